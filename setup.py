@@ -1,0 +1,10 @@
+"""The one thing that setup.cfg cannot say: which native modules cffi builds."""
+
+from setuptools import setup
+
+setup(
+    cffi_modules=[
+        "sys_util/ffi/build_kvm.py:ffibuilder",
+        "sys_util/ffi/build_linux.py:ffibuilder",
+    ]
+)

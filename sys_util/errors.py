@@ -1,0 +1,60 @@
+"""Who is to blame decides the class; the class decides what happens next."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+
+class VmmError(Exception):
+    """Root of every error this project raises on purpose."""
+
+
+class ConfigError(VmmError):
+    """The user asked for something impossible. Raised before the first fork; exit status 1."""
+
+
+class UsageError(ConfigError):
+    """The command line itself cannot be parsed; exit status 35, as crosvm."""
+
+
+class HostError(VmmError):
+    """The host refused an operation. Raised ``from`` the OSError that caused it.
+
+    ``hint`` says what the user can do about it, where we know.
+    """
+
+    def __init__(self, operation: str, target: str, hint: str = "") -> None:
+        super().__init__(f"{operation} {target}" + (f" ({hint})" if hint else ""))
+        self.operation = operation
+        self.target = target
+        self.hint = hint
+
+
+class GuestError(VmmError):
+    """The guest broke a rule. Never leaves the process that serves the guest."""
+
+
+class GuestAddressError(GuestError):
+    """``length`` bytes at guest-physical ``address`` are not all inside guest memory."""
+
+    def __init__(self, address: int, length: int) -> None:
+        super().__init__(f"no guest memory at {address:#x}+{length:#x}")
+        self.address = address
+        self.length = length
+
+
+class ProtocolError(VmmError):
+    """A peer process or a control client sent something that it must not send."""
+
+
+def describe(error: BaseException) -> str:
+    """Return one line for people: the error and the operating system's reason behind it."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.strerror:
+        return f"{error}: {cause.strerror}"
+    return str(error)
+
+
+def raise_host_error(operation: str, target: str, error: OSError, hint: str = "") -> NoReturn:
+    """Raise ``HostError`` from ``error``."""
+    raise HostError(operation, target, hint) from error
