@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The one thing that setup.cfg cannot say: which native modules cffi builds."""
 
 from setuptools import setup

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Who is to blame decides the class; the class decides what happens next."""
 
 from __future__ import annotations

@@ -1,0 +1,45 @@
+from cffi import FFI
+
+ffi: FFI
+
+class _Lib:
+    def crosvm_full_barrier(self) -> None: ...
+    def crosvm_clone(self, flags: int) -> int: ...
+    def crosvm_mount(
+        self, source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes
+    ) -> int: ...
+    def crosvm_umount2(self, target: bytes, flags: int) -> int: ...
+    def crosvm_pivot_root(self, new_root: bytes, put_old: bytes) -> int: ...
+    def crosvm_close_range(self, first: int, last: int) -> int: ...
+    def crosvm_fallocate(self, fd: int, mode: int, offset: int, length: int) -> int: ...
+    def crosvm_prctl(self, option: int, arg2: int, arg3: int, arg4: int, arg5: int) -> int: ...
+    def crosvm_load_filter(self, program: FFI.CData, length: int, flags: int) -> int: ...
+    def crosvm_report_denied_calls(self, fd: int, head: bytes, head_bytes: int) -> int: ...
+    def crosvm_pidfd_send_signal(self, pidfd: int, signal: int) -> int: ...
+    CLONE_NEWCGROUP: int
+    CLONE_NEWIPC: int
+    CLONE_NEWNET: int
+    CLONE_NEWNS: int
+    CLONE_NEWPID: int
+    CLONE_NEWUSER: int
+    CLONE_NEWUTS: int
+    MNT_DETACH: int
+    MS_BIND: int
+    MS_NODEV: int
+    MS_NOEXEC: int
+    MS_NOSUID: int
+    MS_PRIVATE: int
+    MS_RDONLY: int
+    MS_REC: int
+    MS_REMOUNT: int
+    PR_SET_DUMPABLE: int
+    PR_SET_NAME: int
+    PR_SET_PDEATHSIG: int
+    SECCOMP_FILTER_FLAG_TSYNC: int
+    FALLOC_FL_KEEP_SIZE: int
+    FALLOC_FL_PUNCH_HOLE: int
+    FALLOC_FL_ZERO_RANGE: int
+    F_OFD_GETLK: int
+    F_OFD_SETLK: int
+
+lib: _Lib

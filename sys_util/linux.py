@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Linux calls that the standard library lacks, each raising ``OSError`` as the standard ones do."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from typing import Final
+
+from sys_util._linux import ffi, lib
+
+CLONE_NEWCGROUP: Final[int] = lib.CLONE_NEWCGROUP
+CLONE_NEWIPC: Final[int] = lib.CLONE_NEWIPC
+CLONE_NEWNET: Final[int] = lib.CLONE_NEWNET
+CLONE_NEWNS: Final[int] = lib.CLONE_NEWNS
+CLONE_NEWPID: Final[int] = lib.CLONE_NEWPID
+CLONE_NEWUSER: Final[int] = lib.CLONE_NEWUSER
+CLONE_NEWUTS: Final[int] = lib.CLONE_NEWUTS
+MNT_DETACH: Final[int] = lib.MNT_DETACH
+MS_BIND: Final[int] = lib.MS_BIND
+MS_NODEV: Final[int] = lib.MS_NODEV
+MS_NOEXEC: Final[int] = lib.MS_NOEXEC
+MS_NOSUID: Final[int] = lib.MS_NOSUID
+MS_PRIVATE: Final[int] = lib.MS_PRIVATE
+MS_RDONLY: Final[int] = lib.MS_RDONLY
+MS_REC: Final[int] = lib.MS_REC
+MS_REMOUNT: Final[int] = lib.MS_REMOUNT
+PR_SET_DUMPABLE: Final[int] = lib.PR_SET_DUMPABLE
+PR_SET_NAME: Final[int] = lib.PR_SET_NAME
+PR_SET_PDEATHSIG: Final[int] = lib.PR_SET_PDEATHSIG
+FALLOC_FL_KEEP_SIZE: Final[int] = lib.FALLOC_FL_KEEP_SIZE
+FALLOC_FL_PUNCH_HOLE: Final[int] = lib.FALLOC_FL_PUNCH_HOLE
+FALLOC_FL_ZERO_RANGE: Final[int] = lib.FALLOC_FL_ZERO_RANGE
+
+MAX_FD: Final = 0xFFFF_FFFF
+SOCK_FILTER_BYTES: Final = 8
+
+# struct flock of fcntl(2) on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid.
+_FLOCK: Final = struct.Struct("hhxxxxqqixxxx")
+
+# A full barrier: no later load is done before an earlier store (StoreLoad) by this thread.
+full_barrier = lib.crosvm_full_barrier
+
+
+def _check(result: int, what: str | None = None) -> int:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), what)
+    return result
+
+
+def clone(flags: int) -> int:
+    """Fork the calling process with namespace ``flags``; return 0 in the child, else its pid.
+
+    Only for a process with one thread: nothing of Python's or the C library's fork handling runs
+    (clone(2)).
+    """
+    return _check(lib.crosvm_clone(flags))
+
+
+def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> None:
+    """Call mount(2)."""
+    _check(
+        lib.crosvm_mount(source.encode(), target.encode(), fstype.encode(), flags, data.encode()),
+        target,
+    )
+
+
+def umount2(target: str, flags: int) -> None:
+    """Call umount2(2)."""
+    _check(lib.crosvm_umount2(target.encode(), flags), target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Call pivot_root(2)."""
+    _check(lib.crosvm_pivot_root(new_root.encode(), put_old.encode()), new_root)
+
+
+def close_all_fds_except(keep: set[int]) -> None:
+    """Close every descriptor of this process that is not in ``keep`` (close_range(2))."""
+    first = 0
+    for fd in sorted(keep):
+        if fd > first:
+            _check(lib.crosvm_close_range(first, fd - 1))
+        first = fd + 1
+    _check(lib.crosvm_close_range(first, MAX_FD))
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Call fallocate(2); ``offset`` and ``length`` in bytes."""
+    _check(lib.crosvm_fallocate(fd, mode, offset, length))
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    """Call prctl(2) with integer arguments."""
+    return _check(lib.crosvm_prctl(option, arg2, arg3, arg4, arg5))
+
+
+def set_process_name(name: str) -> None:
+    """Name this thread as ``ps`` shows it; Linux keeps 15 bytes (PR_SET_NAME)."""
+    buffer = ffi.new("char[]", name.encode()[:15])
+    _check(lib.crosvm_prctl(PR_SET_NAME, int(ffi.cast("uintptr_t", buffer)), 0, 0, 0))
+
+
+def load_seccomp_filter(bpf: bytes, *, all_threads: bool = False) -> None:
+    """Put this thread, or every thread of the process, under a compiled filter for good.
+
+    Needs no_new_privs or CAP_SYS_ADMIN (seccomp(2)).
+    """
+    flags = lib.SECCOMP_FILTER_FLAG_TSYNC if all_threads else 0
+    result = lib.crosvm_load_filter(ffi.from_buffer(bpf), len(bpf) // SOCK_FILTER_BYTES, flags)
+    if _check(result) > 0:
+        raise OSError(errno.EBUSY, f"thread {result} cannot be put under the filter")
+
+
+def report_denied_calls(fd: int, head: bytes) -> None:
+    """Write ``head`` and the call's number (msgpack uint 32) to ``fd`` on SECCOMP_RET_TRAP, and exit.
+
+    ``fd`` stays the caller's and must outlive the process's use of it.
+    """
+    _check(lib.crosvm_report_denied_calls(fd, head, len(head)))
+
+
+def pidfd_send_signal(pidfd: int, signal: int) -> None:
+    """Signal exactly the process behind ``pidfd`` (pidfd_send_signal(2))."""
+    _check(lib.crosvm_pidfd_send_signal(pidfd, signal))
+
+
+def ofd_lock(fd: int, *, exclusive: bool) -> bool:
+    """Lock the whole file behind ``fd``; return whether the lock was free.
+
+    An open file description lock (fcntl(2)): it lives until the last duplicate of ``fd`` is
+    closed, in whichever process that is. ``exclusive`` needs a writable ``fd``.
+    """
+    kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
+    try:
+        fcntl.fcntl(fd, lib.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
