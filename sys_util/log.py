@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Log lines of every process: levels, a filter per module, one sink for the whole process.
+
+The standard logging package costs 10 ms of start-up, takes locks that do not survive a fork, and
+writes what a guest sent straight to the terminal. This one does none of the three.
+
+    log = get_logger("devices.virtio.block")
+    log.warning("%s: sector %#x is past the end", name, sector)
+
+A line goes to the sink, which is stderr until ``set_sink`` says otherwise: the vmm adds syslog, a
+device process sends its lines over its channel and the vmm calls ``emit`` for them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OFF: Final = 0
+ERROR: Final = 1
+WARNING: Final = 2
+INFO: Final = 3
+DEBUG: Final = 4
+
+LEVEL_NAMES: Final = ("OFF", "ERROR", "WARN", "INFO", "DEBUG")
+
+# The spellings of --log-level; crosvm's "trace" is our "debug".
+LEVELS: Final = {
+    "off": OFF,
+    "error": ERROR,
+    "warn": WARNING,
+    "warning": WARNING,
+    "info": INFO,
+    "debug": DEBUG,
+    "trace": DEBUG,
+}
+
+# A jailed device that was taken over must not fill the terminal or the journal with one line.
+MAX_TEXT: Final = 4096
+
+Sink: TypeAlias = "Callable[[int, str, str], None]"
+
+
+class Filter:
+    """Which lines are wanted: a default level, and exceptions for parts of the program.
+
+    The name of an exception is one or more components of a module's dotted name: ``block`` and
+    ``devices.virtio`` both match ``devices.virtio.block``. Where several match, the longest wins.
+    """
+
+    def __init__(self, default: int, exceptions: dict[str, int] | None = None) -> None:
+        self.default = default
+        self.exceptions = dict(exceptions or {})
+
+    @classmethod
+    def parse(cls, text: str) -> Filter:
+        """Read ``info`` or ``warn,disk=off,devices.virtio=debug``.
+
+        Raises:
+            ValueError: a word of it is no level or no module name.
+        """
+        default = INFO
+        exceptions: dict[str, int] = {}
+        for word in text.split(","):
+            name, equals, level = word.strip().rpartition("=")
+            name = name.strip().replace("::", ".").strip(".")
+            if bool(equals) != bool(name):
+                raise ValueError(f"{word.strip()!r} has no module before '='")
+            value = _parse_level(level)
+            if equals:
+                exceptions[name] = value
+            else:
+                default = value
+        return cls(default, exceptions)
+
+    def level(self, module: str) -> int:
+        """Return the most talkative level that passes for ``module``."""
+        dotted = f".{module}."
+        matching = [name for name in self.exceptions if f".{name}." in dotted]
+        return self.exceptions[max(matching, key=len)] if matching else self.default
+
+
+def _parse_level(word: str) -> int:
+    level = LEVELS.get(word.strip().lower())
+    if level is None:
+        raise ValueError(f"{word.strip()!r} is no level (off, error, warn, info, debug)")
+    return level
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control, format and undecodable characters as escapes, bounded.
+
+    Names, paths and messages in a log come from guests and other processes: no such text may
+    move the cursor, change colours, reorder a line or pretend to be a second one.
+    """
+    if len(text) > MAX_TEXT:
+        text = f"{text[:MAX_TEXT]}… ({len(text)} characters)"
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for c in text
+    )
+
+
+def write_line(fd: int, line: str) -> None:
+    """Write a whole line in one system call. A reader that went away is nobody's error."""
+    try:
+        os.write(fd, (line + "\n").encode("utf-8", "backslashreplace"))
+    except OSError:
+        return
+
+
+def stderr_sink(level: int, module: str, text: str) -> None:
+    """Write one line to stderr, with the time in UTC: a jail has no time zone files."""
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+    write_line(2, f"[{stamp}.{int(now * 1000) % 1000:03}Z {LEVEL_NAMES[level]:5} {module}] {text}")
+
+
+_filter = Filter(INFO)
+_sink: Sink = stderr_sink
+
+
+class Logger:
+    """The log of one module. Make it with ``get_logger``."""
+
+    __slots__ = ("_level", "_level_of", "module")
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        self._level = OFF
+        self._level_of: Filter | None = None
+
+    def enabled(self, level: int) -> bool:
+        """Return whether a line of this level would be written; for costly arguments."""
+        if self._level_of is not _filter:
+            self._level = _filter.level(self.module)
+            self._level_of = _filter
+        return level <= self._level
+
+    def log(self, level: int, fmt: str, *args: object) -> None:
+        """Write a line of any level."""
+        if not self.enabled(level):
+            return
+        try:
+            text = fmt % args if args else fmt
+        except (TypeError, ValueError):
+            # A slip in a format string must not end the request that wanted to report something.
+            text = f"{fmt} {args!r}"
+        self._write(level, text)
+
+    def _write(self, level: int, text: str) -> None:
+        _sink(level, self.module, printable(text))
+
+    def error(self, fmt: str, *args: object) -> None:
+        """Something that was asked for will not happen."""
+        self.log(ERROR, fmt, *args)
+
+    def warning(self, fmt: str, *args: object) -> None:
+        """Something is wrong, and we go on."""
+        self.log(WARNING, fmt, *args)
+
+    def info(self, fmt: str, *args: object) -> None:
+        """Something that the user may want to know."""
+        self.log(INFO, fmt, *args)
+
+    def debug(self, fmt: str, *args: object) -> None:
+        """Something that a developer may want to know."""
+        self.log(DEBUG, fmt, *args)
+
+    def exception(self, error: BaseException, fmt: str, *args: object) -> None:
+        """Report our own bug: an error line, then the traceback, line by line."""
+        self.error(fmt, *args)
+        if not self.enabled(ERROR):
+            return
+        import traceback
+
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            self._write(ERROR, line)
+
+    def limited(self, burst: int = 10, seconds: float = 10.0) -> Logger:
+        """Return a logger for events that a guest can cause: at most ``burst`` in ``seconds``.
+
+        The first line after a silence says how many were left out.
+        """
+        return _LimitedLogger(self.module, burst, seconds)
+
+
+class _LimitedLogger(Logger):
+    __slots__ = ("_burst", "_count", "_seconds", "_start", "_suppressed")
+
+    def __init__(self, module: str, burst: int, seconds: float) -> None:
+        super().__init__(module)
+        self._burst = burst
+        self._seconds = seconds
+        self._start = 0.0
+        self._count = burst  # the first line opens a period
+        self._suppressed = 0
+
+    def log(self, level: int, fmt: str, *args: object) -> None:
+        if not self.enabled(level):
+            return
+        if self._count >= self._burst:
+            now = time.monotonic()
+            if self._start and now - self._start < self._seconds:
+                self._suppressed += 1
+                return
+            self._start, self._count = now, 0
+        self._count += 1
+        super().log(level, fmt, *args)
+
+    def _write(self, level: int, text: str) -> None:
+        if self._suppressed:
+            text = f"{text} ({self._suppressed} more were not logged)"
+            self._suppressed = 0
+        super()._write(level, text)
+
+
+def get_logger(module: str) -> Logger:
+    """Return a logger; ``module`` is the dotted name that ``--log-level`` matches."""
+    return Logger(module)
+
+
+def set_sink(sink: Sink) -> None:
+    """Send the lines of this process to ``sink(level, module, text)`` from now on."""
+    global _sink
+    _sink = sink
+
+
+def set_filter(new_filter: Filter) -> None:
+    """Choose which lines of this process are written."""
+    global _filter
+    _filter = new_filter
+
+
+def emit(level: int, module: str, text: str) -> None:
+    """Write a line that another process logged, under this process' filter and to its sink.
+
+    Nothing in it is trusted: the level is forced into range and the text made printable again.
+    """
+    level = min(max(level, ERROR), DEBUG)
+    if level <= _filter.level(module):
+        _sink(level, printable(module), printable(text))
