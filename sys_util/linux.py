@@ -115,7 +115,7 @@ def load_seccomp_filter(bpf: bytes, *, all_threads: bool = False) -> None:
 
 
 def report_denied_calls(fd: int, head: bytes) -> None:
-    """Write ``head`` and the call's number (msgpack uint 32) to ``fd`` on SECCOMP_RET_TRAP, and exit.
+    """On SECCOMP_RET_TRAP write ``head`` and the call's number (msgpack uint 32) to ``fd``; exit.
 
     ``fd`` stays the caller's and must outlive the process's use of it.
     """

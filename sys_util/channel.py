@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One SOCK_SEQPACKET socket per child process: messages with file descriptors (unix(7)).
+
+Neither side ever blocks on the other: a send that does not fit is an error of the receiver, and
+a receive returns ``None`` when nothing is there.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+from sys_util.errors import ProtocolError
+from sys_util.wire import MAX_MESSAGE_BYTES, Codec, Message, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Two eventfds for each of 64 queues; SCM_MAX_FD of the kernel is 253.
+MAX_MESSAGE_FDS: Final = 130
+_FD_BYTES: Final = array.array("i").itemsize
+
+
+class ChannelClosed(Exception):  # noqa: N818 - the peer's orderly end, not an error
+    """The other side has gone."""
+
+
+class Channel:
+    """One end. Owns its socket."""
+
+    def __init__(self, sock: socket.socket, codec: Codec) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._codec = codec
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll; it stays the channel's."""
+        return self._sock.fileno()
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send one message; ``fds`` are duplicated for the receiver and stay the caller's.
+
+        Raises:
+            ChannelClosed: the other side has gone.
+            ProtocolError: it does not read what it is sent.
+        """
+        ancillary = []
+        if fds:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())]
+        try:
+            self._sock.sendmsg([encode(message)], ancillary)
+        except BlockingIOError as error:
+            raise ProtocolError("the peer does not read its messages") from error
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ChannelClosed from error
+
+    def receive(self) -> tuple[Message, list[int]] | None:
+        """Take the next message and the descriptors with it, which become the caller's.
+
+        Raises:
+            ChannelClosed: the other side has gone, and everything it sent was taken.
+            ProtocolError: the message breaks the protocol; its descriptors are closed.
+        """
+        try:
+            payload, ancillary, flags, _ = self._sock.recvmsg(
+                MAX_MESSAGE_BYTES + 1,
+                socket.CMSG_SPACE(MAX_MESSAGE_FDS * _FD_BYTES),
+                socket.MSG_CMSG_CLOEXEC,
+            )
+        except BlockingIOError:
+            return None
+        except ConnectionResetError as error:
+            raise ChannelClosed from error
+        fds = _received_fds(ancillary)
+        if not payload and not fds:
+            raise ChannelClosed
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise ProtocolError("message larger than any of ours")
+            return self._codec.decode(payload), fds
+        except ProtocolError:
+            for fd in fds:
+                os.close(fd)
+            raise
+
+    def close(self) -> None:
+        """Close the socket; the other side sees the end."""
+        self._sock.close()
+
+
+def _received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % _FD_BYTES])
+    return fds.tolist()
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a new channel, close-on-exec."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The one event loop: epoll(7), timers, and calls from other threads."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EPOLLIN = select.EPOLLIN
+EPOLLOUT = select.EPOLLOUT
+EPOLLHUP = select.EPOLLHUP
+EPOLLERR = select.EPOLLERR
+
+
+class Timer:
+    """A call that is still to come; made by ``EventLoop.call_later``."""
+
+    __slots__ = ("callback", "deadline")
+
+    def __init__(self, deadline: float, callback: Callable[[], None] | None) -> None:
+        self.deadline = deadline
+        self.callback = callback
+
+    def cancel(self) -> None:
+        """Forget the call; harmless when it has happened."""
+        self.callback = None
+
+
+class EventLoop:
+    """Call back when descriptors are ready. Owned by one thread; owns no descriptor but its own."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._soon: deque[Callable[[], None]] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._running = False
+        self.add(self._wake_fd, self._on_wake)
+
+    def fds(self) -> tuple[int, int]:
+        """Return the loop's own descriptors, which stay the loop's."""
+        return self._epoll.fileno(), self._wake_fd
+
+    def add(self, fd: int, callback: Callable[[int], None], *, events: int = EPOLLIN) -> None:
+        """Call ``callback(events)`` whenever ``fd`` is ready (level-triggered)."""
+        self._epoll.register(fd, events)
+        self._callbacks[fd] = callback
+
+    def modify(self, fd: int, events: int) -> None:
+        """Wait for other ``events`` of a descriptor that was added."""
+        self._epoll.modify(fd, events)
+
+    def remove(self, fd: int) -> None:
+        """Forget ``fd``; call it before the descriptor is closed."""
+        del self._callbacks[fd]
+        self._epoll.unregister(fd)
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Call ``callback`` once, ``seconds`` from now, unless the timer is cancelled."""
+        timer = Timer(time.monotonic() + seconds, callback)
+        heapq.heappush(self._timers, (timer.deadline, next(self._order), timer))
+        return timer
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` from the loop's own thread; for other threads and signal handlers."""
+        self._soon.append(callback)
+        os.eventfd_write(self._wake_fd, 1)
+
+    def run(self) -> None:
+        """Serve until ``stop`` is called."""
+        self._running = True
+        while self._running:
+            self.run_once()
+
+    def run_once(self, max_wait_seconds: float | None = None) -> None:
+        """Wait for one round of events and serve it."""
+        for fd, events in self._epoll.poll(self._wait_seconds(max_wait_seconds)):
+            callback = self._callbacks.get(fd)  # an earlier callback of this round may remove it
+            if callback is not None:
+                callback(events)
+        self._run_timers()
+
+    def stop(self) -> None:
+        """Let ``run`` return after the present round; only from the loop's own thread."""
+        self._running = False
+
+    def close(self) -> None:
+        """Close the loop's own descriptors."""
+        self._epoll.close()
+        os.close(self._wake_fd)
+
+    def _wait_seconds(self, limit: float | None) -> float | None:
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return limit
+        until = max(0.0, self._timers[0][0] - time.monotonic())
+        return until if limit is None else min(until, limit)
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)[2]
+            callback, timer.callback = timer.callback, None
+            if callback is not None:
+                callback()
+
+    def _on_wake(self, _events: int) -> None:
+        os.eventfd_read(self._wake_fd)
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()

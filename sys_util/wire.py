@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Messages between processes: frozen dataclasses that cross as msgpack arrays.
+
+A message is ``[type, field, ...]``. Each class says with ``TYPE`` and ``FIELDS`` what it accepts;
+``decode`` refuses everything else: another type, another number of fields, a value of the wrong
+type, size or range. Nothing is coerced, and nothing that was received is ever evaluated.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+
+import msgpack
+
+from sys_util.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+# Above every message of ours: 64 queues with their addresses, or a long traceback.
+MAX_MESSAGE_BYTES: Final = 64 * 1024
+
+
+class Message(Protocol):
+    """What every message class declares."""
+
+    TYPE: ClassVar[int]
+    FIELDS: ClassVar[tuple[Check, ...]]
+    __slots__: ClassVar[tuple[str, ...]]
+
+
+class Check(Protocol):
+    """Return the value if it is what the field may hold.
+
+    Raises:
+        ProtocolError: it is not.
+    """
+
+    def __call__(self, value: object, /) -> object:
+        """Check ``value``."""
+
+
+def integer(low: int, high: int) -> Check:
+    """Accept a whole number in ``low..high``."""
+
+    def check(value: object) -> object:
+        if type(value) is not int or not low <= value <= high:
+            raise ProtocolError(f"{value!r:.40} is not a whole number in {low}..{high:#x}")
+        return value
+
+    return check
+
+
+U16: Final = integer(0, 0xFFFF)
+U32: Final = integer(0, 0xFFFF_FFFF)
+U64: Final = integer(0, 0xFFFF_FFFF_FFFF_FFFF)
+I32: Final = integer(-0x8000_0000, 0x7FFF_FFFF)
+
+
+def boolean(value: object) -> object:
+    """Accept true or false, and no number."""
+    if type(value) is not bool:
+        raise ProtocolError(f"{value!r:.40} is not a boolean")
+    return value
+
+
+def text(max_chars: int) -> Check:
+    """Accept a string of at most ``max_chars``."""
+
+    def check(value: object) -> object:
+        if type(value) is not str or len(value) > max_chars:
+            raise ProtocolError(f"{value!r:.40} is not a string of up to {max_chars} characters")
+        return value
+
+    return check
+
+
+def blob(max_bytes: int) -> Check:
+    """Accept at most ``max_bytes`` bytes."""
+
+    def check(value: object) -> object:
+        if type(value) is not bytes or len(value) > max_bytes:
+            raise ProtocolError(f"{value!r:.40} is not a byte string of up to {max_bytes:#x}")
+        return value
+
+    return check
+
+
+def optional(item: Check) -> Check:
+    """Accept nil or what ``item`` accepts."""
+
+    def check(value: object) -> object:
+        return None if value is None else item(value)
+
+    return check
+
+
+def sequence(item: Check, max_items: int) -> Check:
+    """Accept an array of up to ``max_items``; it becomes a tuple."""
+
+    def check(value: object) -> object:
+        if type(value) is not list or len(value) > max_items:
+            raise ProtocolError(f"{value!r:.40} is not an array of up to {max_items}")
+        return tuple(item(element) for element in value)
+
+    return check
+
+
+def record(build: Callable[..., object], *fields: Check) -> Check:
+    """Accept an array with exactly these fields and hand them to ``build``."""
+
+    def check(value: object) -> object:
+        if type(value) is not list or len(value) != len(fields):
+            raise ProtocolError(f"{value!r:.40} is not an array of {len(fields)}")
+        return build(*(field(element) for field, element in zip(fields, value, strict=True)))
+
+    return check
+
+
+def encode(message: Message) -> bytes:
+    """Return the message as bytes."""
+    fields = [getattr(message, name) for name in message.__slots__]
+    return msgpack.packb([message.TYPE, *fields])
+
+
+class Codec:
+    """The messages that one side of a channel may receive."""
+
+    def __init__(self, messages: Iterable[type[Message]]) -> None:
+        self._types = {message.TYPE: message for message in messages}
+
+    def decode(self, payload: bytes) -> Message:
+        """Build the message that ``payload`` holds.
+
+        Raises:
+            ProtocolError: it holds none that this side accepts.
+        """
+        if len(payload) > MAX_MESSAGE_BYTES:
+            raise ProtocolError(f"message of {len(payload):#x} bytes")
+        try:
+            fields = msgpack.unpackb(payload, use_list=True, strict_map_key=True)
+        except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+            raise ProtocolError("message is not msgpack") from error
+        if type(fields) is not list or not fields or type(fields[0]) is not int:
+            raise ProtocolError("message is not an array that begins with its type")
+        kind = self._types.get(fields[0])
+        if kind is None:
+            raise ProtocolError(f"message of unknown type {fields[0]}")
+        if len(fields) - 1 != len(kind.FIELDS):
+            raise ProtocolError(f"{kind.__name__} with {len(fields) - 1} fields")
+        checked = [check(value) for check, value in zip(kind.FIELDS, fields[1:], strict=True)]
+        build: Callable[..., Message] = kind
+        return build(*checked)

@@ -1,0 +1,18 @@
+from collections.abc import Buffer
+
+from . import exceptions as exceptions
+
+def packb(o: object, *, use_bin_type: bool = ...) -> bytes: ...
+def unpackb(
+    packed: Buffer,
+    *,
+    use_list: bool = ...,
+    raw: bool = ...,
+    strict_map_key: bool = ...,
+    max_buffer_size: int = ...,
+    max_str_len: int = ...,
+    max_bin_len: int = ...,
+    max_array_len: int = ...,
+    max_map_len: int = ...,
+    max_ext_len: int = ...,
+) -> object: ...
