@@ -27,6 +27,7 @@ MS_PRIVATE: Final[int] = lib.MS_PRIVATE
 MS_RDONLY: Final[int] = lib.MS_RDONLY
 MS_REC: Final[int] = lib.MS_REC
 MS_REMOUNT: Final[int] = lib.MS_REMOUNT
+PR_CAPBSET_DROP: Final[int] = lib.PR_CAPBSET_DROP
 PR_SET_DUMPABLE: Final[int] = lib.PR_SET_DUMPABLE
 PR_SET_NAME: Final[int] = lib.PR_SET_NAME
 PR_SET_PDEATHSIG: Final[int] = lib.PR_SET_PDEATHSIG
@@ -101,6 +102,11 @@ def set_process_name(name: str) -> None:
     """Name this thread as ``ps`` shows it; Linux keeps 15 bytes (PR_SET_NAME)."""
     buffer = ffi.new("char[]", name.encode()[:15])
     _check(lib.crosvm_prctl(PR_SET_NAME, int(ffi.cast("uintptr_t", buffer)), 0, 0, 0))
+
+
+def drop_capabilities() -> None:
+    """Empty the effective, permitted and inheritable capability sets (capset(2))."""
+    _check(lib.crosvm_drop_capabilities())
 
 
 def load_seccomp_filter(bpf: bytes, *, all_threads: bool = False) -> None:

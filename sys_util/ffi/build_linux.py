@@ -21,6 +21,7 @@ ffibuilder.cdef(
     int crosvm_fallocate(int fd, int mode, long long offset, long long length);
     int crosvm_prctl(int option, unsigned long arg2, unsigned long arg3,
                      unsigned long arg4, unsigned long arg5);
+    int crosvm_drop_capabilities(void);
     int crosvm_load_filter(const void *program, unsigned short length, unsigned int flags);
     int crosvm_report_denied_calls(int fd, const void *head, unsigned int head_bytes);
     int crosvm_pidfd_send_signal(int pidfd, int signal);
@@ -40,6 +41,7 @@ ffibuilder.cdef(
     #define MS_RDONLY ...
     #define MS_REC ...
     #define MS_REMOUNT ...
+    #define PR_CAPBSET_DROP ...
     #define PR_SET_DUMPABLE ...
     #define PR_SET_NAME ...
     #define PR_SET_PDEATHSIG ...
@@ -57,6 +59,7 @@ ffibuilder.set_source(
     r"""
     #include <errno.h>
     #include <fcntl.h>
+    #include <linux/capability.h>
     #include <linux/falloc.h>
     #include <linux/filter.h>
     #include <linux/seccomp.h>
@@ -109,6 +112,15 @@ ffibuilder.set_source(
                             unsigned long arg4, unsigned long arg5)
     {
         return result(prctl(option, arg2, arg3, arg4, arg5));
+    }
+
+    /* All three sets, whatever capabilities this kernel has: libcap knows only its own time's. */
+    static int crosvm_drop_capabilities(void)
+    {
+        struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
+        struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3];
+        memset(none, 0, sizeof(none));
+        return result(syscall(SYS_capset, &header, none));
     }
 
     /* A thread that cannot be synchronised is reported by its id, a positive result. */

@@ -1,10 +1,8 @@
-from collections.abc import Buffer
-
 from . import exceptions as exceptions
 
 def packb(o: object, *, use_bin_type: bool = ...) -> bytes: ...
 def unpackb(
-    packed: Buffer,
+    packed: bytes | bytearray | memoryview,
     *,
     use_list: bool = ...,
     raw: bool = ...,

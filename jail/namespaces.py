@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The namespaces of a jail, and the two sides of entering them (namespaces(7)).
+
+The parent calls ``clone_into`` and then ``write_id_maps``; the child waits until the maps are
+there. The child is process 1 of a PID namespace of its own from its first instruction on.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final, NamedTuple
+
+from sys_util import linux
+from sys_util.errors import HostError
+
+NAMESPACES: Final = {
+    "user": linux.CLONE_NEWUSER,
+    "pid": linux.CLONE_NEWPID,
+    "mnt": linux.CLONE_NEWNS,
+    "net": linux.CLONE_NEWNET,
+    "ipc": linux.CLONE_NEWIPC,
+    "uts": linux.CLONE_NEWUTS,
+    "cgroup": linux.CLONE_NEWCGROUP,
+}
+_ALL: Final = sum(NAMESPACES.values())
+
+# Root gives every device a host uid that nothing else has: this base, high in the unused range
+# below 2^31, plus the device's pid. pid_max is at most 2^22 (proc_sys_kernel(5)).
+FIRST_DEVICE_UID: Final = 0x7000_0000
+
+# What the process is inside: an ordinary user in a namespace where only this id exists.
+JAILED_ID: Final = 1000
+
+_USERNS_HINT: Final = (
+    "user namespaces are off: set sysctl user.max_user_namespaces and, on Debian and Ubuntu, "
+    "kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0; "
+    "in a container allow unshare(2)"
+)
+
+
+class IdMap(NamedTuple):
+    """The one user and the one group that exist in a jail, as the host knows them."""
+
+    uid: int
+    gid: int
+
+
+def id_map_for(pid: int) -> IdMap:
+    """Choose the host's ids for a jailed process: unprivileged, and its own where we are root."""
+    uid, gid = os.geteuid(), os.getegid()
+    if uid != 0:
+        return IdMap(uid, gid)
+    return IdMap(FIRST_DEVICE_UID + pid, FIRST_DEVICE_UID + pid)
+
+
+def clone_into() -> int:
+    """Fork into new namespaces of every kind; return 0 in the child, else its pid.
+
+    Raises:
+        HostError: the host does not let us.
+    """
+    try:
+        return linux.clone(_ALL)
+    except OSError as error:
+        raise HostError("clone", "namespaces for a device", _USERNS_HINT) from error
+
+
+def write_id_maps(pid: int, ids: IdMap) -> None:
+    """Give the new user namespace of ``pid`` its one user and one group (user_namespaces(7)).
+
+    Raises:
+        HostError: the kernel refuses the map.
+    """
+    for name, content in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{JAILED_ID} {ids.uid} 1"),
+        ("gid_map", f"{JAILED_ID} {ids.gid} 1"),
+    ):
+        path = f"/proc/{pid}/{name}"
+        try:
+            with open(path, "wb", buffering=0) as file:
+                file.write(content.encode())
+        except OSError as error:
+            raise HostError("write", path, _USERNS_HINT) from error

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A jail as a list of steps: what is told, what is tested and what is done are one thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from jail.namespaces import JAILED_ID
+from jail.steps import (
+    AssumeIds,
+    CloseFds,
+    DieWithParent,
+    DropCapabilities,
+    EmptyRoot,
+    LimitResources,
+    LoadFilter,
+    NoNewPrivileges,
+)
+from sys_util.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Private memory a device may come to hold: several times what Python and its buffers need.
+MAX_DATA_BYTES: Final = 256 * 1024 * 1024
+
+# Two eventfds for each of 64 queues, and the fds of the process itself.
+MAX_OPEN_FILES: Final = 192
+
+
+class Step(Protocol):
+    """One thing that is taken away."""
+
+    def describe(self) -> str:
+        """Say what the step does, for people."""
+
+    def apply(self) -> None:
+        """Do it to the calling process. An OSError says what the host refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class JailPlan:
+    """Everything between a fresh child process and the untrusted input it will read.
+
+    The filter comes last and apart: between ``enter`` and ``close_door`` the device maps guest
+    memory and sets itself up, with nothing of the host in reach but with calls that it will
+    never need again.
+    """
+
+    steps: tuple[Step, ...]
+    door: LoadFilter
+
+    def enter(self) -> None:
+        """Take every step but the filter.
+
+        Raises:
+            HostError: a step was refused; the process must end.
+        """
+        for step in self.steps:
+            _take(step)
+
+    def close_door(self) -> None:
+        """Load the filter.
+
+        Raises:
+            HostError: the kernel refused it; the process must end.
+        """
+        _take(self.door)
+
+    def describe(self) -> list[str]:
+        """Say every step, in order."""
+        return [step.describe() for step in (*self.steps, self.door)]
+
+
+def _take(step: Step) -> None:
+    try:
+        step.apply()
+    except OSError as error:
+        raise HostError("jail:", step.describe()) from error
+
+
+def device_jail(
+    *, policy_name: str, bpf: bytes, keep_fds: Iterable[int], max_file_bytes: int
+) -> JailPlan:
+    """Return the one jail that every device process enters.
+
+    Args:
+        policy_name: the policy's name, for messages.
+        bpf: the compiled policy.
+        keep_fds: the descriptors that stay open.
+        max_file_bytes: the largest file offset the device may write at; 0 for none.
+    """
+    return JailPlan(
+        steps=(
+            CloseFds(frozenset(keep_fds)),
+            AssumeIds(JAILED_ID, JAILED_ID),
+            DieWithParent(),  # after the change of ids, which clears the request
+            EmptyRoot(),
+            LimitResources(
+                (
+                    ("CORE", 0),
+                    ("DATA", MAX_DATA_BYTES),
+                    ("FSIZE", max_file_bytes),
+                    ("MEMLOCK", 0),
+                    ("MSGQUEUE", 0),
+                    ("NOFILE", MAX_OPEN_FILES),
+                    ("NPROC", 0),
+                    ("SIGPENDING", 0),
+                )
+            ),
+            DropCapabilities(),
+            NoNewPrivileges(),
+        ),
+        door=LoadFilter(policy_name, bpf),
+    )

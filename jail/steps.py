@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The steps of entering a jail, in the order in which a plan takes them.
+
+Each step says what it does and does it; an ``OSError`` leaves ``apply`` as it is, and the plan
+adds which step it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+from dataclasses import dataclass
+from typing import Final
+
+import prctl
+
+from sys_util import linux
+
+# Any directory that exists everywhere: the tmpfs that is mounted there becomes the root.
+_MOUNT_POINT: Final = "/proc"
+
+_SECUREBITS: Final = (
+    prctl.SECBIT_NOROOT
+    | prctl.SECBIT_NOROOT_LOCKED
+    | prctl.SECBIT_NO_SETUID_FIXUP
+    | prctl.SECBIT_NO_SETUID_FIXUP_LOCKED
+    | prctl.SECBIT_KEEP_CAPS_LOCKED
+)
+
+# The kernel's sets have 64 bits. python-prctl refuses the numbers that are newer than itself, so
+# that its own way to empty the bounding set would leave those in.
+_MAX_CAPABILITIES: Final = 64
+
+_RLIMITS: Final = {
+    "CORE": resource.RLIMIT_CORE,
+    "DATA": resource.RLIMIT_DATA,
+    "FSIZE": resource.RLIMIT_FSIZE,
+    "MEMLOCK": resource.RLIMIT_MEMLOCK,
+    "MSGQUEUE": resource.RLIMIT_MSGQUEUE,
+    "NOFILE": resource.RLIMIT_NOFILE,
+    "NPROC": resource.RLIMIT_NPROC,
+    "SIGPENDING": resource.RLIMIT_SIGPENDING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DieWithParent:
+    """The process never outlives the one that made it (PR_SET_PDEATHSIG)."""
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return "die with the parent"
+
+    def apply(self) -> None:
+        """Ask the kernel for SIGKILL when the parent ends; credentials changes clear it."""
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class CloseFds:
+    """Nothing that the parent had open is left, but for ``keep``."""
+
+    keep: frozenset[int]
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return f"close all descriptors but {len(self.keep)}"
+
+    def apply(self) -> None:
+        """Close them."""
+        linux.close_all_fds_except(set(self.keep))
+
+
+@dataclass(frozen=True, slots=True)
+class AssumeIds:
+    """The process becomes the one user of its user namespace."""
+
+    uid: int
+    gid: int
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return f"become uid {self.uid}, gid {self.gid}"
+
+    def apply(self) -> None:
+        """Set all three of each; the capabilities of the namespace stay for the next steps."""
+        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresuid(self.uid, self.uid, self.uid)
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyRoot:
+    """The process sees one empty directory that it cannot write to."""
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return "pivot into an empty, read-only root"
+
+    def apply(self) -> None:
+        """Mount an empty tmpfs, make it the root, and let go of everything else."""
+        flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+        linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+        linux.mount("jail", _MOUNT_POINT, "tmpfs", flags, "size=4k,nr_inodes=1,mode=555")
+        os.chdir(_MOUNT_POINT)
+        linux.pivot_root(".", ".")
+        linux.umount2(".", linux.MNT_DETACH)
+        os.chdir("/")
+        linux.mount("", "/", "", linux.MS_REMOUNT | linux.MS_RDONLY | flags)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitResources:
+    """Bounds on what the process may take of the host (getrlimit(2))."""
+
+    limits: tuple[tuple[str, int], ...]
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return "limit " + ", ".join(f"{name}={value:#x}" for name, value in self.limits)
+
+    def apply(self) -> None:
+        """Set soft and hard limit alike; never raise one."""
+        for name, value in self.limits:
+            kind = _RLIMITS[name]
+            hard = resource.getrlimit(kind)[1]
+            bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(kind, (bound, bound))
+
+
+@dataclass(frozen=True, slots=True)
+class DropCapabilities:
+    """No capability is held, and none can come back (capabilities(7))."""
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return "drop every capability and lock the securebits"
+
+    def apply(self) -> None:
+        """Empty the bounding set first, while CAP_SETPCAP is still there."""
+        prctl.set_securebits(_SECUREBITS)
+        for capability in range(_MAX_CAPABILITIES):
+            try:
+                linux.prctl(linux.PR_CAPBSET_DROP, capability)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                break  # the first number that this kernel does not know
+        linux.drop_capabilities()
+
+
+@dataclass(frozen=True, slots=True)
+class NoNewPrivileges:
+    """No execve(2) can grant what was taken, and nobody may trace or dump the process."""
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return "set no_new_privs, clear dumpable"
+
+    def apply(self) -> None:
+        """Set both; the filter needs the first."""
+        prctl.set_no_new_privs(1)
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFilter:
+    """Only the system calls of the policy are left; the last step there can be."""
+
+    policy_name: str
+    bpf: bytes
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return f"load the seccomp filter {self.policy_name}"
+
+    def apply(self) -> None:
+        """Load it into the one thread of this process."""
+        linux.load_seccomp_filter(self.bpf)
