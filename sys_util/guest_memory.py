@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Guest-physical memory: one sealed memfd, mapped the same way in every process that may see it.
+
+The seals forbid resizing, so no process can take pages away from under another's mapping
+(SIGBUS). Every access names a guest-physical address and a length and is checked here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from sys_util.errors import GuestAddressError, ProtocolError, raise_host_error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MEMFD_NAME: Final = "crosvm_guest"
+SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+# Without these two another holder of the memfd could truncate it and kill us by SIGBUS.
+_REQUIRED_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+_PAGE_BYTES: Final = mmap.PAGESIZE
+
+
+class MemoryRegion(NamedTuple):
+    """``size_bytes`` of the memfd from ``file_offset`` on, seen by the guest at ``gpa``."""
+
+    gpa: int
+    size_bytes: int
+    file_offset: int
+
+
+class Span(NamedTuple):
+    """The guest-physical addresses ``start`` to ``end`` (not included) and their bytes."""
+
+    start: int
+    end: int
+    view: memoryview
+
+
+class GuestMemory:
+    """The memory of one guest. Owns the memfd and its mappings; close it once."""
+
+    def __init__(self, fd: int, regions: Sequence[MemoryRegion]) -> None:
+        """Map ``regions`` of ``fd``. Use ``create`` or ``attach``, which check them first."""
+        self.fd = fd
+        self.regions = tuple(regions)
+        mappings: list[tuple[MemoryRegion, mmap.mmap]] = []
+        spans: list[Span] = []
+        for region in self.regions:
+            mapping = mmap.mmap(fd, region.size_bytes, mmap.MAP_SHARED, offset=region.file_offset)
+            mapping.madvise(mmap.MADV_DONTDUMP)
+            mappings.append((region, mapping))
+            spans.append(Span(region.gpa, region.gpa + region.size_bytes, memoryview(mapping)))
+        self.mappings = tuple(mappings)
+        self._spans = tuple(spans)
+
+    @classmethod
+    def create(cls, ranges: Sequence[tuple[int, int]]) -> Self:
+        """Make a new guest's memory from ``(gpa, size_bytes)`` ranges, in ascending order.
+
+        Raises:
+            HostError: the host has no memory or no memfd for us.
+        """
+        regions = []
+        file_offset = 0
+        for gpa, size_bytes in ranges:
+            regions.append(MemoryRegion(gpa, size_bytes, file_offset))
+            file_offset += size_bytes
+        reason = _layout_fault(regions)
+        if reason:
+            raise ValueError(reason)
+        fd = -1
+        try:
+            fd = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(fd, file_offset)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+            return cls(fd, regions)
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            raise_host_error("map", f"{file_offset >> 20} MiB of guest memory", error)
+
+    @classmethod
+    def attach(cls, fd: int, regions: Sequence[MemoryRegion]) -> Self:
+        """Map another process's guest memory. Takes ownership of ``fd``, on failure too.
+
+        Raises:
+            ProtocolError: the memfd is not sealed, or smaller than ``regions`` say.
+            HostError: the host refused the mapping.
+        """
+        try:
+            reason = _layout_fault(regions) or _memfd_fault(fd, regions)
+            if not reason:
+                return cls(fd, regions)
+        except OSError as error:
+            os.close(fd)
+            raise_host_error("map", "the guest memory of another process", error)
+        os.close(fd)
+        raise ProtocolError(reason)
+
+    def span(self, gpa: int, length: int) -> Span:
+        """Return the region that holds all of ``length`` bytes at ``gpa``.
+
+        Raises:
+            GuestAddressError: no single region does.
+        """
+        if length >= 0:
+            end = gpa + length
+            for span in self._spans:
+                if span.start <= gpa and end <= span.end:
+                    return span
+        raise GuestAddressError(gpa, length)
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """Return ``length`` writable bytes at ``gpa``, which the guest may change at any time.
+
+        Raises:
+            GuestAddressError: they are not all inside one region.
+        """
+        start, _, view = self.span(gpa, length)
+        at = gpa - start
+        return view[at : at + length]
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Return a copy of ``length`` bytes at ``gpa``."""
+        return bytes(self.view(gpa, length))
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Store ``data`` at ``gpa``."""
+        source = memoryview(data).cast("B")
+        self.view(gpa, source.nbytes)[:] = source
+
+    def close(self) -> None:
+        """Unmap the memory and close the memfd. What a view still shows goes with that view."""
+        spans, self._spans = self._spans, ()
+        mappings, self.mappings = self.mappings, ()
+        for span, (_, mapping) in zip(spans, mappings, strict=True):
+            try:
+                span.view.release()
+                mapping.close()
+            except BufferError:
+                continue  # someone holds a view: the last one to go unmaps it
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _layout_fault(regions: Sequence[MemoryRegion]) -> str:
+    """Say what is wrong with ``regions``, or nothing."""
+    if not regions:
+        return "guest memory without regions"
+    for region in regions:
+        if region.size_bytes <= 0 or region.gpa < 0 or region.file_offset < 0:
+            return f"guest memory region with a negative or zero part: {region}"
+        if (region.gpa | region.size_bytes | region.file_offset) % _PAGE_BYTES:
+            return f"guest memory region not in whole pages: {region}"
+        if region.gpa + region.size_bytes > 1 << 64:
+            return f"guest memory region beyond 64 bits: {region}"
+    for below, above in pairwise(regions):
+        if below.gpa + below.size_bytes > above.gpa:
+            return f"guest memory regions overlap or are out of order at {above.gpa:#x}"
+        if below.file_offset + below.size_bytes > above.file_offset:
+            return f"guest memory regions share file offset {above.file_offset:#x}"
+    return ""
+
+
+def _memfd_fault(fd: int, regions: Sequence[MemoryRegion]) -> str:
+    """Say why ``fd`` cannot hold ``regions`` for good, or nothing."""
+    seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    if seals & _REQUIRED_SEALS != _REQUIRED_SEALS:
+        return f"guest memory is not sealed against shrinking (seals {seals:#x})"
+    size_bytes = os.fstat(fd).st_size
+    end = max(region.file_offset + region.size_bytes for region in regions)
+    if end > size_bytes:
+        return f"guest memory of {size_bytes:#x} bytes is smaller than its regions ({end:#x})"
+    return ""

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Guest memory: what may be reached, from which process, and what may not."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sys_util.errors import GuestAddressError, ProtocolError
+from sys_util.guest_memory import SEALS, GuestMemory, MemoryRegion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE = mmap.PAGESIZE
+HIGH = 0x1_0000_0000
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    memory = GuestMemory.create([(0, 4 * PAGE), (HIGH, 2 * PAGE)])
+    yield memory
+    memory.close()
+
+
+def test_create_regions_follow_each_other_in_the_file(memory: GuestMemory) -> None:
+    assert memory.regions == (
+        MemoryRegion(0, 4 * PAGE, 0),
+        MemoryRegion(HIGH, 2 * PAGE, 4 * PAGE),
+    )
+    assert os.fstat(memory.fd).st_size == 6 * PAGE
+
+
+def test_create_seals_size_and_closes_on_exec(memory: GuestMemory) -> None:
+    assert fcntl.fcntl(memory.fd, fcntl.F_GET_SEALS) == SEALS
+    assert fcntl.fcntl(memory.fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    with pytest.raises(PermissionError, match="not permitted"):
+        os.ftruncate(memory.fd, PAGE)
+    with pytest.raises(PermissionError, match="not permitted"):
+        os.ftruncate(memory.fd, 7 * PAGE)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "reason"),
+    [
+        pytest.param([], "without regions", id="none"),
+        pytest.param([(0, 0)], "negative or zero", id="zero"),
+        pytest.param([(0, -PAGE)], "negative or zero", id="negative-size"),
+        pytest.param([(-PAGE, PAGE)], "negative or zero", id="negative-address"),
+        pytest.param([(0, 100)], "whole pages", id="odd-size"),
+        pytest.param([(1, PAGE)], "whole pages", id="odd-address"),
+        pytest.param([((1 << 64) - PAGE, 2 * PAGE)], "beyond 64 bits", id="top"),
+        pytest.param([(0, 2 * PAGE), (PAGE, PAGE)], "overlap", id="overlap"),
+        pytest.param([(HIGH, PAGE), (0, PAGE)], "out of order", id="order"),
+    ],
+)
+def test_create_impossible_layout_is_refused(ranges: list[tuple[int, int]], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        GuestMemory.create(ranges)
+
+
+def test_write_is_seen_through_read_view_and_file(memory: GuestMemory) -> None:
+    memory.write(HIGH + 3, b"hello")
+    assert memory.read(HIGH + 3, 5) == b"hello"
+    assert bytes(memory.view(HIGH, 16)[3:8]) == b"hello"
+    assert os.pread(memory.fd, 5, 4 * PAGE + 3) == b"hello"
+
+
+def test_view_is_writable_and_live(memory: GuestMemory) -> None:
+    view = memory.view(PAGE - 1, 2)
+    view[0] = 7
+    memory.write(PAGE, b"\x08")
+    assert bytes(view) == b"\x07\x08"
+
+
+@pytest.mark.parametrize(
+    ("gpa", "length"),
+    [
+        pytest.param(0, 0, id="nothing-at-the-start"),
+        pytest.param(4 * PAGE, 0, id="nothing-at-the-end"),
+        pytest.param(0, 4 * PAGE, id="whole-region"),
+        pytest.param(4 * PAGE - 1, 1, id="last-byte"),
+        pytest.param(HIGH, 2 * PAGE, id="high-region"),
+    ],
+)
+def test_view_inside_a_region_has_its_length(memory: GuestMemory, gpa: int, length: int) -> None:
+    assert len(memory.view(gpa, length)) == length
+
+
+@pytest.mark.parametrize(
+    ("gpa", "length"),
+    [
+        pytest.param(4 * PAGE, 1, id="first-byte-after"),
+        pytest.param(4 * PAGE - 1, 2, id="crosses-the-end"),
+        pytest.param(4 * PAGE - 1, HIGH, id="crosses-into-the-next-region"),
+        pytest.param(HIGH - 1, 1, id="hole"),
+        pytest.param(HIGH - 1, 0, id="nothing-in-the-hole"),
+        pytest.param(-1, 1, id="negative-address"),
+        pytest.param(-1, 2, id="negative-address-across-zero"),
+        pytest.param(PAGE, -1, id="negative-length"),
+        pytest.param((1 << 64) - 1, 2, id="wraps-64-bits"),
+        pytest.param(1 << 64, 1, id="beyond-64-bits"),
+        pytest.param(0, 1 << 64, id="endless"),
+    ],
+)
+def test_view_outside_memory_raises(memory: GuestMemory, gpa: int, length: int) -> None:
+    with pytest.raises(GuestAddressError, match="no guest memory at") as caught:
+        memory.view(gpa, length)
+    assert (caught.value.address, caught.value.length) == (gpa, length)
+
+
+def test_write_across_the_end_stores_nothing(memory: GuestMemory) -> None:
+    with pytest.raises(GuestAddressError, match="no guest memory"):
+        memory.write(4 * PAGE - 2, b"abc")
+    assert memory.read(4 * PAGE - 2, 2) == b"\0\0"
+
+
+def test_attach_shares_the_bytes(memory: GuestMemory) -> None:
+    other = GuestMemory.attach(os.dup(memory.fd), memory.regions)
+    other.write(HIGH, b"shared")
+    other.close()
+    assert memory.read(HIGH, 6) == b"shared"
+
+
+def test_attach_too_small_a_file_is_refused_and_closed(memory: GuestMemory) -> None:
+    fd = os.dup(memory.fd)
+    with pytest.raises(ProtocolError, match=r"0x6000 bytes is smaller than its regions \(0x7000"):
+        GuestMemory.attach(fd, [MemoryRegion(0, 7 * PAGE, 0)])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [
+        pytest.param([], id="none"),
+        pytest.param([MemoryRegion(0, PAGE, -PAGE)], id="negative-offset"),
+        pytest.param([MemoryRegion(0, PAGE, 1)], id="odd-offset"),
+        pytest.param(
+            [MemoryRegion(0, PAGE, PAGE), MemoryRegion(HIGH, PAGE, PAGE)], id="shared-offset"
+        ),
+    ],
+)
+def test_attach_impossible_regions_are_refused(
+    memory: GuestMemory, regions: list[MemoryRegion]
+) -> None:
+    with pytest.raises(ProtocolError, match="guest memory"):
+        GuestMemory.attach(os.dup(memory.fd), regions)
+
+
+def test_attach_unsealed_memfd_is_refused() -> None:
+    fd = os.memfd_create("unsealed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, PAGE)
+    with pytest.raises(ProtocolError, match="not sealed against shrinking"):
+        GuestMemory.attach(fd, [MemoryRegion(0, PAGE, 0)])
+
+
+def test_mappings_stay_out_of_core_dumps(memory: GuestMemory) -> None:
+    flags: list[list[str]] = []
+    ours = False
+    with open("/proc/self/smaps") as smaps:
+        for line in smaps:
+            if "-" in line.split(" ", 1)[0]:
+                ours = "memfd:crosvm_guest" in line
+            elif ours and line.startswith("VmFlags:"):
+                flags.append(line.split())
+    assert len(flags) >= len(memory.mappings)
+    assert all("dd" in words for words in flags)
+
+
+def test_close_with_a_live_view_leaves_the_view_usable() -> None:
+    memory = GuestMemory.create([(0, PAGE)])
+    view = memory.view(0, 4)
+    memory.close()
+    view[:] = b"live"
+    assert bytes(view) == b"live"
+    with pytest.raises(GuestAddressError, match="no guest memory"):
+        memory.view(0, 1)
+
+
+def test_close_twice_is_harmless() -> None:
+    memory = GuestMemory.create([(0, PAGE)])
+    memory.close()
+    memory.close()
+    assert memory.fd == -1
