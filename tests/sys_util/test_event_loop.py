@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The event loop: order of timers, removal in mid-round, calls from other threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from sys_util.event_loop import EPOLLOUT, EventLoop
+
+
+@pytest.fixture
+def loop() -> Iterator[EventLoop]:
+    loop = EventLoop()
+    yield loop
+    loop.close()
+
+
+def test_timers_run_in_the_order_of_their_time(loop: EventLoop) -> None:
+    calls: list[str] = []
+    loop.call_later(0.002, lambda: calls.append("late"))
+    loop.call_later(0, lambda: calls.append("early"))
+    loop.call_later(0.003, loop.stop)
+    loop.run()
+    assert calls == ["early", "late"]
+
+
+def test_cancelled_timer_does_not_run(loop: EventLoop) -> None:
+    calls: list[str] = []
+    loop.call_later(0, lambda: calls.append("never")).cancel()
+    loop.call_later(0, loop.stop)
+    loop.run()
+    assert calls == []
+
+
+def test_call_from_another_thread_wakes_the_loop(loop: EventLoop) -> None:
+    thread = threading.Thread(target=lambda: loop.call_soon_threadsafe(loop.stop))
+    thread.start()
+    loop.run()
+    thread.join()
+
+
+def test_a_callback_may_remove_another_of_the_same_round(loop: EventLoop) -> None:
+    pipes = [os.pipe() for _ in range(2)]
+    served: list[int] = []
+
+    def serve(fd: int) -> None:
+        served.append(fd)
+        for other, _ in pipes:
+            loop.remove(other)
+        loop.stop()
+
+    for read_end, write_end in pipes:
+        os.write(write_end, b"x")
+        loop.add(read_end, lambda _events, fd=read_end: serve(fd))  # type: ignore[misc]  # a default
+    loop.run()
+    assert len(served) == 1
+    for pipe in pipes:
+        for fd in pipe:
+            os.close(fd)
+
+
+def test_modify_changes_what_is_waited_for(loop: EventLoop) -> None:
+    read_end, write_end = os.pipe()
+    seen: list[int] = []
+    loop.add(write_end, seen.append, events=0)
+    loop.run_once(0)
+    assert seen == []
+    loop.modify(write_end, EPOLLOUT)
+    loop.run_once(0)
+    assert seen == [EPOLLOUT]
+    os.close(read_end)
+    os.close(write_end)
