@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Run a probe inside a jail and bring back what it found."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import msgpack
+
+from jail.namespaces import clone_into, id_map_for, write_id_maps
+from jail.plan import JailPlan, device_jail
+
+
+def jail_without_filter(keep: set[int]) -> JailPlan:
+    return device_jail(policy_name="none", bpf=b"", keep_fds=keep, max_file_bytes=0)
+
+
+def in_jail(probe: Callable[[], object], extra_fds: tuple[int, ...] = ()) -> object:
+    """Return what ``probe`` returns (msgpack-able) from inside the device jail, door open."""
+    result_read, result_write = os.pipe()
+    go_read, go_write = os.pipe()
+    pid = clone_into()
+    if pid == 0:
+        try:
+            os.read(go_read, 1)
+            jail_without_filter({0, 1, 2, result_write, *extra_fds}).enter()
+            try:
+                found = probe()
+            except OSError as error:
+                found = os.strerror(error.errno or 0)
+            os.write(result_write, msgpack.packb(found))
+        except BaseException as error:  # noqa: BLE001 - a child must not return into pytest
+            os.write(result_write, msgpack.packb(f"{type(error).__name__}: {error}"))
+        finally:
+            os._exit(0)
+    write_id_maps(pid, id_map_for(pid))
+    os.write(go_write, b"!")
+    for fd in (result_write, go_read, go_write):
+        os.close(fd)
+    with open(result_read, "rb") as pipe:
+        packed = pipe.read()
+    os.waitpid(pid, 0)
+    return msgpack.unpackb(packed)
+
+
+class HeldJail:
+    """A process that stands still inside the jail, to be looked at from the host side."""
+
+    def __init__(self) -> None:
+        self._done_read, self._done_write = os.pipe()
+        ready_read, ready_write = os.pipe()
+        go_read, go_write = os.pipe()
+        self.pid = clone_into()
+        if self.pid == 0:
+            try:
+                os.read(go_read, 1)
+                jail_without_filter({ready_write, self._done_read}).enter()
+                os.write(ready_write, b"r")
+                os.read(self._done_read, 1)
+            finally:
+                os._exit(0)
+        write_id_maps(self.pid, id_map_for(self.pid))
+        os.write(go_write, b"!")
+        os.read(ready_read, 1)
+        for fd in (ready_read, ready_write, go_read, go_write):
+            os.close(fd)
+
+    def status(self) -> dict[str, str]:
+        with open(f"/proc/{self.pid}/status") as file:
+            return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+
+    def end(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self._done_read)
+        os.close(self._done_write)
