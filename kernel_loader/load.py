@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Plan a boot while everything can still be refused, then carry the plan out in guest memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from kernel_loader.boot_params import (
+    E820_RAM,
+    BootData,
+    E820Entry,
+    build_rng_seed,
+    build_start_info,
+    build_zero_page,
+)
+from kernel_loader.image import EntryProtocol, KernelImage
+from kernel_loader.source import FileSource, GuestMemoryLike
+from sys_util.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PAGE_BYTES: Final = 4096
+
+
+class BootLayout(NamedTuple):
+    """Where in low memory the boot data goes. All of it lies below ``low_end``."""
+
+    zero_page_gpa: int
+    start_info_gpa: int
+    start_info_max_bytes: int
+    cmdline_gpa: int
+    cmdline_max_bytes: int  # with the NUL
+    setup_data_gpa: int
+    setup_data_max_bytes: int
+    low_end: int  # no kernel segment and no initrd below
+
+
+class EntryPoint(NamedTuple):
+    """How the boot CPU starts. ``boot_data_gpa`` goes to rsi (Linux) or ebx (PVH)."""
+
+    protocol: EntryProtocol
+    rip: int
+    boot_data_gpa: int
+
+
+class Initrd:
+    """An initial RAM disk that was opened but not read yet. Owns the file."""
+
+    def __init__(self, source: FileSource) -> None:
+        self.what = source.what
+        self.size_bytes = source.size
+        self._source = source
+
+    def place(self, memory: GuestMemoryLike, gpa: int) -> None:
+        """Read the file into guest memory."""
+        with memory.view(gpa, self.size_bytes) as target:
+            self._source.read_into(0, target)
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        self._source.close()
+
+
+class BootPlan(NamedTuple):
+    """A boot that was checked against the memory map: nothing in it can fail but the host."""
+
+    image: KernelImage
+    initrd: Initrd | None
+    initrd_gpa: int
+    cmdline: bytes  # without the NUL
+    e820: tuple[E820Entry, ...]
+    layout: BootLayout
+
+
+def open_initrd(path: str) -> Initrd:
+    """Open an initial RAM disk.
+
+    Raises:
+        ConfigError: it is empty or no regular file.
+        HostError: the host does not let us open it.
+    """
+    return Initrd(FileSource.open("initrd", path))
+
+
+def plan_boot(
+    image: KernelImage,
+    initrd: Initrd | None,
+    cmdline: str,
+    e820: Sequence[E820Entry],
+    layout: BootLayout,
+) -> BootPlan:
+    """Decide where everything goes. To be called before the first fork.
+
+    Raises:
+        ConfigError: kernel, initrd or command line do not fit; with the sizes.
+    """
+    ram = [(entry.gpa, entry.size_bytes) for entry in e820 if entry.kind == E820_RAM]
+    image.check(ram, layout.low_end)
+    initrd_gpa = _initrd_gpa(image, initrd, ram, layout.low_end) if initrd else 0
+    encoded = encode_cmdline(
+        cmdline, min(image.cmdline_max_bytes, layout.cmdline_max_bytes - 1), image.what
+    )
+    return BootPlan(image, initrd, initrd_gpa, encoded, tuple(e820), layout)
+
+
+def load_linux(
+    memory: GuestMemoryLike, plan: BootPlan, *, rsdp_gpa: int, seed: bytes
+) -> EntryPoint:
+    """Write kernel, initrd and boot data into guest memory and return where to start.
+
+    ``seed`` is 32 to 256 random bytes for the guest; ``rsdp_gpa`` 0 means there is no ACPI.
+
+    Raises:
+        ConfigError: a file has become shorter since the plan was made.
+        HostError: the host cannot read a file.
+    """
+    layout = plan.layout
+    plan.image.place(memory)
+    initrd_bytes = 0
+    if plan.initrd:
+        plan.initrd.place(memory, plan.initrd_gpa)
+        initrd_bytes = plan.initrd.size_bytes
+    memory.write(layout.cmdline_gpa, plan.cmdline + b"\0")
+
+    data = BootData(
+        layout.cmdline_gpa, rsdp_gpa, plan.initrd_gpa, initrd_bytes, layout.setup_data_gpa
+    )
+    if plan.image.protocol == "pvh":
+        info = build_start_info(layout.start_info_gpa, plan.e820, data)
+        _write_bounded(memory, layout.start_info_gpa, info, layout.start_info_max_bytes)
+        return EntryPoint("pvh", plan.image.entry, layout.start_info_gpa)
+    node = build_rng_seed(seed)
+    _write_bounded(memory, layout.setup_data_gpa, node, layout.setup_data_max_bytes)
+    memory.write(layout.zero_page_gpa, build_zero_page(plan.image.setup_header, plan.e820, data))
+    return EntryPoint(plan.image.protocol, plan.image.entry, layout.zero_page_gpa)
+
+
+def encode_cmdline(cmdline: str, max_bytes: int, what: str) -> bytes:
+    """Return the kernel command line as the bytes that the guest sees, without the NUL.
+
+    Raises:
+        ConfigError: it is too long for ``what``, or has characters that would end it early.
+    """
+    for character, name in (("\0", "a NUL character"), ("\n", "a newline")):
+        if character in cmdline:
+            raise ConfigError(f"kernel command line: {name} at {cmdline.index(character):#x}")
+    try:
+        encoded = cmdline.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"kernel command line: not UTF-8 at {error.start:#x}") from None
+    if len(encoded) > max_bytes:
+        raise ConfigError(
+            f"kernel command line: {len(encoded):#x} bytes, {what} takes at most {max_bytes:#x}"
+        )
+    return encoded
+
+
+def _initrd_gpa(
+    image: KernelImage, initrd: Initrd, ram: Sequence[tuple[int, int]], low_end: int
+) -> int:
+    """Return the highest page-aligned place that memory, kernel and initrd_addr_max leave."""
+    for start, length in sorted(ram, reverse=True):
+        bottom = max(start, low_end)
+        top = min(start + length, image.initrd_addr_max + 1)
+        for segment in (*reversed(image.segments), None):
+            gpa = (top - initrd.size_bytes) & ~(PAGE_BYTES - 1)
+            if gpa < bottom:
+                break
+            if segment is None or gpa >= segment.end:
+                return gpa
+            if segment.gpa < top:
+                top = segment.gpa
+    used = sum(segment.size_bytes for segment in image.segments)
+    total = sum(length for _, length in ram)
+    raise ConfigError(
+        f"{initrd.what}: {initrd.size_bytes:#x} bytes do not fit below "
+        f"{image.initrd_addr_max + 1:#x} beside a kernel of {used:#x} bytes "
+        f"in {total:#x} bytes of memory"
+    )
+
+
+def _write_bounded(memory: GuestMemoryLike, gpa: int, data: bytes, max_bytes: int) -> None:
+    if len(data) > max_bytes:
+        raise ValueError(f"{len(data):#x} bytes of boot data at {gpa:#x}, room for {max_bytes:#x}")
+    memory.write(gpa, data)

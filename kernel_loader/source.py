@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where the bytes of a kernel or initrd come from: an open file, or a payload unpacked into memory.
+
+Files are read with ``preadv`` straight into guest memory. They are never mapped: a file that is
+truncated while we read it must be an error with a name, not a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+from sys_util.errors import ConfigError, raise_host_error
+
+if TYPE_CHECKING:
+    import mmap
+
+# The kernel cuts longer reads short (MAX_RW_COUNT); stay on a page boundary below it.
+_MAX_READ_BYTES: Final = 1 << 30
+
+
+class GuestMemoryLike(Protocol):
+    """The part of guest memory that a loader needs."""
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """Return the writable bytes at ``gpa``."""
+        ...
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Store ``data`` at ``gpa``."""
+        ...
+
+
+class Source(Protocol):
+    """A sequence of bytes with a known size."""
+
+    what: str
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` bytes, or raise ``ConfigError``."""
+        ...
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill ``target``, or raise ``ConfigError``."""
+        ...
+
+    def close(self) -> None:
+        """Release what is behind the source."""
+        ...
+
+
+class FileSource:
+    """An open regular file. ``what`` names it in messages: ``kernel boot/vmlinux``."""
+
+    def __init__(self, what: str, fd: int, size: int) -> None:
+        self.what = what
+        self.size = size
+        self._fd = fd
+
+    @classmethod
+    def open(cls, role: str, path: str) -> Self:
+        """Open ``path`` for reading.
+
+        Raises:
+            ConfigError: a directory, a device, a pipe or an empty file.
+            HostError: the host does not let us open it.
+        """
+        what = f"{role} {path}"
+        if "\0" in path:
+            raise ConfigError(f"{role} {path!r}: a NUL character in a file name")
+        try:
+            # Without O_NONBLOCK, a FIFO would hold us until somebody writes to it.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise_host_error("open", what, error)
+        status = os.fstat(fd)
+        problem = _not_usable(status)
+        if problem:
+            os.close(fd)
+            raise ConfigError(f"{what}: {problem}")
+        return cls(what, fd, status.st_size)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` bytes of the file."""
+        buffer = bytearray(length)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill ``target`` without a copy in between."""
+        done = 0
+        while done < len(target):
+            part = target[done : done + _MAX_READ_BYTES]
+            try:
+                count = os.preadv(self._fd, [part], offset + done)
+            except OSError as error:
+                raise_host_error("read", self.what, error)
+            if count == 0:
+                raise ConfigError(
+                    f"{self.what}: ends at {offset + done:#x}, "
+                    f"{len(target) - done:#x} bytes before it should"
+                )
+            done += count
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class MemorySource:
+    """The first ``size`` bytes of a private memory mapping, which it owns."""
+
+    def __init__(self, what: str, mapping: mmap.mmap, size: int) -> None:
+        self.what = what
+        self.size = size
+        self._mapping = mapping
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` bytes of the mapping."""
+        if offset + length > self.size:
+            raise ConfigError(f"{self.what}: {length:#x} bytes at {offset:#x} of {self.size:#x}")
+        return self._mapping[offset : offset + length]
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Copy into ``target``."""
+        if offset + len(target) > self.size:
+            raise ConfigError(
+                f"{self.what}: {len(target):#x} bytes at {offset:#x} of {self.size:#x}"
+            )
+        with memoryview(self._mapping) as everything:
+            target[:] = everything[offset : offset + len(target)]
+
+    def close(self) -> None:
+        """Free the memory. May be called twice."""
+        self._mapping.close()
+
+
+def _not_usable(status: os.stat_result) -> str:
+    if stat.S_ISDIR(status.st_mode):
+        return "is a directory"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    if status.st_size == 0:
+        return "is empty"
+    return ""
