@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The x86-64 machine's address map: guest-physical memory, I/O ports and interrupt lines.
+
+The map is crosvm's where crosvm has one, so that guests that were built for it find things where
+they expect them. Numbers only; who models what is said in the modules that use them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kernel_loader.boot_params import E820_RAM, E820_RESERVED, E820Entry
+from kernel_loader.load import BootLayout
+from sys_util.errors import ConfigError
+
+PAGE_BYTES: Final = 4096
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+# Memory below 1 MiB: boot registers' tables, what the loader writes, MP and ACPI tables.
+GDT_GPA: Final = 0x1500
+IDT_GPA: Final = 0x1528
+START_INFO_GPA: Final = 0x6000
+ZERO_PAGE_GPA: Final = 0x7000
+BOOT_STACK_TOP: Final = 0x8000
+PML4_GPA: Final = 0x9000
+PDPTE_GPA: Final = 0xA000
+PDE_GPA: Final = 0xB000  # four pages: 4 GiB in 2 MiB pages
+CMDLINE_GPA: Final = 0x2_0000
+CMDLINE_MAX_BYTES: Final = 0x800
+SETUP_DATA_GPA: Final = CMDLINE_GPA + CMDLINE_MAX_BYTES
+# crosvm starts the MP table at 0x9E800, which holds 254 CPUs but not 32 PCI slots as well.
+MPTABLE_GPA: Final = 0x9_E000
+MPTABLE_POINTER_GPA: Final = 0x9_FC00  # the last KiB of 640 KiB, where kernels look for it
+LOW_RAM_END: Final = 0xA_0000
+ACPI_RSDP_GPA: Final = 0xE_0000
+ACPI_END: Final = 0xF_0000  # SMBIOS may follow
+HIGH_MEMORY_START: Final = 0x10_0000
+KERNEL_GPA: Final = 0x20_0000
+
+# Memory from 1 MiB up.
+MMIO_HOLE_START: Final = 0xD000_0000
+PCI_MMIO_GPA: Final = MMIO_HOLE_START
+PCI_MMIO_BYTES: Final = 0x2400_0000
+ECAM_GPA: Final = 0xF400_0000
+ECAM_BYTES: Final = 0x400_0000
+PCI_BUSES: Final = ECAM_BYTES >> 20
+IOAPIC_GPA: Final = 0xFEC0_0000
+LAPIC_GPA: Final = 0xFEE0_0000
+IDENTITY_MAP_GPA: Final = 0xFEFF_C000
+TSS_GPA: Final = 0xFEFF_D000  # three pages
+TSS_BYTES: Final = 0x3000
+MMIO_HOLE_END: Final = 4 * GIB
+
+# What a 46-bit guest-physical address space and the tables of the hypervisor surely hold.
+MIN_MEMORY_BYTES: Final = 4 * MIB
+MAX_MEMORY_BYTES: Final = 1 << 45
+
+# I/O ports.
+COM_PORTS: Final = (0x3F8, 0x2F8, 0x3E8, 0x2E8)
+COM_PORT_COUNT: Final = 8
+I8042_PORT: Final = 0x60
+I8042_PORT_COUNT: Final = 5
+CMOS_PORT: Final = 0x70
+CMOS_PORT_COUNT: Final = 2
+DEBUGCON_PORT: Final = 0x402
+PVPANIC_PORT: Final = 0x505
+ACPI_PM1_EVENT_PORT: Final = 0x600
+ACPI_PM1_EVENT_BYTES: Final = 4
+ACPI_PM1_CONTROL_PORT: Final = 0x604
+ACPI_PM1_CONTROL_BYTES: Final = 2
+PCI_CONFIG_PORT: Final = 0xCF8
+PCI_CONFIG_PORT_COUNT: Final = 8
+RESET_PORT: Final = 0xCF9
+RESET_VALUE: Final = 0x06
+
+# Interrupt lines (GSIs), which are pins of the IOAPIC of the same number, the PIT's line 0 too
+# (a PC has it on pin 2). Those from 24 up are routes of message-signalled interrupts.
+IOAPIC_PINS: Final = 24
+COM_IRQS: Final = (4, 3, 4, 3)
+CMOS_IRQ: Final = 8
+SCI_IRQ: Final = 9
+PCI_INTX_GSIS: Final = (10, 11)
+PCI_SLOTS: Final = 32
+PCI_PINS: Final = 4
+
+# One byte names a CPU in the MP table, 255 is the broadcast address.
+MAX_CPUS: Final = 254
+
+BOOT_LAYOUT: Final = BootLayout(
+    zero_page_gpa=ZERO_PAGE_GPA,
+    start_info_gpa=START_INFO_GPA,
+    start_info_max_bytes=ZERO_PAGE_GPA - START_INFO_GPA,
+    cmdline_gpa=CMDLINE_GPA,
+    cmdline_max_bytes=CMDLINE_MAX_BYTES,
+    setup_data_gpa=SETUP_DATA_GPA,
+    setup_data_max_bytes=MPTABLE_GPA - SETUP_DATA_GPA,
+    low_end=HIGH_MEMORY_START,
+)
+
+
+def pci_intx_gsi(slot: int, pin: int) -> int:
+    """Return the line of a PCI slot's INTA# (``pin`` 0) to INTD# (3)."""
+    return PCI_INTX_GSIS[(slot + pin) % len(PCI_INTX_GSIS)]
+
+
+def ram_ranges(memory_bytes: int) -> list[tuple[int, int]]:
+    """Return guest memory as (gpa, bytes): one range below the PCI hole, one from 4 GiB up.
+
+    Raises:
+        ConfigError: the size is no multiple of a page, or beyond the limits.
+    """
+    if memory_bytes % PAGE_BYTES:
+        raise ConfigError(f"memory of {memory_bytes:#x} bytes is no multiple of {PAGE_BYTES:#x}")
+    if not MIN_MEMORY_BYTES <= memory_bytes <= MAX_MEMORY_BYTES:
+        raise ConfigError(
+            f"memory of {memory_bytes:#x} bytes, not {MIN_MEMORY_BYTES:#x} to {MAX_MEMORY_BYTES:#x}"
+        )
+    low_bytes = min(memory_bytes, MMIO_HOLE_START)
+    ranges = [(0, low_bytes)]
+    if memory_bytes > low_bytes:
+        ranges.append((MMIO_HOLE_END, memory_bytes - low_bytes))
+    return ranges
+
+
+def e820(memory_bytes: int) -> list[E820Entry]:
+    """Return the memory map that the guest is told.
+
+    Raises:
+        ConfigError: as ``ram_ranges``.
+    """
+    (_, low_bytes), *high = ram_ranges(memory_bytes)
+    legacy_bytes = HIGH_MEMORY_START - LOW_RAM_END
+    return [
+        E820Entry(0, LOW_RAM_END, E820_RAM),
+        E820Entry(LOW_RAM_END, legacy_bytes, E820_RESERVED),
+        E820Entry(HIGH_MEMORY_START, low_bytes - HIGH_MEMORY_START, E820_RAM),
+        E820Entry(ECAM_GPA, ECAM_BYTES, E820_RESERVED),
+        E820Entry(IDENTITY_MAP_GPA, PAGE_BYTES + TSS_BYTES, E820_RESERVED),
+        *(E820Entry(gpa, size_bytes, E820_RAM) for gpa, size_bytes in high),
+    ]
