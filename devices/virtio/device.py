@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a virtio device is to the rest of us, and the one loop that serves them all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from devices.virtio.chain import ChainError
+from sys_util.errors import GuestError
+
+if TYPE_CHECKING:
+    from devices.virtio.chain import DescriptorChain
+    from devices.virtio.queue import SplitQueue
+    from sys_util.log import Logger
+
+# One turn of serving: then other queues and the vmm's messages have theirs. The bytes bound how
+# long finished requests wait for their interrupt when each of them is large.
+MAX_CHAINS_PER_TURN: Final = 256
+MAX_BYTES_PER_TURN: Final = 4 << 20
+
+
+class RequestError(GuestError):
+    """A well-formed request that the device will not or cannot perform.
+
+    ``status`` is what the guest is told, in the device's own numbers.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class VirtioDevice(Protocol):
+    """The part of a device that is specific to its kind. It runs in its own process."""
+
+    @property
+    def name(self) -> str:
+        """The name of the kind, for logs."""
+        ...
+
+    @property
+    def device_type(self) -> int:
+        """The virtio device id (virtio 1.3 §5)."""
+        ...
+
+    @property
+    def queue_sizes(self) -> tuple[int, ...]:
+        """The greatest size of each queue."""
+        ...
+
+    @property
+    def seccomp_policy(self) -> str:
+        """The name of the policy its process runs under."""
+        ...
+
+    @property
+    def in_order(self) -> bool:
+        """Whether every chain is finished before the next one is taken (VIRTIO_F_IN_ORDER)."""
+        ...
+
+    def features(self) -> int:
+        """Return the device-specific feature bits; the base ones are added for every device."""
+        ...
+
+    def config(self) -> bytes:
+        """Return the device configuration as it is now."""
+        ...
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Take the driver's write to the device configuration."""
+        ...
+
+    def activate(self, features: int) -> None:
+        """Learn the negotiated features; the first chain comes after this."""
+        ...
+
+    def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
+        """Carry out one request and write the answer through ``chain.writer``.
+
+        Raises:
+            GuestError: the request makes no sense. What was written so far goes back.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget the driver and everything it negotiated."""
+        ...
+
+
+class Counters:
+    """What one device did since it started. Plain numbers that only grow."""
+
+    __slots__ = ("bytes_from_guest", "bytes_to_guest", "errors", "interrupts", "kicks", "requests")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.bytes_from_guest = 0
+        self.bytes_to_guest = 0
+        self.errors = 0
+        self.kicks = 0
+        self.interrupts = 0
+
+
+def serve_queue(
+    device: VirtioDevice, queue_index: int, queue: SplitQueue, counters: Counters, log: Logger
+) -> bool:
+    """Serve one turn of available chains and return whether the driver wants an interrupt.
+
+    Each chain goes back to the driver exactly once, whatever the device makes of it. When the turn
+    was too short for all of them, ``queue.idle`` is false and no kick will come: serve again.
+
+    Raises:
+        QueueError: the ring is unusable; the caller sets DEVICE_NEEDS_RESET.
+    """
+    pop, add_used, handle_chain = queue.pop, queue.add_used, device.handle_chain
+    chains_left, bytes_left = MAX_CHAINS_PER_TURN, MAX_BYTES_PER_TURN
+    queue.disable_notification()
+    try:
+        while chains_left and bytes_left > 0:
+            try:
+                chain = pop()
+            except ChainError as error:
+                chains_left -= 1
+                counters.errors += 1
+                log.warning("%s queue %d: %s", device.name, queue_index, error)
+                add_used(error.head, 0)
+                continue
+            if chain is None:
+                queue.publish()
+                if not queue.enable_notification():
+                    break
+                queue.disable_notification()
+                continue
+            chains_left -= 1
+            offered = chain.reader.remaining
+            try:
+                handle_chain(queue_index, chain)
+            except GuestError as error:
+                counters.errors += 1
+                log.warning("%s queue %d: %s", device.name, queue_index, error)
+            taken, written = offered - chain.reader.remaining, chain.writer.written
+            add_used(chain.head, written)
+            bytes_left -= taken + written
+            counters.requests += 1
+            counters.bytes_from_guest += taken
+            counters.bytes_to_guest += written
+    finally:
+        queue.publish()
+    return queue.wants_interrupt()
