@@ -67,23 +67,18 @@ UIP_SECONDS: Final = 244e-6
 LATCH_SECONDS: Final = 0.01
 # The fastest rates (up to 8 kHz) would keep the event loop busy; Linux uses timers of its own.
 MIN_PERIOD_SECONDS: Final = 1 / 1024
+# A timer for a distant alarm looks again in between, which also follows steps of the host's clock.
+MAX_TICK_SECONDS: Final = 60.0
+NEVER: Final = float("inf")
 
 B_INTERRUPTS: Final = B_PIE | B_AIE | B_UIE  # the same bits as in register C
 ALARM_ANY: Final = 0xC0  # an alarm register from here on matches every value
 
 
-class Timer(Protocol):
-    """A call that can still be cancelled."""
-
-    def cancel(self) -> None:
-        """Forget the call; harmless when it has happened."""
-        ...
-
-
 class CallLater(Protocol):
     """Call back once, ``seconds`` from now, with the device-model lock held; any thread may ask."""
 
-    def __call__(self, seconds: float, callback: Callable[[], None]) -> Timer: ...
+    def __call__(self, seconds: float, callback: Callable[[], None]) -> object: ...
 
 
 class _Civil(NamedTuple):
@@ -126,8 +121,9 @@ class Cmos:
         self._latched = 0.0
         self._latch_until = 0.0
         self._flags_until = clock()  # guest time up to which UF and AF are accounted for
-        self._tick: Timer | None = None
-        self._period: Timer | None = None
+        self._tick = 0  # the number of the newest alarm and update timer, due at:
+        self._tick_at = NEVER
+        self._period_runs = False
 
     # Ports
 
@@ -323,22 +319,24 @@ class Cmos:
             self._irq.set_level(level)
 
     def _arm(self) -> None:
-        """Run exactly the timers that the enabled, not yet pending interrupts need."""
+        """Make sure that the enabled, not yet pending interrupts will come.
+
+        A timer that runs already and ends early enough is kept, and none is ever cancelled: a
+        guest that keeps changing its mind does not pile timers up.
+        """
         wanted = self._b & ~self._c
-        if self._tick is not None:
-            self._tick.cancel()
-            self._tick = None
         if self._frozen is None and wanted & (B_UIE | B_AIE):
             now = self._now()
-            at = now // 1 + 1 if wanted & B_UIE else self._alarm_after(now)
-            if at - now <= DAY_SECONDS:
-                self._tick = self._call_later(at - now, self._on_tick)
-        running = wanted & B_PIE and self._a & 0x0F
-        if running and self._period is None:
-            self._period = self._call_later(self._period_seconds(), self._on_period)
-        elif not running and self._period is not None:
-            self._period.cancel()
-            self._period = None
+            due = now // 1 + 1 if wanted & B_UIE else self._alarm_after(now)
+            seconds = min(due - now, MAX_TICK_SECONDS)
+            if self._clock() + seconds < self._tick_at:
+                self._tick_at = self._clock() + seconds
+                self._tick += 1
+                tick = self._tick
+                self._call_later(seconds, lambda: self._on_tick(tick))
+        if wanted & B_PIE and self._a & 0x0F and not self._period_runs:
+            self._period_runs = True
+            self._call_later(self._period_seconds(), self._on_period)
 
     def _period_seconds(self) -> float:
         rate = self._a & 0x0F
@@ -346,12 +344,15 @@ class Cmos:
             rate += 7
         return max(float(1 << (rate - 1)) / 32768, MIN_PERIOD_SECONDS)
 
-    def _on_tick(self) -> None:
-        self._tick = None
+    def _on_tick(self, tick: int) -> None:
+        if tick != self._tick:  # an earlier one took its place
+            return
+        self._tick_at = NEVER
         self._account_flags()
         self._arm()
 
     def _on_period(self) -> None:
-        self._period = None
-        self._c |= C_PF
-        self._update_irq()
+        self._period_runs = False
+        if self._b & B_PIE:
+            self._c |= C_PF
+            self._update_irq()
