@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Ask a VM for something over its control socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+from crosvm_py.control.protocol import MAX_RESPONSE_BYTES, RESPONSES, Failed
+from sys_util.errors import ConfigError, HostError, VmmError
+from sys_util.wire import encode
+
+if TYPE_CHECKING:
+    from crosvm_py.control.protocol import Request
+
+TIMEOUT_SECONDS: Final = 30.0
+MAX_PATH_BYTES: Final = 107
+
+
+class ControlError(VmmError):
+    """The VM did not do what it was asked for."""
+
+
+def ask(
+    path: str,
+    request: Request,
+    *,
+    until_closed: bool = False,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> None:
+    """Send ``request`` to the VM at ``path`` and wait for its answer.
+
+    With ``until_closed`` also wait until the VM closes the connection, which it does by ending.
+
+    Raises:
+        ControlError: the VM refused, does not answer in time, or is no VM of ours.
+        HostError: there is nothing to connect to.
+    """
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise ConfigError(f"{path}: a socket path has at most {MAX_PATH_BYTES} bytes")
+    deadline = time.monotonic() + timeout_seconds
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
+        try:
+            _connect(sock, path, deadline)
+            sock.send(encode(request), socket.MSG_NOSIGNAL)
+            payload = _receive(sock, deadline)
+        except TimeoutError:
+            raise ControlError(f"{path}: no answer within {timeout_seconds:g} s") from None
+        except OSError as error:
+            raise HostError("ask", path) from error
+        if not payload:
+            raise ControlError(f"{path}: the VM closed the connection without an answer")
+        answer = RESPONSES.decode(payload)
+        if isinstance(answer, Failed):
+            raise ControlError(f"{path}: {answer.reason}")
+        if until_closed:
+            _wait_for_end(sock, path, deadline, timeout_seconds)
+
+
+def _connect(sock: socket.socket, path: str, deadline: float) -> None:
+    _limit(sock, deadline)
+    try:
+        sock.connect(path)
+    except FileNotFoundError as error:
+        raise HostError("connect to", path, "no VM has its control socket there") from error
+    except ConnectionRefusedError as error:
+        raise HostError("connect to", path, "the VM that made it is gone") from error
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise HostError("connect to", path) from error
+
+
+def _receive(sock: socket.socket, deadline: float) -> bytes:
+    _limit(sock, deadline)
+    return sock.recv(MAX_RESPONSE_BYTES)
+
+
+def _limit(sock: socket.socket, deadline: float) -> None:
+    # Not 0, which would mean non-blocking.
+    sock.settimeout(max(deadline - time.monotonic(), 0.001))
+
+
+def _wait_for_end(sock: socket.socket, path: str, deadline: float, timeout_seconds: float) -> None:
+    try:
+        while _receive(sock, deadline):
+            pass
+    except ConnectionResetError:
+        return
+    except TimeoutError:
+        raise ControlError(f"{path}: still running after {timeout_seconds:g} s") from None

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where the control socket lies: made with mode 0600, never over something that is in use."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+from typing import Final
+
+from sys_util.errors import ConfigError, HostError
+
+# sockaddr_un.sun_path has 108 bytes, the last of them NUL.
+MAX_PATH_BYTES: Final = 107
+
+_BACKLOG: Final = 64
+_ATTEMPTS: Final = 8
+_UCRED: Final = struct.Struct("iII")  # pid, uid, gid
+_TYPE: Final = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+
+
+class BoundSocket:
+    """A listening control socket and the file that leads to it. Owns the socket, not the file."""
+
+    def __init__(self, sock: socket.socket, path: str, dev: int, ino: int) -> None:
+        self.sock = sock
+        self.path = path
+        self.dev = dev
+        self.ino = ino
+
+    def close(self) -> None:
+        """Close the socket. A forked process that does not serve it must do so at once."""
+        self.sock.close()
+
+    def unlink(self) -> None:
+        """Remove the file."""
+        unlink_if_ours(self.path, self.dev, self.ino)
+
+
+def bind_control_socket(path: str) -> BoundSocket:
+    """Listen at ``path``; in a directory, at ``crosvm-PID.sock`` in it.
+
+    A stale socket, one that nobody listens on, is replaced.
+
+    Raises:
+        ConfigError: something else is there, or the path is too long.
+        HostError: the host does not let us make a socket there.
+    """
+    if os.path.isdir(path):
+        path = os.path.join(path, f"crosvm-{os.getpid()}.sock")
+    length = len(os.fsencode(path))
+    if length > MAX_PATH_BYTES:
+        raise ConfigError(f"--socket: {path}: {length} bytes, a socket path has {MAX_PATH_BYTES}")
+    for _ in range(_ATTEMPTS):
+        bound = _try_bind(path)
+        if bound is not None:
+            return bound
+        _remove_stale(path)
+    raise ConfigError(f"--socket: {path}: other processes keep taking it")
+
+
+def unlink_if_ours(path: str, dev: int, ino: int) -> None:
+    """Remove the socket file unless another one has taken its place; works in any process."""
+    try:
+        found = os.lstat(path)
+        if (found.st_dev, found.st_ino) == (dev, ino):
+            os.unlink(path)
+    except OSError:
+        return
+
+
+def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
+    """Return (pid, uid, gid) of the process that connected, or that listens (unix(7))."""
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, gid = _UCRED.unpack(data)
+    return pid, uid, gid
+
+
+def _try_bind(path: str) -> BoundSocket | None:
+    """Bind and listen, or return None when something is there already."""
+    sock = socket.socket(socket.AF_UNIX, _TYPE)
+    try:
+        # Linux takes the mode of the file from the socket's own inode (unix_bind_bsd), so it is
+        # never more open than this, whatever the umask.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(path)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            return None
+        raise HostError("bind --socket", path) from error
+    # Between bind and listen it looked stale, so another process may have replaced it by now.
+    if _listener(path) != os.getpid():
+        sock.close()
+        return None
+    # The connection of this question waits in the backlog; the server will find it closed.
+    found = os.lstat(path)
+    return BoundSocket(sock, os.path.abspath(path), found.st_dev, found.st_ino)
+
+
+def _listener(path: str) -> int | None:
+    """Return the pid of the process that listens at ``path``, or None when nobody does.
+
+    Raises:
+        ConfigError: we cannot tell, or it is no control socket.
+    """
+    with socket.socket(socket.AF_UNIX, _TYPE) as probe:
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return None
+        except BlockingIOError:
+            return 0  # its backlog is full: somebody listens
+        except OSError as error:
+            raise ConfigError(f"--socket: {path}: is in use ({error.strerror})") from error
+        return peer_credentials(probe)[0]
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket at ``path`` if nobody listens on it.
+
+    It is moved aside before the second look: of two processes that find the same stale socket,
+    the slower one then sees what it would have removed, and puts it back.
+
+    Raises:
+        ConfigError: somebody listens, or it is no socket.
+        HostError: we may not remove it.
+    """
+    _refuse_if_in_use(path)
+    aside = f"{path}.{os.getpid()}"
+    try:
+        os.rename(path, aside)
+        handle = os.open(aside, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise HostError("replace --socket", path) from error
+    try:
+        if _listener(f"/proc/self/fd/{handle}") is not None:
+            os.link(aside, path)
+    except (ConfigError, OSError) as error:
+        raise ConfigError(f"--socket: {path}: another process takes it, now {aside}") from error
+    finally:
+        os.close(handle)
+    os.unlink(aside)
+
+
+def _refuse_if_in_use(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"--socket: {path}: exists and is not a socket")
+    if _listener(path) is not None:
+        raise ConfigError(f"--socket: {path}: in use, another VM listens there")

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a control client makes of VMs that are gone, silent or talk nonsense."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from crosvm_py.control.client import ControlError, ask
+from crosvm_py.control.protocol import REQUESTS, Done, Failed, Stop
+from sys_util.errors import ConfigError, HostError, ProtocolError
+from sys_util.wire import encode
+
+Script = Callable[[socket.socket], None]
+Serve = Callable[[Script], str]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    threads: list[threading.Thread] = []
+
+    def start(script: Script) -> str:
+        path = str(tmp_path / "s")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(path)
+        listener.listen()
+
+        def run() -> None:
+            with listener, listener.accept()[0] as sock:
+                script(sock)
+
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+        return path
+
+    yield start
+    for thread in threads:
+        thread.join()
+
+
+def _answer(payload: bytes) -> Script:
+    def script(sock: socket.socket) -> None:
+        assert REQUESTS.decode(sock.recv(4096)) == Stop()
+        sock.send(payload)
+
+    return script
+
+
+def _read_and_leave(sock: socket.socket) -> None:
+    sock.recv(4096)
+
+
+def _until_client_leaves(sock: socket.socket) -> None:
+    while sock.recv(4096):
+        pass
+
+
+def test_ask_done_returns(serve: Serve) -> None:
+    ask(serve(_answer(encode(Done()))), Stop())
+
+
+def test_ask_until_closed_returns_when_the_vm_is_gone(serve: Serve) -> None:
+    ask(serve(_answer(encode(Done()))), Stop(), until_closed=True)
+
+
+def test_ask_failed_raises_the_reason(serve: Serve) -> None:
+    with pytest.raises(ControlError, match="/s: the guest is asleep"):
+        ask(serve(_answer(encode(Failed("the guest is asleep")))), Stop())
+
+
+def test_ask_closed_without_answer_raises(serve: Serve) -> None:
+    with pytest.raises(ControlError, match="closed the connection without an answer"):
+        ask(serve(_read_and_leave), Stop())
+
+
+def test_ask_nonsense_raises(serve: Serve) -> None:
+    with pytest.raises(ProtocolError, match="unknown type 7"):
+        ask(serve(_answer(msgpack.packb([7]))), Stop())
+
+
+def test_ask_silent_vm_times_out(serve: Serve) -> None:
+    with pytest.raises(ControlError, match=r"no answer within 0\.01 s"):
+        ask(serve(_until_client_leaves), Stop(), timeout_seconds=0.01)
+
+
+def test_ask_vm_that_does_not_end_times_out(serve: Serve) -> None:
+    def script(sock: socket.socket) -> None:
+        _answer(encode(Done()))(sock)
+        _until_client_leaves(sock)
+
+    with pytest.raises(ControlError, match=r"still running after 0\.2 s"):
+        ask(serve(script), Stop(), until_closed=True, timeout_seconds=0.2)
+
+
+def test_ask_missing_socket_raises(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"connect to .*/s \(no VM has its control socket there"):
+        ask(str(tmp_path / "s"), Stop())
+
+
+def test_ask_stale_socket_raises(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.bind(str(tmp_path / "s"))
+    with pytest.raises(HostError, match="the VM that made it is gone"):
+        ask(str(tmp_path / "s"), Stop())
+
+
+def test_ask_file_that_is_no_socket_raises(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    with pytest.raises(HostError, match=r"connect to .*/f"):
+        ask(str(tmp_path / "f"), Stop())
+
+
+def test_ask_too_long_path_raises() -> None:
+    with pytest.raises(ConfigError, match="a socket path has at most 107 bytes"):
+        ask("/" + "x" * 200, Stop())
