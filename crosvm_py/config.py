@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the user asked ``crosvm run`` for: checked facts, no open resources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from devices.virtio.block import BlockSpec
+
+
+@dataclass(frozen=True, slots=True)
+class SerialSpec:
+    """``--serial``: one UART or debug console, and where its bytes go and come from.
+
+    ``type`` is stdout, file, sink, syslog or unix; ``hardware`` serial (COM ``num``) or debugcon.
+    """
+
+    type: str
+    hardware: str = "serial"
+    num: int = 1
+    path: str | None = None
+    input: str | None = None
+    console: bool = False
+    earlycon: bool = False
+    stdin: bool = False
+    debugcon_port: int = 0x402
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """A whole VM. ``disks`` are in command-line order: the first is /dev/vda.
+
+    ``serial`` is complete: every COM port is in it, those nobody asked for as sinks.
+    """
+
+    kernel: str
+    params: tuple[str, ...]
+    cpus: int
+    memory_bytes: int
+    initrd: str | None
+    disks: tuple[BlockSpec, ...]
+    serial: tuple[SerialSpec, ...]
+    rng: bool
+    socket: str | None
+    name: str
+    seccomp_policy_dir: str | None
+    seccomp_log_failures: bool
+    sandbox: bool
+    extended_status: bool
+
+    def root_parameter(self) -> str | None:
+        """Return the kernel parameters that name the root disk, or None without one."""
+        for index, disk in enumerate(self.disks):
+            if disk.root:
+                return f"root=/dev/{disk_name(index)} {'ro' if disk.read_only else 'rw'}"
+        return None
+
+
+def disk_name(index: int) -> str:
+    """Return the guest's name of the virtio disk with this index: vda, vdb, … vdz, vdaa."""
+    letters = ""
+    while index >= 0:
+        letters = chr(ord("a") + index % 26) + letters
+        index = index // 26 - 1
+    return f"vd{letters}"
