@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The user's terminal as the guest's console: raw mode, its end, and the keys that leave the guest.
+
+While the guest has the terminal every key goes to it, Ctrl-C and Ctrl-Z too. Ctrl-A is ours, as
+in QEMU: Ctrl-A x leaves the guest, Ctrl-A h shows the keys.
+
+The modes found at start are plain data (``TerminalState``), so that the process that outlives a
+killed vmm can put them back: ``restore`` works from any process that has the terminal open.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from enum import Enum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ESCAPE: Final = 0x01  # Ctrl-A
+
+HELP: Final = (
+    b"\r\n"
+    b"Ctrl-A x  leave: stop the guest at once\r\n"
+    b"Ctrl-A b  send a break (Linux: the SysRq key)\r\n"
+    b"Ctrl-A a  send Ctrl-A (also Ctrl-A Ctrl-A)\r\n"
+    b"Ctrl-A h  show this help\r\n"
+)
+
+
+class Action(Enum):
+    """What a key after Ctrl-A asks for."""
+
+    LEAVE = "x"
+    BREAK = "b"
+    HELP = "h"
+
+
+_ACTIONS: Final = {
+    ord("x"): Action.LEAVE,
+    ord("b"): Action.BREAK,
+    ord("h"): Action.HELP,
+    ord("?"): Action.HELP,
+}
+
+
+class EscapeKey:
+    """Find the keys meant for us in what the user types."""
+
+    def __init__(self) -> None:
+        self._escaped = False
+
+    def feed(self, data: bytes) -> tuple[bytes, Action | None]:
+        """Return what the guest gets of ``data`` and the action asked for.
+
+        LEAVE ends the input. Of several others in one piece the last one counts. A key that means
+        nothing after Ctrl-A is passed on together with the Ctrl-A.
+        """
+        if not self._escaped and ESCAPE not in data:
+            return data, None
+        passed = bytearray()
+        action: Action | None = None
+        for key in data:
+            if not self._escaped:
+                self._escaped = key == ESCAPE
+                if not self._escaped:
+                    passed.append(key)
+                continue
+            self._escaped = False
+            if key in _ACTIONS:
+                action = _ACTIONS[key]
+                if action is Action.LEAVE:
+                    break
+            else:
+                passed += b"\x01" if key in (ESCAPE, ord("a")) else bytes((ESCAPE, key))
+        return bytes(passed), action
+
+
+class TerminalState(NamedTuple):
+    """The modes of a terminal (termios(3)) as numbers and bytes."""
+
+    input_modes: int
+    output_modes: int
+    control_modes: int
+    local_modes: int
+    input_speed: int
+    output_speed: int
+    control_characters: bytes
+
+
+def is_terminal(fd: int) -> bool:
+    """Return whether ``fd`` is a terminal; a closed descriptor is none."""
+    return os.isatty(fd)
+
+
+def in_foreground(fd: int) -> bool:
+    """Return whether we may read from the terminal and change it without being stopped."""
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return True  # not our controlling terminal: no job control
+
+
+def save(fd: int) -> TerminalState:
+    """Return the present modes of the terminal.
+
+    Raises:
+        OSError: ``fd`` is no terminal, or it hung up.
+    """
+    import termios
+
+    try:
+        iflag, oflag, cflag, lflag, ispeed, ospeed, cc = termios.tcgetattr(fd)
+    except termios.error as error:
+        raise OSError(*error.args) from None
+    # MIN and TIME are numbers, the other control characters one byte each.
+    characters = b"".join(c if isinstance(c, bytes) else bytes((c,)) for c in cc)
+    return TerminalState(iflag, oflag, cflag, lflag, ispeed, ospeed, characters)
+
+
+def raw(state: TerminalState) -> TerminalState:
+    """Return ``state`` with every key passed through, unchanged and at once.
+
+    Output processing stays, so that our own messages start at the left margin.
+    """
+    import termios as t
+
+    characters = bytearray(state.control_characters)
+    characters[t.VMIN] = 1
+    characters[t.VTIME] = 0
+    masked_input = t.IGNBRK | t.BRKINT | t.PARMRK | t.ISTRIP | t.INLCR | t.IGNCR | t.ICRNL | t.IXON
+    masked_local = t.ECHO | t.ECHONL | t.ICANON | t.ISIG | t.IEXTEN
+    return state._replace(
+        input_modes=state.input_modes & ~masked_input,
+        control_modes=state.control_modes & ~(t.CSIZE | t.PARENB) | t.CS8,
+        local_modes=state.local_modes & ~masked_local,
+        control_characters=bytes(characters),
+    )
+
+
+def apply(fd: int, state: TerminalState) -> None:
+    """Set the modes of the terminal, from the background too, without being stopped for it.
+
+    Raises:
+        OSError: ``fd`` is no terminal, or it hung up.
+    """
+    import termios
+
+    characters = [bytes((c,)) for c in state.control_characters]
+    attributes: list[int | list[bytes]] = [*state[:6], characters]
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+    try:
+        # TCSANOW: waiting for output would hang on a terminal that is stopped by Ctrl-S.
+        termios.tcsetattr(fd, termios.TCSANOW, attributes)
+    except termios.error as error:
+        raise OSError(*error.args) from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+
+
+def make_raw(fd: int) -> TerminalState:
+    """Switch the terminal to raw mode and return the modes it had.
+
+    Raises:
+        OSError: ``fd`` is no terminal, or it hung up.
+    """
+    state = save(fd)
+    apply(fd, raw(state))
+    return state
+
+
+def restore(fd: int, state: TerminalState, *, only_if_raw: bool = False) -> None:
+    """Put the modes back; a terminal that is gone is left alone. May be called again.
+
+    With ``only_if_raw`` nothing happens when somebody changed the modes since ``make_raw``: for
+    the process that notices a killed vmm after the user's shell has.
+    """
+    try:
+        if not only_if_raw or save(fd) == raw(state):
+            apply(fd, state)
+    except OSError:
+        return
+
+
+class Terminal:
+    """The terminal on one descriptor, which stays the caller's, while the guest has it."""
+
+    def __init__(self, fd: int) -> None:
+        """Read the modes.
+
+        Raises:
+            OSError: ``fd`` is no terminal, or it hung up.
+        """
+        self.fd = fd
+        self.state = save(fd)
+        self.is_raw = False
+
+    def enter(self) -> None:
+        """Switch to raw mode; again after a stop (SIGCONT), when a shell has changed it.
+
+        A terminal that hung up stays as it is: its end-of-file tells the rest.
+        """
+        try:
+            apply(self.fd, raw(self.state))
+        except OSError:
+            return
+        self.is_raw = True
+
+    def leave(self) -> None:
+        """Put the modes back that were found. May be called again."""
+        if self.is_raw:
+            self.is_raw = False
+            restore(self.fd, self.state)
+
+
+def keep_job_control_quiet() -> Callable[[], None]:
+    """Ignore SIGTTIN and SIGTTOU, and return a function that undoes it.
+
+    A VM that was moved to the background is not stopped for reading its terminal: the read fails
+    with EIO instead, and input pauses until SIGCONT. Only from the main thread.
+    """
+    old = {number: signal.getsignal(number) for number in (signal.SIGTTIN, signal.SIGTTOU)}
+    for number in old:
+        signal.signal(number, signal.SIG_IGN)
+
+    def undo() -> None:
+        for number, handler in old.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    return undo
