@@ -66,10 +66,6 @@ class kvm_sregs(CData):
     efer: int
     apic_base: int
 
-class kvm_fpu(CData):
-    fcw: int
-    mxcsr: int
-
 class kvm_cpuid_entry2(CData):
     function: int
     index: int
@@ -110,8 +106,6 @@ class _Ffi:
     def new(self, cdecl: Literal["struct kvm_regs *"]) -> kvm_regs: ...
     @overload
     def new(self, cdecl: Literal["struct kvm_sregs *"]) -> kvm_sregs: ...
-    @overload
-    def new(self, cdecl: Literal["struct kvm_fpu *"]) -> kvm_fpu: ...
     @overload
     def new(self, cdecl: Literal["struct kvm_cpuid2 *"], init: dict[str, int]) -> kvm_cpuid2: ...
     @overload
@@ -190,8 +184,6 @@ class _Lib:
     KVM_SET_SREGS: int
     KVM_GET_MSRS: int
     KVM_SET_MSRS: int
-    KVM_GET_FPU: int
-    KVM_SET_FPU: int
     KVM_GET_LAPIC: int
     KVM_SET_LAPIC: int
     KVM_SET_CPUID2: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sys_util._kvm import ffi, lib
 from sys_util.kvm_ioctl import ioctl, ioctl_int, refuse
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sys_util._kvm import kvm_regs, kvm_sregs
+
+KVM_CPUID_FLAG_SIGNIFCANT_INDEX: Final[int] = lib.KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 
 
 class CpuidEntry(NamedTuple):
@@ -98,13 +100,6 @@ class Vcpu:
     def set_sregs(self, sregs: kvm_sregs) -> None:
         """Set the segment and control registers."""
         ioctl(self.fd, lib.KVM_SET_SREGS, sregs, "KVM_SET_SREGS", self._target)
-
-    def reset_fpu(self, fcw: int, mxcsr: int) -> None:
-        """Empty the floating-point registers and set the two control words."""
-        fpu = ffi.new("struct kvm_fpu *")
-        fpu.fcw = fcw
-        fpu.mxcsr = mxcsr
-        ioctl(self.fd, lib.KVM_SET_FPU, fpu, "KVM_SET_FPU", self._target)
 
     def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
         """Set every leaf the guest will see; once, before the first run."""
