@@ -36,6 +36,7 @@ class _Lib:
     PR_CAPBSET_DROP: int
     PR_SET_DUMPABLE: int
     PR_SET_NAME: int
+    PR_SET_NO_NEW_PRIVS: int
     PR_SET_PDEATHSIG: int
     SECCOMP_FILTER_FLAG_TSYNC: int
     FALLOC_FL_KEEP_SIZE: int

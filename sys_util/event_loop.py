@@ -8,6 +8,7 @@ import itertools
 import os
 import select
 import time
+from _thread import get_ident
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ class EventLoop:
         self._soon: deque[Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._running = False
+        self._thread = get_ident()
         self.add(self._wake_fd, self._on_wake)
 
     def fds(self) -> tuple[int, int]:
@@ -66,9 +68,14 @@ class EventLoop:
         self._epoll.unregister(fd)
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        """Call ``callback`` once, ``seconds`` from now, unless the timer is cancelled."""
+        """Call ``callback`` once, ``seconds`` from now, unless the timer is cancelled.
+
+        May be called from any thread; the callback runs in the loop's.
+        """
         timer = Timer(time.monotonic() + seconds, callback)
         heapq.heappush(self._timers, (timer.deadline, next(self._order), timer))
+        if get_ident() != self._thread:
+            os.eventfd_write(self._wake_fd, 1)
         return timer
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:

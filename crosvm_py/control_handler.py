@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Carry out what clients of the control socket ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crosvm_py.control import protocol
+from crosvm_py.exit_status import VmExit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crosvm_py.control.protocol import Request, Response
+    from crosvm_py.control.server import Handler, Pending
+    from crosvm_py.suspension import Suspension
+    from crosvm_py.x86_64.machine import Machine
+
+
+def request_handler(
+    machine: Machine, suspension: Suspension, end: Callable[[VmExit, str], None]
+) -> Handler:
+    """Return the handler of one VM's control server."""
+
+    def handle(request: Request) -> Response | Pending:
+        match request:
+            case protocol.Stop():
+                end(VmExit.STOPPED, "stopped by a client")
+            case protocol.Suspend():
+                return suspension.suspend()
+            case protocol.Resume():
+                return suspension.resume()
+            case protocol.PowerButton():
+                machine.press_power_button()
+        return protocol.Done()
+
+    return handle

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every kind of device: its module, its policy and how its process builds it.
+
+The module of a kind is imported when the kind is first asked for, in the warden.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from devices.virtio.device import VirtioDevice
+
+    Fields = dict[str, object]
+
+
+class DeviceKind(NamedTuple):
+    """What is known of a device before it exists."""
+
+    policy_name: str
+    module: str
+    build: Callable[[Fields, Sequence[int]], VirtioDevice]
+
+    def preload(self) -> None:
+        """Import what the device's process needs, so that it never has to."""
+        import_module(self.module)
+
+
+class DeviceOrder(NamedTuple):
+    """A device process to be made: its name and kind, its packed Spec, its descriptors.
+
+    ``max_file_bytes`` is the highest offset it may write at in any file, 0 for none.
+    """
+
+    name: str
+    kind: str
+    spec: bytes
+    fds: tuple[int, ...]
+    max_file_bytes: int
+
+
+def _build_block(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.block import Block, BlockSpec
+
+    queues = fields.pop("num_queues")
+    spec = BlockSpec(**fields)  # type: ignore[arg-type]  # the vmm packed these very fields
+    return Block(spec, fds[0], num_queues=int(str(queues)))
+
+
+def _build_rng(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.rng import Rng, RngSpec
+
+    return Rng(RngSpec(**fields))  # type: ignore[arg-type]  # as above
+
+
+DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
+    "block": DeviceKind("block_device", "devices.virtio.block", _build_block),
+    "rng": DeviceKind("rng_device", "devices.virtio.rng", _build_rng),
+}
+
+
+def pack_spec(spec: object, **extra: object) -> bytes:
+    """Pack the fields of a frozen Spec, and what else the device is built from."""
+    names: tuple[str, ...] = type(spec).__slots__  # type: ignore[attr-defined]  # a slots dataclass
+    return msgpack.packb({name: getattr(spec, name) for name in names} | extra)
+
+
+def build_device(kind: str, spec: bytes, fds: Sequence[int]) -> VirtioDevice:
+    """Build the device that ``spec`` describes; ``fds`` become its own."""
+    fields = msgpack.unpackb(spec)
+    return DEVICE_KINDS[kind].build(fields, fds)  # type: ignore[arg-type]  # a map, see pack_spec

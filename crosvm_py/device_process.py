@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The life of one device process, from its jail to its end.
+
+It enters the jail, maps guest memory, builds its device, loads its filter, and only then says
+``Ready`` and reads what a guest wrote. It ends when the vmm closes the channel.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from crosvm_py import device_protocol as protocol
+from crosvm_py.device_kinds import build_device
+from devices.virtio.queue import QueueError
+from devices.virtio.worker import QueueWorker
+from sys_util import linux, log
+from sys_util.channel import Channel, ChannelClosed
+from sys_util.crash import crash_report
+from sys_util.errors import GuestError, ProtocolError, VmmError, describe
+from sys_util.event_loop import EventLoop
+from sys_util.guest_memory import GuestMemory
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+    from crosvm_py.warden_protocol import Spawn
+    from devices.virtio.backend import QueueActivation
+    from devices.virtio.device import VirtioDevice
+    from jail.plan import JailPlan
+    from sys_util.wire import Message
+
+EXIT_BUG: Final = 70
+EXIT_HOST: Final = 1
+MAX_REPORT_CHARS: Final = 8192
+
+
+def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: JailPlan | None) -> int:
+    """Be the device that ``order`` describes; return the exit status.
+
+    ``fds`` are guest memory and then the device's own; all of them become this process's.
+    """
+    channel = Channel(sock, protocol.DEVICE_CODEC)
+    try:
+        _log_through(channel)
+        linux.set_process_name(order.name)
+        if jail is not None:
+            jail.enter()
+        memory = GuestMemory.attach(fds[0], order.regions)
+        device = build_device(order.kind, order.spec, fds[1:])
+        process = _DeviceProcess(channel, device, memory)
+        linux.report_denied_calls(channel.fileno(), protocol.CALL_DENIED_HEAD)
+        if jail is not None:
+            jail.close_door()
+        process.run()
+    except ChannelClosed:
+        return 0
+    except VmmError as error:
+        _last_words(channel, describe(error))
+        return EXIT_HOST
+    except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
+        _last_words(channel, crash_report(error))
+        return EXIT_BUG
+    return 0
+
+
+def _log_through(channel: Channel) -> None:
+    def sink(level: int, module: str, line: str) -> None:
+        try:
+            channel.send(protocol.LogLine(level, module[:128], line[:4096]))
+        except (ChannelClosed, ProtocolError):
+            return  # the vmm is gone or drowning; a log line is not worth the device
+
+    log.set_sink(sink)
+
+
+def _last_words(channel: Channel, report: str) -> None:
+    try:
+        channel.send(protocol.Crashed(report[:MAX_REPORT_CHARS]))
+    except (ChannelClosed, ProtocolError):
+        return
+
+
+class _DeviceProcess:
+    """Turn messages of the vmm and kicks of the driver into calls of the device."""
+
+    def __init__(self, channel: Channel, device: VirtioDevice, memory: GuestMemory) -> None:
+        self._channel = channel
+        self._device = device
+        self._memory = memory
+        self._loop = EventLoop()
+        self._worker = QueueWorker(device, memory)
+        self._features = 0
+        self._fds: dict[int, tuple[int, int]] = {}  # queue index -> kick, call
+        self._again: set[int] = set()  # queues that have more to do than one turn's worth
+        self._broken: set[int] = set()  # queues that wait for a reset
+
+    def run(self) -> None:
+        """Say ``Ready`` and serve until the vmm closes the channel."""
+        device = self._device
+        self._channel.send(
+            protocol.Ready(
+                device.device_type,
+                self._worker.offered_features,
+                device.queue_sizes,
+                device.config(),
+            )
+        )
+        self._loop.add(self._channel.fileno(), self._on_message)
+        while True:
+            self._loop.run_once(0 if self._again else None)
+            for index in tuple(self._again):
+                self._serve(index)
+
+    def _on_message(self, _events: int) -> None:
+        received = self._channel.receive()
+        if received is None:
+            return
+        message, fds = received
+        request_id = self._carry_out(message, fds)
+        self._channel.send(protocol.Done(request_id))
+
+    def _carry_out(self, message: Message, fds: list[int]) -> int:
+        match message:
+            case protocol.Activate(request_id, features, queues):
+                self._features = features
+                self._device.activate(features)
+                for at, queue in enumerate(queues):
+                    self._start(queue, fds[2 * at : 2 * at + 2])
+            case protocol.EnableQueue(request_id, queue):
+                self._start(queue, fds)
+            case protocol.ResetQueue(request_id, index):
+                self._stop(index)
+            case protocol.Reset(request_id):
+                for index in tuple(self._fds):
+                    self._stop(index)
+                self._device.reset()
+            case protocol.WriteConfig(request_id, offset, data):
+                self._device.write_config(offset, data)
+            case protocol.Pause(request_id):
+                self._worker.pause()
+            case protocol.Resume(request_id):
+                self._worker.resume()
+                self._again.update(self._fds)
+            case _:
+                raise ProtocolError(f"unexpected {type(message).__name__}")
+        return request_id
+
+    def _start(self, queue: QueueActivation, fds: Sequence[int]) -> None:
+        kick_fd, call_fd = fds
+        index = queue.index
+        self._fds[index] = (kick_fd, call_fd)
+        self._loop.add(kick_fd, lambda _events: self._serve(index))
+        try:
+            activation = queue._replace(kick_fd=kick_fd, call_fd=call_fd)
+            self._worker.start_queue(activation, self._features)
+        except GuestError as error:
+            self._give_up(index, error)
+        else:
+            self._again.add(index)
+
+    def _stop(self, index: int) -> None:
+        self._worker.stop_queue(index)
+        self._again.discard(index)
+        kick_fd, call_fd = self._fds.pop(index, (-1, -1))
+        if kick_fd < 0:
+            return
+        if index not in self._broken:
+            self._loop.remove(kick_fd)
+        self._broken.discard(index)
+        os.close(kick_fd)
+        os.close(call_fd)
+
+    def _serve(self, index: int) -> None:
+        self._again.discard(index)
+        try:
+            if self._worker.on_kick(index):
+                self._again.add(index)
+        except QueueError as error:
+            self._give_up(index, error)
+
+    def _give_up(self, index: int, error: GuestError) -> None:
+        """Tell the vmm that the driver must reset us, and stop listening to the queue."""
+        self._broken.add(index)
+        self._loop.remove(self._fds[index][0])
+        self._channel.send(protocol.QueueFailed(index, str(error)[:512]))

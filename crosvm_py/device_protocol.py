@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the vmm and a device process say to each other.
+
+Requests of the vmm carry an id that the device gives back in ``Done``; nothing waits for it but a
+deadline. The descriptors of ``Activate`` and ``EnableQueue`` are two for each queue: kick, call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from devices.virtio.backend import QueueActivation
+from sys_util.wire import U16, U32, U64, Codec, blob, boolean, integer, record, sequence, text
+
+if TYPE_CHECKING:
+    from sys_util.wire import Check
+
+MAX_QUEUES: Final = 64
+MAX_CONFIG_BYTES: Final = 4096
+
+# A queue's descriptors travel beside the message; in it they are -1.
+_NO_FD: Final = integer(-1, -1)
+_QUEUE: Final = record(QueueActivation, U16, U16, U64, U64, U64, _NO_FD, _NO_FD, boolean)
+_ID: Final = U32
+
+
+def without_fds(queue: QueueActivation) -> QueueActivation:
+    """Return ``queue`` as it crosses in a message."""
+    return queue._replace(kick_fd=-1, call_fd=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Activate:
+    """The driver is ready: serve these queues with these features."""
+
+    TYPE: ClassVar[int] = 1
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID, U64, sequence(_QUEUE, MAX_QUEUES))
+    request_id: int
+    features: int
+    queues: tuple[QueueActivation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EnableQueue:
+    """Serve one more queue."""
+
+    TYPE: ClassVar[int] = 2
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID, _QUEUE)
+    request_id: int
+    queue: QueueActivation
+
+
+@dataclass(frozen=True, slots=True)
+class ResetQueue:
+    """Stop one queue; after ``Done`` its memory is not touched any more."""
+
+    TYPE: ClassVar[int] = 3
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID, U16)
+    request_id: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Stop every queue and forget the driver."""
+
+    TYPE: ClassVar[int] = 4
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID,)
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteConfig:
+    """The driver wrote to the device configuration."""
+
+    TYPE: ClassVar[int] = 5
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID, U16, blob(8))
+    request_id: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Finish what is in flight and serve nothing until ``Resume``."""
+
+    TYPE: ClassVar[int] = 6
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID,)
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Serve again."""
+
+    TYPE: ClassVar[int] = 7
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID,)
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The first message of a device: it is in its jail, and this is what it offers."""
+
+    TYPE: ClassVar[int] = 32
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        U16,
+        U64,
+        sequence(U16, MAX_QUEUES),
+        blob(MAX_CONFIG_BYTES),
+    )
+    device_type: int
+    features: int
+    queue_sizes: tuple[int, ...]
+    config: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A request is carried out."""
+
+    TYPE: ClassVar[int] = 33
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID,)
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFailed:
+    """The driver made a queue unusable; the device needs a reset (virtio 1.3 §2.1.2)."""
+
+    TYPE: ClassVar[int] = 34
+    FIELDS: ClassVar[tuple[Check, ...]] = (U16, text(512))
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChanged:
+    """The device configuration is now another one."""
+
+    TYPE: ClassVar[int] = 35
+    FIELDS: ClassVar[tuple[Check, ...]] = (blob(MAX_CONFIG_BYTES),)
+    config: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line for the vmm's log."""
+
+    TYPE: ClassVar[int] = 36
+    FIELDS: ClassVar[tuple[Check, ...]] = (U16, text(128), text(4096))
+    level: int
+    module: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallDenied:
+    """The last message: the filter trapped a system call. Sent by the handler of SIGSYS."""
+
+    TYPE: ClassVar[int] = 37
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """The last message: our own bug, or a host that failed the device."""
+
+    TYPE: ClassVar[int] = 38
+    FIELDS: ClassVar[tuple[Check, ...]] = (text(8192),)
+    report: str
+
+
+# What the SIGSYS handler writes before the call's number: an array of two, and the type.
+CALL_DENIED_HEAD: Final = bytes([0x92, CallDenied.TYPE])
+
+DEVICE_CODEC: Final = Codec((Activate, EnableQueue, ResetQueue, Reset, WriteConfig, Pause, Resume))
+VMM_CODEC: Final = Codec((Ready, Done, QueueFailed, ConfigChanged, LogLine, CallDenied, Crashed))

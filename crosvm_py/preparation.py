@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Everything about a run that can be refused, done before the first process is forked.
+
+What is opened here is closed by the warden (which needs none of it) and owned by the run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from crosvm_py.control.socket_path import bind_control_socket
+from crosvm_py.device_kinds import DEVICE_KINDS, DeviceOrder, pack_spec
+from crosvm_py.serial_ports import open_serial_ports
+from crosvm_py.x86_64.layout import BOOT_LAYOUT, e820
+from devices.virtio.block import Block
+from devices.virtio.rng import RngSpec
+from kernel_loader.image import open_kernel
+from kernel_loader.load import open_initrd, plan_boot
+from seccomp import load_policy
+from sys_util.kvm import Kvm
+from sys_util.log import get_logger
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from crosvm_py.config import RunConfig
+    from crosvm_py.control.socket_path import BoundSocket
+    from crosvm_py.serial_ports import SerialPorts
+    from kernel_loader.load import BootPlan
+    from seccomp import Policy
+
+log = get_logger("crosvm.run")
+
+VMM_POLICY = "vmm"
+
+# What crosvm gives every guest: a panic ends the VM instead of leaving it hanging.
+_BASE_PARAMETERS = "panic=-1"
+
+# More queues than this share the one process that serves them all, and gain nothing.
+_MAX_BLOCK_QUEUES = 4
+
+
+class Preparation(NamedTuple):
+    """What a run starts from."""
+
+    kvm: Kvm
+    plan: BootPlan
+    devices: tuple[DeviceOrder, ...]
+    serial: SerialPorts
+    device_policies: dict[str, Policy] | None  # None: --disable-sandbox
+    vmm_policy: Policy | None
+    socket: BoundSocket | None
+
+
+def prepare(config: RunConfig, stack: ExitStack) -> Preparation:
+    """Open and check what the run needs; ``stack`` closes what the vmm keeps.
+
+    Raises:
+        ConfigError: the user asked for what cannot be.
+        HostError: the host does not let us.
+    """
+    kvm = Kvm.open()
+    stack.callback(kvm.close)
+    serial = open_serial_ports(config.serial)
+    stack.callback(serial.close)
+    plan = _plan_boot(config, serial, stack)
+    devices = tuple(_device_orders(config))
+    device_policies, vmm_policy = _policies(config, devices)
+    bound = None
+    if config.socket is not None:
+        bound = bind_control_socket(config.socket)
+        stack.callback(bound.close)
+        stack.callback(bound.unlink)
+    return Preparation(kvm, plan, devices, serial, device_policies, vmm_policy, bound)
+
+
+def _plan_boot(config: RunConfig, serial: SerialPorts, stack: ExitStack) -> BootPlan:
+    image = open_kernel(config.kernel)
+    stack.callback(image.close)
+    initrd = None
+    if config.initrd is not None:
+        initrd = open_initrd(config.initrd)
+        stack.callback(initrd.close)
+    words = [_BASE_PARAMETERS, *serial.kernel_parameters, config.root_parameter(), *config.params]
+    cmdline = " ".join(word for word in words if word)
+    return plan_boot(image, initrd, cmdline, e820(config.memory_bytes), BOOT_LAYOUT)
+
+
+def _device_orders(config: RunConfig) -> list[DeviceOrder]:
+    orders = []
+    queues = min(config.cpus, _MAX_BLOCK_QUEUES)
+    for index, spec in enumerate(config.disks):
+        fd = Block.open(spec)
+        size_bytes = Block.size_bytes(fd)
+        orders.append(
+            DeviceOrder(
+                f"block:{index}", "block", pack_spec(spec, num_queues=queues), (fd,), size_bytes
+            )
+        )
+    if config.rng:
+        orders.append(DeviceOrder("rng", "rng", pack_spec(RngSpec()), (), 0))
+    return orders
+
+
+def _policies(
+    config: RunConfig, devices: tuple[DeviceOrder, ...]
+) -> tuple[dict[str, Policy] | None, Policy | None]:
+    if not config.sandbox:
+        log.warning("--disable-sandbox: devices and vmm run unconfined; the guest must be trusted")
+        return None, None
+    if config.seccomp_log_failures:
+        log.warning("--seccomp-log-failures: denied system calls are logged, not stopped")
+
+    def load(name: str) -> Policy:
+        return load_policy(
+            name, directory=config.seccomp_policy_dir, log_failures=config.seccomp_log_failures
+        )
+
+    names = {DEVICE_KINDS[device.kind].policy_name for device in devices}
+    return {name: load(name) for name in sorted(names)}, load(VMM_POLICY)

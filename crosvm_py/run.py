@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``crosvm run``: the order of a VM's life.
+
+Prepare and check; fork the warden; build the machine while the devices start side by side; plug
+them in; close our own door; run until something ends the VM; take everything apart.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from crosvm_py.preparation import prepare
+from crosvm_py.warden import start_warden
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crosvm_py.config import RunConfig
+    from crosvm_py.exit_status import VmExit
+    from crosvm_py.preparation import Preparation
+
+
+def run_vm(config: RunConfig) -> VmExit:
+    """Run one VM from its start to its end and return how it ended.
+
+    Raises:
+        ConfigError: the user asked for what cannot be.
+        HostError: the host does not let us.
+        VmmError: a device did not start.
+    """
+    with ExitStack() as stack:
+        prepared = prepare(config, stack)
+        warden = start_warden(
+            prepared.device_policies,
+            sorted({device.kind for device in prepared.devices}),
+            _tidying(prepared),
+        )
+        # From here on the imports are the vmm's alone, made while the warden makes its own.
+        from crosvm_py.vm import VirtualMachine
+
+        vm = VirtualMachine(config, prepared, warden)
+        stack.callback(vm.close)
+        vm.build()
+        return vm.run()
+
+
+def _tidying(prepared: Preparation) -> Callable[[], None]:
+    """Return what the warden does if the vmm is killed: it cannot do it any more."""
+    bound, terminal = prepared.socket, prepared.serial.terminal
+
+    def tidy() -> None:
+        if terminal is not None:
+            terminal.restore()
+        if bound is not None:
+            bound.unlink()
+
+    return tidy

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One virtual machine at run time: its loop, what can end it, and its orderly end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Final
+
+from crosvm_py.control.server import ControlServer
+from crosvm_py.control_handler import request_handler
+from crosvm_py.exit_status import VmExit
+from crosvm_py.supervisor import Supervisor
+from crosvm_py.suspension import Suspension
+from crosvm_py.x86_64.layout import ram_ranges
+from crosvm_py.x86_64.machine import Machine, MachineEvents
+from sys_util import linux
+from sys_util.errors import HostError
+from sys_util.event_loop import EventLoop
+from sys_util.guest_memory import GuestMemory
+from sys_util.log import get_logger
+
+if TYPE_CHECKING:
+    from crosvm_py.config import RunConfig
+    from crosvm_py.preparation import Preparation
+    from crosvm_py.vcpu import VcpuSet
+    from crosvm_py.vcpu_exit import VmExitReason
+    from crosvm_py.warden import WardenProcess
+
+log = get_logger("crosvm.vm")
+
+# A vCPU leaves the guest at once; only a device call that hangs, our bug, takes longer.
+_STOP_SECONDS: Final = 5.0
+
+_END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class VirtualMachine:
+    """A VM between the fork of its warden and the end of its last process."""
+
+    def __init__(self, config: RunConfig, prepared: Preparation, warden: WardenProcess) -> None:
+        self._config = config
+        self._prepared = prepared
+        self._loop = EventLoop()
+        self._exit: VmExit | None = None
+        self._panicked = False
+        self._memory = GuestMemory.create(ram_ranges(config.memory_bytes))
+        self._machine = Machine(
+            prepared.kvm,
+            self._memory,
+            self._loop,
+            MachineEvents(
+                on_reset=lambda: self._end_soon(VmExit.RESET, "the guest asked for a reset"),
+                on_power_off=lambda: self._end_soon(VmExit.STOPPED, "the guest powered off"),
+                on_panic=self._on_panic,
+            ),
+        )
+        self._supervisor = Supervisor(
+            self._loop, self._machine.lock, warden, lambda why: self._end(VmExit.CRASH, why)
+        )
+        self._vcpus: VcpuSet | None = None
+        self._control: ControlServer | None = None
+
+    def build(self) -> None:
+        """Start every device and build the machine around them.
+
+        Raises:
+            VmmError: a device did not start.
+            HostError: KVM refuses something.
+        """
+        prepared, machine = self._prepared, self._machine
+        for order in prepared.devices:
+            self._supervisor.spawn(order, self._memory)
+        prepared.serial.attach(machine.pio, machine.isa_irq_line, self._loop, machine.lock)
+        machine.load(prepared.plan, self._config.cpus)
+        self._supervisor.wait_ready()
+        for device in self._supervisor.devices:
+            device.events = machine.plug(device)
+
+    def run(self) -> VmExit:
+        """Let the guest run until something ends the VM."""
+        self._vcpus = vcpus = self._machine.make_vcpu_set(self._on_vcpu_exit)
+        for signum in _END_SIGNALS:
+            signal.signal(signum, self._on_signal)
+        vcpus.start(paused=True)
+        suspension = Suspension(self._machine, vcpus, self._supervisor)
+        if self._prepared.socket is not None:
+            handler = request_handler(self._machine, suspension, self._end)
+            self._control = ControlServer(self._loop, self._prepared.socket, handler)
+        self._close_door()
+        vcpus.resume()
+        if self._exit is None:
+            self._loop.run()
+        return VmExit.CRASH if self._exit is None else self._exit
+
+    def close(self) -> None:
+        """Take everything apart, in an order in which nothing needs what is gone."""
+        if self._vcpus is not None and not self._vcpus.stop(_STOP_SECONDS):
+            log.error("a vCPU does not stop; giving up on an orderly end")
+            self._prepared.serial.close()
+            os._exit(VmExit.CRASH)
+        if self._control is not None:
+            self._control.close()
+        self._supervisor.end()
+        self._machine.close()
+        self._memory.close()
+        self._loop.close()
+
+    def _close_door(self) -> None:
+        """Put every thread of this process under the vmm's own filter."""
+        policy = self._prepared.vmm_policy
+        if policy is None:
+            return
+        try:
+            linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+            linux.load_seccomp_filter(policy.bpf, all_threads=True)
+        except OSError as error:
+            raise HostError("load", f"the seccomp filter {policy.name}") from error
+
+    def _end(self, vm_exit: VmExit, reason: str) -> None:
+        """End the VM; only the first reason counts. In the loop's thread."""
+        if self._exit is not None:
+            return
+        if self._panicked and vm_exit in (VmExit.STOPPED, VmExit.RESET):
+            vm_exit = VmExit.GUEST_PANIC
+        self._exit = vm_exit
+        if vm_exit == VmExit.CRASH:
+            log.error("%s", reason)
+        else:
+            log.info("%s", reason)
+        self._loop.stop()
+
+    def _end_soon(self, vm_exit: VmExit, reason: str) -> None:
+        """End the VM, from any thread."""
+        self._loop.call_soon_threadsafe(lambda: self._end(vm_exit, reason))
+
+    def _on_vcpu_exit(self, _index: int, reason: VmExitReason) -> None:
+        self._end_soon(reason.kind, reason.text)
+
+    def _on_panic(self) -> None:
+        if not self._panicked:
+            self._panicked = True
+            log.warning("the guest reports a panic")
+
+    def _on_signal(self, signum: int, _frame: object) -> None:
+        self._end_soon(VmExit.STOPPED, f"ended by {signal.Signals(signum).name}")

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The warden: a single-threaded process that makes the device processes and buries them.
+
+It exists because a process with threads must not fork, and because it forks in a millisecond what
+is imported already. It holds no KVM descriptor and maps no guest memory; what a device needs
+passes through it and is closed. When the vmm goes away, however it ends, the warden ends every
+device and tidies up what the vmm cannot.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, Final
+
+from crosvm_py import warden_protocol as protocol
+from crosvm_py.device_kinds import DEVICE_KINDS
+from crosvm_py.device_process import run_device
+from jail.namespaces import clone_into, id_map_for, write_id_maps
+from jail.plan import device_jail
+from jail.steps import DieWithParent
+from sys_util import linux
+from sys_util.channel import Channel, ChannelClosed, socket_pair
+from sys_util.crash import crash_report
+from sys_util.errors import HostError, ProtocolError, describe
+from sys_util.event_loop import EventLoop
+from sys_util.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import NoReturn
+
+    from jail.plan import JailPlan
+    from seccomp import Policy
+
+log = get_logger("crosvm.warden")
+
+EXIT_BUG: Final = 70
+_STDIO: Final = frozenset({0, 1, 2})
+
+
+class WardenProcess:
+    """The vmm's handle on its warden."""
+
+    def __init__(self, channel: Channel, pid: int) -> None:
+        self.channel = channel
+        self.pid = pid
+
+
+def start_warden(
+    policies: Mapping[str, Policy] | None,
+    kinds: Sequence[str],
+    when_vmm_is_gone: Callable[[], None],
+) -> WardenProcess:
+    """Fork the warden; the caller has one thread and nothing of the guest yet.
+
+    Args:
+        policies: the compiled policy of every kind; ``None`` for ``--disable-sandbox``.
+        kinds: the kinds of device that will be asked for, imported ahead.
+        when_vmm_is_gone: the tidying that outlives the vmm; runs in the warden.
+    """
+    ours, theirs = socket_pair()
+    gc.collect()
+    gc.freeze()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _be_warden(theirs, policies, kinds, when_vmm_is_gone)
+    theirs.close()
+    return WardenProcess(Channel(ours, protocol.VMM_CODEC), pid)
+
+
+def _be_warden(
+    sock: socket.socket,
+    policies: Mapping[str, Policy] | None,
+    kinds: Sequence[str],
+    when_vmm_is_gone: Callable[[], None],
+) -> NoReturn:
+    status = EXIT_BUG
+    try:
+        # The terminal's signals are for the vmm alone, which tells its children by the channel.
+        os.setsid()
+        linux.set_process_name("crosvm-warden")
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        for kind in kinds:
+            DEVICE_KINDS[kind].preload()
+        gc.freeze()
+        warden = _Warden(Channel(sock, protocol.WARDEN_CODEC), policies, null)
+        warden.run()
+        when_vmm_is_gone()
+        status = 0
+    except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
+        log.error("%s", crash_report(error))
+    finally:
+        os._exit(status)
+
+
+class _Child:
+    """One device process."""
+
+    def __init__(self, device_id: int, pid: int) -> None:
+        self.device_id = device_id
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+
+
+class _Warden:
+    """Serve ``Spawn`` and ``Kill`` until the vmm closes the channel."""
+
+    def __init__(
+        self, channel: Channel, policies: Mapping[str, Policy] | None, null_fd: int
+    ) -> None:
+        self._channel = channel
+        self._policies = policies
+        self._null_fd = null_fd
+        self._children: dict[int, _Child] = {}
+        self._loop = EventLoop()
+
+    def run(self) -> None:
+        self._loop.add(self._channel.fileno(), self._on_message)
+        try:
+            self._loop.run()
+        except ChannelClosed:
+            log.debug("the vmm has gone")
+        finally:
+            for child in self._children.values():
+                linux.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+                os.waitpid(child.pid, 0)
+
+    def _on_message(self, _events: int) -> None:
+        received = self._channel.receive()
+        if received is None:
+            return
+        message, fds = received
+        try:
+            match message:
+                case protocol.Spawn():
+                    self._spawn(message, fds)
+                case protocol.Kill(device_id):
+                    self._kill(device_id)
+                case _:
+                    raise ProtocolError(f"unexpected {type(message).__name__}")
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _kill(self, device_id: int) -> None:
+        child = self._children.get(device_id)
+        if child is not None:  # else it ended by itself, and the vmm will read so
+            linux.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+
+    def _spawn(self, order: protocol.Spawn, fds: list[int]) -> None:
+        try:
+            pid = self._fork(order, fds)
+        except HostError as error:
+            self._channel.send(protocol.SpawnFailed(order.device_id, describe(error)[:1024]))
+            return
+        child = _Child(order.device_id, pid)
+        self._children[order.device_id] = child
+        self._loop.add(child.pidfd, lambda _events: self._bury(child))
+        self._channel.send(protocol.Spawned(order.device_id, pid))
+
+    def _fork(self, order: protocol.Spawn, fds: list[int]) -> int:
+        """Fork a device process and let it go once its ids are mapped."""
+        policies = self._policies
+        go_read, go_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = os.fork() if policies is None else clone_into()
+            if pid == 0:
+                os.close(go_write)
+                _be_device(order, fds, go_read, self._null_fd, self._jail(order, fds))
+            try:
+                if policies is not None:
+                    write_id_maps(pid, id_map_for(pid))
+            except HostError:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise
+            os.write(go_write, b"!")
+        finally:
+            os.close(go_read)
+            os.close(go_write)
+        return pid
+
+    def _jail(self, order: protocol.Spawn, fds: list[int]) -> JailPlan | None:
+        if self._policies is None:
+            return None
+        policy = self._policies[DEVICE_KINDS[order.kind].policy_name]
+        return device_jail(
+            policy_name=policy.name,
+            bpf=policy.bpf,
+            keep_fds=_STDIO.union(fds),
+            max_file_bytes=order.max_file_bytes,
+        )
+
+    def _bury(self, child: _Child) -> None:
+        _, wait_status = os.waitpid(child.pid, 0)
+        self._loop.remove(child.pidfd)
+        os.close(child.pidfd)
+        del self._children[child.device_id]
+        status = os.waitstatus_to_exitcode(wait_status)
+        self._channel.send(protocol.Exited(child.device_id, child.pid, status))
+
+
+def _be_device(
+    order: protocol.Spawn, fds: list[int], go_fd: int, null_fd: int, jail: JailPlan | None
+) -> NoReturn:
+    status = EXIT_BUG
+    try:
+        os.dup2(null_fd, 2)
+        if os.read(go_fd, 1):  # nothing: the warden died or gave up
+            if jail is None:
+                linux.close_all_fds_except({*_STDIO, *fds})
+                DieWithParent().apply()
+            sock = socket.socket(fileno=fds[0])
+            status = run_device(order, sock, fds[1:], jail)
+    finally:
+        os._exit(status)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the vmm and the warden say to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from sys_util.guest_memory import MemoryRegion
+from sys_util.wire import I32, U32, U64, Codec, blob, record, sequence, text
+
+if TYPE_CHECKING:
+    from sys_util.wire import Check
+
+_MAX_REGIONS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Make a device process. The descriptors: its channel, guest memory, then the device's own."""
+
+    TYPE: ClassVar[int] = 1
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        U32,
+        text(64),
+        text(32),
+        blob(8192),
+        sequence(record(MemoryRegion, U64, U64, U64), _MAX_REGIONS),
+        U64,
+    )
+    device_id: int
+    name: str
+    kind: str
+    spec: bytes
+    regions: tuple[MemoryRegion, ...]
+    max_file_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End a device process that broke the protocol or a deadline."""
+
+    TYPE: ClassVar[int] = 2
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
+    device_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The process exists; ``pid`` is the host's number for it."""
+
+    TYPE: ClassVar[int] = 32
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, U32)
+    device_id: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """The process could not be made."""
+
+    TYPE: ClassVar[int] = 33
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, text(1024))
+    device_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The process has ended: ``status`` as ``os.waitstatus_to_exitcode`` tells it."""
+
+    TYPE: ClassVar[int] = 34
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, U32, I32)
+    device_id: int
+    pid: int
+    status: int
+
+
+WARDEN_CODEC: Final = Codec((Spawn, Kill))
+VMM_CODEC: Final = Codec((Spawned, SpawnFailed, Exited))
