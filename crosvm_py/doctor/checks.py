@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The checks, each of which tries the thing itself where it can."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+from crosvm_py.doctor.report import VIRTUALIZATION, Finding, Status
+from sys_util.errors import HostError, VmmError, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+MIN_PYTHON: Final = (3, 11)
+
+# Distribution and module; the module is imported, because a broken build has a version, too.
+LIBRARIES: Final = (
+    ("msgpack", "msgpack"),
+    ("cffi", "cffi"),
+    ("pyseccomp", "pyseccomp"),
+    ("python-prctl", "prctl"),
+    ("lz4", "lz4.frame"),
+    ("zstandard", "zstandard"),
+)
+
+_SECCOMP_ACTIONS: Final = "/proc/sys/kernel/seccomp/actions_avail"
+
+
+def diagnose() -> list[Finding]:
+    """Look at everything a run needs, and at what later devices would like to have."""
+    findings: list[Finding] = []
+    for name, check in CHECKS:
+        try:
+            findings += check(name)
+        except HostError as error:
+            cause = error.__cause__
+            reason = f": {cause.strerror}" if isinstance(cause, OSError) else ""
+            detail = f"{error.operation} {error.target}{reason}"
+            findings.append(Finding(name, Status.PROBLEM, detail, error.hint))
+        except (VmmError, OSError) as error:
+            findings.append(Finding(name, Status.PROBLEM, describe(error)))
+        except ImportError as error:
+            advice = "install crosvm-py again, its native modules are built then"
+            findings.append(Finding(name, Status.PROBLEM, f"{error}", advice))
+    return findings
+
+
+def _check_python(name: str) -> list[Finding]:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    if sys.version_info[:2] < MIN_PYTHON:
+        needed = ".".join(str(part) for part in MIN_PYTHON)
+        return [Finding(name, Status.PROBLEM, version, f"install Python {needed} or later")]
+    return [Finding(name, Status.OK, version)]
+
+
+def _check_libraries(_name: str) -> list[Finding]:
+    import importlib
+    from importlib import metadata
+
+    findings = []
+    for distribution, module in LIBRARIES:
+        try:
+            importlib.import_module(module)
+            detail = metadata.version(distribution)
+            findings.append(Finding(distribution, Status.OK, detail))
+        except ImportError as error:
+            advice = f"pip install {distribution}"
+            findings.append(Finding(distribution, Status.PROBLEM, f"{error}", advice))
+    return findings
+
+
+def _check_machine(name: str) -> list[Finding]:
+    machine = os.uname().machine
+    if machine != "x86_64":
+        return [Finding(name, Status.PROBLEM, machine, "only x86_64 hosts can run guests so far")]
+    return [Finding(name, Status.OK, f"{machine}, Linux {os.uname().release}")]
+
+
+def _check_kvm(name: str) -> list[Finding]:
+    from sys_util.kvm import Kvm
+
+    kvm = Kvm.open()
+    try:
+        kvm.create_vm().close()
+        detail = f"usable, a VM can be made, up to {kvm.max_vcpus} vCPUs"
+    finally:
+        kvm.close()
+    return [Finding(name, Status.OK, detail)]
+
+
+def _check_virtualization(name: str) -> list[Finding]:
+    from sys_util.kvm import host_has_hardware_virtualization
+
+    if host_has_hardware_virtualization():
+        return [Finding(name, Status.OK, "the processor has VMX or SVM")]
+    return [
+        Finding(
+            name,
+            Status.WARNING,
+            "none: KVM here emulates the guest's kernel code, so stock kernels do not boot",
+            "use a host with VMX or SVM, or turn nested virtualization on in the outer host",
+        )
+    ]
+
+
+def _check_memfd(name: str) -> list[Finding]:
+    fd = os.memfd_create("crosvm_doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.close(fd)
+    return [Finding(name, Status.OK, "memfd_create with seals works")]
+
+
+def _check_sandbox(name: str) -> list[Finding]:
+    from crosvm_py.doctor.sandbox import try_jail
+
+    try_jail()
+    who = "root" if os.geteuid() == 0 else "an ordinary user"
+    return [Finding(name, Status.OK, f"namespaces, empty root and filter work as {who}")]
+
+
+def _check_seccomp(name: str) -> list[Finding]:
+    try:
+        with open(_SECCOMP_ACTIONS, encoding="ascii") as file:
+            actions = file.read().split()
+    except OSError:
+        return [Finding(name, Status.PROBLEM, "none", "use a kernel with CONFIG_SECCOMP_FILTER")]
+    missing = {"kill_process", "trap", "errno", "log", "allow"} - set(actions)
+    if missing:
+        detail = f"without {', '.join(sorted(missing))}"
+        return [Finding(name, Status.PROBLEM, detail, "use Linux 4.14 or later")]
+    return [Finding(name, Status.OK, "filters with " + " ".join(actions))]
+
+
+def _check_device(path: str, use: str, advice: str) -> Callable[[str], list[Finding]]:
+    def check(name: str) -> list[Finding]:
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            detail = f"{path}: {error.strerror}; no {use}"
+            denied = isinstance(error, PermissionError)
+            hint = "root and the group that owns it may use it" if denied else advice
+            return [Finding(name, Status.WARNING, detail, hint)]
+        return [Finding(name, Status.OK, f"{path} is usable")]
+
+    return check
+
+
+def _check_huge_pages(name: str) -> list[Finding]:
+    with open("/proc/meminfo", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file if ":" in line)
+    free = fields.get("HugePages_Free", "").strip()
+    size = fields.get("Hugepagesize", "").strip()
+    if not free or free == "0":
+        advice = "sysctl vm.nr_hugepages=N reserves some; guests run without"
+        return [Finding(name, Status.WARNING, "none reserved", advice)]
+    return [Finding(name, Status.OK, f"{free} free of {size}")]
+
+
+def _check_landlock(name: str) -> list[Finding]:
+    path = "/sys/kernel/security/lsm"
+    try:
+        with open(path, encoding="ascii") as file:
+            active = "landlock" in file.read().strip().split(",")
+    except OSError as error:
+        detail = f"unknown, {path}: {error.strerror}"
+        return [Finding(name, Status.WARNING, detail, "mount securityfs to tell; not needed")]
+    if not active:
+        return [Finding(name, Status.WARNING, "not active", "boot with lsm=landlock; not needed")]
+    return [Finding(name, Status.OK, "active")]
+
+
+CHECKS: Final[Sequence[tuple[str, Callable[[str], list[Finding]]]]] = (
+    ("host", _check_machine),
+    ("kvm", _check_kvm),
+    (VIRTUALIZATION, _check_virtualization),
+    ("memfd", _check_memfd),
+    ("seccomp", _check_seccomp),
+    ("sandbox", _check_sandbox),
+    ("tun", _check_device("/dev/net/tun", "TAP networking", "modprobe tun")),
+    ("vhost-net", _check_device("/dev/vhost-net", "vhost networking", "modprobe vhost_net")),
+    ("vhost-vsock", _check_device("/dev/vhost-vsock", "vsock", "modprobe vhost_vsock")),
+    ("huge pages", _check_huge_pages),
+    ("landlock", _check_landlock),
+    ("python", _check_python),
+    ("libraries", _check_libraries),
+)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Enter a device's jail in a child process, to see whether this host allows it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Final
+
+from jail.namespaces import clone_into, id_map_for, write_id_maps
+from jail.plan import device_jail
+from sys_util.errors import HostError, VmmError, describe
+
+# seccomp(2): one instruction, BPF_RET | BPF_K with SECCOMP_RET_ALLOW.
+_ALLOW_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
+_MAX_REPORT_BYTES: Final = 4096
+_HINT: Final = "see the kernel log and, in a container, its seccomp and AppArmor profiles"
+
+
+def try_jail() -> None:
+    """Fork, take every step of the jail with a filter that allows everything, and report.
+
+    Only for a process with one thread.
+
+    Raises:
+        HostError: the step that this host refuses.
+    """
+    report_read, report_write = os.pipe()
+    go_read, go_write = os.pipe()
+    try:
+        pid = clone_into()
+        if pid == 0:
+            os.close(go_write)  # so that its end is the end of the parent's
+            _be_jailed(go_read, report_write)
+        os.close(report_write)
+        report_write = -1
+        try:
+            write_id_maps(pid, id_map_for(pid))
+            os.write(go_write, b"!")
+            report = os.read(report_read, _MAX_REPORT_BYTES)
+        finally:
+            os.close(go_write)
+            go_write = -1
+            os.waitpid(pid, 0)
+    finally:
+        for fd in (report_read, report_write, go_read, go_write):
+            if fd >= 0:
+                os.close(fd)
+    if report != b"ok":
+        raise HostError("enter", f"the jail: {report.decode(errors='replace') or 'died'}", _HINT)
+
+
+def _be_jailed(go_fd: int, report_fd: int) -> None:
+    """Be the child: never returns, and reports one line."""
+    report = "died"
+    try:
+        plan = device_jail(
+            policy_name="doctor",
+            bpf=_ALLOW_ALL,
+            keep_fds=(2, go_fd, report_fd),
+            max_file_bytes=0,
+        )
+        # Without the byte the parent could not write the id maps and has said so itself.
+        if os.read(go_fd, 1):
+            plan.enter()
+            plan.close_door()
+            report = "ok"
+    except VmmError as error:
+        report = describe(error)
+    finally:
+        os.write(report_fd, report.encode(errors="replace"))
+        os._exit(0)
