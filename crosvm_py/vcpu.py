@@ -123,12 +123,18 @@ class VcpuSet:
                 self._kick()
 
     def wait_paused(self, timeout_seconds: float) -> bool:
-        """Wait until no vCPU is in the guest or in a device; return whether that came in time."""
+        """Wait until no vCPU is in the guest or in a device; return whether that came in time.
+
+        It did not, either, when somebody lets the VM go on meanwhile.
+        """
         with self._condition:
-            return self._condition.wait_for(
-                lambda: self._state != _PAUSED or self._parked >= self._tids.keys(),
-                timeout_seconds,
+            self._condition.wait_for(
+                lambda: self._state != _PAUSED or self._all_parked(), timeout_seconds
             )
+            return self._state == _PAUSED and self._all_parked()
+
+    def _all_parked(self) -> bool:
+        return self._parked >= self._tids.keys()
 
     def resume(self) -> None:
         """Let every vCPU go on where it stood."""

@@ -19,6 +19,7 @@ from sys_util.guest_memory import GuestMemory
 from sys_util.kvm import Kvm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from kernel_loader.image import EntryProtocol
@@ -43,6 +44,7 @@ class Uart:
 
     def __init__(self) -> None:
         self.output = bytearray()
+        self.on_write: Callable[[], None] | None = None
         self._changed = threading.Condition()
 
     def read(self, offset: int, _size: int) -> int:
@@ -50,6 +52,8 @@ class Uart:
 
     def write(self, offset: int, _size: int, value: int) -> None:
         if offset == 0:
+            if self.on_write is not None:
+                self.on_write()
             with self._changed:
                 self.output.append(value)
                 self._changed.notify_all()
@@ -127,6 +131,10 @@ class Machine:
     def run(self) -> VmExitReason:
         """Run until the guest ends the VM."""
         self.threads.start()
+        return self.wait()
+
+    def wait(self) -> VmExitReason:
+        """Wait for the end."""
         if not self._ended.wait(PATIENCE_SECONDS):
             return VmExitReason(VmExit.WATCHDOG, f"no end; output {bytes(self.uart.output)!r}")
         return self.reasons[0]
