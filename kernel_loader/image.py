@@ -173,6 +173,7 @@ def _open_bzimage(source: FileSource, gpa: int) -> KernelImage:
     try:
         if bzimage.is_64bit is None and inner.size > 4 and inner.read(4, 1)[0] == ELFCLASS32:
             inner.close()
+            log.info("%s: a 32-bit kernel, unpacks itself in the guest", source.what)
             return KernelImage.in_guest(source, bzimage, gpa)
         image = KernelImage(inner, f"bzImage, {kind}", parse_elf(inner), bzimage=bzimage)
     except BaseException:
