@@ -109,6 +109,9 @@ def load_linux(
 ) -> EntryPoint:
     """Write kernel, initrd and boot data into guest memory and return where to start.
 
+    Closes image and initrd, whose bytes are the guest's from here on: an unpacked kernel would
+    otherwise stay in the monitor's memory as long as the guest runs.
+
     ``seed`` is 32 to 256 random bytes for the guest; ``rsdp_gpa`` 0 means there is no ACPI.
 
     Raises:
@@ -117,9 +120,11 @@ def load_linux(
     """
     layout = plan.layout
     plan.image.place(memory)
+    plan.image.close()
     initrd_bytes = 0
     if plan.initrd:
         plan.initrd.place(memory, plan.initrd_gpa)
+        plan.initrd.close()
         initrd_bytes = plan.initrd.size_bytes
     memory.write(layout.cmdline_gpa, plan.cmdline + b"\0")
 

@@ -165,6 +165,14 @@ def test_load_linux_pvh_without_initrd_lists_no_module(pvh_kernel: KernelImage) 
     assert info[3:5] == (0, 0)
 
 
+def test_load_linux_keeps_no_file_open(tmp_path: Path) -> None:
+    open_fds = len(os.listdir("/proc/self/fd"))
+    image = open_kernel(write(tmp_path, Elf().build()))
+    plan = plan_boot(image, initrd_of(tmp_path, b"i"), "", E820, LAYOUT)
+    load_linux(Ram(32 * MIB), plan, rsdp_gpa=0, seed=SEED)
+    assert len(os.listdir("/proc/self/fd")) == open_fds
+
+
 @pytest.mark.parametrize(
     ("loads", "size_bytes", "addr_max", "gpa"),
     [
