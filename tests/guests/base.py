@@ -15,11 +15,13 @@ PACKAGES: Final = Path(__file__).parent / "base-packages.txt"
 def build() -> Path:
     """Return the root of a configured Debian tree with everything in ``base-packages.txt``."""
 
+    packages = debian.package_list(PACKAGES.read_text())
+
     def fill(target: Path) -> None:
-        debian.tree(target / "tree", PACKAGES.read_text().split())
+        debian.tree(target / "tree", packages)
         run(
             "remove package lists",
             ["rm", "-rf", target / "tree/var/cache", target / "tree/var/lib/apt"],
         )
 
-    return artefact("guests", "debian", [debian.SUITE, PACKAGES], fill) / "tree"
+    return artefact("guests", "debian", [debian.SUITE, *packages], fill) / "tree"

@@ -16,6 +16,11 @@ SOURCES: Final = Path("/etc/apt")
 NO_DOCUMENTS: Final = ("man", "doc", "info", "locale", "lintian", "bash-completion")
 
 
+def package_list(text: str) -> list[str]:
+    """Return the names in a file with one package a line and ``#`` comments."""
+    return [word for line in text.splitlines() for word in line.partition("#")[0].split()]
+
+
 def suite_sources(texts: Iterable[str]) -> str:
     """Return, as one-line entries, the apt sources that serve our suite.
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from tests.guests.cache import BuildError
-from tests.kvmhost import image
+from tests.kvmhost import image, qemu
 from tests.kvmhost.client import (
     STATUS_HOST_GONE,
     STATUS_TIMEOUT,
     HostGoneError,
     run_attached,
 )
-from tests.kvmhost.host import STAYING, Host, snapshot
+from tests.kvmhost.host import DEFAULT_NAME, STATES, Host, snapshot
 from tests.kvmhost.protocol import RunRequest
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, text in VERBS.items():
         verb = verbs.add_parser(name, help=text)
+        if name in ("up", "exec", "sync", "down"):
+            verb.add_argument("--name", default=DEFAULT_NAME, help="to have several that stay")
         if name not in ("run", "exec"):
             continue
         verb.add_argument("--out", type=Path, help="folder that receives the host's /out")
@@ -80,16 +82,16 @@ def _execute(options: argparse.Namespace) -> int:
             host.sync()
             return _attached(host, options)
     elif options.verb == "up":
-        if STAYING.is_dir():
-            _say("a host is up already")
+        if qemu.is_alive(STATES / options.name):
+            _say(f"host {options.name} is up already")
             return 1
-        Host.start(stay=True).sync()
+        Host.start(options.name).sync()
     elif options.verb == "exec":
-        return _attached(Host.staying(), options)
+        return _attached(Host.staying(options.name), options)
     elif options.verb == "sync":
-        Host.staying().sync()
+        Host.staying(options.name).sync()
     else:
-        Host.staying().close()
+        Host.staying(options.name).close()
     return 0
 
 

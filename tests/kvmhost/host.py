@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from typing import Self
 
 STATES: Final = CACHE / "kvmhost" / "states"
-STAYING: Final = STATES / "up"
+DEFAULT_NAME: Final = "up"
 BOOT_SECONDS: Final = 120.0
 RESTORE_SECONDS: Final = 60.0
 COPY_SECONDS: Final = 300.0
+END_SECONDS: Final = 10.0
 CONSOLE_TAIL_BYTES: Final = 3000
 SOURCES: Final = ("crosvm_py", "devices", "jail", "kernel_loader", "seccomp", "sys_util", "tests")
 LEFT_OUT: Final = (
@@ -46,25 +47,28 @@ class Host:
         self._process = process
 
     @classmethod
-    def start(cls, *, stay: bool = False) -> Self:
-        """Start a fresh host and wait until it answers.
+    def start(cls, stay_as: str | None = None) -> Self:
+        """Start a fresh host and wait until it answers; one with a name outlives this process.
 
         Raises:
             BuildError: it cannot be built.
             HostGoneError: it does not come up.
         """
         parts = image.build()
-        return cls._launch(parts, snapshot(parts), stay=stay)
+        return cls._launch(parts, snapshot(parts), stay_as)
 
     @classmethod
-    def _launch(cls, parts: image.Image, saved: Path | None, *, stay: bool) -> Self:
+    def _launch(cls, parts: image.Image, saved: Path | None, stay_as: str | None) -> Self:
         STATES.mkdir(parents=True, exist_ok=True)
-        if stay:
-            STAYING.mkdir()
-        state = STAYING if stay else Path(tempfile.mkdtemp(dir=STATES))
+        _remove_dead()
+        if stay_as:
+            state = STATES / stay_as
+            state.mkdir()
+        else:
+            state = Path(tempfile.mkdtemp(dir=STATES))
         host = cls(state)
         try:
-            host._process = qemu.start(parts, state, saved, stay=stay)
+            host._process = qemu.start(parts, state, saved, stay=bool(stay_as))
             connection = host.connect(RESTORE_SECONDS if saved else BOOT_SECONDS)
             connection.set_clock()
             connection.close()
@@ -77,15 +81,15 @@ class Host:
         return host
 
     @classmethod
-    def staying(cls) -> Self:
-        """Return the host that ``up`` started.
+    def staying(cls, name: str) -> Self:
+        """Return the host that ``up`` started under this name.
 
         Raises:
             HostGoneError: there is none.
         """
-        if not STAYING.is_dir():
-            raise HostGoneError("no host is up (python3 -m tests.kvmhost up)")
-        return cls(STAYING)
+        if not qemu.is_alive(STATES / name):
+            raise HostGoneError(f"no host {name} is up (python3 -m tests.kvmhost up)")
+        return cls(STATES / name)
 
     def __enter__(self) -> Self:
         return self
@@ -99,6 +103,9 @@ class Host:
         if self._process:
             self._process.kill()
             self._process.wait()
+        deadline = time.monotonic() + END_SECONDS
+        while qemu.is_alive(self.state) and time.monotonic() < deadline:
+            time.sleep(0.005)
         shutil.rmtree(self.state, ignore_errors=True)
 
     def console(self) -> str:
@@ -198,6 +205,13 @@ class Host:
             raise HostGoneError(f"copying: status {status}: {errors.decode(errors='replace')}")
 
 
+def _remove_dead() -> None:
+    """Remove the state folders of hosts whose client was killed."""
+    for state in STATES.iterdir():
+        if not qemu.is_alive(state):
+            shutil.rmtree(state, ignore_errors=True)
+
+
 def _fileno(process: subprocess.Popen[bytes]) -> int:
     if process.stdout is None:
         raise ValueError("the process has no pipe")
@@ -211,7 +225,7 @@ def snapshot(parts: image.Image) -> Path:
 
 
 def _take(parts: image.Image, target: Path) -> None:
-    with Host._launch(parts, None, stay=False) as host:
+    with Host._launch(parts, None, None) as host:
         for words in _warm_up():
             host._copy(RunRequest(list(words), cwd="/"), None, None)
         qemu.save(host.state)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shlex
@@ -25,11 +27,13 @@ CPU: Final = "EPYC,+svm,+npt"
 MEMORY_MIB: Final = 4096
 MONITOR: Final = "monitor"
 PID_FILE: Final = "pid"
+ALIVE: Final = "alive"  # QEMU holds a lock on it as long as it lives, and nobody after it
 CONSOLE: Final = "console.log"
 ERRORS: Final = "qemu.log"
 SCRATCH: Final = "scratch.ext4"
 STATE: Final = "state.bin"
 SAVE_SECONDS: Final = 120.0
+START_SECONDS: Final = 60.0
 # One that stays is ended after this even if nobody takes it down.
 STAY_LIMIT: Final = "12h"
 KERNEL_ARGUMENTS: Final = (
@@ -92,15 +96,38 @@ def start(
         words += ["-incoming", f"exec:cat {shlex.quote(str(snapshot / STATE))}"]
     if not shutil.which(BINARY):
         raise BuildError(f"{BINARY} is not installed (tests/setup.sh does it)")
-    with (state / ERRORS).open("wb") as errors:
-        return subprocess.Popen(
-            words,
-            cwd=state,
-            stdin=subprocess.DEVNULL,
-            stdout=errors,
-            stderr=errors,
-            start_new_session=True,
-        )
+    alive = os.open(state / ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        with (state / ERRORS).open("wb") as errors:
+            return subprocess.Popen(
+                words,
+                cwd=state,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                start_new_session=True,
+                pass_fds=[alive],
+            )
+    finally:
+        os.close(alive)
+
+
+def is_alive(state: Path) -> bool:
+    """Say whether a QEMU of this state folder runs, or may be about to."""
+    try:
+        alive = os.open(state / ALIVE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - state.stat().st_mtime < START_SECONDS
+        return False
+    try:
+        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(alive)
+    return False
 
 
 def connect(state: Path, name: str) -> socket.socket:
