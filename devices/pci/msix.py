@@ -45,6 +45,10 @@ class MsiVectorRoutes(Protocol):
         """Return a GSI that nobody else uses."""
         ...
 
+    def free(self, gsi: int) -> None:
+        """Give ``gsi`` back."""
+        ...
+
     def set_msi(self, gsi: int, address_lo: int, address_hi: int, data: int) -> None:
         """Route ``gsi`` to a message."""
         ...
@@ -143,6 +147,8 @@ class Msix:
         self.enabled = False
         for index, vector in enumerate(self._vectors):
             self._deliver(index)
+            if vector.gsi >= 0:
+                self._routes.free(vector.gsi)
             os.close(vector.eventfd)
         self._vectors.clear()
         self._by_fd.clear()

@@ -15,7 +15,8 @@ from devices.virtio.interrupts import VIRTIO_MSI_NO_VECTOR
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from devices.virtio.device_state import DeviceState, QueueState
+    from devices.virtio.device_state import DeviceState
+    from devices.virtio.queue_state import QueueState
 
 COMMON_CONFIG_BYTES: Final = 0x40
 

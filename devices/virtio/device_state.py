@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from devices.virtio.backend import QueueActivation
 from devices.virtio.device_config import DeviceConfig
-from devices.virtio.interrupts import VIRTIO_MSI_NO_VECTOR
+from devices.virtio.features import VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1
+from devices.virtio.queue_state import QueueState, check_backend
+from sys_util.errors import ProtocolError
 from sys_util.log import get_logger
 
 if TYPE_CHECKING:
@@ -30,9 +32,6 @@ FEATURES_OK: Final = 8
 DEVICE_NEEDS_RESET: Final = 64
 FAILED: Final = 128
 
-VIRTIO_F_VERSION_1: Final = 1 << 32
-VIRTIO_F_RING_RESET: Final = 1 << 40
-
 # Each step of §3.1.1 and the one that must have been taken before it.
 _STEPS: Final = (
     (ACKNOWLEDGE, 0),
@@ -41,54 +40,7 @@ _STEPS: Final = (
     (DRIVER_OK, FEATURES_OK),
 )
 
-_ADDRESS_LIMIT: Final = 1 << 64
-
 _log = get_logger("devices.virtio.transport").limited()
-
-
-class QueueState:
-    """What the driver wrote about one queue (§4.1.4.3)."""
-
-    __slots__ = (
-        "addresses",
-        "enabled",
-        "index",
-        "max_size",
-        "resetting",
-        "size",
-        "uses_intx",
-        "vector",
-        "was_reset",
-    )
-
-    def __init__(self, index: int, max_size: int) -> None:
-        self.index = index
-        self.max_size = max_size
-        self.clear()
-
-    def clear(self) -> None:
-        """Return to what the queue was when the device started."""
-        self.size = self.max_size
-        self.addresses = [0, 0, 0]  # descriptor table, available ring, used ring
-        self.vector = VIRTIO_MSI_NO_VECTOR
-        self.enabled = False
-        self.resetting = False
-        self.was_reset = False
-        self.uses_intx = False
-
-    def fault(self) -> str:
-        """Return why no device could serve this queue, or nothing (§2.7)."""
-        parts = (
-            ("descriptor table", 16, 16 * self.size),
-            ("available ring", 2, 6 + 2 * self.size),
-            ("used ring", 4, 6 + 8 * self.size),
-        )
-        for address, (part, alignment, length) in zip(self.addresses, parts, strict=True):
-            if address % alignment:
-                return f"{part} at {address:#x} is not aligned to {alignment} bytes"
-            if address + length > _ADDRESS_LIMIT:
-                return f"{part} at {address:#x} of {length:#x} bytes passes the end of memory"
-        return ""
 
 
 class DeviceState:
@@ -150,7 +102,7 @@ class DeviceState:
         unknown = self.driver_features & ~self.offered_features
         if unknown:
             self._warn("features %#x acknowledged, but not offered", unknown)
-        elif not self.driver_features & VIRTIO_F_VERSION_1:
+        elif not self.driver_features & 1 << VIRTIO_F_VERSION_1:
             self._warn("features %#x lack VIRTIO_F_VERSION_1", self.driver_features)
         elif self._lost:
             self._warn("no device process: features refused")
@@ -180,7 +132,7 @@ class DeviceState:
 
     def reset_queue(self, queue: QueueState) -> None:
         """Stop one queue of a running device (§2.6.1)."""
-        negotiated = self.driver_features & VIRTIO_F_RING_RESET
+        negotiated = self.driver_features & 1 << VIRTIO_F_RING_RESET
         if not negotiated or not self._active or self._reset_pending:
             return
         if not queue.enabled or queue.resetting:
@@ -228,7 +180,15 @@ class DeviceState:
         self.set_needs_reset()
 
     def reactivate(self, backend: VirtioBackend) -> None:
-        """Let a new device process go on where the last one stood."""
+        """Let a new device process go on where the last one stood.
+
+        Raises:
+            ProtocolError: it is another device than the last one was.
+        """
+        check_backend(backend)
+        sizes = tuple(queue.max_size for queue in self.queues)
+        if (backend.features, backend.queue_sizes) != (self.offered_features, sizes):
+            raise ProtocolError(f"{backend.name}: not the features and queues of its predecessor")
         self._backend = backend
         self._lost = False
         self._settle_resets()

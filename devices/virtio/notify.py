@@ -30,7 +30,7 @@ _log = get_logger("devices.virtio.notify").limited()
 class IoEventFds(Protocol):
     """KVM's ioeventfds in guest-physical memory, for writes of any size and value.
 
-    ``register`` raises ``HostError`` where KVM refuses.
+    Both methods raise ``HostError`` where KVM refuses.
     """
 
     def register(self, address: int, eventfd: int) -> None:
@@ -112,8 +112,7 @@ class NotifyRegion:
             wanted = {queue: base + NOTIFY_OFF_MULTIPLIER * queue for queue in self._started}
         for queue, address in tuple(self._registered.items()):
             if wanted.get(queue) != address:
-                del self._registered[queue]
-                self._ioeventfds.unregister(address, self.kick_fds[queue])
+                self._unregister(queue, address)
         for queue, address in wanted.items():
             if queue not in self._registered:
                 self._register(queue, address)
@@ -125,3 +124,10 @@ class NotifyRegion:
             _log.warning("queue %d: %s", queue, error)
         else:
             self._registered[queue] = address
+
+    def _unregister(self, queue: int, address: int) -> None:
+        del self._registered[queue]
+        try:
+            self._ioeventfds.unregister(address, self.kick_fds[queue])
+        except HostError as error:
+            _log.warning("queue %d: %s", queue, error)

@@ -25,9 +25,6 @@ MSIX_TABLE_OFFSET: Final = 0x4000
 MSIX_PBA_OFFSET: Final = 0x5000
 BAR_BYTES: Final = 0x8000
 
-# One vector each and one for configuration changes: the table's page has room for 256.
-MAX_QUEUES: Final = 64
-
 VIRTIO_PCI_CAP_COMMON_CFG: Final = 1
 VIRTIO_PCI_CAP_NOTIFY_CFG: Final = 2
 VIRTIO_PCI_CAP_ISR_CFG: Final = 3

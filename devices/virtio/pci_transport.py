@@ -30,7 +30,6 @@ from devices.virtio.interrupts import Interrupts
 from devices.virtio.notify import NotifyRegion
 from devices.virtio.pci_capabilities import (
     BAR_BYTES,
-    MAX_QUEUES,
     MSIX_PBA_OFFSET,
     MSIX_TABLE_OFFSET,
     NOTIFY_OFFSET,
@@ -39,6 +38,7 @@ from devices.virtio.pci_capabilities import (
     PciConfigWindow,
     add_virtio_capabilities,
 )
+from devices.virtio.queue_state import check_backend
 
 if TYPE_CHECKING:
     from devices.bus import BusDevice, IrqLine
@@ -86,9 +86,13 @@ class VirtioPciTransport:
     def __init__(
         self, backend: VirtioBackend, services: PciServices, line: IrqLine, irq: int
     ) -> None:
+        """Plug the device in, not decoded and not started.
+
+        Raises:
+            ProtocolError: what ``backend`` says of itself cannot be.
+        """
+        check_backend(backend)
         queue_count = len(backend.queue_sizes)
-        if queue_count > MAX_QUEUES:
-            raise ValueError(f"{backend.name}: {queue_count} queues, at most {MAX_QUEUES}")
         space = ConfigSpace(_identity(backend.device_type))
         self._space = space
         self._msix = Msix(queue_count + 1, services.routes)
@@ -157,7 +161,11 @@ class VirtioPciTransport:
         self._state.backend_lost()
 
     def reactivate(self, backend: VirtioBackend) -> None:
-        """Hand the device to a new process; queues that were active go on where they stood."""
+        """Hand the device to a new process; queues that were active go on where they stood.
+
+        Raises:
+            ProtocolError: it is another device than the last one was.
+        """
         self._state.reactivate(backend)
 
     def close(self) -> None:

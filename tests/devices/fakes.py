@@ -53,10 +53,17 @@ class FakeRoutes:
         self.attached: dict[int, int] = {}
         self.route_updates = 0
         self.refused_address_hi = -1
+        self.allocated: set[int] = set()
+        self._delivered: list[tuple[int, int, int]] = []
 
     def allocate(self) -> int:
         self.next_gsi += 1
-        return self.next_gsi - 1
+        self.allocated.add(self.next_gsi)
+        return self.next_gsi
+
+    def free(self, gsi: int) -> None:
+        assert gsi not in self.attached, "GSI freed while attached"
+        self.allocated.remove(gsi)
 
     def set_msi(self, gsi: int, address_lo: int, address_hi: int, data: int) -> None:
         self.route_updates += 1
@@ -70,16 +77,20 @@ class FakeRoutes:
         self.attached[gsi] = eventfd
 
     def detach(self, gsi: int, eventfd: int) -> None:
+        self._inject(gsi, eventfd)  # KVM did that when it was signalled, and detaching drains
         assert self.attached.pop(gsi) == eventfd
 
     def deliver(self) -> list[tuple[int, int, int]]:
-        """Do what KVM does: consume signalled eventfds and return their messages."""
-        delivered = []
+        """Return the messages that KVM has sent since the last call."""
         for gsi, eventfd in self.attached.items():
-            if readable(eventfd):
-                os.eventfd_read(eventfd)
-                delivered.append(self.messages[gsi])
+            self._inject(gsi, eventfd)
+        delivered, self._delivered = self._delivered, []
         return delivered
+
+    def _inject(self, gsi: int, eventfd: int) -> None:
+        if readable(eventfd):
+            os.eventfd_read(eventfd)
+            self._delivered.append(self.messages[gsi])
 
 
 class FakeIoEventFds:

@@ -46,6 +46,7 @@ def function() -> Iterator[Function]:
     yield function
     function.msix.close()
     assert function.routes.attached == {}
+    assert function.routes.allocated == set()
 
 
 def test_capability_says_size_and_places(function: Function) -> None:

@@ -53,9 +53,9 @@ class Machine:
         self.pio = Bus("pio", lock)
         self.resets = 0
         window = BarWindow(self.mmio, WINDOW_BASE, WINDOW_END)
-        services = PciServices(window, self.routes, self.ioeventfds)
-        self.transport = VirtioPciTransport(self.backend, services, self.line, 11)
-        root = PciRoot()
+        self.services = PciServices(window, self.routes, self.ioeventfds)
+        self.transport = VirtioPciTransport(self.backend, self.services, self.line, 11)
+        self.root = root = PciRoot()
         root.add(1, self.transport)
         self.mmio.insert(ECAM_BASE, 64 << 20, Ecam(root))
         self.pio.insert(0xCF8, 8, ConfigPorts(root, self._on_reset))
@@ -67,6 +67,7 @@ class Machine:
     def close(self) -> None:
         self.transport.close()
         assert self.routes.attached == {}
+        assert self.routes.allocated == set()
         assert self.ioeventfds.registered == {}
         assert [entry.base for entry in self.mmio.ranges] == [ECAM_BASE]
 
