@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 MAX_SOCKETS: Final = 1024
 
 
-def _command(name: str, summary: str, request: Request, *, until_closed: bool = False) -> Command:
+def _command(name: str, summary: str, request: Request, *, until_gone: bool = False) -> Command:
     def run(arguments: Arguments, _settings: GlobalSettings) -> int:
         failed = False
         for path in arguments.positional:
             try:
-                client.ask(path, request, until_closed=until_closed)
+                client.ask(path, request, until_gone=until_gone)
             except VmmError as error:
                 write_error(f"{name}: {describe(error)}")
                 failed = True
@@ -34,7 +34,7 @@ def _command(name: str, summary: str, request: Request, *, until_closed: bool = 
     return Command(name, summary, (), sockets, run)
 
 
-STOP: Final = _command("stop", "end VMs, and wait until they are gone", Stop(), until_closed=True)
+STOP: Final = _command("stop", "end VMs, and wait until they are gone", Stop(), until_gone=True)
 SUSPEND: Final = _command("suspend", "hold the vCPUs of VMs still", Suspend())
 RESUME: Final = _command("resume", "let suspended VMs go on", Resume())
 POWERBTN: Final = _command("powerbtn", "press the ACPI power button of VMs", PowerButton())

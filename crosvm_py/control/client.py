@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from crosvm_py.control.protocol import MAX_RESPONSE_BYTES, RESPONSES, Failed
+from crosvm_py.control.socket_path import MAX_PATH_BYTES, peer_credentials
 from sys_util.errors import ConfigError, HostError, VmmError
 from sys_util.wire import encode
 
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
     from crosvm_py.control.protocol import Request
 
 TIMEOUT_SECONDS: Final = 30.0
-MAX_PATH_BYTES: Final = 107
 
 
 class ControlError(VmmError):
@@ -27,12 +29,13 @@ def ask(
     path: str,
     request: Request,
     *,
-    until_closed: bool = False,
+    until_gone: bool = False,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> None:
     """Send ``request`` to the VM at ``path`` and wait for its answer.
 
-    With ``until_closed`` also wait until the VM closes the connection, which it does by ending.
+    With ``until_gone`` also wait until its process has ended, so that the disks and the socket
+    can be used again.
 
     Raises:
         ControlError: the VM refused, does not answer in time, or is no VM of ours.
@@ -41,9 +44,15 @@ def ask(
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise ConfigError(f"{path}: a socket path has at most {MAX_PATH_BYTES} bytes")
     deadline = time.monotonic() + timeout_seconds
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock,
+        ExitStack() as stack,
+    ):
         try:
             _connect(sock, path, deadline)
+            vmm = _open_peer(sock)  # while it surely lives, so that it is no later process
+            if vmm is not None:
+                stack.callback(os.close, vmm)
             sock.send(encode(request), socket.MSG_NOSIGNAL)
             payload = _receive(sock, deadline)
         except TimeoutError:
@@ -55,8 +64,8 @@ def ask(
         answer = RESPONSES.decode(payload)
         if isinstance(answer, Failed):
             raise ControlError(f"{path}: {answer.reason}")
-        if until_closed:
-            _wait_for_end(sock, path, deadline, timeout_seconds)
+        if until_gone and not _ends(sock, vmm, deadline):
+            raise ControlError(f"{path}: still running after {timeout_seconds:g} s")
 
 
 def _connect(sock: socket.socket, path: str, deadline: float) -> None:
@@ -83,11 +92,26 @@ def _limit(sock: socket.socket, deadline: float) -> None:
     sock.settimeout(max(deadline - time.monotonic(), 0.001))
 
 
-def _wait_for_end(sock: socket.socket, path: str, deadline: float, timeout_seconds: float) -> None:
+def _open_peer(sock: socket.socket) -> int | None:
+    """Return a pidfd of the process that listens, or None where we cannot see it."""
+    pid = peer_credentials(sock)[0]
+    try:
+        return os.pidfd_open(pid) if pid > 0 else None
+    except OSError:
+        return None
+
+
+def _ends(sock: socket.socket, vmm: int | None, deadline: float) -> bool:
+    """Wait until the connection is closed and then, if we can see it, the process has ended."""
     try:
         while _receive(sock, deadline):
             pass
     except ConnectionResetError:
-        return
+        pass
     except TimeoutError:
-        raise ControlError(f"{path}: still running after {timeout_seconds:g} s") from None
+        return False
+    if vmm is None:
+        return True
+    poll = select.poll()
+    poll.register(vmm, select.POLLIN)
+    return bool(poll.poll(max(deadline - time.monotonic(), 0) * 1000))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import msgpack
 import pytest
 
 from crosvm_py.__main__ import main
@@ -182,24 +183,26 @@ def test_closed_stdout_is_no_error() -> None:
         assert process.wait() == 0
 
 
-@pytest.mark.parametrize("module", ["crosvm_py.cli.control", "crosvm_py.cli.version"])
-def test_small_commands_do_not_import_the_machine(module: str) -> None:
-    script = f"import sys, crosvm_py.__main__, {module}; print(*sys.modules)"
+def _modules_of(statement: str) -> set[str]:
+    """Return what a fresh interpreter has imported, without what an editable install adds."""
+    packages = Path(msgpack.__file__).parent.parent
     run = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    loaded = set(run.stdout.split())
-    heavy = {"devices", "jail", "seccomp", "kernel_loader", "argparse", "logging", "json"}
-    assert loaded & heavy == set()
-
-
-def test_run_command_line_imports_no_heavy_module() -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", "import sys, crosvm_py.cli.run; print(*sys.modules)"],
+        [sys.executable, "-S", "-c", f"import sys\n{statement}\nprint(*sys.modules)"],
         cwd=ROOT,
+        env={"PYTHONPATH": str(packages)},
         capture_output=True,
         text=True,
         check=True,
     )
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["crosvm_py.cli.control", "crosvm_py.cli.version"])
+def test_small_commands_do_not_import_the_machine(module: str) -> None:
+    heavy = {"devices", "jail", "seccomp", "kernel_loader", "argparse", "logging", "json"}
+    assert _modules_of(f"import crosvm_py.__main__, {module}") & heavy == set()
+
+
+def test_run_command_line_imports_no_heavy_module() -> None:
     heavy = {"argparse", "logging", "json", "asyncio", "subprocess", "pathlib", "difflib"}
-    assert set(run.stdout.split()) & heavy == set()
+    assert _modules_of("import crosvm_py.__main__, crosvm_py.cli.run") & heavy == set()

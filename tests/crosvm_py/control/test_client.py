@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from crosvm_py.control import client
 from crosvm_py.control.client import ControlError, ask
 from crosvm_py.control.protocol import REQUESTS, Done, Failed, Stop
 from sys_util.errors import ConfigError, HostError, ProtocolError
@@ -64,8 +68,55 @@ def test_ask_done_returns(serve: Serve) -> None:
     ask(serve(_answer(encode(Done()))), Stop())
 
 
-def test_ask_until_closed_returns_when_the_vm_is_gone(serve: Serve) -> None:
-    ask(serve(_answer(encode(Done()))), Stop(), until_closed=True)
+VM = """
+import os, socket, sys
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+sock.bind(sys.argv[1])
+sock.listen()
+print("ready", flush=True)
+client = sock.accept()[0]
+client.recv(4096)
+client.send(bytes([0x91, 64]))
+client.close()
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def vm_process(path: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a VM that answers one request, closes the connection, and lives until its stdin ends."""
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", VM, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        if process.stdout is not None:
+            assert process.stdout.readline() == "ready\n"
+        yield process
+
+
+def test_ask_until_gone_returns_when_the_process_has_ended(tmp_path: Path) -> None:
+    with vm_process(str(tmp_path / "s")) as process:
+        if process.stdin is not None:
+            process.stdin.close()
+        ask(str(tmp_path / "s"), Stop(), until_gone=True)
+        assert process.wait() == 0
+
+
+def test_ask_until_gone_is_not_content_with_a_closed_connection(tmp_path: Path) -> None:
+    with (
+        vm_process(str(tmp_path / "s")),
+        pytest.raises(ControlError, match=r"/s: still running after 0\.2 s"),
+    ):
+        ask(str(tmp_path / "s"), Stop(), until_gone=True, timeout_seconds=0.2)
+
+
+def test_ask_until_gone_process_out_of_sight_counts_the_connection(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "peer_credentials", lambda _sock: (0, 0, 0))
+    ask(serve(_answer(encode(Done()))), Stop(), until_gone=True)
 
 
 def test_ask_failed_raises_the_reason(serve: Serve) -> None:
@@ -94,7 +145,7 @@ def test_ask_vm_that_does_not_end_times_out(serve: Serve) -> None:
         _until_client_leaves(sock)
 
     with pytest.raises(ControlError, match=r"still running after 0\.2 s"):
-        ask(serve(script), Stop(), until_closed=True, timeout_seconds=0.2)
+        ask(serve(script), Stop(), until_gone=True, timeout_seconds=0.2)
 
 
 def test_ask_missing_socket_raises(tmp_path: Path) -> None:
