@@ -6,13 +6,10 @@ Everything else that a kernel expects to be 0 (SYSENTER, STAR, the TSC, …) KVM
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from crosvm_py.x86_64.layout import MMIO_HOLE_END, MMIO_HOLE_START
 from sys_util.log import get_logger
-
-if TYPE_CHECKING:
-    from sys_util.kvm_vcpu import Vcpu
 
 log = get_logger(__name__)
 
@@ -25,6 +22,19 @@ MTRR_ENABLE: Final = 1 << 11
 MTRR_TYPE_UNCACHED: Final = 0
 MTRR_TYPE_WRITE_BACK: Final = 6
 MTRR_MASK_VALID: Final = 1 << 11
+
+
+class MsrVcpu(Protocol):
+    """What is needed of a ``Vcpu``."""
+
+    @property
+    def index(self) -> int:
+        """Its number."""
+        ...
+
+    def set_msr(self, index: int, value: int) -> bool:
+        """Set one register; return whether KVM took it."""
+        ...
 
 
 def uncached_ranges(start: int, end: int) -> list[tuple[int, int]]:
@@ -57,7 +67,7 @@ def boot_msrs(physical_address_bits: int) -> list[tuple[int, int]]:
     return msrs
 
 
-def set_boot_msrs(vcpu: Vcpu, physical_address_bits: int) -> None:
+def set_boot_msrs(vcpu: MsrVcpu, physical_address_bits: int) -> None:
     """Set them one by one: a KVM that lacks one of them can still run most guests."""
     for index, value in boot_msrs(physical_address_bits):
         if not vcpu.set_msr(index, value):

@@ -16,8 +16,7 @@ from crosvm_py.x86_64.layout import BOOT_STACK_TOP, GDT_GPA, IDT_GPA, PAGE_BYTES
 if TYPE_CHECKING:
     from typing import Literal
 
-    from sys_util._kvm import kvm_segment, kvm_sregs
-    from sys_util.kvm_vcpu import Vcpu
+    from sys_util._kvm import kvm_regs, kvm_segment, kvm_sregs
 
 # __BOOT_CS and __BOOT_DS of the Linux boot protocol; the task segment has no fixed place.
 CODE_SELECTOR: Final = 0x10
@@ -61,6 +60,38 @@ class BootEntry(Protocol):
     @property
     def boot_data_gpa(self) -> int:
         """The zero page (Linux), or the start info (PVH)."""
+        ...
+
+
+class BootVcpu(Protocol):
+    """What is needed of a ``Vcpu`` for its registers."""
+
+    def regs(self) -> kvm_regs:
+        """Return the general registers."""
+        ...
+
+    def set_regs(self, regs: kvm_regs) -> None:
+        """Set the general registers."""
+        ...
+
+    def sregs(self) -> kvm_sregs:
+        """Return the segment and control registers."""
+        ...
+
+    def set_sregs(self, sregs: kvm_sregs) -> None:
+        """Set the segment and control registers."""
+        ...
+
+
+class LapicVcpu(Protocol):
+    """What is needed of a ``Vcpu`` for its local APIC."""
+
+    def lapic(self) -> bytes:
+        """Return the register page."""
+        ...
+
+    def set_lapic(self, registers: bytes) -> None:
+        """Set the register page."""
         ...
 
 
@@ -112,7 +143,7 @@ DATA: Final = Segment(DATA_SELECTOR, 0x3, big=1)
 TASK: Final = Segment(TASK_SELECTOR, 0xB, limit=0x67, code_or_data=0)
 
 
-def configure_boot_vcpu(vcpu: Vcpu, memory: MemoryWriter, entry: BootEntry) -> None:
+def configure_boot_vcpu(vcpu: BootVcpu, memory: MemoryWriter, entry: BootEntry) -> None:
     """Write the tables that ``entry`` needs into guest memory and set the registers.
 
     Raises:
@@ -151,7 +182,7 @@ def _load_segments(sregs: kvm_sregs, code: Segment, table_limit: int) -> None:
     sregs.idt.limit = 0
 
 
-def _set_general_registers(vcpu: Vcpu, entry: BootEntry) -> None:
+def _set_general_registers(vcpu: BootVcpu, entry: BootEntry) -> None:
     regs = vcpu.regs()
     for name in ("rax", "rbx", "rcx", "rdx", "rdi", "rsi", "rbp"):
         setattr(regs, name, 0)
@@ -183,7 +214,7 @@ def identity_page_tables(gpa: int) -> bytes:
     return top.ljust(PAGE_BYTES, b"\0") + second.ljust(PAGE_BYTES, b"\0") + third
 
 
-def set_local_interrupts(vcpu: Vcpu) -> None:
+def set_local_interrupts(vcpu: LapicVcpu) -> None:
     """Wire the local APIC's two pins as on a PC: PIC interrupts on LINT0, NMI on LINT1."""
     registers = bytearray(vcpu.lapic())
     for offset, mode in (
