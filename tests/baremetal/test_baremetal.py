@@ -121,3 +121,9 @@ def test_start_paused_runs_nothing(make_machine: Callable[..., Machine]) -> None
     assert machine.threads.stop(PATIENCE_SECONDS)
     assert machine.uart.output == b""
     assert machine.threads.thread_ids == {}
+
+
+def test_interrupts_wake_a_halted_processor(make_machine: Callable[..., Machine]) -> None:
+    machine = make_machine("self_ipi")
+    assert machine.run().kind is VmExit.RESET
+    assert machine.uart.output == b"interrupts: 3\n"
