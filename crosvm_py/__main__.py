@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from crosvm_py.cli.command import execute
@@ -12,6 +13,7 @@ from sys_util.errors import UsageError, VmmError, describe
 
 def main() -> int:
     """Do what the command line asks for and return the exit status."""
+    _open_standard_fds()
     try:
         return execute(sys.argv[1:])
     except UsageError as error:
@@ -34,6 +36,19 @@ def main() -> int:
 
         get_logger("crosvm").exception(error, "internal error, please report it")
         return INTERNAL_ERROR
+
+
+def _open_standard_fds() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed.
+
+    The next file that is opened, a disk, would else take its number, and log lines go into it.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+            os.set_inheritable(fd, True)
 
 
 if __name__ == "__main__":

@@ -183,6 +183,19 @@ def test_closed_stdout_is_no_error() -> None:
         assert process.wait() == 0
 
 
+@pytest.mark.parametrize("fd", [0, 1, 2])
+def test_closed_standard_descriptor_is_not_reused(fd: int) -> None:
+    script = f"""
+import os, sys
+os.close({fd})
+sys.argv = ["crosvm", "nothing"]
+from crosvm_py.__main__ import main
+sys.exit(main() != 35 or os.readlink("/proc/self/fd/{fd}") != "/dev/null")
+"""
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=False)
+    assert run.returncode == 0
+
+
 def _modules_of(statement: str) -> set[str]:
     """Return what a fresh interpreter has imported, without what an editable install adds."""
     packages = Path(msgpack.__file__).parent.parent
