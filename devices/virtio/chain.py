@@ -146,16 +146,18 @@ class Writer(_Stream):
         """
         length = len(data)
         segments = self.iovecs(length)
-        if len(segments) == 1:
-            segments[0][:] = data
-        else:
-            source = memoryview(data)
-            at = 0
-            for segment in segments:
-                end = at + len(segment)
-                segment[:] = source[at:end]
-                at = end
         self._stored += length
+        if length == self.remaining and len(segments) == 1:  # a status, most of the time
+            segments[0][:] = data
+            self._segments = []
+            self.remaining = 0
+            return
+        source = memoryview(data)
+        at = 0
+        for segment in segments:
+            end = at + len(segment)
+            segment[:] = source[at:end]
+            at = end
         self._consume(length)
 
     def commit(self, length: int) -> None:
@@ -182,20 +184,12 @@ class Writer(_Stream):
         if not 0 <= offset <= self.remaining or self._tail is not None:
             self._raise_short(offset)
         length = self.remaining - offset
-        segments = self._segments
-        after: list[memoryview] = []
-        missing = length
-        while missing:
-            last = segments.pop()
-            size = len(last)
-            if size > missing:
-                segments.append(last[: size - missing])
-                last = last[size - missing :]
-                size = missing
-            after.append(last)
-            missing -= size
-        after.reverse()
         self.remaining = offset
+        segments = self._segments
+        if length and len(segments[-1]) == length:  # a buffer of its own, most of the time
+            after = [segments.pop()]
+        else:
+            after = _take_end(segments, length)
         self._tail = tail = Writer(self._head, after, length)
         return tail
 
@@ -209,3 +203,19 @@ class DescriptorChain:
         self.head = head
         self.reader = reader
         self.writer = writer
+
+
+def _take_end(segments: list[memoryview], length: int) -> list[memoryview]:
+    """Remove the last ``length`` bytes from ``segments`` and return them."""
+    taken: list[memoryview] = []
+    while length:
+        last = segments.pop()
+        size = len(last)
+        if size > length:
+            segments.append(last[: size - length])
+            last = last[size - length :]
+            size = length
+        taken.append(last)
+        length -= size
+    taken.reverse()
+    return taken
