@@ -91,7 +91,7 @@ class Connection:
         nonce = os.urandom(NONCE_BYTES)
         while time.monotonic() < deadline:
             self.send(Kind.HELLO, nonce)
-            retry = time.monotonic() + HELLO_RETRY_SECONDS
+            retry = min(deadline, time.monotonic() + HELLO_RETRY_SECONDS)
             while (left := retry - time.monotonic()) > 0:
                 try:
                     if Frame(Kind.HELLO, nonce) in self.receive(left):
