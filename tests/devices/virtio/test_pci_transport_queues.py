@@ -231,6 +231,17 @@ def test_queue_reset_pending_cannot_be_configured_or_reset_again(machine: Machin
     assert machine.backend.calls == ["activate", "reset_queue 0"]
 
 
+def test_queue_that_was_reset_stays_out_of_a_device_reset(machine: Machine) -> None:
+    machine.start()
+    machine.write(QUEUE_SELECT, 2, 0)
+    machine.write(QUEUE_RESET, 2, 1)
+    machine.transport.queue_reset_done(0)
+    machine.write(STATUS, 1, 0)
+    machine.set_up_queue(0)
+    assert machine.read(QUEUE_ENABLE, 2) == 0
+    assert machine.backend.calls == ["activate", "reset_queue 0", "reset"]
+
+
 def test_device_reset_overtakes_a_queue_reset(machine: Machine) -> None:
     machine.start()
     machine.write(QUEUE_SELECT, 2, 0)
