@@ -16,15 +16,13 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from crosvm_py.exit_status import VmExit
-from crosvm_py.vcpu_exit import VmExitReason, ended_by_exit
+from crosvm_py.vcpu_exit import StoppedVcpu, VmExitReason, ended_by_exit
 from sys_util.kvm_run import KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MMIO, RunPage
 from sys_util.kvm_vcpu import install_kick_handler, kick_thread
 from sys_util.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from sys_util.kvm_vcpu import Vcpu
 
 log = get_logger(__name__)
 
@@ -65,6 +63,27 @@ class IoBus(Protocol):
         ...
 
 
+class RunnableVcpu(StoppedVcpu, Protocol):
+    """What the loop needs of a ``sys_util.kvm_vcpu.Vcpu``."""
+
+    @property
+    def page(self) -> memoryview:
+        """The ``struct kvm_run`` page."""
+        ...
+
+    def run(self) -> int:
+        """Enter the guest; return 0 or a negative ``errno``."""
+        ...
+
+    def set_immediate_exit(self, *, enabled: bool) -> None:
+        """Make ``run`` complete the last exit and return."""
+        ...
+
+    def notify_paused(self) -> None:
+        """Tell the guest's watchdogs about the pause."""
+        ...
+
+
 class VcpuSet:
     """Every vCPU of a VM and its thread. The vCPUs themselves stay their maker's to close.
 
@@ -75,7 +94,7 @@ class VcpuSet:
 
     def __init__(
         self,
-        vcpus: Sequence[Vcpu],
+        vcpus: Sequence[RunnableVcpu],
         pio: IoBus,
         mmio: IoBus,
         on_exit: Callable[[int, VmExitReason], None],
@@ -191,7 +210,7 @@ class VcpuSet:
         else:
             log.debug("%s (the VM was ending)", reason.text)
 
-    def _gate(self, vcpu: Vcpu) -> bool:
+    def _gate(self, vcpu: RunnableVcpu) -> bool:
         """Stand still while the VM is paused; return whether to go on."""
         with self._condition:
             vcpu.set_immediate_exit(enabled=False)
@@ -208,16 +227,16 @@ class _Runner:
     """The loop of one vCPU. Every exit of a boot passes here: lookups are done once."""
 
     def __init__(
-        self, vcpu: Vcpu, pio: IoBus, mmio: IoBus, *, hardware_virtualization: bool
+        self, vcpu: RunnableVcpu, pio: IoBus, mmio: IoBus, *, hardware_virtualization: bool
     ) -> None:
         self.vcpu = vcpu
-        self._page = RunPage(vcpu)
+        self._page = RunPage(vcpu.page)
         self._pio = pio
         self._mmio = mmio
         self._hardware_virtualization = hardware_virtualization
         self._views = {1: self._page.u8, 2: self._page.u16, 4: self._page.u32}
 
-    def run(self, gate: Callable[[Vcpu], bool]) -> VmExitReason | None:
+    def run(self, gate: Callable[[RunnableVcpu], bool]) -> VmExitReason | None:
         """Run the guest until it ends the VM, or until ``gate`` says stop."""
         vcpu = self.vcpu
         enter, exit_reason = vcpu.run, self._page.exit_reason

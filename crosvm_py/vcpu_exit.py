@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from crosvm_py.exit_status import VmExit
 from sys_util.kvm_run import (
@@ -20,8 +20,8 @@ from sys_util.kvm_run import (
 )
 
 if TYPE_CHECKING:
+    from sys_util._kvm import kvm_regs
     from sys_util.kvm_run import RunPage
-    from sys_util.kvm_vcpu import Vcpu
 
 NO_VIRTUALIZATION: Final = (
     "this host's processor offers no hardware virtualization (neither vmx nor svm), so its KVM "
@@ -43,8 +43,21 @@ class VmExitReason(NamedTuple):
     text: str
 
 
+class StoppedVcpu(Protocol):
+    """What is needed of a ``Vcpu`` to say where it stopped."""
+
+    @property
+    def index(self) -> int:
+        """Its number."""
+        ...
+
+    def regs(self) -> kvm_regs:
+        """Return the general registers."""
+        ...
+
+
 def ended_by_exit(
-    vcpu: Vcpu, page: RunPage, exit_reason: int, *, hardware_virtualization: bool
+    vcpu: StoppedVcpu, page: RunPage, exit_reason: int, *, hardware_virtualization: bool
 ) -> VmExitReason:
     """Return what an exit means that the vCPU cannot go on from."""
     who = f"vCPU {vcpu.index}"
@@ -67,7 +80,7 @@ def ended_by_exit(
     return VmExitReason(VmExit.CRASH, f"{who}: {text}")
 
 
-def _describe_internal_error(vcpu: Vcpu, page: RunPage) -> str:
+def _describe_internal_error(vcpu: StoppedVcpu, page: RunPage) -> str:
     suberror, data = page.internal_error()
     rip = vcpu.regs().rip
     if suberror == KVM_INTERNAL_ERROR_EMULATION:

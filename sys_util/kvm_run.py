@@ -8,12 +8,9 @@ through views and ``struct`` formats, at a fraction of the cost of one object pe
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sys_util._kvm import lib
-
-if TYPE_CHECKING:
-    from sys_util.kvm_vcpu import Vcpu
 
 KVM_EXIT_IO: Final[int] = lib.KVM_EXIT_IO
 KVM_EXIT_MMIO: Final[int] = lib.KVM_EXIT_MMIO
@@ -63,11 +60,11 @@ class RunPage:
 
     __slots__ = ("u8", "u16", "u32", "u64")
 
-    def __init__(self, vcpu: Vcpu) -> None:
-        self.u8 = vcpu.page
-        self.u16 = vcpu.page.cast("H")
-        self.u32 = vcpu.page.cast("I")
-        self.u64 = vcpu.page.cast("Q")
+    def __init__(self, page: memoryview) -> None:
+        self.u8 = page
+        self.u16 = page.cast("H")
+        self.u32 = page.cast("I")
+        self.u64 = page.cast("Q")
 
     def exit_reason(self) -> int:
         """Return the ``KVM_EXIT_…`` of the last exit."""

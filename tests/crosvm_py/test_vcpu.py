@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The vCPU loop and its requests, with a scripted processor instead of KVM."""
+
+from __future__ import annotations
+
+import errno
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from crosvm_py.exit_status import VmExit
+from crosvm_py.vcpu import VcpuSet
+from crosvm_py.vcpu_exit import VmExitReason, ended_by_exit
+from sys_util._kvm import ffi, lib
+from sys_util.kvm_run import IO_FORMAT, MMIO_FORMAT, RunPage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sys_util._kvm import kvm_regs
+
+DATA_OFFSET = 4096
+TIMEOUT_SECONDS = 60.0
+IN, OUT = lib.KVM_EXIT_IO_IN, lib.KVM_EXIT_IO_OUT
+
+
+class ScriptedVcpu:
+    """Play one step a KVM_RUN; a step fills the page and returns KVM_RUN's result."""
+
+    def __init__(self, index: int = 0, steps: Sequence[Callable[[memoryview], int]] = ()) -> None:
+        self.index = index
+        self.page = memoryview(bytearray(2 * 4096))
+        self._steps = list(steps)
+        self.pauses = 0
+
+    def run(self) -> int:
+        if self.page[lib.RUN_IMMEDIATE_EXIT]:
+            return -errno.EINTR
+        return self._steps.pop(0)(self.page) if self._steps else -errno.EAGAIN
+
+    def set_immediate_exit(self, *, enabled: bool) -> None:
+        self.page[lib.RUN_IMMEDIATE_EXIT] = enabled
+
+    def notify_paused(self) -> None:
+        self.pauses += 1
+
+    def regs(self) -> kvm_regs:
+        regs = ffi.new("struct kvm_regs *")
+        regs.rip = 0xFFFF_8000
+        return regs
+
+
+class RecordingBus:
+    """Answer reads from a list and remember every access."""
+
+    def __init__(self, answers: Sequence[int] = ()) -> None:
+        self.accesses: list[tuple[int, ...]] = []
+        self._answers = list(answers)
+
+    def read(self, address: int, size: int) -> int:
+        self.accesses.append((address, size))
+        return self._answers.pop(0)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        self.accesses.append((address, size, value))
+
+
+def io(direction: int, size: int, port: int, data: bytes) -> Callable[[memoryview], int]:
+    def step(page: memoryview) -> int:
+        struct.pack_into("<I", page, lib.RUN_EXIT_REASON, lib.KVM_EXIT_IO)
+        count = len(data) // size
+        IO_FORMAT.pack_into(page, lib.RUN_IO, direction, size, port, count, DATA_OFFSET)
+        page[DATA_OFFSET : DATA_OFFSET + len(data)] = data
+        return 0
+
+    return step
+
+
+def mmio(address: int, length: int, data: int, *, is_write: bool) -> Callable[[memoryview], int]:
+    def step(page: memoryview) -> int:
+        struct.pack_into("<I", page, lib.RUN_EXIT_REASON, lib.KVM_EXIT_MMIO)
+        MMIO_FORMAT.pack_into(page, lib.RUN_MMIO, address, data, length, is_write)
+        return 0
+
+    return step
+
+
+def exits(reason: int, payload: bytes = b"", result: int = 0) -> Callable[[memoryview], int]:
+    def step(page: memoryview) -> int:
+        struct.pack_into("<I", page, lib.RUN_EXIT_REASON, reason)
+        page[lib.RUN_INTERNAL : lib.RUN_INTERNAL + len(payload)] = payload
+        return result
+
+    return step
+
+
+SHUTDOWN = exits(lib.KVM_EXIT_SHUTDOWN)
+
+
+class Outcome:
+    """What ``on_exit`` was told."""
+
+    def __init__(self) -> None:
+        self.reports: list[tuple[int, VmExitReason]] = []
+        self._reported = threading.Event()
+
+    def on_exit(self, index: int, reason: VmExitReason) -> None:
+        self.reports.append((index, reason))
+        self._reported.set()
+
+    def wait(self) -> tuple[int, VmExitReason]:
+        assert self._reported.wait(TIMEOUT_SECONDS)
+        return self.reports[0]
+
+
+def play(
+    *steps: Callable[[memoryview], int],
+    pio: RecordingBus | None = None,
+    mmio_bus: RecordingBus | None = None,
+) -> tuple[VmExitReason, memoryview]:
+    """Run one vCPU through ``steps`` until it ends the VM."""
+    vcpu, outcome = ScriptedVcpu(steps=[*steps, SHUTDOWN]), Outcome()
+    vcpus = VcpuSet([vcpu], pio or RecordingBus(), mmio_bus or RecordingBus(), outcome.on_exit)
+    vcpus.start()
+    index, reason = outcome.wait()
+    assert vcpus.stop(TIMEOUT_SECONDS)
+    assert index == 0
+    assert len(outcome.reports) == 1
+    return reason, vcpu.page
+
+
+@pytest.mark.parametrize(
+    ("size", "data", "values"),
+    [
+        pytest.param(1, b"\x41", [0x41], id="byte"),
+        pytest.param(2, b"\x34\x12", [0x1234], id="word"),
+        pytest.param(4, b"\x78\x56\x34\x12", [0x1234_5678], id="dword"),
+        pytest.param(1, b"abc", [0x61, 0x62, 0x63], id="string"),
+        pytest.param(2, b"\x01\x00\x02\x00", [1, 2], id="word-string"),
+    ],
+)
+def test_out_writes_each_element(size: int, data: bytes, values: list[int]) -> None:
+    bus = RecordingBus()
+    play(io(OUT, size, 0x3F8, data), pio=bus)
+    assert bus.accesses == [(0x3F8, size, value) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("size", "answers", "data"),
+    [
+        pytest.param(1, [0xFF], b"\xff", id="byte"),
+        pytest.param(2, [0xFFFF], b"\xff\xff", id="word"),
+        pytest.param(4, [0x8000_0001], b"\x01\x00\x00\x80", id="dword"),
+        pytest.param(2, [1, 2, 3], b"\x01\x00\x02\x00\x03\x00", id="string"),
+    ],
+)
+def test_in_stores_each_element(size: int, answers: list[int], data: bytes) -> None:
+    bus = RecordingBus(answers)
+    _, page = play(io(IN, size, 0x64, bytes(len(data))), pio=bus)
+    assert bytes(page[DATA_OFFSET : DATA_OFFSET + len(data) + 1]) == data + b"\0"
+    assert bus.accesses == [(0x64, size)] * len(answers)
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 8])
+def test_mmio_write_ignores_what_follows_the_value(length: int) -> None:
+    bus = RecordingBus()
+    play(mmio(0xD000_0000, length, 0x8877_6655_4433_2211, is_write=True), mmio_bus=bus)
+    value = int.from_bytes(bytes.fromhex("1122334455667788")[:length], "little")
+    assert bus.accesses == [(0xD000_0000, length, value)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 8])
+def test_mmio_read_stores_the_value(length: int) -> None:
+    ones = (1 << 8 * length) - 1
+    bus = RecordingBus([ones])
+    _, page = play(mmio(0xD000_0000, length, 0, is_write=False), mmio_bus=bus)
+    stored = bytes(page[lib.RUN_MMIO_DATA : lib.RUN_MMIO_DATA + 8])
+    assert stored == ones.to_bytes(8, "little")
+
+
+def test_odd_mmio_write_goes_byte_by_byte() -> None:
+    bus = RecordingBus()
+    play(mmio(0x1FFD, 3, 0x33_2211, is_write=True), mmio_bus=bus)
+    assert bus.accesses == [(0x1FFD, 1, 0x11), (0x1FFE, 1, 0x22), (0x1FFF, 1, 0x33)]
+
+
+def test_odd_mmio_read_goes_byte_by_byte() -> None:
+    bus = RecordingBus([0x11, 0x22, 0x33])
+    _, page = play(mmio(0x1FFD, 3, 0, is_write=False), mmio_bus=bus)
+    assert bytes(page[lib.RUN_MMIO_DATA : lib.RUN_MMIO_DATA + 4]) == b"\x11\x22\x33\0"
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "text"),
+    [
+        pytest.param(SHUTDOWN, VmExit.RESET, "vCPU 0: triple fault", id="triple-fault"),
+        pytest.param(
+            exits(lib.KVM_EXIT_SYSTEM_EVENT, struct.pack("<I", 1)),
+            VmExit.STOPPED,
+            "the guest powered off",
+            id="event-shutdown",
+        ),
+        pytest.param(
+            exits(lib.KVM_EXIT_SYSTEM_EVENT, struct.pack("<I", 2)),
+            VmExit.RESET,
+            "asked for a reset",
+            id="event-reset",
+        ),
+        pytest.param(
+            exits(lib.KVM_EXIT_SYSTEM_EVENT, struct.pack("<I", 3)),
+            VmExit.GUEST_PANIC,
+            "reported a crash",
+            id="event-crash",
+        ),
+        pytest.param(
+            exits(lib.KVM_EXIT_SYSTEM_EVENT, struct.pack("<I", 99)),
+            VmExit.CRASH,
+            "unknown system event 99",
+            id="event-unknown",
+        ),
+        pytest.param(
+            exits(lib.KVM_EXIT_FAIL_ENTRY, struct.pack("<Q", 0x8000_0021)),
+            VmExit.CRASH,
+            "refused to enter the guest, reason 0x80000021",
+            id="fail-entry",
+        ),
+        pytest.param(
+            exits(lib.KVM_EXIT_INTERNAL_ERROR, struct.pack("<IIQQ", 2, 2, 0xA, 0xB)),
+            VmExit.CRASH,
+            "internal error 2 (simultaneous exceptions) at 0xffff8000, data 0xa 0xb",
+            id="internal",
+        ),
+        pytest.param(
+            exits(lib.KVM_EXIT_INTERNAL_ERROR, struct.pack("<II", 77, 0xFFFF_FFFF)),
+            VmExit.CRASH,
+            "internal error 77 (unknown suberror)",
+            id="internal-unknown",
+        ),
+        pytest.param(
+            exits(lib.KVM_EXIT_HLT), VmExit.CRASH, "unexpected KVM_EXIT_HLT (5)", id="halt"
+        ),
+        pytest.param(exits(4711), VmExit.CRASH, "unexpected KVM exit (4711)", id="unknown"),
+        pytest.param(
+            exits(0, result=-errno.EFAULT), VmExit.CRASH, "KVM_RUN: Bad address", id="efault"
+        ),
+    ],
+)
+def test_fatal_exit_ends_the_vm_once(
+    step: Callable[[memoryview], int], kind: VmExit, text: str
+) -> None:
+    reason, _ = play(step)
+    assert reason.kind is kind
+    assert text in reason.text
+
+
+def test_interrupted_and_waiting_processors_go_on() -> None:
+    bus = RecordingBus()
+    play(
+        exits(0, result=-errno.EINTR),
+        exits(0, result=-errno.EAGAIN),
+        exits(lib.KVM_EXIT_INTR),
+        io(OUT, 1, 0x80, b"\x01"),
+        pio=bus,
+    )
+    assert bus.accesses == [(0x80, 1, 1)]
+
+
+EMULATION_FAILED = struct.pack(
+    "<IIQB15s", lib.KVM_INTERNAL_ERROR_EMULATION, 4, 1, 4, b"\x48\x0f\xc7\x0f\xcc"
+)
+
+
+@pytest.mark.parametrize(
+    ("payload", "text"),
+    [
+        pytest.param(EMULATION_FAILED, "at 0xffff8000, bytes 48 0f c7 0f", id="bytes"),
+        pytest.param(struct.pack("<III", 1, 0, 0), "bytes not known", id="no-data"),
+        pytest.param(struct.pack("<IIQ", 1, 3, 0), "bytes not known", id="no-flag"),
+        pytest.param(
+            struct.pack("<IIQB15s", 1, 4, 1, 255, b"\x90" * 15),
+            "bytes " + " ".join(["90"] * 15),
+            id="size-beyond-limit",
+        ),
+    ],
+)
+@pytest.mark.parametrize("hardware", [True, False], ids=["hardware", "software"])
+def test_emulation_failure_names_instruction_and_host(
+    payload: bytes, text: str, hardware: bool
+) -> None:
+    vcpu = ScriptedVcpu()
+    exits(lib.KVM_EXIT_INTERNAL_ERROR, payload)(vcpu.page)
+    reason = ended_by_exit(
+        vcpu,
+        RunPage(vcpu.page),
+        lib.KVM_EXIT_INTERNAL_ERROR,
+        hardware_virtualization=hardware,
+    )
+    assert reason.kind is VmExit.CRASH
+    assert text in reason.text
+    assert ("no hardware virtualization" in reason.text) is not hardware
+
+
+def test_device_bug_is_logged_and_ends_the_vm(capfd: pytest.CaptureFixture[str]) -> None:
+    reason, _ = play(io(IN, 1, 0x64, b"\0"), pio=RecordingBus())
+    assert reason == (VmExit.CRASH, "vCPU 0: IndexError: pop from empty list")
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_only_the_first_vcpu_is_reported() -> None:
+    outcome = Outcome()
+    vcpus = VcpuSet(
+        [ScriptedVcpu(index, [SHUTDOWN]) for index in range(4)],
+        RecordingBus(),
+        RecordingBus(),
+        outcome.on_exit,
+    )
+    vcpus.start()
+    outcome.wait()
+    assert vcpus.stop(TIMEOUT_SECONDS)
+    assert len(outcome.reports) == 1
+
+
+def test_stop_is_not_reported_and_wakes_the_paused() -> None:
+    outcome = Outcome()
+    vcpus = VcpuSet([ScriptedVcpu()], RecordingBus(), RecordingBus(), outcome.on_exit)
+    vcpus.start(paused=True)
+    assert vcpus.wait_paused(TIMEOUT_SECONDS)
+    assert vcpus.stop(TIMEOUT_SECONDS)
+    assert outcome.reports == []
+
+
+def test_stop_before_start_is_harmless() -> None:
+    vcpus = VcpuSet([ScriptedVcpu()], RecordingBus(), RecordingBus(), Outcome().on_exit)
+    assert vcpus.stop(0.0)
+
+
+def test_stop_gives_up_on_a_stuck_device() -> None:
+    release = threading.Event()
+    entered = threading.Event()
+
+    class StuckBus(RecordingBus):
+        def write(self, address: int, size: int, value: int) -> None:
+            entered.set()
+            assert release.wait(TIMEOUT_SECONDS)
+            super().write(address, size, value)
+
+    vcpu = ScriptedVcpu(steps=[io(OUT, 1, 0x80, b"\x01")])
+    vcpus = VcpuSet([vcpu], StuckBus(), RecordingBus(), Outcome().on_exit)
+    vcpus.start()
+    assert entered.wait(TIMEOUT_SECONDS)
+    assert not vcpus.stop(0.0)
+    release.set()
+    assert vcpus.stop(TIMEOUT_SECONDS)
+
+
+def test_stop_from_the_exit_callback_does_not_wait_for_itself() -> None:
+    done = threading.Event()
+
+    def on_exit(_index: int, _reason: VmExitReason) -> None:
+        vcpus.stop(TIMEOUT_SECONDS)
+        done.set()
+
+    vcpus = VcpuSet(
+        [ScriptedVcpu(0, [SHUTDOWN]), ScriptedVcpu(1)], RecordingBus(), RecordingBus(), on_exit
+    )
+    vcpus.start()
+    assert done.wait(TIMEOUT_SECONDS)
+    assert vcpus.stop(TIMEOUT_SECONDS)
+
+
+def test_pause_parks_every_vcpu_and_tells_the_guest() -> None:
+    scripted = [ScriptedVcpu(index) for index in range(3)]
+    vcpus = VcpuSet(scripted, RecordingBus(), RecordingBus(), Outcome().on_exit)
+    vcpus.start()
+    for _ in range(5):
+        vcpus.pause()
+        vcpus.pause()
+        assert vcpus.wait_paused(TIMEOUT_SECONDS)
+        vcpus.resume()
+    assert not vcpus.wait_paused(TIMEOUT_SECONDS)
+    assert vcpus.stop(TIMEOUT_SECONDS)
+    assert vcpus.thread_ids == {}
+
+
+def test_pause_without_any_vcpu_in_time_is_said() -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def in_guest(_page: memoryview) -> int:
+        entered.set()
+        assert release.wait(TIMEOUT_SECONDS)
+        return -errno.EINTR
+
+    vcpus = VcpuSet(
+        [ScriptedVcpu(steps=[in_guest])], RecordingBus(), RecordingBus(), Outcome().on_exit
+    )
+    vcpus.start()
+    assert entered.wait(TIMEOUT_SECONDS)
+    vcpus.pause()
+    assert not vcpus.wait_paused(0.0)
+    release.set()
+    assert vcpus.wait_paused(TIMEOUT_SECONDS)
+    assert vcpus.stop(TIMEOUT_SECONDS)
+
+
+def test_a_vcpu_that_ended_does_not_hold_up_a_pause() -> None:
+    outcome = Outcome()
+    vcpus = VcpuSet(
+        [ScriptedVcpu(0, [SHUTDOWN]), ScriptedVcpu(1)],
+        RecordingBus(),
+        RecordingBus(),
+        outcome.on_exit,
+    )
+    vcpus.start()
+    outcome.wait()
+    vcpus.pause()
+    assert vcpus.wait_paused(TIMEOUT_SECONDS)
+    assert vcpus.stop(TIMEOUT_SECONDS)
