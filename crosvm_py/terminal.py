@@ -196,6 +196,10 @@ class Terminal:
         self.state = save(fd)
         self.is_raw = False
 
+    def in_foreground(self) -> bool:
+        """Return whether the terminal is ours to read and to change."""
+        return in_foreground(self.fd)
+
     def enter(self) -> None:
         """Switch to raw mode; again after a stop (SIGCONT), when a shell has changed it.
 
@@ -212,6 +216,10 @@ class Terminal:
         if self.is_raw:
             self.is_raw = False
             restore(self.fd, self.state)
+
+    def restore(self) -> None:
+        """Put the modes back for another process that was killed; see ``restore`` above."""
+        restore(self.fd, self.state, only_if_raw=True)
 
 
 def keep_job_control_quiet() -> Callable[[], None]:
