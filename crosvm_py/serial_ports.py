@@ -117,7 +117,8 @@ class SerialPorts:
         """Put the devices on ``bus`` and start to read; a terminal becomes raw.
 
         ``irq_line`` is asked once for each IRQ. ``on_leave`` is called in the loop's thread when
-        the user types Ctrl-A x; without it the process gets SIGTERM.
+        the user types Ctrl-A x; without it the process gets SIGTERM. With a terminal, only from the
+        main thread: SIGTTIN, SIGTTOU and SIGCONT are handled until ``close``.
 
         Raises:
             ConfigError: the port of a debug console is taken.
@@ -136,11 +137,6 @@ class SerialPorts:
                 self._attach_terminal(port.input, loop, lock, on_leave)
             if port.input is not None:
                 port.input.start(uart, loop, lock)
-
-    def on_continue(self) -> None:
-        """Set raw mode again after a stop (SIGCONT)."""
-        if self.terminal is not None and self.terminal.is_raw and self.terminal.in_foreground():
-            self.terminal.enter()
 
     def close(self) -> None:
         """Write what is left, as far as it is read soon, and give everything back.
@@ -161,6 +157,11 @@ class SerialPorts:
             self._undo_signals()
             self._undo_signals = None
 
+    def _on_continue(self) -> None:
+        """Set raw mode again after a stop, when the terminal is still ours."""
+        if self.terminal is not None and self.terminal.is_raw and self.terminal.in_foreground():
+            self.terminal.enter()
+
     def _attach_terminal(
         self,
         keys: TerminalInput,
@@ -168,9 +169,12 @@ class SerialPorts:
         lock: AbstractContextManager[bool],
         on_leave: Callable[[], None] | None,
     ) -> None:
-        from crosvm_py.terminal import HELP, keep_job_control_quiet
+        from crosvm_py.terminal import HELP, handle_job_control
 
-        self._undo_signals = keep_job_control_quiet()
+        def on_continue() -> None:
+            loop.call_soon_threadsafe(self._on_continue)
+
+        self._undo_signals = handle_job_control(on_continue)
         self._help_sink = help_sink = stream_to(STDIN, "terminal")
         help_sink.attach(loop, lock)
         keys.on_help = lambda: help_sink.write(HELP)

@@ -212,25 +212,30 @@ class Terminal:
         self.is_raw = True
 
     def leave(self) -> None:
-        """Put the modes back that were found. May be called again."""
+        """Put the modes back that were found. May be called again.
+
+        In the background the terminal may be in modes of the shell's, which stay.
+        """
         if self.is_raw:
             self.is_raw = False
-            restore(self.fd, self.state)
+            restore(self.fd, self.state, only_if_raw=not self.in_foreground())
 
     def restore(self) -> None:
         """Put the modes back for another process that was killed; see ``restore`` above."""
         restore(self.fd, self.state, only_if_raw=True)
 
 
-def keep_job_control_quiet() -> Callable[[], None]:
-    """Ignore SIGTTIN and SIGTTOU, and return a function that undoes it.
+def handle_job_control(on_continue: Callable[[], None]) -> Callable[[], None]:
+    """Ignore SIGTTIN and SIGTTOU, call ``on_continue`` on SIGCONT; return what undoes it.
 
     A VM that was moved to the background is not stopped for reading its terminal: the read fails
-    with EIO instead, and input pauses until SIGCONT. Only from the main thread.
+    with EIO instead. Only from the main thread; ``on_continue`` runs as a signal handler does.
     """
-    old = {number: signal.getsignal(number) for number in (signal.SIGTTIN, signal.SIGTTOU)}
-    for number in old:
-        signal.signal(number, signal.SIG_IGN)
+    numbers = (signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT)
+    old = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGTTIN, signal.SIG_IGN)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    signal.signal(signal.SIGCONT, lambda _number, _frame: on_continue())
 
     def undo() -> None:
         for number, handler in old.items():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from typing import TYPE_CHECKING
 
@@ -259,11 +260,14 @@ def test_warden_gives_the_terminal_back_after_a_kill(user: int, console_ports: S
     assert terminal.save(serial_ports.STDIN) == owner.state
 
 
-def test_continue_after_a_stop_sets_raw_mode_again(user: int, console_ports: SerialPorts) -> None:
+def test_continue_after_a_stop_sets_raw_mode_again(
+    user: int, console_ports: SerialPorts, board: Board
+) -> None:
     owner = console_ports.terminal
     assert owner is not None
     terminal.apply(owner.fd, owner.state)
-    console_ports.on_continue()
+    signal.raise_signal(signal.SIGCONT)
+    board.loop.run_once(5.0)
     assert terminal.save(owner.fd) == terminal.raw(owner.state)
 
 

@@ -146,12 +146,29 @@ def test_terminal_enter_on_a_dead_terminal_is_quiet(pty: Pty) -> None:
     assert not owner.is_raw
 
 
-def test_job_control_signals_are_ignored_and_given_back() -> None:
-    undo = terminal.keep_job_control_quiet()
-    during = [signal.getsignal(number) for number in (signal.SIGTTIN, signal.SIGTTOU)]
+def test_job_control_signals_are_handled_and_given_back() -> None:
+    numbers = (signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT)
+    before = [signal.getsignal(number) for number in numbers]
+    continued: list[bool] = []
+    undo = terminal.handle_job_control(lambda: continued.append(True))
+    during = [signal.getsignal(number) for number in numbers]
+    signal.raise_signal(signal.SIGCONT)
     undo()
-    assert during == [signal.SIG_IGN, signal.SIG_IGN]
-    assert signal.getsignal(signal.SIGTTIN) == signal.SIG_DFL
+    assert during[:2] == [signal.SIG_IGN, signal.SIG_IGN]
+    assert continued == [True]
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_terminal_leave_in_the_background_keeps_the_shells_modes(
+    pty: Pty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Terminal(pty.program)
+    owner.enter()
+    monkeypatch.setattr(owner, "in_foreground", lambda: False)
+    shells = owner.state._replace(local_modes=owner.state.local_modes ^ termios.ECHO)
+    terminal.apply(pty.program, shells)
+    owner.leave()
+    assert terminal.save(pty.program) == shells
 
 
 # The session leader takes the terminal as its own, gives the foreground to a second process group
