@@ -63,7 +63,7 @@ MCR_ALL: Final = 0x1F
 LSR_DR: Final = 0x01
 LSR_OE: Final = 0x02
 LSR_BI: Final = 0x10
-LSR_IDLE: Final = 0x60  # THRE | TEMT
+LSR_IDLE: Final = 0x60  # both transmitter registers are empty
 LSR_ERRORS: Final = 0x1E
 # Not a register bit: the guest has not read LSR since the transmitter interrupt was raised.
 _LSR_WATCHED: Final = 0x100

@@ -162,7 +162,7 @@ STARTUP_TX_INTERRUPT = [
         pytest.param(AUTOCONFIG_NOT_XSCALE, id="not XScale"),
         pytest.param([("out", SCR, 0xA5), ("in", SCR, 0xA5)], id="scratch"),
         pytest.param(STARTUP_CLEAR, id="startup clears"),
-        pytest.param(STARTUP_THRE_REASSERTS, id="THRE reasserts"),
+        pytest.param(STARTUP_THRE_REASSERTS, id="TX interrupt reasserts"),
         pytest.param(STARTUP_TX_INTERRUPT, id="TX interrupt"),
         pytest.param(
             AUTOCONFIG_EXISTS
