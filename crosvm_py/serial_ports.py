@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from crosvm_py.console_input import ConsoleInput, TerminalInput, input_from, open_input
@@ -146,9 +147,9 @@ class SerialPorts:
         if self.terminal is not None:
             self.terminal.leave()
         ports, self._ports = self._ports, ()
-        seconds = DRAIN_SECONDS
+        deadline = time.monotonic() + DRAIN_SECONDS
         for port in ports:
-            port.sink.drain(seconds / len(ports))
+            port.sink.drain(max(0.0, deadline - time.monotonic()))
             port.sink.close()
             if port.input is not None:
                 port.input.close()
