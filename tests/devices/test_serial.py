@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from devices.serial import (
     FCR,
@@ -368,3 +370,25 @@ def test_interrupt_line_changes_only_when_the_level_does(uart: Uart, irq: FakeIr
             uart.read(IIR, 1)
             uart.read(RBR, 1)
     assert all(a != b for a, b in zip(irq.levels, irq.levels[1:], strict=False))
+
+
+ACCESSES = st.lists(
+    st.tuples(st.sampled_from(["read", "write", "receive"]), st.integers(0, 7), st.integers(0, 255))
+)
+
+
+@given(ACCESSES)
+def test_interrupt_line_always_agrees_with_the_interrupt_id(
+    accesses: list[tuple[str, int, int]],
+) -> None:
+    irq = FakeIrq()
+    uart = Uart(FakeSink(), irq)
+    for kind, register, value in accesses:
+        if kind == "read":
+            uart.read(register, 1)
+        elif kind == "write":
+            uart.write(register, 1, value)
+        else:
+            uart.receive(bytes(value))
+        before = irq.high()
+        assert (uart.read(IIR, 1) & 0x01 == 0) == before
