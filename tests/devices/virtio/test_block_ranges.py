@@ -186,6 +186,23 @@ def test_bad_range_is_refused(
     assert (answer.status, answer.used_len, calls) == (status, 1, [])
 
 
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [(DISCARD, MAX_DISCARD_SECTORS), (WRITE_ZEROES, MAX_WRITE_ZEROES_SECTORS)],
+    ids=["discard", "write-zeroes"],
+)
+def test_limit_holds_on_a_disk_that_is_larger(
+    image: Path, calls: list[Call], kind: int, limit: int
+) -> None:
+    os.truncate(image, 2 * MAX_DISCARD_SECTORS * SECTOR)
+    disk = BlockDriver.start(BlockSpec(str(image)))
+    assert disk.request(kind, 0, out=[ranges((1, limit, 0))]).status == OK
+    assert [length for _, _, length in calls] == [limit * SECTOR]
+    assert disk.request(kind, 0, out=[ranges((1, limit + 1, 0))]).status == IOERR
+    assert len(calls) == 1
+    disk.close()
+
+
 def test_bad_last_segment_leaves_the_first_alone(disk: BlockDriver, calls: list[Call]) -> None:
     answer = disk.request(DISCARD, 0, out=[ranges((0, 1, 0), (SECTORS, 1, 0))])
     assert (answer.status, calls) == (IOERR, [])

@@ -114,6 +114,23 @@ def test_pop_buffers_may_overlap_and_repeat(driver: DriverQueue, queue: SplitQue
     assert pop(queue).reader.read(4) == b"xyxy"
 
 
+def test_pop_buffers_may_come_from_regions_in_any_order(
+    driver: DriverQueue, queue: SplitQueue
+) -> None:
+    driver.memory.write(HIGH, b"high")
+    driver.memory.write(DATA, b"low")
+    driver.offer(0, {0: Desc(HIGH, 4, NEXT, 1), 1: Desc(DATA, 3, NEXT, 2), 2: Desc(HIGH + 1, 3)})
+    assert pop(queue).reader.read(10) == b"highlowigh"
+
+
+def test_pop_hole_below_the_region_of_the_last_buffer_is_no_memory(
+    driver: DriverQueue, queue: SplitQueue
+) -> None:
+    driver.offer(0, {0: Desc(HIGH, 4, NEXT, 1), 1: Desc(HIGH - 8, 4)})
+    with pytest.raises(ChainError, match="no guest memory at 0xfffffff8"):
+        queue.pop()
+
+
 def test_pop_last_byte_of_memory_is_usable(driver: DriverQueue, queue: SplitQueue) -> None:
     driver.offer(0, {0: Desc(RAM_BYTES - 1, 1, WRITE)})
     pop(queue).writer.write(b"z")
