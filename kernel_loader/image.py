@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from kernel_loader.elf import ELFCLASS32, ElfKernel, Segment, is_elf, parse_elf
-from kernel_loader.source import FileSource, GuestMemoryLike, MemorySource, Source
+from kernel_loader.source import FileSource, MemorySource, Source
 from sys_util.errors import ConfigError
 from sys_util.log import get_logger
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kernel_loader.bzimage import BzImage
+    from sys_util.guest_memory import GuestMemory
 
 log = get_logger("kernel_loader")
 
@@ -109,7 +110,7 @@ class KernelImage:
         if self.entry >= MAX_ENTRY:
             raise ConfigError(f"{self.what}: entry {self.entry:#x} lies above {MAX_ENTRY:#x}")
 
-    def place(self, memory: GuestMemoryLike) -> None:
+    def place(self, memory: GuestMemory) -> None:
         """Copy the segments into guest memory.
 
         What follows the file's bytes up to the size in memory is not written: fresh guest
@@ -117,8 +118,7 @@ class KernelImage:
         """
         for gpa, _, offset, file_bytes in self.segments:
             if file_bytes:
-                with memory.view(gpa, file_bytes) as target:
-                    self._source.read_into(offset, target)
+                self._source.copy_to(offset, memory, gpa, file_bytes)
 
     def close(self) -> None:
         """Close the file, or free the unpacked payload. May be called twice."""

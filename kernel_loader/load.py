@@ -14,11 +14,13 @@ from kernel_loader.boot_params import (
     build_zero_page,
 )
 from kernel_loader.image import EntryProtocol, KernelImage
-from kernel_loader.source import FileSource, GuestMemoryLike
+from kernel_loader.source import FileSource
 from sys_util.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from sys_util.guest_memory import GuestMemory
 
 PAGE_BYTES: Final = 4096
 
@@ -52,10 +54,9 @@ class Initrd:
         self.size_bytes = source.size
         self._source = source
 
-    def place(self, memory: GuestMemoryLike, gpa: int) -> None:
+    def place(self, memory: GuestMemory, gpa: int) -> None:
         """Read the file into guest memory."""
-        with memory.view(gpa, self.size_bytes) as target:
-            self._source.read_into(0, target)
+        self._source.copy_to(0, memory, gpa, self.size_bytes)
 
     def close(self) -> None:
         """Close the file. May be called twice."""
@@ -104,9 +105,7 @@ def plan_boot(
     return BootPlan(image, initrd, initrd_gpa, encoded, tuple(e820), layout)
 
 
-def load_linux(
-    memory: GuestMemoryLike, plan: BootPlan, *, rsdp_gpa: int, seed: bytes
-) -> EntryPoint:
+def load_linux(memory: GuestMemory, plan: BootPlan, *, rsdp_gpa: int, seed: bytes) -> EntryPoint:
     """Write kernel, initrd and boot data into guest memory and return where to start.
 
     Closes image and initrd, whose bytes are the guest's from here on: an unpacked kernel would
@@ -185,7 +184,7 @@ def _initrd_gpa(
     )
 
 
-def _write_bounded(memory: GuestMemoryLike, gpa: int, data: bytes, max_bytes: int) -> None:
+def _write_bounded(memory: GuestMemory, gpa: int, data: bytes, max_bytes: int) -> None:
     if len(data) > max_bytes:
         raise ValueError(f"{len(data):#x} bytes of boot data at {gpa:#x}, room for {max_bytes:#x}")
     memory.write(gpa, data)

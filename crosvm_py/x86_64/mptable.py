@@ -10,7 +10,7 @@ from crosvm_py.x86_64 import layout
 from crosvm_py.x86_64.acpi.tables import IOAPIC_ID, checksum
 
 if TYPE_CHECKING:
-    from kernel_loader.source import GuestMemoryLike
+    from crosvm_py.x86_64.regs import MemoryWriter
 
 POINTER: Final = Struct("<4sIBBBBBBBB")
 HEADER: Final = Struct("<4sHBB8s12sIHHIHBB")
@@ -97,7 +97,7 @@ def build_pointer(table_gpa: int) -> bytes:
     return bytes(pointer)
 
 
-def write_mptable(memory: GuestMemoryLike, cpus: int) -> None:
+def write_mptable(memory: MemoryWriter, cpus: int) -> None:
     """Write table and pointer into the top of the first 640 KiB."""
     table = build_mptable(cpus)
     end = layout.MPTABLE_GPA + len(table)

@@ -17,26 +17,10 @@ import zstandard
 from kernel_loader.elf import EHDR, PHDR, PT_LOAD, PT_NOTE
 
 MIB = 1 << 20
+RAM_BYTES = 32 * MIB
 TEXT_GPA = 0x100_0000
 ENTRY = TEXT_GPA + 0x40
 PVH_ENTRY = TEXT_GPA + 0x80
-
-
-class Ram:
-    """Guest memory from address 0 up, for the loader to write into."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self.content = bytearray(size_bytes)
-
-    def view(self, gpa: int, length: int) -> memoryview:
-        assert gpa + length <= len(self.content)
-        return memoryview(self.content)[gpa : gpa + length]
-
-    def write(self, gpa: int, data: bytes) -> None:
-        self.view(gpa, len(data))[:] = data
-
-    def read(self, gpa: int, length: int) -> bytes:
-        return bytes(self.view(gpa, length))
 
 
 @dataclass

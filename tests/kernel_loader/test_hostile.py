@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from kernel_loader.image import open_kernel
 from sys_util import log
 from sys_util.errors import ConfigError
+from sys_util.guest_memory import GuestMemory
 from tests.kernel_loader.images import (
     COMPRESSORS,
     LINUX_NOTE,
     MIB,
     PVH_NOTE,
+    RAM_BYTES,
     TEXT_GPA,
     Elf,
     Load,
-    Ram,
     bzimage,
     write,
 )
@@ -34,7 +35,6 @@ ELF = Elf(
     loads=[Load(), Load(gpa=TEXT_GPA + 0x1000, size_bytes=0x2000)], notes=PVH_NOTE + LINUX_NOTE
 ).build()
 FILES = {"elf": ELF} | {name: bzimage(compress(ELF)) for name, compress in COMPRESSORS.items()}
-MEMORY_BYTES = 32 * MIB
 EDGES = (0, 1, 7, 0x7F, 0x80, 0xFF)
 
 
@@ -49,9 +49,10 @@ def boot(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = write(Path(directory), content)
         with contextlib.suppress(ConfigError), contextlib.closing(open_kernel(path)) as image:
-            image.check([(0, MEMORY_BYTES)], MIB)
+            image.check([(0, RAM_BYTES)], MIB)
             # What passed the check must fit, whatever the file says.
-            image.place(Ram(MEMORY_BYTES))
+            with contextlib.closing(GuestMemory.create([(0, RAM_BYTES)])) as memory:
+                image.place(memory)
 
 
 def header_mutations() -> st.SearchStrategy[list[tuple[int, int]]]:

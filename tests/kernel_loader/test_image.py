@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from kernel_loader.image import KernelImage, open_kernel
 from sys_util import log
-from sys_util.errors import ConfigError, HostError, describe
+from sys_util.errors import ConfigError, GuestAddressError, HostError, describe
+from sys_util.guest_memory import GuestMemory
 from tests.kernel_loader.images import (
     COMPRESSORS,
     ENTRY,
@@ -22,7 +24,6 @@ from tests.kernel_loader.images import (
     TEXT_GPA,
     Elf,
     Load,
-    Ram,
     bzimage,
     write,
 )
@@ -74,11 +75,10 @@ def test_open_kernel_chooses_the_protocol(
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)
-def test_open_kernel_unpacks_a_bzimage(tmp_path: Path, name: str) -> None:
+def test_open_kernel_unpacks_a_bzimage(tmp_path: Path, ram: GuestMemory, name: str) -> None:
     content = os.urandom(0x1000) + bytes(0x1000)
     inner = Elf(loads=[Load(content=content)], notes=LINUX_NOTE)
     image = open_kernel(write(tmp_path, bzimage(COMPRESSORS[name](inner.build()))))
-    ram = Ram(TEXT_GPA + 0x10000)
     image.place(ram)
     image.close()
     image.close()
@@ -113,10 +113,14 @@ def test_open_kernel_unpacks_a_bzimage(tmp_path: Path, name: str) -> None:
     ],
 )  # fmt: skip
 def test_open_kernel_leaves_unpacking_to_the_guest(
-    tmp_path: Path, log_lines: list[str], content: bytes, protocol: str, entry: int
+    tmp_path: Path,
+    ram: GuestMemory,
+    log_lines: list[str],
+    content: bytes,
+    protocol: str,
+    entry: int,
 ) -> None:
     image = open_kernel(write(tmp_path, content))
-    ram = Ram(32 * MIB)
     image.check(RAM, LOW_END)
     image.place(ram)
     image.close()
@@ -250,10 +254,44 @@ def test_check_entry_above_the_identity_map_is_refused(tmp_path: Path) -> None:
         image.check([*RAM, (gpa, MIB)], LOW_END)
 
 
-def test_place_file_that_was_truncated_meanwhile_is_an_error_with_a_name(tmp_path: Path) -> None:
+def test_place_file_that_was_truncated_meanwhile_is_an_error_with_a_name(
+    tmp_path: Path, ram: GuestMemory
+) -> None:
     path = write(tmp_path, Elf().build())
     image = open_kernel(path)
     os.truncate(path, 0x90)
     with pytest.raises(ConfigError, match="ends at 0x90, 0xe8 bytes before it should"):
-        image.place(Ram(TEXT_GPA + 0x10000))
+        image.place(ram)
+    image.close()
+
+
+def refuse_sendfile(*arguments: int) -> int:
+    raise OSError(errno.EINVAL, "Invalid argument")
+
+
+def test_place_reads_where_sendfile_is_refused(
+    tmp_path: Path, ram: GuestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sendfile", refuse_sendfile)
+    path = write(tmp_path, Elf().build())
+    image = open_kernel(path)
+    image.place(ram)
+    assert ram.read(TEXT_GPA, 0x100) == b"\xf4" * 0x100
+    os.truncate(path, 0x90)
+    with pytest.raises(ConfigError, match="ends at 0x90, 0xe8 bytes before it should"):
+        image.place(ram)
+    image.close()
+
+
+def test_place_goes_by_the_regions_of_guest_memory(tmp_path: Path) -> None:
+    gpa = 1 << 32
+    image = open_kernel(write(tmp_path, Elf(loads=[Load(gpa=gpa)], entry=gpa).build()))
+    memory = GuestMemory.create([(0, MIB), (gpa, MIB)])
+    image.place(memory)
+    assert memory.read(gpa, 0x100) == b"\xf4" * 0x100
+    memory.close()
+    small = GuestMemory.create([(0, MIB)])
+    with pytest.raises(GuestAddressError, match=r"no guest memory at 0x100000000"):
+        image.place(small)
+    small.close()
     image.close()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from struct import unpack_from
+from struct import unpack, unpack_from
 
 import pytest
 
@@ -29,6 +29,7 @@ from kernel_loader.load import (
     plan_boot,
 )
 from sys_util.errors import ConfigError
+from sys_util.guest_memory import GuestMemory
 from tests.kernel_loader.images import (
     COMPRESSORS,
     ENTRY,
@@ -39,7 +40,6 @@ from tests.kernel_loader.images import (
     TEXT_GPA,
     Elf,
     Load,
-    Ram,
     bzimage,
     write,
 )
@@ -87,10 +87,11 @@ def sparse_initrd(directory: Path, size_bytes: int) -> Initrd:
     return open_initrd(path)
 
 
-def test_load_linux_vmlinux_fills_the_zero_page(tmp_path: Path, kernel: KernelImage) -> None:
+def test_load_linux_vmlinux_fills_the_zero_page(
+    tmp_path: Path, ram: GuestMemory, kernel: KernelImage
+) -> None:
     content = os.urandom(0x1801)
     initrd = initrd_of(tmp_path, content)
-    ram = Ram(32 * MIB)
     plan = plan_boot(kernel, initrd, "console=ttyS0 quiet", E820, LAYOUT)
     entry = load_linux(ram, plan, rsdp_gpa=RSDP, seed=SEED)
     initrd.close()
@@ -114,16 +115,15 @@ def test_load_linux_vmlinux_fills_the_zero_page(tmp_path: Path, kernel: KernelIm
     assert ram.read(initrd_gpa, initrd_bytes) == content
 
     (node,) = unpack_from("<Q", page, 0x250)
-    assert unpack_from("<QII", ram.content, node) == (0, 9, len(SEED))
+    assert unpack("<QII", ram.read(node, 16)) == (0, 9, len(SEED))
     assert ram.read(node + 16, len(SEED)) == SEED
 
 
-def test_load_linux_bzimage_keeps_its_own_setup_header(tmp_path: Path) -> None:
+def test_load_linux_bzimage_keeps_its_own_setup_header(tmp_path: Path, ram: GuestMemory) -> None:
     packed = COMPRESSORS["zstd"](Elf(notes=LINUX_NOTE).build())
     # The unpacker's flag for randomized addresses must not survive in the copy.
     file = bzimage(packed, patches={0x211: b"\x03"})
     image = open_kernel(write(tmp_path, file))
-    ram = Ram(32 * MIB)
     plan = plan_boot(image, None, "", E820, LAYOUT)
     load_linux(ram, plan, rsdp_gpa=0, seed=SEED)
     image.close()
@@ -138,9 +138,10 @@ def test_load_linux_bzimage_keeps_its_own_setup_header(tmp_path: Path) -> None:
     assert unpack_from("<II", page, 0x218) == (0, 0)
 
 
-def test_load_linux_pvh_fills_the_start_info(tmp_path: Path, pvh_kernel: KernelImage) -> None:
+def test_load_linux_pvh_fills_the_start_info(
+    tmp_path: Path, ram: GuestMemory, pvh_kernel: KernelImage
+) -> None:
     initrd = initrd_of(tmp_path, b"i" * 100)
-    ram = Ram(32 * MIB)
     plan = plan_boot(pvh_kernel, initrd, "x=1", E820, LAYOUT)
     entry = load_linux(ram, plan, rsdp_gpa=RSDP, seed=SEED)
     initrd.close()
@@ -157,19 +158,20 @@ def test_load_linux_pvh_fills_the_start_info(tmp_path: Path, pvh_kernel: KernelI
     assert ram.read(module_gpa, module_bytes) == b"i" * 100
 
 
-def test_load_linux_pvh_without_initrd_lists_no_module(pvh_kernel: KernelImage) -> None:
-    ram = Ram(32 * MIB)
+def test_load_linux_pvh_without_initrd_lists_no_module(
+    ram: GuestMemory, pvh_kernel: KernelImage
+) -> None:
     plan = plan_boot(pvh_kernel, None, "", E820, LAYOUT)
     load_linux(ram, plan, rsdp_gpa=RSDP, seed=SEED)
     info = HVM_START_INFO.unpack(ram.read(LAYOUT.start_info_gpa, HVM_START_INFO.size))
     assert info[3:5] == (0, 0)
 
 
-def test_load_linux_keeps_no_file_open(tmp_path: Path) -> None:
+def test_load_linux_keeps_no_file_open(tmp_path: Path, ram: GuestMemory) -> None:
     open_fds = len(os.listdir("/proc/self/fd"))
     image = open_kernel(write(tmp_path, Elf().build()))
     plan = plan_boot(image, initrd_of(tmp_path, b"i"), "", E820, LAYOUT)
-    load_linux(Ram(32 * MIB), plan, rsdp_gpa=0, seed=SEED)
+    load_linux(ram, plan, rsdp_gpa=0, seed=SEED)
     assert len(os.listdir("/proc/self/fd")) == open_fds
 
 

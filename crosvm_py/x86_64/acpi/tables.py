@@ -12,7 +12,7 @@ from crosvm_py.x86_64.acpi.dsdt import build_dsdt_aml
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kernel_loader.source import GuestMemoryLike
+    from crosvm_py.x86_64.regs import MemoryWriter
 
 OEM_ID: Final = b"CROSVM"
 OEM_TABLE_ID: Final = b"CROSVMPY"
@@ -181,7 +181,7 @@ def _align(gpa: int) -> int:
 
 
 def write_acpi_tables(
-    memory: GuestMemoryLike, cpus: int, com_ports: Sequence[int] = (1, 2, 3, 4)
+    memory: MemoryWriter, cpus: int, com_ports: Sequence[int] = (1, 2, 3, 4)
 ) -> int:
     """Write all tables into guest memory and return the address of the RSDP."""
     for gpa, table in build_acpi_tables(layout.ACPI_RSDP_GPA, cpus, com_ports):

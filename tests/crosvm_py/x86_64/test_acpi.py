@@ -15,10 +15,10 @@ from crosvm_py.x86_64.acpi import aml
 from crosvm_py.x86_64.acpi.dsdt import build_dsdt_aml
 from crosvm_py.x86_64.acpi.tables import build_acpi_tables, build_madt, write_acpi_tables
 from devices.acpi_pm import S5_SLEEP_TYPE
-from tests.kernel_loader.images import MIB, Ram
+from tests.crosvm_py.x86_64.low_memory import LowMemory
 
 
-def found_tables(ram: Ram, rsdp_gpa: int) -> dict[str, bytes]:
+def found_tables(ram: LowMemory, rsdp_gpa: int) -> dict[str, bytes]:
     """Follow the pointers as a kernel does; check length and checksum of all it meets."""
     rsdp = ram.read(rsdp_gpa, 36)
     assert rsdp[:8] == b"RSD PTR "
@@ -46,7 +46,7 @@ def found_tables(ram: Ram, rsdp_gpa: int) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def tables() -> dict[str, bytes]:
-    ram = Ram(MIB)
+    ram = LowMemory()
     return found_tables(ram, write_acpi_tables(ram, cpus=4))
 
 

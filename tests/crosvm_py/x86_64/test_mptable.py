@@ -9,7 +9,7 @@ import pytest
 
 from crosvm_py.x86_64 import layout
 from crosvm_py.x86_64.mptable import HEADER, build_mptable, write_mptable
-from tests.kernel_loader.images import MIB, Ram
+from tests.crosvm_py.x86_64.low_memory import LowMemory
 
 ENTRY_BYTES = {0: 20, 1: 8, 2: 8, 3: 8, 4: 8}
 
@@ -26,7 +26,7 @@ def entries_of(table: bytes) -> list[bytes]:
 
 @pytest.mark.parametrize("cpus", [1, 2, 254])
 def test_write_mptable_is_found_by_its_pointer(cpus: int) -> None:
-    ram = Ram(MIB)
+    ram = LowMemory()
     write_mptable(ram, cpus)
     at = next(gpa for gpa in range(639 * 1024, 640 * 1024, 16) if ram.read(gpa, 4) == b"_MP_")
     pointer = ram.read(at, 16)
