@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Keep compiled policies in ``$XDG_CACHE_HOME/crosvm-py``, by content.
+
+Whoever can write here decides what a device may do, so the folder must be ours alone (owner,
+mode 0700, no symlink) and so must every file. An entry names its own key and checksum, and the
+libseccomp that made it. Whatever is wrong with the cache, the policy is compiled instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+try:
+    # hashlib loads OpenSSL, which takes longer (2.5 ms) than everything else on a cache hit.
+    from _sha256 import sha256  # type: ignore[import-not-found] # private to CPython 3.11
+except ImportError:
+    from hashlib import sha256
+
+FORMAT: Final = b"crosvm-py policy 1\n"  # change it with every change of the compiler
+
+_DIGEST_BYTES: Final = 32
+_MAX_ENTRY_BYTES: Final = 64 * 1024  # 4096 instructions are half of it
+_MAX_ENTRIES: Final = 128
+_SUFFIX: Final = ".bpf"
+
+
+class LibraryStamp(NamedTuple):
+    """Which libseccomp compiled a program; another file at ``path`` makes the entry stale."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: str) -> LibraryStamp | None:
+        """Stamp a library file; ``None`` when there is none, and nothing can be cached."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        return cls(path, status.st_size, status.st_mtime_ns)
+
+    def encode(self) -> bytes:
+        """Return the line that stands for it in an entry."""
+        return os.fsencode(f"{self.size_bytes} {self.mtime_ns} {self.path}\n")
+
+
+def cache_key(sources: dict[str, bytes], context: str) -> str:
+    """Hash every source text; ``context`` is what else decides the program."""
+    digest = sha256(FORMAT + os.fsencode(context) + b"\0")
+    for path, text in sources.items():
+        digest.update(b"%s\0%d\0" % (os.fsencode(path), len(text)))
+        digest.update(text)
+    found: str = digest.hexdigest()
+    return found
+
+
+def cache_folder() -> str:
+    """Return where the cache is or would be."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "crosvm-py")
+
+
+def load(key: str) -> bytes | None:
+    """Return the cached program, or ``None``: absent, stale, damaged or not to be trusted."""
+    with _open_folder(create=False) as folder:
+        if folder is None:
+            return None
+        try:
+            entry = _read_private(folder, key + _SUFFIX)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            warn(f"seccomp cache entry {key}: {error.strerror}")
+            return None
+    return None if entry is None else _decode(key, entry)
+
+
+def store(key: str, bpf: bytes, library: LibraryStamp | None) -> None:
+    """Put a program into the cache; a cache that cannot be written is no error."""
+    if library is None:
+        return
+    body = key.encode() + b"\n" + library.encode() + bpf
+    with _open_folder(create=True) as folder:
+        if folder is None:
+            return
+        name = f".{os.getpid()}.{key}.tmp"
+        with contextlib.suppress(OSError):
+            _write(folder, name, FORMAT + sha256(body).digest() + body)
+            os.rename(name, key + _SUFFIX, src_dir_fd=folder, dst_dir_fd=folder)
+            _prune(folder)
+
+
+def _decode(key: str, entry: bytes) -> bytes | None:
+    start = len(FORMAT) + _DIGEST_BYTES
+    body = entry[start:]
+    if not entry.startswith(FORMAT) or sha256(body).digest() != entry[len(FORMAT) : start]:
+        return None
+    named, _, rest = body.partition(b"\n")
+    library, _, bpf = rest.partition(b"\n")
+    path = os.fsdecode(library.split(b" ", 2)[-1])
+    stamp = LibraryStamp.of(path)
+    if named != key.encode() or stamp is None or stamp.encode() != library + b"\n":
+        return None
+    return bpf
+
+
+@contextlib.contextmanager
+def _open_folder(*, create: bool) -> Iterator[int | None]:
+    """Open the cache folder for the block; ``None`` when it is absent or not ours alone."""
+    path = cache_folder()
+    fd = None
+    try:
+        if create:
+            _create_folder(path)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        problem = _problem(os.fstat(fd))
+    except FileNotFoundError:
+        problem = None
+    except OSError as error:
+        # Written to again and again, a read-only home would be news every time.
+        problem = None if create else error.strerror
+    try:
+        if problem:
+            warn(f"seccomp cache {path} is not used: {problem}")
+        yield None if problem else fd
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _create_folder(path: str) -> None:
+    """Create the folder inside a home of our own, never as root inside another user's."""
+    parent = os.path.dirname(path)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(parent, 0o700)
+    if os.stat(parent).st_uid == os.geteuid():
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+
+
+def _problem(status: os.stat_result) -> str | None:
+    """Say why a file or folder cannot be trusted."""
+    if status.st_uid != os.geteuid():
+        return f"belongs to uid {status.st_uid}"
+    if status.st_mode & 0o022:
+        return f"mode {stat.S_IMODE(status.st_mode):04o} lets others write"
+    return None
+
+
+def _read_private(folder: int, name: str) -> bytes | None:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    fd = os.open(name, flags, dir_fd=folder)
+    try:
+        status = os.fstat(fd)
+        problem = _problem(status) if stat.S_ISREG(status.st_mode) else "is not a regular file"
+        if problem:
+            warn(f"seccomp cache entry {name} is not used: {problem}")
+            return None
+        return os.read(fd, _MAX_ENTRY_BYTES)
+    finally:
+        os.close(fd)
+
+
+def _write(folder: int, name: str, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)  # left by a process of the same pid that was killed
+    fd = os.open(name, flags, 0o600, dir_fd=folder)
+    try:
+        # A short write is harmless: the checksum does not match, and the entry is written again.
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def _prune(folder: int) -> None:
+    """Drop the oldest entries; every edit of a policy leaves one behind."""
+    names = [name for name in os.listdir(folder) if name.endswith((_SUFFIX, ".tmp"))]
+    if len(names) <= _MAX_ENTRIES:
+        return
+    names.sort(key=lambda name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime_ns)
+    for name in names[: len(names) // 2]:
+        os.unlink(name, dir_fd=folder)
+
+
+def warn(message: str) -> None:
+    """Log a warning; logging is imported late because a good cache never needs it."""
+    import logging
+
+    logging.getLogger("seccomp").warning("%s", message)

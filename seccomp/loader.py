@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""From the name of a policy to the BPF program, through the cache.
+
+A hit reads the policy's files and one cache entry; it parses nothing and imports neither the
+parser nor libseccomp.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from seccomp import cache
+from seccomp.errors import PolicyError
+from seccomp.sources import read_sources
+from seccomp.syscalls import machine_arch
+
+if TYPE_CHECKING:
+    from seccomp.rules import PolicyTree, Rule
+
+
+class Policy(NamedTuple):
+    """A compiled policy: its name, the file it came from, the program for seccomp(2)."""
+
+    name: str
+    path: str
+    bpf: bytes
+
+
+def policy_path(name: str, directory: str | None = None, arch: str | None = None) -> str:
+    """Return the file of a policy: in ``directory``, or the one that comes with this package.
+
+    Raises:
+        PolicyError: the name could lead out of the folder.
+    """
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        raise PolicyError(f"{name!r} is no policy name")
+    if directory is None:
+        folder = os.path.dirname(os.path.abspath(__file__))
+        directory = os.path.join(folder, arch or machine_arch())
+    return os.path.join(directory, f"{name}.policy")
+
+
+def load_policy(
+    name: str,
+    *,
+    directory: str | None = None,
+    arch: str | None = None,
+    log_failures: bool = False,
+) -> Policy:
+    """Return the compiled policy; ``arch`` defaults to this machine's.
+
+    ``log_failures`` lets through and logs what the policy would deny, except where it says
+    ``return ERRNO``.
+
+    Raises:
+        PolicyError: the file is missing or wrong.
+    """
+    arch = arch or machine_arch()
+    path = policy_path(name, directory, arch)
+    sources = read_sources(path)
+    key = cache.cache_key(sources, f"{arch} {'log' if log_failures else 'deny'}")
+    bpf = cache.load(key)
+    if bpf is None:
+        bpf = _compile(sources, arch, log_failures=log_failures)
+        cache.store(key, bpf, _library())
+    return Policy(name, path, bpf)
+
+
+def _compile(sources: dict[str, bytes], arch_name: str, *, log_failures: bool) -> bytes:
+    from seccomp.parser import parse
+    from seccomp.syscalls import get_arch
+
+    arch = get_arch(arch_name)
+    tree = parse(sources, arch.name, arch.syscalls)
+    try:
+        from seccomp.compiler import compile_tree
+    except (ImportError, RuntimeError) as error:  # pyseccomp raises RuntimeError
+        raise PolicyError(f"libseccomp cannot be used: {error}") from error
+    try:
+        return compile_tree(tree, arch, log_failures=log_failures)
+    except PolicyError as error:
+        raise PolicyError(f"{next(iter(sources))}: {error}") from error
+
+
+def _library() -> cache.LibraryStamp | None:
+    from seccomp.compiler import libseccomp_path
+
+    return cache.LibraryStamp.of(libseccomp_path())
+
+
+def parse_policy(path: str, arch: str | None = None) -> PolicyTree:
+    """Parse a policy file without compiling it.
+
+    Raises:
+        PolicyError: the file is missing or wrong.
+    """
+    from seccomp.parser import parse
+    from seccomp.syscalls import get_arch
+
+    known = get_arch(arch or machine_arch())
+    return parse(read_sources(path), known.name, known.syscalls)
+
+
+def describe(policy: Policy, arch: str | None = None) -> list[tuple[str, str]]:
+    """Return each system call that the policy mentions and what it says, by name."""
+    rules = parse_policy(policy.path, arch).rules.values()
+    return sorted((rule.name, rule.text) for rule in rules)
+
+
+def count(policy: Policy, arch: str | None = None) -> int:
+    """Return how many system calls the policy allows, with whatever arguments."""
+    rules = parse_policy(policy.path, arch).rules.values()
+    return sum(1 for rule in rules if _allows_some(rule))
+
+
+def _allows_some(rule: Rule) -> bool:
+    return bool(rule.allow)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Names and numbers of system calls, without libseccomp: a device names what was denied it."""
+
+from __future__ import annotations
+
+import os
+from typing import Final, NamedTuple
+
+from seccomp.errors import PolicyError
+
+AUDIT_ARCH_X86_64: Final = 0xC000003E
+
+
+class Arch(NamedTuple):
+    """What differs between architectures. ``name`` is also the folder of the policies."""
+
+    name: str
+    audit: int
+    syscalls: dict[str, int]
+
+
+def machine_arch() -> str:
+    """Return the architecture of this machine as uname(2) calls it."""
+    return os.uname().machine
+
+
+def get_arch(name: str) -> Arch:
+    """Return the description of an architecture.
+
+    Raises:
+        PolicyError: there are no tables for it.
+    """
+    if name != "x86_64":
+        raise PolicyError(f"no seccomp tables for architecture '{name}'; known: x86_64")
+    from seccomp.syscalls_x86_64 import SYSCALLS
+
+    return Arch(name, AUDIT_ARCH_X86_64, SYSCALLS)
+
+
+def syscall_number(name: str, arch: str | None = None) -> int:
+    """Return the number of a system call.
+
+    Raises:
+        PolicyError: the architecture has no system call of that name.
+    """
+    number = get_arch(arch or machine_arch()).syscalls.get(name)
+    if number is None:
+        raise PolicyError(f"unknown system call '{name}'")
+    return number
+
+
+def syscall_name(number: int, arch: str | None = None) -> str:
+    """Return the name of a system call, or ``syscall_NUMBER`` where the table has none."""
+    for name, known in get_arch(arch or machine_arch()).syscalls.items():
+        if known == number:
+            return name
+    return f"syscall_{number}"
