@@ -6,6 +6,7 @@ What is opened here is closed by the warden (which needs none of it) and owned b
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from crosvm_py.control.socket_path import bind_control_socket
@@ -91,10 +92,14 @@ def _device_orders(config: RunConfig) -> list[DeviceOrder]:
     queues = min(config.cpus, _MAX_BLOCK_QUEUES)
     for index, spec in enumerate(config.disks):
         fd = Block.open(spec)
-        size_bytes = Block.size_bytes(fd)
+        size_bytes = os.lseek(fd, 0, os.SEEK_END)
         orders.append(
             DeviceOrder(
-                f"block:{index}", "block", pack_spec(spec, num_queues=queues), (fd,), size_bytes
+                f"block:{index}",
+                "block",
+                pack_spec(spec, path="", num_queues=queues),
+                (fd,),
+                size_bytes,
             )
         )
     if config.rng:

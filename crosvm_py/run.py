@@ -35,6 +35,7 @@ def run_vm(config: RunConfig) -> VmExit:
             prepared.device_policies,
             sorted({device.kind for device in prepared.devices}),
             _tidying(prepared),
+            keep_fds=() if prepared.serial.terminal is None else (prepared.serial.terminal.fd,),
         )
         # From here on the imports are the vmm's alone, made while the warden makes its own.
         from crosvm_py.vm import VirtualMachine

@@ -78,9 +78,7 @@ class Supervisor:
             device_id, order.name, order.kind, order.spec, memory.regions, order.max_file_bytes
         )
         try:
-            self._warden.channel.send(
-                message, [device.their_end.fileno(), memory.fd, *order.fds]
-            )
+            self._warden.channel.send(message, [device.their_end.fileno(), memory.fd, *order.fds])
         except ChannelClosed as error:
             raise VmmError("the warden has gone") from error
         finally:

@@ -71,7 +71,13 @@ class VirtualMachine:
         prepared, machine = self._prepared, self._machine
         for order in prepared.devices:
             self._supervisor.spawn(order, self._memory)
-        prepared.serial.attach(machine.pio, machine.isa_irq_line, self._loop, machine.lock)
+        prepared.serial.attach(
+            machine.pio,
+            machine.isa_irq_line,
+            self._loop,
+            machine.lock,
+            on_leave=lambda: self._end(VmExit.STOPPED, "left by the user"),
+        )
         machine.load(prepared.plan, self._config.cpus)
         self._supervisor.wait_ready()
         for device in self._supervisor.devices:

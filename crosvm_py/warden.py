@@ -29,7 +29,7 @@ from sys_util.event_loop import EventLoop
 from sys_util.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import NoReturn
 
     from jail.plan import JailPlan
@@ -39,6 +39,7 @@ log = get_logger("crosvm.warden")
 
 EXIT_BUG: Final = 70
 _STDIO: Final = frozenset({0, 1, 2})
+STDERR: Final = 2
 
 
 class WardenProcess:
@@ -53,6 +54,7 @@ def start_warden(
     policies: Mapping[str, Policy] | None,
     kinds: Sequence[str],
     when_vmm_is_gone: Callable[[], None],
+    keep_fds: Iterable[int],
 ) -> WardenProcess:
     """Fork the warden; the caller has one thread and nothing of the guest yet.
 
@@ -60,20 +62,31 @@ def start_warden(
         policies: the compiled policy of every kind; ``None`` for ``--disable-sandbox``.
         kinds: the kinds of device that will be asked for, imported ahead.
         when_vmm_is_gone: the tidying that outlives the vmm; runs in the warden.
+        keep_fds: what the tidying needs; every other descriptor of the vmm is closed.
     """
     ours, theirs = socket_pair()
     gc.collect()
     gc.freeze()
     pid = os.fork()
     if pid == 0:
-        ours.close()
-        _be_warden(theirs, policies, kinds, when_vmm_is_gone)
+        null_fd = _keep_only({STDERR, theirs.fileno(), *keep_fds})
+        _be_warden(theirs, null_fd, policies, kinds, when_vmm_is_gone)
     theirs.close()
     return WardenProcess(Channel(ours, protocol.VMM_CODEC), pid)
 
 
+def _keep_only(keep: set[int]) -> int:
+    """Close every other descriptor; return /dev/null, which the standard ones become."""
+    linux.close_all_fds_except(keep)
+    null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in _STDIO - keep:
+        os.dup2(null_fd, fd)
+    return null_fd
+
+
 def _be_warden(
     sock: socket.socket,
+    null_fd: int,
     policies: Mapping[str, Policy] | None,
     kinds: Sequence[str],
     when_vmm_is_gone: Callable[[], None],
@@ -85,13 +98,10 @@ def _be_warden(
         linux.set_process_name("crosvm-warden")
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(null, 0)
-        os.dup2(null, 1)
         for kind in kinds:
             DEVICE_KINDS[kind].preload()
         gc.freeze()
-        warden = _Warden(Channel(sock, protocol.WARDEN_CODEC), policies, null)
+        warden = _Warden(Channel(sock, protocol.WARDEN_CODEC), policies, null_fd)
         warden.run()
         when_vmm_is_gone()
         status = 0
@@ -213,7 +223,8 @@ def _be_device(
 ) -> NoReturn:
     status = EXIT_BUG
     try:
-        os.dup2(null_fd, 2)
+        for fd in _STDIO:
+            os.dup2(null_fd, fd)
         if os.read(go_fd, 1):  # nothing: the warden died or gave up
             if jail is None:
                 linux.close_all_fds_except({*_STDIO, *fds})

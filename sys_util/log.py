@@ -14,6 +14,7 @@ device process sends its lines over its channel and the vmm calls ``emit`` for t
 from __future__ import annotations
 
 import os
+import select
 import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -108,9 +109,16 @@ def printable(text: str) -> str:
 
 
 def write_line(fd: int, line: str) -> None:
-    """Write a whole line in one system call. A reader that went away is nobody's error."""
+    """Write a whole line in one system call, unless its reader has stopped reading.
+
+    The log never blocks whoever writes to it, a vCPU for example, and a reader that went away is
+    nobody's error: such a line is lost.
+    """
+    ready = select.poll()
+    ready.register(fd, select.POLLOUT)
     try:
-        os.write(fd, (line + "\n").encode("utf-8", "backslashreplace"))
+        if ready.poll(0):
+            os.write(fd, (line + "\n").encode("utf-8", "backslashreplace"))
     except OSError:
         return
 
