@@ -193,7 +193,7 @@ def _prune(folder: int) -> None:
 
 
 def warn(message: str) -> None:
-    """Log a warning; logging is imported late because a good cache never needs it."""
-    import logging
+    """Log a warning; a good cache never needs the log."""
+    from sys_util.log import get_logger
 
-    logging.getLogger("seccomp").warning("%s", message)
+    get_logger(__name__).warning("%s", message)
