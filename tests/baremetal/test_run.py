@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``crosvm run`` with bare-metal guests: the whole monitor on this machine's own KVM."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crosvm_py.exit_status import VmExit
+from tests.guests.baremetal.build import build_guest
+
+pytestmark = [
+    pytest.mark.kvm,
+    pytest.mark.slow,
+    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm"),
+]
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 120
+SECTOR_BYTES = 512
+SECTORS = 8
+
+
+@pytest.fixture(scope="session")
+def guests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("baremetal-run")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"".join(bytes([0x10 + n]) * SECTOR_BYTES for n in range(SECTORS)))
+    return path
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "crosvm_py", "--extended-status", "run", *arguments]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+
+
+def sector_line(sector: int) -> str:
+    """Return what pci_block prints of a sector of our disk: status, length, bytes, checksum."""
+    data = bytes([0x10 + sector]) * SECTOR_BYTES
+    checksum = 0
+    for byte in data:
+        checksum = (checksum * 31 + byte) & 0xFFFF_FFFF
+    written = SECTOR_BYTES + 1
+    return (
+        f"sector {sector}: status 00 written {written:04x} data {data[:8].hex()} sum {checksum:08x}"
+    )
+
+
+@pytest.mark.parametrize("pvh", [False, True], ids=["linux64", "pvh"])
+@pytest.mark.parametrize("sandbox", [(), ("--disable-sandbox",)], ids=["jailed", "unconfined"])
+def test_block_device_is_read_over_pci_with_msix(
+    guests: Path, disk: Path, sandbox: tuple[str, ...], pvh: bool
+) -> None:
+    guest = build_guest("pci_block", guests, pvh=pvh)
+    done = run(*sandbox, "-c", "2", "-m", "16", "-d", disk, guest)
+    assert done.stdout.replace("\r", "").splitlines() == [
+        f"capacity {SECTORS:08x}",
+        *(sector_line(sector) for sector in range(3)),
+        "pci_block: interrupts 3",
+    ], done.stderr
+    assert done.returncode == VmExit.RESET
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("hello", "hello from the guest"),
+        ("self_ipi", "interrupts: 3"),
+        ("triple_fault", "about to fault"),
+        ("unmapped", "unmapped: ok"),
+    ],
+)
+def test_guest_prints_and_ends_by_reset(guests: Path, name: str, output: str) -> None:
+    done = run("-m", "16", build_guest(name, guests))
+    assert done.stdout.strip() == output, done.stderr
+    assert done.returncode == VmExit.RESET
+    assert "Traceback" not in done.stderr
+
+
+def test_guest_without_a_disk_finds_none(guests: Path) -> None:
+    done = run("-m", "16", "--no-rng", build_guest("pci_block", guests))
+    assert done.stdout.strip() == "pci_block: no device", done.stderr
+    assert done.returncode == VmExit.RESET
