@@ -72,6 +72,15 @@ def host_has_hardware_virtualization() -> bool:
     return bool(lib.crosvm_has_hardware_virtualization())
 
 
+def host_cpuid(leaf: int) -> tuple[int, int, int, int] | None:
+    """Return what this processor itself says at a leaf without subleaves, or None without it."""
+    registers = ffi.new("unsigned int[4]")
+    if not lib.crosvm_host_cpuid(leaf, registers):
+        return None
+    eax, ebx, ecx, edx = ffi.unpack(registers, 4)
+    return eax, ebx, ecx, edx
+
+
 class Kvm:
     """An open ``/dev/kvm``."""
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from sys_util.kvm import host_cpuid
 from sys_util.kvm_vcpu import KVM_CPUID_FLAG_SIGNIFCANT_INDEX, CpuidEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 LEAF_VENDOR: Final = 0x0
 LEAF_FEATURES: Final = 0x1
@@ -22,6 +23,7 @@ LEAF_PERFORMANCE: Final = 0xA
 LEAF_TOPOLOGY: Final = 0xB
 LEAF_TOPOLOGY_V2: Final = 0x1F
 LEAF_AMD_FEATURES: Final = 0x8000_0001
+LEAVES_BRAND: Final = (0x8000_0002, 0x8000_0003, 0x8000_0004)
 LEAF_AMD_SIZES: Final = 0x8000_0008
 LEAF_AMD_SVM: Final = 0x8000_000A
 LEAF_AMD_CACHES: Final = 0x8000_001D
@@ -72,13 +74,19 @@ class CpuidTemplate:
     """The leaves that all vCPUs share, and what differs between them."""
 
     def __init__(
-        self, supported: Iterable[CpuidEntry], cpus: int, *, tsc_deadline_timer: bool
+        self,
+        supported: Iterable[CpuidEntry],
+        cpus: int,
+        *,
+        tsc_deadline_timer: bool,
+        host: Callable[[int], tuple[int, int, int, int] | None] = host_cpuid,
     ) -> None:
         leaves = tuple(supported)
         self._cpus = cpus
         self._core_bits = (cpus - 1).bit_length()
         self._amd = _is_amd(leaves)
         self._tsc_deadline_timer = tsc_deadline_timer
+        self._host = host
         self._changes = {
             LEAF_FEATURES: self._features,
             LEAF_INTEL_CACHES: self._intel_caches,
@@ -88,6 +96,7 @@ class CpuidTemplate:
             LEAF_PERFORMANCE: self._nothing,
             LEAF_AMD_SVM: self._nothing,
             LEAF_AMD_PERFORMANCE: self._nothing,
+            **dict.fromkeys(LEAVES_BRAND, self._brand),
         }
         self._leaves = tuple(self._common(leaves))
 
@@ -162,6 +171,11 @@ class CpuidTemplate:
             return entry
         cores = self._cpus - 1 | self._core_bits << 12
         return entry._replace(ecx=entry.ecx & ~0xF0FF | cores)
+
+    def _brand(self, entry: CpuidEntry) -> CpuidEntry:
+        """Show the processor's name, which KVM leaves empty and every /proc/cpuinfo prints."""
+        eax, ebx, ecx, edx = self._host(entry.function) or (0, 0, 0, 0)
+        return entry._replace(eax=eax, ebx=ebx, ecx=ecx, edx=edx)
 
     def _nothing(self, entry: CpuidEntry) -> CpuidEntry:
         return entry._replace(eax=0, ebx=0, ecx=0, edx=0)

@@ -115,6 +115,7 @@ void crosvm_msi_route(struct kvm_irq_routing *table, unsigned int at, unsigned i
 int crosvm_install_kick_handler(int signo);
 int crosvm_kick(int tid, int signo);
 int crosvm_has_hardware_virtualization(void);
+int crosvm_host_cpuid(unsigned int leaf, unsigned int registers[4]);
 """
 
 SOURCE: Final = r"""
@@ -201,6 +202,18 @@ static int crosvm_install_kick_handler(int signo)
 static int crosvm_kick(int tid, int signo)
 {
     return syscall(SYS_tgkill, getpid(), tid, signo) < 0 ? -errno : 0;
+}
+
+/* EAX, EBX, ECX, EDX of a leaf without subleaves; 0 where the processor has no such leaf. */
+static int crosvm_host_cpuid(unsigned int leaf, unsigned int registers[4])
+{
+#if defined(__x86_64__)
+    return __get_cpuid(leaf, &registers[0], &registers[1], &registers[2], &registers[3]);
+#else
+    (void)leaf;
+    (void)registers;
+    return 0;
+#endif
 }
 
 /* The instruction, not /proc/cpuinfo: it needs no file, and works inside a sandbox. */

@@ -31,6 +31,7 @@ def host(vendor: tuple[int, int, int], highest: int = 0x1F) -> list[CpuidEntry]:
         leaf(0xB, 4, 8, 0x201, 7, subleaf=1),
         leaf(0x4000_0000, 0x4000_0001, 0x4B4D_564B, 0x564B_4D56, 0x4D),
         leaf(0x8000_0001, 0, 0, 0x1FFF_FFFF, 0),
+        *(leaf(function) for function in (0x8000_0002, 0x8000_0003, 0x8000_0004)),
         leaf(0x8000_0008, 0x3030, 0, 0x7007),
         leaf(0x8000_000A, 1, 2, 0, 3),
         leaf(0x8000_001D, 0x4163, subleaf=3),
@@ -125,3 +126,18 @@ def test_nested_virtualization_and_counters_are_hidden(vendor: tuple[int, int, i
 def test_physical_address_bits() -> None:
     assert physical_address_bits(host(AMD)) == 48
     assert physical_address_bits([]) == 36
+
+
+@pytest.mark.parametrize(
+    ("answer", "seen"),
+    [
+        pytest.param((1, 2, 3, 4), (1, 2, 3, 4), id="named"),
+        pytest.param(None, (0, 0, 0, 0), id="nameless"),
+    ],
+)
+def test_brand_is_the_hosts(
+    answer: tuple[int, int, int, int] | None, seen: tuple[int, int, int, int]
+) -> None:
+    template = CpuidTemplate(host(AMD), 1, tsc_deadline_timer=True, host=lambda _leaf: answer)
+    brands = [entry[3:7] for entry in template.for_vcpu(0) if 0x8000_0002 <= entry[0] < 0x8000_0005]
+    assert brands == [seen] * 3
