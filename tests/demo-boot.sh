@@ -16,7 +16,7 @@ trap 'exit 1' INT TERM
 # In the guest: run this, then stay.
 script='uname -a; lsblk; echo "random: $(head -c 8 /dev/hwrng | xxd -p)"; date'
 run=$(echo "$script" | base64 | tr -d '\n')
-echo "demo: crosvm run -s SOCKET -r $(basename "$root") -p 'quiet crosvm.run=…' $(basename "$kernel")"
+echo "demo: crosvm run -s SOCKET -r $(basename "$root") -p 'quiet crosvm.run=… crosvm.end=stay' $(basename "$kernel")"
 crosvm run -s "$work/sock" -r "$root" -p "quiet crosvm.run=$run crosvm.end=stay" "$kernel" \
     </dev/null >"$work/console" 2>"$work/log" &
 vmm=$!
@@ -45,7 +45,7 @@ field() { # PID NAME: print a field of /proc/PID/status
 }
 
 echo "---- its processes"
-ps -o pid,ppid,user,comm,args -p "$(descendants "$vmm" | paste -sd,)"
+ps -o pid,ppid,uid,rss,comm -p "$(descendants "$vmm" | paste -sd,)"
 echo "---- their jails: own namespaces (compared with the first), capabilities, no-new-privs, seccomp"
 for pid in $(descendants "$vmm"); do
     own=

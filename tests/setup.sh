@@ -35,6 +35,9 @@ if [ ! -x .venv/bin/python ] || [ "$(cat .cache/setup.stamp 2>/dev/null)" != "$i
     say "installing the project into .venv"
     # Debian's Python, which is also the one in the test host: compiled modules must fit both.
     [ -x .venv/bin/python ] || /usr/bin/python3 -m venv .venv
-    .venv/bin/python -m pip install -q -e '.[test]'
+    if ! .venv/bin/python -m pip install -e '.[test]' >.cache/setup.log 2>&1; then
+        tail -n 40 .cache/setup.log >&2
+        exit 1
+    fi
     echo "$inputs" >.cache/setup.stamp
 fi

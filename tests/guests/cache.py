@@ -72,18 +72,16 @@ def artefact(
             return final
         started = time.monotonic()
         say(f"{name}: building")
-        for old in home.glob(f"{name}-*"):
-            _remove(old)
+        older = [path for path in home.glob(f"{name}-*") if path.name != f"{name}-partial"]
         partial = home / f"{name}-partial"
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         build(partial)
         partial.rename(final)
+        for path in older:
+            shutil.rmtree(path)
         say(f"{name}: done in {time.monotonic() - started:.1f} s")
     return final
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder)
 
 
 def run(step: str, argv: Iterable[str | Path], *, cwd: Path | None = None) -> str:
