@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from crosvm_py.exit_status import VmExit
+from sys_util.kvm import host_has_hardware_virtualization
 from tests.guests.baremetal.build import build_guest
 
 pytestmark = [
@@ -97,3 +98,13 @@ def test_guest_without_a_disk_finds_none(guests: Path) -> None:
     done = run("-m", "16", "--no-rng", build_guest("pci_block", guests))
     assert done.stdout.strip() == "pci_block: no device", done.stderr
     assert done.returncode == VmExit.RESET
+
+
+@pytest.mark.skipif(host_has_hardware_virtualization(), reason="hardware runs every instruction")
+def test_instruction_beyond_the_emulator_ends_as_a_crash_that_names_the_host(guests: Path) -> None:
+    done = run("-m", "16", build_guest("cmpxchg16b", guests))
+    assert done.stdout.strip() == "before", done.stderr
+    assert done.returncode == VmExit.CRASH
+    assert "KVM cannot emulate the instruction at 0x2" in done.stderr
+    assert "bytes f0 48 0f c7" in done.stderr
+    assert "no hardware virtualization" in done.stderr
