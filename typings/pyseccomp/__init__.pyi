@@ -9,6 +9,9 @@ GE: int
 GT: int
 MASKED_EQ: int
 
+class Arch:
+    X86_64: int
+
 class Attr:
     ACT_BADARCH: int
 

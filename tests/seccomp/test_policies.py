@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The shipped policies, call by call: what they allow, and that one changed argument is denied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import seccomp
+from seccomp import Policy, count, describe, load_policy, syscall_number
+from seccomp.actions import ALLOW, KILL_PROCESS, TRAP, Action
+from seccomp.constants_x86_64 import CONSTANTS as C
+from seccomp.loader import parse_policy
+from seccomp.simulate import decode, run, simulate
+from seccomp.syscalls import AUDIT_ARCH_X86_64
+from seccomp.verify import probes
+
+POLICIES: Final = ("block_device", "rng_device", "vmm")
+DEVICES: Final = ("block_device", "rng_device")
+MOST_CALLS: Final = {"block_device": 24, "rng_device": 16, "vmm": 64}
+
+RW: Final = C["PROT_READ"] | C["PROT_WRITE"]
+PRIVATE: Final = C["MAP_PRIVATE"] | C["MAP_ANONYMOUS"]
+ENOENT: Final = Action("errno", 2)
+
+NEVER_ALLOWED: Final = (
+    *("execve", "execveat", "fork", "vfork", "clone", "clone3", "ptrace", "process_vm_readv"),
+    *("process_vm_writev", "socket", "socketpair", "connect", "bind", "listen", "mount", "umount2"),
+    *("pivot_root", "chroot", "setns", "unshare", "open_by_handle_at", "openat2", "creat", "prctl"),
+    *("seccomp", "bpf", "perf_event_open", "io_uring_setup", "io_uring_enter", "userfaultfd"),
+    *("memfd_create", "ftruncate", "truncate", "fchmod", "fchown", "setuid", "setresuid", "capset"),
+    *("keyctl", "add_key", "request_key", "init_module", "finit_module", "kexec_load", "reboot"),
+    *("pidfd_getfd", "name_to_handle_at", "mkdir", "rmdir", "rename", "link", "symlink", "mknod"),
+    *("arch_prctl", "personality", "modify_ldt", "iopl", "ioperm", "shmat", "shmget", "msgget"),
+    *("remap_file_pages", "pkey_mprotect", "setrlimit", "prlimit64", "splice", "sendfile", "tee"),
+)
+NEVER_IN_DEVICES: Final = (
+    *("ioctl", "mprotect", "kill", "tgkill", "tkill", "rt_sigaction", "fcntl", "dup", "dup2"),
+    *("epoll_create1", "eventfd2", "unlink", "unlinkat", "sendto", "recvfrom", "accept4", "wait4"),
+    *("pidfd_open", "pidfd_send_signal", "futex", "getsockopt", "msync", "mlock", "fstat"),
+)
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def policy(request: pytest.FixtureRequest) -> Policy:
+    name: str = request.param
+    return load_policy(name)
+
+
+def judged(name: str, call: str, *args: int) -> Action:
+    return simulate(load_policy(name).bpf, syscall_number(call), args)
+
+
+def test_package_is_ours_and_not_the_binding_of_libseccomp() -> None:
+    assert seccomp.__file__ is not None
+    assert Path(seccomp.__file__).parent == Path(__file__).parents[2] / "seccomp"
+
+
+def test_every_policy_file_is_known_here() -> None:
+    folder = Path(str(seccomp.__file__)).parent / "x86_64"
+    assert {path.stem for path in folder.glob("*.policy")} == {*POLICIES, "common_device"}
+
+
+def test_policy_allows_few_calls(policy: Policy) -> None:
+    assert 0 < count(policy) <= MOST_CALLS[policy.name]
+
+
+def test_every_rule_and_every_changed_argument(policy: Policy) -> None:
+    tree, program = parse_policy(policy.path), decode(policy.bpf)
+    for rule in tree.rules.values():
+        outcomes = set()
+        for args in probes(rule):
+            found = run(program, rule.number, args, AUDIT_ARCH_X86_64)
+            assert found == tree.judge(rule.number, args, TRAP), (rule.name, args)
+            outcomes.add(found)
+        filtered = rule.allow != ((),) and bool(rule.allow)
+        assert (ALLOW in outcomes) == bool(rule.allow), rule.name
+        assert (len(outcomes) == 2) == filtered, rule.name
+
+
+def test_everything_else_is_trapped(policy: Policy) -> None:
+    tree, program = parse_policy(policy.path), decode(policy.bpf)
+    for number in set(range(600)) - set(tree.rules):
+        assert run(program, number, (), AUDIT_ARCH_X86_64) == TRAP
+
+
+@pytest.mark.parametrize("arch", [0x40000003, 0xC00000B7, 0])
+def test_wrong_architecture_is_killed(policy: Policy, arch: int) -> None:
+    assert simulate(policy.bpf, 0, (), arch) == KILL_PROCESS
+
+
+def test_x32_call_is_killed(policy: Policy) -> None:
+    assert simulate(policy.bpf, 0x40000000, ()) == KILL_PROCESS
+
+
+@pytest.mark.parametrize("call", NEVER_ALLOWED)
+def test_dangerous_call_is_trapped(policy: Policy, call: str) -> None:
+    assert simulate(policy.bpf, syscall_number(call), ()) == TRAP
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("call", NEVER_IN_DEVICES)
+def test_call_of_the_vmm_is_trapped_in_devices(name: str, call: str) -> None:
+    assert judged(name, call, 1, 1, 1) == TRAP
+
+
+@pytest.mark.parametrize("call", ["open", "openat", "stat", "access", "readlink"])
+def test_paths_lead_nowhere(policy: Policy, call: str) -> None:
+    assert simulate(policy.bpf, syscall_number(call), ()) == ENOENT
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    ("args", "action"),
+    [
+        pytest.param((0, 4096, RW, PRIVATE), ALLOW, id="malloc"),
+        pytest.param((0, 4096, 0, PRIVATE), ALLOW, id="guard"),
+        pytest.param((0, 4096, RW | C["PROT_EXEC"], PRIVATE), TRAP, id="executable"),
+        pytest.param((0, 4096, RW, C["MAP_SHARED"] | C["MAP_ANONYMOUS"]), TRAP, id="shared"),
+        pytest.param((0, 4096, RW, C["MAP_PRIVATE"], 3), TRAP, id="private-file"),
+        pytest.param((0, 4096, RW, C["MAP_SHARED"], 3), TRAP, id="shared-file"),
+        pytest.param((0, 4096, RW, PRIVATE | C["MAP_HUGETLB"]), TRAP, id="huge"),
+        pytest.param((0, 4096, RW, PRIVATE | C["MAP_LOCKED"]), TRAP, id="locked"),
+    ],
+)
+def test_mmap_gives_private_memory_only(name: str, args: tuple[int, ...], action: Action) -> None:
+    assert judged(name, "mmap", *args) == action
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "args", "action"),
+    [
+        ("block_device", "pwritev2", (3, 0, 1, 0, 0, C["RWF_DSYNC"]), ALLOW),
+        ("block_device", "pwritev2", (3, 0, 1, 0, 0, C["RWF_APPEND"]), TRAP),
+        ("block_device", "preadv2", (3, 0, 1, 0, 0, 0), ALLOW),
+        ("block_device", "preadv2", (3, 0, 1, 0, 0, C["RWF_NOWAIT"]), TRAP),
+        ("block_device", "fallocate", (3, 3), ALLOW),
+        ("block_device", "fallocate", (3, 0x11), ALLOW),
+        ("block_device", "fallocate", (3, 0), TRAP),
+        ("block_device", "fallocate", (3, C["FALLOC_FL_ZERO_RANGE"]), TRAP),
+        ("block_device", "fallocate", (3, C["FALLOC_FL_COLLAPSE_RANGE"]), TRAP),
+        ("block_device", "getrandom", (0, 16, 0), TRAP),
+        ("rng_device", "getrandom", (0, 16, 0), ALLOW),
+        ("rng_device", "getrandom", (0, 16, C["GRND_RANDOM"]), TRAP),
+        ("rng_device", "pwritev", (3, 0, 1), TRAP),
+        ("rng_device", "fdatasync", (3,), TRAP),
+        ("rng_device", "read", (3, 0, 8), ALLOW),
+        ("rng_device", "read", (3, 0, 4096), TRAP),
+        ("rng_device", "write", (3, 0, 64), ALLOW),
+        ("rng_device", "write", (3, 0, 4096), TRAP),
+        ("rng_device", "mremap", (0, 1, 2, C["MREMAP_MAYMOVE"]), ALLOW),
+        ("rng_device", "mremap", (0, 1, 2, 3), TRAP),
+        ("rng_device", "madvise", (0, 4096, C["MADV_DONTNEED"]), ALLOW),
+        ("rng_device", "madvise", (0, 4096, C["MADV_REMOVE"]), TRAP),
+        ("rng_device", "recvmsg", (3, 0, C["MSG_CMSG_CLOEXEC"]), ALLOW),
+        ("rng_device", "recvmsg", (3, 0, C["MSG_PEEK"]), TRAP),
+        ("vmm", "ioctl", (3, C["KVM_RUN"]), ALLOW),
+        ("vmm", "ioctl", (3, C["KVM_IRQFD"]), ALLOW),
+        ("vmm", "ioctl", (0, C["TCSETS"]), ALLOW),
+        ("vmm", "ioctl", (0, C["TIOCSTI"]), TRAP),
+        ("vmm", "ioctl", (3, C["KVM_CREATE_VM"]), TRAP),
+        ("vmm", "ioctl", (3, C["KVM_CREATE_VCPU"]), TRAP),
+        ("vmm", "ioctl", (3, C["KVM_SET_USER_MEMORY_REGION"]), TRAP),
+        ("vmm", "ioctl", (3, C["KVM_RUN"] | 1 << 32), TRAP),
+        ("vmm", "kill", (123, 9), ALLOW),
+        ("vmm", "kill", (123, 15), TRAP),
+        ("vmm", "kill", (0, 9), TRAP),
+        ("vmm", "kill", (-1, 9), TRAP),
+        ("vmm", "kill", (0xFFFFFFFF, 9), TRAP),
+        ("vmm", "rt_sigaction", (C["SIGSYS"],), TRAP),
+        ("vmm", "rt_sigaction", (C["SIGINT"],), ALLOW),
+        ("vmm", "mprotect", (0, 4096, RW), ALLOW),
+        ("vmm", "mprotect", (0, 4096, C["PROT_EXEC"]), TRAP),
+        ("vmm", "sendto", (3, 0, 1, 0, 0), ALLOW),
+        ("vmm", "sendto", (3, 0, 1, 0, 0x7000), TRAP),
+        ("vmm", "fcntl", (3, C["F_SETFL"]), ALLOW),
+        ("vmm", "fcntl", (3, C["F_SETOWN"]), TRAP),
+    ],
+)
+def test_argument_filter(name: str, call: str, args: tuple[int, ...], action: Action) -> None:
+    assert judged(name, call, *args) == action
+
+
+def test_describe_tells_every_call_and_its_rule() -> None:
+    told = dict(describe(load_policy("rng_device")))
+    assert told["getrandom"] == "arg2 == 0"
+    assert told["epoll_wait"] == "1"
+    assert told["openat"] == "return ENOENT"
