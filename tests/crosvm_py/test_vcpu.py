@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import struct
 import threading
 from typing import TYPE_CHECKING
 
@@ -12,123 +11,24 @@ import pytest
 
 from crosvm_py.exit_status import VmExit
 from crosvm_py.vcpu import VcpuSet
-from crosvm_py.vcpu_exit import VmExitReason, ended_by_exit
-from sys_util._kvm import ffi, lib
-from sys_util.kvm_run import IO_FORMAT, MMIO_FORMAT, RunPage
+from sys_util._kvm import lib
+from tests.crosvm_py.scripted_vcpu import (
+    DATA_OFFSET,
+    IN,
+    OUT,
+    SHUTDOWN,
+    TIMEOUT_SECONDS,
+    Outcome,
+    RecordingBus,
+    ScriptedVcpu,
+    exits,
+    io,
+    mmio,
+    play,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from sys_util._kvm import kvm_regs
-
-DATA_OFFSET = 4096
-TIMEOUT_SECONDS = 60.0
-IN, OUT = lib.KVM_EXIT_IO_IN, lib.KVM_EXIT_IO_OUT
-
-
-class ScriptedVcpu:
-    """Play one step a KVM_RUN; a step fills the page and returns KVM_RUN's result."""
-
-    def __init__(self, index: int = 0, steps: Sequence[Callable[[memoryview], int]] = ()) -> None:
-        self.index = index
-        self.page = memoryview(bytearray(2 * 4096))
-        self._steps = list(steps)
-        self.pauses = 0
-
-    def run(self) -> int:
-        if self.page[lib.RUN_IMMEDIATE_EXIT]:
-            return -errno.EINTR
-        return self._steps.pop(0)(self.page) if self._steps else -errno.EAGAIN
-
-    def set_immediate_exit(self, *, enabled: bool) -> None:
-        self.page[lib.RUN_IMMEDIATE_EXIT] = enabled
-
-    def notify_paused(self) -> None:
-        self.pauses += 1
-
-    def regs(self) -> kvm_regs:
-        regs = ffi.new("struct kvm_regs *")
-        regs.rip = 0xFFFF_8000
-        return regs
-
-
-class RecordingBus:
-    """Answer reads from a list and remember every access."""
-
-    def __init__(self, answers: Sequence[int] = ()) -> None:
-        self.accesses: list[tuple[int, ...]] = []
-        self._answers = list(answers)
-
-    def read(self, address: int, size: int) -> int:
-        self.accesses.append((address, size))
-        return self._answers.pop(0)
-
-    def write(self, address: int, size: int, value: int) -> None:
-        self.accesses.append((address, size, value))
-
-
-def io(direction: int, size: int, port: int, data: bytes) -> Callable[[memoryview], int]:
-    def step(page: memoryview) -> int:
-        struct.pack_into("<I", page, lib.RUN_EXIT_REASON, lib.KVM_EXIT_IO)
-        count = len(data) // size
-        IO_FORMAT.pack_into(page, lib.RUN_IO, direction, size, port, count, DATA_OFFSET)
-        page[DATA_OFFSET : DATA_OFFSET + len(data)] = data
-        return 0
-
-    return step
-
-
-def mmio(address: int, length: int, data: int, *, is_write: bool) -> Callable[[memoryview], int]:
-    def step(page: memoryview) -> int:
-        struct.pack_into("<I", page, lib.RUN_EXIT_REASON, lib.KVM_EXIT_MMIO)
-        MMIO_FORMAT.pack_into(page, lib.RUN_MMIO, address, data, length, is_write)
-        return 0
-
-    return step
-
-
-def exits(reason: int, payload: bytes = b"", result: int = 0) -> Callable[[memoryview], int]:
-    def step(page: memoryview) -> int:
-        struct.pack_into("<I", page, lib.RUN_EXIT_REASON, reason)
-        page[lib.RUN_INTERNAL : lib.RUN_INTERNAL + len(payload)] = payload
-        return result
-
-    return step
-
-
-SHUTDOWN = exits(lib.KVM_EXIT_SHUTDOWN)
-
-
-class Outcome:
-    """What ``on_exit`` was told."""
-
-    def __init__(self) -> None:
-        self.reports: list[tuple[int, VmExitReason]] = []
-        self._reported = threading.Event()
-
-    def on_exit(self, index: int, reason: VmExitReason) -> None:
-        self.reports.append((index, reason))
-        self._reported.set()
-
-    def wait(self) -> tuple[int, VmExitReason]:
-        assert self._reported.wait(TIMEOUT_SECONDS)
-        return self.reports[0]
-
-
-def play(
-    *steps: Callable[[memoryview], int],
-    pio: RecordingBus | None = None,
-    mmio_bus: RecordingBus | None = None,
-) -> tuple[VmExitReason, memoryview]:
-    """Run one vCPU through ``steps`` until it ends the VM."""
-    vcpu, outcome = ScriptedVcpu(steps=[*steps, SHUTDOWN]), Outcome()
-    vcpus = VcpuSet([vcpu], pio or RecordingBus(), mmio_bus or RecordingBus(), outcome.on_exit)
-    vcpus.start()
-    index, reason = outcome.wait()
-    assert vcpus.stop(TIMEOUT_SECONDS)
-    assert index == 0
-    assert len(outcome.reports) == 1
-    return reason, vcpu.page
+    from crosvm_py.vcpu_exit import VmExitReason
 
 
 @pytest.mark.parametrize(
@@ -192,69 +92,6 @@ def test_odd_mmio_read_goes_byte_by_byte() -> None:
     assert bytes(page[lib.RUN_MMIO_DATA : lib.RUN_MMIO_DATA + 4]) == b"\x11\x22\x33\0"
 
 
-@pytest.mark.parametrize(
-    ("step", "kind", "text"),
-    [
-        pytest.param(SHUTDOWN, VmExit.RESET, "vCPU 0: triple fault", id="triple-fault"),
-        pytest.param(
-            exits(lib.KVM_EXIT_SYSTEM_EVENT, struct.pack("<I", 1)),
-            VmExit.STOPPED,
-            "the guest powered off",
-            id="event-shutdown",
-        ),
-        pytest.param(
-            exits(lib.KVM_EXIT_SYSTEM_EVENT, struct.pack("<I", 2)),
-            VmExit.RESET,
-            "asked for a reset",
-            id="event-reset",
-        ),
-        pytest.param(
-            exits(lib.KVM_EXIT_SYSTEM_EVENT, struct.pack("<I", 3)),
-            VmExit.GUEST_PANIC,
-            "reported a crash",
-            id="event-crash",
-        ),
-        pytest.param(
-            exits(lib.KVM_EXIT_SYSTEM_EVENT, struct.pack("<I", 99)),
-            VmExit.CRASH,
-            "unknown system event 99",
-            id="event-unknown",
-        ),
-        pytest.param(
-            exits(lib.KVM_EXIT_FAIL_ENTRY, struct.pack("<Q", 0x8000_0021)),
-            VmExit.CRASH,
-            "refused to enter the guest, reason 0x80000021",
-            id="fail-entry",
-        ),
-        pytest.param(
-            exits(lib.KVM_EXIT_INTERNAL_ERROR, struct.pack("<IIQQ", 2, 2, 0xA, 0xB)),
-            VmExit.CRASH,
-            "internal error 2 (simultaneous exceptions) at 0xffff8000, data 0xa 0xb",
-            id="internal",
-        ),
-        pytest.param(
-            exits(lib.KVM_EXIT_INTERNAL_ERROR, struct.pack("<II", 77, 0xFFFF_FFFF)),
-            VmExit.CRASH,
-            "internal error 77 (unknown suberror)",
-            id="internal-unknown",
-        ),
-        pytest.param(
-            exits(lib.KVM_EXIT_HLT), VmExit.CRASH, "unexpected KVM_EXIT_HLT (5)", id="halt"
-        ),
-        pytest.param(exits(4711), VmExit.CRASH, "unexpected KVM exit (4711)", id="unknown"),
-        pytest.param(
-            exits(0, result=-errno.EFAULT), VmExit.CRASH, "KVM_RUN: Bad address", id="efault"
-        ),
-    ],
-)
-def test_fatal_exit_ends_the_vm_once(
-    step: Callable[[memoryview], int], kind: VmExit, text: str
-) -> None:
-    reason, _ = play(step)
-    assert reason.kind is kind
-    assert text in reason.text
-
-
 def test_interrupted_and_waiting_processors_go_on() -> None:
     bus = RecordingBus()
     play(
@@ -265,41 +102,6 @@ def test_interrupted_and_waiting_processors_go_on() -> None:
         pio=bus,
     )
     assert bus.accesses == [(0x80, 1, 1)]
-
-
-EMULATION_FAILED = struct.pack(
-    "<IIQB15s", lib.KVM_INTERNAL_ERROR_EMULATION, 4, 1, 4, b"\x48\x0f\xc7\x0f\xcc"
-)
-
-
-@pytest.mark.parametrize(
-    ("payload", "text"),
-    [
-        pytest.param(EMULATION_FAILED, "at 0xffff8000, bytes 48 0f c7 0f", id="bytes"),
-        pytest.param(struct.pack("<III", 1, 0, 0), "bytes not known", id="no-data"),
-        pytest.param(struct.pack("<IIQ", 1, 3, 0), "bytes not known", id="no-flag"),
-        pytest.param(
-            struct.pack("<IIQB15s", 1, 4, 1, 255, b"\x90" * 15),
-            "bytes " + " ".join(["90"] * 15),
-            id="size-beyond-limit",
-        ),
-    ],
-)
-@pytest.mark.parametrize("hardware", [True, False], ids=["hardware", "software"])
-def test_emulation_failure_names_instruction_and_host(
-    payload: bytes, text: str, hardware: bool
-) -> None:
-    vcpu = ScriptedVcpu()
-    exits(lib.KVM_EXIT_INTERNAL_ERROR, payload)(vcpu.page)
-    reason = ended_by_exit(
-        vcpu,
-        RunPage(vcpu.page),
-        lib.KVM_EXIT_INTERNAL_ERROR,
-        hardware_virtualization=hardware,
-    )
-    assert reason.kind is VmExit.CRASH
-    assert text in reason.text
-    assert ("no hardware virtualization" in reason.text) is not hardware
 
 
 def test_device_bug_is_logged_and_ends_the_vm(capfd: pytest.CaptureFixture[str]) -> None:
