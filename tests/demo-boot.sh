@@ -24,12 +24,12 @@ vmm=$!
 tries=0
 until grep -q '^guest: exit' "$work/console"; do
     tries=$((tries + 1))
-    if [ $tries -gt 600 ] || ! kill -0 "$vmm" 2>/dev/null; then
+    if [ $tries -gt 200 ] || ! kill -0 "$vmm" 2>/dev/null; then
         echo "demo: the guest did not come up" >&2
         cat "$work/console" "$work/log" >&2
         exit 1
     fi
-    sleep 0.1
+    sleep 0.3
 done
 echo "---- what the guest printed"
 cat "$work/console"
