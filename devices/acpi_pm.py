@@ -23,9 +23,12 @@ GBL_STS: Final = 1 << 5
 PWRBTN_STS: Final = 1 << 8
 WAK_STS: Final = 1 << 15
 
-# What PM1_EN can enable: the global lock and the power button. Timer, sleep button and RTC are
-# absent (the FADT says so), so their bits do not stick.
-PM1_EN_MASK: Final = GBL_STS | PWRBTN_STS
+RTC_STS: Final = 1 << 10
+
+# What PM1_EN can enable: the global lock and the power button. Timer and sleep button are absent
+# (the FADT says so), so their bits do not stick. So is the RTC alarm, but Linux enables its event
+# all the same and logs an error when the bit reads back as zero.
+PM1_EN_MASK: Final = GBL_STS | PWRBTN_STS | RTC_STS
 
 SCI_EN: Final = 1 << 0
 BM_RLD: Final = 1 << 1
