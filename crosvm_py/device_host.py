@@ -51,7 +51,7 @@ class DeviceDeath:
         if self.verdict:
             return f"ended by the vmm: {self.verdict}"
         if self.denied_call is not None:
-            name = syscall_name(self.denied_call) or "unknown system call"
+            name = syscall_name(self.denied_call)
             return f"killed by seccomp: {name} ({self.denied_call}), policy {policy_name}"
         if self.status is not None and self.status < 0:
             return f"killed by {signal.Signals(-self.status).name}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from crosvm_py import warden_protocol as protocol
 from crosvm_py.device_host import DeviceProcess
 from crosvm_py.device_kinds import DEVICE_KINDS
+from sys_util import linux
 from sys_util.channel import ChannelClosed
 from sys_util.errors import ProtocolError, VmmError
 from sys_util.log import get_logger
@@ -107,7 +108,7 @@ class Supervisor:
             device.close()
         self._loop.remove(self._warden.channel.fileno())
         self._warden.channel.close()
-        _reap(self._warden.pid)
+        _reap(self._warden)
 
     def _give_up_waiting(self) -> None:
         names = ", ".join(device.name for device in self._devices if not device.device_type)
@@ -171,16 +172,12 @@ class Supervisor:
         self._on_death(reason)
 
 
-def _reap(pid: int) -> None:
+def _reap(warden: WardenProcess) -> None:
     """Wait for the warden, which ends by itself; a stuck one is killed."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
     poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
+    poll.register(warden.pidfd, select.POLLIN)
     if not poll.poll(END_SECONDS * 1000):
-        log.error("warden (pid %d): does not end, killed", pid)
-        os.kill(pid, signal.SIGKILL)
-    os.close(pidfd)
-    os.waitpid(pid, 0)
+        log.error("warden (pid %d): does not end, killed", warden.pid)
+        linux.pidfd_send_signal(warden.pidfd, signal.SIGKILL)
+    os.waitpid(warden.pid, 0)
+    os.close(warden.pidfd)

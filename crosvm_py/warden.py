@@ -48,6 +48,8 @@ class WardenProcess:
     def __init__(self, channel: Channel, pid: int) -> None:
         self.channel = channel
         self.pid = pid
+        # Taken while the vmm may still make descriptors: its filter knows no way to name a process.
+        self.pidfd = os.pidfd_open(pid)
 
 
 def start_warden(
