@@ -19,7 +19,7 @@ from crosvm_py import warden_protocol as protocol
 from crosvm_py.device_kinds import DEVICE_KINDS
 from crosvm_py.device_process import run_device
 from jail.namespaces import clone_into, id_map_for, write_id_maps
-from jail.plan import device_jail
+from jail.plan import confine_warden, device_jail
 from jail.steps import DieWithParent
 from sys_util import linux
 from sys_util.channel import Channel, ChannelClosed, socket_pair
@@ -100,6 +100,8 @@ def _be_warden(
         linux.set_process_name("crosvm-warden")
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
+        if policies is not None:
+            confine_warden()
         for kind in kinds:
             DEVICE_KINDS[kind].preload()
         gc.freeze()

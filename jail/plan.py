@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -16,7 +17,9 @@ from jail.steps import (
     LimitResources,
     LoadFilter,
     NoNewPrivileges,
+    NotDumpable,
 )
+from sys_util import linux
 from sys_util.errors import HostError
 
 if TYPE_CHECKING:
@@ -80,6 +83,21 @@ def _take(step: Step) -> None:
         raise HostError("jail:", step.describe()) from error
 
 
+def confine_warden() -> None:
+    """Leave the warden of root only what maps the ids of its devices and ends them.
+
+    The warden of an ordinary user has nothing to lose. It stays dumpable, as its children are born:
+    else their id maps would belong to root.
+
+    Raises:
+        HostError: a step was refused.
+    """
+    if os.geteuid() == 0:
+        keep = frozenset({linux.CAP_KILL, linux.CAP_SETGID, linux.CAP_SETUID})
+        _take(DropCapabilities(keep))
+    _take(NoNewPrivileges())
+
+
 def device_jail(
     *, policy_name: str, bpf: bytes, keep_fds: Iterable[int], max_file_bytes: int
 ) -> JailPlan:
@@ -111,6 +129,7 @@ def device_jail(
             ),
             DropCapabilities(),
             NoNewPrivileges(),
+            NotDumpable(),
         ),
         door=LoadFilter(policy_name, bpf),
     )

@@ -131,36 +131,53 @@ class LimitResources:
 
 @dataclass(frozen=True, slots=True)
 class DropCapabilities:
-    """No capability is held, and none can come back (capabilities(7))."""
+    """Only ``keep`` is held, and nothing else can come back (capabilities(7))."""
+
+    keep: frozenset[int] = frozenset()
 
     def describe(self) -> str:
         """Say what the step does."""
-        return "drop every capability and lock the securebits"
+        kept = f"all but {len(self.keep)} capabilities" if self.keep else "every capability"
+        return f"drop {kept} and lock the securebits"
 
     def apply(self) -> None:
         """Empty the bounding set first, while CAP_SETPCAP is still there."""
         prctl.set_securebits(_SECUREBITS)
         for capability in range(_MAX_CAPABILITIES):
+            if capability in self.keep:
+                continue
             try:
                 linux.prctl(linux.PR_CAPBSET_DROP, capability)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
                 break  # the first number that this kernel does not know
-        linux.drop_capabilities()
+        linux.set_capabilities(sum(1 << capability for capability in self.keep))
 
 
 @dataclass(frozen=True, slots=True)
 class NoNewPrivileges:
-    """No execve(2) can grant what was taken, and nobody may trace or dump the process."""
+    """No execve(2) can grant what was taken; the filter needs it."""
 
     def describe(self) -> str:
         """Say what the step does."""
-        return "set no_new_privs, clear dumpable"
+        return "set no_new_privs"
 
     def apply(self) -> None:
-        """Set both; the filter needs the first."""
+        """Set it, for this process and all it will fork."""
         prctl.set_no_new_privs(1)
+
+
+@dataclass(frozen=True, slots=True)
+class NotDumpable:
+    """No other process of the same user may trace the process or read its memory."""
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return "clear dumpable"
+
+    def apply(self) -> None:
+        """Clear it (PR_SET_DUMPABLE)."""
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
 
 

@@ -11,6 +11,9 @@ from typing import Final
 
 from sys_util._linux import ffi, lib
 
+CAP_KILL: Final[int] = lib.CAP_KILL
+CAP_SETGID: Final[int] = lib.CAP_SETGID
+CAP_SETUID: Final[int] = lib.CAP_SETUID
 CLONE_NEWCGROUP: Final[int] = lib.CLONE_NEWCGROUP
 CLONE_NEWIPC: Final[int] = lib.CLONE_NEWIPC
 CLONE_NEWNET: Final[int] = lib.CLONE_NEWNET
@@ -105,9 +108,12 @@ def set_process_name(name: str) -> None:
     _check(lib.crosvm_prctl(PR_SET_NAME, int(ffi.cast("uintptr_t", buffer)), 0, 0, 0))
 
 
-def drop_capabilities() -> None:
-    """Empty the effective, permitted and inheritable capability sets (capset(2))."""
-    _check(lib.crosvm_drop_capabilities())
+def set_capabilities(mask: int) -> None:
+    """Hold exactly the capabilities of ``mask``, 1 << CAP_…; inheritable becomes empty (capset(2)).
+
+    Nothing can be gained this way: the new permitted set must be part of the old one.
+    """
+    _check(lib.crosvm_set_capabilities(mask))
 
 
 def load_seccomp_filter(bpf: bytes, *, all_threads: bool = False) -> None:

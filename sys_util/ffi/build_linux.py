@@ -21,10 +21,13 @@ ffibuilder.cdef(
     int crosvm_fallocate(int fd, int mode, long long offset, long long length);
     int crosvm_prctl(int option, unsigned long arg2, unsigned long arg3,
                      unsigned long arg4, unsigned long arg5);
-    int crosvm_drop_capabilities(void);
+    int crosvm_set_capabilities(unsigned long long mask);
     int crosvm_load_filter(const void *program, unsigned short length, unsigned int flags);
     int crosvm_report_denied_calls(int fd, const void *head, unsigned int head_bytes);
     int crosvm_pidfd_send_signal(int pidfd, int signal);
+    #define CAP_KILL ...
+    #define CAP_SETGID ...
+    #define CAP_SETUID ...
     #define CLONE_NEWCGROUP ...
     #define CLONE_NEWIPC ...
     #define CLONE_NEWNET ...
@@ -116,12 +119,14 @@ ffibuilder.set_source(
     }
 
     /* All three sets, whatever capabilities this kernel has: libcap knows only its own time's. */
-    static int crosvm_drop_capabilities(void)
+    static int crosvm_set_capabilities(unsigned long long mask)
     {
         struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
-        struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3];
-        memset(none, 0, sizeof(none));
-        return result(syscall(SYS_capset, &header, none));
+        struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
+        memset(sets, 0, sizeof(sets));
+        sets[0].permitted = sets[0].effective = (unsigned int)mask;
+        sets[1].permitted = sets[1].effective = (unsigned int)(mask >> 32);
+        return result(syscall(SYS_capset, &header, sets));
     }
 
     /* A thread that cannot be synchronised is reported by its id, a positive result. */
