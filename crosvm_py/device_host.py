@@ -54,7 +54,7 @@ class DeviceDeath:
             name = syscall_name(self.denied_call)
             return f"killed by seccomp: {name} ({self.denied_call}), policy {policy_name}"
         if self.status is not None and self.status < 0:
-            return f"killed by {signal.Signals(-self.status).name}"
+            return f"killed by {_signal_name(-self.status)}"
         return "ended" if self.status is None else f"exited with status {self.status}"
 
 
@@ -84,6 +84,8 @@ class DeviceProcess:
         ours, self.their_end = socket_pair()
         self._channel = Channel(ours, protocol.VMM_CODEC)
         self._open = True
+        self._is_ready = False
+        self._log = log.limited()  # for what a guest can make its device say again and again
         self._next_id = 0
         self._pending: dict[int, tuple[float, Callable[[], None]]] = {}
         self._watching = False
@@ -168,13 +170,14 @@ class DeviceProcess:
 
     def _watch_deadlines(self) -> None:
         """Look again while anything is pending; runs in the loop."""
+        self._watching = False  # before the look: a request of another thread is seen, or watches
         if not self._open or not self._pending:
-            self._watching = False
             return
         oldest = min(deadline for deadline, _ in tuple(self._pending.values()))
         if time.monotonic() > oldest:
             self._fail(f"no answer within {DEADLINE_SECONDS:.0f} s")
             return
+        self._watching = True
         self._loop.call_later(_CHECK_SECONDS, self._watch_deadlines)
 
     def _on_readable(self, _events: int) -> None:
@@ -195,36 +198,39 @@ class DeviceProcess:
 
     def _take(self, message: Message) -> None:
         match message:
-            case protocol.Ready(device_type, features, queue_sizes, config):
-                if self.device_type:
-                    raise ProtocolError("ready a second time")
-                self.device_type, self.features = device_type, features
-                self.queue_sizes, self.config = queue_sizes, config
-                self._on_ready()
-            case protocol.Done(request_id):
-                entry = self._pending.pop(request_id, None)
-                if entry is None:
-                    raise ProtocolError(f"answer to request {request_id}, which was not asked")
-                entry[1]()
-            case protocol.QueueFailed(index, reason):
-                log.warning("%s queue %d: %s", self.name, index, reason)
-                self._tell(lambda to: to.set_needs_reset())
-            case protocol.ConfigChanged(config):
-                if len(config) != len(self.config):
-                    raise ProtocolError("configuration of another size")
-                self.config = config
-                self._tell(lambda to: to.config_changed(config))
-            case _:
-                self._take_words(message)
-
-    def _take_words(self, message: Message) -> None:
-        match message:
             case protocol.LogLine(level, module, line):
                 logging.emit(level, module, f"{self.name}: {line}")
             case protocol.CallDenied(number):
                 self.death.denied_call = number
             case protocol.Crashed(report):
                 self.death.report = report
+            case protocol.Ready(device_type, features, queue_sizes, config):
+                if self._is_ready:
+                    raise ProtocolError("ready a second time")
+                self._is_ready = True
+                self.device_type, self.features = device_type, features
+                self.queue_sizes, self.config = queue_sizes, config
+                self._on_ready()
+            case _:
+                if not self._is_ready:
+                    raise ProtocolError(f"{type(message).__name__} before it was ready")
+                self._take_answer(message)
+
+    def _take_answer(self, message: Message) -> None:
+        match message:
+            case protocol.Done(request_id):
+                entry = self._pending.pop(request_id, None)
+                if entry is None:
+                    raise ProtocolError(f"answer to request {request_id}, which was not asked")
+                entry[1]()
+            case protocol.QueueFailed(index, reason):
+                self._log.warning("%s queue %d: %s", self.name, index, reason)
+                self._tell(lambda to: to.set_needs_reset())
+            case protocol.ConfigChanged(config):
+                if len(config) != len(self.config):
+                    raise ProtocolError("configuration of another size")
+                self.config = config
+                self._tell(lambda to: to.config_changed(config))
 
     def _tell(self, call: Callable[[BackendEvents], None]) -> None:
         """Call the transport as its rule is: with the device-model lock held."""
@@ -237,6 +243,13 @@ class DeviceProcess:
             self.death.verdict = verdict
             self.close()
             self._on_failure()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have numbers only
+        return f"signal {number}"
 
 
 def _nothing() -> None:
