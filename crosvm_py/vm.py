@@ -14,6 +14,7 @@ from crosvm_py.supervisor import Supervisor
 from crosvm_py.suspension import Suspension
 from crosvm_py.x86_64.layout import ram_ranges
 from crosvm_py.x86_64.machine import Machine, MachineEvents
+from jail.plan import confine_vmm
 from sys_util import linux
 from sys_util.errors import HostError
 from sys_util.event_loop import EventLoop
@@ -88,6 +89,8 @@ class VirtualMachine:
         self._vcpus = vcpus = self._machine.make_vcpu_set(self._on_vcpu_exit)
         for signum in _END_SIGNALS:
             signal.signal(signum, self._on_signal)
+        if self._prepared.vmm_policy is not None:
+            confine_vmm()
         vcpus.start(paused=True)
         suspension = Suspension(self._machine, vcpus, self._supervisor)
         if self._prepared.socket is not None:
@@ -118,7 +121,6 @@ class VirtualMachine:
         if policy is None:
             return
         try:
-            linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
             linux.load_seccomp_filter(policy.bpf, all_threads=True)
         except OSError as error:
             raise HostError("load", f"the seccomp filter {policy.name}") from error

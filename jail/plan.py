@@ -32,6 +32,13 @@ MAX_DATA_BYTES: Final = 256 * 1024 * 1024
 MAX_OPEN_FILES: Final = 192
 
 
+# To remove the control socket from a directory that is not root's; to end a device of another
+# uid; to map a device's ids.
+_WARDEN_CAPABILITIES: Final = frozenset(
+    {linux.CAP_DAC_OVERRIDE, linux.CAP_KILL, linux.CAP_SETGID, linux.CAP_SETUID}
+)
+
+
 class Step(Protocol):
     """One thing that is taken away."""
 
@@ -83,8 +90,19 @@ def _take(step: Step) -> None:
         raise HostError("jail:", step.describe()) from error
 
 
+def confine_vmm() -> None:
+    """Take every capability from the vmm, before it has a second thread or a running guest.
+
+    Raises:
+        HostError: a step was refused.
+    """
+    if os.geteuid() == 0:
+        _take(DropCapabilities())
+    _take(NoNewPrivileges())
+
+
 def confine_warden() -> None:
-    """Leave the warden of root only what maps the ids of its devices and ends them.
+    """Leave the warden of root what maps the ids of its devices, ends them and tidies up.
 
     The warden of an ordinary user has nothing to lose. It stays dumpable, as its children are born:
     else their id maps would belong to root.
@@ -93,8 +111,7 @@ def confine_warden() -> None:
         HostError: a step was refused.
     """
     if os.geteuid() == 0:
-        keep = frozenset({linux.CAP_KILL, linux.CAP_SETGID, linux.CAP_SETUID})
-        _take(DropCapabilities(keep))
+        _take(DropCapabilities(_WARDEN_CAPABILITIES))
     _take(NoNewPrivileges())
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from sys_util._linux import ffi, lib
 
+CAP_DAC_OVERRIDE: Final[int] = lib.CAP_DAC_OVERRIDE
 CAP_KILL: Final[int] = lib.CAP_KILL
 CAP_SETGID: Final[int] = lib.CAP_SETGID
 CAP_SETUID: Final[int] = lib.CAP_SETUID
