@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from crosvm_py import device_protocol as protocol
 from seccomp import syscall_name
@@ -35,6 +35,13 @@ _CHECK_SECONDS: Final = 1.0
 
 # The most that one turn of the loop takes from one device, so that none starves the others.
 _MESSAGES_PER_TURN: Final = 64
+
+_GONE: Final = "the device process has ended"
+
+
+# What is called with the outcome of a command: whether it was done, and the fields of its result or
+# ``{"error": reason}``. They come from the device: check each of them where it is used.
+CommandResult: TypeAlias = "Callable[[bool, dict[str, object]], None]"
 
 
 class DeviceDeath:
@@ -88,6 +95,7 @@ class DeviceProcess:
         self._log = log.limited()  # for what a guest can make its device say again and again
         self._next_id = 0
         self._pending: dict[int, tuple[float, Callable[[], None]]] = {}
+        self._commands: dict[int, CommandResult] = {}
         self._watching = False
         self._on_ready: Callable[[], None] = _nothing
         self._on_failure: Callable[[], None] = _nothing
@@ -109,6 +117,9 @@ class DeviceProcess:
             self._open = False
             self._loop.remove(self._channel.fileno())
             self._channel.close()
+            commands, self._commands = self._commands, {}
+            for then in commands.values():
+                then(False, {"error": _GONE})
 
     # VirtioBackend: called by vCPU threads with the device-model lock held.
 
@@ -144,29 +155,40 @@ class DeviceProcess:
         """Let the device go on."""
         self._request(protocol.Resume, then=then)
 
+    def command(self, verb: str, arguments: dict[str, object], then: CommandResult) -> None:
+        """Have the device do what the user asks for; ``then`` is called once, in any case."""
+        if not self._open:
+            then(False, {"error": _GONE})
+            return
+        packed = protocol.pack_fields(arguments)
+        request_id = self._request(lambda request: protocol.Command(request, verb, packed))
+        self._commands[request_id] = then
+
     def _request(
         self,
         build: Callable[[int], Message],
         *,
         fds: Sequence[int] = (),
         then: Callable[[], None] | None = None,
-    ) -> None:
+    ) -> int:
+        """Send a request and return its number."""
         if not self._open:
-            return  # a dead device answers nothing; the machine knows already
+            return 0  # a dead device answers nothing; the machine knows already
         self._next_id = (self._next_id + 1) & 0xFFFF_FFFF
         request_id = self._next_id
         self._pending[request_id] = (time.monotonic() + DEADLINE_SECONDS, then or _nothing)
         try:
             self._channel.send(build(request_id), fds)
         except ChannelClosed:
-            return  # the loop reads the end, and what came before it
+            return request_id  # the loop reads the end, and what came before it
         except ProtocolError as error:
             reason = str(error)
             self._loop.call_soon_threadsafe(lambda: self._fail(reason))
-            return
+            return request_id
         if not self._watching:
             self._watching = True
             self._loop.call_soon_threadsafe(self._watch_deadlines)
+        return request_id
 
     def _watch_deadlines(self) -> None:
         """Look again while anything is pending; runs in the loop."""

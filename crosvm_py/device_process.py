@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from crosvm_py import device_protocol as protocol
 from crosvm_py.device_kinds import build_device
-from devices.virtio.queue import QueueError
+from devices.virtio.context import LoopContext
+from devices.virtio.device import CommandError
 from devices.virtio.worker import QueueWorker
 from sys_util import linux, log
 from sys_util.channel import Channel, ChannelClosed
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 EXIT_BUG: Final = 70
 EXIT_HOST: Final = 1
 MAX_REPORT_CHARS: Final = 8192
+
+# Why the callbacks of a device are held.
+_PAUSED: Final = "paused"
+_FAILED: Final = "failed"
 
 
 def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: JailPlan | None) -> int:
@@ -88,17 +93,26 @@ class _DeviceProcess:
     def __init__(self, channel: Channel, device: VirtioDevice, memory: GuestMemory) -> None:
         self._channel = channel
         self._device = device
-        self._memory = memory
         self._loop = EventLoop()
         self._worker = QueueWorker(device, memory)
+        self._context = LoopContext(
+            memory,
+            self._loop,
+            self._worker.port,
+            self._config_changed,
+            self._give_up_own_queues,
+        )
+        self._ready = False
         self._features = 0
         self._fds: dict[int, tuple[int, int]] = {}  # queue index -> kick, call
         self._again: set[int] = set()  # queues that have more to do than one turn's worth
         self._broken: set[int] = set()  # queues that wait for a reset
+        device.attach(self._context)
 
     def run(self) -> None:
         """Say ``Ready`` and serve until the vmm closes the channel."""
         device = self._device
+        self._ready = True
         self._channel.send(
             protocol.Ready(
                 device.device_type,
@@ -118,13 +132,28 @@ class _DeviceProcess:
         if received is None:
             return
         message, fds = received
+        if isinstance(message, protocol.Command):
+            self._channel.send(self._answer(message))
+            return
         request_id = self._carry_out(message, fds)
         self._channel.send(protocol.Done(request_id))
+
+    def _answer(self, command: protocol.Command) -> protocol.Answer:
+        try:
+            arguments = protocol.unpack_fields(command.arguments)
+            result = protocol.pack_fields(self._device.command(command.verb, arguments))
+            if len(result) > protocol.MAX_RESULT_BYTES:
+                raise CommandError(f"{command.verb}: the answer is too long")
+        except CommandError as error:
+            reason = protocol.pack_fields({"error": str(error)[:512]})
+            return protocol.Answer(command.request_id, False, reason)
+        return protocol.Answer(command.request_id, True, result)
 
     def _carry_out(self, message: Message, fds: list[int]) -> int:
         match message:
             case protocol.Activate(request_id, features, queues):
                 self._features = features
+                self._context.release(_FAILED)
                 self._device.activate(features)
                 for at, queue in enumerate(queues):
                     self._start(queue, fds[2 * at : 2 * at + 2])
@@ -136,11 +165,14 @@ class _DeviceProcess:
                 for index in tuple(self._fds):
                     self._stop(index)
                 self._device.reset()
+                self._context.release(_FAILED)
             case protocol.WriteConfig(request_id, offset, data):
                 self._device.write_config(offset, data)
             case protocol.Pause(request_id):
+                self._context.hold(_PAUSED)
                 self._worker.pause()
             case protocol.Resume(request_id):
+                self._context.release(_PAUSED)
                 self._worker.resume()
                 self._again.update(self._fds)
             case _:
@@ -177,11 +209,25 @@ class _DeviceProcess:
         try:
             if self._worker.on_kick(index):
                 self._again.add(index)
-        except QueueError as error:
+        except GuestError as error:
+            if index in self._device.own_queues:
+                self._give_up_own_queues(error)
+            else:
+                self._give_up(index, error)
+
+    def _config_changed(self) -> None:
+        if self._ready:  # before, Ready will say it
+            self._channel.send(protocol.ConfigChanged(self._device.config()))
+
+    def _give_up_own_queues(self, error: GuestError) -> None:
+        """A callback of the device broke off: hold the others back until the driver resets it."""
+        self._context.hold(_FAILED)
+        for index in self._worker.abandon_own_queues():
             self._give_up(index, error)
 
     def _give_up(self, index: int, error: GuestError) -> None:
         """Tell the vmm that the driver must reset us, and stop listening to the queue."""
         self._broken.add(index)
+        self._again.discard(index)
         self._loop.remove(self._fds[index][0])
         self._channel.send(protocol.QueueFailed(index, str(error)[:512]))

@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
+import msgpack
+
 from devices.virtio.backend import QueueActivation
+from sys_util.errors import ProtocolError
 from sys_util.wire import U16, U32, U64, Codec, blob, boolean, integer, record, sequence, text
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_QUEUES: Final = 64
 MAX_CONFIG_BYTES: Final = 4096
+MAX_ARGUMENTS_BYTES: Final = 4096
+MAX_RESULT_BYTES: Final = 16 * 1024
 
 # A queue's descriptors travel beside the message; in it they are -1.
 _NO_FD: Final = integer(-1, -1)
@@ -28,6 +33,26 @@ _ID: Final = U32
 def without_fds(queue: QueueActivation) -> QueueActivation:
     """Return ``queue`` as it crosses in a message."""
     return queue._replace(kick_fd=-1, call_fd=-1)
+
+
+def pack_fields(fields: dict[str, object]) -> bytes:
+    """Return the arguments or the result of a command as they cross in a message."""
+    return msgpack.packb(fields)
+
+
+def unpack_fields(data: bytes) -> dict[str, object]:
+    """Return named fields; what they hold is checked by whoever uses them.
+
+    Raises:
+        ProtocolError: ``data`` holds none.
+    """
+    try:
+        fields = msgpack.unpackb(data, strict_map_key=True)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        raise ProtocolError("fields are not msgpack") from error
+    if type(fields) is not dict or not all(type(name) is str for name in fields):
+        raise ProtocolError("fields without names")
+    return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +122,17 @@ class Resume:
     TYPE: ClassVar[int] = 7
     FIELDS: ClassVar[tuple[Check, ...]] = (_ID,)
     request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Do what the user asks for; ``Answer`` follows, not ``Done``."""
+
+    TYPE: ClassVar[int] = 8
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID, text(32), blob(MAX_ARGUMENTS_BYTES))
+    request_id: int
+    verb: str
+    arguments: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +209,23 @@ class Crashed:
     report: str
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a ``Command``: its result, or ``{"error": reason}``."""
+
+    TYPE: ClassVar[int] = 39
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID, boolean, blob(MAX_RESULT_BYTES))
+    request_id: int
+    ok: bool
+    result: bytes
+
+
 # What the SIGSYS handler writes before the call's number: an array of two, and the type.
 CALL_DENIED_HEAD: Final = bytes([0x92, CallDenied.TYPE])
 
-DEVICE_CODEC: Final = Codec((Activate, EnableQueue, ResetQueue, Reset, WriteConfig, Pause, Resume))
-VMM_CODEC: Final = Codec((Ready, Done, QueueFailed, ConfigChanged, LogLine, CallDenied, Crashed))
+DEVICE_CODEC: Final = Codec(
+    (Activate, EnableQueue, ResetQueue, Reset, WriteConfig, Pause, Resume, Command)
+)
+VMM_CODEC: Final = Codec(
+    (Ready, Done, QueueFailed, ConfigChanged, LogLine, CallDenied, Crashed, Answer)
+)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Self
 from devices.virtio.block_file import DiskFile
 from devices.virtio.block_image import MAX_ID_BYTES, SECTOR_BYTES, disk_id, open_image
 from devices.virtio.chain import ChainError
-from devices.virtio.device import RequestError
+from devices.virtio.device import RequestError, SimpleDevice
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain, Reader, Writer
@@ -93,7 +93,7 @@ class BlockRequestError(RequestError):
         return cls(VIRTIO_BLK_S_IOERR, reason)
 
 
-class Block:
+class Block(SimpleDevice):
     """Read and write the sectors of an image."""
 
     name: ClassVar[str] = "block"

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from devices.virtio.chain import ChainError
-from sys_util.errors import GuestError
+from sys_util.errors import GuestError, VmmError
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain
+    from devices.virtio.context import DeviceContext
     from devices.virtio.queue import SplitQueue
     from sys_util.log import Logger
 
@@ -28,6 +29,10 @@ class RequestError(GuestError):
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
         self.status = status
+
+
+class CommandError(VmmError):
+    """A command of the user that the device does not carry out; the text is for the user."""
 
 
 class VirtioDevice(Protocol):
@@ -83,8 +88,66 @@ class VirtioDevice(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget the driver and everything it negotiated."""
+        """Forget the driver and everything it negotiated; every queue has stopped."""
         ...
+
+    @property
+    def own_queues(self) -> frozenset[int]:
+        """The queues that the device serves itself, through ports and ``on_kick``."""
+        ...
+
+    def attach(self, context: DeviceContext) -> None:
+        """Learn the surroundings, once, before the process's filter is loaded.
+
+        What can be made ahead (descriptors, buffers, registrations) is made here.
+        """
+        ...
+
+    def on_kick(self, index: int) -> bool:
+        """Serve an own queue for a bounded time: it started, resumed or got more chains.
+
+        Returns:
+            Whether there is more to do at once, which no kick will announce.
+        """
+        ...
+
+    def pause(self) -> None:
+        """Finish what is in flight, so that nothing is when this returns; ports are empty."""
+        ...
+
+    def resume(self) -> None:
+        """Go on; a kick of every active queue follows."""
+        ...
+
+    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
+        """Do what the user asks for over the control socket and return the answer's fields.
+
+        Raises:
+            CommandError: it is not done; the text says why.
+        """
+        ...
+
+
+class SimpleDevice:
+    """The answers of a device that has no events and no commands of its own."""
+
+    name: ClassVar[str]
+    own_queues: ClassVar[frozenset[int]] = frozenset()
+
+    def attach(self, context: DeviceContext) -> None:
+        """Nothing is needed of the surroundings."""
+
+    def on_kick(self, index: int) -> bool:
+        return False
+
+    def pause(self) -> None:
+        """Nothing is ever in flight between two chains."""
+
+    def resume(self) -> None:
+        """There is nothing to start."""
+
+    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
+        raise CommandError(f"{self.name} devices know no {verb}")
 
 
 class Counters:

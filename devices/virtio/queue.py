@@ -127,6 +127,11 @@ class SplitQueue:
         self._next_avail = (next_avail + 1) & 0xFFFF
         return self._walk(head)
 
+    def unpop(self) -> None:
+        """Undo the last ``pop``: the next one returns that chain again, read anew."""
+        self._next_avail = (self._next_avail - 1) & 0xFFFF
+        self.idle = False
+
     def add_used(self, head: int, written: int) -> None:
         """Give a chain back. ``written`` never exceeds the bytes really stored (§2.7.8.2)."""
         next_used = self._next_used

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from devices.virtio.chain import ChainError
+from devices.virtio.device import SimpleDevice
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain
@@ -32,7 +33,7 @@ class RngSpec:
     max_fill_bytes: int = MAX_FILL_BYTES
 
 
-class Rng:
+class Rng(SimpleDevice):
     """Fill the driver's buffers with host randomness."""
 
     name: ClassVar[str] = "rng"

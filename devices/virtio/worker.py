@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from devices.virtio.device import Counters, serve_queue
 from devices.virtio.features import BASE_FEATURES, VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1
+from devices.virtio.port import QueuePort
 from devices.virtio.queue import QueueError, QueueState, SplitQueue
 from sys_util.errors import ProtocolError
 from sys_util.log import get_logger
@@ -23,14 +24,26 @@ LOG_SECONDS: Final = 5.0
 
 
 class _ActiveQueue:
-    """A started queue. ``ring`` is ``None`` once the driver made it unusable."""
+    """A started queue. ``ring`` is ``None`` once the driver made it unusable.
 
-    __slots__ = ("call_fd", "kick_fd", "ring")
+    ``port`` is there when the device serves the queue itself.
+    """
 
-    def __init__(self, ring: SplitQueue, kick_fd: int, call_fd: int) -> None:
+    __slots__ = ("call_fd", "kick_fd", "port", "ring")
+
+    def __init__(
+        self, ring: SplitQueue, kick_fd: int, call_fd: int, port: QueuePort | None
+    ) -> None:
         self.ring: SplitQueue | None = ring
         self.kick_fd = kick_fd
         self.call_fd = call_fd
+        self.port = port
+
+    def abandon(self) -> None:
+        """Let go of the ring's memory for good."""
+        self.ring = None
+        if self.port is not None:
+            self.port.close()
 
 
 class QueueWorker:
@@ -72,19 +85,50 @@ class QueueWorker:
         if activation.size > sizes[index]:
             raise QueueError(f"queue size {activation.size} is above the limit of {sizes[index]}")
         ring = SplitQueue(self._memory, activation, features)
-        self._queues[index] = _ActiveQueue(ring, activation.kick_fd, activation.call_fd)
+        port = None
+        if index in self._device.own_queues:
+            name, counters = self._device.name, self.counters
+            port = QueuePort(name, index, ring, activation.call_fd, counters, self._log)
+            port.paused = self._paused
+        queue = _ActiveQueue(ring, activation.kick_fd, activation.call_fd, port)
+        self._queues[index] = queue
 
     def stop_queue(self, index: int) -> None:
         """Forget a queue. Its memory is not touched after this; harmless when it is not there."""
-        self._queues.pop(index, None)
+        queue = self._queues.pop(index, None)
+        if queue is not None:
+            queue.abandon()
+
+    def port(self, index: int) -> QueuePort | None:
+        """Return the port of a queue that the device serves itself, if it is usable now."""
+        queue = self._queues.get(index)
+        return None if queue is None or queue.ring is None else queue.port
+
+    def abandon_own_queues(self) -> list[int]:
+        """Give up the queues that the device serves itself: it broke off in the midst of them."""
+        own = [index for index, queue in self._queues.items() if queue.port and queue.ring]
+        for index in own:
+            self._queues[index].abandon()
+        return own
 
     def pause(self) -> None:
         """Serve nothing until ``resume``. Nothing is in flight when this returns."""
-        self._paused = True
+        self._set_paused(paused=True)
+        self._device.pause()
+        for queue in self._queues.values():
+            if queue.port is not None:
+                queue.port.flush()
 
     def resume(self) -> None:
         """Serve again; then call ``on_kick`` for every queue, as kicks were swallowed meanwhile."""
-        self._paused = False
+        self._set_paused(paused=False)
+        self._device.resume()
+
+    def _set_paused(self, *, paused: bool) -> None:
+        self._paused = paused
+        for queue in self._queues.values():
+            if queue.port is not None:
+                queue.port.paused = paused
 
     def states(self) -> dict[int, QueueState]:
         """Return where each usable queue stands."""
@@ -96,6 +140,7 @@ class QueueWorker:
         Raises:
             QueueError: the driver made the queue unusable; the device needs a reset. Later kicks
                 of this queue are swallowed.
+            GuestError: the device gave up one of its own queues; ``abandon_own_queues`` is due.
         """
         queue = self._queues.get(index)
         if queue is None:
@@ -108,6 +153,8 @@ class QueueWorker:
         ring = queue.ring
         if ring is None or self._paused:
             return False
+        if queue.port is not None:
+            return self._device.on_kick(index)
         try:
             wants_interrupt = serve_queue(self._device, index, ring, self.counters, self._log)
         except QueueError as error:

@@ -10,6 +10,7 @@ import pytest
 
 from devices.virtio import device as device_module
 from devices.virtio.chain import ChainError, DescriptorChain
+from devices.virtio.device import SimpleDevice
 from devices.virtio.features import (
     BASE_FEATURES,
     VIRTIO_F_IN_ORDER,
@@ -32,7 +33,7 @@ VERSION_1 = 1 << VIRTIO_F_VERSION_1
 EVENT_IDX = 1 << VIRTIO_RING_F_EVENT_IDX
 
 
-class Echo:
+class Echo(SimpleDevice):
     """Copy what is readable to what is writable."""
 
     name = "echo"

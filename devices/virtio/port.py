@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One queue as seen by a device that serves it itself, when a tap or a socket has something.
+
+``serve_queue`` is for devices that answer each request at once. The others hold a port: they take
+chains when they have use for them, give them back when they are done, and end each batch with one
+``flush``. A device that has taken everything and wants to hear of more calls ``wait``:
+
+    while chain := port.take():
+        ...
+        port.give_back(chain)
+    port.flush()
+    if port.wait(): it has more already
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from devices.virtio.chain import ChainError
+from sys_util.eventfd import signal_eventfd
+
+if TYPE_CHECKING:
+    from devices.virtio.chain import DescriptorChain
+    from devices.virtio.device import Counters
+    from devices.virtio.queue import SplitQueue
+    from sys_util.log import Logger
+
+# A driver may offer nothing but malformed chains, faster than we return them. After this many
+# ``take`` says that there are no more; ``wait`` then says that there are.
+MAX_MALFORMED: Final = 256
+
+
+class QueuePort:
+    """An active queue. Once the queue has stopped, it is empty for ever and takes nothing back."""
+
+    __slots__ = ("_call_fd", "_counters", "_label", "_log", "_ring", "index", "paused", "size")
+
+    def __init__(
+        self,
+        label: str,
+        index: int,
+        ring: SplitQueue,
+        call_fd: int,
+        counters: Counters,
+        log: Logger,
+    ) -> None:
+        """``call_fd`` stays the caller's; -1 for a queue without an interrupt."""
+        self.index = index
+        self.size = ring.size
+        self.paused = False
+        self._label = label
+        self._ring: SplitQueue | None = ring
+        self._call_fd = call_fd
+        self._counters = counters
+        self._log = log
+
+    def take(self) -> DescriptorChain | None:
+        """Return the next good chain, ``None`` when there is none or the device is paused.
+
+        Malformed chains go back by themselves.
+
+        Raises:
+            QueueError: the ring is unusable; whoever called the device deals with it.
+        """
+        ring = self._ring
+        if ring is None or self.paused:
+            return None
+        for _ in range(MAX_MALFORMED):
+            try:
+                chain = ring.pop()
+            except ChainError as error:
+                self._counters.errors += 1
+                self._log.warning("%s queue %d: %s", self._label, self.index, error)
+                ring.add_used(error.head, 0)
+                continue
+            if chain is None:
+                return None
+            if ring.idle:
+                ring.disable_notification()
+            self._counters.bytes_from_guest += chain.reader.remaining
+            return chain
+        return None
+
+    def put_back(self, chain: DescriptorChain, readable_bytes: int) -> None:
+        """Undo the last ``take``: the next one returns this chain again, read anew.
+
+        ``readable_bytes`` is what ``chain.reader`` held when it was taken.
+        """
+        if self._ring is not None:
+            self._counters.bytes_from_guest -= readable_bytes
+            self._ring.unpop()
+
+    def give_back(self, chain: DescriptorChain) -> None:
+        """Return a chain to the driver, with what was written; it sees it after ``flush``."""
+        ring = self._ring
+        if ring is None:
+            return
+        written = chain.writer.written
+        ring.add_used(chain.head, written)
+        counters = self._counters
+        counters.requests += 1
+        counters.bytes_to_guest += written
+
+    def flush(self) -> None:
+        """Show the driver what was given back, and interrupt it if it wants that."""
+        ring = self._ring
+        if ring is None:
+            return
+        ring.publish()
+        if self._call_fd >= 0 and ring.wants_interrupt():
+            signal_eventfd(self._call_fd)
+            self._counters.interrupts += 1
+
+    def wait(self) -> bool:
+        """Ask for a kick when the driver adds buffers; true means that it has some already.
+
+        Raises:
+            QueueError: the ring is unusable; whoever called the device deals with it.
+        """
+        ring = self._ring
+        if ring is None or self.paused:
+            return False
+        self.flush()
+        return ring.enable_notification()
+
+    def close(self) -> None:
+        """Forget the ring: its memory is not touched after this."""
+        self._ring = None

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A device with queues of its own, a driver for each of them, and a loop that the test turns."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from devices.virtio.features import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX
+from devices.virtio.worker import QueueWorker
+from sys_util.event_loop import EPOLLIN, Timer
+from tests.support.driver_queue import DriverQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from devices.virtio.device import VirtioDevice
+    from devices.virtio.port import QueuePort
+    from sys_util.guest_memory import GuestMemory
+
+_QUEUE_SPACING = 0x4000
+_HEAP = 0x100000
+_HEAP_SPACING = 0x100000
+
+
+class FakeContext:
+    """A ``DeviceContext``. Nothing happens unless the test calls ``fire`` or ``advance``."""
+
+    def __init__(self, memory: GuestMemory, port: Callable[[int], QueuePort | None]) -> None:
+        self.memory = memory
+        self.port = port
+        self.fds: dict[int, tuple[Callable[[int], None], int]] = {}
+        self.timers: list[Timer] = []
+        self.now = 0.0
+        self.config_changes = 0
+
+    def add_fd(self, fd: int, callback: Callable[[int], None], *, events: int = EPOLLIN) -> None:
+        assert fd not in self.fds
+        self.fds[fd] = (callback, events)
+
+    def modify_fd(self, fd: int, events: int) -> None:
+        self.fds[fd] = (self.fds[fd][0], events)
+
+    def remove_fd(self, fd: int) -> None:
+        del self.fds[fd]
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(self.now + seconds, callback)
+        self.timers.append(timer)
+        return timer
+
+    def config_changed(self) -> None:
+        self.config_changes += 1
+
+    def fire(self, fd: int, events: int = EPOLLIN) -> None:
+        """Say that ``fd`` is ready, if the device listens for that."""
+        callback, wanted = self.fds[fd]
+        assert wanted & events
+        callback(events)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and every timer run out that is due by then, in order."""
+        end = self.now + seconds
+        while due := [timer for timer in self.timers if timer.callback and timer.deadline <= end]:
+            timer = min(due, key=lambda timer: timer.deadline)
+            self.now = max(self.now, timer.deadline)
+            callback, timer.callback = timer.callback, None
+            if callback is not None:
+                callback()
+        self.timers = [timer for timer in self.timers if timer.callback]
+        self.now = end
+
+
+class DriverSide:
+    """A driver of ``device``: ``queues[i]`` once ``start`` was called. Needs 4 MiB of memory."""
+
+    def __init__(
+        self, device: VirtioDevice, memory: GuestMemory, *, without: int = 1 << 29
+    ) -> None:
+        """``without`` are feature bits that the driver does not take, by default event indices."""
+        self.device = device
+        self.memory = memory
+        self.worker = QueueWorker(device, memory)
+        self.context = FakeContext(memory, self.worker.port)
+        self.features = self.worker.offered_features & ~without
+        self.queues: dict[int, DriverQueue] = {}
+        self._kicks: dict[int, int] = {}
+        self._calls: dict[int, int] = {}
+        device.attach(self.context)
+
+    def start(self, *indices: int, size: int = 16) -> None:
+        """Activate the device with these queues, all of them when none is named."""
+        assert self.features >> VIRTIO_F_VERSION_1 & 1
+        self.device.activate(self.features)
+        for index in indices or range(len(self.device.queue_sizes)):
+            self.start_queue(index, size=size)
+
+    def start_queue(self, index: int, *, size: int = 16, resume: bool = False) -> None:
+        event_idx = bool(self.features >> VIRTIO_RING_F_EVENT_IDX & 1)
+        base, heap = 0x1000 + index * _QUEUE_SPACING, _HEAP + index * _HEAP_SPACING
+        if not resume:
+            self.memory.write(base, bytes(_QUEUE_SPACING))
+            self.queues[index] = DriverQueue(self.memory, size, base, heap, event_idx=event_idx)
+        for fds in (self._kicks, self._calls):
+            fds.setdefault(index, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        activation = self.queues[index].activation(
+            index, self._kicks[index], self._calls[index], resume=resume
+        )
+        self.worker.start_queue(activation, self.features)
+        self.worker.on_kick(index)
+
+    def kick(self, index: int) -> None:
+        """Kick a queue and let the device serve it to the end."""
+        os.eventfd_write(self._kicks[index], 1)
+        while self.worker.on_kick(index):
+            pass
+
+    def interrupted(self, index: int) -> bool:
+        """Return whether the queue's interrupt came since the last question."""
+        try:
+            return os.eventfd_read(self._calls[index]) > 0
+        except BlockingIOError:
+            return False
+
+    def reset(self) -> None:
+        """Do what the driver's write of 0 to the status does."""
+        for index in tuple(self.queues):
+            self.worker.stop_queue(index)
+        self.queues.clear()
+        self.device.reset()
+
+    def close(self) -> None:
+        for fd in (*self._kicks.values(), *self._calls.values()):
+            os.close(fd)
+        self._kicks.clear()
+        self._calls.clear()
