@@ -121,6 +121,8 @@ class Supervisor:
                 return
             message, fds = received
             if fds:
+                for fd in fds:
+                    os.close(fd)
                 raise ProtocolError("the warden sends no descriptors")
             self._take(message)
         except ChannelClosed:
@@ -148,12 +150,15 @@ class Supervisor:
         return self._devices[device_id]
 
     def _on_failure(self, device: DeviceProcess) -> None:
-        """The channel is closed: the process broke a rule, or has ended by itself."""
-        if device.death.verdict:
-            try:
-                self._warden.channel.send(protocol.Kill(device.device_id))
-            except ChannelClosed:
-                return  # and the warden took its devices along
+        """The channel is closed: the process broke a rule, or has ended by itself.
+
+        Or it only closed the channel: whatever it is, it does not live on without one. To one that
+        has ended this makes no difference.
+        """
+        try:
+            self._warden.channel.send(protocol.Kill(device.device_id))
+        except ChannelClosed:
+            return  # and the warden took its devices along
         self._report(device)
 
     def _report(self, device: DeviceProcess) -> None:

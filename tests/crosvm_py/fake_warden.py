@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A supervisor whose warden is a socket and a process that only ends, or does not even that."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+from crosvm_py import device_protocol
+from crosvm_py import warden_protocol as protocol
+from crosvm_py.device_kinds import DeviceOrder
+from crosvm_py.supervisor import Supervisor
+from crosvm_py.warden import WardenProcess
+from sys_util import linux
+from sys_util.channel import Channel, socket_pair
+from sys_util.event_loop import EventLoop
+from sys_util.guest_memory import GuestMemory
+from tests.crosvm_py.hostile_device import WatchedLock
+
+if TYPE_CHECKING:
+    from crosvm_py.device_host import DeviceProcess
+    from sys_util.wire import Message
+
+READY = device_protocol.Ready(4, 0, (256,), b"")
+
+
+class FakeWarden:
+    """Answer for the warden, and hold the channels of the devices that it was to make."""
+
+    def __init__(self, *, ends: bool = True) -> None:
+        self.loop = EventLoop()
+        ours, theirs = socket_pair()
+        self.channel = Channel(theirs, protocol.WARDEN_CODEC)
+        self.sock = theirs
+        pid = os.fork()
+        if pid == 0:  # the process that the supervisor will wait for
+            linux.close_all_fds_except(set())
+            if not ends:
+                signal.pause()
+            os._exit(0)
+        self.pid = pid
+        self.memory = GuestMemory.create([(0, 1 << 20)])
+        self.deaths: list[str] = []
+        self.supervisor = Supervisor(
+            self.loop,
+            WatchedLock(),
+            WardenProcess(Channel(ours, protocol.VMM_CODEC), pid),
+            self.deaths.append,
+        )
+        self.devices: list[Channel] = []
+        self._ended = False
+
+    def spawn(self, name: str, *fds: int, ready: bool = True) -> DeviceProcess:
+        """Have the supervisor ask for a device, and make its channel ours."""
+        device = self.supervisor.spawn(DeviceOrder(name, "rng", b"\x80", fds, 0), self.memory)
+        order, received = self.take()
+        assert isinstance(order, protocol.Spawn)
+        sock = socket.socket(fileno=received[0])
+        self.devices.append(Channel(sock, device_protocol.DEVICE_CODEC))
+        for fd in received[1:]:
+            os.close(fd)
+        if ready:
+            self.devices[-1].send(READY)
+            self.turn()
+        return device
+
+    def take(self) -> tuple[Message, list[int]]:
+        received = self.channel.receive()
+        assert received is not None
+        return received
+
+    def send(self, *messages: Message) -> None:
+        for message in messages:
+            self.channel.send(message)
+            self.turn()
+
+    def send_raw(self, payload: bytes) -> None:
+        self.sock.send(payload)
+        self.turn()
+
+    def turn(self) -> None:
+        self.loop.run_once(0)
+
+    def end(self) -> None:
+        self._ended = True
+        self.supervisor.end()
+
+    def close(self) -> None:
+        if not self._ended:
+            self.end()
+        self.channel.close()
+        for device in self.devices:
+            device.close()
+        self.memory.close()
+        self.loop.close()
