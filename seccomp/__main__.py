@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``python -m seccomp``: the table of SECURITY.md, or with a policy's name its rules."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+from seccomp.loader import count, describe, load_policy, policy_path
+
+# Allowed system calls of crosvm's policy for the same device on x86-64, common ones included.
+CROSVM_COUNTS: Final = {
+    "balloon_device": "69",
+    "block_device": "82",
+    "console_device": "71",
+    "net_device": "69",
+    "rng_device": "70",
+    "vhost_net_device": "69",
+    "vhost_vsock_device": "70",
+    "vmm": "none: crosvm's main process has no filter",
+    "vsock_device": "70, for the kernel's vsock",
+}
+
+
+def policy_names() -> list[str]:
+    """Return every policy that is loaded by itself, for this machine's architecture."""
+    folder = os.path.dirname(policy_path("vmm"))
+    stems = (os.path.splitext(name) for name in sorted(os.listdir(folder)))
+    return [stem for stem, end in stems if end == ".policy" and not stem.startswith("common")]
+
+
+def table() -> list[str]:
+    """Return the table's lines."""
+    rows = [
+        f"| {name} | {count(load_policy(name))} | {CROSVM_COUNTS.get(name, '')} |"
+        for name in policy_names()
+    ]
+    return ["| policy | ours | crosvm |", "|---|---|---|", *rows]
+
+
+def rules(name: str) -> list[str]:
+    """Return a policy's rules, one line a system call."""
+    return [f"{syscall}: {rule}" for syscall, rule in describe(load_policy(name))]
+
+
+def main() -> None:
+    """Print what is asked for."""
+    lines = [line for name in sys.argv[1:] for line in rules(name)] or table()
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
