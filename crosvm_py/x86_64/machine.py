@@ -99,12 +99,14 @@ class Machine:
 
     def _create_kernel_parts(self) -> None:
         vm = self.vm
+        # Memory first: a new slot waits for every reader of the slots and I/O buses, and right
+        # after the interrupt controllers joined a bus that takes KVM 7 ms, before it none.
+        for slot, (region, mapping) in enumerate(self._memory.mappings):
+            vm.add_memory(slot, region.gpa, mapping)
         vm.set_identity_map_address(layout.IDENTITY_MAP_GPA)
         vm.set_tss_address(layout.TSS_GPA)
         vm.create_irqchip()
         vm.create_pit2()
-        for slot, (region, mapping) in enumerate(self._memory.mappings):
-            vm.add_memory(slot, region.gpa, mapping)
 
     def _insert_board(self, events: MachineEvents) -> None:
         low, *high = (region.size_bytes for region in self._memory.regions)
