@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from crosvm_py.control.socket_path import bind_control_socket
 from crosvm_py.device_kinds import DEVICE_KINDS, DeviceOrder, pack_spec
+from crosvm_py.kvm_limits import NO_VIRTUALIZATION
 from crosvm_py.serial_ports import open_serial_ports
 from crosvm_py.x86_64.layout import BOOT_LAYOUT, e820
 from devices.virtio.block import Block
@@ -18,7 +19,7 @@ from devices.virtio.rng import RngSpec
 from kernel_loader.image import open_kernel
 from kernel_loader.load import open_initrd, plan_boot
 from seccomp import load_policy
-from sys_util.kvm import Kvm
+from sys_util.kvm import Kvm, host_has_hardware_virtualization
 from sys_util.log import get_logger
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def prepare(config: RunConfig, stack: ExitStack) -> Preparation:
     """
     kvm = Kvm.open()
     stack.callback(kvm.close)
+    if not host_has_hardware_virtualization():
+        log.warning("%s", NO_VIRTUALIZATION)
     serial = open_serial_ports(config.serial)
     stack.callback(serial.close)
     plan = _plan_boot(config, serial, stack)

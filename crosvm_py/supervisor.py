@@ -157,8 +157,8 @@ class Supervisor:
         """
         try:
             self._warden.channel.send(protocol.Kill(device.device_id))
-        except ChannelClosed:
-            return  # and the warden took its devices along
+        except (ChannelClosed, ProtocolError):
+            return  # a warden that has gone took its devices along; one that hangs is ended with us
         self._report(device)
 
     def _report(self, device: DeviceProcess) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from crosvm_py.exit_status import VmExit
+from crosvm_py.kvm_limits import NO_VIRTUALIZATION
 from sys_util.kvm_run import (
     EXIT_NAMES,
     INTERNAL_ERROR_NAMES,
@@ -22,12 +23,6 @@ from sys_util.kvm_run import (
 if TYPE_CHECKING:
     from sys_util._kvm import kvm_regs
     from sys_util.kvm_run import RunPage
-
-NO_VIRTUALIZATION: Final = (
-    "this host's processor offers no hardware virtualization (neither vmx nor svm), so its KVM "
-    "emulates the guest's kernel and knows only part of the instruction set: stock kernels do not "
-    "run here"
-)
 
 _SYSTEM_EVENTS: Final = {
     KVM_SYSTEM_EVENT_SHUTDOWN: (VmExit.STOPPED, "the guest powered off"),

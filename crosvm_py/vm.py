@@ -56,9 +56,7 @@ class VirtualMachine:
                 on_panic=self._on_panic,
             ),
         )
-        self._supervisor = Supervisor(
-            self._loop, self._machine.lock, warden, lambda why: self._end(VmExit.CRASH, why)
-        )
+        self._supervisor = Supervisor(self._loop, self._machine.lock, warden, self._on_device_death)
         self._vcpus: VcpuSet | None = None
         self._control: ControlServer | None = None
 
@@ -144,6 +142,10 @@ class VirtualMachine:
 
     def _on_vcpu_exit(self, _index: int, reason: VmExitReason) -> None:
         self._end_soon(reason.kind, reason.text)
+
+    def _on_device_death(self, reason: str) -> None:
+        if self._vcpus is not None:  # else build() raises it
+            self._end(VmExit.CRASH, reason)
 
     def _on_panic(self) -> None:
         if not self._panicked:

@@ -127,7 +127,8 @@ def test_rule_broken_when_the_warden_has_gone_is_told_as_the_wardens_end(
     warden.spawn("rng")
     warden.channel.close()
     warden.devices[0].send(device_protocol.Done(9))
-    warden.turn()
+    while not warden.deaths:
+        warden.loop.run_once(5)
     assert warden.deaths == [f"warden (pid {warden.pid}): ended, and its devices with it"]
 
 

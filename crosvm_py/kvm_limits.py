@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a host's KVM cannot do, in words for people."""
+
+from __future__ import annotations
+
+from typing import Final
+
+NO_VIRTUALIZATION: Final = (
+    "this host's processor offers no hardware virtualization (neither vmx nor svm), so its KVM "
+    "emulates the guest's kernel and knows only part of the instruction set: stock kernels do not "
+    "run here"
+)
