@@ -30,17 +30,17 @@ class FakeWarden:
     """Answer for the warden, and hold the channels of the devices that it was to make."""
 
     def __init__(self, *, ends: bool = True) -> None:
-        self.loop = EventLoop()
-        ours, theirs = socket_pair()
-        self.channel = Channel(theirs, protocol.WARDEN_CODEC)
-        self.sock = theirs
         pid = os.fork()
-        if pid == 0:  # the process that the supervisor will wait for
+        if pid == 0:  # what the supervisor will wait for, forked before it could hold our sockets
             linux.close_all_fds_except(set())
             if not ends:
                 signal.pause()
             os._exit(0)
         self.pid = pid
+        self.loop = EventLoop()
+        ours, theirs = socket_pair()
+        self.channel = Channel(theirs, protocol.WARDEN_CODEC)
+        self.sock = theirs
         self.memory = GuestMemory.create([(0, 1 << 20)])
         self.deaths: list[str] = []
         self.supervisor = Supervisor(
