@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from crosvm_py.preparation import prepare
 from crosvm_py.warden import start_warden
+from sys_util import linux
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,7 @@ def run_vm(config: RunConfig) -> VmExit:
         HostError: the host does not let us.
         VmmError: a device did not start.
     """
+    linux.set_process_name(config.name)
     with ExitStack() as stack:
         prepared = prepare(config, stack)
         warden = start_warden(

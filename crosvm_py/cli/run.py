@@ -68,7 +68,7 @@ SOCKET: Final = text_option(
     "-s --socket", "PATH", "control socket; in a directory it is called crosvm-PID.sock"
 )
 NO_RNG: Final = switch("--no-rng", "no virtio-rng device")
-NAME: Final = text_option("--name", "NAME", "name of the VM in logs and process titles (crosvm)")
+NAME: Final = text_option("--name", "NAME", "name of the monitor process, as ps shows it (crosvm)")
 POLICY_DIR: Final = text_option(
     "--seccomp-policy-dir", "DIR", "take the seccomp policies from here, not from the package"
 )
