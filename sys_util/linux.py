@@ -98,6 +98,11 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     _check(lib.crosvm_fallocate(fd, mode, offset, length))
 
 
+def buffer_address(buffer: memoryview) -> int:
+    """Return where in this process's memory ``buffer`` begins."""
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))
+
+
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """Call prctl(2) with integer arguments."""
     return _check(lib.crosvm_prctl(option, arg2, arg3, arg4, arg5))

@@ -17,9 +17,9 @@ from seccomp.simulate import decode, run, simulate
 from seccomp.syscalls import AUDIT_ARCH_X86_64
 from seccomp.verify import probes
 
-POLICIES: Final = ("block_device", "rng_device", "vmm")
-DEVICES: Final = ("block_device", "rng_device")
-MOST_CALLS: Final = {"block_device": 24, "rng_device": 16, "vmm": 48}
+POLICIES: Final = ("balloon_device", "block_device", "rng_device", "vmm")
+DEVICES: Final = ("balloon_device", "block_device", "rng_device")
+MOST_CALLS: Final = {"balloon_device": 16, "block_device": 24, "rng_device": 16, "vmm": 48}
 
 RW: Final = C["PROT_READ"] | C["PROT_WRITE"]
 PRIVATE: Final = C["MAP_PRIVATE"] | C["MAP_ANONYMOUS"]
@@ -132,6 +132,12 @@ def test_mmap_gives_private_memory_only(name: str, args: tuple[int, ...], action
 @pytest.mark.parametrize(
     ("name", "call", "args", "action"),
     [
+        ("balloon_device", "fallocate", (3, 3), ALLOW),
+        ("balloon_device", "fallocate", (3, C["FALLOC_FL_PUNCH_HOLE"]), TRAP),
+        ("balloon_device", "fallocate", (3, 0), TRAP),
+        ("balloon_device", "fallocate", (3, C["FALLOC_FL_ZERO_RANGE"] | 1), TRAP),
+        ("balloon_device", "getrandom", (0, 16, 0), TRAP),
+        ("balloon_device", "madvise", (0, 4096, C["MADV_REMOVE"]), TRAP),
         ("block_device", "pwritev2", (3, 0, 1, 0, 0, C["RWF_DSYNC"]), ALLOW),
         ("block_device", "pwritev2", (3, 0, 1, 0, 0, C["RWF_APPEND"]), TRAP),
         ("block_device", "preadv2", (3, 0, 1, 0, 0, 0), ALLOW),
