@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from crosvm_py import device_protocol as protocol
+from crosvm_py.device_status import DeviceStatus
 from seccomp import syscall_name
 from sys_util import log as logging
 from sys_util.channel import Channel, ChannelClosed, socket_pair
@@ -85,17 +86,19 @@ class DeviceProcess:
         self.features = 0
         self.queue_sizes: tuple[int, ...] = ()
         self.config = b""
+        self.cells: Sequence[int] = ()  # its counters, which it writes by itself
+        self.status = DeviceStatus()
         self.events: BackendEvents | None = None  # the transport, once there is one
         self._loop = loop
         self._lock = lock
         ours, self.their_end = socket_pair()
         self._channel = Channel(ours, protocol.VMM_CODEC)
         self._open = True
-        self._is_ready = False
         self._log = log.limited()  # for what a guest can make its device say again and again
         self._next_id = 0
         self._pending: dict[int, tuple[float, Callable[[], None]]] = {}
         self._commands: dict[int, CommandResult] = {}
+        self._holds: list[Callable[[], None]] = []
         self._watching = False
         self._on_ready: Callable[[], None] = _nothing
         self._on_failure: Callable[[], None] = _nothing
@@ -115,28 +118,40 @@ class DeviceProcess:
         """Close the channel: the orderly end of the device process."""
         if self._open:
             self._open = False
+            self.status.dead = True
             self._loop.remove(self._channel.fileno())
             self._channel.close()
-            commands, self._commands = self._commands, {}
-            for then in commands.values():
-                then(False, {"error": _GONE})
+            self._answer_for_the_dead()
+
+    def _answer_for_the_dead(self) -> None:
+        """Nobody who asked the device for something waits for ever."""
+        commands, self._commands = self._commands, {}
+        holds, self._holds = self._holds, []
+        for command in commands.values():
+            command(False, {"error": _GONE})
+        for hold in holds:
+            hold()
 
     # VirtioBackend: called by vCPU threads with the device-model lock held.
 
     def activate(self, features: int, queues: Sequence[QueueActivation]) -> None:
+        self.status.activated(queues)
         fields = tuple(protocol.without_fds(queue) for queue in queues)
         fds = [fd for queue in queues for fd in (queue.kick_fd, queue.call_fd)]
         self._request(lambda request: protocol.Activate(request, features, fields), fds=fds)
 
     def enable_queue(self, queue: QueueActivation) -> None:
+        self.status.queue_enabled(queue)
         fields = protocol.without_fds(queue)
         fds = (queue.kick_fd, queue.call_fd)
         self._request(lambda request: protocol.EnableQueue(request, fields), fds=fds)
 
     def reset(self) -> None:
+        self.status.reset()
         self._request(protocol.Reset, then=lambda: self._tell(lambda to: to.reset_done()))
 
     def reset_queue(self, index: int) -> None:
+        self.status.queue_stopped(index)
         self._request(
             lambda request: protocol.ResetQueue(request, index),
             then=lambda: self._tell(lambda to: to.queue_reset_done(index)),
@@ -148,12 +163,30 @@ class DeviceProcess:
     # The machine's own requests.
 
     def pause(self, then: Callable[[], None]) -> None:
-        """Hold the device; ``then`` is called when no request is in flight any more."""
-        self._request(protocol.Pause, then=then)
+        """Hold the device; ``then`` is called when no request is in flight any more.
+
+        That is at once for a device that is dead, and at its end for one that dies meanwhile.
+        """
+        self._hold(protocol.Pause, then, paused=True)
 
     def resume(self, then: Callable[[], None]) -> None:
-        """Let the device go on."""
-        self._request(protocol.Resume, then=then)
+        """Let the device go on; ``then`` is called as for ``pause``."""
+        self._hold(protocol.Resume, then, paused=False)
+
+    def _hold(
+        self, build: Callable[[int], Message], then: Callable[[], None], *, paused: bool
+    ) -> None:
+        if not self._open:
+            then()
+            return
+
+        def done() -> None:
+            self._holds.remove(then)
+            self.status.paused = paused
+            then()
+
+        self._holds.append(then)
+        self._request(build, then=done)
 
     def command(self, verb: str, arguments: dict[str, object], then: CommandResult) -> None:
         """Have the device do what the user asks for; ``then`` is called once, in any case."""
@@ -227,14 +260,14 @@ class DeviceProcess:
             case protocol.Crashed(report):
                 self.death.report = report
             case protocol.Ready(device_type, features, queue_sizes, config):
-                if self._is_ready:
+                if self.status.ready:
                     raise ProtocolError("ready a second time")
-                self._is_ready = True
+                self.status.ready = True
                 self.device_type, self.features = device_type, features
                 self.queue_sizes, self.config = queue_sizes, config
                 self._on_ready()
             case _:
-                if not self._is_ready:
+                if not self.status.ready:
                     raise ProtocolError(f"{type(message).__name__} before it was ready")
                 self._take_answer(message)
 
@@ -247,6 +280,7 @@ class DeviceProcess:
                 entry[1]()
             case protocol.QueueFailed(index, reason):
                 self._log.warning("%s queue %d: %s", self.name, index, reason)
+                self.status.needs_reset = True
                 self._tell(lambda to: to.set_needs_reset())
             case protocol.ConfigChanged(config):
                 if len(config) != len(self.config):

@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 
 class DeviceKind(NamedTuple):
-    """What is known of a device before it exists."""
+    """What is known of a device before it exists.
+
+    ``counters`` names what its kind counts besides requests and bytes, in the order of their cells.
+    """
 
     policy_name: str
     module: str
     build: Callable[[Fields, Sequence[int]], VirtioDevice]
+    counters: tuple[str, ...] = ()
 
     def preload(self) -> None:
         """Import what the device's process needs, so that it never has to."""

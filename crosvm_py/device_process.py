@@ -8,11 +8,13 @@ It enters the jail, maps guest memory, builds its device, loads its filter, and 
 from __future__ import annotations
 
 import os
+import select
 from typing import TYPE_CHECKING, Final
 
 from crosvm_py import device_protocol as protocol
 from crosvm_py.device_kinds import build_device
 from devices.virtio.context import LoopContext
+from devices.virtio.counters import Counters
 from devices.virtio.device import CommandError
 from devices.virtio.worker import QueueWorker
 from sys_util import linux, log
@@ -21,6 +23,7 @@ from sys_util.crash import crash_report
 from sys_util.errors import GuestError, ProtocolError, VmmError, describe
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
+from sys_util.shared_page import SharedPage
 
 if TYPE_CHECKING:
     import socket
@@ -44,7 +47,8 @@ _FAILED: Final = "failed"
 def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: JailPlan | None) -> int:
     """Be the device that ``order`` describes; return the exit status.
 
-    ``fds`` are guest memory and then the device's own; all of them become this process's.
+    ``fds`` are guest memory, the page of counters and then the device's own; all of them become
+    this process's.
     """
     channel = Channel(sock, protocol.DEVICE_CODEC)
     try:
@@ -53,8 +57,9 @@ def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: Jail
         if jail is not None:
             jail.enter()
         memory = GuestMemory.attach(fds[0], order.regions)
-        device = build_device(order.kind, order.spec, fds[1:])
-        process = _DeviceProcess(channel, device, memory)
+        page = SharedPage.attach(fds[1])
+        device = build_device(order.kind, order.spec, fds[2:])
+        process = _DeviceProcess(channel, device, memory, Counters(page.cells))
         linux.report_denied_calls(channel.fileno(), protocol.CALL_DENIED_HEAD)
         if jail is not None:
             jail.close_door()
@@ -90,15 +95,19 @@ def _last_words(channel: Channel, report: str) -> None:
 class _DeviceProcess:
     """Turn messages of the vmm and kicks of the driver into calls of the device."""
 
-    def __init__(self, channel: Channel, device: VirtioDevice, memory: GuestMemory) -> None:
+    def __init__(
+        self, channel: Channel, device: VirtioDevice, memory: GuestMemory, counters: Counters
+    ) -> None:
         self._channel = channel
         self._device = device
         self._loop = EventLoop()
-        self._worker = QueueWorker(device, memory)
+        self._room = select.epoll()  # wakes when the vmm has read what was sent
+        self._room.register(channel.fileno(), select.EPOLLOUT)
+        self._worker = QueueWorker(device, memory, counters)
         self._context = LoopContext(
             memory,
             self._loop,
-            self._worker.port,
+            self._worker,
             self._config_changed,
             self._give_up_own_queues,
         )
@@ -113,7 +122,7 @@ class _DeviceProcess:
         """Say ``Ready`` and serve until the vmm closes the channel."""
         device = self._device
         self._ready = True
-        self._channel.send(
+        self._say(
             protocol.Ready(
                 device.device_type,
                 self._worker.offered_features,
@@ -133,10 +142,20 @@ class _DeviceProcess:
             return
         message, fds = received
         if isinstance(message, protocol.Command):
-            self._channel.send(self._answer(message))
+            self._say(self._answer(message))
             return
         request_id = self._carry_out(message, fds)
-        self._channel.send(protocol.Done(request_id))
+        self._say(protocol.Done(request_id))
+
+    def _say(self, message: Message) -> None:
+        """Send what must not be lost; log lines may fill the channel faster than the vmm reads."""
+        while True:
+            try:
+                self._channel.send(message)
+            except ProtocolError:
+                self._room.poll()  # the vmm never waits for us, so it will read
+            else:
+                return
 
     def _answer(self, command: protocol.Command) -> protocol.Answer:
         try:
@@ -217,7 +236,7 @@ class _DeviceProcess:
 
     def _config_changed(self) -> None:
         if self._ready:  # before, Ready will say it
-            self._channel.send(protocol.ConfigChanged(self._device.config()))
+            self._say(protocol.ConfigChanged(self._device.config()))
 
     def _give_up_own_queues(self, error: GuestError) -> None:
         """A callback of the device broke off: hold the others back until the driver resets it."""
@@ -230,4 +249,4 @@ class _DeviceProcess:
         self._broken.add(index)
         self._again.discard(index)
         self._loop.remove(self._fds[index][0])
-        self._channel.send(protocol.QueueFailed(index, str(error)[:512]))
+        self._say(protocol.QueueFailed(index, str(error)[:512]))

@@ -15,6 +15,7 @@ from sys_util import linux
 from sys_util.channel import ChannelClosed
 from sys_util.errors import ProtocolError, VmmError
 from sys_util.log import get_logger
+from sys_util.shared_page import SharedPage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +52,7 @@ class Supervisor:
         self._warden = warden
         self._on_death = on_death
         self._devices: list[DeviceProcess] = []
+        self._pages: list[SharedPage] = []  # the counters of each
         self._waiting: set[int] = set()
         self._failure = ""
         self._ending = False
@@ -69,6 +71,9 @@ class Supervisor:
         device_id = len(self._devices)
         policy_name = DEVICE_KINDS[order.kind].policy_name
         device = DeviceProcess(device_id, order.name, policy_name, self._loop, self._lock)
+        page = SharedPage.create("crosvm_counters")
+        self._pages.append(page)
+        device.cells = page.cells
         self._devices.append(device)
         self._waiting.add(device_id)
         device.start(
@@ -78,8 +83,9 @@ class Supervisor:
         message = protocol.Spawn(
             device_id, order.name, order.kind, order.spec, memory.regions, order.max_file_bytes
         )
+        fds = [device.their_end.fileno(), memory.fd, page.fd, *order.fds]
         try:
-            self._warden.channel.send(message, [device.their_end.fileno(), memory.fd, *order.fds])
+            self._warden.channel.send(message, fds)
         except ChannelClosed as error:
             raise VmmError("the warden has gone") from error
         finally:
@@ -109,6 +115,8 @@ class Supervisor:
         self._loop.remove(self._warden.channel.fileno())
         self._warden.channel.close()
         _reap(self._warden)
+        for page in self._pages:
+            page.close()
 
     def _give_up_waiting(self) -> None:
         names = ", ".join(device.name for device in self._devices if not device.device_type)

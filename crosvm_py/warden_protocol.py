@@ -17,7 +17,10 @@ _MAX_REGIONS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Make a device process. The descriptors: its channel, guest memory, then the device's own."""
+    """Make a device process.
+
+    The descriptors: its channel, guest memory, the page of its counters, then the device's own.
+    """
 
     TYPE: ClassVar[int] = 1
     FIELDS: ClassVar[tuple[Check, ...]] = (

@@ -11,7 +11,9 @@ from sys_util.event_loop import EPOLLIN
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from devices.virtio.counters import Counters
     from devices.virtio.port import QueuePort
+    from devices.virtio.worker import QueueWorker
     from sys_util.event_loop import EventLoop, Timer
     from sys_util.guest_memory import GuestMemory
 
@@ -27,6 +29,11 @@ class DeviceContext(Protocol):
     @property
     def memory(self) -> GuestMemory:
         """The memory of the guest."""
+        ...
+
+    @property
+    def counters(self) -> Counters:
+        """The device's counters; ``add`` counts what only its kind has."""
         ...
 
     def port(self, index: int) -> QueuePort | None:
@@ -61,13 +68,14 @@ class LoopContext:
         self,
         memory: GuestMemory,
         loop: EventLoop,
-        port: Callable[[int], QueuePort | None],
+        worker: QueueWorker,
         config_changed: Callable[[], None],
         on_guest_error: Callable[[GuestError], None],
     ) -> None:
         """``on_guest_error`` is told what left a callback of the device."""
         self.memory = memory
-        self.port = port
+        self.counters = worker.counters
+        self.port = worker.port
         self.config_changed = config_changed
         self._loop = loop
         self._on_guest_error = on_guest_error

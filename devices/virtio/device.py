@@ -6,11 +6,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from devices.virtio.chain import ChainError
+from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, REQUESTS
 from sys_util.errors import GuestError, VmmError
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain
     from devices.virtio.context import DeviceContext
+    from devices.virtio.counters import Counters
     from devices.virtio.queue import SplitQueue
     from sys_util.log import Logger
 
@@ -150,20 +152,6 @@ class SimpleDevice:
         raise CommandError(f"{self.name} devices know no {verb}")
 
 
-class Counters:
-    """What one device did since it started. Plain numbers that only grow."""
-
-    __slots__ = ("bytes_from_guest", "bytes_to_guest", "errors", "interrupts", "kicks", "requests")
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.bytes_from_guest = 0
-        self.bytes_to_guest = 0
-        self.errors = 0
-        self.kicks = 0
-        self.interrupts = 0
-
-
 def serve_queue(
     device: VirtioDevice, queue_index: int, queue: SplitQueue, counters: Counters, log: Logger
 ) -> bool:
@@ -176,6 +164,7 @@ def serve_queue(
         QueueError: the ring is unusable; the caller sets DEVICE_NEEDS_RESET.
     """
     pop, add_used, handle_chain = queue.pop, queue.add_used, device.handle_chain
+    requests, received, sent = counters.requests, 0, 0
     chains_left, bytes_left = MAX_CHAINS_PER_TURN, MAX_BYTES_PER_TURN
     queue.disable_notification()
     try:
@@ -184,12 +173,11 @@ def serve_queue(
                 chain = pop()
             except ChainError as error:
                 chains_left -= 1
-                counters.errors += 1
+                counters.count_error()
                 log.warning("%s queue %d: %s", device.name, queue_index, error)
                 add_used(error.head, 0)
                 continue
             if chain is None:
-                queue.publish()
                 if not queue.enable_notification():
                     break
                 queue.disable_notification()
@@ -199,14 +187,20 @@ def serve_queue(
             try:
                 handle_chain(queue_index, chain)
             except GuestError as error:
-                counters.errors += 1
+                counters.count_error()
                 log.warning("%s queue %d: %s", device.name, queue_index, error)
             taken, written = offered - chain.reader.remaining, chain.writer.written
             add_used(chain.head, written)
             bytes_left -= taken + written
-            counters.requests += 1
-            counters.bytes_from_guest += taken
-            counters.bytes_to_guest += written
+            requests += 1
+            received += taken
+            sent += written
     finally:
         queue.publish()
+        cells = counters.cells
+        counters.requests = cells[REQUESTS] = requests
+        counters.bytes_from_guest = received = counters.bytes_from_guest + received
+        counters.bytes_to_guest = sent = counters.bytes_to_guest + sent
+        cells[BYTES_FROM_GUEST] = received
+        cells[BYTES_TO_GUEST] = sent
     return queue.wants_interrupt()

@@ -17,11 +17,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from devices.virtio.chain import ChainError
+from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, INTERRUPTS, REQUESTS
 from sys_util.eventfd import signal_eventfd
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain
-    from devices.virtio.device import Counters
+    from devices.virtio.counters import Counters
     from devices.virtio.queue import SplitQueue
     from sys_util.log import Logger
 
@@ -69,7 +70,7 @@ class QueuePort:
             try:
                 chain = ring.pop()
             except ChainError as error:
-                self._counters.errors += 1
+                self._counters.count_error()
                 self._log.warning("%s queue %d: %s", self._label, self.index, error)
                 ring.add_used(error.head, 0)
                 continue
@@ -77,7 +78,7 @@ class QueuePort:
                 return None
             if ring.idle:
                 ring.disable_notification()
-            self._counters.bytes_from_guest += chain.reader.remaining
+            self._count_readable(chain.reader.remaining)
             return chain
         return None
 
@@ -87,8 +88,13 @@ class QueuePort:
         ``readable_bytes`` is what ``chain.reader`` held when it was taken.
         """
         if self._ring is not None:
-            self._counters.bytes_from_guest -= readable_bytes
+            self._count_readable(-readable_bytes)
             self._ring.unpop()
+
+    def _count_readable(self, length: int) -> None:
+        counters = self._counters
+        counters.bytes_from_guest = total = counters.bytes_from_guest + length
+        counters.cells[BYTES_FROM_GUEST] = total
 
     def give_back(self, chain: DescriptorChain) -> None:
         """Return a chain to the driver, with what was written; it sees it after ``flush``."""
@@ -98,8 +104,11 @@ class QueuePort:
         written = chain.writer.written
         ring.add_used(chain.head, written)
         counters = self._counters
-        counters.requests += 1
-        counters.bytes_to_guest += written
+        cells = counters.cells
+        counters.requests = requests = counters.requests + 1
+        cells[REQUESTS] = requests
+        counters.bytes_to_guest = written = counters.bytes_to_guest + written
+        cells[BYTES_TO_GUEST] = written
 
     def flush(self) -> None:
         """Show the driver what was given back, and interrupt it if it wants that."""
@@ -109,7 +118,8 @@ class QueuePort:
         ring.publish()
         if self._call_fd >= 0 and ring.wants_interrupt():
             signal_eventfd(self._call_fd)
-            self._counters.interrupts += 1
+            self._counters.interrupts = interrupts = self._counters.interrupts + 1
+            self._counters.cells[INTERRUPTS] = interrupts
 
     def wait(self) -> bool:
         """Ask for a kick when the driver adds buffers; true means that it has some already.

@@ -152,11 +152,13 @@ class SplitQueue:
             self._used[_FLAGS] = VIRTQ_USED_F_NO_NOTIFY
 
     def enable_notification(self) -> bool:
-        """Ask for a kick; return whether a chain slipped in before the driver could know.
+        """Publish, and ask for a kick; return whether a chain slipped in before that was known.
 
         Raises:
             QueueError: the available index makes no sense.
         """
+        if self._published != self._next_used:
+            self._published = self._used[_IDX] = self._next_used
         if self._event_idx:
             self._avail_event[0] = self._next_avail
         else:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import os
+from os import eventfd_read, eventfd_write
 from typing import TYPE_CHECKING, Final
 
-from devices.virtio.device import Counters, serve_queue
+from devices.virtio.counters import INTERRUPTS, KICKS, Counters
+from devices.virtio.device import serve_queue
 from devices.virtio.features import BASE_FEATURES, VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1
 from devices.virtio.port import QueuePort
 from devices.virtio.queue import QueueError, QueueState, SplitQueue
@@ -52,8 +53,10 @@ class QueueWorker:
     Nothing here waits: a kick is served by ``on_kick``, one turn at a time.
     """
 
-    def __init__(self, device: VirtioDevice, memory: GuestMemory) -> None:
-        self.counters = Counters()
+    def __init__(
+        self, device: VirtioDevice, memory: GuestMemory, counters: Counters | None = None
+    ) -> None:
+        self.counters = Counters() if counters is None else counters
         self._device = device
         self._memory = memory
         self._queues: dict[int, _ActiveQueue] = {}
@@ -145,9 +148,11 @@ class QueueWorker:
         queue = self._queues.get(index)
         if queue is None:
             return False
+        counters = self.counters
         try:
-            os.eventfd_read(queue.kick_fd)
-            self.counters.kicks += 1
+            eventfd_read(queue.kick_fd)
+            counters.kicks = kicks = counters.kicks + 1
+            counters.cells[KICKS] = kicks
         except BlockingIOError:
             pass  # nobody kicked: this is one more turn of the same work
         ring = queue.ring
@@ -156,12 +161,13 @@ class QueueWorker:
         if queue.port is not None:
             return self._device.on_kick(index)
         try:
-            wants_interrupt = serve_queue(self._device, index, ring, self.counters, self._log)
+            wants_interrupt = serve_queue(self._device, index, ring, counters, self._log)
         except QueueError as error:
             queue.ring = None
             self._log.warning("%s queue %d: %s", self._device.name, index, error)
             raise
         if wants_interrupt and queue.call_fd >= 0:
-            os.eventfd_write(queue.call_fd, 1)
-            self.counters.interrupts += 1
+            eventfd_write(queue.call_fd, 1)
+            counters.interrupts = interrupts = counters.interrupts + 1
+            counters.cells[INTERRUPTS] = interrupts
         return not ring.idle

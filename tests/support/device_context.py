@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from devices.virtio.device import VirtioDevice
-    from devices.virtio.port import QueuePort
     from sys_util.guest_memory import GuestMemory
 
 _QUEUE_SPACING = 0x4000
@@ -26,9 +25,10 @@ _HEAP_SPACING = 0x100000
 class FakeContext:
     """A ``DeviceContext``. Nothing happens unless the test calls ``fire`` or ``advance``."""
 
-    def __init__(self, memory: GuestMemory, port: Callable[[int], QueuePort | None]) -> None:
+    def __init__(self, memory: GuestMemory, worker: QueueWorker) -> None:
         self.memory = memory
-        self.port = port
+        self.counters = worker.counters
+        self.port = worker.port
         self.fds: dict[int, tuple[Callable[[int], None], int]] = {}
         self.timers: list[Timer] = []
         self.now = 0.0
@@ -81,7 +81,7 @@ class DriverSide:
         self.device = device
         self.memory = memory
         self.worker = QueueWorker(device, memory)
-        self.context = FakeContext(memory, self.worker.port)
+        self.context = FakeContext(memory, self.worker)
         self.features = self.worker.offered_features & ~without
         self.queues: dict[int, DriverQueue] = {}
         self._kicks: dict[int, int] = {}

@@ -10,6 +10,8 @@ import pytest
 
 from devices.virtio.context import LoopContext
 from devices.virtio.queue import QueueError
+from devices.virtio.rng import Rng, RngSpec
+from devices.virtio.worker import QueueWorker
 from sys_util.event_loop import EPOLLIN, EPOLLOUT, EventLoop
 from sys_util.guest_memory import GuestMemory
 
@@ -33,7 +35,7 @@ class Surroundings:
         self.context = LoopContext(
             memory,
             self.loop,
-            lambda _index: None,
+            QueueWorker(Rng(RngSpec()), memory),
             lambda: self.config_changes.append(None),
             self.errors.append,
         )

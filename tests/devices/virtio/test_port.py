@@ -123,6 +123,7 @@ def test_chain_that_was_given_back_is_seen_after_flush(side: DriverSide, port: Q
     assert side.interrupted(0)
     counters = side.worker.counters
     assert (counters.requests, counters.bytes_from_guest, counters.bytes_to_guest) == (1, 3, 2)
+    assert list(counters.cells[:6]) == [1, 3, 2, 0, 0, 1]
 
 
 def test_batch_costs_one_interrupt(side: DriverSide, port: QueuePort) -> None:

@@ -140,6 +140,7 @@ def test_kick_serves_every_chain_with_one_interrupt(
     counters = worker.counters
     assert (counters.requests, counters.kicks, counters.interrupts) == (3, 1, 1)
     assert (counters.bytes_from_guest, counters.bytes_to_guest, counters.errors) == (12, 12, 0)
+    assert list(counters.cells[:6]) == [3, 12, 12, 0, 1, 1]
 
 
 def test_kick_without_chains_raises_no_interrupt(worker: QueueWorker, guest: Guest) -> None:
