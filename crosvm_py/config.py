@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from sys_util.facts import fact
+from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from devices.virtio.block import BlockSpec
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class SerialSpec:
     """``--serial``: one UART or debug console, and where its bytes go and come from.
 
@@ -28,7 +28,7 @@ class SerialSpec:
     debugcon_port: int = 0x402
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class RunConfig:
     """A whole VM. ``disks`` are in command-line order: the first is /dev/vda.
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Final, Protocol
 
 from crosvm_py.console_output import Loop
 from crosvm_py.console_targets import inherited_fd, reopen
 from sys_util.errors import raise_host_error
+from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,9 +15,9 @@ import os
 import select
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from sys_util import log as logging
+from sys_util.typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,10 +16,10 @@ import os
 import select
 import stat
 import time
-from typing import TYPE_CHECKING, Final
 
 from crosvm_py.console_output import LineSink, Send, StreamSink
 from sys_util.errors import raise_host_error
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from socket import socket

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from crosvm_py.control import protocol
 from crosvm_py.exit_status import VmExit
+from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,13 +7,12 @@ deadline. The descriptors of ``Activate`` and ``EnableQueue`` are two for each q
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final
-
 import msgpack
 
 from devices.virtio.backend import QueueActivation
 from sys_util.errors import ProtocolError
+from sys_util.facts import fact
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 from sys_util.wire import U16, U32, U64, Codec, blob, boolean, integer, record, sequence, text
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def unpack_fields(data: bytes) -> dict[str, object]:
     return fields
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Activate:
     """The driver is ready: serve these queues with these features."""
 
@@ -66,7 +65,7 @@ class Activate:
     queues: tuple[QueueActivation, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class EnableQueue:
     """Serve one more queue."""
 
@@ -76,7 +75,7 @@ class EnableQueue:
     queue: QueueActivation
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class ResetQueue:
     """Stop one queue; after ``Done`` its memory is not touched any more."""
 
@@ -86,7 +85,7 @@ class ResetQueue:
     index: int
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Reset:
     """Stop every queue and forget the driver."""
 
@@ -95,7 +94,7 @@ class Reset:
     request_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class WriteConfig:
     """The driver wrote to the device configuration."""
 
@@ -106,7 +105,7 @@ class WriteConfig:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Pause:
     """Finish what is in flight and serve nothing until ``Resume``."""
 
@@ -115,7 +114,7 @@ class Pause:
     request_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Resume:
     """Serve again."""
 
@@ -124,7 +123,7 @@ class Resume:
     request_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Command:
     """Do what the user asks for; ``Answer`` follows, not ``Done``."""
 
@@ -135,7 +134,7 @@ class Command:
     arguments: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Ready:
     """The first message of a device: it is in its jail, and this is what it offers."""
 
@@ -152,7 +151,7 @@ class Ready:
     config: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Done:
     """A request is carried out."""
 
@@ -161,7 +160,7 @@ class Done:
     request_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class QueueFailed:
     """The driver made a queue unusable; the device needs a reset (virtio 1.3 §2.1.2)."""
 
@@ -171,7 +170,7 @@ class QueueFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class ConfigChanged:
     """The device configuration is now another one."""
 
@@ -180,7 +179,7 @@ class ConfigChanged:
     config: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class LogLine:
     """A line for the vmm's log."""
 
@@ -191,7 +190,7 @@ class LogLine:
     line: str
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class CallDenied:
     """The last message: the filter trapped a system call. Sent by the handler of SIGSYS."""
 
@@ -200,7 +199,7 @@ class CallDenied:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Crashed:
     """The last message: our own bug, or a host that failed the device."""
 
@@ -209,7 +208,7 @@ class Crashed:
     report: str
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Answer:
     """What came of a ``Command``: its result, or ``{"error": reason}``."""
 

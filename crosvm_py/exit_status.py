@@ -17,7 +17,8 @@ restart what failed never learn of it, so here neither is 0, and a crash keeps i
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+
+from sys_util.typing import Final
 
 
 class VmExit(IntEnum):

@@ -8,7 +8,6 @@ as late as possible: when an eventfd is attached to a GSI, or a GSI that has one
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Final, Protocol
 
 from sys_util.errors import HostError
 from sys_util.kvm import (
@@ -18,6 +17,7 @@ from sys_util.kvm import (
     ChipRoute,
     MsiRoute,
 )
+from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from sys_util.typing import Final
 
 NO_VIRTUALIZATION: Final = (
     "this host's processor offers no hardware virtualization (neither vmx nor svm), so its KVM "

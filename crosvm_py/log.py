@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import Final
 
 from sys_util import log
+from sys_util.typing import Final
 
 SYSLOG_SOCKET: Final = "/dev/log"
 

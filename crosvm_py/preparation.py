@@ -7,7 +7,6 @@ What is opened here is closed by the warden (which needs none of it) and owned b
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from crosvm_py.control.socket_path import bind_control_socket
 from crosvm_py.device_kinds import DEVICE_KINDS, DeviceOrder, pack_spec
@@ -21,6 +20,7 @@ from kernel_loader.load import open_initrd, plan_boot
 from seccomp import load_policy
 from sys_util.kvm import Kvm, host_has_hardware_virtualization
 from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from contextlib import ExitStack

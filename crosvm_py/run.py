@@ -8,11 +8,11 @@ them in; close our own door; run until something ends the VM; take everything ap
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from crosvm_py.preparation import prepare
 from crosvm_py.warden import start_warden
 from sys_util import linux
+from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

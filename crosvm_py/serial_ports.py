@@ -12,7 +12,6 @@ import errno
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from crosvm_py.console_input import ConsoleInput, TerminalInput, input_from, open_input
 from crosvm_py.console_output import NullSink
@@ -21,6 +20,7 @@ from devices.debugcon import DEBUGCON_LENGTH, DebugConsole
 from devices.serial import UART_LENGTH, Uart
 from sys_util import log as logging
 from sys_util.errors import ConfigError, raise_host_error
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from crosvm_py.control.protocol import Done, Failed
 from crosvm_py.control.server import Pending
 from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import signal
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,13 +13,13 @@ import os
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Final, Protocol
 
 from crosvm_py.exit_status import VmExit
 from crosvm_py.vcpu_exit import StoppedVcpu, VmExitReason, ended_by_exit
 from sys_util.kvm_run import KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MMIO, RunPage
 from sys_util.kvm_vcpu import install_kick_handler, kick_thread
 from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

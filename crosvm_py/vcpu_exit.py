@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
-
 from crosvm_py.exit_status import VmExit
 from crosvm_py.kvm_limits import NO_VIRTUALIZATION
 from sys_util.kvm_run import (
@@ -19,6 +17,7 @@ from sys_util.kvm_run import (
     KVM_SYSTEM_EVENT_RESET,
     KVM_SYSTEM_EVENT_SHUTDOWN,
 )
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from sys_util._kvm import kvm_regs

@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Final
+from sys_util.typing import Final
 
 VERSION: Final = "0.1.0"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, Final
 
 from crosvm_py.control.server import ControlServer
 from crosvm_py.control_handler import request_handler
@@ -20,6 +19,7 @@ from sys_util.errors import HostError
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
 from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.config import RunConfig

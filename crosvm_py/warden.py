@@ -13,7 +13,6 @@ import gc
 import os
 import signal
 import socket
-from typing import TYPE_CHECKING, Final
 
 from crosvm_py import warden_protocol as protocol
 from crosvm_py.device_kinds import DEVICE_KINDS
@@ -27,6 +26,7 @@ from sys_util.crash import crash_report
 from sys_util.errors import HostError, ProtocolError, describe
 from sys_util.event_loop import EventLoop
 from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

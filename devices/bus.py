@@ -9,7 +9,8 @@ bus from inside its own call (moving a BAR does): lookups finish before the devi
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

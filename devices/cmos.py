@@ -14,9 +14,9 @@ interrupt that nobody acknowledges stops its timer, so ticks never pile up.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from devices.cmos_time import DAY_SECONDS, days_since_epoch, memory_size_bytes, next_match
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from sys_util.typing import Final
 
 DAY_SECONDS: Final = 86400
 _MIB: Final = 1 << 20

@@ -20,7 +20,8 @@ calibration loops end.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ A read gives the events that the host understands, a write reports some of them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,10 +8,10 @@ there. The child is process 1 of a PID namespace of its own from its first instr
 from __future__ import annotations
 
 import os
-from typing import Final, NamedTuple
 
 from sys_util import linux
 from sys_util.errors import HostError
+from sys_util.typing import Final, NamedTuple
 
 NAMESPACES: Final = {
     "user": linux.CLONE_NEWUSER,

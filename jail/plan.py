@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
 
 from jail.namespaces import JAILED_ID
 from jail.steps import (
@@ -21,6 +19,8 @@ from jail.steps import (
 )
 from sys_util import linux
 from sys_util.errors import HostError
+from sys_util.facts import fact
+from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,7 +49,7 @@ class Step(Protocol):
         """Do it to the calling process. An OSError says what the host refused."""
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class JailPlan:
     """Everything between a fresh child process and the untrusted input it will read.
 

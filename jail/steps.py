@@ -11,12 +11,12 @@ import errno
 import os
 import resource
 import signal
-from dataclasses import dataclass
-from typing import Final
 
 import prctl
 
 from sys_util import linux
+from sys_util.facts import fact
+from sys_util.typing import Final
 
 # Any directory that exists everywhere: the tmpfs that is mounted there becomes the root.
 _MOUNT_POINT: Final = "/proc"
@@ -45,7 +45,7 @@ _RLIMITS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class DieWithParent:
     """The process never outlives the one that made it (PR_SET_PDEATHSIG)."""
 
@@ -58,7 +58,7 @@ class DieWithParent:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class CloseFds:
     """Nothing that the parent had open is left, but for ``keep``."""
 
@@ -73,7 +73,7 @@ class CloseFds:
         linux.close_all_fds_except(set(self.keep))
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class AssumeIds:
     """The process becomes the one user of its user namespace."""
 
@@ -90,7 +90,7 @@ class AssumeIds:
         os.setresuid(self.uid, self.uid, self.uid)
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class EmptyRoot:
     """The process sees one empty directory that it cannot write to."""
 
@@ -110,7 +110,7 @@ class EmptyRoot:
         linux.mount("", "/", "", linux.MS_REMOUNT | linux.MS_RDONLY | flags)
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class LimitResources:
     """Bounds on what the process may take of the host (getrlimit(2))."""
 
@@ -129,7 +129,7 @@ class LimitResources:
             resource.setrlimit(kind, (bound, bound))
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class DropCapabilities:
     """Only ``keep`` is held, and nothing else can come back (capabilities(7))."""
 
@@ -155,7 +155,7 @@ class DropCapabilities:
         linux.set_capabilities(sum(1 << capability for capability in self.keep))
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class NoNewPrivileges:
     """No execve(2) can grant what was taken; the filter needs it."""
 
@@ -168,7 +168,7 @@ class NoNewPrivileges:
         prctl.set_no_new_privs(1)
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class NotDumpable:
     """No other process of the same user may trace the process or read its memory."""
 
@@ -181,7 +181,7 @@ class NotDumpable:
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class LoadFilter:
     """Only the system calls of the policy are left; the last step there can be."""
 

@@ -8,7 +8,8 @@ Xen's public/arch-x86/hvm/start_info.h. Everything here is pure; ``load.py`` wri
 from __future__ import annotations
 
 from struct import Struct, pack_into
-from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,10 +8,9 @@ specification, from the start of the file.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
-
 from kernel_loader.elf import Segment
 from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from kernel_loader.source import Source

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 from struct import Struct
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,12 +14,11 @@ Which way a kernel starts (``EntryProtocol``):
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
-
 from kernel_loader.elf import ELFCLASS32, ElfKernel, Segment, is_elf, parse_elf
 from kernel_loader.source import FileSource, MemorySource, Source
 from sys_util.errors import ConfigError
 from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
-
 from kernel_loader.boot_params import (
     E820_RAM,
     BootData,
@@ -16,6 +14,7 @@ from kernel_loader.boot_params import (
 from kernel_loader.image import EntryProtocol, KernelImage
 from kernel_loader.source import FileSource
 from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

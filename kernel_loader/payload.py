@@ -9,9 +9,9 @@ ISIZE). Six of them are unpacked here; what this module does not know is left to
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING, Final
 
 from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol, Self
 
 from sys_util.errors import ConfigError, GuestAddressError, raise_host_error
+from sys_util.typing import TYPE_CHECKING, Final, NoReturn, Protocol, Self
 
 if TYPE_CHECKING:
     import mmap

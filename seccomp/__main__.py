@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Final
 
 from seccomp.loader import count, describe, load_policy, policy_path
+from sys_util.typing import Final
 
 # Allowed system calls of crosvm's policy for the same device on x86-64, common ones included.
 CROSVM_COUNTS: Final = {

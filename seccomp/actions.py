@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from sys_util.typing import Final, NamedTuple
 
 SECCOMP_RET_KILL_PROCESS: Final = 0x80000000
 SECCOMP_RET_KILL_THREAD: Final = 0x00000000

@@ -8,7 +8,6 @@ costs milliseconds, so nobody imports this module while the cache has the progra
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
 
 import pyseccomp
 
@@ -18,6 +17,7 @@ from seccomp.errors import PolicyError
 from seccomp.rules import ALWAYS, U64
 from seccomp.simulate import BPF_MAXINSNS, INSTRUCTION
 from seccomp.verify import verify
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from seccomp.rules import Atom, PolicyTree, Rule

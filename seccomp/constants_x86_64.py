@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from sys_util.typing import Final
 
 CONSTANTS: Final[dict[str, int]] = {
     "AF_ALG": 0x26,

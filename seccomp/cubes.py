@@ -11,10 +11,9 @@ libseccomp does not return at all. So every condition is written as masked equal
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
-
 from seccomp.errors import PolicyError
 from seccomp.rules import U64, Atom, Condition
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -13,10 +13,9 @@ single     = [ "~" ] ( NUMBER | NAME | "(" constant ")" )
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from seccomp.actions import KILL_PROCESS, KILL_THREAD, LOG, MAX_ERRNO, TRAP, Action
 from seccomp.rules import ALWAYS, MAX_ARGS, NEVER, U64, Atom, Clause, Condition
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from seccomp.lexer import Statement, Token

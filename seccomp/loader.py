@@ -8,12 +8,12 @@ parser nor libseccomp.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from seccomp import cache
 from seccomp.errors import PolicyError
 from seccomp.sources import read_sources
 from seccomp.syscalls import machine_arch
+from sys_util.typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from seccomp.rules import PolicyTree, Rule

@@ -12,14 +12,13 @@ allowed that any of them allows. Two different answers for the rest contradict e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from seccomp.constants_x86_64 import CONSTANTS
 from seccomp.errors import PolicyError
 from seccomp.expressions import Cursor, instead_of, read_number
 from seccomp.lexer import Token, statements
 from seccomp.rules import ALWAYS, PolicyTree, Rule
 from seccomp.sources import resolve
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from seccomp.actions import Action

@@ -8,9 +8,8 @@ AND, ``NEVER`` the empty OR.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
-
 from seccomp.actions import ALLOW, Action
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,10 +8,10 @@ Only what the kernel accepts in a seccomp filter is accepted here: aligned 32-bi
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
 
 from seccomp.actions import Action
 from seccomp.syscalls import AUDIT_ARCH_X86_64
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Final
 
 from seccomp.errors import PolicyError
+from sys_util.typing import Final
 
 MAX_FILE_BYTES: Final = 256 * 1024  # crosvm's longest policy has 5 KiB
 MAX_FILES: Final = 64

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import os
-from typing import Final, NamedTuple
 
 from seccomp.errors import PolicyError
+from sys_util.typing import Final, NamedTuple
 
 AUDIT_ARCH_X86_64: Final = 0xC000003E
 

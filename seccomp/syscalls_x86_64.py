@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from sys_util.typing import Final
 
 SYSCALLS: Final[dict[str, int]] = {
     "read": 0,

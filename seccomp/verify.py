@@ -7,13 +7,12 @@ policy's answer for calls on both sides of every bound, with every argument flip
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from seccomp.actions import KILL_PROCESS
 from seccomp.cubes import condition_boxes
 from seccomp.errors import PolicyError
 from seccomp.rules import MAX_ARGS, U64
 from seccomp.simulate import decode, run
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

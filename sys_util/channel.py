@@ -10,9 +10,9 @@ from __future__ import annotations
 import array
 import os
 import socket
-from typing import TYPE_CHECKING, Final
 
 from sys_util.errors import ProtocolError
+from sys_util.typing import TYPE_CHECKING, Final
 from sys_util.wire import MAX_MESSAGE_BYTES, Codec, Message, encode
 
 if TYPE_CHECKING:

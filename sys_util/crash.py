@@ -7,7 +7,7 @@ neither. File names, line numbers and functions are all in memory.
 
 from __future__ import annotations
 
-from typing import Final
+from sys_util.typing import Final
 
 _MAX_FRAMES: Final = 24
 

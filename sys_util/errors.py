@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from sys_util.typing import NoReturn
 
 
 class VmmError(Exception):

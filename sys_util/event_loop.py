@@ -10,7 +10,8 @@ import select
 import time
 from _thread import get_ident
 from collections import deque
-from typing import TYPE_CHECKING
+
+from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ import fcntl
 import mmap
 import os
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from sys_util.errors import GuestAddressError, ProtocolError, raise_host_error
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sys_util._kvm import ffi, lib
 from sys_util.errors import HostError
 from sys_util.kvm_ioctl import ioctl, ioctl_int, refuse
 from sys_util.kvm_vcpu import CpuidEntry, Vcpu
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

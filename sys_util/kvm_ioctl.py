@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from sys_util._kvm import lib
 from sys_util.errors import raise_host_error
+from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import NoReturn

@@ -8,9 +8,9 @@ through views and ``struct`` formats, at a fraction of the cost of one object pe
 from __future__ import annotations
 
 import struct
-from typing import Final
 
 from sys_util._kvm import lib
+from sys_util.typing import Final
 
 KVM_EXIT_IO: Final[int] = lib.KVM_EXIT_IO
 KVM_EXIT_MMIO: Final[int] = lib.KVM_EXIT_MMIO

@@ -16,7 +16,8 @@ from __future__ import annotations
 import os
 import select
 import time
-from typing import TYPE_CHECKING, Final, TypeAlias
+
+from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Messages between processes: frozen dataclasses that cross as msgpack arrays.
+"""Messages between processes: facts that cross as msgpack arrays.
 
 A message is ``[type, field, ...]``. Each class says with ``TYPE`` and ``FIELDS`` what it accepts;
 ``decode`` refuses everything else: another type, another number of fields, a value of the wrong
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 import msgpack
 
 from sys_util.errors import ProtocolError
+from sys_util.facts import fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,7 +27,6 @@ class Message(Protocol):
 
     TYPE: ClassVar[int]
     FIELDS: ClassVar[tuple[Check, ...]]
-    __slots__: ClassVar[tuple[str, ...]]
 
 
 class Check(Protocol):
@@ -119,8 +119,7 @@ def record(build: Callable[..., object], *fields: Check) -> Check:
 
 def encode(message: Message) -> bytes:
     """Return the message as bytes."""
-    fields = [getattr(message, name) for name in message.__slots__]
-    return msgpack.packb([message.TYPE, *fields])
+    return msgpack.packb([message.TYPE, *fields_of(message).values()])
 
 
 class Codec:

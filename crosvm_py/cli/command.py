@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
-
 from crosvm_py.cli.options import Option, Positional, parse, suggestion, switch, text_option
 from sys_util import log
 from sys_util.errors import UsageError
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from crosvm_py.cli.command import Command
 from crosvm_py.cli.options import Positional
 from crosvm_py.cli.output import write_error
 from crosvm_py.control import client
 from crosvm_py.control.protocol import PowerButton, Request, Resume, Stop, Suspend
 from sys_util.errors import VmmError, describe
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.cli.command import GlobalSettings

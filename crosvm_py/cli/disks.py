@@ -6,12 +6,11 @@ What the values of one disk must be is checked where its image is opened.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from crosvm_py.cli import keyvalue
 from crosvm_py.cli.options import Option
 from devices.virtio.block import BlockSpec
 from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

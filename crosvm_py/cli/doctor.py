@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from crosvm_py.cli.command import Command
 from crosvm_py.cli.options import NO_ARGUMENTS, switch
 from crosvm_py.cli.output import write_out
 from crosvm_py.doctor import as_json, as_text, can_run, diagnose
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.cli.command import GlobalSettings

@@ -11,10 +11,9 @@ typed, and ``--help`` prints them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
-
 from crosvm_py.cli.scanner import Scanner, parse_number, parse_size
 from sys_util.errors import UsageError
+from sys_util.typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,9 +9,8 @@ before an argument that starts with a dash; an option once, unless it may be rep
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
-
 from sys_util.errors import UsageError
+from sys_util.typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

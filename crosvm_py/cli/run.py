@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from crosvm_py.cli import keyvalue
 from crosvm_py.cli.command import Command
 from crosvm_py.cli.disks import OPTIONS as DISK_OPTIONS
@@ -13,6 +11,7 @@ from crosvm_py.cli.options import Option, Positional, switch, text_option
 from crosvm_py.cli.serial import SERIAL, serial_ports
 from crosvm_py.config import RunConfig
 from sys_util.errors import ConfigError, UsageError
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.cli.command import GlobalSettings

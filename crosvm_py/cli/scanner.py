@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from sys_util.typing import Final
 
 _SEPARATORS: Final = ",]"
 _NOT_IN_WORDS: Final = ",[]\"'"

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from crosvm_py.cli import keyvalue
 from crosvm_py.cli.options import Option
 from crosvm_py.config import SerialSpec
 from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.cli.options import Arguments

@@ -8,11 +8,11 @@ import select
 import socket
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
 
 from crosvm_py.control.protocol import MAX_RESPONSE_BYTES, RESPONSES, Failed
 from crosvm_py.control.socket_path import MAX_PATH_BYTES, peer_credentials
 from sys_util.errors import ConfigError, HostError, VmmError
+from sys_util.typing import TYPE_CHECKING, Final
 from sys_util.wire import encode
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ one at a time. Numbers are never reused; a VM that is too old for a request answ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
-
+from sys_util.facts import fact
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 from sys_util.wire import Codec, text
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ MAX_RESPONSE_BYTES: Final = 64 * 1024
 MAX_REASON_CHARS: Final = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Stop:
     """End the VM at once. ``Done`` means it will; the connection closes when it is gone."""
 
@@ -28,7 +27,7 @@ class Stop:
     FIELDS: ClassVar[tuple[Check, ...]] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Suspend:
     """Hold all vCPUs still. ``Done`` means that none runs guest code any more."""
 
@@ -36,7 +35,7 @@ class Suspend:
     FIELDS: ClassVar[tuple[Check, ...]] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Resume:
     """Let the vCPUs of a suspended VM run."""
 
@@ -44,7 +43,7 @@ class Resume:
     FIELDS: ClassVar[tuple[Check, ...]] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class PowerButton:
     """Press the ACPI power button; what follows is up to the guest."""
 
@@ -52,7 +51,7 @@ class PowerButton:
     FIELDS: ClassVar[tuple[Check, ...]] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Done:
     """It was done."""
 
@@ -60,7 +59,7 @@ class Done:
     FIELDS: ClassVar[tuple[Check, ...]] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Failed:
     """It was not done; ``reason`` is one line for people."""
 

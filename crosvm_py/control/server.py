@@ -12,7 +12,6 @@ import errno
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, cast
 
 from crosvm_py.control.protocol import (
     MAX_REASON_CHARS,
@@ -25,6 +24,7 @@ from crosvm_py.control.socket_path import peer_credentials
 from sys_util.errors import ProtocolError, VmmError, describe
 from sys_util.event_loop import EPOLLIN
 from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final, Protocol, TypeAlias, cast
 from sys_util.wire import encode
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import os
 import socket
 import stat
 import struct
-from typing import Final
 
 from sys_util.errors import ConfigError, HostError
+from sys_util.typing import Final
 
 # sockaddr_un.sun_path has 108 bytes, the last of them NUL.
 MAX_PATH_BYTES: Final = 107

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Final
 
 from crosvm_py.doctor.report import VIRTUALIZATION, Finding, Status
 from sys_util.errors import HostError, VmmError, describe
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Final
 
 from jail.namespaces import clone_into, id_map_for, write_id_maps
 from jail.plan import device_jail
 from sys_util.errors import HostError, VmmError, describe
+from sys_util.typing import Final
 
 # seccomp(2): one instruction, BPF_RET | BPF_K with SECCOMP_RET_ALLOW.
 _ALLOW_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)

@@ -8,10 +8,9 @@ surface, and no guest of this monitor needs them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from sys_util.kvm import host_cpuid
 from sys_util.kvm_vcpu import KVM_CPUID_FLAG_SIGNIFCANT_INDEX, CpuidEntry
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

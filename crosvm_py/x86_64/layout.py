@@ -7,11 +7,10 @@ they expect them. Numbers only; who models what is said in the modules that use 
 
 from __future__ import annotations
 
-from typing import Final
-
 from kernel_loader.boot_params import E820_RAM, E820_RESERVED, E820Entry
 from kernel_loader.load import BootLayout
 from sys_util.errors import ConfigError
+from sys_util.typing import Final
 
 PAGE_BYTES: Final = 4096
 MIB: Final = 1 << 20

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from crosvm_py.irq_routes import IrqRoutes, KvmIrqLine, SharedIrqLine
 from crosvm_py.vcpu import VcpuSet
@@ -29,6 +28,7 @@ from devices.virtio.pci_transport import PciServices, VirtioPciTransport
 from kernel_loader.load import load_linux
 from sys_util.errors import ConfigError
 from sys_util.kvm import KVM_CAP_TSC_DEADLINE_TIMER, host_has_hardware_virtualization
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from struct import Struct, pack
-from typing import TYPE_CHECKING, Final
 
 from crosvm_py.x86_64 import layout
 from crosvm_py.x86_64.acpi.tables import IOAPIC_ID, checksum
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.x86_64.regs import MemoryWriter

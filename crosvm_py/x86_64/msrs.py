@@ -6,10 +6,9 @@ Everything else that a kernel expects to be 0 (SYSENTER, STAR, the TSC, …) KVM
 
 from __future__ import annotations
 
-from typing import Final, Protocol
-
 from crosvm_py.x86_64.layout import MMIO_HOLE_END, MMIO_HOLE_START
 from sys_util.log import get_logger
+from sys_util.typing import Final, Protocol
 
 log = get_logger(__name__)
 

@@ -9,9 +9,9 @@ processors stay as KVM made them, waiting for the start-up IPI that the kernel w
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from crosvm_py.x86_64.layout import BOOT_STACK_TOP, GDT_GPA, IDT_GPA, PAGE_BYTES, PML4_GPA
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from typing import Literal

@@ -8,9 +8,8 @@ gets its turn when they become free. No order of register writes reaches an erro
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
 from devices.pci.config_space import PCI_BASE_ADDRESS_0
+from sys_util.typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from devices.bus import Bus, BusDevice

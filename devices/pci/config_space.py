@@ -7,9 +7,8 @@ safe by construction; whoever gives a register a meaning asks for a hook.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
-
 from devices.bus import all_ones
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import select
-from typing import TYPE_CHECKING, Final, Protocol
 
 from devices.bus import all_ones
 from devices.pci.config_space import PCI_CAP_ID_MSIX
 from sys_util.errors import HostError
 from sys_util.eventfd import create_eventfd, drain_eventfd, signal_eventfd
 from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from devices.pci.config_space import ConfigSpace

@@ -7,10 +7,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
-
 from devices.bus import all_ones
 from devices.pci.config_space import CONFIG_SPACE_BYTES, ConfigSpace, PciIdentity
+from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ the device answers comes back later through ``BackendEvents``, with that lock he
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from sys_util.typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,14 +9,14 @@ Kept fds:    the image
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from devices.virtio.block_file import DiskFile
 from devices.virtio.block_image import MAX_ID_BYTES, SECTOR_BYTES, disk_id, open_image
 from devices.virtio.chain import ChainError
 from devices.virtio.device import RequestError, SimpleDevice
+from sys_util.facts import fact
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Self
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain, Reader, Writer
@@ -64,7 +64,7 @@ _CONFIG: Final = Struct("<Q I I 4x I 8x B x H 3I 2I B 3x")
 _STATUS_OK: Final = bytes([VIRTIO_BLK_S_OK])
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class BlockSpec:
     """One disk as the user asked for it. ``option`` is the spelling to name in messages."""
 

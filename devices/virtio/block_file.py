@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from typing import TYPE_CHECKING, Final
 
 from devices.virtio.chain import Reader
 from sys_util.linux import (
@@ -19,6 +18,7 @@ from sys_util.linux import (
     FALLOC_FL_ZERO_RANGE,
     fallocate,
 )
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from devices.virtio.chain import Writer

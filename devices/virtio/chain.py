@@ -8,9 +8,8 @@ at any time, so read each of them once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
-
 from sys_util.errors import GuestError
+from sys_util.typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from struct import Struct

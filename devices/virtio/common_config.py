@@ -7,10 +7,9 @@ Anything else reads all ones and writes nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeAlias
-
 from devices.bus import all_ones
 from devices.virtio.interrupts import VIRTIO_MSI_NO_VECTOR
+from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ Reads answer from a copy, so that a device process that hangs cannot hang a vCPU
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable

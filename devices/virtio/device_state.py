@@ -9,14 +9,13 @@ checked and handed to the device stays what it was (CVE-2026-5747 is the alterna
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from devices.virtio.backend import QueueActivation
 from devices.virtio.device_config import DeviceConfig
 from devices.virtio.features import VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1
 from devices.virtio.queue_state import QueueState, check_backend
 from sys_util.errors import ProtocolError
 from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from sys_util.typing import Final
 
 VIRTIO_RING_F_INDIRECT_DESC: Final = 28
 VIRTIO_RING_F_EVENT_IDX: Final = 29

@@ -9,7 +9,6 @@ vmm's event loop polls.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
 
 from devices.bus import all_ones
 from devices.pci.config_space import (
@@ -19,6 +18,7 @@ from devices.pci.config_space import (
     PCI_STATUS_INTERRUPT,
 )
 from sys_util.eventfd import create_eventfd, drain_eventfd
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

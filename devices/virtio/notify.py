@@ -12,12 +12,12 @@ guest turns bus mastering on again.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, Protocol
 
 from devices.bus import all_ones
 from sys_util.errors import HostError
 from sys_util.eventfd import create_eventfd, drain_eventfd, signal_eventfd
 from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

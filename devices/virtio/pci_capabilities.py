@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from devices.bus import all_ones
 from devices.pci.config_space import PCI_CAP_ID_VNDR
 from devices.virtio.common_config import COMMON_CONFIG_BYTES
 from devices.virtio.device_config import MAX_CONFIG_BYTES
 from devices.virtio.notify import NOTIFY_OFF_MULTIPLIER
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from devices.bus import BusDevice

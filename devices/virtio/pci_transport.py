@@ -8,8 +8,6 @@ waits for anything.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
-
 from devices.bus import all_ones
 from devices.pci.bar import MemoryBar
 from devices.pci.config_space import (
@@ -39,6 +37,7 @@ from devices.virtio.pci_capabilities import (
     add_virtio_capabilities,
 )
 from devices.virtio.queue_state import check_backend
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from devices.bus import BusDevice, IrqLine

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from devices.virtio.interrupts import VIRTIO_MSI_NO_VECTOR
 from sys_util.errors import ProtocolError
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from devices.virtio.backend import VirtioBackend

@@ -10,11 +10,11 @@ Kept fds:    none; getrandom(2) needs no descriptor
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final
 
 from devices.virtio.chain import ChainError
 from devices.virtio.device import SimpleDevice
+from sys_util.facts import fact
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain
@@ -26,7 +26,7 @@ REQUEST_QUEUE: Final = 0
 MAX_FILL_BYTES: Final = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class RngSpec:
     """What the user asked for: at most ``max_fill_bytes`` of randomness for one request."""
 

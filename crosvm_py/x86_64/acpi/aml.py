@@ -7,7 +7,8 @@ Every function returns the bytes of one term, so that a description nests as it 
 from __future__ import annotations
 
 from struct import pack
-from typing import Final, TypeAlias
+
+from sys_util.typing import Final, TypeAlias
 
 Aml: TypeAlias = bytes
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from crosvm_py.x86_64 import layout
 from crosvm_py.x86_64.acpi import aml
 from devices.acpi_pm import S5_SLEEP_TYPE
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from struct import Struct, pack, pack_into
-from typing import TYPE_CHECKING, Final
 
 from crosvm_py.x86_64 import layout
 from crosvm_py.x86_64.acpi.dsdt import build_dsdt_aml
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
