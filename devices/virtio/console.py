@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""virtio-console: terminals and byte channels (virtio 1.3 §5.3).
+
+Queues:      0 receiveq and 1 transmitq of port 0; with several ports 2 and 3 for control, and
+             2n + 2, 2n + 3 for port n
+Features:    SIZE where a port has a terminal, MULTIPORT for more than one port or one with a name,
+             EMERG_WRITE
+Config:      size of port 0, number of ports, emergency write
+Kept fds:    of each port what it writes to, and what it reads from
+
+Linux reads the columns and rows of a RESIZE message in the order of the specification since 6.15
+(5326ab737a47), before that the other way round. A lone port without a name has no such message:
+its size is in the configuration, where every kernel finds it.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from devices.virtio.chain import ChainError
+from devices.virtio.console_control import (
+    CONTROL_RECEIVE_QUEUE,
+    CONTROL_TRANSMIT_QUEUE,
+    Control,
+)
+from devices.virtio.console_output import LineOutput, Output, PolledOutput, SocketOutput
+from devices.virtio.console_port import ConsolePort, Input, Size
+from devices.virtio.device import CommandError
+from sys_util.facts import fact
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from devices.virtio.chain import DescriptorChain
+    from devices.virtio.context import DeviceContext
+
+VIRTIO_CONSOLE_F_SIZE: Final = 0
+VIRTIO_CONSOLE_F_MULTIPORT: Final = 1
+VIRTIO_CONSOLE_F_EMERG_WRITE: Final = 2
+
+# Linux fills receiveqs with pages, so that their size is memory of the guest.
+DATA_QUEUE_SIZE: Final = 64
+CONTROL_QUEUE_SIZE: Final = 32
+
+# hvc0 to hvc15 is what Linux has (MAX_NR_HVC_CONSOLES).
+MAX_PORTS: Final = 16
+
+# struct virtio_console_config: cols, rows, max_nr_ports, emerg_wr.
+_CONFIG: Final = Struct("<HHII")
+_EMERG_WR_OFFSET: Final = 8
+
+
+class PortSpec(NamedTuple):
+    """One port: what the guest sees, and what its descriptors are.
+
+    ``output`` is none, stream, socket, lines or polled (at most ``write_limit`` bytes at a time);
+    ``input`` none, stream or regular. ``prefix`` goes before each line.
+    """
+
+    name: str
+    is_console: bool
+    output: str
+    input: str
+    columns: int = 0
+    rows: int = 0
+    has_size: bool = False
+    write_limit: int = 1
+    prefix: bytes = b""
+
+
+@fact
+class ConsoleSpec:
+    """The device: its ports as lists of the fields of ``PortSpec``, so that they can be packed."""
+
+    ports: list[list[object]]
+
+    def __iter__(self) -> Iterator[PortSpec]:
+        for fields in self.ports:
+            yield PortSpec(*fields)  # type: ignore[arg-type]  # made from a PortSpec
+
+
+class _Port(ConsolePort):
+    """A port as the driver is told of it."""
+
+    def __init__(
+        self, number: int, spec: PortSpec, context: DeviceContext, fds: Iterator[int]
+    ) -> None:
+        label = f"port {number}"
+        first = _first_queue(number)
+        output = _build_output(label, spec, fds)
+        source = None
+        if spec.input != "none":
+            source = Input(next(fds), regular=spec.input == "regular")
+        super().__init__(label, context, (first, first + 1), output, source)
+        self.name = spec.name
+        self.is_console = spec.is_console
+        self.size = Size(spec.columns, spec.rows)
+
+
+def _first_queue(port: int) -> int:
+    return 2 * port + 2 if port else 0
+
+
+def _build_output(label: str, spec: PortSpec, fds: Iterator[int]) -> Output | None:
+    lossy = spec.is_console
+    match spec.output:
+        case "none":
+            return None
+        case "socket":
+            return SocketOutput(label, next(fds), lossy=lossy)
+        case "lines":
+            return LineOutput(label, next(fds), spec.prefix)
+        case "polled":
+            return PolledOutput(label, next(fds), spec.write_limit, lossy=lossy)
+        case _:
+            return Output(label, next(fds), lossy=lossy)
+
+
+class Console:
+    """Terminals and byte channels. Owns the descriptors, which are all non-blocking."""
+
+    name: ClassVar[str] = "console"
+    device_type: ClassVar[int] = 3
+    seccomp_policy: ClassVar[str] = "console_device"
+    in_order: ClassVar[bool] = True
+
+    def __init__(self, spec: ConsoleSpec, fds: Sequence[int]) -> None:
+        self._specs = tuple(spec)
+        self._fds = tuple(fds)
+        self._ports: list[_Port] = []
+        self._has_size = any(port.has_size for port in self._specs)
+        self._is_multiport = len(self._specs) > 1 or bool(self._specs[0].name)
+        self.queue_sizes = self._queue_sizes()
+        self.own_queues = frozenset(range(len(self.queue_sizes)))
+        self._by_queue: dict[int, _Port] = {}
+        self._negotiated_multiport = False
+        self._context: DeviceContext | None = None
+        self._control: Control | None = None
+
+    def features(self) -> int:
+        return (
+            int(self._has_size) << VIRTIO_CONSOLE_F_SIZE
+            | int(self._is_multiport) << VIRTIO_CONSOLE_F_MULTIPORT
+            | 1 << VIRTIO_CONSOLE_F_EMERG_WRITE
+        )
+
+    def config(self) -> bytes:
+        size = self._ports[0].size if self._ports else Size(0, 0)
+        return _CONFIG.pack(size.columns, size.rows, len(self._specs), 0)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        if offset == _EMERG_WR_OFFSET and data:
+            self._ports[0].write_now(data[:1])
+
+    def attach(self, context: DeviceContext) -> None:
+        self._context = context
+        fds = iter(self._fds)
+        self._ports = [_Port(number, spec, context, fds) for number, spec in enumerate(self._specs)]
+        for number, port in enumerate(self._ports):
+            first = _first_queue(number)
+            self._by_queue[first] = self._by_queue[first + 1] = port
+        self._control = Control(context, self._ports)
+
+    def activate(self, features: int) -> None:
+        self._negotiated_multiport = bool(features >> VIRTIO_CONSOLE_F_MULTIPORT & 1)
+        if self._control is not None:
+            self._control.with_size = bool(features >> VIRTIO_CONSOLE_F_SIZE & 1)
+        if not self._negotiated_multiport:
+            self._ports[0].open()
+
+    def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
+        raise ChainError(chain.head, f"queue {queue_index} is the device's own")
+
+    def on_kick(self, index: int) -> bool:
+        if index in (CONTROL_RECEIVE_QUEUE, CONTROL_TRANSMIT_QUEUE):
+            control = self._control
+            if control is None or not self._negotiated_multiport:
+                return False
+            return control.send() if index == CONTROL_RECEIVE_QUEUE else control.take()
+        port = self._by_queue[index]
+        if port is not self._ports[0] and not self._negotiated_multiport:
+            return False
+        return port.transmit() if index & 1 else port.receive()
+
+    def reset(self) -> None:
+        self._negotiated_multiport = False
+        for port in self._ports:
+            port.reset()
+        if self._control is not None:
+            self._control.reset()
+
+    def pause(self) -> None:
+        """Nothing is held between two turns."""
+
+    def resume(self) -> None:
+        """The kicks that follow start everything."""
+
+    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
+        if verb != "resize":
+            raise CommandError(f"{self.name} devices know no {verb}")
+        number, columns, rows = (arguments.get(key) for key in ("port", "columns", "rows"))
+        if not isinstance(number, int) or not 0 <= number < len(self._ports):
+            raise CommandError(f"port {number!r:.40}: there are {len(self._ports)}")
+        for value in (columns, rows):
+            if not isinstance(value, int) or not 0 <= value <= 0xFFFF:
+                raise CommandError(f"size {columns!r:.40} x {rows!r:.40}: not in 0..65535")
+        self._resize(number, Size(int(str(columns)), int(str(rows))))
+        return {}
+
+    def close(self) -> None:
+        """Give every descriptor up; a device process does it by its end."""
+        ports, self._ports = self._ports, []
+        for port in ports:
+            port.close_ends()
+
+    def _queue_sizes(self) -> tuple[int, ...]:
+        pair = (DATA_QUEUE_SIZE, DATA_QUEUE_SIZE)
+        if not self._is_multiport:
+            return pair
+        control = (CONTROL_QUEUE_SIZE, CONTROL_QUEUE_SIZE)
+        return pair + control + pair * (len(self._specs) - 1)
+
+    def _resize(self, number: int, size: Size) -> None:
+        port = self._ports[number]
+        if size == port.size or not self._has_size:
+            return
+        port.size = size
+        if self._context is not None and number == 0:
+            self._context.config_changed()
+        if self._control is not None and self._negotiated_multiport:
+            self._control.resize(number)

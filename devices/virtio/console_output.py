@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The way out of one console port: from guest memory to a descriptor of the host, never waiting.
+
+A *console* (hvcN) must never be held up: Linux waits for each piece of its output with interrupts
+off, so a reader that stops would stop a processor of the guest. What the reader does not take is
+kept up to ``BACKLOG_BYTES``; what comes after that is dropped, and its amount told later.
+
+A *data* port (/dev/vportNpM) waits as a pipe does: its bytes stay in guest memory until there is
+room for them, and the program in the guest sleeps.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from sys_util.event_loop import EPOLLOUT
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from devices.virtio.chain import Reader
+    from devices.virtio.context import DeviceContext
+
+# As much of a busy console as somebody who comes late may still want to see.
+BACKLOG_BYTES: Final = 256 * 1024
+
+# One system call's worth: a chain may be 4 GiB of overlapping buffers in a thousand pieces.
+CHUNK_BYTES: Final = 64 * 1024
+IOV_MAX: Final = 1024
+
+# The longest line of a datagram, as crosvm's; longer ones are cut.
+MAX_LINE_BYTES: Final = 1024
+
+_log = get_logger("devices.virtio.console").limited()
+
+
+class Output:
+    """Bytes to a stream: a file, a pipe, a terminal, a socket. Owns the descriptor."""
+
+    def __init__(self, label: str, fd: int, *, lossy: bool) -> None:
+        """``lossy``: what there is no room for is dropped, instead of left where it is."""
+        self.fd = fd
+        self.blocked = False  # ``on_room`` will be called
+        self.on_room: Callable[[], None] = _nothing
+        self.dropped_bytes = 0
+        self._label = label
+        self._lossy = lossy
+        self._gone = False
+        self._backlog = bytearray()
+        self._context: DeviceContext | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether bytes wait in guest memory for room; never those of a console."""
+        return self.blocked and not self._lossy
+
+    def attach(self, context: DeviceContext) -> None:
+        """Learn where events come from."""
+        self._context = context
+
+    def write(self, reader: Reader, limit_bytes: int) -> None:
+        """Consume up to ``limit_bytes`` of ``reader``; when ``blocked`` is set, maybe fewer."""
+        while not self._backlog and not self.blocked:
+            length = min(reader.remaining, limit_bytes, CHUNK_BYTES)
+            if not length:
+                return
+            taken = length if self._gone else self._try(reader.iovecs(length)[:IOV_MAX], length)
+            reader.skip(taken)
+            limit_bytes -= taken
+        if self._lossy:
+            self._keep(reader, min(reader.remaining, limit_bytes))
+
+    def write_now(self, data: bytes) -> None:
+        """Write ``data`` after what is waiting already, or drop it: it waits for nobody."""
+        if not self._gone and len(self._backlog) + len(data) <= BACKLOG_BYTES:
+            self._backlog += data
+            self._flush()
+
+    def close(self) -> None:
+        """Give the descriptor up; the device serves nobody any more."""
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+
+    def _keep(self, reader: Reader, length: int) -> None:
+        room = min(length, BACKLOG_BYTES - len(self._backlog))
+        self._backlog += reader.read(room)
+        self.dropped_bytes += length - room
+        reader.skip(length - room)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write of the backlog what the host takes now."""
+        while self._backlog and not self.blocked:
+            piece = bytes(self._backlog[:CHUNK_BYTES])
+            del self._backlog[: self._try([piece], len(piece))]
+
+    def _try(self, vectors: Sequence[bytes | memoryview], length: int) -> int:
+        """Write once and return how many bytes are done with; of ``length`` 0 when blocked."""
+        try:
+            return self._send(vectors)
+        except BlockingIOError:
+            self._block()
+            return 0
+        except OSError as error:
+            self._failed(error)
+            return length
+
+    def _send(self, vectors: Sequence[bytes | memoryview]) -> int:
+        return os.writev(self.fd, vectors)
+
+    def _failed(self, error: OSError) -> None:
+        """Take the end of a reader, or a full disk, for what it is: the guest goes on."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            _log.warning("%s: %s; output is lost", self._label, error.strerror)
+            return
+        self._gone = True
+        self._backlog.clear()
+        _log.warning("%s: %s; output goes nowhere from here on", self._label, error.strerror)
+
+    # Events
+
+    def _block(self) -> None:
+        if not self.blocked and self._context is not None:
+            self.blocked = True
+            self._context.add_fd(self.fd, self._on_writable, events=EPOLLOUT)
+
+    def _on_writable(self, _events: int) -> None:
+        if self._context is None:
+            return
+        self.blocked = False
+        self._context.remove_fd(self.fd)
+        self._flush()
+        if self.blocked:
+            return
+        lost, self.dropped_bytes = self.dropped_bytes, 0
+        if lost and not self._gone:
+            _log.warning("%s: %d bytes dropped: the reader is too slow", self._label, lost)
+        self.on_room()
+
+
+class SocketOutput(Output):
+    """A stream socket that others may use too, so that it cannot be made non-blocking."""
+
+    def __init__(self, label: str, fd: int, *, lossy: bool) -> None:
+        super().__init__(label, fd, lossy=lossy)
+        self._socket = socket.socket(fileno=fd)
+
+    def close(self) -> None:
+        self.fd = -1
+        self._socket.close()
+
+    def _send(self, vectors: Sequence[bytes | memoryview]) -> int:
+        return self._socket.sendmsg(vectors, [], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+class LineOutput(SocketOutput):
+    """One datagram for each line, behind a prefix: for logs, so that it always drops."""
+
+    def __init__(self, label: str, fd: int, prefix: bytes) -> None:
+        super().__init__(label, fd, lossy=True)
+        self._prefix = prefix
+
+    def write(self, reader: Reader, limit_bytes: int) -> None:
+        self._keep(reader, min(reader.remaining, limit_bytes))
+
+    def _flush(self) -> None:
+        while not self.blocked:
+            end = self._backlog.find(b"\n", 0, MAX_LINE_BYTES + 1)
+            if end < 0 and len(self._backlog) <= MAX_LINE_BYTES:
+                return
+            line = bytes(self._backlog[: MAX_LINE_BYTES if end < 0 else end])
+            skipped = self._prefix and not line.strip(b"\r")
+            if not skipped:
+                self._try([self._prefix, line.removesuffix(b"\r")], 0)
+            if not self.blocked:
+                del self._backlog[: len(line) + (end >= 0)]
+
+
+class PolledOutput(Output):
+    """A pipe or terminal of somebody else's that blocks: never more than surely fits."""
+
+    def __init__(self, label: str, fd: int, limit_bytes: int, *, lossy: bool) -> None:
+        super().__init__(label, fd, lossy=lossy)
+        self._limit_bytes = limit_bytes
+        self._ready = False
+
+    def _send(self, vectors: Sequence[bytes | memoryview]) -> int:
+        if not self._ready:
+            raise BlockingIOError
+        self._ready = False
+        return os.writev(self.fd, [vectors[0][: self._limit_bytes]])
+
+    def _on_writable(self, events: int) -> None:
+        self._ready = True
+        super()._on_writable(events)
+
+
+def _nothing() -> None:
+    """Do nothing."""

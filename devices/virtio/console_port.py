@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One port of a console: two queues, and what they lead to on the host (virtio 1.3 §5.3.6).
+
+Nothing is copied and nothing is held: output goes from guest memory to the host, input from the
+host into guest memory, and a chain that cannot be finished now goes back to where it was taken
+from. So a guest that does not read makes the writer on the host wait.
+"""
+
+from __future__ import annotations
+
+import os
+
+from devices.virtio.console_output import IOV_MAX
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from devices.virtio.chain import DescriptorChain
+    from devices.virtio.console_output import Output
+    from devices.virtio.context import DeviceContext
+    from devices.virtio.port import QueuePort
+
+# One turn of a queue; then other queues and the vmm's messages have theirs.
+CHAINS_PER_TURN: Final = 64
+BYTES_PER_TURN: Final = 1 << 20
+READ_BYTES: Final = 64 * 1024
+
+_NOTHING: Final = (None, -1, 0)
+
+_log = get_logger("devices.virtio.console").limited()
+
+
+class Size(NamedTuple):
+    """A terminal's size in characters; 0 where nobody knows."""
+
+    columns: int
+    rows: int
+
+
+class Input:
+    """What the guest reads. Owns the descriptor."""
+
+    def __init__(self, fd: int, *, regular: bool) -> None:
+        """``regular``: a file or its like, which epoll(7) refuses: it is always readable."""
+        self.fd = fd
+        self.regular = regular
+        self.ended = False
+
+
+class ConsolePort:
+    """The queues of one port and its two ends on the host; either may be missing."""
+
+    def __init__(
+        self,
+        label: str,
+        context: DeviceContext,
+        queues: tuple[int, int],
+        output: Output | None,
+        source: Input | None,
+    ) -> None:
+        """``queues`` are receiveq and transmitq, named from the driver's side."""
+        self.is_open = False  # the driver wants input
+        self._label = label
+        self._context = context
+        self._receive_queue, self._transmit_queue = queues
+        self._output = output
+        self._input = source
+        self._watching = False
+        # The chain that was put back, by its queue and head, and how much of it was written.
+        self._partial: tuple[QueuePort | None, int, int] = _NOTHING
+        self.on_input: Callable[[], None] = _do_nothing
+        if output is not None:
+            output.attach(context)
+            output.on_room = self._on_room
+
+    def close_ends(self) -> None:
+        """Give both descriptors up; the device serves nobody any more."""
+        if self._output is not None:
+            self._output.close()
+        if self._input is not None:
+            os.close(self._input.fd)
+
+    # From the guest
+
+    def transmit(self) -> bool:
+        """Write what the driver offers, one turn of it; return whether there is more to do."""
+        port = self._context.port(self._transmit_queue)
+        if port is None or self._is_blocked():
+            return False
+        left_bytes = BYTES_PER_TURN
+        for _ in range(CHAINS_PER_TURN):
+            chain = port.take()
+            if chain is None:
+                if not port.wait():
+                    return False
+                continue
+            left_bytes -= self._write(port, chain, left_bytes)
+            if self._partial is not _NOTHING:
+                break
+        port.flush()
+        return not self._is_blocked()
+
+    def write_now(self, character: bytes) -> None:
+        """Write one character that comes without a queue (VIRTIO_CONSOLE_F_EMERG_WRITE)."""
+        if self._output is not None:
+            self._output.write_now(character)
+
+    def _write(self, port: QueuePort, chain: DescriptorChain, limit_bytes: int) -> int:
+        """Write up to ``limit_bytes`` of ``chain`` and return how many were."""
+        reader = chain.reader
+        offered = reader.remaining
+        queue, head, written = self._partial
+        self._partial = _NOTHING
+        if queue is port and head == chain.head:
+            reader.skip(min(written, offered))
+        start = reader.remaining
+        if self._output is None:
+            reader.skip(start)
+        else:
+            self._output.write(reader, limit_bytes)
+        if reader.remaining:
+            self._partial = (port, chain.head, offered - reader.remaining)
+            port.put_back(chain, offered)
+        else:
+            port.give_back(chain)
+        return start - reader.remaining
+
+    def _is_blocked(self) -> bool:
+        """Return whether output waits for room; that of a console never does."""
+        return self._output is not None and self._output.holds
+
+    def _on_room(self) -> None:
+        if self.transmit():
+            self._context.call_later(0.0, self._on_room)
+
+    # To the guest
+
+    def receive(self) -> bool:
+        """Take note of new buffers for input; return whether there is more to do at once."""
+        source = self._input
+        if source is None or source.ended or not self.is_open:
+            return False
+        if source.regular:
+            return all(self._read(source) for _ in range(CHAINS_PER_TURN))
+        self._watch(source)
+        return False
+
+    def open(self) -> None:
+        """Let input come: the driver has opened the port."""
+        self.is_open = True
+        self._receive_more()
+
+    def close(self) -> None:
+        """Let no more input come until ``open``."""
+        self.is_open = False
+        self._unwatch()
+
+    def reset(self) -> None:
+        """Forget the driver."""
+        self.close()
+        self._partial = _NOTHING
+
+    def _receive_more(self) -> None:
+        if self.receive():
+            self._context.call_later(0.0, self._receive_more)
+
+    def _on_readable(self, _events: int) -> None:
+        if self._input is not None and not self._read(self._input):
+            self._unwatch()
+
+    def _read(self, source: Input) -> bool:
+        """Read into one chain; return whether there may be more, and room for it."""
+        port = self._context.port(self._receive_queue)
+        if port is None or source.ended:
+            return False
+        for _ in range(CHAINS_PER_TURN):
+            chain = port.take()
+            if chain is None:
+                if not port.wait():
+                    return False  # a kick comes when the driver has room
+            elif chain.writer.remaining and not chain.reader.remaining:
+                return self._fill(source, port, chain)
+            else:
+                _log.warning("%s: buffer for input without room, or with output", self._label)
+                port.give_back(chain)
+        port.flush()
+        return True
+
+    def _fill(self, source: Input, port: QueuePort, chain: DescriptorChain) -> bool:
+        length = min(chain.writer.remaining, READ_BYTES)
+        try:
+            count = os.readv(source.fd, chain.writer.iovecs(length)[:IOV_MAX])
+        except BlockingIOError:
+            port.put_back(chain, 0)
+            return True
+        except OSError as error:
+            _log.warning("%s: input ends: %s", self._label, error.strerror)
+            count = 0
+        if not count:
+            source.ended = True
+            port.put_back(chain, 0)
+            port.flush()
+            return False
+        chain.writer.commit(count)
+        port.give_back(chain)
+        port.flush()
+        self.on_input()
+        return True
+
+    def _watch(self, source: Input) -> None:
+        if not self._watching:
+            self._watching = True
+            self._context.add_fd(source.fd, self._on_readable)
+
+    def _unwatch(self) -> None:
+        if self._watching and self._input is not None:
+            self._watching = False
+            self._context.remove_fd(self._input.fd)
+
+
+def _do_nothing() -> None:
+    """Do nothing."""
