@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Final, TypeAlias
 
 from crosvm_py import device_protocol as protocol
 from crosvm_py.device_status import DeviceStatus
@@ -19,6 +18,7 @@ from seccomp import syscall_name
 from sys_util import log as logging
 from sys_util.channel import Channel, ChannelClosed, socket_pair
 from sys_util.errors import ProtocolError
+from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

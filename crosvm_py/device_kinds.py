@@ -7,9 +7,10 @@ The module of a kind is imported when the kind is first asked for, in the warden
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgpack
+
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

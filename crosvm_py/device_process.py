@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import select
-from typing import TYPE_CHECKING, Final
 
 from crosvm_py import device_protocol as protocol
 from crosvm_py.device_kinds import build_device
@@ -24,6 +23,7 @@ from sys_util.errors import GuestError, ProtocolError, VmmError, describe
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
 from sys_util.shared_page import SharedPage
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import socket

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-from typing import TYPE_CHECKING, Final
 
 from crosvm_py import warden_protocol as protocol
 from crosvm_py.device_host import DeviceProcess
@@ -16,6 +15,7 @@ from sys_util.channel import ChannelClosed
 from sys_util.errors import ProtocolError, VmmError
 from sys_util.log import get_logger
 from sys_util.shared_page import SharedPage
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable

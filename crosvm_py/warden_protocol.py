@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final
-
+from sys_util.facts import fact
 from sys_util.guest_memory import MemoryRegion
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 from sys_util.wire import I32, U32, U64, Codec, blob, record, sequence, text
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 _MAX_REGIONS: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Spawn:
     """Make a device process.
 
@@ -39,7 +38,7 @@ class Spawn:
     max_file_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Kill:
     """End a device process that broke the protocol or a deadline."""
 
@@ -48,7 +47,7 @@ class Kill:
     device_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Spawned:
     """The process exists; ``pid`` is the host's number for it."""
 
@@ -58,7 +57,7 @@ class Spawned:
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class SpawnFailed:
     """The process could not be made."""
 
@@ -68,7 +67,7 @@ class SpawnFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Exited:
     """The process has ended: ``status`` as ``os.waitstatus_to_exitcode`` tells it."""
 

@@ -7,9 +7,9 @@ import errno
 import fcntl
 import os
 import struct
-from typing import Final
 
 from sys_util._linux import ffi, lib
+from sys_util.typing import Final
 
 CAP_DAC_OVERRIDE: Final[int] = lib.CAP_DAC_OVERRIDE
 CAP_KILL: Final[int] = lib.CAP_KILL

@@ -10,9 +10,9 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from typing import TYPE_CHECKING, Final
 
 from sys_util.errors import raise_host_error
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from typing import Self

@@ -8,12 +8,11 @@ type, size or range. Nothing is coerced, and nothing that was received is ever e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol
-
 import msgpack
 
 from sys_util.errors import ProtocolError
 from sys_util.facts import fields_of
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

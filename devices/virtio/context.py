@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
 from sys_util.errors import GuestError
 from sys_util.event_loop import EPOLLIN
+from sys_util.typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ to a cell.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

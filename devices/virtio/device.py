@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol
-
 from devices.virtio.chain import ChainError
 from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, REQUESTS
 from sys_util.errors import GuestError, VmmError
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain

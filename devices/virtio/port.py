@@ -14,11 +14,10 @@ chains when they have use for them, give them back when they are done, and end e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
 from devices.virtio.chain import ChainError
 from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, INTERRUPTS, REQUESTS
 from sys_util.eventfd import signal_eventfd
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain

@@ -13,12 +13,12 @@ were asked for, and the driver's wish for an interrupt is read after the used in
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from devices.virtio.chain import ChainError, DescriptorChain, Reader, Writer
 from devices.virtio.features import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
 from sys_util.errors import GuestAddressError, GuestError
 from sys_util.linux import full_barrier
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from devices.virtio.backend import QueueActivation

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from os import eventfd_read, eventfd_write
-from typing import TYPE_CHECKING, Final
 
 from devices.virtio.counters import INTERRUPTS, KICKS, Counters
 from devices.virtio.device import serve_queue
@@ -13,6 +12,7 @@ from devices.virtio.port import QueuePort
 from devices.virtio.queue import QueueError, QueueState, SplitQueue
 from sys_util.errors import ProtocolError
 from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from devices.virtio.backend import QueueActivation

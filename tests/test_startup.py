@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A run imports nothing that it does not need: start-up is mostly imports.
+
+``python -X importtime -m crosvm_py version`` shows what each of them costs.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What a run may import is everything but these, which cost milliseconds each and have a lighter
+# way beside them: sys_util.typing, sys_util.facts, sys_util.log, crosvm_py.cli.options.
+DEAR = {
+    *("argparse", "asyncio", "ctypes", "dataclasses", "importlib.metadata", "inspect", "json"),
+    *("logging", "multiprocessing", "pathlib", "pyseccomp", "random", "re", "shutil"),
+    *("subprocess", "tempfile", "traceback", "typing", "uuid"),
+}
+BUILD_TOOLS = {"seccomp/generate_tables.py", "sys_util/ffi/build_kvm.py"}
+PACKAGES = ("crosvm_py", "devices", "jail", "kernel_loader", "seccomp", "sys_util")
+SOURCES = [
+    path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if str(path.relative_to(ROOT)) not in BUILD_TOOLS
+]
+LIGHTER = {"typing": "sys_util.typing", "dataclasses": "sys_util.facts (fact)"}
+
+# Everything that any process of a run imports, with the device kinds.
+RUN = """
+import sys
+sys.path[:0] = {path!r}
+from crosvm_py.cli.command import COMMANDS
+COMMANDS["run"]()
+import crosvm_py.run, crosvm_py.vm, crosvm_py.log, crosvm_py.warden
+from crosvm_py.device_kinds import DEVICE_KINDS
+for kind in DEVICE_KINDS.values():
+    kind.preload()
+print(*sorted(sys.modules))
+"""
+
+
+def imports_at_start(path: Path) -> set[str]:
+    """Return the modules that ``path`` imports whenever it is imported itself."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_source_takes_the_lighter_way(path: Path) -> None:
+    dear = imports_at_start(path) & LIGHTER.keys()
+    assert not dear, f"import from {', '.join(LIGHTER[name] for name in sorted(dear))} instead"
+
+
+def test_a_run_imports_nothing_dear() -> None:
+    script = RUN.format(path=[str(ROOT), *sys.path])
+    run = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert set(run.stdout.split()) & DEAR == set()
