@@ -17,9 +17,15 @@ from seccomp.simulate import decode, run, simulate
 from seccomp.syscalls import AUDIT_ARCH_X86_64
 from seccomp.verify import probes
 
-POLICIES: Final = ("balloon_device", "block_device", "rng_device", "vmm")
-DEVICES: Final = ("balloon_device", "block_device", "rng_device")
-MOST_CALLS: Final = {"balloon_device": 16, "block_device": 24, "rng_device": 16, "vmm": 48}
+POLICIES: Final = ("balloon_device", "block_device", "net_device", "rng_device", "vmm")
+DEVICES: Final = ("balloon_device", "block_device", "net_device", "rng_device")
+MOST_CALLS: Final = {
+    "balloon_device": 16,
+    "block_device": 24,
+    "net_device": 20,
+    "rng_device": 16,
+    "vmm": 48,
+}
 
 RW: Final = C["PROT_READ"] | C["PROT_WRITE"]
 PRIVATE: Final = C["MAP_PRIVATE"] | C["MAP_ANONYMOUS"]
@@ -148,6 +154,12 @@ def test_mmap_gives_private_memory_only(name: str, args: tuple[int, ...], action
         ("block_device", "fallocate", (3, C["FALLOC_FL_ZERO_RANGE"]), TRAP),
         ("block_device", "fallocate", (3, C["FALLOC_FL_COLLAPSE_RANGE"]), TRAP),
         ("block_device", "getrandom", (0, 16, 0), TRAP),
+        ("net_device", "ioctl", (3, C["TUNSETOFFLOAD"]), ALLOW),
+        ("net_device", "ioctl", (3, C["TUNSETQUEUE"]), ALLOW),
+        ("net_device", "ioctl", (3, C["TUNSETIFF"]), TRAP),
+        ("net_device", "ioctl", (3, C["TUNSETPERSIST"]), TRAP),
+        ("net_device", "ioctl", (3, C["TUNSETOFFLOAD"] | 1 << 32), TRAP),
+        ("net_device", "preadv", (3, 0, 1), TRAP),
         ("rng_device", "getrandom", (0, 16, 0), ALLOW),
         ("rng_device", "getrandom", (0, 16, C["GRND_RANDOM"]), TRAP),
         ("rng_device", "pwritev", (3, 0, 1), TRAP),

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""transmitq: the driver's frames to the host (virtio 1.3 §5.1.6.1, §5.1.6.2).
+
+The header is copied once and checked; the frame goes to the host out of guest memory.
+"""
+
+from __future__ import annotations
+
+from devices.virtio.net_ends import EndGoneError
+from devices.virtio.net_header import HEADER_BYTES, HeaderRules
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from devices.virtio.chain import DescriptorChain
+    from devices.virtio.net_ends import NetEnd
+    from devices.virtio.net_stats import NetStats
+    from devices.virtio.port import QueuePort
+
+MAX_FRAMES_PER_TURN: Final = 64
+
+
+class _Frame(NamedTuple):
+    """A frame that was accepted and not yet passed on."""
+
+    chain: DescriptorChain
+    header: bytes
+    parts: list[memoryview]
+    readable_bytes: int
+
+
+class TransmitQueue:
+    """One transmit queue. ``port`` is ``None`` while the driver has not enabled it."""
+
+    def __init__(self, end: NetEnd, stats: NetStats) -> None:
+        self.port: QueuePort | None = None
+        self.carrier = True  # without it frames go nowhere
+        self._end = end
+        self._stats = stats
+        self._rules = HeaderRules(0)
+        self._waiting: _Frame | None = None
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the host takes nothing now: serve again when its end can be written."""
+        return self._waiting is not None or self._end.unsent
+
+    def start(self, port: QueuePort | None, features: int) -> None:
+        """Serve another port from now on; nothing is left of an earlier one."""
+        self.port = port
+        self._rules = HeaderRules(features)
+        self._waiting = None
+
+    def pause(self) -> None:
+        """Hold nothing of the driver's any more."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and self.port is not None:
+            self.port.put_back(waiting.chain, waiting.readable_bytes)
+
+    def serve(self) -> bool:
+        """Pass some frames on; return whether there are more, which no kick will announce.
+
+        Raises:
+            QueueError: the queue is unusable.
+            EndGoneError: the network is no more.
+        """
+        port = self.port
+        if port is None:
+            return False
+        try:
+            self._end.flush()
+            for _ in range(MAX_FRAMES_PER_TURN):
+                frame = self._waiting or self._next(port)
+                if frame is None:
+                    if not port.wait():
+                        return False
+                    continue
+                self._waiting = frame
+                if not self._send(frame):
+                    return False
+                self._waiting = None
+                port.give_back(frame.chain)
+        finally:
+            port.flush()
+        return True
+
+    def _next(self, port: QueuePort) -> _Frame | None:
+        """Return the next frame that is fit to be sent, ``None`` when there is none now."""
+        for _ in range(MAX_FRAMES_PER_TURN):
+            chain = port.take()
+            if chain is None:
+                return None
+            reader = chain.reader
+            whole = reader.remaining
+            if whole >= HEADER_BYTES:
+                header = self._rules.accept(reader.read(HEADER_BYTES), reader.remaining)
+                if header is not None:
+                    return _Frame(chain, header, reader.iovecs(reader.remaining), whole)
+            self._stats.tx_malformed += 1
+            port.give_back(chain)
+        return None
+
+    def _send(self, frame: _Frame) -> bool:
+        """Pass a frame on or drop it; return whether either was possible."""
+        stats = self._stats
+        if not self.carrier:
+            stats.tx_dropped += 1
+            return True
+        try:
+            self._end.send(frame.header, frame.parts)
+        except BlockingIOError:
+            return False
+        except OSError:
+            stats.tx_dropped += 1
+        except EndGoneError:
+            stats.tx_dropped += 1
+            self.carrier = False
+            raise
+        else:
+            stats.tx_frames += 1
+            stats.tx_large += frame.header[1] != 0
+        return True

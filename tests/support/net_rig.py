@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A network card with a driver on one side and, in the place of a TAP, a socket on the other."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from devices.virtio.net import Net, NetSpec
+from sys_util.guest_memory import GuestMemory
+from tests.support.device_context import DriverSide
+
+if TYPE_CHECKING:
+    import pytest
+
+MAC = bytes.fromhex("525400123456")
+PLAIN = bytes(12)
+EVENT_IDX = 1 << 29
+MRG_RXBUF = 1 << 15
+
+
+def header(
+    flags: int = 0,
+    gso: int = 0,
+    hdr_len: int = 0,
+    gso_size: int = 0,
+    start: int = 0,
+    offset: int = 0,
+) -> bytes:
+    return struct.pack("<BBHHHHH", flags, gso, hdr_len, gso_size, start, offset, 0)
+
+
+def frame(length: int, seed: int = 0) -> bytes:
+    """Return an Ethernet frame of this length that differs by its seed."""
+    return bytes((at * 7 + seed * 31 + at // 256) & 0xFF for at in range(length))
+
+
+class Ioctls:
+    """Note the calls of a device to its TAP."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[int, int | bytes]] = []
+        monkeypatch.setattr(fcntl, "ioctl", self._note)
+
+    def _note(self, _fd: int, request: int, argument: int | bytes) -> int:
+        self.calls.append((request, argument))
+        return 0
+
+
+class NetRig:
+    """One card. ``hosts[i]`` is the far side of its i-th TAP queue, or of its stream."""
+
+    def __init__(self, *, pairs: int = 1, tap: bool = True, without: int = EVENT_IDX) -> None:
+        kind = socket.SOCK_DGRAM if tap else socket.SOCK_STREAM
+        self.hosts: list[socket.socket] = []
+        self.ends: list[socket.socket] = []
+        for _ in range(pairs):
+            host, end = socket.socketpair(socket.AF_UNIX, kind)
+            host.setblocking(False)
+            end.setblocking(False)
+            self.hosts.append(host)
+            self.ends.append(end)
+        self.spec = NetSpec(MAC, 1500, pairs=pairs, tap=tap)
+        self.device = Net(self.spec, [end.fileno() for end in self.ends])
+        self.memory = GuestMemory.create([(0, 16 << 20)])
+        self.driver = DriverSide(self.device, self.memory, without=without)
+
+    @property
+    def host(self) -> socket.socket:
+        return self.hosts[0]
+
+    @property
+    def end_fd(self) -> int:
+        return self.ends[0].fileno()
+
+    def listens(self) -> bool:
+        """Whether the device waits for frames of the host."""
+        return self.end_fd in self.driver.context.fds
+
+    def offer(self, *lengths: int, queue: int = 0) -> None:
+        """Offer a receive buffer of each length, and kick."""
+        for length in lengths:
+            self.driver.queues[queue].submit([], [length])
+        self.driver.kick(queue)
+
+    def arrive(self, data: bytes, head: bytes = PLAIN) -> None:
+        """Let a frame arrive at the TAP, and the device see that."""
+        self.host.send(head + data)
+        self.driver.context.fire(self.end_fd)
+
+    def received(self, queue: int = 0) -> list[bytes]:
+        """Return what the driver got: header and frame, buffer by buffer."""
+        return [data[:used] for _, used, data in self.driver.queues[queue].collect()]
+
+    def send(self, *parts: bytes, queue: int = 1) -> None:
+        """Send one frame, header first, in these descriptors."""
+        self.driver.queues[queue].submit(list(parts))
+        self.driver.kick(queue)
+
+    def sent(self) -> list[bytes]:
+        """Return what came out at the host's side."""
+        found = []
+        try:
+            while True:
+                found.append(self.host.recv(1 << 17))
+        except BlockingIOError:
+            return found
+
+    def command(self, group: int, command: int, data: bytes = b"", *, queue: int = 2) -> int:
+        """Send a control command and return its ack."""
+        driver = self.driver.queues[queue]
+        driver.submit([struct.pack("<BB", group, command), data], [1])
+        self.driver.kick(queue)
+        ((_, used, ack),) = driver.collect()
+        assert used == 1
+        return ack[0]
+
+    def config(self) -> tuple[int | bytes, ...]:
+        """Return mac, status, pairs, mtu, speed, duplex as the driver reads them."""
+        return struct.unpack("<6sHHHIB", self.device.config())
+
+    def close(self) -> None:
+        self.driver.close()
+        for sock in (*self.hosts, *self.ends):
+            sock.close()
