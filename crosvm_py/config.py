@@ -7,6 +7,7 @@ from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from devices.virtio.balloon import BalloonSpec
     from devices.virtio.block import BlockSpec
 
 
@@ -49,6 +50,7 @@ class RunConfig:
     seccomp_log_failures: bool
     sandbox: bool
     extended_status: bool
+    balloon: BalloonSpec | None = None
 
     def root_parameter(self) -> str | None:
         """Return the kernel parameters that name the root disk, or None without one."""

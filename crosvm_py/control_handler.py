@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from crosvm_py.balloon_control import ask_balloon
 from crosvm_py.control import protocol
+from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery, BalloonSet
 from crosvm_py.exit_status import VmExit
 from sys_util.typing import TYPE_CHECKING
 
@@ -12,12 +14,16 @@ if TYPE_CHECKING:
 
     from crosvm_py.control.protocol import Request, Response
     from crosvm_py.control.server import Handler, Pending
+    from crosvm_py.supervisor import Supervisor
     from crosvm_py.suspension import Suspension
     from crosvm_py.x86_64.machine import Machine
 
 
 def request_handler(
-    machine: Machine, suspension: Suspension, end: Callable[[VmExit, str], None]
+    machine: Machine,
+    supervisor: Supervisor,
+    suspension: Suspension,
+    end: Callable[[VmExit, str], None],
 ) -> Handler:
     """Return the handler of one VM's control server."""
 
@@ -31,6 +37,8 @@ def request_handler(
                 return suspension.resume()
             case protocol.PowerButton():
                 machine.press_power_button()
+            case BalloonSet() | BalloonAdjust() | BalloonQuery():
+                return ask_balloon(supervisor.devices, request)
         return protocol.Done()
 
     return handle

@@ -49,6 +49,12 @@ class DeviceOrder(NamedTuple):
     max_file_bytes: int
 
 
+def _build_balloon(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.balloon import Balloon, BalloonSpec
+
+    return Balloon(BalloonSpec(**fields))  # type: ignore[arg-type]  # the vmm packed these fields
+
+
 def _build_block(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
     from devices.virtio.block import Block, BlockSpec
 
@@ -64,6 +70,7 @@ def _build_rng(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
 
 
 DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
+    "balloon": DeviceKind("balloon_device", "devices.virtio.balloon", _build_balloon),
     "block": DeviceKind("block_device", "devices.virtio.block", _build_block),
     "rng": DeviceKind("rng_device", "devices.virtio.rng", _build_rng),
 }

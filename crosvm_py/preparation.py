@@ -107,6 +107,8 @@ def _device_orders(config: RunConfig) -> list[DeviceOrder]:
         )
     if config.rng:
         orders.append(DeviceOrder("rng", "rng", pack_spec(RngSpec()), (), 0))
+    if config.balloon is not None:
+        orders.append(DeviceOrder("balloon", "balloon", pack_spec(config.balloon), (), 0))
     return orders
 
 

@@ -92,7 +92,7 @@ class VirtualMachine:
         vcpus.start(paused=True)
         suspension = Suspension(self._machine, vcpus, self._supervisor)
         if self._prepared.socket is not None:
-            handler = request_handler(self._machine, suspension, self._end)
+            handler = request_handler(self._machine, self._supervisor, suspension, self._end)
             self._control = ControlServer(self._loop, self._prepared.socket, handler)
         self._close_door()
         vcpus.resume()

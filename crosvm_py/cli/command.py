@@ -85,6 +85,18 @@ def _load_powerbtn() -> Command:
     return POWERBTN
 
 
+def _load_balloon() -> Command:
+    from crosvm_py.cli.balloon import BALLOON
+
+    return BALLOON
+
+
+def _load_balloon_stats() -> Command:
+    from crosvm_py.cli.balloon import STATS
+
+    return STATS
+
+
 def _load_doctor() -> Command:
     from crosvm_py.cli.doctor import COMMAND
 
@@ -103,6 +115,8 @@ COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "suspend": _load_suspend,
     "resume": _load_resume,
     "powerbtn": _load_powerbtn,
+    "balloon": _load_balloon,
+    "balloon_stats": _load_balloon_stats,
     "doctor": _load_doctor,
     "version": _load_version,
 }

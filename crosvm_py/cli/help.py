@@ -45,7 +45,8 @@ def _arguments(command: Command) -> str:
     positional = command.positional
     if not positional.at_most:
         return ""
-    return positional.metavar + (f" [{positional.metavar}…]" if positional.at_most > 1 else "")
+    repeated = positional.at_most > 1 and not positional.metavar.endswith("…")
+    return positional.metavar + (f" [{positional.metavar}…]" if repeated else "")
 
 
 def _options(options: Iterable[Option[object]]) -> list[str]:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from crosvm_py.cli import keyvalue
+from crosvm_py.cli.balloon_options import OPTIONS as BALLOON_OPTIONS
+from crosvm_py.cli.balloon_options import balloon
 from crosvm_py.cli.command import Command
 from crosvm_py.cli.disks import OPTIONS as DISK_OPTIONS
 from crosvm_py.cli.disks import disks
@@ -86,6 +88,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     SOCKET,
     SERIAL,
     NO_RNG,
+    *BALLOON_OPTIONS,
     NAME,
     POLICY_DIR,
     LOG_FAILURES,
@@ -100,11 +103,12 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
     Raises:
         ConfigError: each option can be read, but together they make no sense.
     """
+    memory_bytes = arguments.get(MEMORY) or DEFAULT_MEMORY_BYTES
     return RunConfig(
         kernel=arguments.positional[0],
         params=tuple(arguments.every(PARAMS)),
         cpus=arguments.get(CPUS) or 1,
-        memory_bytes=arguments.get(MEMORY) or DEFAULT_MEMORY_BYTES,
+        memory_bytes=memory_bytes,
         initrd=arguments.get(INITRD),
         disks=disks(arguments),
         serial=serial_ports(arguments),
@@ -115,6 +119,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         seccomp_log_failures=arguments.has(LOG_FAILURES),
         sandbox=not arguments.has(NO_SANDBOX),
         extended_status=extended_status,
+        balloon=balloon(arguments, memory_bytes),
     )
 
 

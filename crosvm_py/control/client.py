@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from crosvm_py.control.protocol import MAX_RESPONSE_BYTES, RESPONSES, Failed
 from crosvm_py.control.socket_path import MAX_PATH_BYTES, peer_credentials
 from sys_util.errors import ConfigError, HostError, VmmError
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, Final, cast
 from sys_util.wire import encode
 
 if TYPE_CHECKING:
-    from crosvm_py.control.protocol import Request
+    from crosvm_py.control.protocol import Request, Response
 
 TIMEOUT_SECONDS: Final = 30.0
 
@@ -31,8 +31,8 @@ def ask(
     *,
     until_gone: bool = False,
     timeout_seconds: float = TIMEOUT_SECONDS,
-) -> None:
-    """Send ``request`` to the VM at ``path`` and wait for its answer.
+) -> Response:
+    """Send ``request`` to the VM at ``path`` and return its answer.
 
     With ``until_gone`` also wait until its process has ended, so that the disks and the socket
     can be used again.
@@ -61,11 +61,13 @@ def ask(
             raise HostError("ask", path) from error
         if not payload:
             raise ControlError(f"{path}: the VM closed the connection without an answer")
-        answer = RESPONSES.decode(payload)
+        # The codec was made from the classes of Response and gives back nothing else.
+        answer = cast("Response", RESPONSES.decode(payload))
         if isinstance(answer, Failed):
             raise ControlError(f"{path}: {answer.reason}")
         if until_gone and not _ends(sock, vmm, deadline):
             raise ControlError(f"{path}: still running after {timeout_seconds:g} s")
+        return answer
 
 
 def _connect(sock: socket.socket, path: str, deadline: float) -> None:

@@ -7,6 +7,7 @@ one at a time. Numbers are never reused; a VM that is too old for a request answ
 
 from __future__ import annotations
 
+from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery, BalloonSet, BalloonState
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 from sys_util.wire import Codec, text
@@ -68,8 +69,12 @@ class Failed:
     reason: str
 
 
-Request: TypeAlias = Stop | Suspend | Resume | PowerButton
-Response: TypeAlias = Done | Failed
+Request: TypeAlias = (
+    Stop | Suspend | Resume | PowerButton | BalloonSet | BalloonAdjust | BalloonQuery
+)
+Response: TypeAlias = Done | Failed | BalloonState
 
-REQUESTS: Final = Codec((Stop, Suspend, Resume, PowerButton))
-RESPONSES: Final = Codec((Done, Failed))
+REQUESTS: Final = Codec(
+    (Stop, Suspend, Resume, PowerButton, BalloonSet, BalloonAdjust, BalloonQuery)
+)
+RESPONSES: Final = Codec((Done, Failed, BalloonState))

@@ -13,15 +13,15 @@ memory may take such a page back before we see the hint, so that giving it back 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING, ClassVar, Final
 
 from devices.virtio.balloon_memory import PAGE_SHIFT, GuestPages
 from devices.virtio.balloon_stats import read_stats
 from devices.virtio.chain import ChainError
 from devices.virtio.device import CommandError, SimpleDevice
+from sys_util.facts import fact
 from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain
@@ -73,7 +73,7 @@ _OPTIONAL_QUEUES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class BalloonSpec:
     """What the user asked for: the balloon's size at the start, and what the guest may do."""
 
@@ -275,7 +275,7 @@ class Balloon(SimpleDevice):
         if target != self._target_pages:
             self._target_pages = target
             self._context.config_changed()
-        return self._state() | {"clamped": target != pages}
+        return self._state(clamped=target != pages)
 
     def _start_hinting(self) -> None:
         if not self._features >> VIRTIO_BALLOON_F_FREE_PAGE_HINT & 1:
@@ -293,7 +293,7 @@ class Balloon(SimpleDevice):
             self._cmd_id = VIRTIO_BALLOON_CMD_ID_DONE
             self._context.config_changed()
 
-    def _state(self) -> dict[str, object]:
+    def _state(self, *, clamped: bool = False) -> dict[str, object]:
         return {
             "target_pages": self._target_pages,
             "actual_pages": self._actual_pages,
@@ -304,6 +304,7 @@ class Balloon(SimpleDevice):
             "stats": list(self._stats.items()),
             "hint_done": self._cmd_id < FIRST_CMD_ID,
             "hinted_bytes": self._hinted_bytes,
+            "clamped": clamped,
         }
 
 

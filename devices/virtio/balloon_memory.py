@@ -9,7 +9,6 @@ would only drop the page tables of one process.)
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING, Final
 
 from sys_util.linux import (
     FALLOC_FL_KEEP_SIZE,
@@ -17,6 +16,7 @@ from sys_util.linux import (
     buffer_address,
     fallocate,
 )
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

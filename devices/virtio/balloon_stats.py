@@ -7,7 +7,8 @@ A buffer holds pairs of tag and value in any order. What a driver does not know 
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from devices.virtio.chain import Reader
