@@ -7,10 +7,11 @@ them in; close our own door; run until something ends the VM; take everything ap
 
 from __future__ import annotations
 
+import gc
 from contextlib import ExitStack
 
 from crosvm_py.preparation import prepare
-from crosvm_py.warden import start_warden
+from crosvm_py.warden_host import start_warden
 from sys_util import linux
 from sys_util.typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def run_vm(config: RunConfig) -> VmExit:
         prepared = prepare(config, stack)
         warden = start_warden(
             prepared.device_policies,
-            sorted({device.kind for device in prepared.devices}),
+            {device.kind for device in prepared.devices},
             _tidying(prepared),
             keep_fds=() if prepared.serial.terminal is None else (prepared.serial.terminal.fd,),
         )
@@ -45,6 +46,8 @@ def run_vm(config: RunConfig) -> VmExit:
         vm = VirtualMachine(config, prepared, warden)
         stack.callback(vm.close)
         vm.build()
+        gc.freeze()  # what is there now stays: no collection ever looks at it
+        gc.enable()
         return vm.run()
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from crosvm_py.device_kinds import DeviceOrder
-    from crosvm_py.warden import WardenProcess
+    from crosvm_py.warden_host import WardenProcess
     from sys_util.event_loop import EventLoop
     from sys_util.guest_memory import GuestMemory
     from sys_util.wire import Message

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from crosvm_py.preparation import Preparation
     from crosvm_py.vcpu import VcpuSet
     from crosvm_py.vcpu_exit import VmExitReason
-    from crosvm_py.warden import WardenProcess
+    from crosvm_py.warden_host import WardenProcess
 
 log = get_logger("crosvm.vm")
 

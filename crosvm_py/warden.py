@@ -21,15 +21,14 @@ from jail.namespaces import clone_into, id_map_for, write_id_maps
 from jail.plan import confine_warden, device_jail
 from jail.steps import DieWithParent
 from sys_util import linux
-from sys_util.channel import Channel, ChannelClosed, socket_pair
-from sys_util.crash import crash_report
+from sys_util.channel import Channel, ChannelClosed
 from sys_util.errors import HostError, ProtocolError, describe
 from sys_util.event_loop import EventLoop
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from typing import NoReturn
 
     from jail.plan import JailPlan
@@ -39,80 +38,34 @@ log = get_logger("crosvm.warden")
 
 EXIT_BUG: Final = 70
 _STDIO: Final = frozenset({0, 1, 2})
-STDERR: Final = 2
 
 
-class WardenProcess:
-    """The vmm's handle on its warden."""
-
-    def __init__(self, channel: Channel, pid: int) -> None:
-        self.channel = channel
-        self.pid = pid
-        # Taken while the vmm may still make descriptors: its filter knows no way to name a process.
-        self.pidfd = os.pidfd_open(pid)
-
-
-def start_warden(
-    policies: Mapping[str, Policy] | None,
-    kinds: Sequence[str],
-    when_vmm_is_gone: Callable[[], None],
-    keep_fds: Iterable[int],
-) -> WardenProcess:
-    """Fork the warden; the caller has one thread and nothing of the guest yet.
-
-    Args:
-        policies: the compiled policy of every kind; ``None`` for ``--disable-sandbox``.
-        kinds: the kinds of device that will be asked for, imported ahead.
-        when_vmm_is_gone: the tidying that outlives the vmm; runs in the warden.
-        keep_fds: what the tidying needs; every other descriptor of the vmm is closed.
-    """
-    ours, theirs = socket_pair()
-    gc.collect()
-    gc.freeze()
-    pid = os.fork()
-    if pid == 0:
-        null_fd = _keep_only({STDERR, theirs.fileno(), *keep_fds})
-        _be_warden(theirs, null_fd, policies, kinds, when_vmm_is_gone)
-    theirs.close()
-    return WardenProcess(Channel(ours, protocol.VMM_CODEC), pid)
-
-
-def _keep_only(keep: set[int]) -> int:
-    """Close every other descriptor; return /dev/null, which the standard ones become."""
-    linux.close_all_fds_except(keep)
-    null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    for fd in _STDIO - keep:
-        os.dup2(null_fd, fd)
-    return null_fd
-
-
-def _be_warden(
+def be_warden(
     sock: socket.socket,
     null_fd: int,
     policies: Mapping[str, Policy] | None,
-    kinds: Sequence[str],
-    when_vmm_is_gone: Callable[[], None],
-) -> NoReturn:
-    status = EXIT_BUG
-    try:
-        # The terminal's signals are for the vmm alone, which tells its children by the channel.
-        os.setsid()
-        linux.set_process_name("crosvm-warden")
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(signum, signal.SIG_IGN)
-        if policies is not None:
-            confine_warden()
-        for kind in kinds:
-            DEVICE_KINDS[kind].preload()
-        gc.freeze()
-        warden = _Warden(Channel(sock, protocol.WARDEN_CODEC), policies, null_fd)
-        warden.run()
-        when_vmm_is_gone()
-        status = 0
-    except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
-        log.error("%s", crash_report(error))
-    finally:
-        os._exit(status)
+    kinds: Iterable[str],
+) -> None:
+    """Be the warden, until the vmm closes the other end of ``sock``.
+
+    Args:
+        sock: the channel to the vmm.
+        null_fd: /dev/null, for the devices.
+        policies: the compiled policy of every kind; ``None`` for ``--disable-sandbox``.
+        kinds: the kinds of device that will be asked for, imported ahead.
+    """
+    # The terminal's signals are for the vmm alone, which tells its children by the channel.
+    os.setsid()
+    linux.set_process_name("crosvm-warden")
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
+    if policies is not None:
+        confine_warden()
+    for kind in kinds:
+        DEVICE_KINDS[kind].preload()
+    gc.freeze()
+    gc.enable()
+    _Warden(Channel(sock, protocol.WARDEN_CODEC), policies, null_fd).run()
 
 
 class _Child:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from crosvm_py.device_kinds import DEVICE_KINDS, DeviceOrder, pack_spec
 from crosvm_py.supervisor import Supervisor
-from crosvm_py.warden import start_warden
+from crosvm_py.warden_host import start_warden
 from devices.virtio.block import Block, BlockSpec
 from devices.virtio.rng import RngSpec
 from seccomp import load_policy

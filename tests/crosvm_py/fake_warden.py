@@ -12,7 +12,7 @@ from crosvm_py import device_protocol
 from crosvm_py import warden_protocol as protocol
 from crosvm_py.device_kinds import DeviceOrder
 from crosvm_py.supervisor import Supervisor
-from crosvm_py.warden import WardenProcess
+from crosvm_py.warden_host import WardenProcess
 from sys_util import linux
 from sys_util.channel import Channel, socket_pair
 from sys_util.event_loop import EventLoop
