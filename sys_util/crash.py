@@ -10,20 +10,44 @@ from __future__ import annotations
 from sys_util.typing import Final
 
 _MAX_FRAMES: Final = 24
+_MAX_CAUSES: Final = 8
 
 
 def crash_report(error: BaseException) -> str:
-    """Return the exception, its cause and the frames they came through, innermost last."""
+    """Return the exception, its causes and the frames they came through, innermost last."""
     lines: list[str] = []
-    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    if cause is not None:
-        lines += [crash_report(cause), "which led to:"]
+    for each in _with_causes(error):
+        if lines:
+            lines.append("which led to:")
+        lines += _frames(each)[-_MAX_FRAMES:]
+        lines.append(f"{type(each).__qualname__}: {_words(each)}")
+    return "\n".join(lines)
+
+
+def _with_causes(error: BaseException) -> list[BaseException]:
+    """Return the last few causes, the first of them first, and ``error``."""
+    found = [error]
+    while len(found) <= _MAX_CAUSES:
+        last = found[-1]
+        cause = last.__cause__ or (None if last.__suppress_context__ else last.__context__)
+        if cause is None or cause in found:
+            break
+        found.append(cause)
+    return found[::-1]
+
+
+def _frames(error: BaseException) -> list[str]:
     frames: list[str] = []
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
         frames.append(f"  {code.co_filename}:{trace.tb_lineno} {code.co_qualname}")
         trace = trace.tb_next
-    lines += frames[-_MAX_FRAMES:]
-    lines.append(f"{type(error).__qualname__}: {error}")
-    return "\n".join(lines)
+    return frames
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot even be told is told by its name
+        return "no description"
