@@ -274,10 +274,15 @@ class DeviceProcess:
     def _take_answer(self, message: Message) -> None:
         match message:
             case protocol.Done(request_id):
-                entry = self._pending.pop(request_id, None)
-                if entry is None:
+                if request_id in self._commands or request_id not in self._pending:
                     raise ProtocolError(f"answer to request {request_id}, which was not asked")
-                entry[1]()
+                self._pending.pop(request_id)[1]()
+            case protocol.Answer(request_id, ok, result):
+                if request_id not in self._commands:
+                    raise ProtocolError(f"result of request {request_id}, which was no command")
+                fields = protocol.unpack_fields(result)
+                del self._pending[request_id]
+                self._commands.pop(request_id)(ok, fields)
             case protocol.QueueFailed(index, reason):
                 self._log.warning("%s queue %d: %s", self.name, index, reason)
                 self.status.needs_reset = True
