@@ -181,7 +181,7 @@ class Lab:
         else:
             disks = sum(word in _DISK_OPTIONS for word in words)
             where = f"crosvm.script=/dev/vd{chr(ord('a') + disks)}"
-            words += ["--block", f"path={self._script_disk(name, script)},ro,lock=false"]
+            words += ["--block", f"path={self._script_disk(name, script)},ro"]
         if kernel.initrd is not None:
             words += ["-i", kernel.initrd]
         words += ["-s", f"{self.folder}/{name}.sock", "-p", f"{params} {where} crosvm.end={end}"]
