@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 @fact
 class SerialSpec:
-    """``--serial``: one UART or debug console, and where its bytes go and come from.
+    """``--serial``: one UART, debug console or virtio port; where its bytes go and come from.
 
-    ``type`` is stdout, file, sink, syslog or unix; ``hardware`` serial (COM ``num``) or debugcon.
+    ``type`` is stdout, file, sink, syslog, unix, unix-stream or pty; ``hardware`` serial (COM
+    ``num``), debugcon or virtio-console. ``name`` is what the guest calls a virtio port.
     """
 
     type: str
@@ -27,6 +28,8 @@ class SerialSpec:
     earlycon: bool = False
     stdin: bool = False
     debugcon_port: int = 0x402
+    name: str | None = None
+    input_unix_stream: bool = False
 
 
 @fact

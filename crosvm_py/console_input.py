@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import stat
 
 from crosvm_py.console_output import Loop
@@ -88,6 +89,12 @@ class ConsoleInput:
         if fd >= 0:
             os.close(fd)
 
+    def release(self) -> tuple[int, bool]:
+        """Give the descriptor to the caller, and say whether epoll(7) refuses it."""
+        fd, self.fd = self.fd, -1
+        self._ended = True
+        return fd, self._regular or not _is_pollable(fd)
+
     def _on_room(self) -> None:
         if not self._watched and not self._ended and self._loop is not None:
             self._loop.call_soon_threadsafe(self._resume)
@@ -161,15 +168,15 @@ class TerminalInput(ConsoleInput):
         super().__init__(fd)
         self.on_leave: Callable[[], None] | None = None
         self.on_help: Callable[[], None] | None = None
-        self._terminal = terminal
+        self.terminal = terminal
         self._keys = keys
         self._dropping = False
         self._pauses = 0
         self._waiting = False  # for the foreground
 
     def _resume(self) -> None:
-        if self._terminal.in_foreground():
-            self._terminal.enter()
+        if self.terminal.in_foreground():
+            self.terminal.enter()
             super()._resume()
         else:
             self._wait_for_foreground()
@@ -222,7 +229,7 @@ class TerminalInput(ConsoleInput):
 
     def _read_failed(self, _error: OSError) -> None:
         # EIO: the terminal hung up, or we are in the background and SIGTTIN is ignored.
-        if self._terminal.in_foreground():
+        if self.terminal.in_foreground():
             self._end()
         else:
             self._wait_for_foreground()
@@ -258,3 +265,12 @@ def input_from(fd: int) -> ConsoleInput:
     mode = os.fstat(fd).st_mode
     own = reopen(fd, os.O_RDONLY) if stat.S_ISFIFO(mode) else None
     return ConsoleInput(os.dup(fd) if own is None else own, regular=stat.S_ISREG(mode))
+
+
+def _is_pollable(fd: int) -> bool:
+    with select.epoll() as epoll:
+        try:
+            epoll.register(fd)
+        except PermissionError:
+            return False
+    return True

@@ -19,10 +19,7 @@ import time
 
 from crosvm_py.console_output import LineSink, Send, StreamSink
 from sys_util.errors import raise_host_error
-from sys_util.typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from socket import socket
+from sys_util.typing import Final, NamedTuple
 
 # A write of this size never blocks on a pipe that poll(2) calls writable.
 PIPE_BUF: Final = select.PIPE_BUF
@@ -65,8 +62,43 @@ def reopen(fd: int, flags: int) -> int | None:
         return None
 
 
-def stream_to(fd: int, name: str) -> StreamSink:
-    """Make a sink for an open descriptor, which stays the caller's.
+class Target(NamedTuple):
+    """A descriptor to write to, and how. Who has the target owns the descriptor.
+
+    ``kind`` is stream (never blocks), socket (with MSG_DONTWAIT), polled (at most ``write_limit``
+    bytes when poll(2) says so) or lines (datagrams behind ``prefix``). ``keeps_on``: a failed write
+    says nothing about the next one.
+    """
+
+    name: str
+    fd: int
+    kind: str = "stream"
+    write_limit: int = 1
+    prefix: bytes = b""
+    keeps_on: bool = False
+
+
+def sink_to(target: Target) -> StreamSink:
+    """Make the sink that writes to ``target``; it owns the descriptor from now on."""
+    name, fd = target.name, target.fd
+    if target.kind in ("socket", "lines"):
+        import socket
+
+        connection = socket.socket(fileno=fd)
+        if target.kind == "lines":
+            return LineSink(name, connection, target.prefix)
+        return StreamSink(
+            name,
+            fd,
+            lambda data: connection.send(data, socket.MSG_DONTWAIT),
+            close=connection.close,
+        )
+    send = _write_polled(fd, target.write_limit) if target.kind == "polled" else _write_to(fd)
+    return StreamSink(name, fd, send, keeps_on=target.keeps_on)
+
+
+def open_stream(fd: int, name: str) -> Target:
+    """Return a target for an open descriptor, which stays the caller's.
 
     Raises:
         HostError: the descriptor is closed.
@@ -74,27 +106,26 @@ def stream_to(fd: int, name: str) -> StreamSink:
     try:
         mode = os.fstat(fd).st_mode
         if stat.S_ISSOCK(mode):
-            import socket
-
-            connection = socket.socket(fileno=os.dup(fd))
-            return StreamSink(
-                name,
-                connection.fileno(),
-                lambda data: connection.send(data, socket.MSG_DONTWAIT),
-                close=connection.close,
-            )
+            return Target(name, os.dup(fd), "socket")
         terminal = os.isatty(fd)
         if stat.S_ISFIFO(mode) or terminal:
             own = reopen(fd, os.O_WRONLY)
             if own is not None:
-                return StreamSink(name, own, _write_to(own))
-            own = os.dup(fd)
+                return Target(name, own)
             # A terminal is writable when one byte fits.
-            return StreamSink(name, own, _write_polled(own, 1 if terminal else PIPE_BUF))
-        own = os.dup(fd)  # a file: an own description would have an own offset
-        return StreamSink(name, own, _write_to(own), keeps_on=True)
+            return Target(name, os.dup(fd), "polled", 1 if terminal else PIPE_BUF)
+        return Target(name, os.dup(fd), keeps_on=True)  # an own description has an own offset
     except OSError as error:
         raise_host_error("write to", name, error)
+
+
+def stream_to(fd: int, name: str) -> StreamSink:
+    """Make a sink for an open descriptor, which stays the caller's.
+
+    Raises:
+        HostError: the descriptor is closed.
+    """
+    return sink_to(open_stream(fd, name))
 
 
 def inherited_fd(path: str) -> int | None:
@@ -106,7 +137,7 @@ def inherited_fd(path: str) -> int | None:
     return None
 
 
-def file_sink(path: str) -> StreamSink:
+def open_file(path: str) -> Target:
     """Append to a file, created if need be; or write to a FIFO, whoever reads it and when.
 
     Raises:
@@ -115,25 +146,69 @@ def file_sink(path: str) -> StreamSink:
     name = f"--serial path={path}"
     fd = inherited_fd(path)
     if fd is not None:
-        return stream_to(fd, name)
+        return open_stream(fd, name)
     flags = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
         if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
             # Open for reading too: this neither waits for a reader nor ends with one.
-            own = os.open(path, flags | os.O_RDWR)
-            return StreamSink(name, own, _write_to(own))
+            return Target(name, os.open(path, flags | os.O_RDWR))
         own = os.open(path, flags | os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        terminal = os.isatty(own)
-        return StreamSink(name, own, _write_to(own), keeps_on=not terminal)
+        return Target(name, own, keeps_on=not os.isatty(own))
     except OSError as error:
         raise_host_error("open", name, error)
 
 
-def _connect(path: str, wait_seconds: float) -> socket:
-    """Connect a datagram socket, waiting for the other side to make its own."""
+def open_unix(path: str, *, wait_seconds: float = CONNECT_SECONDS) -> Target:
+    """Send lines to the datagram socket at ``path``.
+
+    Raises:
+        HostError: nobody receives there.
+    """
     import socket
 
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    name = f"--serial type=unix,path={path}"
+    try:
+        return Target(name, _connect(path, socket.SOCK_DGRAM, wait_seconds), "lines")
+    except OSError as error:
+        raise_host_error("connect", name, error, "a datagram socket must be bound there")
+
+
+def open_unix_stream(path: str, *, wait_seconds: float = CONNECT_SECONDS) -> Target:
+    """Send bytes to whoever listens on the stream socket at ``path``.
+
+    Raises:
+        HostError: nobody does.
+    """
+    import socket
+
+    name = f"--serial type=unix-stream,path={path}"
+    try:
+        return Target(name, _connect(path, socket.SOCK_STREAM, wait_seconds), "socket")
+    except OSError as error:
+        raise_host_error("connect", name, error, "a stream socket must listen there")
+
+
+def open_syslog(tag: str, path: str = "/dev/log") -> Target:
+    """Send lines to the log daemon, which adds the time.
+
+    Raises:
+        HostError: there is no log daemon.
+    """
+    import socket
+
+    try:
+        prefix = f"<{_CONSOLE_PRIORITY}>{tag}[{os.getpid()}]: "
+        fd = _connect(path, socket.SOCK_DGRAM, 0.0)
+        return Target("--serial type=syslog", fd, "lines", prefix=prefix.encode())
+    except OSError as error:
+        raise_host_error("connect", f"--serial type=syslog to {path}", error, "is syslog there?")
+
+
+def _connect(path: str, kind: int, wait_seconds: float) -> int:
+    """Connect a socket, waiting for the other side to make its own; return its descriptor."""
+    import socket
+
+    connection = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
     directory_fd = -1
     deadline = time.monotonic() + wait_seconds
     try:
@@ -149,36 +224,8 @@ def _connect(path: str, wait_seconds: float) -> socket:
                     raise
                 time.sleep(CONNECT_STEP_SECONDS)
             else:
-                return connection
-    except OSError:
-        connection.close()
-        raise
+                return connection.detach()
     finally:
+        connection.close()
         if directory_fd >= 0:
             os.close(directory_fd)
-
-
-def unix_sink(path: str, *, wait_seconds: float = CONNECT_SECONDS) -> LineSink:
-    """Send lines to the datagram socket at ``path``.
-
-    Raises:
-        HostError: nobody receives there.
-    """
-    name = f"--serial type=unix,path={path}"
-    try:
-        return LineSink(name, _connect(path, wait_seconds))
-    except OSError as error:
-        raise_host_error("connect", name, error, "a datagram socket must be bound there")
-
-
-def syslog_sink(tag: str, path: str = "/dev/log") -> LineSink:
-    """Send lines to the log daemon, which adds the time.
-
-    Raises:
-        HostError: there is no log daemon.
-    """
-    try:
-        prefix = f"<{_CONSOLE_PRIORITY}>{tag}[{os.getpid()}]: "
-        return LineSink("--serial type=syslog", _connect(path, 0.0), prefix.encode())
-    except OSError as error:
-        raise_host_error("connect", f"--serial type=syslog to {path}", error, "is syslog there?")

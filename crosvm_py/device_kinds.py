@@ -63,6 +63,12 @@ def _build_block(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
     return Block(spec, fds[0], num_queues=int(str(queues)))
 
 
+def _build_console(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.console import Console, ConsoleSpec
+
+    return Console(ConsoleSpec(**fields), fds)  # type: ignore[arg-type]  # the vmm packed these
+
+
 def _build_rng(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
     from devices.virtio.rng import Rng, RngSpec
 
@@ -72,6 +78,7 @@ def _build_rng(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
 DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
     "balloon": DeviceKind("balloon_device", "devices.virtio.balloon", _build_balloon),
     "block": DeviceKind("block_device", "devices.virtio.block", _build_block),
+    "console": DeviceKind("console_device", "devices.virtio.console", _build_console),
     "rng": DeviceKind("rng_device", "devices.virtio.rng", _build_rng),
 }
 

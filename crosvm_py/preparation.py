@@ -68,7 +68,10 @@ def prepare(config: RunConfig, stack: ExitStack) -> Preparation:
     serial = open_serial_ports(config.serial)
     stack.callback(serial.close)
     plan = _plan_boot(config, serial, stack)
-    devices = tuple(_device_orders(config))
+    orders = _device_orders(config)
+    if serial.virtio is not None:
+        orders.append(serial.virtio.order())
+    devices = tuple(orders)
     device_policies, vmm_policy = _policies(config, devices)
     bound = None
     if config.socket is not None:

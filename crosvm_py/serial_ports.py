@@ -8,18 +8,18 @@ reach a slow reader, and the terminal back to the user.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import time
 
-from crosvm_py.console_input import ConsoleInput, TerminalInput, input_from, open_input
+from crosvm_py.console_ends import open_ends
+from crosvm_py.console_input import TerminalInput
 from crosvm_py.console_output import NullSink
-from crosvm_py.console_targets import file_sink, reopen, stream_to, syslog_sink, unix_sink
+from crosvm_py.console_targets import sink_to, stream_to
 from devices.debugcon import DEBUGCON_LENGTH, DebugConsole
 from devices.serial import UART_LENGTH, Uart
 from sys_util import log as logging
-from sys_util.errors import ConfigError, raise_host_error
+from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -27,15 +27,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from crosvm_py.config import SerialSpec
-    from crosvm_py.console_input import TimerLoop
+    from crosvm_py.console_input import ConsoleInput, TimerLoop
     from crosvm_py.console_output import Sink
     from crosvm_py.terminal import Terminal
+    from crosvm_py.virtio_console import VirtioConsole
     from devices.bus import Bus, IrqLine
 
 log = logging.get_logger("crosvm.serial")
-
-STDIN: Final = 0
-STDOUT: Final = 1
 
 # I/O port and IRQ of COM1 to COM4.
 COM_PORTS: Final = {1: (0x3F8, 4), 2: (0x2F8, 3), 3: (0x3E8, 4), 4: (0x2E8, 3)}
@@ -44,7 +42,8 @@ COM_IRQS: Final = frozenset(irq for _, irq in COM_PORTS.values())
 # The time that a slow reader gets for what is left at the end, all ports together.
 DRAIN_SECONDS: Final = 1.0
 
-SYSLOG_TAG: Final = "crosvm-guest"
+VIRTIO_CONSOLE: Final = "virtio-console"
+VIRTIO_CONSOLE_NAME: Final = "console"  # of its process
 
 
 class _Port(NamedTuple):
@@ -53,6 +52,7 @@ class _Port(NamedTuple):
     spec: SerialSpec
     sink: Sink
     input: ConsoleInput | None
+    pty_fd: int = -1
 
 
 class _SharedIrq:
@@ -88,8 +88,14 @@ class _IrqSource:
 class SerialPorts:
     """All serial devices of one machine. Owns their descriptors and the terminal's modes."""
 
-    def __init__(self, ports: Sequence[_Port], terminal: Terminal | None) -> None:
+    def __init__(
+        self,
+        ports: Sequence[_Port],
+        terminal: Terminal | None,
+        virtio: VirtioConsole | None = None,
+    ) -> None:
         self.uarts: dict[int, Uart] = {}
+        self.virtio = virtio
         # The process that outlives a killed vmm calls terminal.restore().
         self.terminal = terminal
         self._ports = tuple(ports)
@@ -105,6 +111,8 @@ class SerialPorts:
                 parameters.append(f"console=ttyS{spec.num - 1}")
             if spec.earlycon:
                 parameters.append(f"earlycon=uart8250,io,{COM_PORTS[spec.num][0]:#x}")
+        if self.virtio is not None:
+            parameters += self.virtio.kernel_parameters
         return tuple(parameters)
 
     def attach(
@@ -138,6 +146,10 @@ class SerialPorts:
                 self._attach_terminal(port.input, loop, lock, on_leave)
             if port.input is not None:
                 port.input.start(uart, loop, lock)
+        if self.virtio is not None:
+            if self.virtio.keys is not None:
+                self._attach_terminal(self.virtio.keys, loop, lock, on_leave)
+            self.virtio.start(loop, lock)
 
     def close(self) -> None:
         """Write what is left, as far as it is read soon, and give everything back.
@@ -153,6 +165,10 @@ class SerialPorts:
             port.sink.close()
             if port.input is not None:
                 port.input.close()
+            if port.pty_fd >= 0:
+                os.close(port.pty_fd)
+        if self.virtio is not None:
+            self.virtio.close()
         self._help_sink.close()
         if self._undo_signals is not None:
             self._undo_signals()
@@ -176,7 +192,7 @@ class SerialPorts:
             loop.call_soon_threadsafe(self._on_continue)
 
         self._undo_signals = handle_job_control(on_continue)
-        self._help_sink = help_sink = stream_to(STDIN, "terminal")
+        self._help_sink = help_sink = stream_to(keys.terminal.fd, "terminal")
         help_sink.attach(loop, lock)
         keys.on_help = lambda: help_sink.write(HELP)
         keys.on_leave = on_leave or (lambda: signal.raise_signal(signal.SIGTERM))
@@ -192,19 +208,24 @@ def open_serial_ports(specs: Sequence[SerialSpec]) -> SerialPorts:
     _check(specs)
     ports: list[_Port] = []
     terminal: Terminal | None = None
+    virtio: VirtioConsole | None = None
     try:
         for spec in specs:
-            sink = _open_sink(spec)
-            ports.append(_Port(spec, sink, None))
-            if spec.stdin:
-                source, terminal = _open_stdin()
-                ports[-1] = _Port(spec, sink, source)
-            elif spec.input is not None:
-                ports[-1] = _Port(spec, sink, open_input(spec.input))
+            if spec.hardware == VIRTIO_CONSOLE:
+                continue
+            ends = open_ends(spec)
+            sink = NullSink() if ends.target is None else sink_to(ends.target)
+            ports.append(_Port(spec, sink, ends.input, ends.pty_fd))
+            terminal = terminal or ends.terminal
+        if any(spec.hardware == VIRTIO_CONSOLE for spec in specs):
+            from crosvm_py.virtio_console import open_virtio_console
+
+            virtio = open_virtio_console(specs)
+            terminal = terminal or virtio.terminal
     except BaseException:
         SerialPorts(ports, None).close()
         raise
-    return SerialPorts([*ports, *_unused(specs)], terminal)
+    return SerialPorts([*ports, *_unused(specs)], terminal, virtio)
 
 
 def _unused(specs: Sequence[SerialSpec]) -> list[_Port]:
@@ -221,15 +242,7 @@ def _unused(specs: Sequence[SerialSpec]) -> list[_Port]:
 def _check(specs: Sequence[SerialSpec]) -> None:
     places: set[str] = set()
     for spec in specs:
-        place = f"num={spec.num}"
-        if spec.hardware == "debugcon":
-            place = f"debugcon-port={spec.debugcon_port:#x}"
-            if spec.console or spec.earlycon or spec.stdin or spec.input is not None:
-                raise ConfigError(f"--serial {place}: a debug console is for output only")
-        elif spec.hardware != "serial":
-            raise ConfigError(f"--serial hardware={spec.hardware}: not serial or debugcon")
-        elif spec.num not in COM_PORTS:
-            raise ConfigError(f"--serial {place}: not in 1..4")
+        place = _place(spec)
         if place in places:
             raise ConfigError(f"--serial {place}: given twice")
         places.add(place)
@@ -240,35 +253,24 @@ def _check(specs: Sequence[SerialSpec]) -> None:
             raise ConfigError(f"--serial {name}: only one port can have it")
 
 
-def _open_sink(spec: SerialSpec) -> Sink:
-    if spec.type == "sink":
-        return NullSink()
-    if spec.type == "stdout":
-        return stream_to(STDOUT, "stdout")
-    if spec.type == "syslog":
-        return syslog_sink(SYSLOG_TAG)
-    if spec.type not in ("file", "unix"):
-        raise ConfigError(f"--serial type={spec.type}: not stdout, file, sink, syslog or unix")
-    if not spec.path:
-        raise ConfigError(f"--serial type={spec.type}: path= is missing")
-    return file_sink(spec.path) if spec.type == "file" else unix_sink(spec.path)
-
-
-def _open_stdin() -> tuple[ConsoleInput | None, Terminal | None]:
-    """Return stdin, whatever it is; nothing where it is closed."""
-    from crosvm_py import terminal
-
-    try:
-        if not terminal.is_terminal(STDIN):
-            return input_from(STDIN), None
-        owner = terminal.Terminal(STDIN)
-        own = reopen(STDIN, os.O_RDONLY)
-        fd = os.dup(STDIN) if own is None else own
-        return TerminalInput(fd, owner, terminal.EscapeKey()), owner
-    except OSError as error:
-        if error.errno == errno.EBADF:
-            return None, None
-        raise_host_error("read", "stdin", error)
+def _place(spec: SerialSpec) -> str:
+    """Check what its hardware can, and return where the port stands."""
+    place = f"num={spec.num}"
+    if spec.hardware == "debugcon":
+        place = f"debugcon-port={spec.debugcon_port:#x}"
+        if spec.console or spec.earlycon or spec.stdin or spec.input is not None:
+            raise ConfigError(f"--serial {place}: a debug console is for output only")
+    elif spec.hardware == VIRTIO_CONSOLE:
+        place = f"hardware={VIRTIO_CONSOLE},num={spec.num}"
+        if spec.earlycon:
+            raise ConfigError(f"--serial {place}: the kernel finds it too late for earlycon")
+    elif spec.hardware != "serial":
+        raise ConfigError(
+            f"--serial hardware={spec.hardware}: not serial, debugcon or {VIRTIO_CONSOLE}"
+        )
+    elif spec.num not in COM_PORTS:
+        raise ConfigError(f"--serial {place}: not in 1..4")
+    return place
 
 
 def _insert(bus: Bus, base: int, length: int, device: Uart | DebugConsole) -> None:

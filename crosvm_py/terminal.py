@@ -226,6 +226,27 @@ class Terminal:
         restore(self.fd, self.state, only_if_raw=True)
 
 
+def window_size(fd: int) -> tuple[int, int]:
+    """Return the columns and rows of the terminal, 0 and 0 where nobody knows."""
+    import termios
+
+    try:
+        rows, columns = termios.tcgetwinsize(fd)
+    except (OSError, ValueError, termios.error):  # no terminal, or it hung up
+        return 0, 0
+    return columns, rows
+
+
+def handle_resize(on_resize: Callable[[], None]) -> Callable[[], None]:
+    """Call ``on_resize``, as a signal handler, when a terminal's size changed; return the undo."""
+    old = signal.signal(signal.SIGWINCH, lambda _number, _frame: on_resize())
+
+    def undo() -> None:
+        signal.signal(signal.SIGWINCH, signal.SIG_DFL if old is None else old)
+
+    return undo
+
+
 def handle_job_control(on_continue: Callable[[], None]) -> Callable[[], None]:
     """Ignore SIGTTIN and SIGTTOU, call ``on_continue`` on SIGCONT; return what undoes it.
 

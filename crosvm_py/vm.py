@@ -9,6 +9,7 @@ import signal
 from crosvm_py.control.server import ControlServer
 from crosvm_py.control_handler import request_handler
 from crosvm_py.exit_status import VmExit
+from crosvm_py.serial_ports import VIRTIO_CONSOLE_NAME
 from crosvm_py.supervisor import Supervisor
 from crosvm_py.suspension import Suspension
 from crosvm_py.x86_64.layout import ram_ranges
@@ -81,6 +82,8 @@ class VirtualMachine:
         self._supervisor.wait_ready()
         for device in self._supervisor.devices:
             device.events = machine.plug(device)
+            if prepared.serial.virtio is not None and device.name == VIRTIO_CONSOLE_NAME:
+                prepared.serial.virtio.follow_sizes(device.command)
 
     def run(self) -> VmExit:
         """Let the guest run until something ends the VM."""

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from crosvm_py.cli.options import Arguments
 
 COM_PORTS: Final = 4
-TYPES: Final = ("stdout", "file", "sink", "syslog", "unix")
-HARDWARE: Final = ("serial", "debugcon")
+TYPES: Final = ("stdout", "file", "sink", "syslog", "unix", "unix-stream", "pty")
+PATH_TYPES: Final = ("file", "unix", "unix-stream")
+HARDWARE: Final = ("serial", "virtio-console", "debugcon")
+# hvc0 to hvc15 is what Linux has.
+VIRTIO_PORTS: Final = 16
+MAX_NAME_CHARS: Final = 64
 DEFAULT_DEBUGCON_PORT: Final = 0x402
 
 # Where the machine has other devices: PIC, PIT, i8042, RTC, UARTs, pvpanic, ACPI PM, PCI.
@@ -35,13 +39,17 @@ _TAKEN_PORTS: Final = (
 )
 
 _TYPE: Final = keyvalue.choice("type", "where the guest's output goes", TYPES, "").needed()
-_HARDWARE: Final = keyvalue.choice("hardware", "a UART or port 0x402", HARDWARE, "serial")
-_NUM: Final = keyvalue.integer("num", "which COM port, 1 to 4", 1)
+_HARDWARE: Final = keyvalue.choice("hardware", "a UART, hvcN or port 0x402", HARDWARE, "serial")
+_NUM: Final = keyvalue.integer("num", "which COM port, 1 to 4, or virtio port, 1 to 16", 1)
 _PATH: Final = keyvalue.string("path", "of the file or the unix socket")
 _INPUT: Final = keyvalue.string("input", "a file or FIFO that the guest reads")
-_CONSOLE: Final = keyvalue.flag("console", "append console=ttySN to the kernel command line")
+_CONSOLE: Final = keyvalue.flag("console", "append console=ttySN or hvcN to the command line")
 _EARLYCON: Final = keyvalue.flag("earlycon", "the kernel's early messages come here")
 _STDIN: Final = keyvalue.flag("stdin", "the guest reads our stdin")
+_NAME: Final = keyvalue.string(
+    "name", "of a virtio port, which without console is /dev/vportNpM and no terminal"
+)
+_INPUT_STREAM: Final = keyvalue.flag("input-unix-stream", "the guest reads the unix-stream too")
 _PORT: Final = keyvalue.integer("debugcon-port", "I/O port of a debugcon", DEFAULT_DEBUGCON_PORT)
 
 _FIELDS: Final = (
@@ -53,6 +61,8 @@ _FIELDS: Final = (
     _CONSOLE,
     _EARLYCON,
     _STDIN,
+    _NAME,
+    _INPUT_STREAM,
     _PORT,
 )
 
@@ -69,6 +79,8 @@ def _read_serial(option: str, text: str) -> SerialSpec:
         earlycon=values[_EARLYCON],
         stdin=values[_STDIN],
         debugcon_port=values[_PORT],
+        name=values[_NAME],
+        input_unix_stream=values[_INPUT_STREAM],
     )
     problem = _problem(spec)
     if problem:
@@ -78,24 +90,51 @@ def _read_serial(option: str, text: str) -> SerialSpec:
 
 def _problem(spec: SerialSpec) -> str | None:
     """Return what one --serial asks for that cannot be, or None."""
-    serial = spec.hardware == "serial"
+    serial, debugcon = spec.hardware == "serial", spec.hardware == "debugcon"
+    virtio = spec.hardware == "virtio-console"
     checks = {
         f"num={spec.num} is not in 1..{COM_PORTS}": serial and not 1 <= spec.num <= COM_PORTS,
+        f"num={spec.num} is not in 1..{VIRTIO_PORTS}": virtio and not 1 <= spec.num <= VIRTIO_PORTS,
         f"debugcon-port={spec.debugcon_port:#x} is not in 1..0xffff": not (
             1 <= spec.debugcon_port <= 0xFFFF
         ),
         f"debugcon-port={spec.debugcon_port:#x} is another device's": any(
             spec.debugcon_port in ports for ports in _TAKEN_PORTS
         ),
-        f"type={spec.type} needs path=": spec.type in ("file", "unix") and not spec.path,
-        f"type={spec.type} takes no path=": spec.type not in ("file", "unix")
-        and spec.path is not None,
+        f"type={spec.type} needs path=": spec.type in PATH_TYPES and not spec.path,
+        f"type={spec.type} takes no path=": spec.type not in PATH_TYPES and spec.path is not None,
+        "a debugcon can be no console": debugcon and (spec.console or spec.earlycon),
+        "a debugcon has no input": debugcon and _inputs(spec) > 0,
+        "a virtio-console is found too late for earlycon": virtio and spec.earlycon,
+        "only a virtio-console has a name=": spec.name is not None and not virtio,
+        f"name={spec.name!r:.80} is not 1 to {MAX_NAME_CHARS} letters, digits, '.', '_' or '-'": (
+            spec.name is not None and not _is_name(spec.name)
+        ),
+    }
+    return next((problem for problem, wrong in checks.items() if wrong), _input_problem(spec))
+
+
+def _input_problem(spec: SerialSpec) -> str | None:
+    checks = {
         "input= is empty": spec.input == "",
         "input= and stdin exclude each other": spec.input is not None and spec.stdin,
-        "a debugcon can be no console": not serial and (spec.console or spec.earlycon),
-        "a debugcon has no input": not serial and (spec.stdin or spec.input is not None),
+        "input-unix-stream is for type=unix-stream": spec.input_unix_stream
+        and spec.type != "unix-stream",
+        "input-unix-stream and other input exclude each other": spec.input_unix_stream
+        and _inputs(spec) > 1,
+        "a pty is the input too": spec.type == "pty" and _inputs(spec) > 0,
     }
     return next((problem for problem, wrong in checks.items() if wrong), None)
+
+
+def _inputs(spec: SerialSpec) -> int:
+    return spec.stdin + (spec.input is not None) + spec.input_unix_stream
+
+
+def _is_name(text: str) -> bool:
+    """Return whether a name can stand in a command line and in /dev/virtio-ports."""
+    plain = text.isascii() and text.replace("-", "").replace("_", "").replace(".", "").isalnum()
+    return plain and len(text) <= MAX_NAME_CHARS
 
 
 SERIAL: Final = Option(
@@ -140,4 +179,8 @@ def serial_ports(arguments: Arguments) -> tuple[SerialSpec, ...]:
 
 
 def _place(spec: SerialSpec) -> str:
-    return f"COM{spec.num}" if spec.hardware == "serial" else f"port {spec.debugcon_port:#x}"
+    if spec.hardware == "serial":
+        return f"COM{spec.num}"
+    if spec.hardware == "virtio-console":
+        return f"virtio port {spec.num}"
+    return f"port {spec.debugcon_port:#x}"

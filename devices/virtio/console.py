@@ -25,7 +25,7 @@ from devices.virtio.console_control import (
 )
 from devices.virtio.console_output import LineOutput, Output, PolledOutput, SocketOutput
 from devices.virtio.console_port import ConsolePort, Input, Size
-from devices.virtio.device import CommandError
+from devices.virtio.device import CommandError, SimpleDevice
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
@@ -117,13 +117,14 @@ def _build_output(label: str, spec: PortSpec, fds: Iterator[int]) -> Output | No
             return Output(label, next(fds), lossy=lossy)
 
 
-class Console:
+class Console(SimpleDevice):
     """Terminals and byte channels. Owns the descriptors, which are all non-blocking."""
 
     name: ClassVar[str] = "console"
     device_type: ClassVar[int] = 3
     seccomp_policy: ClassVar[str] = "console_device"
     in_order: ClassVar[bool] = True
+    own_queues: frozenset[int]  # type: ignore[misc]  # known with the ports
 
     def __init__(self, spec: ConsoleSpec, fds: Sequence[int]) -> None:
         self._specs = tuple(spec)
@@ -190,15 +191,9 @@ class Console:
         if self._control is not None:
             self._control.reset()
 
-    def pause(self) -> None:
-        """Nothing is held between two turns."""
-
-    def resume(self) -> None:
-        """The kicks that follow start everything."""
-
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
         if verb != "resize":
-            raise CommandError(f"{self.name} devices know no {verb}")
+            return super().command(verb, arguments)
         number, columns, rows = (arguments.get(key) for key in ("port", "columns", "rows"))
         if not isinstance(number, int) or not 0 <= number < len(self._ports):
             raise CommandError(f"port {number!r:.40}: there are {len(self._ports)}")

@@ -20,7 +20,7 @@ from crosvm_py.console_output import (
     NullSink,
     StreamSink,
 )
-from crosvm_py.console_targets import file_sink, stream_to, syslog_sink, unix_sink
+from crosvm_py.console_targets import open_file, open_syslog, open_unix, sink_to, stream_to
 from sys_util import log
 from sys_util.errors import HostError
 from sys_util.event_loop import EventLoop
@@ -250,7 +250,7 @@ def test_file_offset_is_shared_with_the_program_that_gave_it(tmp_path: Path) -> 
 def test_file_is_created_and_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "con.log"
     for text in (b"one\n", b"two\n"):
-        sink = file_sink(str(path))
+        sink = sink_to(open_file(str(path)))
         sink.write(text)
         sink.close()
     assert path.read_bytes() == b"one\ntwo\n"
@@ -258,7 +258,7 @@ def test_file_is_created_and_appended_to(tmp_path: Path) -> None:
 
 def test_file_may_name_an_open_descriptor(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb", buffering=0) as file:
-        sink = file_sink(f"/proc/self/fd/{file.fileno()}")
+        sink = sink_to(open_file(f"/proc/self/fd/{file.fileno()}"))
         sink.write(b"x")
         sink.close()
         assert file.tell() == 1
@@ -267,7 +267,7 @@ def test_file_may_name_an_open_descriptor(tmp_path: Path) -> None:
 def test_fifo_without_a_reader_waits_for_one(tmp_path: Path) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
-    sink = file_sink(str(path))
+    sink = sink_to(open_file(str(path)))
     sink.write(b"early")
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     assert os.read(reader, 16) == b"early"
@@ -291,12 +291,12 @@ def test_file_that_cannot_be_written_names_the_option(
         listener.bind(str(tmp_path / "socket"))
         path = str(tmp_path / name)
         with pytest.raises(HostError, match="open --serial path=") as caught:
-            file_sink(path)
+            open_file(path)
     assert reason in str(caught.value.__cause__)
 
 
 def test_full_disk_loses_output_and_goes_on(messages: list[str]) -> None:
-    sink = file_sink("/dev/full")
+    sink = sink_to(open_file("/dev/full"))
     sink.write(b"lost")
     sink.write(b"too")
     sink.close()
@@ -345,7 +345,7 @@ def received(receiver: socket.socket) -> list[bytes]:
 def test_unix_sends_a_datagram_for_each_line(
     tmp_path: Path, receiver: socket.socket, pieces: list[bytes], lines: list[bytes]
 ) -> None:
-    sink = unix_sink(str(tmp_path / "log"))
+    sink = sink_to(open_unix(str(tmp_path / "log")))
     for piece in pieces:
         sink.write(piece)
     sink.drain(0.0)
@@ -361,7 +361,7 @@ def test_unix_connects_to_a_path_longer_than_an_address(tmp_path: Path) -> None:
         receiver.bind(f"/proc/self/fd/{here}/{'d' * 60}")
         os.close(here)
         os.rename(tmp_path / ("d" * 60), directory / "log")
-        sink = unix_sink(str(directory / "log"))
+        sink = sink_to(open_unix(str(directory / "log")))
         sink.write(b"long\n")
         sink.close()
         assert receiver.recv(16) == b"long"
@@ -369,13 +369,13 @@ def test_unix_connects_to_a_path_longer_than_an_address(tmp_path: Path) -> None:
 
 def test_unix_without_a_receiver_names_the_path(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"type=unix,path=.*nobody \(a datagram socket must be"):
-        unix_sink(str(tmp_path / "nobody"), wait_seconds=0.0)
+        open_unix(str(tmp_path / "nobody"), wait_seconds=0.0)
 
 
 def test_slow_receiver_of_datagrams_gets_all_lines(
     tmp_path: Path, receiver: socket.socket, loop: EventLoop
 ) -> None:
-    sink = unix_sink(str(tmp_path / "log"))
+    sink = sink_to(open_unix(str(tmp_path / "log")))
     sink.attach(loop, threading.RLock())
     for number in range(1000):
         sink.write(b"%d\n" % number)
@@ -390,7 +390,7 @@ def test_slow_receiver_of_datagrams_gets_all_lines(
 def test_stopped_receiver_of_empty_lines_does_not_grow_the_backlog(
     tmp_path: Path, receiver: socket.socket
 ) -> None:
-    sink = unix_sink(str(tmp_path / "log"))
+    sink = sink_to(open_unix(str(tmp_path / "log")))
     for _ in range(10_000):
         sink.write(b"\n")
     assert len(sink._backlog) < BACKLOG_BYTES // 64
@@ -398,7 +398,7 @@ def test_stopped_receiver_of_empty_lines_does_not_grow_the_backlog(
 
 
 def test_syslog_lines_carry_priority_and_tag(tmp_path: Path, receiver: socket.socket) -> None:
-    sink = syslog_sink("crosvm-guest", str(tmp_path / "log"))
+    sink = sink_to(open_syslog("crosvm-guest", str(tmp_path / "log")))
     sink.write(b"hello\r\n\n")
     sink.close()
     assert received(receiver) == [b"<14>crosvm-guest[%d]: hello" % os.getpid()]
@@ -406,7 +406,7 @@ def test_syslog_lines_carry_priority_and_tag(tmp_path: Path, receiver: socket.so
 
 def test_syslog_without_a_daemon_says_so(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"type=syslog to .*is syslog there"):
-        syslog_sink("crosvm-guest", str(tmp_path / "nobody"))
+        open_syslog("crosvm-guest", str(tmp_path / "nobody"))
 
 
 def test_null_sink_takes_everything(loop: EventLoop) -> None:
@@ -418,7 +418,7 @@ def test_null_sink_takes_everything(loop: EventLoop) -> None:
 
 
 def test_sinks_are_of_the_expected_kind(tmp_path: Path, receiver: socket.socket) -> None:
-    sink = unix_sink(str(tmp_path / "log"))
+    sink = sink_to(open_unix(str(tmp_path / "log")))
     assert isinstance(sink, LineSink)
     assert isinstance(sink, StreamSink)
     sink.close()

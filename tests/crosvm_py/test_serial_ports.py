@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py import serial_ports, terminal
+from crosvm_py import console_ends, terminal
 from crosvm_py.config import SerialSpec
 from crosvm_py.console_output import NullSink
 from crosvm_py.serial_ports import SerialPorts, open_serial_ports
@@ -72,8 +72,8 @@ def board() -> Iterator[Board]:
         pytest.param([SerialSpec("sink"), SerialSpec("sink")], "num=1: given twice", id="twice"),
         pytest.param([SerialSpec("virtio")], "type=virtio: not stdout", id="type"),
         pytest.param(
-            [SerialSpec("sink", hardware="virtio-console")],
-            "hardware=virtio-console: not serial or debugcon",
+            [SerialSpec("sink", hardware="parallel")],
+            "hardware=parallel: not serial, debugcon or virtio-console",
             id="hardware",
         ),
         pytest.param([SerialSpec("file")], "type=file: path= is missing", id="no path"),
@@ -201,8 +201,8 @@ def test_input_file_reaches_the_guest(board: Board, tmp_path: Path) -> None:
 def user(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Make a terminal our stdin and stdout, as the module sees them; yield the user's end."""
     user, program = os.openpty()
-    monkeypatch.setattr(serial_ports, "STDIN", program)
-    monkeypatch.setattr(serial_ports, "STDOUT", program)
+    monkeypatch.setattr(console_ends, "STDIN", program)
+    monkeypatch.setattr(console_ends, "STDOUT", program)
     os.set_blocking(user, False)
     yield user
     os.close(user)
@@ -239,13 +239,13 @@ def test_console_help_and_leave_keys(user: int, console_ports: SerialPorts, boar
 
 
 def test_close_gives_the_terminal_back(user: int, board: Board) -> None:
-    before = terminal.save(serial_ports.STDIN)
+    before = terminal.save(console_ends.STDIN)
     ports = open_serial_ports([SerialSpec("stdout", console=True, stdin=True)])
-    assert terminal.save(serial_ports.STDIN) == before
+    assert terminal.save(console_ends.STDIN) == before
     board.plug(ports)
-    assert terminal.save(serial_ports.STDIN) != before
+    assert terminal.save(console_ends.STDIN) != before
     ports.close()
-    assert terminal.save(serial_ports.STDIN) == before
+    assert terminal.save(console_ends.STDIN) == before
 
 
 def test_warden_gives_the_terminal_back_after_a_kill(user: int, console_ports: SerialPorts) -> None:
@@ -257,7 +257,7 @@ def test_warden_gives_the_terminal_back_after_a_kill(user: int, console_ports: S
         owner.restore()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    assert terminal.save(serial_ports.STDIN) == owner.state
+    assert terminal.save(console_ends.STDIN) == owner.state
 
 
 def test_continue_after_a_stop_sets_raw_mode_again(
@@ -272,7 +272,7 @@ def test_continue_after_a_stop_sets_raw_mode_again(
 
 
 def test_closed_stdin_is_no_input(monkeypatch: pytest.MonkeyPatch, board: Board) -> None:
-    monkeypatch.setattr(serial_ports, "STDIN", 9999)
+    monkeypatch.setattr(console_ends, "STDIN", 9999)
     ports = open_serial_ports([SerialSpec("sink", stdin=True)])
     board.plug(ports)
     assert ports.terminal is None
