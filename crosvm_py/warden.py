@@ -54,11 +54,8 @@ def be_warden(
         policies: the compiled policy of every kind; ``None`` for ``--disable-sandbox``.
         kinds: the kinds of device that will be asked for, imported ahead.
     """
-    # The terminal's signals are for the vmm alone, which tells its children by the channel.
     os.setsid()
     linux.set_process_name("crosvm-warden")
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_IGN)
     if policies is not None:
         confine_warden()
     for kind in kinds:

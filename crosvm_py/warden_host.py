@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 
 from crosvm_py import warden_protocol as protocol
 from sys_util import linux
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from seccomp import Policy
 
 log = get_logger("crosvm.warden")
+
+# What a terminal or a service manager sends to a whole group is for the vmm alone, which tells its
+# children by the channel.
+_VMM_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 EXIT_BUG: Final = 70
 _STDERR: Final = 2
@@ -53,9 +58,11 @@ def start_warden(
     """
     ours, theirs = socket_pair()
     gc.freeze()  # so that no collection writes to pages which both processes have
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _VMM_SIGNALS)
     pid = os.fork()
     if pid == 0:
         _be_warden(theirs, policies, kinds, when_vmm_is_gone, keep_fds)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()
     return WardenProcess(Channel(ours, protocol.VMM_CODEC), pid)
 
@@ -69,6 +76,9 @@ def _be_warden(
 ) -> NoReturn:
     status = EXIT_BUG
     try:
+        for signum in _VMM_SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _VMM_SIGNALS)
         null_fd = _keep_only({_STDERR, sock.fileno(), *keep_fds})
         # Imported here, while the vmm imports what it alone needs.
         from crosvm_py.warden import be_warden

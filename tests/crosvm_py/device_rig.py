@@ -112,6 +112,7 @@ class DeviceRig:
     def __exit__(self, *_: object) -> None:
         for queue in self._queues:
             queue.close()
+        self._queues.clear()  # and with them their views of the memory
         self.end()
         for fd in self._pidfds.values():
             os.close(fd)

@@ -330,7 +330,7 @@ def test_flooded_device_is_ended_and_no_call_waits(rig: DeviceRig) -> None:
     [
         pytest.param(DeviceOrder("rng", "rng", b"\xc1", (), 0), "FormatError", id="garbage"),
         pytest.param(DeviceOrder("rng", "rng", b"", (), 0), "incomplete input", id="empty"),
-        pytest.param(DeviceOrder("rng", "rng", b"\x81\xa1x\x01", (), 0), "TypeError", id="field"),
+        pytest.param(DeviceOrder("rng", "rng", b"\x81\xa1x\x01", (), 0), "Error: ", id="field"),
         pytest.param(DeviceOrder("rng", "block", b"\x80", (), 0), "num_queues", id="missing"),
     ],
 )
