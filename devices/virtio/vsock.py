@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""virtio-vsock over UNIX sockets of the host (virtio 1.3 §5.10).
+
+Queues:      0 rx and 1 tx, one packet in each chain; 2 events for the driver
+Features:    VIRTIO_VSOCK_F_STREAM, VIRTIO_VSOCK_F_SEQPACKET, VIRTIO_VSOCK_F_NO_IMPLIED_STREAM
+Config:      guest_cid, read-only
+Kept fds:    the listening sockets; more are accepted and connected while the guest runs
+"""
+
+from __future__ import annotations
+
+import socket
+
+from devices.virtio.chain import ChainError
+from devices.virtio.device import SimpleDevice
+from devices.virtio.vsock_muxer import Muxer
+from devices.virtio.vsock_packet import HEADER_BYTES, SocketType
+from sys_util.errors import GuestError
+from sys_util.facts import fact
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from devices.virtio.chain import DescriptorChain
+    from devices.virtio.context import DeviceContext
+    from devices.virtio.port import QueuePort
+
+RX_QUEUE: Final = 0
+TX_QUEUE: Final = 1
+EVENT_QUEUE: Final = 2
+
+VIRTIO_VSOCK_F_STREAM: Final = 0
+VIRTIO_VSOCK_F_SEQPACKET: Final = 1
+VIRTIO_VSOCK_F_NO_IMPLIED_STREAM: Final = 2
+
+VIRTIO_VSOCK_EVENT_TRANSPORT_RESET: Final = 0
+_EVENT_BYTES: Final = 4
+
+# Below are the hypervisor's, the loopback and the host's; the highest means any (§5.10.4).
+MIN_GUEST_CID: Final = 3
+MAX_GUEST_CID: Final = 0xFFFF_FFFE
+
+# One turn of serving, before other events have theirs.
+_PACKETS_PER_TURN: Final = 128
+
+
+@fact
+class VsockSpec:
+    """What the user asked for: the guest's address, and the socket of the host's side.
+
+    Without ``socket`` the host's kernel serves the device.
+    """
+
+    cid: int
+    socket: str | None = None
+
+
+class Vsock(SimpleDevice):
+    """Carry packets between the driver's queues and the connections of ``Muxer``."""
+
+    name: ClassVar[str] = "vsock"
+    device_type: ClassVar[int] = 19
+    queue_sizes: ClassVar[tuple[int, ...]] = (256, 256, 64)
+    seccomp_policy: ClassVar[str] = "vsock_device"
+    in_order: ClassVar[bool] = True
+    own_queues: ClassVar[frozenset[int]] = frozenset((RX_QUEUE, TX_QUEUE, EVENT_QUEUE))
+
+    def __init__(self, cid: int, connect_path: bytes, listeners: Sequence[int]) -> None:
+        """Take over ``listeners``: a stream socket, and one for messages."""
+        self._cid = cid
+        types = (SocketType.STREAM, SocketType.SEQPACKET)
+        unix_types = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+        sockets = [
+            (socket.socket(socket.AF_UNIX, unix_type, 0, fileno=fd), socket_type)
+            for fd, unix_type, socket_type in zip(listeners, unix_types, types, strict=True)
+        ]
+        self._muxer = Muxer(cid, connect_path, sockets, self._schedule)
+        self._log = get_logger("devices.virtio.vsock").limited()
+        self._context: DeviceContext
+        self._scheduled = False
+        self._tx_waits = False  # for room among the resets, or for its turn
+
+    def close(self) -> None:
+        """Close every socket, the listening ones too."""
+        self._muxer.close()
+
+    def features(self) -> int:
+        return (
+            1 << VIRTIO_VSOCK_F_STREAM
+            | 1 << VIRTIO_VSOCK_F_SEQPACKET
+            | 1 << VIRTIO_VSOCK_F_NO_IMPLIED_STREAM
+        )
+
+    def config(self) -> bytes:
+        return self._cid.to_bytes(8, "little")
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """There is nothing to write."""
+
+    def activate(self, features: int) -> None:
+        types: set[int] = set()
+        # Drivers from before the feature bit know streams only (§5.10.3).
+        implied = not features >> VIRTIO_VSOCK_F_NO_IMPLIED_STREAM & 1
+        if implied or features >> VIRTIO_VSOCK_F_STREAM & 1:
+            types.add(SocketType.STREAM)
+        if features >> VIRTIO_VSOCK_F_SEQPACKET & 1:
+            types.add(SocketType.SEQPACKET)
+        self._muxer.socket_types = frozenset(types)
+
+    def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
+        raise ChainError(chain.head, f"queue {queue_index} is served by the device itself")
+
+    def reset(self) -> None:
+        self._muxer.reset()
+        self._tx_waits = False
+
+    def attach(self, context: DeviceContext) -> None:
+        self._context = context
+        self._muxer.attach(context)
+
+    def on_kick(self, index: int) -> bool:
+        if index == RX_QUEUE:
+            return self._serve_rx()
+        if index == TX_QUEUE:
+            more = self._serve_tx()
+            return self._serve_rx() or more
+        return False
+
+    def _schedule(self) -> None:
+        """Send what there is for the guest at the end of this turn of the loop."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._context.call_later(0, self._send)
+
+    def _send(self) -> None:
+        self._scheduled = False
+        if self._serve_rx():
+            self._schedule()
+
+    def _serve_rx(self) -> bool:
+        """Fill receive buffers; return whether there is more to do at once."""
+        port = self._context.port(RX_QUEUE)
+        if port is None:
+            return False
+        muxer = self._muxer
+        more = self._fill_buffers(port)
+        port.flush()
+        if self._tx_waits and not muxer.is_congested:
+            # No kick tells of what is left there, so it is asked for again until nothing is.
+            self._tx_waits = False
+            if self._serve_tx():
+                self._tx_waits = True
+            more = True
+        return more
+
+    def _fill_buffers(self, port: QueuePort) -> bool:
+        muxer = self._muxer
+        for _ in range(_PACKETS_PER_TURN):
+            if not muxer.has_output:
+                return False
+            chain = port.take()
+            if chain is None:
+                if not port.wait():
+                    return False
+            elif chain.writer.remaining <= HEADER_BYTES or chain.reader.remaining:
+                self._context.counters.count_error()
+                self._log.warning("vsock: a receive buffer of %d bytes", chain.writer.remaining)
+                port.give_back(chain)
+            elif muxer.fill(chain.writer):
+                port.give_back(chain)
+            else:
+                port.put_back(chain, 0)
+        return muxer.has_output
+
+    def _serve_tx(self) -> bool:
+        """Take the driver's packets; return whether there are more."""
+        port = self._context.port(TX_QUEUE)
+        if port is None:
+            return False
+        muxer = self._muxer
+        try:
+            for _ in range(_PACKETS_PER_TURN):
+                if muxer.is_congested:
+                    self._tx_waits = True
+                    return False
+                chain = port.take()
+                if chain is None:
+                    if not port.wait():
+                        return False
+                    continue
+                try:
+                    muxer.take(chain.reader)
+                except GuestError as error:
+                    self._context.counters.count_error()
+                    self._log.warning("vsock: %s", error)
+                port.give_back(chain)
+        finally:
+            port.flush()
+        return True

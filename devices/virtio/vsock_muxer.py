@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""All connections of one guest: who is who, who speaks next, who comes and goes.
+
+The host's side is what Firecracker and Cloud Hypervisor made of it: see ``vsock_entrance``. Their
+sockets are streams; a second socket, ``<path>.seqpacket``, takes messages in the same manner.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+
+from devices.virtio.vsock_connection import Connection
+from devices.virtio.vsock_entrance import Connector, Entrance
+from devices.virtio.vsock_hub import WATCH_NOTHING, State
+from devices.virtio.vsock_outbox import MessagePool
+from devices.virtio.vsock_packet import Op, PacketError, SocketType, read_header, reset_reply
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from devices.virtio.chain import Reader, Writer
+    from devices.virtio.context import DeviceContext
+    from devices.virtio.vsock_packet import Header
+
+# As many as Firecracker and Cloud Hypervisor have.
+MAX_CONNECTIONS: Final = 1023
+
+# The first connections get buffers with which a guest rarely waits; when there are many of them,
+# all buffers together still stay within what the jail lets the process have.
+LARGE_BUFFER_BYTES: Final = 192 * 1024
+SMALL_BUFFER_BYTES: Final = 64 * 1024
+MAX_LARGE_BUFFERS: Final = 256
+
+# Resets for packets that belong to no connection. While so many wait for receive buffers, the
+# guest's next packets wait too (virtio 1.3 §5.10.6.1).
+MAX_WAITING_RESETS: Final = 256
+
+# What Linux gives the other side of a vsock to close (VSOCK_CLOSE_TIMEOUT); here for an answer too.
+# Counted in ticks, so that time stands still for the deadlines when it does for the guest.
+DEADLINE_TICKS: Final = 8
+TICK_SECONDS: Final = 1.0
+
+# While the backlog of a listener of the host is full: two seconds, as Linux waits to connect.
+RETRIES: Final = 100
+RETRY_SECONDS: Final = 0.02
+
+# The host's ports for connections that the host begins, as in Firecracker.
+FIRST_LOCAL_PORT: Final = 1 << 30
+LOCAL_PORTS: Final = 1 << 30
+
+_log = get_logger("devices.virtio.vsock").limited()
+
+
+class _Attempt:
+    """A connection of the guest that waits for room in a listener's backlog."""
+
+    def __init__(self, request: Header, sock: socket.socket) -> None:
+        self.request = request
+        self.sock = sock
+        self.retries_left = RETRIES
+
+
+class Muxer:
+    """The table of connections, and the ``Hub`` of each of them."""
+
+    def __init__(
+        self,
+        guest_cid: int,
+        connect_path: bytes,
+        listeners: Sequence[tuple[socket.socket, SocketType]],
+        on_output: Callable[[], None],
+    ) -> None:
+        """``listeners`` become ours; ``on_output`` is called when there are packets to fetch."""
+        self.guest_cid = guest_cid
+        self.messages = MessagePool()
+        self.scratch = memoryview(bytearray(LARGE_BUFFER_BYTES))
+        self.socket_types: frozenset[int] = frozenset()  # what the driver negotiated
+        self._connector = Connector(connect_path)
+        self._entrance = Entrance(listeners, self._on_host_connect)
+        self._on_output = on_output
+        self._connections: dict[tuple[int, int], Connection] = {}
+        self._draining: set[Connection] = set()
+        self._line: deque[Connection] = deque()  # who has something for the guest
+        self._resets: deque[Header] = deque()
+        self._attempts: dict[tuple[int, int], _Attempt] = {}
+        self._retrying = False
+        self._deadlines: dict[Connection, int] = {}  # ticks; soonest first
+        self._now = 0
+        self._ticking = False
+        self._next_port = 0
+        self._context: DeviceContext
+
+    def attach(self, context: DeviceContext) -> None:
+        """Start to listen for host processes."""
+        self._context = context
+        self._entrance.attach(context, self._has_room)
+
+    def reset(self) -> None:
+        """Close everything that the guest knows of."""
+        for attempt in self._attempts.values():
+            attempt.sock.close()
+        self._attempts.clear()
+        for connection in tuple(self._connections.values()):
+            self.forget(connection)
+        self._line.clear()
+        self._resets.clear()
+        self.socket_types = frozenset()
+
+    def close(self) -> None:
+        """Close every socket."""
+        self.reset()
+        for connection in tuple(self._draining):
+            self.forget(connection)
+        self._entrance.close()
+
+    # Packets to and from the guest
+
+    @property
+    def has_output(self) -> bool:
+        """Whether ``fill`` should be called with a buffer."""
+        return bool(self._resets or self._line)
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the guest has to offer receive buffers before it is listened to again."""
+        return len(self._resets) >= MAX_WAITING_RESETS
+
+    def fill(self, writer: Writer) -> bool:
+        """Write a packet to a buffer larger than a header; return False if it was not used."""
+        if self._resets:
+            writer.write(self._resets.popleft().pack())
+            return True
+        connection = self._line.popleft()
+        connection.announced = False
+        if connection.state is State.GONE:
+            return False
+        used = connection.fill(writer)
+        if connection.has_output:
+            self.announce(connection)
+        return used
+
+    def take(self, reader: Reader) -> None:
+        """Take one packet of the guest.
+
+        Raises:
+            GuestError: it was nonsense, and has been answered as far as it has an answer.
+        """
+        try:
+            header = read_header(reader, self.guest_cid)
+            if header.socket_type not in self.socket_types:
+                raise PacketError(f"socket type {header.socket_type} was not negotiated", header)
+        except PacketError as error:
+            if error.header is not None:
+                self._refuse(error.header)
+            raise
+        connection = self._connections.get((header.dst_port, header.src_port))
+        if connection is None:
+            self._on_unknown(header)
+            return
+        try:
+            connection.on_packet(header, reader)
+        except PacketError:
+            connection.kill()
+            raise
+
+    def _refuse(self, header: Header) -> None:
+        """Answer a packet that cannot be taken: end its connection, if it has one."""
+        connection = self._connections.get((header.dst_port, header.src_port))
+        if connection is not None:
+            connection.kill()
+        elif header.op != Op.RST:
+            self._resets.append(reset_reply(header))
+
+    def _on_unknown(self, header: Header) -> None:
+        key = (header.dst_port, header.src_port)
+        attempt = self._attempts.pop(key, None)
+        if attempt is not None:
+            attempt.sock.close()  # the guest gave up, or talks before it was answered
+            self._refuse(header)
+        elif header.op == Op.REQUEST:
+            self._on_request(header)
+        else:
+            self._refuse(header)
+
+    # Connections that the guest begins
+
+    def _on_request(self, header: Header) -> None:
+        if not self._has_room():
+            _log.warning("the guest has %d connections, that is all", MAX_CONNECTIONS)
+            self._refuse(header)
+            return
+        try:
+            sock = self._connector.open(SocketType(header.socket_type))
+        except OSError as error:
+            _log.warning("no socket for the guest: %s", error.strerror)
+            self._refuse(header)
+            return
+        attempt = _Attempt(header, sock)
+        if not self._try(attempt):
+            self._attempts[header.dst_port, header.src_port] = attempt
+            self._start_retries()
+
+    def _try(self, attempt: _Attempt) -> bool:
+        """Connect; return whether that is settled, well or not."""
+        header, sock = attempt.request, attempt.sock
+        try:
+            if not self._connector.connect(sock, header.dst_port):
+                return False
+        except OSError as error:
+            level = _log.warning if error.errno in (errno.EACCES, errno.EPERM) else _log.debug
+            level("the guest cannot reach port %d: %s", header.dst_port, error.strerror)
+            sock.close()
+            self._refuse(header)
+            return True
+        connection = self._add(
+            (header.dst_port, header.src_port), SocketType(header.socket_type), sock
+        )
+        try:
+            connection.accept(header)
+        except PacketError as error:
+            _log.warning("%s", error)
+            connection.kill()
+        return True
+
+    def _start_retries(self) -> None:
+        if self._attempts and not self._retrying:
+            self._retrying = True
+            self._context.call_later(RETRY_SECONDS, self._retry)
+
+    def _retry(self) -> None:
+        self._retrying = False
+        for key, attempt in tuple(self._attempts.items()):
+            attempt.retries_left -= 1
+            if self._try(attempt):
+                del self._attempts[key]
+            elif attempt.retries_left <= 0:
+                _log.warning("port %d: the backlog of its listener stays full", key[0])
+                del self._attempts[key]
+                attempt.sock.close()
+                self._refuse(attempt.request)
+        self._start_retries()
+        self._on_output()
+
+    # Connections that the host begins
+
+    def _on_host_connect(
+        self, sock: socket.socket, socket_type: SocketType, port: int, early: bytes
+    ) -> None:
+        if socket_type not in self.socket_types:
+            _log.debug("port %d: no driver in the guest, or not for such sockets", port)
+            sock.close()
+            return
+        connection = self._add((self._local_port(port), port), socket_type, sock)
+        connection.ask(early)
+        self._on_output()
+
+    def _local_port(self, guest_port: int) -> int:
+        """Return a port of the host that is free towards ``guest_port``."""
+        while True:
+            port = FIRST_LOCAL_PORT + self._next_port
+            self._next_port = (self._next_port + 1) % LOCAL_PORTS
+            if (port, guest_port) not in self._connections:
+                return port
+
+    # The table, and what its connections need
+
+    def _has_room(self) -> bool:
+        count = len(self._connections) + len(self._draining) + len(self._attempts)
+        return count + self._entrance.waiting < MAX_CONNECTIONS
+
+    def _add(
+        self, key: tuple[int, int], socket_type: SocketType, sock: socket.socket
+    ) -> Connection:
+        many = len(self._connections) + len(self._draining) >= MAX_LARGE_BUFFERS
+        size = SMALL_BUFFER_BYTES if many else LARGE_BUFFER_BYTES
+        connection = Connection(self, key, socket_type, sock, size)
+        self._connections[key] = connection
+        return connection
+
+    def announce(self, connection: Connection) -> None:
+        if not connection.announced:
+            connection.announced = True
+            self._line.append(connection)
+
+    def watch(self, connection: Connection, events: int) -> None:
+        fd = connection.sock.fileno()
+        before, connection.watched = connection.watched, events
+        if events == before:
+            return
+        if events == WATCH_NOTHING:
+            self._context.remove_fd(fd)
+        elif before == WATCH_NOTHING:
+            self._context.add_fd(fd, lambda ready: self._on_host(connection, ready), events=events)
+        else:
+            self._context.modify_fd(fd, events)
+
+    def _on_host(self, connection: Connection, events: int) -> None:
+        connection.on_host(events)
+        self._on_output()
+
+    def start_deadline(self, connection: Connection) -> None:
+        self._deadlines.pop(connection, None)
+        self._deadlines[connection] = self._now + DEADLINE_TICKS
+        self._start_ticking()
+
+    def _start_ticking(self) -> None:
+        if self._deadlines and not self._ticking:
+            self._ticking = True
+            self._context.call_later(TICK_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = False
+        self._now += 1
+        for connection, deadline in tuple(self._deadlines.items()):
+            if deadline > self._now:
+                break
+            del self._deadlines[connection]
+            connection.on_deadline()
+        self._start_ticking()
+        self._on_output()
+
+    def free_ports(self, connection: Connection) -> None:
+        del self._connections[connection.key]
+        self._draining.add(connection)
+
+    def forget(self, connection: Connection) -> None:
+        if self._connections.get(connection.key) is connection:
+            del self._connections[connection.key]
+        self._draining.discard(connection)
+        self._deadlines.pop(connection, None)
+        connection.discard()
+        connection.state = State.GONE
