@@ -33,6 +33,37 @@ class SerialSpec:
 
 
 @fact
+class Forward:
+    """A port of the host, at one ``address`` or at all, that leads to a port of the guest."""
+
+    protocol: str  # tcp or udp
+    address: str
+    host_port: int
+    guest_port: int
+
+
+@fact
+class NetworkSpec:
+    """One network card. ``option`` is the spelling to name in messages.
+
+    Exactly one of ``tap_name``, ``tap_fds``, ``host_ip`` and ``user`` says what is behind it. An
+    empty ``mac`` and an ``mtu`` of 0 are for us to choose.
+    """
+
+    option: str = "--net"
+    tap_name: str = ""
+    tap_fds: tuple[int, ...] = ()
+    host_ip: bytes = b""
+    netmask: bytes = b""
+    user: bool = False
+    forwards: tuple[Forward, ...] = ()
+    host_loopback: bool = False
+    mac: bytes = b""
+    pairs: int = 1
+    mtu: int = 0
+
+
+@fact
 class RunConfig:
     """A whole VM. ``disks`` are in command-line order: the first is /dev/vda.
 
@@ -54,6 +85,7 @@ class RunConfig:
     sandbox: bool
     extended_status: bool
     balloon: BalloonSpec | None = None
+    networks: tuple[NetworkSpec, ...] = ()
 
     def root_parameter(self) -> str | None:
         """Return the kernel parameters that name the root disk, or None without one."""

@@ -10,6 +10,7 @@ from importlib import import_module
 
 import msgpack
 
+from devices.virtio.net_stats import NET_STATS
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -69,6 +70,12 @@ def _build_console(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
     return Console(ConsoleSpec(**fields), fds)  # type: ignore[arg-type]  # the vmm packed these
 
 
+def _build_net(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.net import Net, NetSpec
+
+    return Net(NetSpec(**fields), fds)  # type: ignore[arg-type]  # as above
+
+
 def _build_rng(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
     from devices.virtio.rng import Rng, RngSpec
 
@@ -79,6 +86,7 @@ DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
     "balloon": DeviceKind("balloon_device", "devices.virtio.balloon", _build_balloon),
     "block": DeviceKind("block_device", "devices.virtio.block", _build_block),
     "console": DeviceKind("console_device", "devices.virtio.console", _build_console),
+    "net": DeviceKind("net_device", "devices.virtio.net", _build_net, NET_STATS),
     "rng": DeviceKind("rng_device", "devices.virtio.rng", _build_rng),
 }
 

@@ -108,6 +108,10 @@ def _device_orders(config: RunConfig) -> list[DeviceOrder]:
                 size_bytes,
             )
         )
+    if config.networks:
+        from crosvm_py.net_setup import net_orders
+
+        orders += net_orders(config.networks)
     if config.rng:
         orders.append(DeviceOrder("rng", "rng", pack_spec(RngSpec()), (), 0))
     if config.balloon is not None:

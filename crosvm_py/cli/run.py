@@ -9,6 +9,8 @@ from crosvm_py.cli.balloon_options import balloon
 from crosvm_py.cli.command import Command
 from crosvm_py.cli.disks import OPTIONS as DISK_OPTIONS
 from crosvm_py.cli.disks import disks
+from crosvm_py.cli.net import OPTIONS as NET_OPTIONS
+from crosvm_py.cli.net import networks
 from crosvm_py.cli.options import Option, Positional, switch, text_option
 from crosvm_py.cli.serial import SERIAL, serial_ports
 from crosvm_py.config import RunConfig
@@ -85,6 +87,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     MEMORY,
     INITRD,
     *DISK_OPTIONS,
+    *NET_OPTIONS,
     SOCKET,
     SERIAL,
     NO_RNG,
@@ -119,6 +122,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         seccomp_log_failures=arguments.has(LOG_FAILURES),
         sandbox=not arguments.has(NO_SANDBOX),
         extended_status=extended_status,
+        networks=networks(arguments),
         balloon=balloon(arguments, memory_bytes),
     )
 

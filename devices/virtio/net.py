@@ -14,7 +14,7 @@ from struct import Struct
 
 from devices.virtio import net_features as bits
 from devices.virtio.chain import ChainError
-from devices.virtio.device import CommandError
+from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.net_control import ControlQueue
 from devices.virtio.net_ends import StreamEnd, TapEnd
 from devices.virtio.net_pair import NetPair
@@ -63,7 +63,7 @@ class NetSpec:
     uso: bool = False
 
 
-class Net:
+class Net(SimpleDevice):
     """Carry frames between the driver and the host."""
 
     name: ClassVar[str] = "net"
@@ -74,7 +74,6 @@ class Net:
     def __init__(self, spec: NetSpec, fds: Sequence[int]) -> None:
         """Serve one end per pair: ``fds``, which become ours."""
         self.queue_sizes = (QUEUE_SIZE,) * 2 * spec.pairs + (CONTROL_QUEUE_SIZE,)
-        self.own_queues = frozenset(range(len(self.queue_sizes)))
         self.stats = NetStats()
         self._spec = spec
         self._ends: list[NetEnd] = [TapEnd(fd) if spec.tap else StreamEnd(fd) for fd in fds]
@@ -84,6 +83,10 @@ class Net:
         self._mac = spec.mac
         self._forget()
         self._log = get_logger("devices.virtio.net").limited(LOG_LINES, LOG_SECONDS)
+
+    @property
+    def own_queues(self) -> frozenset[int]:  # type: ignore[override]  # here it is not the kind's
+        return frozenset(range(len(self.queue_sizes)))
 
     def features(self) -> int:
         features = bits.PLAIN_FEATURES

@@ -7,7 +7,6 @@ Both speak in frames with struct virtio_net_hdr before them. Nothing here waits.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from struct import Struct
 
@@ -17,20 +16,12 @@ from devices.virtio.net_header import (
     MIN_FRAME_BYTES,
     PLAIN_HEADER,
 )
+from sys_util import tap
 from sys_util.errors import VmmError
 from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-# <linux/if_tun.h>
-TUNSETOFFLOAD: Final = 0x400454D0
-TUNSETQUEUE: Final = 0x400454D9
-IFF_ATTACH_QUEUE: Final = 0x0200
-IFF_DETACH_QUEUE: Final = 0x0400
-
-# struct ifreq, of which TUNSETQUEUE reads the flags.
-_IFREQ_FLAGS: Final = Struct("=16xH22x")
 
 # Before each frame on the socket (passt's and QEMU's "stream" protocol).
 _LENGTH: Final = Struct(">I")
@@ -122,13 +113,12 @@ class TapEnd:
         """A TAP takes a frame whole or not at all."""
 
     def set_offloads(self, flags: int) -> None:
-        fcntl.ioctl(self.fd, TUNSETOFFLOAD, flags)
+        tap.set_offloads(self.fd, flags)
 
     def set_attached(self, *, attached: bool) -> None:
         if attached != self._attached:
             self._attached = attached
-            flag = IFF_ATTACH_QUEUE if attached else IFF_DETACH_QUEUE
-            fcntl.ioctl(self.fd, TUNSETQUEUE, _IFREQ_FLAGS.pack(flag))
+            tap.attach_queue(self.fd, attached=attached)
 
 
 class StreamEnd:

@@ -3,6 +3,14 @@
 
 from __future__ import annotations
 
+from sys_util.tap import (
+    TUN_F_CSUM,
+    TUN_F_TSO4,
+    TUN_F_TSO6,
+    TUN_F_TSO_ECN,
+    TUN_F_USO4,
+    TUN_F_USO6,
+)
 from sys_util.typing import Final
 
 VIRTIO_NET_F_CSUM: Final = 0
@@ -28,14 +36,6 @@ VIRTIO_NET_F_GUEST_USO4: Final = 54
 VIRTIO_NET_F_GUEST_USO6: Final = 55
 VIRTIO_NET_F_HOST_USO: Final = 56
 VIRTIO_NET_F_SPEED_DUPLEX: Final = 63
-
-# <linux/if_tun.h>: what may come out of a TAP that no wire could carry.
-TUN_F_CSUM: Final = 0x01
-TUN_F_TSO4: Final = 0x02
-TUN_F_TSO6: Final = 0x04
-TUN_F_TSO_ECN: Final = 0x08
-TUN_F_USO4: Final = 0x20
-TUN_F_USO6: Final = 0x40
 
 # Each bit needs all bits of its row (§5.1.3.1), and stands for this in TUNSETOFFLOAD.
 _TUN_FLAGS: Final = (

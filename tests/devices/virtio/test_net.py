@@ -12,17 +12,11 @@ import pytest
 from devices.virtio.counters import named
 from devices.virtio.device import CommandError
 from devices.virtio.net import Net, NetSpec
-from devices.virtio.net_ends import (
-    IFF_ATTACH_QUEUE,
-    IFF_DETACH_QUEUE,
-    TUNSETOFFLOAD,
-    TUNSETQUEUE,
-    StreamEnd,
-    TapEnd,
-)
+from devices.virtio.net_ends import StreamEnd, TapEnd
 from devices.virtio.net_stats import NET_STATS
 from sys_util import log
 from sys_util.event_loop import EPOLLOUT
+from sys_util.tap import IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUNSETOFFLOAD, TUNSETQUEUE
 from tests.support.net_rig import EVENT_IDX, MAC, PLAIN, Ioctls, NetRig, frame
 
 if TYPE_CHECKING:

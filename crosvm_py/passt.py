@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""User-mode networking: a passt process for each card, which jails itself.
+
+passt translates the guest's frames to sockets of an ordinary process. It talks to us over a stream
+socket that the device inherits, and ends when that is closed, whoever of us is killed: the vmm
+keeps no descriptor of it, and has nothing to stop.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from sys_util.errors import ConfigError, HostError
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crosvm_py.config import Forward, NetworkSpec
+
+_PROGRAM: Final = "passt"
+_ITS_FD: Final = 3
+_STDOUT: Final = 1
+_STDERR: Final = 2
+_MOST_WORDS: Final = 16384
+
+# What it says to every root, and about a system without a log daemon.
+_NOISE: Final = ("Don't run as root", "Failed to send")
+
+
+def start_passt(spec: NetworkSpec) -> int:
+    """Start passt for one card and return our end of its socket, the caller's, non-blocking.
+
+    It goes into the background when it is ready, so that what it cannot do is known here.
+
+    Raises:
+        ConfigError: a port cannot be forwarded, or passt is not there or refuses.
+    """
+    program = _find(spec.option)
+    for forward in spec.forwards:
+        _check_free(spec.option, forward)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    with ours, theirs:
+        status, words = _run(program, _arguments(spec), theirs.fileno())
+        if status != 0:
+            raise ConfigError(f"{spec.option}: passt: {_complaint(words) or f'status {status}'}")
+        ours.setblocking(False)
+        return ours.detach()
+
+
+def _find(option: str) -> str:
+    for folder in os.get_exec_path():
+        path = f"{folder}/{_PROGRAM}"
+        if os.access(path, os.X_OK):
+            return path
+    raise ConfigError(f"{option}: user needs passt, which is not installed (apt install passt)")
+
+
+def _arguments(spec: NetworkSpec) -> list[str]:
+    words = ["--quiet", "--fd", str(_ITS_FD), "--mtu", str(spec.mtu)]
+    if not spec.host_loopback:
+        words.append("--no-map-gw")
+    for forward in spec.forwards:
+        option = "--tcp-ports" if forward.protocol == "tcp" else "--udp-ports"
+        address = f"{forward.address}/" if forward.address else ""
+        words += [option, f"{address}{forward.host_port}:{forward.guest_port}"]
+    return words
+
+
+def _check_free(option: str, forward: Forward) -> None:
+    """Try the port: passt itself goes on without those that it cannot have."""
+    family = socket.AF_INET6 if ":" in forward.address else socket.AF_INET
+    kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(family, kind | socket.SOCK_CLOEXEC) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((forward.address, forward.host_port))
+        except OSError as error:
+            at = f"{forward.protocol} port {forward.host_port}"
+            at += f" of {forward.address}" if forward.address else ""
+            raise HostError(f"{option}: hostfwd: listen at", at) from error
+
+
+def _run(program: str, arguments: Sequence[str], fd: int) -> tuple[int, str]:
+    """Start passt with ``fd`` and return the status of what stays in the foreground."""
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid = os.posix_spawn(
+            program,
+            [_PROGRAM, *arguments],
+            {"PATH": os.defpath},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, write_fd, _STDOUT),
+                (os.POSIX_SPAWN_DUP2, write_fd, _STDERR),
+                (os.POSIX_SPAWN_DUP2, fd, _ITS_FD),
+            ],
+        )
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.set_blocking(read_fd, False)
+        try:
+            words = os.read(read_fd, _MOST_WORDS)
+        except BlockingIOError:
+            words = b""
+    except OSError as error:
+        raise HostError("start", program) from error
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
+    return status, words.decode(errors="replace")
+
+
+def _complaint(words: str) -> str:
+    """Return the last line that says something."""
+    lines = [line.strip() for line in words.splitlines()]
+    told = [line for line in lines if line and not line.startswith(_NOISE)]
+    return told[-1] if told else ""
