@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from devices.virtio.device import VirtioDevice
+    from devices.virtio.rate_limiter import RateLimits
 
     Fields = dict[str, object]
 
@@ -60,6 +61,7 @@ def _build_block(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
     from devices.virtio.block import Block, BlockSpec
 
     queues = fields.pop("num_queues")
+    fields["limits"] = _limits(fields)
     spec = BlockSpec(**fields)  # type: ignore[arg-type]  # the vmm packed these very fields
     return Block(spec, fds[0], num_queues=int(str(queues)))
 
@@ -68,6 +70,12 @@ def _build_console(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
     from devices.virtio.console import Console, ConsoleSpec
 
     return Console(ConsoleSpec(**fields), fds)  # type: ignore[arg-type]  # the vmm packed these
+
+
+def _limits(fields: Fields) -> RateLimits:
+    from devices.virtio.rate_limiter import RateLimits
+
+    return RateLimits._make(fields["limits"])  # type: ignore[arg-type]  # six numbers, packed
 
 
 def _build_net(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
@@ -79,6 +87,7 @@ def _build_net(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
 def _build_rng(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
     from devices.virtio.rng import Rng, RngSpec
 
+    fields["limits"] = _limits(fields)
     return Rng(RngSpec(**fields))  # type: ignore[arg-type]  # as above
 
 

@@ -108,13 +108,15 @@ class _DeviceProcess:
             memory,
             self._loop,
             self._worker,
+            self._serve_all,
             self._config_changed,
             self._give_up_own_queues,
         )
+        self._first = 0
         self._ready = False
         self._features = 0
         self._fds: dict[int, tuple[int, int]] = {}  # queue index -> kick, call
-        self._again: set[int] = set()  # queues that have more to do than one turn's worth
+        self._again: dict[int, None] = {}  # queues that have more to do than one turn's worth
         self._broken: set[int] = set()  # queues that wait for a reset
         device.attach(self._context)
 
@@ -193,7 +195,7 @@ class _DeviceProcess:
             case protocol.Resume(request_id):
                 self._context.release(_PAUSED)
                 self._worker.resume()
-                self._again.update(self._fds)
+                self._serve_all()
             case _:
                 raise ProtocolError(f"unexpected {type(message).__name__}")
         return request_id
@@ -209,11 +211,11 @@ class _DeviceProcess:
         except GuestError as error:
             self._give_up(index, error)
         else:
-            self._again.add(index)
+            self._again[index] = None
 
     def _stop(self, index: int) -> None:
         self._worker.stop_queue(index)
-        self._again.discard(index)
+        self._again.pop(index, None)
         kick_fd, call_fd = self._fds.pop(index, (-1, -1))
         if kick_fd < 0:
             return
@@ -224,15 +226,22 @@ class _DeviceProcess:
         os.close(call_fd)
 
     def _serve(self, index: int) -> None:
-        self._again.discard(index)
+        self._again.pop(index, None)
         try:
             if self._worker.on_kick(index):
-                self._again.add(index)
+                self._again[index] = None
         except GuestError as error:
             if index in self._device.own_queues:
                 self._give_up_own_queues(error)
             else:
                 self._give_up(index, error)
+
+    def _serve_all(self) -> None:
+        """Give every queue a turn, each time another one the first: what is limited is shared."""
+        order = sorted(index for index in self._fds if index not in self._broken)
+        self._first += 1
+        for at in range(len(order)):
+            self._again[order[(at + self._first) % len(order)]] = None
 
     def _config_changed(self) -> None:
         if self._ready:  # before, Ready will say it
@@ -247,6 +256,6 @@ class _DeviceProcess:
     def _give_up(self, index: int, error: GuestError) -> None:
         """Tell the vmm that the driver must reset us, and stop listening to the queue."""
         self._broken.add(index)
-        self._again.discard(index)
+        self._again.pop(index, None)
         self._loop.remove(self._fds[index][0])
         self._say(protocol.QueueFailed(index, str(error)[:512]))

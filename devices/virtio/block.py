@@ -14,7 +14,9 @@ from struct import Struct
 from devices.virtio.block_file import DiskFile
 from devices.virtio.block_image import MAX_ID_BYTES, SECTOR_BYTES, disk_id, open_image
 from devices.virtio.chain import ChainError
-from devices.virtio.device import RequestError, SimpleDevice
+from devices.virtio.device import RequestError
+from devices.virtio.limited import LimitedDevice
+from devices.virtio.rate_limiter import RateLimits
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Self
 
@@ -77,6 +79,7 @@ class BlockSpec:
     direct: bool = False
     lock: bool = True
     option: str = "--block"
+    limits: RateLimits = RateLimits()
 
 
 class BlockRequestError(RequestError):
@@ -93,7 +96,7 @@ class BlockRequestError(RequestError):
         return cls(VIRTIO_BLK_S_IOERR, reason)
 
 
-class Block(SimpleDevice):
+class Block(LimitedDevice):
     """Read and write the sectors of an image."""
 
     name: ClassVar[str] = "block"
@@ -108,6 +111,7 @@ class Block(SimpleDevice):
 
     def __init__(self, spec: BlockSpec, fd: int, *, num_queues: int = 1) -> None:
         """Serve the image behind ``fd``, which stays the caller's to close."""
+        super().__init__(spec.limits)
         self.queue_sizes = (QUEUE_SIZE,) * num_queues
         self._spec = spec
         self._file = DiskFile(fd, direct=spec.direct)
@@ -152,6 +156,10 @@ class Block(SimpleDevice):
 
     def reset(self) -> None:
         self._active = 0
+
+    def request_bytes(self, chain: DescriptorChain) -> int:
+        """Return the bytes of data: header and status cost nothing."""
+        return max(0, super().request_bytes(chain) - _HEADER.size - len(_STATUS_OK))
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         writer = chain.writer

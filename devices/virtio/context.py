@@ -55,6 +55,10 @@ class DeviceContext(Protocol):
         """Call ``callback`` once, ``seconds`` from now, unless the timer is cancelled."""
         ...
 
+    def serve_again(self) -> None:
+        """Give every active queue a turn soon: what held their chains back does not any more."""
+        ...
+
     def config_changed(self) -> None:
         """Say that ``device.config()`` is now another, of the same length; the driver is told."""
         ...
@@ -68,6 +72,7 @@ class LoopContext:
         memory: GuestMemory,
         loop: EventLoop,
         worker: QueueWorker,
+        serve_again: Callable[[], None],
         config_changed: Callable[[], None],
         on_guest_error: Callable[[GuestError], None],
     ) -> None:
@@ -75,6 +80,7 @@ class LoopContext:
         self.memory = memory
         self.counters = worker.counters
         self.port = worker.port
+        self.serve_again = serve_again
         self.config_changed = config_changed
         self._loop = loop
         self._on_guest_error = on_guest_error

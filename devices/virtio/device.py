@@ -9,11 +9,15 @@ from sys_util.errors import GuestError, VmmError
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from devices.virtio.chain import DescriptorChain
     from devices.virtio.context import DeviceContext
     from devices.virtio.counters import Counters
     from devices.virtio.queue import SplitQueue
     from sys_util.log import Logger
+
+    Gate = Callable[[DescriptorChain], bool]
 
 # One turn of serving: then other queues and the vmm's messages have theirs. The bytes bound how
 # long finished requests wait for their interrupt when each of them is large.
@@ -97,6 +101,15 @@ class VirtioDevice(Protocol):
         """The queues that the device serves itself, through ports and ``on_kick``."""
         ...
 
+    @property
+    def gate(self) -> Gate | None:
+        """What each chain of the other queues passes before ``handle_chain``, if anything.
+
+        A chain that it refuses stays in its queue. Then the device asks for the next turn
+        (``context.serve_again``) when it lets chains pass again.
+        """
+        ...
+
     def attach(self, context: DeviceContext) -> None:
         """Learn the surroundings, once, before the process's filter is loaded.
 
@@ -134,6 +147,7 @@ class SimpleDevice:
 
     name: ClassVar[str]
     own_queues: ClassVar[frozenset[int]] = frozenset()
+    gate: Gate | None = None
 
     def attach(self, context: DeviceContext) -> None:
         """Nothing is needed of the surroundings."""
@@ -163,6 +177,7 @@ def serve_queue(
         QueueError: the ring is unusable; the caller sets DEVICE_NEEDS_RESET.
     """
     pop, add_used, handle_chain = queue.pop, queue.add_used, device.handle_chain
+    gate = device.gate
     requests, received, sent = counters.requests, 0, 0
     chains_left, bytes_left = MAX_CHAINS_PER_TURN, MAX_BYTES_PER_TURN
     queue.disable_notification()
@@ -181,6 +196,9 @@ def serve_queue(
                     break
                 queue.disable_notification()
                 continue
+            if gate is not None and not gate(chain):
+                queue.unpop(idle=True)  # the device asks for the next turn
+                break
             chains_left -= 1
             offered = chain.reader.remaining
             try:

@@ -102,7 +102,8 @@ class SplitQueue:
         self._next_used = start
         self._published = start
         self._signalled = start  # used index when an interrupt was last thought about
-        # Whether a kick announces the next chain. If not, the device has to look by itself.
+        # Whether somebody asks for the next turn, such as the driver by a kick. If nobody does, the
+        # device has to look by itself.
         self.idle = False
         # An earlier device may have published without an interrupt, so the first answer is yes.
         self._must_signal = layout.resume
@@ -119,18 +120,21 @@ class SplitQueue:
             ChainError: this chain is malformed; the ones after it are still good.
         """
         next_avail = self._next_avail
-        if next_avail == self._avail_idx and not self._look_for_more():
-            return None
+        if next_avail == self._avail_idx:
+            avail_idx = self._avail[_IDX]
+            if avail_idx == next_avail:
+                return None
+            self._accept(avail_idx)
         head = self._avail[_RING + (next_avail & self._mask)]
         if head >= self.size:  # no such chain, so there is nothing to give back
             raise QueueError(f"head {head} outside a table of {self.size}")
         self._next_avail = (next_avail + 1) & 0xFFFF
         return self._walk(head)
 
-    def unpop(self) -> None:
+    def unpop(self, *, idle: bool = False) -> None:
         """Undo the last ``pop``: the next one returns that chain again, read anew."""
         self._next_avail = (self._next_avail - 1) & 0xFFFF
-        self.idle = False
+        self.idle = idle
 
     def add_used(self, head: int, written: int) -> None:
         """Give a chain back. ``written`` never exceeds the bytes really stored (§2.7.8.2)."""
@@ -164,8 +168,14 @@ class SplitQueue:
         else:
             self._used[_FLAGS] = 0
         full_barrier()
-        self.idle = self._next_avail == self._avail_idx and not self._look_for_more()
-        return not self.idle
+        if self._next_avail == self._avail_idx:
+            avail_idx = self._avail[_IDX]
+            if avail_idx == self._next_avail:
+                self.idle = True
+                return False
+            self._accept(avail_idx)
+        self.idle = False
+        return True
 
     def wants_interrupt(self) -> bool:
         """Return whether the driver wants to hear of what was published since the last answer."""
@@ -183,13 +193,12 @@ class SplitQueue:
             return (new - used_event - 1) & 0xFFFF < (new - old) & 0xFFFF
         return not self._avail[_FLAGS] & VIRTQ_AVAIL_F_NO_INTERRUPT
 
-    def _look_for_more(self) -> bool:
-        avail_idx = self._avail[_IDX]
+    def _accept(self, avail_idx: int) -> None:
+        """Believe the driver's index if it can be."""
         pending = (avail_idx - self._next_avail) & 0xFFFF
         if pending > self.size:
             raise QueueError(f"avail idx {avail_idx} is {pending} ahead of a queue of {self.size}")
         self._avail_idx = avail_idx
-        return pending != 0
 
     def _walk(self, head: int) -> DescriptorChain:
         """Follow the chain at ``head``, reading each descriptor once and a bounded number."""

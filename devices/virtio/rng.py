@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 
 from devices.virtio.chain import ChainError
-from devices.virtio.device import SimpleDevice
+from devices.virtio.limited import LimitedDevice
+from devices.virtio.rate_limiter import RateLimits
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 
@@ -31,9 +32,10 @@ class RngSpec:
     """What the user asked for: at most ``max_fill_bytes`` of randomness for one request."""
 
     max_fill_bytes: int = MAX_FILL_BYTES
+    limits: RateLimits = RateLimits()
 
 
-class Rng(SimpleDevice):
+class Rng(LimitedDevice):
     """Fill the driver's buffers with host randomness."""
 
     name: ClassVar[str] = "rng"
@@ -43,6 +45,7 @@ class Rng(SimpleDevice):
     in_order: ClassVar[bool] = True
 
     def __init__(self, spec: RngSpec) -> None:
+        super().__init__(spec.limits)
         self._max_fill_bytes = spec.max_fill_bytes
 
     def features(self) -> int:
@@ -56,6 +59,9 @@ class Rng(SimpleDevice):
 
     def activate(self, features: int) -> None:
         """No feature changes anything."""
+
+    def request_bytes(self, chain: DescriptorChain) -> int:
+        return min(chain.writer.remaining, self._max_fill_bytes)
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         writer = chain.writer

@@ -33,6 +33,7 @@ class FakeContext:
         self.timers: list[Timer] = []
         self.now = 0.0
         self.config_changes = 0
+        self.turns_wanted = 0
 
     def add_fd(self, fd: int, callback: Callable[[int], None], *, events: int = EPOLLIN) -> None:
         assert fd not in self.fds
@@ -48,6 +49,9 @@ class FakeContext:
         timer = Timer(self.now + seconds, callback)
         self.timers.append(timer)
         return timer
+
+    def serve_again(self) -> None:
+        self.turns_wanted += 1
 
     def config_changed(self) -> None:
         self.config_changes += 1

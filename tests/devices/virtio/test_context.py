@@ -36,6 +36,7 @@ class Surroundings:
             memory,
             self.loop,
             QueueWorker(Rng(RngSpec()), memory),
+            lambda: None,
             lambda: self.config_changes.append(None),
             self.errors.append,
         )

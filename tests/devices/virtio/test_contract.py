@@ -121,7 +121,7 @@ def test_describes_itself(running: Running) -> None:
 @pytest.mark.parametrize("case", DEVICES.values(), ids=DEVICES)
 def test_spec_crosses_to_the_device_process_as_plain_fields(case: Case) -> None:
     fields = fields_of(case.spec)
-    plain = msgpack.unpackb(msgpack.packb(fields))
+    plain = msgpack.unpackb(msgpack.packb(fields), use_list=False)
     assert plain == fields
     assert type(case.spec)(**plain) == case.spec
 

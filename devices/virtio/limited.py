@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A device of the common loop whose requests pass a rate limiter first."""
+
+from __future__ import annotations
+
+from devices.virtio.device import CommandError, SimpleDevice
+from devices.virtio.rate_limiter import LIMIT_NAMES, RateLimiter, RateLimits
+from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from devices.virtio.chain import DescriptorChain
+    from devices.virtio.context import DeviceContext
+    from sys_util.event_loop import Timer
+
+
+class LimitedDevice(SimpleDevice):
+    """Base of such a device; ``gate`` is there only while something is limited."""
+
+    def __init__(self, limits: RateLimits) -> None:
+        self.gate = None
+        self._limiter = RateLimiter(limits)
+        self._context: DeviceContext | None = None
+        self._timer: Timer | None = None
+
+    def attach(self, context: DeviceContext) -> None:
+        self._context = context
+        self._set_gate()
+
+    def request_bytes(self, chain: DescriptorChain) -> int:
+        """Return what a request costs of the bucket of bytes."""
+        return chain.reader.remaining + chain.writer.remaining
+
+    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
+        """``limit``: change the limits that ``arguments`` names, and answer with all of them."""
+        if verb != "limit":
+            return super().command(verb, arguments)
+        limits = changed_limits(self._limiter.limits, arguments)
+        if limits != self._limiter.limits:
+            self._limiter.configure(limits)
+            self._set_gate()
+            self._open()
+        return limits._asdict()
+
+    def _set_gate(self) -> None:
+        self.gate = self._admit if self._limiter.active else None
+
+    def _admit(self, chain: DescriptorChain) -> bool:
+        if self._limiter.take(self.request_bytes(chain)):
+            return True
+        if self._timer is None and self._context is not None:
+            seconds = self._limiter.retry_seconds
+            self._timer = self._context.call_later(seconds, self._open)
+        return False
+
+    def _open(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._context is not None:
+            self._context.serve_again()
+
+
+def changed_limits(limits: RateLimits, arguments: dict[str, object]) -> RateLimits:
+    """Return ``limits`` with the values of ``arguments``, the fields of the command ``limit``.
+
+    Raises:
+        CommandError: a name or a value makes no sense.
+    """
+    for name, value in arguments.items():
+        if name not in LIMIT_NAMES or type(value) is not int:
+            raise CommandError(f"limit: {name} = {value!r:.40} is no limit")
+    changed = RateLimits(**(limits._asdict() | arguments))
+    try:
+        changed.check()
+    except ConfigError as error:
+        raise CommandError(f"limit: {error}") from error
+    return changed

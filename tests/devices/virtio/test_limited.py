@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Devices of the common loop that are limited: what waits, for how long, and what changes that."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from devices.virtio import limited
+from devices.virtio.block import Block, BlockSpec
+from devices.virtio.device import CommandError
+from devices.virtio.rate_limiter import RateLimiter, RateLimits
+from devices.virtio.rng import Rng, RngSpec
+from sys_util.guest_memory import GuestMemory
+from tests.support.device_context import DriverSide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TWO_OPS = RateLimits(ops_size=2, ops_refill_time=1000)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ns = 0
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(limited, "RateLimiter", lambda limits: RateLimiter(limits, clock))
+    return clock
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    memory = GuestMemory.create([(0, 4 << 20)])
+    yield memory
+    memory.close()
+
+
+def rng(memory: GuestMemory, limits: RateLimits) -> DriverSide:
+    side = DriverSide(Rng(RngSpec(limits=limits)), memory)
+    side.start()
+    return side
+
+
+def served(side: DriverSide) -> int:
+    return len(side.queues[0].collect())
+
+
+def let_pass(side: DriverSide, clock: Clock, seconds: float) -> None:
+    clock.ns += round(seconds * 1e9)
+    side.context.advance(seconds)
+    if side.context.turns_wanted:
+        side.context.turns_wanted = 0
+        while side.worker.on_kick(0):
+            pass
+
+
+def test_device_without_limits_has_no_gate() -> None:
+    assert Rng(RngSpec()).gate is None
+
+
+def test_chains_beyond_the_limit_wait_in_the_queue(memory: GuestMemory, clock: Clock) -> None:
+    side = rng(memory, TWO_OPS)
+    for _ in range(5):
+        side.queues[0].submit([], [8])
+    side.kick(0)
+    assert served(side) == 2
+    assert side.interrupted(0)
+    assert side.worker.on_kick(0) is False
+    assert len(side.context.timers) == 1
+    let_pass(side, clock, 0.5)
+    assert served(side) == 1
+    let_pass(side, clock, 1.0)
+    assert served(side) == 2
+    side.close()
+
+
+def test_kicks_while_closed_serve_nothing_and_ask_for_nothing(
+    memory: GuestMemory, clock: Clock
+) -> None:
+    side = rng(memory, TWO_OPS)
+    for _ in range(4):
+        side.queues[0].submit([], [8])
+    for _ in range(10):
+        side.kick(0)
+    assert served(side) == 2
+    assert len(side.context.timers) == 1
+    side.close()
+
+
+def test_refused_chain_counts_for_nothing(memory: GuestMemory, clock: Clock) -> None:
+    side = rng(memory, TWO_OPS)
+    for _ in range(3):
+        side.queues[0].submit([], [8])
+    side.kick(0)
+    assert (side.worker.counters.requests, side.worker.counters.errors) == (2, 0)
+    assert side.worker.states()[0].next_avail == 2
+    side.close()
+
+
+def test_malformed_chains_go_back_without_the_limiter(memory: GuestMemory, clock: Clock) -> None:
+    side = rng(memory, RateLimits(ops_size=1, ops_refill_time=1000))
+    side.queues[0].submit([], [8])
+    side.queues[0].submit([b"readable"], [8])
+    side.kick(0)
+    assert served(side) == 1
+    let_pass(side, clock, 1.0)
+    assert served(side) == 1
+    side.close()
+
+
+def test_reset_while_closed_leaves_a_timer_that_harms_nothing(
+    memory: GuestMemory, clock: Clock
+) -> None:
+    side = rng(memory, TWO_OPS)
+    for _ in range(3):
+        side.queues[0].submit([], [8])
+    side.kick(0)
+    side.reset()
+    let_pass(side, clock, 5)
+    side.start()
+    side.queues[0].submit([], [8])
+    side.kick(0)
+    assert served(side) == 1
+    side.close()
+
+
+def test_rng_costs_what_it_fills(memory: GuestMemory, clock: Clock) -> None:
+    limits = RateLimits(bw_size=100, bw_refill_time=1000)
+    side = DriverSide(Rng(RngSpec(max_fill_bytes=10, limits=limits)), memory)
+    side.start()
+    for _ in range(12):
+        side.queues[0].submit([], [4096])
+    side.kick(0)
+    assert served(side) == 10
+    side.close()
+
+
+def test_block_costs_its_data_and_nothing_else(memory: GuestMemory, clock: Clock) -> None:
+    fd = os.memfd_create("image", os.MFD_CLOEXEC)
+    os.truncate(fd, 64 * 1024)
+    spec = BlockSpec("image", limits=RateLimits(bw_size=1024, bw_refill_time=1000))
+    side = DriverSide(Block(spec, fd), memory)
+    side.start()
+    read = struct.pack("<IIQ", 0, 0, 1)
+    flush = struct.pack("<IIQ", 4, 0, 0)
+    write = struct.pack("<IIQ", 1, 0, 1)
+    side.queues[0].submit([read], [512, 1])
+    side.queues[0].submit([flush], [1])
+    side.queues[0].submit([write, bytes(512)], [1])
+    side.queues[0].submit([flush], [1])
+    side.queues[0].submit([read], [512, 1])
+    side.kick(0)
+    assert served(side) == 4
+    let_pass(side, clock, 0.5)
+    assert served(side) == 1
+    os.close(fd)
+    side.close()
+
+
+def test_limits_can_be_set_while_it_runs(memory: GuestMemory, clock: Clock) -> None:
+    side = rng(memory, RateLimits())
+    answer = side.device.command("limit", {"ops_size": 1, "ops_refill_time": 1000})
+    assert answer == RateLimits(ops_size=1, ops_refill_time=1000)._asdict()
+    for _ in range(3):
+        side.queues[0].submit([], [8])
+    side.kick(0)
+    assert served(side) == 1
+    side.close()
+
+
+def test_lifted_limits_let_go_what_waits(memory: GuestMemory, clock: Clock) -> None:
+    side = rng(memory, TWO_OPS)
+    for _ in range(6):
+        side.queues[0].submit([], [8])
+    side.kick(0)
+    assert served(side) == 2
+    side.device.command("limit", {"ops_size": 0})
+    let_pass(side, clock, 0)
+    assert served(side) == 4
+    assert side.device.gate is None
+    side.close()
+
+
+def test_question_for_the_limits_changes_nothing(memory: GuestMemory, clock: Clock) -> None:
+    side = rng(memory, TWO_OPS)
+    for _ in range(3):
+        side.queues[0].submit([], [8])
+    side.kick(0)
+    assert side.device.command("limit", {}) == TWO_OPS._asdict()
+    assert side.device.command("limit", {"ops_size": 2}) == TWO_OPS._asdict()
+    let_pass(side, clock, 0)
+    assert served(side) == 2
+    side.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        pytest.param({"speed": 1}, "speed = 1 is no limit", id="name"),
+        pytest.param({"ops_size": "1"}, "ops_size = '1' is no limit", id="text"),
+        pytest.param({"ops_size": True}, "ops_size = True is no limit", id="boolean"),
+        pytest.param({"ops_size": None}, "ops_size = None is no limit", id="nil"),
+        pytest.param({"ops_size": -1}, "ops-size: -1 is not in 0", id="negative"),
+        pytest.param({"bw_size": 1 << 63}, "bw-size: 9223372036854775808 is not", id="too-large"),
+        pytest.param({"bw_one_time_burst": 1}, "without bw-size nothing", id="burst"),
+    ],
+)
+def test_limit_that_makes_no_sense_is_refused_and_nothing_changes(
+    memory: GuestMemory, clock: Clock, arguments: dict[str, object], reason: str
+) -> None:
+    side = rng(memory, TWO_OPS)
+    with pytest.raises(CommandError, match=reason):
+        side.device.command("limit", arguments)
+    assert side.device.command("limit", {}) == TWO_OPS._asdict()
+    side.close()
+
+
+def test_other_commands_are_unknown(memory: GuestMemory) -> None:
+    with pytest.raises(CommandError, match="rng devices know no dance"):
+        Rng(RngSpec()).command("dance", {})
