@@ -42,7 +42,9 @@ MMIO_HOLE_START: Final = 0xD000_0000
 PCI_MMIO_GPA: Final = MMIO_HOLE_START
 PCI_MMIO_BYTES: Final = 0x2400_0000
 ECAM_GPA: Final = 0xF400_0000
-ECAM_BYTES: Final = 0x400_0000
+# One bus, all there is: Linux asks every slot of each bus named here who is in it, two exits a
+# slot. With 64 buses that was 4,000 of the 5,800 exits to us in a boot.
+ECAM_BYTES: Final = 0x10_0000
 PCI_BUSES: Final = ECAM_BYTES >> 20
 IOAPIC_GPA: Final = 0xFEC0_0000
 LAPIC_GPA: Final = 0xFEE0_0000
