@@ -9,6 +9,7 @@ from sys_util.typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from devices.virtio.balloon import BalloonSpec
     from devices.virtio.block import BlockSpec
+    from devices.virtio.rng import RngSpec
 
 
 @fact
@@ -77,7 +78,7 @@ class RunConfig:
     initrd: str | None
     disks: tuple[BlockSpec, ...]
     serial: tuple[SerialSpec, ...]
-    rng: bool
+    rng: RngSpec | None
     socket: str | None
     name: str
     seccomp_policy_dir: str | None

@@ -14,7 +14,6 @@ from crosvm_py.kvm_limits import NO_VIRTUALIZATION
 from crosvm_py.serial_ports import open_serial_ports
 from crosvm_py.x86_64.layout import BOOT_LAYOUT, e820
 from devices.virtio.block import Block
-from devices.virtio.rng import RngSpec
 from kernel_loader.image import open_kernel
 from kernel_loader.load import open_initrd, plan_boot
 from seccomp import load_policy
@@ -112,8 +111,8 @@ def _device_orders(config: RunConfig) -> list[DeviceOrder]:
         from crosvm_py.net_setup import net_orders
 
         orders += net_orders(config.networks)
-    if config.rng:
-        orders.append(DeviceOrder("rng", "rng", pack_spec(RngSpec()), (), 0))
+    if config.rng is not None:
+        orders.append(DeviceOrder("rng", "rng", pack_spec(config.rng), (), 0))
     if config.balloon is not None:
         orders.append(DeviceOrder("balloon", "balloon", pack_spec(config.balloon), (), 0))
     return orders

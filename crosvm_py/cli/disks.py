@@ -7,6 +7,8 @@ What the values of one disk must be is checked where its image is opened.
 from __future__ import annotations
 
 from crosvm_py.cli import keyvalue
+from crosvm_py.cli.limits import FIELDS as LIMIT_FIELDS
+from crosvm_py.cli.limits import limits
 from crosvm_py.cli.options import Option
 from devices.virtio.block import BlockSpec
 from sys_util.errors import ConfigError
@@ -29,11 +31,16 @@ _ID: Final = keyvalue.string("id", "serial number, up to 20 bytes")
 _DIRECT: Final = keyvalue.flag("direct", "bypass the page cache (O_DIRECT)").also("o-direct")
 _LOCK: Final = keyvalue.flag("lock", "refuse an image that another VM uses", default=True)
 
-_COMMON: Final = (_PATH, _SPARSE, _BLOCK_SIZE, _ID, _DIRECT, _LOCK)
-_ALL: Final = (_PATH, _RO, _ROOT, _SPARSE, _BLOCK_SIZE, _ID, _DIRECT, _LOCK)
+_PACKED: Final = keyvalue.flag("packed-queue", "packed virtqueues; only false, there are none")
+
+_OTHERS: Final = (_SPARSE, _BLOCK_SIZE, _ID, _DIRECT, _LOCK, _PACKED, *LIMIT_FIELDS)
+_COMMON: Final = (_PATH, *_OTHERS)
+_ALL: Final = (_PATH, _RO, _ROOT, *_OTHERS)
 
 
 def _build_spec(option: str, values: keyvalue.Values, *, read_only: bool, root: bool) -> BlockSpec:
+    if values[_PACKED]:
+        raise ConfigError(f"{option}: packed-queue=true: there are only split virtqueues")
     return BlockSpec(
         path=values[_PATH],
         read_only=read_only,
@@ -44,6 +51,7 @@ def _build_spec(option: str, values: keyvalue.Values, *, read_only: bool, root: 
         direct=values[_DIRECT],
         lock=values[_LOCK],
         option=option,
+        limits=limits(option, values),
     )
 
 

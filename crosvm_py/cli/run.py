@@ -12,6 +12,8 @@ from crosvm_py.cli.disks import disks
 from crosvm_py.cli.net import OPTIONS as NET_OPTIONS
 from crosvm_py.cli.net import networks
 from crosvm_py.cli.options import Option, Positional, switch, text_option
+from crosvm_py.cli.rng import OPTIONS as RNG_OPTIONS
+from crosvm_py.cli.rng import rng
 from crosvm_py.cli.serial import SERIAL, serial_ports
 from crosvm_py.config import RunConfig
 from sys_util.errors import ConfigError, UsageError
@@ -70,7 +72,6 @@ INITRD: Final = text_option("-i --initrd", "PATH", "initial RAM disk")
 SOCKET: Final = text_option(
     "-s --socket", "PATH", "control socket; in a directory it is called crosvm-PID.sock"
 )
-NO_RNG: Final = switch("--no-rng", "no virtio-rng device")
 NAME: Final = text_option("--name", "NAME", "name of the monitor process, as ps shows it (crosvm)")
 POLICY_DIR: Final = text_option(
     "--seccomp-policy-dir", "DIR", "take the seccomp policies from here, not from the package"
@@ -90,7 +91,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     *NET_OPTIONS,
     SOCKET,
     SERIAL,
-    NO_RNG,
+    *RNG_OPTIONS,
     *BALLOON_OPTIONS,
     NAME,
     POLICY_DIR,
@@ -115,7 +116,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         initrd=arguments.get(INITRD),
         disks=disks(arguments),
         serial=serial_ports(arguments),
-        rng=not arguments.has(NO_RNG),
+        rng=rng(arguments),
         socket=arguments.get(SOCKET),
         name=arguments.get(NAME) or "crosvm",
         seccomp_policy_dir=arguments.get(POLICY_DIR),

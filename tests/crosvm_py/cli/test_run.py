@@ -13,6 +13,7 @@ from crosvm_py.cli.options import parse
 from crosvm_py.cli.run import COMMAND, OPTIONS, build_config
 from crosvm_py.config import RunConfig, SerialSpec, disk_name
 from devices.virtio.block import BlockSpec
+from devices.virtio.rng import RngSpec
 from sys_util.errors import ConfigError, UsageError
 
 MIB = 1 << 20
@@ -33,7 +34,7 @@ def test_run_kernel_alone_gives_the_defaults() -> None:
         initrd=None,
         disks=(),
         serial=(CONSOLE, *SINKS),
-        rng=True,
+        rng=RngSpec(),
         socket=None,
         name="crosvm",
         seccomp_policy_dir=None,
@@ -52,7 +53,7 @@ def test_run_every_plain_option_reaches_its_field() -> None:
     assert made.params == ("quiet", "ro")
     assert (made.cpus, made.memory_bytes) == (4, 1024 * MIB)
     assert (made.initrd, made.socket, made.name) == ("initrd", "/run/s", "web")
-    assert (made.rng, made.sandbox, made.seccomp_log_failures) == (False, False, True)
+    assert (made.rng, made.sandbox, made.seccomp_log_failures) == (None, False, True)
     assert (made.seccomp_policy_dir, made.kernel) == ("/p", "bzImage")
 
 
