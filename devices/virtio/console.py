@@ -167,8 +167,12 @@ class Console(SimpleDevice):
         self._negotiated_multiport = bool(features >> VIRTIO_CONSOLE_F_MULTIPORT & 1)
         if self._control is not None:
             self._control.with_size = bool(features >> VIRTIO_CONSOLE_F_SIZE & 1)
-        if not self._negotiated_multiport:
-            self._ports[0].open()
+        if self._negotiated_multiport:
+            return
+        self._ports[0].open()
+        if features >> VIRTIO_CONSOLE_F_SIZE & 1 and self._context is not None:
+            # Linux reads the size only when it is told of a change.
+            self._context.config_changed()
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         raise ChainError(chain.head, f"queue {queue_index} is the device's own")
