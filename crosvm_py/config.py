@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from devices.virtio.rate_limiter import RateLimits
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING
 
@@ -62,6 +63,7 @@ class NetworkSpec:
     mac: bytes = b""
     pairs: int = 1
     mtu: int = 0
+    limits: RateLimits = RateLimits()
 
 
 @fact

@@ -81,6 +81,7 @@ def _limits(fields: Fields) -> RateLimits:
 def _build_net(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
     from devices.virtio.net import Net, NetSpec
 
+    fields["limits"] = _limits(fields)
     return Net(NetSpec(**fields), fds)  # type: ignore[arg-type]  # as above
 
 

@@ -65,14 +65,15 @@ def open_network(spec: NetworkSpec) -> Network:
     mac = spec.mac or _random_mac()
     if spec.user:
         fd = start_passt(spec)
-        return Network(NetSpec(mac, spec.mtu, tap=False), (fd,))
+        return Network(NetSpec(mac, spec.mtu, tap=False, limits=spec.limits), (fd,))
     fds = _adopt(spec) if spec.tap_fds else _open(spec)
     try:
         for fd in fds:
             tap.set_header_size(fd, HEADER_BYTES)
         name, _ = tap.describe_queue(fds[0])
         mtu = _configure(spec, name)
-        return Network(NetSpec(mac, mtu, pairs=spec.pairs, uso=_has_uso(fds[0])), tuple(fds))
+        facts = NetSpec(mac, mtu, spec.pairs, uso=_has_uso(fds[0]), limits=spec.limits)
+        return Network(facts, tuple(fds))
     except OSError as error:
         _close(fds)
         raise HostError("set up", f"the TAP of {spec.option}") from error

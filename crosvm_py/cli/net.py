@@ -9,6 +9,8 @@ from __future__ import annotations
 import socket
 
 from crosvm_py.cli import keyvalue
+from crosvm_py.cli.limits import FIELDS as LIMIT_FIELDS
+from crosvm_py.cli.limits import limits
 from crosvm_py.cli.options import Option, text_option
 from crosvm_py.cli.scanner import parse_number
 from crosvm_py.config import Forward, NetworkSpec
@@ -178,6 +180,7 @@ _MTU: Final = keyvalue.integer("mtu", f"longest packet, {MIN_MTU} to {MAX_MTU}",
 FIELDS: Final = (
     *(_TAP_NAME, _TAP_FD, _HOST_IP, _NETMASK, _USER, _HOSTFWD, _HOST_LOOPBACK),
     *(_MAC, _PAIRS, _MTU),
+    *LIMIT_FIELDS,
 )
 _KINDS: Final = (_TAP_NAME, _TAP_FD, _HOST_IP, _USER)
 
@@ -205,6 +208,7 @@ def _read_net(option: str, text: str) -> NetworkSpec:
         mac=values[_MAC],
         pairs=pairs,
         mtu=values[_MTU] or (USER_MTU if user else 0),
+        limits=limits(option, values),
     )
     _check(spec)
     return spec

@@ -15,10 +15,12 @@ from struct import Struct
 from devices.virtio import net_features as bits
 from devices.virtio.chain import ChainError
 from devices.virtio.device import CommandError, SimpleDevice
+from devices.virtio.limited import changed_limits
 from devices.virtio.net_control import ControlQueue
 from devices.virtio.net_ends import StreamEnd, TapEnd
 from devices.virtio.net_pair import NetPair
 from devices.virtio.net_stats import NetStats
+from devices.virtio.rate_limiter import RateLimiter, RateLimits
 from sys_util.facts import fact
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
@@ -61,6 +63,7 @@ class NetSpec:
     pairs: int = 1
     tap: bool = True
     uso: bool = False
+    limits: RateLimits = RateLimits()  # for each direction
 
 
 class Net(SimpleDevice):
@@ -76,6 +79,7 @@ class Net(SimpleDevice):
         self.queue_sizes = (QUEUE_SIZE,) * 2 * spec.pairs + (CONTROL_QUEUE_SIZE,)
         self.stats = NetStats()
         self._spec = spec
+        self._limiters = (RateLimiter(spec.limits), RateLimiter(spec.limits))
         self._ends: list[NetEnd] = [TapEnd(fd) if spec.tap else StreamEnd(fd) for fd in fds]
         self._pairs: list[NetPair] = []
         self._context: DeviceContext | None = None
@@ -109,8 +113,11 @@ class Net(SimpleDevice):
     def attach(self, context: DeviceContext) -> None:
         self._context = context
         for end in self._ends:
-            number = len(self._pairs)
-            self._pairs.append(NetPair(2 * number, end, self.stats, context, self._on_gone))
+            self._pairs.append(
+                NetPair(
+                    2 * len(self._pairs), end, self.stats, self._limiters, context, self._on_gone
+                )
+            )
 
     def activate(self, features: int) -> None:
         self._features = features
@@ -156,13 +163,15 @@ class Net(SimpleDevice):
             self._tell()
 
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
-        """``link`` with ``up``; ``stats``."""
+        """``link`` with ``up``; ``limit`` with what shall change; ``stats``."""
         if verb == "link":
             up = arguments.get("up")
             if not isinstance(up, bool):
                 raise CommandError("link: up or down is missing")
             self._set_link(up=up)
             return {}
+        if verb == "limit":
+            return self._limit(arguments)
         if verb == "stats":
             return self.stats.as_dict()
         raise CommandError(f"{self.name} devices know no {verb}")
@@ -225,6 +234,16 @@ class Net(SimpleDevice):
             self._announce = up and bool(self._features >> bits.VIRTIO_NET_F_GUEST_ANNOUNCE & 1)
             self._set_carriers()
             self._tell()
+
+    def _limit(self, arguments: dict[str, object]) -> dict[str, object]:
+        before = self._limiters[0].limits
+        limits = changed_limits(before, arguments)
+        if limits != before:
+            for limiter in self._limiters:
+                limiter.configure(limits)
+            if self._context is not None:
+                self._context.serve_again()
+        return limits._asdict()
 
     def _on_gone(self, error: EndGoneError) -> None:
         """The host's end is no more: to the guest this is a cable that was pulled."""

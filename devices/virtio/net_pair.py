@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from devices.virtio.context import DeviceContext
     from devices.virtio.net_ends import NetEnd
     from devices.virtio.net_stats import NetStats
+    from devices.virtio.rate_limiter import RateLimiter
+    from sys_util.event_loop import Timer
 
 
 class NetPair:
@@ -29,10 +31,14 @@ class NetPair:
         first_queue: int,
         end: NetEnd,
         stats: NetStats,
+        limiters: tuple[RateLimiter, RateLimiter],
         context: DeviceContext,
         on_gone: Callable[[EndGoneError], None],
     ) -> None:
-        """``on_gone`` is told once that the host's end is no more."""
+        """``limiters`` are for receiving and for sending, for all pairs of the card together.
+
+        ``on_gone`` is told once that the host's end is no more.
+        """
         self._first_queue = first_queue
         self._features = 0
         self._end = end
@@ -40,8 +46,9 @@ class NetPair:
         self._context = context
         self._on_gone = on_gone
         self._gone = False
-        self._receive = ReceiveQueue(end, stats)
-        self._transmit = TransmitQueue(end, stats)
+        self._receive = ReceiveQueue(end, stats, limiters[0])
+        self._transmit = TransmitQueue(end, stats, limiters[1])
+        self._timer: Timer | None = None
         self._listening = False  # for frames of the host
         self._watched = 0  # the events that the loop waits for
         self._attached = True
@@ -92,8 +99,8 @@ class NetPair:
         self._watch()
 
     def _on_ready(self, events: int) -> None:
-        if events & ~EPOLLIN:
-            self._serve()
+        if events & ~EPOLLIN and self._serve():
+            self._context.serve_again()
         if events & ~EPOLLOUT and self._listening:
             self._pump()
         else:
@@ -103,7 +110,9 @@ class NetPair:
         port = self._context.port(self._first_queue + 1)
         if port is not self._transmit.port:
             self._transmit.start(port, self._features)
-        return self._guard(self._transmit.serve)
+        more = self._guard(self._transmit.serve)
+        self._try_again_after(self._transmit.retry_seconds)
+        return more
 
     def _pump(self) -> None:
         port = self._context.port(self._first_queue)
@@ -111,12 +120,18 @@ class NetPair:
             self._receive.start(port, self._features)
         self._listening = self._guard(self._receive.pump)
         if self._listening and self._end.buffered:
-            self._context.call_later(0, self._pump_more)
+            self._context.serve_again()
+        self._try_again_after(self._receive.retry_seconds)
         self._watch()
 
-    def _pump_more(self) -> None:
-        if self._listening:
-            self._pump()
+    def _try_again_after(self, seconds: float) -> None:
+        """Take a turn when a limiter lets frames pass again; not before, if a turn is to come."""
+        if seconds and self._timer is None:
+            self._timer = self._context.call_later(seconds, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._context.serve_again()
 
     def _guard(self, serve: Callable[[], bool | None]) -> bool:
         """Call ``serve``; when the host's end turns out to be gone, nothing passes any more."""

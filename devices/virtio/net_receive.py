@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from devices.virtio.net_ends import NetEnd
     from devices.virtio.net_stats import NetStats
     from devices.virtio.port import QueuePort
+    from devices.virtio.rate_limiter import RateLimiter
 
 # One turn. A driver that offers only unusable chains gets no more of our time than another.
 MAX_FRAMES_PER_TURN: Final = 64
@@ -30,9 +31,12 @@ _MAX_VECTORS: Final = 1023
 class ReceiveQueue:
     """One receive queue. ``port`` is ``None`` while the driver has not enabled it."""
 
-    def __init__(self, end: NetEnd, stats: NetStats) -> None:
+    def __init__(self, end: NetEnd, stats: NetStats, limiter: RateLimiter) -> None:
         self.port: QueuePort | None = None
+        self.retry_seconds = 0.0  # not 0: the limiter lets nothing pass before
         self._end = end
+        self._limiter = limiter
+        self._unpaid_bytes = 0  # of the last frame: only then its length is known
         self._stats = stats
         self._spill = memoryview(bytearray(HEADER_BYTES + MAX_FRAME_BYTES))
         self._merge = False
@@ -56,7 +60,8 @@ class ReceiveQueue:
     def pump(self) -> bool:
         """Deliver some frames; return whether the host's end is what to wait for.
 
-        If not, the driver has no buffers, and will kick when it has.
+        If not, the driver has no buffers, and will kick when it has, or ``retry_seconds`` say when
+        to try again.
 
         Raises:
             QueueError: the queue is unusable.
@@ -65,8 +70,11 @@ class ReceiveQueue:
         if port is None:
             return False
         self._chains_left = MAX_CHAINS_PER_TURN
+        self.retry_seconds = 0.0
         try:
             for _ in range(MAX_FRAMES_PER_TURN):
+                if self._unpaid_bytes and not self._pay():
+                    return False
                 if self._rest:
                     if not self._store_rest(port):
                         return False
@@ -88,6 +96,14 @@ class ReceiveQueue:
                 self._stats.rx_dropped += 1
         except BlockingIOError:
             pass
+
+    def _pay(self) -> bool:
+        """Return whether the limiter lets the last frame have passed, and so the next one come."""
+        if self._limiter.take(self._unpaid_bytes):
+            self._unpaid_bytes = 0
+            return True
+        self.retry_seconds = self._limiter.retry_seconds
+        return False
 
     def _forget(self) -> None:
         self._held: deque[DescriptorChain] = deque()  # taken, nothing stored in them
@@ -134,6 +150,8 @@ class ReceiveQueue:
             stats.rx_dropped += 1  # the chain stays held, for the next one
             return
         stats.rx_frames += 1
+        if self._limiter.active:
+            self._unpaid_bytes = length - HEADER_BYTES
         if len(vectors[0]) > 1:
             stats.rx_large += vectors[0][1] != 0
         if not self._guest_csum:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from devices.virtio.net_ends import NetEnd
     from devices.virtio.net_stats import NetStats
     from devices.virtio.port import QueuePort
+    from devices.virtio.rate_limiter import RateLimiter
 
 MAX_FRAMES_PER_TURN: Final = 64
 
@@ -31,24 +32,28 @@ class _Frame(NamedTuple):
 class TransmitQueue:
     """One transmit queue. ``port`` is ``None`` while the driver has not enabled it."""
 
-    def __init__(self, end: NetEnd, stats: NetStats) -> None:
+    def __init__(self, end: NetEnd, stats: NetStats, limiter: RateLimiter) -> None:
         self.port: QueuePort | None = None
         self.carrier = True  # without it frames go nowhere
+        self.retry_seconds = 0.0  # not 0: the limiter lets nothing pass before
         self._end = end
         self._stats = stats
         self._rules = HeaderRules(0)
+        self._limiter = limiter
         self._waiting: _Frame | None = None
+        self._paid = False  # for the frame that waits
 
     @property
     def blocked(self) -> bool:
         """Whether the host takes nothing now: serve again when its end can be written."""
-        return self._waiting is not None or self._end.unsent
+        return self._end.unsent or (self._waiting is not None and not self.retry_seconds)
 
     def start(self, port: QueuePort | None, features: int) -> None:
         """Serve another port from now on; nothing is left of an earlier one."""
         self.port = port
         self._rules = HeaderRules(features)
         self._waiting = None
+        self._paid = False
 
     def pause(self) -> None:
         """Hold nothing of the driver's any more."""
@@ -64,6 +69,7 @@ class TransmitQueue:
             EndGoneError: the network is no more.
         """
         port = self.port
+        self.retry_seconds = 0.0
         if port is None:
             return False
         try:
@@ -75,9 +81,10 @@ class TransmitQueue:
                         return False
                     continue
                 self._waiting = frame
-                if not self._send(frame):
+                if not (self._paid or self._pay(frame)) or not self._send(frame):
                     return False
                 self._waiting = None
+                self._paid = False
                 port.give_back(frame.chain)
         finally:
             port.flush()
@@ -98,6 +105,15 @@ class TransmitQueue:
             self._stats.tx_malformed += 1
             port.give_back(chain)
         return None
+
+    def _pay(self, frame: _Frame) -> bool:
+        """Return whether the limiter lets a frame pass."""
+        limiter = self._limiter
+        if limiter.active and not limiter.take(frame.readable_bytes - HEADER_BYTES):
+            self.retry_seconds = limiter.retry_seconds
+            return False
+        self._paid = True
+        return True
 
     def _send(self, frame: _Frame) -> bool:
         """Pass a frame on or drop it; return whether either was possible."""

@@ -9,6 +9,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from devices.virtio.net import Net, NetSpec
+from devices.virtio.rate_limiter import RateLimits
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
 
@@ -19,6 +20,7 @@ MAC = bytes.fromhex("525400123456")
 PLAIN = bytes(12)
 EVENT_IDX = 1 << 29
 MRG_RXBUF = 1 << 15
+NO_LIMITS = RateLimits()
 
 
 def header(
@@ -52,7 +54,14 @@ class Ioctls:
 class NetRig:
     """One card. ``hosts[i]`` is the far side of its i-th TAP queue, or of its stream."""
 
-    def __init__(self, *, pairs: int = 1, tap: bool = True, without: int = EVENT_IDX) -> None:
+    def __init__(
+        self,
+        *,
+        pairs: int = 1,
+        tap: bool = True,
+        without: int = EVENT_IDX,
+        limits: RateLimits = NO_LIMITS,
+    ) -> None:
         kind = socket.SOCK_DGRAM if tap else socket.SOCK_STREAM
         self.hosts: list[socket.socket] = []
         self.ends: list[socket.socket] = []
@@ -62,7 +71,7 @@ class NetRig:
             end.setblocking(False)
             self.hosts.append(host)
             self.ends.append(end)
-        self.spec = NetSpec(MAC, 1500, pairs=pairs, tap=tap)
+        self.spec = NetSpec(MAC, 1500, pairs=pairs, tap=tap, limits=limits)
         self.device = Net(self.spec, [end.fileno() for end in self.ends])
         self.memory = GuestMemory.create([(0, 16 << 20)])
         self.driver = DriverSide(self.device, self.memory, without=without)

@@ -277,7 +277,9 @@ def test_stream_frames_read_ahead_are_delivered_without_another_event(
     rig.offer(*[100] * 200)
     rig.host.send(b"".join(struct.pack(">I", 60) + frame(60, seed) for seed in range(150)))
     rig.driver.context.fire(rig.end_fd)
-    rig.driver.context.advance(1)
+    assert rig.driver.context.turns_wanted
+    rig.driver.kick(0)
+    rig.driver.kick(0)
     assert [data[12:] for data in rig.received()] == [frame(60, seed) for seed in range(150)]
 
 
