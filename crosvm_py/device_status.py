@@ -19,6 +19,7 @@ class DeviceStatus:
         self.dead = False
         self.paused = False
         self.needs_reset = False
+        self.restarts = 0
         self._queues: dict[int, int] = {}  # index -> size of those that are enabled
 
     def activated(self, queues: Iterable[QueueActivation]) -> None:

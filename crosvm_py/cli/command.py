@@ -85,6 +85,18 @@ def _load_powerbtn() -> Command:
     return POWERBTN
 
 
+def _load_devices() -> Command:
+    from crosvm_py.cli.devices import DEVICES
+
+    return DEVICES
+
+
+def _load_limit() -> Command:
+    from crosvm_py.cli.devices import LIMIT
+
+    return LIMIT
+
+
 def _load_balloon() -> Command:
     from crosvm_py.cli.balloon import BALLOON
 
@@ -115,6 +127,8 @@ COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "suspend": _load_suspend,
     "resume": _load_resume,
     "powerbtn": _load_powerbtn,
+    "devices": _load_devices,
+    "limit": _load_limit,
     "balloon": _load_balloon,
     "balloon_stats": _load_balloon_stats,
     "doctor": _load_doctor,

@@ -45,7 +45,7 @@ def _arguments(command: Command) -> str:
     positional = command.positional
     if not positional.at_most:
         return ""
-    repeated = positional.at_most > 1 and not positional.metavar.endswith("…")
+    repeated = positional.at_most > positional.at_least and "…" not in positional.metavar
     return positional.metavar + (f" [{positional.metavar}…]" if repeated else "")
 
 

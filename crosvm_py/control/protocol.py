@@ -8,6 +8,7 @@ one at a time. Numbers are never reused; a VM that is too old for a request answ
 from __future__ import annotations
 
 from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery, BalloonSet, BalloonState
+from crosvm_py.control.devices import DeviceLimits, DeviceList, LimitDevice, ListDevices
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 from sys_util.wire import Codec, text
@@ -70,11 +71,29 @@ class Failed:
 
 
 Request: TypeAlias = (
-    Stop | Suspend | Resume | PowerButton | BalloonSet | BalloonAdjust | BalloonQuery
+    Stop
+    | Suspend
+    | Resume
+    | PowerButton
+    | ListDevices
+    | LimitDevice
+    | BalloonSet
+    | BalloonAdjust
+    | BalloonQuery
 )
-Response: TypeAlias = Done | Failed | BalloonState
+Response: TypeAlias = Done | Failed | DeviceList | DeviceLimits | BalloonState
 
 REQUESTS: Final = Codec(
-    (Stop, Suspend, Resume, PowerButton, BalloonSet, BalloonAdjust, BalloonQuery)
+    (
+        Stop,
+        Suspend,
+        Resume,
+        PowerButton,
+        ListDevices,
+        LimitDevice,
+        BalloonSet,
+        BalloonAdjust,
+        BalloonQuery,
+    )
 )
-RESPONSES: Final = Codec((Done, Failed, BalloonState))
+RESPONSES: Final = Codec((Done, Failed, DeviceList, DeviceLimits, BalloonState))

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The control messages about devices; part of ``protocol``."""
+
+from __future__ import annotations
+
+from devices.virtio.rate_limiter import LIMIT_NAMES
+from sys_util.facts import fact
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from sys_util.wire import U16, U32, U64, boolean, optional, record, sequence, text
+
+if TYPE_CHECKING:
+    from sys_util.wire import Check
+
+MAX_NAME_CHARS: Final = 64
+_MAX_DEVICES: Final = 32
+_MAX_QUEUES: Final = 64
+_MAX_COUNTERS: Final = 32
+
+
+@fact
+class ListDevices:
+    """Tell every device; ``DeviceList`` is the answer."""
+
+    TYPE: ClassVar[int] = 5
+    FIELDS: ClassVar[tuple[Check, ...]] = ()
+
+
+@fact
+class LimitDevice:
+    """Change the limits of a device's requests: one value for each of ``LIMIT_NAMES``.
+
+    Those that are nil stay as they are; ``DeviceLimits`` is the answer.
+    """
+
+    TYPE: ClassVar[int] = 6
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        text(MAX_NAME_CHARS),
+        sequence(optional(U64), len(LIMIT_NAMES)),
+    )
+    device: str
+    values: tuple[int | None, ...]
+
+
+class QueueInfo(NamedTuple):
+    """One queue of a device."""
+
+    size: int
+    enabled: bool
+
+
+class CounterInfo(NamedTuple):
+    """One number that only grows."""
+
+    name: str
+    value: int
+
+
+class DeviceInfo(NamedTuple):
+    """One device as the vmm knows it."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
+    name: str
+    pid: int
+    state: str
+    policy: str
+    queues: tuple[QueueInfo, ...]
+    counters: tuple[CounterInfo, ...]
+
+
+@fact
+class DeviceList:
+    """Every device, in the order of their slots."""
+
+    TYPE: ClassVar[int] = 66
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        sequence(
+            record(
+                DeviceInfo,
+                U16,
+                text(MAX_NAME_CHARS),
+                U32,
+                text(16),
+                text(MAX_NAME_CHARS),
+                sequence(record(QueueInfo, U16, boolean), _MAX_QUEUES),
+                sequence(record(CounterInfo, text(MAX_NAME_CHARS), U64), _MAX_COUNTERS),
+            ),
+            _MAX_DEVICES,
+        ),
+    )
+    devices: tuple[DeviceInfo, ...]
+
+
+@fact
+class DeviceLimits:
+    """The limits of a device's requests as they are now, in the order of ``LIMIT_NAMES``."""
+
+    TYPE: ClassVar[int] = 67
+    FIELDS: ClassVar[tuple[Check, ...]] = (sequence(U64, len(LIMIT_NAMES)),)
+    values: tuple[int, ...]
