@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A running ``crosvm run`` on this machine: its console, its processes, and what is left of it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Self
+
+ROOT: Final = Path(__file__).parents[2]
+# Everything here takes well below a second; the rest is for a machine that is busy.
+PATIENCE_SECONDS: Final = 120.0
+
+
+class Processes(NamedTuple):
+    """The process ids of one VM; devices by name."""
+
+    vmm: int
+    warden: int
+    devices: dict[str, int]
+
+    def all(self) -> list[int]:
+        return [self.vmm, self.warden, *self.devices.values()]
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of every thread."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def has_ended(pidfd: int) -> bool:
+    """Wait a while for the end of a process."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(PATIENCE_SECONDS * 1000))
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Look again until something is so, for a while."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
+class Vmm:
+    """One run; use it in a ``with`` statement. With ``terminal`` its stdio is a pseudo-terminal."""
+
+    def __init__(self, words: Sequence[str | Path], *, terminal: bool = False) -> None:
+        command = [sys.executable, "-m", "crosvm_py", "--extended-status", "run", *map(str, words)]
+        self.output = b""
+        self._pidfds: list[int] = []
+        self.program = -1  # the program's end of the pseudo-terminal
+        if terminal:
+            self.user, self.program = pty.openpty()
+            self.modes = termios.tcgetattr(self.program)
+            self.process = subprocess.Popen(
+                ["setsid", "--ctty", *command],
+                cwd=ROOT,
+                stdin=self.program,
+                stdout=self.program,
+                stderr=subprocess.PIPE,
+            )
+        else:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            assert self.process.stdout is not None
+            self.user = os.dup(self.process.stdout.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+        for fd in (self.user, self.program, *self._pidfds):
+            if fd >= 0:
+                os.close(fd)
+
+    def type(self, keys: bytes) -> None:
+        """Send input to the guest's console."""
+        if self.process.stdin is not None:
+            self.process.stdin.write(keys)
+            self.process.stdin.flush()
+        else:
+            os.write(self.user, keys)
+
+    def wait_for(self, text: bytes) -> None:
+        """Read the console until ``text`` is there."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while text not in self.output:
+            ended = self.process.poll() is not None
+            ready, _, _ = select.select([self.user], [], [], 0.1)
+            data = os.read(self.user, 65536) if ready else b""
+            self.output += data
+            assert data or not ended, (self.output, self.log())
+            assert time.monotonic() < deadline, self.output
+
+    def processes(self) -> Processes:
+        """Find the VM's processes and keep hold of them for ``nothing_is_left``."""
+        vmm = self.process.pid
+        (warden,) = (pid for pid in children(vmm) if name_of(pid) == "crosvm-warden")
+        found = Processes(vmm, warden, {name_of(pid): pid for pid in children(warden)})
+        self._pidfds += [os.pidfd_open(pid) for pid in found.all()[1:]]
+        return found
+
+    def nothing_is_left(self) -> bool:
+        """Wait until every process that ``processes`` found has ended."""
+        return all(has_ended(pidfd) for pidfd in self._pidfds)
+
+    def wait(self) -> int:
+        """Wait for the end and return the exit status."""
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def is_raw(self) -> bool:
+        """Return whether the terminal passes every key through."""
+        return not termios.tcgetattr(self.program)[3] & (termios.ICANON | termios.ECHO)
+
+    def is_restored(self) -> bool:
+        """Return whether the terminal is in the modes that it was found in."""
+        return termios.tcgetattr(self.program) == self.modes
+
+    def hang_up(self) -> None:
+        """Close the terminal, as a window that is closed does."""
+        os.close(self.user)
+        os.close(self.program)
+        self.user = self.program = -1
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def log(self) -> str:
+        """Return what is on stderr; the process has ended."""
+        assert self.process.stderr is not None
+        return self.process.stderr.read().decode()
