@@ -45,11 +45,16 @@ class IdMap(NamedTuple):
     gid: int
 
 
-def id_map_for(pid: int) -> IdMap:
-    """Choose the host's ids for a jailed process: unprivileged, and its own where we are root."""
+def id_map_for(pid: int, owner: IdMap | None = None) -> IdMap:
+    """Choose the host's ids for a jailed process: unprivileged, and its own where we are root.
+
+    ``owner`` instead for a device that has to reach sockets of that user; only root can give it.
+    """
     uid, gid = os.geteuid(), os.getegid()
     if uid != 0:
         return IdMap(uid, gid)
+    if owner is not None:
+        return owner
     return IdMap(FIRST_DEVICE_UID + pid, FIRST_DEVICE_UID + pid)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 
+import prctl
+
 from jail.namespaces import JAILED_ID
 from jail.steps import (
     AssumeIds,
@@ -16,6 +18,7 @@ from jail.steps import (
     LoadFilter,
     NoNewPrivileges,
     NotDumpable,
+    OneDirectoryRoot,
 )
 from sys_util import linux
 from sys_util.errors import HostError
@@ -101,22 +104,33 @@ def confine_vmm() -> None:
     _take(NoNewPrivileges())
 
 
-def confine_warden() -> None:
+def confine_warden(*, maps_root: bool = False) -> None:
     """Leave the warden of root what maps the ids of its devices, ends them and tidies up.
 
     The warden of an ordinary user has nothing to lose. It stays dumpable, as its children are born:
     else their id maps would belong to root.
 
+    Args:
+        maps_root: a device may have to be root outside its namespace (user_namespaces(7)).
+
     Raises:
         HostError: a step was refused.
     """
     if os.geteuid() == 0:
-        _take(DropCapabilities(_WARDEN_CAPABILITIES))
+        extra = {prctl.CAP_SETFCAP} if maps_root else set()
+        _take(DropCapabilities(_WARDEN_CAPABILITIES | extra))
     _take(NoNewPrivileges())
 
 
 def device_jail(
-    *, policy_name: str, bpf: bytes, keep_fds: Iterable[int], max_file_bytes: int
+    *,
+    policy_name: str,
+    bpf: bytes,
+    keep_fds: Iterable[int],
+    max_file_bytes: int,
+    directory: str = "",
+    max_open_files: int = MAX_OPEN_FILES,
+    max_processes: int = 0,
 ) -> JailPlan:
     """Return the one jail that every device process enters.
 
@@ -125,13 +139,16 @@ def device_jail(
         bpf: the compiled policy.
         keep_fds: the descriptors that stay open.
         max_file_bytes: the largest file offset the device may write at; 0 for none.
+        directory: what it sees of the host's files, read-only; nothing for nearly every device.
+        max_open_files: descriptors at one time.
+        max_processes: processes and threads of its user; the kernel's own on its behalf count too.
     """
     return JailPlan(
         steps=(
             CloseFds(frozenset(keep_fds)),
             AssumeIds(JAILED_ID, JAILED_ID),
             DieWithParent(),  # after the change of ids, which clears the request
-            EmptyRoot(),
+            OneDirectoryRoot(directory) if directory else EmptyRoot(),
             LimitResources(
                 (
                     ("CORE", 0),
@@ -139,8 +156,8 @@ def device_jail(
                     ("FSIZE", max_file_bytes),
                     ("MEMLOCK", 0),
                     ("MSGQUEUE", 0),
-                    ("NOFILE", MAX_OPEN_FILES),
-                    ("NPROC", 0),
+                    ("NOFILE", max_open_files),
+                    ("NPROC", max_processes),
                     ("SIGPENDING", 0),
                 )
             ),

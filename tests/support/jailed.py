@@ -9,15 +9,23 @@ from collections.abc import Callable
 
 import msgpack
 
-from jail.namespaces import clone_into, id_map_for, write_id_maps
+from jail.namespaces import IdMap, clone_into, id_map_for, write_id_maps
 from jail.plan import JailPlan, device_jail
 
 
-def jail_without_filter(keep: set[int]) -> JailPlan:
-    return device_jail(policy_name="none", bpf=b"", keep_fds=keep, max_file_bytes=0)
+def jail_without_filter(keep: set[int], directory: str = "") -> JailPlan:
+    return device_jail(
+        policy_name="none", bpf=b"", keep_fds=keep, max_file_bytes=0, directory=directory
+    )
 
 
-def in_jail(probe: Callable[[], object], extra_fds: tuple[int, ...] = ()) -> object:
+def in_jail(
+    probe: Callable[[], object],
+    extra_fds: tuple[int, ...] = (),
+    *,
+    directory: str = "",
+    owner: IdMap | None = None,
+) -> object:
     """Return what ``probe`` returns (msgpack-able) from inside the device jail, door open."""
     result_read, result_write = os.pipe()
     go_read, go_write = os.pipe()
@@ -25,7 +33,7 @@ def in_jail(probe: Callable[[], object], extra_fds: tuple[int, ...] = ()) -> obj
     if pid == 0:
         try:
             os.read(go_read, 1)
-            jail_without_filter({0, 1, 2, result_write, *extra_fds}).enter()
+            jail_without_filter({0, 1, 2, result_write, *extra_fds}, directory).enter()
             try:
                 found = probe()
             except OSError as error:
@@ -35,7 +43,7 @@ def in_jail(probe: Callable[[], object], extra_fds: tuple[int, ...] = ()) -> obj
             os.write(result_write, msgpack.packb(f"{type(error).__name__}: {error}"))
         finally:
             os._exit(0)
-    write_id_maps(pid, id_map_for(pid))
+    write_id_maps(pid, id_map_for(pid, owner))
     os.write(go_write, b"!")
     for fd in (result_write, go_read, go_write):
         os.close(fd)
