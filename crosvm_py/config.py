@@ -10,6 +10,7 @@ from sys_util.typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from devices.virtio.balloon import BalloonSpec
     from devices.virtio.block import BlockSpec
+    from devices.virtio.vsock import VsockSpec
     from devices.virtio.rng import RngSpec
 
 
@@ -88,6 +89,7 @@ class RunConfig:
     sandbox: bool
     extended_status: bool
     balloon: BalloonSpec | None = None
+    vsock: VsockSpec | None = None
     networks: tuple[NetworkSpec, ...] = ()
 
     def root_parameter(self) -> str | None:

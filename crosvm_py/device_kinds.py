@@ -10,6 +10,7 @@ from importlib import import_module
 
 import msgpack
 
+from crosvm_py.warden_protocol import NO_DIRECTORY, Directory
 from devices.virtio.net_stats import NET_STATS
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -26,12 +27,17 @@ class DeviceKind(NamedTuple):
     """What is known of a device before it exists.
 
     ``counters`` names what its kind counts besides requests and bytes, in the order of their cells.
+    ``sees_sockets``: its jail shows a directory of sockets, whose owner it becomes. The kernel's
+    threads on its behalf count as processes of its user.
     """
 
     policy_name: str
     module: str
     build: Callable[[Fields, Sequence[int]], VirtioDevice]
     counters: tuple[str, ...] = ()
+    sees_sockets: bool = False
+    max_open_files: int = 192  # two eventfds for each of 64 queues, and the process's own
+    max_processes: int = 0
 
     def preload(self) -> None:
         """Import what the device's process needs, so that it never has to."""
@@ -41,7 +47,8 @@ class DeviceKind(NamedTuple):
 class DeviceOrder(NamedTuple):
     """A device process to be made: its name and kind, its packed Spec, its descriptors.
 
-    ``max_file_bytes`` is the highest offset it may write at in any file, 0 for none.
+    ``max_file_bytes`` is the highest offset it may write at in any file, 0 for none; ``directory``
+    what it sees of the host's files.
     """
 
     name: str
@@ -49,6 +56,7 @@ class DeviceOrder(NamedTuple):
     spec: bytes
     fds: tuple[int, ...]
     max_file_bytes: int
+    directory: Directory = NO_DIRECTORY
 
 
 def _build_balloon(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
@@ -92,12 +100,26 @@ def _build_rng(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
     return Rng(RngSpec(**fields))  # type: ignore[arg-type]  # as above
 
 
+def _build_vsock(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.vsock import Vsock, VsockSpec
+
+    connect_path = str(fields.pop("connect_path"))
+    return Vsock(VsockSpec(**fields), connect_path, fds)  # type: ignore[arg-type]  # as above
+
+
 DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
     "balloon": DeviceKind("balloon_device", "devices.virtio.balloon", _build_balloon),
     "block": DeviceKind("block_device", "devices.virtio.block", _build_block),
     "console": DeviceKind("console_device", "devices.virtio.console", _build_console),
     "net": DeviceKind("net_device", "devices.virtio.net", _build_net, NET_STATS),
     "rng": DeviceKind("rng_device", "devices.virtio.rng", _build_rng),
+    "vsock": DeviceKind(
+        "vsock_device",
+        "devices.virtio.vsock",
+        _build_vsock,
+        sees_sockets=True,
+        max_open_files=1280,  # a socket for each of 1,023 connections
+    ),
 }
 
 

@@ -51,6 +51,7 @@ class Preparation(NamedTuple):
     device_policies: dict[str, Policy] | None  # None: --disable-sandbox
     vmm_policy: Policy | None
     socket: BoundSocket | None
+    vsock_sockets: tuple[BoundSocket, ...]
 
 
 def prepare(config: RunConfig, stack: ExitStack) -> Preparation:
@@ -70,6 +71,14 @@ def prepare(config: RunConfig, stack: ExitStack) -> Preparation:
     orders = _device_orders(config)
     if serial.virtio is not None:
         orders.append(serial.virtio.order())
+    vsock_sockets: tuple[BoundSocket, ...] = ()
+    if config.vsock is not None:
+        from crosvm_py.vsock_setup import prepare_vsock
+
+        order, vsock_sockets = prepare_vsock(config.vsock, sandbox=config.sandbox)
+        for vsock_socket in vsock_sockets:
+            stack.callback(vsock_socket.unlink)
+        orders.append(order)
     devices = tuple(orders)
     device_policies, vmm_policy = _policies(config, devices)
     bound = None
@@ -77,7 +86,9 @@ def prepare(config: RunConfig, stack: ExitStack) -> Preparation:
         bound = bind_control_socket(config.socket)
         stack.callback(bound.close)
         stack.callback(bound.unlink)
-    return Preparation(kvm, plan, devices, serial, device_policies, vmm_policy, bound)
+    return Preparation(
+        kvm, plan, devices, serial, device_policies, vmm_policy, bound, vsock_sockets
+    )
 
 
 def _plan_boot(config: RunConfig, serial: SerialPorts, stack: ExitStack) -> BootPlan:

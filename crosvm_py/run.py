@@ -60,5 +60,7 @@ def _tidying(prepared: Preparation) -> Callable[[], None]:
             terminal.restore()
         if bound is not None:
             bound.unlink()
+        for vsock in prepared.vsock_sockets:
+            vsock.unlink()
 
     return tidy

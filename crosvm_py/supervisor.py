@@ -81,7 +81,13 @@ class Supervisor:
             on_failure=lambda: self._on_failure(device),
         )
         message = protocol.Spawn(
-            device_id, order.name, order.kind, order.spec, memory.regions, order.max_file_bytes
+            device_id,
+            order.name,
+            order.kind,
+            order.spec,
+            memory.regions,
+            order.max_file_bytes,
+            order.directory,
         )
         fds = [device.their_end.fileno(), memory.fd, page.fd, *order.fds]
         try:

@@ -17,7 +17,7 @@ import socket
 from crosvm_py import warden_protocol as protocol
 from crosvm_py.device_kinds import DEVICE_KINDS
 from crosvm_py.device_process import run_device
-from jail.namespaces import clone_into, id_map_for, write_id_maps
+from jail.namespaces import IdMap, clone_into, id_map_for, write_id_maps
 from jail.plan import confine_warden, device_jail
 from jail.steps import DieWithParent
 from sys_util import linux
@@ -57,7 +57,7 @@ def be_warden(
     os.setsid()
     linux.set_process_name("crosvm-warden")
     if policies is not None:
-        confine_warden()
+        confine_warden(maps_root=any(DEVICE_KINDS[kind].sees_sockets for kind in kinds))
     for kind in kinds:
         DEVICE_KINDS[kind].preload()
     gc.freeze()
@@ -141,7 +141,7 @@ class _Warden:
                 _be_device(order, fds, go_read, self._null_fd, self._jail(order, fds))
             try:
                 if policies is not None:
-                    write_id_maps(pid, id_map_for(pid))
+                    write_id_maps(pid, id_map_for(pid, _owner(order.directory)))
             except HostError:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -155,12 +155,16 @@ class _Warden:
     def _jail(self, order: protocol.Spawn, fds: list[int]) -> JailPlan | None:
         if self._policies is None:
             return None
-        policy = self._policies[DEVICE_KINDS[order.kind].policy_name]
+        kind = DEVICE_KINDS[order.kind]
+        policy = self._policies[kind.policy_name]
         return device_jail(
             policy_name=policy.name,
             bpf=policy.bpf,
             keep_fds=_STDIO.union(fds),
             max_file_bytes=order.max_file_bytes,
+            directory=order.directory.path,
+            max_open_files=kind.max_open_files,
+            max_processes=kind.max_processes,
         )
 
     def _bury(self, child: _Child) -> None:
@@ -170,6 +174,10 @@ class _Warden:
         del self._children[child.device_id]
         status = os.waitstatus_to_exitcode(wait_status)
         self._channel.send(protocol.Exited(child.device_id, child.pid, status))
+
+
+def _owner(directory: protocol.Directory) -> IdMap | None:
+    return IdMap(directory.uid, directory.gid) if directory.path else None
 
 
 def _be_device(

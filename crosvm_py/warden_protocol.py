@@ -5,13 +5,27 @@ from __future__ import annotations
 
 from sys_util.facts import fact
 from sys_util.guest_memory import MemoryRegion
-from sys_util.typing import TYPE_CHECKING, ClassVar, Final
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 from sys_util.wire import I32, U32, U64, Codec, blob, record, sequence, text
 
 if TYPE_CHECKING:
     from sys_util.wire import Check
 
 _MAX_REGIONS: Final = 16
+
+
+class Directory(NamedTuple):
+    """A directory of sockets that a device sees, and its owner, whom the device becomes.
+
+    Without ``path`` there is none.
+    """
+
+    path: str
+    uid: int
+    gid: int
+
+
+NO_DIRECTORY: Final = Directory("", 0, 0)
 
 
 @fact
@@ -29,6 +43,7 @@ class Spawn:
         blob(8192),
         sequence(record(MemoryRegion, U64, U64, U64), _MAX_REGIONS),
         U64,
+        record(Directory, text(4096), U32, U32),
     )
     device_id: int
     name: str
@@ -36,6 +51,7 @@ class Spawn:
     spec: bytes
     regions: tuple[MemoryRegion, ...]
     max_file_bytes: int
+    directory: Directory = NO_DIRECTORY
 
 
 @fact

@@ -15,6 +15,8 @@ from crosvm_py.cli.options import Option, Positional, switch, text_option
 from crosvm_py.cli.rng import OPTIONS as RNG_OPTIONS
 from crosvm_py.cli.rng import rng
 from crosvm_py.cli.serial import SERIAL, serial_ports
+from crosvm_py.cli.vsock import OPTIONS as VSOCK_OPTIONS
+from crosvm_py.cli.vsock import vsock
 from crosvm_py.config import RunConfig
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final
@@ -89,6 +91,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     INITRD,
     *DISK_OPTIONS,
     *NET_OPTIONS,
+    *VSOCK_OPTIONS,
     SOCKET,
     SERIAL,
     *RNG_OPTIONS,
@@ -125,6 +128,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         extended_status=extended_status,
         networks=networks(arguments),
         balloon=balloon(arguments, memory_bytes),
+        vsock=vsock(arguments),
     )
 
 

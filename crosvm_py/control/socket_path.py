@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where the control socket lies: made with mode 0600, never over something that is in use."""
+"""Where our sockets lie: made with mode 0600, never over something that is in use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import stat
 import struct
 
 from sys_util.errors import ConfigError, HostError
-from sys_util.typing import Final
+from sys_util.typing import Final, NamedTuple
 
 # sockaddr_un.sun_path has 108 bytes, the last of them NUL.
 MAX_PATH_BYTES: Final = 107
@@ -18,11 +18,21 @@ MAX_PATH_BYTES: Final = 107
 _BACKLOG: Final = 64
 _ATTEMPTS: Final = 8
 _UCRED: Final = struct.Struct("iII")  # pid, uid, gid
-_TYPE: Final = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+_NEW: Final = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+
+
+class SocketUse(NamedTuple):
+    """The option that asks for a socket, and whether that one is a stream or takes messages."""
+
+    option: str
+    kind: int
+
+
+CONTROL: Final = SocketUse("--socket", socket.SOCK_SEQPACKET)
 
 
 class BoundSocket:
-    """A listening control socket and the file that leads to it. Owns the socket, not the file."""
+    """A listening socket and the file that leads to it. Owns the socket, not the file."""
 
     def __init__(self, sock: socket.socket, path: str, dev: int, ino: int) -> None:
         self.sock = sock
@@ -50,15 +60,25 @@ def bind_control_socket(path: str) -> BoundSocket:
     """
     if os.path.isdir(path):
         path = os.path.join(path, f"crosvm-{os.getpid()}.sock")
-    length = len(os.fsencode(path))
-    if length > MAX_PATH_BYTES:
-        raise ConfigError(f"--socket: {path}: {length} bytes, a socket path has {MAX_PATH_BYTES}")
+    return bind_socket(path, CONTROL)
+
+
+def bind_socket(path: str, use: SocketUse, *, reserve_bytes: int = 0) -> BoundSocket:
+    """Listen at ``path``, which with ``reserve_bytes`` more is still the path of a socket.
+
+    Raises:
+        ConfigError: something else is there, or the path is too long.
+        HostError: the host does not let us make a socket there.
+    """
+    length, limit = len(os.fsencode(path)), MAX_PATH_BYTES - reserve_bytes
+    if length > limit:
+        raise ConfigError(f"{use.option}: {path}: {length} bytes, a socket path has {limit}")
     for _ in range(_ATTEMPTS):
-        bound = _try_bind(path)
+        bound = _try_bind(path, use)
         if bound is not None:
             return bound
-        _remove_stale(path)
-    raise ConfigError(f"--socket: {path}: other processes keep taking it")
+        _remove_stale(path, use)
+    raise ConfigError(f"{use.option}: {path}: other processes keep taking it")
 
 
 def unlink_if_ours(path: str, dev: int, ino: int) -> None:
@@ -78,9 +98,9 @@ def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
-def _try_bind(path: str) -> BoundSocket | None:
+def _try_bind(path: str, use: SocketUse) -> BoundSocket | None:
     """Bind and listen, or return None when something is there already."""
-    sock = socket.socket(socket.AF_UNIX, _TYPE)
+    sock = socket.socket(socket.AF_UNIX, use.kind | _NEW)
     try:
         # Linux takes the mode of the file from the socket's own inode (unix_bind_bsd), so it is
         # never more open than this, whatever the umask.
@@ -91,9 +111,9 @@ def _try_bind(path: str) -> BoundSocket | None:
         sock.close()
         if error.errno == errno.EADDRINUSE:
             return None
-        raise HostError("bind --socket", path) from error
+        raise HostError(f"bind {use.option}", path) from error
     # Between bind and listen it looked stale, so another process may have replaced it by now.
-    if _listener(path) != os.getpid():
+    if _listener(path, use) != os.getpid():
         sock.close()
         return None
     # The connection of this question waits in the backlog; the server will find it closed.
@@ -101,13 +121,13 @@ def _try_bind(path: str) -> BoundSocket | None:
     return BoundSocket(sock, os.path.abspath(path), found.st_dev, found.st_ino)
 
 
-def _listener(path: str) -> int | None:
+def _listener(path: str, use: SocketUse) -> int | None:
     """Return the pid of the process that listens at ``path``, or None when nobody does.
 
     Raises:
-        ConfigError: we cannot tell, or it is no control socket.
+        ConfigError: we cannot tell, or it is no such socket.
     """
-    with socket.socket(socket.AF_UNIX, _TYPE) as probe:
+    with socket.socket(socket.AF_UNIX, use.kind | _NEW) as probe:
         try:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
@@ -115,11 +135,11 @@ def _listener(path: str) -> int | None:
         except BlockingIOError:
             return 0  # its backlog is full: somebody listens
         except OSError as error:
-            raise ConfigError(f"--socket: {path}: is in use ({error.strerror})") from error
+            raise ConfigError(f"{use.option}: {path}: is in use ({error.strerror})") from error
         return peer_credentials(probe)[0]
 
 
-def _remove_stale(path: str) -> None:
+def _remove_stale(path: str, use: SocketUse) -> None:
     """Remove the socket at ``path`` if nobody listens on it.
 
     It is moved aside before the second look: of two processes that find the same stale socket,
@@ -129,7 +149,7 @@ def _remove_stale(path: str) -> None:
         ConfigError: somebody listens, or it is no socket.
         HostError: we may not remove it.
     """
-    _refuse_if_in_use(path)
+    _refuse_if_in_use(path, use)
     aside = f"{path}.{os.getpid()}"
     try:
         os.rename(path, aside)
@@ -137,23 +157,23 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise HostError("replace --socket", path) from error
+        raise HostError(f"replace {use.option}", path) from error
     try:
-        if _listener(f"/proc/self/fd/{handle}") is not None:
+        if _listener(f"/proc/self/fd/{handle}", use) is not None:
             os.link(aside, path)
     except (ConfigError, OSError) as error:
-        raise ConfigError(f"--socket: {path}: another process takes it, now {aside}") from error
+        raise ConfigError(f"{use.option}: {path}: another process takes it, now {aside}") from error
     finally:
         os.close(handle)
     os.unlink(aside)
 
 
-def _refuse_if_in_use(path: str) -> None:
+def _refuse_if_in_use(path: str, use: SocketUse) -> None:
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"--socket: {path}: exists and is not a socket")
-    if _listener(path) is not None:
-        raise ConfigError(f"--socket: {path}: in use, another VM listens there")
+        raise ConfigError(f"{use.option}: {path}: exists and is not a socket")
+    if _listener(path, use) is not None:
+        raise ConfigError(f"{use.option}: {path}: in use, another VM listens there")

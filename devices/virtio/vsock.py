@@ -9,6 +9,7 @@ Kept fds:    the listening sockets; more are accepted and connected while the gu
 
 from __future__ import annotations
 
+import os
 import socket
 
 from devices.virtio.chain import ChainError
@@ -67,16 +68,19 @@ class Vsock(SimpleDevice):
     in_order: ClassVar[bool] = True
     own_queues: ClassVar[frozenset[int]] = frozenset((RX_QUEUE, TX_QUEUE, EVENT_QUEUE))
 
-    def __init__(self, cid: int, connect_path: bytes, listeners: Sequence[int]) -> None:
-        """Take over ``listeners``: a stream socket, and one for messages."""
-        self._cid = cid
+    def __init__(self, spec: VsockSpec, connect_path: str, listeners: Sequence[int]) -> None:
+        """Take over ``listeners``: a stream socket, and one for messages.
+
+        ``connect_path`` is the socket's path as the device sees it.
+        """
+        self._cid = spec.cid
         types = (SocketType.STREAM, SocketType.SEQPACKET)
         unix_types = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
         sockets = [
             (socket.socket(socket.AF_UNIX, unix_type, 0, fileno=fd), socket_type)
             for fd, unix_type, socket_type in zip(listeners, unix_types, types, strict=True)
         ]
-        self._muxer = Muxer(cid, connect_path, sockets, self._schedule)
+        self._muxer = Muxer(spec.cid, os.fsencode(connect_path), sockets, self._schedule)
         self._log = get_logger("devices.virtio.vsock").limited()
         self._context: DeviceContext
         self._scheduled = False

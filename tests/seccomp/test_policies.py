@@ -17,18 +17,20 @@ from seccomp.simulate import decode, run, simulate
 from seccomp.syscalls import AUDIT_ARCH_X86_64
 from seccomp.verify import probes
 
-POLICIES: Final = ("balloon_device", "block_device", "net_device", "rng_device", "vmm")
-DEVICES: Final = ("balloon_device", "block_device", "net_device", "rng_device")
+DEVICES: Final = ("balloon_device", "block_device", "net_device", "rng_device", "vsock_device")
+POLICIES: Final = (*DEVICES, "vmm")
 MOST_CALLS: Final = {
     "balloon_device": 16,
     "block_device": 24,
     "net_device": 20,
     "rng_device": 16,
     "vmm": 48,
+    "vsock_device": 24,
 }
 
 RW: Final = C["PROT_READ"] | C["PROT_WRITE"]
 PRIVATE: Final = C["MAP_PRIVATE"] | C["MAP_ANONYMOUS"]
+NEW: Final = C["SOCK_NONBLOCK"] | C["SOCK_CLOEXEC"]
 ENOENT: Final = Action("errno", 2)
 
 NEVER_ALLOWED: Final = (
@@ -174,6 +176,21 @@ def test_mmap_gives_private_memory_only(name: str, args: tuple[int, ...], action
         ("rng_device", "madvise", (0, 4096, C["MADV_REMOVE"]), TRAP),
         ("rng_device", "recvmsg", (3, 0, C["MSG_CMSG_CLOEXEC"]), ALLOW),
         ("rng_device", "recvmsg", (3, 0, C["MSG_PEEK"]), TRAP),
+        ("vsock_device", "socket", (C["AF_UNIX"], NEW | C["SOCK_STREAM"]), ALLOW),
+        ("vsock_device", "socket", (C["AF_UNIX"], NEW | C["SOCK_SEQPACKET"]), ALLOW),
+        ("vsock_device", "socket", (C["AF_UNIX"], NEW | C["SOCK_DGRAM"]), TRAP),
+        ("vsock_device", "socket", (C["AF_UNIX"], C["SOCK_STREAM"]), TRAP),
+        ("vsock_device", "socket", (C["AF_INET"], NEW | C["SOCK_STREAM"]), TRAP),
+        ("vsock_device", "socket", (C["AF_VSOCK"], NEW | C["SOCK_STREAM"]), TRAP),
+        ("vsock_device", "socket", (C["AF_NETLINK"], NEW | C["SOCK_STREAM"]), TRAP),
+        ("vsock_device", "connect", (3, 0, 110), ALLOW),
+        ("vsock_device", "connect", (3, 0, 111), TRAP),
+        ("vsock_device", "connect", (3, 0, 2), TRAP),
+        ("vsock_device", "accept4", (3, 0, 0, C["SOCK_CLOEXEC"]), ALLOW),
+        ("vsock_device", "accept4", (3, 0, 0, 0), TRAP),
+        ("vsock_device", "shutdown", (3, C["SHUT_WR"]), ALLOW),
+        ("vsock_device", "shutdown", (3, C["SHUT_RDWR"]), TRAP),
+        ("vsock_device", "getrandom", (0, 16, 0), TRAP),
         ("vmm", "ioctl", (3, C["KVM_RUN"]), ALLOW),
         ("vmm", "ioctl", (3, C["KVM_IRQFD"]), ALLOW),
         ("vmm", "ioctl", (0, C["TCSETS"]), ALLOW),

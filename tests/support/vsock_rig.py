@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from devices.virtio.vsock import Vsock
+from devices.virtio.vsock import Vsock, VsockSpec
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
 
@@ -61,7 +61,7 @@ class VsockRig:
         ]
         fds = [listener.detach() for listener in self.listeners]
         self.memory = GuestMemory.create([(0, 4 << 20)])
-        self.device = Vsock(CID, bytes(self.path), fds)
+        self.device = Vsock(VsockSpec(CID), f"{self.path}", fds)
         self.driver = DriverSide(self.device, self.memory, without=without)
         self.size = size
         self._sockets: list[socket.socket] = []

@@ -128,8 +128,8 @@ def test_bind_socket_that_went_live_after_the_first_look_is_put_back(
 ) -> None:
     bind(tmp_path / "s")
     real = socket_path._refuse_if_in_use
-    looks = iter([lambda _path: None, real])
-    monkeypatch.setattr(socket_path, "_refuse_if_in_use", lambda path: next(looks)(path))
+    looks = iter([lambda _path, _use: None, real])
+    monkeypatch.setattr(socket_path, "_refuse_if_in_use", lambda path, use: next(looks)(path, use))
     with pytest.raises(ConfigError, match="in use, another VM listens"):
         bind(tmp_path / "s")
     assert _connects(tmp_path / "s")

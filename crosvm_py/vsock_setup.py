@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The host's side of vsock: its sockets bound, or the kernel's device opened, before the fork."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from crosvm_py.control.socket_path import SocketUse, bind_socket
+from crosvm_py.device_kinds import DeviceOrder, pack_spec
+from crosvm_py.warden_protocol import NO_DIRECTORY, Directory
+from sys_util.errors import ConfigError, HostError
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from crosvm_py.control.socket_path import BoundSocket
+    from devices.virtio.vsock import VsockSpec
+
+OPTION: Final = "--vsock"
+
+# Beside the socket lie its sister for messages and, made by the host's programs, "_<port>".
+SEQPACKET_SUFFIX: Final = ".seqpacket"
+_LONGEST_PORT: Final = len("_4294967295")
+
+_STREAM: Final = SocketUse(OPTION, socket.SOCK_STREAM)
+_SEQPACKET: Final = SocketUse(OPTION, socket.SOCK_SEQPACKET)
+
+_WORLD_WRITABLE: Final = 0o002
+
+log = get_logger("crosvm.run")
+
+
+class PreparedVsock(NamedTuple):
+    """The process that is to be made, and the socket files that go away with the VM."""
+
+    order: DeviceOrder
+    sockets: tuple[BoundSocket, ...]
+
+
+def prepare_vsock(spec: VsockSpec, *, sandbox: bool) -> PreparedVsock:
+    """Open what the device needs of the host.
+
+    Raises:
+        ConfigError: the socket or the address is taken, or cannot be.
+        HostError: the host does not let us.
+    """
+    if spec.socket is None:
+        raise ConfigError("--vsock: socket is missing")
+    return _prepare_sockets(spec, spec.socket, sandbox=sandbox)
+
+
+def _prepare_sockets(spec: VsockSpec, path: str, *, sandbox: bool) -> PreparedVsock:
+    if os.path.isdir(path):
+        raise ConfigError(f"{OPTION}: {path}: is a directory")
+    directory, connect_path = NO_DIRECTORY, path
+    if sandbox:
+        directory = _directory(os.path.dirname(os.path.abspath(path)))
+        connect_path = f"/{os.path.basename(path)}"
+    stream = bind_socket(path, _STREAM, reserve_bytes=_LONGEST_PORT)
+    try:
+        messages = bind_socket(path + SEQPACKET_SUFFIX, _SEQPACKET)
+    except (ConfigError, HostError):
+        stream.close()
+        stream.unlink()
+        raise
+    sockets = (stream, messages)
+    order = DeviceOrder(
+        "vsock",
+        "vsock",
+        pack_spec(spec, connect_path=connect_path),
+        tuple(bound.sock.detach() for bound in sockets),
+        0,
+        directory,
+    )
+    return PreparedVsock(order, sockets)
+
+
+def _directory(path: str) -> Directory:
+    """Return what the device's jail is to show.
+
+    Raises:
+        ConfigError: it would show other file systems too.
+        HostError: there is no such directory.
+    """
+    path = os.path.realpath(path)
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise HostError("find the directory of --vsock", path) from error
+    below = _mounted_below(path)
+    if below is not None:
+        raise ConfigError(
+            f"{OPTION}: {path}: {below} is mounted in it; give the socket a directory of its own, "
+            "which is all that the device will see"
+        )
+    if found.st_mode & _WORLD_WRITABLE:
+        log.warning(
+            "--vsock: every user can put sockets into %s, where the guest reaches those that are "
+            "called as its own; a directory of its own is safer",
+            path,
+        )
+    if os.geteuid() != 0:
+        return Directory(path, os.geteuid(), os.getegid())
+    return Directory(path, found.st_uid, found.st_gid)
+
+
+def _mounted_below(path: str) -> str | None:
+    """Return a mount point inside ``path``, if there is one (proc_pid_mountinfo(5))."""
+    prefix = path.rstrip("/") + "/"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            point = line.split()[4].replace("\\040", " ")
+            if point.startswith(prefix):
+                return point
+    return None

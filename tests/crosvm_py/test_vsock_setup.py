@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What is refused before a VM with vsock starts, and what is left of it afterwards."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from crosvm_py import vsock_setup
+from crosvm_py.cli.options import parse
+from crosvm_py.cli.run import COMMAND, build_config
+from crosvm_py.device_kinds import DeviceOrder
+from crosvm_py.vsock_setup import PreparedVsock, prepare_vsock
+from crosvm_py.warden_protocol import NO_DIRECTORY
+from devices.virtio.vsock import VsockSpec
+from sys_util.errors import ConfigError, HostError, UsageError
+
+Prepare = Callable[..., PreparedVsock]
+
+
+@pytest.fixture
+def prepare(tmp_path: Path) -> Iterator[Prepare]:
+    made: list[PreparedVsock] = []
+
+    def call(path: str | Path | None = None, *, sandbox: bool = True) -> PreparedVsock:
+        spec = VsockSpec(3, str(path or tmp_path / "v"))
+        made.append(prepare_vsock(spec, sandbox=sandbox))
+        return made[-1]
+
+    yield call
+    for prepared in made:
+        for fd in prepared.order.fds:
+            os.close(fd)
+        for bound in prepared.sockets:
+            bound.unlink()
+
+
+def asked(*words: str) -> VsockSpec | None:
+    """Return what these words of a command line make of vsock."""
+    arguments = parse([*words, "kernel"], COMMAND.options, COMMAND.positional)
+    return build_config(arguments, extended_status=False).vsock
+
+
+def unpacked(order: DeviceOrder) -> dict[str, object]:
+    fields = msgpack.unpackb(order.spec)
+    assert isinstance(fields, dict)
+    return fields
+
+
+@pytest.mark.parametrize(
+    ("words", "spec"),
+    [
+        ([], None),
+        (["--vsock", "cid=3"], VsockSpec(3)),
+        (["--vsock", "3"], VsockSpec(3)),
+        (["--vsock=cid=4294967294"], VsockSpec(0xFFFFFFFE)),
+        (["--vsock", "cid=0x10,socket=/run/v"], VsockSpec(16, "/run/v")),
+        (["--vsock", "socket=v,cid=5"], VsockSpec(5, "v")),
+        (["--cid", "7"], VsockSpec(7)),
+    ],
+)
+def test_option_becomes_a_spec(words: list[str], spec: VsockSpec | None) -> None:
+    assert asked(*words) == spec
+
+
+@pytest.mark.parametrize("cid", ["0", "1", "2", "4294967295", "4294967296", "99999999999999999"])
+@pytest.mark.parametrize("option", ["--vsock", "--cid"])
+def test_cid_that_cannot_be_a_guests_is_refused(option: str, cid: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{option}: cid {cid} is not in 3..4294967294"):
+        asked(option, cid)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "cid"),
+        ("cid=", "cid"),
+        ("cid=-3", "cid='-3'"),
+        ("cid=three", "cid='three'"),
+        ("cid=3,cid=4", "given twice"),
+        ("socket=/run/v", "cid is missing"),
+        ("cid=3,port=4", "unknown key 'port'"),
+        ("cid=3,socket", "socket needs a value"),
+    ],
+)
+def test_option_that_cannot_be_read_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        asked("--vsock", text)
+
+
+def test_empty_path_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--vsock: the path of the socket is empty"):
+        asked("--vsock", 'cid=3,socket=""')
+
+
+def test_both_spellings_at_once_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--vsock and --cid exclude each other"):
+        asked("--vsock", "3", "--cid", "3")
+
+
+def test_device_gets_its_two_listeners_and_its_own_view_of_the_path(
+    prepare: Prepare, tmp_path: Path
+) -> None:
+    prepared = prepare()
+    order = prepared.order
+    assert unpacked(order) == {"cid": 3, "socket": f"{tmp_path}/v", "connect_path": "/v"}
+    assert order.directory.path == str(tmp_path)
+    kinds = []
+    for fd in order.fds:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            kinds.append(sock.type)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        assert not os.get_blocking(fd)
+    assert kinds == [socket.SOCK_STREAM, socket.SOCK_SEQPACKET]
+
+
+def test_device_becomes_the_owner_of_the_directory(prepare: Prepare, tmp_path: Path) -> None:
+    directory = prepare().order.directory
+    found = tmp_path.stat()
+    assert (directory.uid, directory.gid) == (found.st_uid, found.st_gid)
+
+
+def test_without_a_sandbox_the_path_stays_as_it_is(prepare: Prepare, tmp_path: Path) -> None:
+    order = prepare(sandbox=False).order
+    assert unpacked(order)["connect_path"] == str(tmp_path / "v")
+    assert order.directory == NO_DIRECTORY
+
+
+def test_sockets_are_the_users_alone_and_go_away(prepare: Prepare, tmp_path: Path) -> None:
+    prepared = prepare()
+    names = sorted(entry.name for entry in tmp_path.iterdir())
+    assert names == ["v", "v.seqpacket"]
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in names] == [0o600] * 2
+    for bound in prepared.sockets:
+        bound.unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stale_sockets_are_replaced(prepare: Prepare, tmp_path: Path) -> None:
+    for fd in prepare().order.fds:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
+    assert prepare()
+
+
+@pytest.mark.parametrize("name", ["v", "v.seqpacket"])
+def test_other_files_are_left_alone(prepare: Prepare, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=f"--vsock: .*/{name}: exists and is not a socket"):
+        prepare()
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == b"mine"
+
+
+def test_socket_of_another_vm_is_left_alone(prepare: Prepare) -> None:
+    prepare()
+    with pytest.raises(ConfigError, match=r"--vsock: .*/v: in use, another VM listens there"):
+        prepare()
+
+
+def test_directory_is_no_socket(prepare: Prepare, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--vsock: .*: is a directory"):
+        prepare(tmp_path)
+
+
+@pytest.mark.parametrize(("length", "fits"), [(96, True), (97, False)])
+def test_path_leaves_room_for_every_port(
+    prepare: Prepare, tmp_path: Path, length: int, fits: bool
+) -> None:
+    path = f"{tmp_path}/".ljust(length, "x")
+    assert len(path) == length
+    if fits:
+        prepare(path)
+        return
+    with pytest.raises(ConfigError, match="97 bytes, a socket path has 96"):
+        prepare(path)
+
+
+def test_missing_directory_is_the_hosts_refusal(prepare: Prepare, tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"find the directory of --vsock .*/no"):
+        prepare(tmp_path / "no" / "v")
+
+
+def test_directory_with_mounts_in_it_is_refused(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = f"{tmp_path}/inner"
+    monkeypatch.setattr(vsock_setup, "_mounted_below", lambda _path: point)
+    with pytest.raises(ConfigError, match="/inner is mounted in it; give the socket a directory"):
+        prepare()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mount_points_are_found() -> None:
+    assert vsock_setup._mounted_below("/") is not None
+    assert vsock_setup._mounted_below("/proc/self/task") is None
+
+
+def test_directory_of_everybody_is_warned_about(
+    prepare: Prepare, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.chmod(0o1777)
+    prepare()
+    assert "a directory of its own is safer" in capfd.readouterr().err
