@@ -14,7 +14,7 @@ from struct import Struct
 from devices.virtio.block_file import DiskFile
 from devices.virtio.block_image import MAX_ID_BYTES, SECTOR_BYTES, disk_id, open_image
 from devices.virtio.chain import ChainError
-from devices.virtio.device import RequestError
+from devices.virtio.device import CommandError, RequestError
 from devices.virtio.limited import LimitedDevice
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.facts import fact
@@ -53,6 +53,9 @@ SEG_MAX: Final = QUEUE_SIZE - 2
 MAX_DISCARD_SECTORS: Final = (1 << 30) // SECTOR_BYTES
 MAX_WRITE_ZEROES_SECTORS: Final = (64 << 20) // SECTOR_BYTES
 MAX_SEGMENTS: Final = 32
+
+# Offsets of files are signed.
+MAX_SIZE_BYTES: Final = (1 << 63) - SECTOR_BYTES
 
 # Smaller holes than a page of the host's file system free nothing.
 DISCARD_ALIGNMENT_BYTES: Final = 4096
@@ -156,6 +159,33 @@ class Block(LimitedDevice):
 
     def reset(self) -> None:
         self._active = 0
+
+    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
+        """``resize``: the image has ``size_bytes`` now; ``check-size``: could it have so many?"""
+        if verb not in ("resize", "check-size"):
+            return super().command(verb, arguments)
+        size_bytes = arguments.get("size_bytes")
+        if type(size_bytes) is not int:
+            raise CommandError(f"{size_bytes!r:.40} is no size")
+        self._check_size(size_bytes)
+        if verb == "resize" and size_bytes != self._capacity_sectors * SECTOR_BYTES:
+            self._capacity_sectors = size_bytes // SECTOR_BYTES
+            if self._context is not None:
+                self._context.config_changed()
+        return {}
+
+    def _check_size(self, size_bytes: int) -> None:
+        if self._spec.read_only:
+            raise CommandError("a read-only disk keeps its size")
+        if not 0 < size_bytes <= MAX_SIZE_BYTES:
+            raise CommandError(f"{size_bytes} bytes is not in 1..{MAX_SIZE_BYTES}")
+        for unit, name in (
+            (SECTOR_BYTES, "sector"),
+            (self._spec.block_size, "block-size"),
+            (self._file.alignment, "alignment of direct"),
+        ):
+            if size_bytes % unit:
+                raise CommandError(f"{size_bytes} bytes is not a multiple of the {name} {unit}")
 
     def request_bytes(self, chain: DescriptorChain) -> int:
         """Return the bytes of data: header and status cost nothing."""

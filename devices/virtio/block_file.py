@@ -47,6 +47,11 @@ class DiskFile:
         self._bounce = _anonymous(_BOUNCE_BYTES)
         self._alignment = direct_alignment(fd) if direct else 1
 
+    @property
+    def alignment(self) -> int:
+        """What O_DIRECT asks of the size of the image, in bytes; 1 without it."""
+        return self._alignment
+
     def read(self, writer: Writer, offset: int) -> None:
         """Fill ``writer`` with the bytes at ``offset``."""
         while length := writer.remaining:
