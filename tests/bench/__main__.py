@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``python -m tests.bench``: crosvm-py beside QEMU, the same guests, in turn, in one session."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.bench import direct, testhost
+from tests.bench.results import save
+from tests.bench.watch import WatchError
+from tests.kvmhost.client import HostGoneError
+from tests.kvmhost.fixture import session
+
+if TYPE_CHECKING:
+    from tests.bench.results import Results
+
+DEFAULT_RUNS: Final = 5
+SUBJECTS: Final = {
+    "direct": "on this machine's KVM: start of a bare-metal guest, memory",
+    "testhost": "in the KVM test host: start of Linux, processor time, memory",
+    "fio": "the same, with fio in the guest",
+    "all": "direct and fio",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    for name, text in SUBJECTS.items():
+        parser.epilog = f"{parser.epilog or 'subjects:'} {name}: {text}."
+    parser.add_argument("subject", nargs="?", default="all", choices=SUBJECTS)
+    parser.add_argument("-n", "--runs", type=int, default=DEFAULT_RUNS, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+    return parser
+
+
+def _measure(subject: str, runs: int, directory: Path) -> list[Results]:
+    measured = []
+    if subject in ("direct", "all"):
+        measured.append(direct.Bench(directory).run(runs))
+    if subject != "direct":
+        for host in session():
+            bench = testhost.Bench(host, directory)
+            measured.append(bench.run(runs, fio=subject != "testhost"))
+    return measured
+
+
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            measured = _measure(options.subject, options.runs, Path(directory))
+    except (WatchError, HostGoneError, TimeoutError) as error:
+        sys.stderr.write(f"bench: {error}\n")
+        return 1
+    sys.stdout.write("\n\n".join(results.table() for results in measured) + "\n")
+    if options.json:
+        save(options.json, measured)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Directly on this machine: from the start of the command to the guest's first instruction.
+
+A bare-metal guest writes to its serial port at once, so that its first byte is nearly its first
+instruction, with any KVM. QEMU comes to it through its firmware.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Final
+
+from tests.bench import footprint, install, watch
+from tests.bench.monitors import MICROVM, baremetal_command
+from tests.bench.results import OURS, Metric, Results
+from tests.guests.baremetal.build import build_guest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MEMORY_MIB: Final = 16
+LIMIT_MS: Final = 60_000
+PATIENCE_SECONDS: Final = 60.0
+
+FIRST_BYTE: Final = Metric("start to the guest's first byte on the serial port", "ms")
+CPU: Final = Metric("processor time of that run, guest and end included", "ms")
+MEMORY: Final = Metric("PSS beyond guest memory, guest running", "MiB")
+
+
+class Bench:
+    """The programs of one session."""
+
+    def __init__(self, directory: Path) -> None:
+        self._watch = watch.build(directory)
+        crosvm = str(install.install(directory / "crosvm-py"))
+        self._commands = {}
+        for monitor in (OURS, MICROVM):
+            pvh = monitor != OURS
+            self._commands[monitor] = {
+                name: baremetal_command(
+                    monitor, crosvm, build_guest(name, directory, pvh=pvh), MEMORY_MIB
+                )
+                for name in ("hello", "spin")
+            }
+
+    def run(self, runs: int) -> Results:
+        """Measure all monitors in turn, ``runs`` times, after one run that warms up."""
+        results = Results("bare-metal guest on this machine's KVM")
+        results.note_load()
+        for number in range(runs + 1):
+            for monitor in self._commands:
+                watched = self._hello(monitor)
+                memory = self._spin(monitor)
+                if number:
+                    results.add(FIRST_BYTE, monitor, watched.to_first_byte_ms())
+                    results.add(CPU, monitor, watched.cpu_ms)
+                    results.add(MEMORY, monitor, memory)
+        results.note_load()
+        return results
+
+    def _start(self, monitor: str, guest: str) -> subprocess.Popen[str]:
+        command = [str(self._watch), str(LIMIT_MS), "--", *self._commands[monitor][guest]]
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def _hello(self, monitor: str) -> watch.Watched:
+        with self._start(monitor, "hello") as process:
+            # Standard input stays open until the command has ended by itself.
+            if process.stdout is None or process.stderr is None:
+                raise watch.WatchError("no pipes")
+            process.stdout.read()
+            return watch.parse(process.stderr.read())
+
+    def _spin(self, monitor: str) -> float:
+        with self._start(monitor, "spin") as process:
+            if process.stdout is None or process.stderr is None:
+                raise watch.WatchError("no pipes")
+            pid = watch.parse_start(process.stderr.readline())
+            process.stdout.readline()
+            if pid is None:
+                raise watch.WatchError("the guest does not run")
+            return _pss_mib(pid)
+
+
+def _pss_mib(pid: int) -> float:
+    """Measure from a process of its own: this one shares pages with the measured ones."""
+    command = [sys.executable, "-I", "-S", footprint.__file__, str(pid), str(MEMORY_MIB << 20)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
+    )
+    return float(json.loads(done.stdout)["pss_mib"])

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The project as an ordinary installation has it: compiled, without the editable one's finder."""
+
+from __future__ import annotations
+
+import compileall
+import shutil
+import site
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Final
+
+PROJECT: Final = Path(__file__).parents[2]
+PACKAGES: Final = ("crosvm_py", "devices", "jail", "kernel_loader", "seccomp", "sys_util")
+_LEFT_OUT: Final = shutil.ignore_patterns("__pycache__", "*.c", "*.o")
+
+# What pip writes for an entry point.
+_SCRIPT: Final = """#!{python}
+import sys
+from crosvm_py.__main__ import main
+if __name__ == '__main__':
+    sys.argv[0] = sys.argv[0].removesuffix('.exe')
+    sys.exit(main())
+"""
+
+
+def install(directory: Path) -> Path:
+    """Install the project as it is now into ``directory`` and return its ``crosvm``.
+
+    The libraries that it needs are those of the Python that runs this.
+    """
+    venv.create(directory, symlinks=True)
+    paths = {"base": str(directory), "platbase": str(directory)}
+    library = Path(sysconfig.get_path("purelib", "venv", paths))
+    for package in PACKAGES:
+        shutil.copytree(PROJECT / package, library / package, ignore=_LEFT_OUT)
+    compileall.compile_dir(library, quiet=1)
+    (library / "libraries.pth").write_text("".join(f"{path}\n" for path in site.getsitepackages()))
+    script = directory / "bin" / "crosvm"
+    script.write_text(_SCRIPT.format(python=directory / "bin" / Path(sys.executable).name))
+    script.chmod(0o755)
+    return script
