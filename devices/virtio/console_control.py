@@ -93,12 +93,6 @@ class Control:
             self._pending[port].add(Event.RESIZE)
             self._send_all()
 
-    def assume_ready(self) -> None:
-        """Take the driver's part as done, for a process that goes on where another ended."""
-        self._ready.update(range(len(self._ports)))
-        for port in self._ports:
-            port.open()
-
     # From the driver
 
     def take(self) -> bool:
@@ -106,6 +100,9 @@ class Control:
         port = self._context.port(CONTROL_TRANSMIT_QUEUE)
         if port is None:
             return False
+        if port.resumed:
+            port.resumed = False
+            self._assume_ready()
         for _ in range(MESSAGES_PER_TURN):
             chain = port.take()
             if chain is None:
@@ -118,6 +115,15 @@ class Control:
         port.flush()
         self._send_all()
         return True
+
+    def _assume_ready(self) -> None:
+        """Go on where a process ended that the driver had told everything.
+
+        A port that it has closed meanwhile may lose input, as it does not read it.
+        """
+        self._ready.update(range(len(self._ports)))
+        for port in self._ports:
+            port.open()
 
     def _read(self, chain: DescriptorChain) -> None:
         reader = chain.reader

@@ -33,7 +33,10 @@ MAX_MALFORMED: Final = 256
 class QueuePort:
     """An active queue. Once the queue has stopped, it is empty for ever and takes nothing back."""
 
-    __slots__ = ("_call_fd", "_counters", "_label", "_log", "_ring", "index", "paused", "size")
+    __slots__ = (
+        *("_call_fd", "_counters", "_label", "_log", "_ring", "index", "paused"),
+        *("resumed", "size"),
+    )
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class QueuePort:
         self.index = index
         self.size = ring.size
         self.paused = False
+        self.resumed = False  # an earlier process of the device served this queue
         self._label = label
         self._ring: SplitQueue | None = ring
         self._call_fd = call_fd

@@ -93,6 +93,7 @@ class QueueWorker:
             name, counters = self._device.name, self.counters
             port = QueuePort(name, index, ring, activation.call_fd, counters, self._log)
             port.paused = self._paused
+            port.resumed = activation.resume
         queue = _ActiveQueue(ring, activation.kick_fd, activation.call_fd, port)
         self._queues[index] = queue
 

@@ -17,11 +17,15 @@ from seccomp.simulate import decode, run, simulate
 from seccomp.syscalls import AUDIT_ARCH_X86_64
 from seccomp.verify import probes
 
-DEVICES: Final = ("balloon_device", "block_device", "net_device", "rng_device", "vsock_device")
+DEVICES: Final = (
+    *("balloon_device", "block_device", "console_device", "net_device", "rng_device"),
+    "vsock_device",
+)
 POLICIES: Final = (*DEVICES, "vmm")
 MOST_CALLS: Final = {
     "balloon_device": 16,
     "block_device": 24,
+    "console_device": 16,
     "net_device": 20,
     "rng_device": 16,
     "vmm": 48,

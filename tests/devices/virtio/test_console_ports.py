@@ -12,8 +12,10 @@ import pytest
 from devices.virtio.console import Console, ConsoleSpec, PortSpec
 from devices.virtio.console_control import Event
 from devices.virtio.console_port import BYTES_PER_TURN
+from devices.virtio.worker import QueueWorker
 from sys_util import log
 from tests.support.console_driver import DATA_PORT, LONE, PIPE_BYTES, Pipes
+from tests.support.device_context import FakeContext
 from tests.support.driver_queue import DATA, NEXT, WRITE, Desc
 
 if TYPE_CHECKING:
@@ -302,3 +304,25 @@ def test_input_floods_while_the_driver_gives_no_buffers(ports: Ports) -> None:
     assert ports.device_fds[3] not in ports.driver.context.fds
     with pytest.raises(BlockingIOError):
         os.write(ports.inputs[1], b"f")
+
+
+def test_next_process_goes_on_with_the_ports_that_were_open(ports: Ports) -> None:
+    ports.transmit(b"before", queue=TRANSMIT_1)
+    queues = ports.driver.queues
+    console = Console(ConsoleSpec([list(LONE), list(DATA_PORT)]), ports.device_fds)
+    ports.driver.worker = QueueWorker(console, ports.memory)
+    ports.driver.context = FakeContext(ports.memory, ports.driver.worker)
+    console.attach(ports.driver.context)
+    console.activate(ports.driver.features)
+    for index in queues:
+        ports.driver.start_queue(index, resume=True)
+    assert ports.hear() == []
+    queues[RECEIVE_1].submit(into=[16])
+    os.write(ports.inputs[1], b"input")
+    ports.driver.kick(RECEIVE_1)
+    ports.driver.context.fire(ports.device_fds[3])
+    assert [used for _, used, _ in queues[RECEIVE_1].collect()] == [5]
+    assert ports.transmit(b" after", queue=TRANSMIT_1) == [1]
+    assert ports.read(1) == b"before after"
+    console.command("resize", {"port": 0, "columns": 90, "rows": 20})
+    assert ports.hear() == [(0, Event.RESIZE, struct.pack("<HH", 90, 20))]
