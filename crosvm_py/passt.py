@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 
 from sys_util.errors import ConfigError, HostError
 from sys_util.typing import TYPE_CHECKING, Final
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crosvm_py.config import Forward, NetworkSpec
+
+RESOLV_CONF: Final = "/etc/resolv.conf"
+# Interface, destination, gateway, flags, …, mask: addresses as the processor stores them, in hex.
+ROUTES: Final = "/proc/net/route"
+_ROUTE_MASK: Final = 7
 
 _PROGRAM: Final = "passt"
 _ITS_FD: Final = 3
@@ -60,12 +66,45 @@ def _find(option: str) -> str:
 def _arguments(spec: NetworkSpec) -> list[str]:
     words = ["--quiet", "--fd", str(_ITS_FD), "--mtu", str(spec.mtu)]
     if not spec.host_loopback:
-        words.append("--no-map-gw")
+        words += ["--no-map-gw", *_resolver_arguments()]
     for forward in spec.forwards:
         option = "--tcp-ports" if forward.protocol == "tcp" else "--udp-ports"
         address = f"{forward.address}/" if forward.address else ""
         words += [option, f"{address}{forward.host_port}:{forward.guest_port}"]
     return words
+
+
+def _resolver_arguments() -> list[str]:
+    """Let the guest use a resolver at the host's loopback, which it otherwise does not see.
+
+    The gateway's address then answers at port 53, and only there. Any other address would get
+    answers from the wrong one: passt of Debian 12 translates them that way.
+    """
+    servers = [
+        words[1] for words in _words(RESOLV_CONF) if len(words) > 1 and words[0] == "nameserver"
+    ]
+    gateway = _gateway()
+    if not servers or not gateway or not all(it.startswith(("127.", "::1")) for it in servers):
+        return []
+    return ["--dns", gateway, "--dns-forward", gateway]
+
+
+def _gateway() -> str:
+    """Return the IPv4 gateway of the first default route, or nothing."""
+    for words in _words(ROUTES):
+        if len(words) > _ROUTE_MASK and words[1] == words[_ROUTE_MASK] == "00000000":
+            raw = int(words[2], 16).to_bytes(4, sys.byteorder)
+            return socket.inet_ntop(socket.AF_INET, raw) if any(raw) else ""
+    return ""
+
+
+def _words(path: str) -> list[list[str]]:
+    """Return the words of each line of a file, none when it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return [line.split() for line in file]
+    except OSError:
+        return []
 
 
 def _check_free(option: str, forward: Forward) -> None:

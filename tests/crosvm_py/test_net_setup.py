@@ -279,6 +279,10 @@ def test_fd_given_twice_is_refused(taps: FakeTaps) -> None:
     os.close(fd)
 
 
+DEFAULT_ROUTE = "eth0 00000000 010200C0 0003 0 0 0 00000000 0 0 0\n"
+LOCAL_ROUTE = "eth0 000200C0 00000000 0001 0 0 0 00FFFFFF 0 0 0\n"
+
+
 def fake_passt(folder: Path, script: str) -> None:
     program = folder / "passt"
     program.write_text(f"#!/bin/sh\n{script}\n")
@@ -288,6 +292,8 @@ def fake_passt(folder: Path, script: str) -> None:
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(passt, "RESOLV_CONF", str(tmp_path / "resolv.conf"))
+    monkeypatch.setattr(passt, "ROUTES", str(tmp_path / "route"))
     return tmp_path
 
 
@@ -311,6 +317,29 @@ def test_passt_may_lead_to_the_host_if_asked_to(path: Path) -> None:
     fake_passt(path, f'echo "$@" >{path}/arguments')
     close(open_network(NetworkSpec(user=True, mtu=1500, host_loopback=True)).fds)
     assert "--no-map-gw" not in (path / "arguments").read_text()
+
+
+@pytest.mark.parametrize(
+    ("resolv_conf", "routes", "dns"),
+    [
+        ("nameserver 127.0.0.53\nsearch x\n", LOCAL_ROUTE + DEFAULT_ROUTE, ["192.0.2.1"] * 2),
+        ("nameserver ::1\nnameserver 127.0.0.1\n", DEFAULT_ROUTE, ["192.0.2.1"] * 2),
+        ("nameserver 127.0.0.1\nnameserver 192.0.2.9\n", DEFAULT_ROUTE, []),
+        ("nameserver 192.0.2.9\n", DEFAULT_ROUTE, []),
+        ("nameserver\n# 127.0.0.1", DEFAULT_ROUTE, []),
+        ("nameserver 127.0.0.1\n", LOCAL_ROUTE, []),
+        ("nameserver 127.0.0.1\n", "tun0 00000000 00000000 0001 0 0 0 00000000 0 0 0\n", []),
+    ],
+)
+def test_passt_answers_for_a_resolver_at_the_loopback(
+    path: Path, resolv_conf: str, routes: str, dns: list[str]
+) -> None:
+    fake_passt(path, f'echo "$@" >{path}/arguments')
+    (path / "resolv.conf").write_text(resolv_conf)
+    (path / "route").write_text(routes)
+    close(open_network(NetworkSpec(user=True, mtu=1500)).fds)
+    words = (path / "arguments").read_text().split()
+    assert [words[words.index(it) + 1] for it in ("--dns", "--dns-forward") if it in words] == dns
 
 
 def test_passt_that_refuses_is_quoted(path: Path) -> None:
