@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from devices.virtio.balloon import Balloon, BalloonSpec
 from devices.virtio.block import Block, BlockSpec
 from devices.virtio.features import (
     BASE_FEATURES,
@@ -26,6 +27,7 @@ from sys_util import log
 from sys_util.errors import ProtocolError
 from sys_util.facts import fields_of
 from sys_util.guest_memory import GuestMemory
+from tests.support.device_context import FakeContext
 from tests.support.driver_queue import INDIRECT, NEXT, WRITE, Desc, DriverQueue
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def build_block() -> Block:
 
 
 DEVICES = {
+    "balloon": Case(BalloonSpec(), lambda: Balloon(BalloonSpec()), [struct.pack("<I", 240)], [], 0),
     "rng": Case(RngSpec(), lambda: Rng(RngSpec()), [], [64], 64),
     "block": Case(BlockSpec("image"), build_block, [struct.pack("<IIQ", 0, 0, 1)], [512, 1], 513),
 }
@@ -67,6 +70,7 @@ class Running:
         self.memory = GuestMemory.create([(0, GUEST_BYTES)])
         self.device = case.build()
         self.worker = QueueWorker(self.device, self.memory)
+        self.device.attach(FakeContext(self.memory, self.worker))
         self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.start()
@@ -222,7 +226,9 @@ def test_another_process_takes_over_where_the_first_stood(running: Running) -> N
     running.good_request_is_answered()
     driver = running.driver
     driver.submit(running.case.out, running.case.into)
-    successor = QueueWorker(running.case.build(), running.memory)
+    device = running.case.build()
+    successor = QueueWorker(device, running.memory)
+    device.attach(FakeContext(running.memory, successor))
     successor.start_queue(
         driver.activation(0, running.kick_fd, running.call_fd, resume=True), running.features
     )
@@ -253,7 +259,8 @@ buffers = st.lists(st.binary(max_size=600), max_size=3)
 lengths = st.lists(st.integers(0, 600), max_size=3)
 
 
-@pytest.mark.parametrize("name", DEVICES)
+# Not the balloon: some random bytes tell it to give the rings away.
+@pytest.mark.parametrize("name", [name for name in DEVICES if name != "balloon"])
 @settings(max_examples=40, deadline=None)
 @given(requests=st.lists(st.tuples(buffers, lengths, st.booleans()), min_size=1, max_size=5))
 def test_random_requests_come_back_once_and_never_overstated(
