@@ -37,6 +37,10 @@ _CHECK_SECONDS: Final = 1.0
 # The most that one turn of the loop takes from one device, so that none starves the others.
 _MESSAGES_PER_TURN: Final = 64
 
+# Drivers write to configuration one field, or one emergency character, at a time. A guest that does
+# it faster than the device reads loses what it writes, and not the device.
+_MAX_CONFIG_WRITES: Final = 64
+
 _GONE: Final = "the device process has ended"
 
 
@@ -158,7 +162,8 @@ class DeviceProcess:
         )
 
     def write_config(self, offset: int, data: bytes) -> None:
-        self._request(lambda request: protocol.WriteConfig(request, offset, data))
+        if len(self._pending) < _MAX_CONFIG_WRITES:
+            self._request(lambda request: protocol.WriteConfig(request, offset, data))
 
     # The machine's own requests.
 

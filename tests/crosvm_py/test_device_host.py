@@ -341,10 +341,19 @@ def test_answered_request_has_no_deadline_any_more(
 
 def test_device_that_reads_nothing_is_ended_and_no_call_waits(ready: HostileDevice) -> None:
     for _ in range(2000):
-        ready.host.write_config(0, b"12345678")
+        ready.host.reset_queue(0)
     ready.turn()
     assert ready.verdict == "the peer does not read its messages"
     assert ready.failures == 1
+
+
+def test_guest_that_floods_the_configuration_loses_writes_and_not_the_device(
+    ready: HostileDevice,
+) -> None:
+    for _ in range(2000):
+        ready.host.write_config(0, b"12345678")
+    ready.turn()
+    assert (ready.failures, ready.host.is_open) == (0, True)
 
 
 # Its end

@@ -78,6 +78,13 @@ def test_device_config_write_before_features_ok_is_ignored(machine: Machine) -> 
     assert machine.backend.config_writes == []
 
 
+def test_emergency_write_of_a_console_needs_no_driver(machine: Machine) -> None:
+    machine.backend.device_type = 3
+    machine.command(MEMORY)
+    machine.mmio.write(machine.region(4) + 8, 4, ord("!"))
+    assert machine.backend.config_writes == [(8, b"!\0\0\0")]
+
+
 def test_oversized_config_of_a_device_is_cut(machine: Machine) -> None:
     machine.start()
     machine.transport.config_changed(bytes(1 << 20))
