@@ -108,7 +108,12 @@ def _build_vsock(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
 
 
 DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
-    "balloon": DeviceKind("balloon_device", "devices.virtio.balloon", _build_balloon),
+    "balloon": DeviceKind(
+        "balloon_device",
+        "devices.virtio.balloon",
+        _build_balloon,
+        ("pages_inflated", "pages_deflated", "bytes_reported"),
+    ),
     "block": DeviceKind("block_device", "devices.virtio.block", _build_block),
     "console": DeviceKind("console_device", "devices.virtio.console", _build_console),
     "net": DeviceKind("net_device", "devices.virtio.net", _build_net, NET_STATS),

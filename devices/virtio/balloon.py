@@ -41,6 +41,11 @@ FIRST_CMD_ID: Final = 2
 
 QUEUE_SIZE: Final = 128
 
+# What is counted besides; device_kinds.py has the names.
+_PAGES_INFLATED: Final = 0
+_PAGES_DEFLATED: Final = 1
+_BYTES_REPORTED: Final = 2
+
 # A chain may name a billion pages. What a driver sends are 256 to 1024; the rest of a longer list
 # is left where it is, which costs the host memory and the guest nothing.
 MAX_PAGES_PER_CHAIN: Final = 16384
@@ -153,7 +158,9 @@ class Balloon(SimpleDevice):
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         if queue_index == INFLATE_QUEUE:
             self._inflate(chain)
+            return
         # Deflated pages need nothing: a page that was given back is a new one when it is touched.
+        self._context.counters.add(_PAGES_DEFLATED, chain.reader.remaining // _FIELD.size)
 
     def _inflate(self, chain: DescriptorChain) -> None:
         count = min(chain.reader.remaining // _FIELD.size, MAX_PAGES_PER_CHAIN)
@@ -163,6 +170,7 @@ class Balloon(SimpleDevice):
         except OSError as error:
             self._log.warning("the host takes no pages back: %s", error.strerror)
             return
+        self._context.counters.add(_PAGES_INFLATED, count)
         if outside or chain.reader.remaining:
             raise ChainError(
                 chain.head,
@@ -184,6 +192,7 @@ class Balloon(SimpleDevice):
             try:
                 self._take_free_pages(role, chain)
             except ChainError as error:
+                self._context.counters.count_error()
                 self._log.warning("queue %d: %s", index, error)
             port.give_back(chain)
         port.flush()
@@ -212,6 +221,7 @@ class Balloon(SimpleDevice):
     def _take_report(self, chain: DescriptorChain) -> None:
         if chain.reader.remaining:
             raise ChainError(chain.head, "device-readable buffer on reporting_vq (§5.5.6.7)")
+        self._context.counters.add(_BYTES_REPORTED, chain.writer.remaining)
         # A page that was given back is zeros, and this driver wants to find its poison there.
         if self._features >> VIRTIO_BALLOON_F_PAGE_POISON & 1 and self._poison:
             return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crosvm_py.device_kinds import DEVICE_KINDS
 from devices.virtio import balloon
 from devices.virtio.balloon import DEFLATE_QUEUE as DEFLATE
 from devices.virtio.balloon import FREE_PAGE_QUEUE as FREE_PAGE
@@ -16,6 +17,7 @@ from devices.virtio.balloon import INFLATE_QUEUE as INFLATE
 from devices.virtio.balloon import REPORTING_QUEUE as REPORTING
 from devices.virtio.balloon import STATS_QUEUE as STATS
 from devices.virtio.balloon import Balloon, BalloonSpec
+from devices.virtio.counters import named
 from devices.virtio.device import CommandError
 from devices.virtio.queue import QueueError
 from sys_util import log
@@ -195,6 +197,16 @@ def test_guest_that_balloons_its_own_rings_needs_a_reset_that_heals(rig: Rig) ->
     rig.send_pages(INFLATE, POOL_PFN)
     assert rig.used(INFLATE) == [0]
     assert rig.memory.read(POOL, PAGE) == bytes(PAGE)
+
+
+def test_counters_tell_pages_and_errors(rig: Rig) -> None:
+    rig.send_pages(INFLATE, POOL_PFN, POOL_PFN + 1, 0xFFFF_FFFF)
+    rig.send_pages(DEFLATE, POOL_PFN)
+    rig.show(REPORTING, (POOL, 2 * PAGE))
+    rig.show(REPORTING, (POOL, PAGE), flags=0)
+    told = named(rig.context.counters.cells, DEVICE_KINDS["balloon"].counters)
+    assert (told["pages_inflated"], told["pages_deflated"]) == (3, 1)
+    assert (told["bytes_reported"], told["errors"]) == (2 * PAGE, 2)
 
 
 def test_host_that_takes_nothing_back_is_no_end(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
