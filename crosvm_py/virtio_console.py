@@ -8,6 +8,7 @@ through the vmm, which has to find Ctrl-A x in them whatever the guest and the d
 from __future__ import annotations
 
 import os
+import time
 
 from crosvm_py.console_ends import open_ends
 from crosvm_py.console_input import TerminalInput
@@ -42,6 +43,10 @@ SYSRQ_KEY: Final = b"\x0f"
 
 # Nobody signals a change of a pseudo-terminal's size to its other side.
 PTY_SECONDS: Final = 1.0
+
+# What a slow reader gets at the end, and how often we look whether it has read.
+DRAIN_SECONDS: Final = 1.0
+DRAIN_STEP_SECONDS: Final = 0.02
 
 # Output files may grow as the disk allows.
 _MAX_FILE_BYTES: Final = 1 << 62
@@ -192,14 +197,17 @@ class VirtioConsole:
                 port.pipe.start(loop)
                 port.keys.start(port.pipe, loop, lock)
 
-    def follow_sizes(self, command: Command) -> None:
-        """Tell the device how large its terminals are, whenever that changes; main thread only."""
+    def connect(self, command: Command) -> None:
+        """Reach the device process by ``command`` from now on; main thread only.
+
+        It is told how large its terminals are, whenever that changes.
+        """
         from crosvm_py import terminal
 
+        self._command = command
         loop = self._loop
         if loop is None or not any(port.ends.size_fd >= 0 for port in self._ports):
             return
-        self._command = command
 
         def on_resize() -> None:
             loop.call_soon_threadsafe(self.check_sizes)
@@ -208,6 +216,26 @@ class VirtioConsole:
         self.check_sizes()
         if any(port.pty_fd >= 0 for port in self._ports):
             self._watch_ptys(loop)
+
+    def drain(self, turn: Callable[[float], None]) -> None:
+        """Let slow readers have the guest's last words, but no longer than ``DRAIN_SECONDS``.
+
+        The guest stands still. ``turn`` is one round of the event loop.
+        """
+        answers: list[object] = []
+
+        def take(done: bool, answer: dict[str, object]) -> None:
+            answers.append(answer.get("bytes") if done else 0)
+
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self._command is not None and time.monotonic() < deadline:
+            answers.clear()
+            self._command("drain", {}, take)
+            while not answers and time.monotonic() < deadline:
+                turn(DRAIN_STEP_SECONDS)
+            if not answers or answers[0] == 0:
+                return
+            turn(DRAIN_STEP_SECONDS)
 
     def check_sizes(self) -> None:
         """Tell the device of every size that is another than it was."""

@@ -83,7 +83,7 @@ class VirtualMachine:
         for device in self._supervisor.devices:
             device.events = machine.plug(device)
             if prepared.serial.virtio is not None and device.name == VIRTIO_CONSOLE_NAME:
-                prepared.serial.virtio.follow_sizes(device.command)
+                prepared.serial.virtio.connect(device.command)
 
     def run(self) -> VmExit:
         """Let the guest run until something ends the VM."""
@@ -111,6 +111,8 @@ class VirtualMachine:
             os._exit(VmExit.CRASH)
         if self._control is not None:
             self._control.close()
+        if self._prepared.serial.virtio is not None:
+            self._prepared.serial.virtio.drain(self._loop.run_once)
         self._supervisor.end()
         self._machine.close()
         self._memory.close()

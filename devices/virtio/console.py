@@ -196,6 +196,8 @@ class Console(SimpleDevice):
             self._control.reset()
 
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
+        if verb == "drain":
+            return {"bytes": sum(port.drain() for port in self._ports)}
         if verb != "resize":
             return super().command(verb, arguments)
         number, columns, rows = (arguments.get(key) for key in ("port", "columns", "rows"))

@@ -58,6 +58,11 @@ class Output:
         """Whether bytes wait in guest memory for room; never those of a console."""
         return self.blocked and not self._lossy
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How much of a console's output waits for its reader."""
+        return len(self._backlog) if self.blocked else 0
+
     def attach(self, context: DeviceContext) -> None:
         """Learn where events come from."""
         self._context = context

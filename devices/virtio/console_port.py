@@ -107,6 +107,11 @@ class ConsolePort:
         if self._output is not None:
             self._output.write_now(character)
 
+    def drain(self) -> int:
+        """Write what there is to write now; return how many bytes wait for a reader."""
+        self.transmit()
+        return 0 if self._output is None else self._output.waiting_bytes
+
     def _write(self, port: QueuePort, chain: DescriptorChain, limit_bytes: int) -> int:
         """Write up to ``limit_bytes`` of ``chain`` and return how many were."""
         reader = chain.reader

@@ -125,6 +125,17 @@ def test_run_serial_stdin_elsewhere_is_not_taken_by_com1() -> None:
     assert made.serial[1] == SerialSpec("stdout", num=1, console=True, stdin=False)
 
 
+def test_run_serial_virtio_console_stands_beside_the_com_ports() -> None:
+    made = config("--serial", "pty,hardware=virtio-console,num=1,console,name=main.0", "k")
+    assert made.serial[0] == SerialSpec("pty", "virtio-console", console=True, name="main.0")
+    assert made.serial[1:] == tuple(SerialSpec("sink", num=num) for num in (1, 2, 3, 4))
+
+
+def test_run_serial_unix_stream_may_be_read() -> None:
+    made = config("--serial", "type=unix-stream,path=s,input-unix-stream", "k")
+    assert made.serial[0] == SerialSpec("unix-stream", path="s", input_unix_stream=True)
+
+
 def test_run_serial_debugcon_is_no_com_port() -> None:
     made = config("--serial", "type=file,hardware=debugcon,path=log,debugcon_port=0xe9", "k")
     assert made.serial[0] == SerialSpec("file", "debugcon", path="log", debugcon_port=0xE9)
@@ -184,6 +195,35 @@ def test_run_text_that_cannot_be_read_raises(words: list[str], reason: str) -> N
             ["--serial", "sink,hardware=debugcon,debugcon-port=65536"], "0x10000 is not in"
         ),
         pytest.param(["--serial", "sink", "--serial", "stdout"], "COM1 is configured twice"),
+        pytest.param(["--serial", "pty,path=x"], "type=pty takes no path=", id="pty-path"),
+        pytest.param(["--serial", "pty,stdin"], "a pty is the input too", id="pty-stdin"),
+        pytest.param(["--serial", "unix-stream"], "type=unix-stream needs path=", id="stream"),
+        pytest.param(
+            ["--serial", "sink,input-unix-stream"], "is for type=unix-stream", id="stream-input"
+        ),
+        pytest.param(
+            ["--serial", "unix-stream,path=s,input-unix-stream,stdin"],
+            "other input exclude each other",
+            id="stream-stdin",
+        ),
+        pytest.param(["--serial", "sink,name=x"], "only a virtio-console has", id="com-name"),
+        *(
+            pytest.param(["--serial", f"sink,hardware=virtio-console,{keys}"], reason, id=keys[:20])
+            for keys, reason in (
+                ("num=0", r"num=0 is not in 1\.\.16"),
+                ("num=17", r"num=17 is not in 1\.\.16"),
+                ("earlycon", "found too late for earlycon"),
+                ("name=''", "name='' is not 1 to 64"),
+                ("name=a/b", "name='a/b' is not 1 to 64"),
+                ("name='a b'", "name='a b' is not 1 to 64"),
+                ("name=" + "n" * 65, "is not 1 to 64"),
+            )
+        ),
+        pytest.param(
+            ["--serial", "sink,hardware=virtio-console", "--serial", "pty,hardware=virtio-console"],
+            "virtio port 1 is configured twice",
+            id="virtio-twice",
+        ),
         pytest.param(
             ["--serial", "sink,console", "--serial", "sink,num=2,console"],
             "only one port can have console, got COM1 and COM2",

@@ -190,6 +190,14 @@ def test_size_is_in_the_configuration_and_follows(console: Pipes) -> None:
     assert console.driver.context.config_changes == 2
 
 
+def test_drain_says_what_waits_for_its_reader(console: Pipes) -> None:
+    console.driver.queues[TRANSMIT].submit([b"a" * (PIPE_BYTES + 7)])
+    assert console.console.command("drain", {}) == {"bytes": 7}
+    console.read()
+    console.room()
+    assert console.console.command("drain", {}) == {"bytes": 0}
+
+
 @pytest.mark.parametrize(
     ("verb", "arguments", "reason"),
     [
