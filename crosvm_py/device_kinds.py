@@ -100,8 +100,17 @@ def _build_rng(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
     return Rng(RngSpec(**fields))  # type: ignore[arg-type]  # as above
 
 
+def _build_kernel_vsock(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.vsock_common import VsockSpec
+    from devices.virtio.vsock_kernel import KernelVsock
+    from sys_util.vhost import Vhost
+
+    return KernelVsock(VsockSpec(**fields), Vhost(fds[0]))  # type: ignore[arg-type]  # as above
+
+
 def _build_vsock(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
-    from devices.virtio.vsock import Vsock, VsockSpec
+    from devices.virtio.vsock import Vsock
+    from devices.virtio.vsock_common import VsockSpec
 
     connect_path = str(fields.pop("connect_path"))
     return Vsock(VsockSpec(**fields), connect_path, fds)  # type: ignore[arg-type]  # as above
@@ -118,6 +127,12 @@ DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
     "console": DeviceKind("console_device", "devices.virtio.console", _build_console),
     "net": DeviceKind("net_device", "devices.virtio.net", _build_net, NET_STATS),
     "rng": DeviceKind("rng_device", "devices.virtio.rng", _build_rng),
+    "vhost-vsock": DeviceKind(
+        "vhost_vsock_device",
+        "devices.virtio.vsock_kernel",
+        _build_kernel_vsock,
+        max_processes=2,  # itself and, since Linux 6.4, the kernel's worker for it
+    ),
     "vsock": DeviceKind(
         "vsock_device",
         "devices.virtio.vsock",

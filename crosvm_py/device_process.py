@@ -204,7 +204,8 @@ class _DeviceProcess:
         kick_fd, call_fd = fds
         index = queue.index
         self._fds[index] = (kick_fd, call_fd)
-        self._loop.add(kick_fd, lambda _events: self._serve(index))
+        if index not in self._device.kernel_queues:
+            self._loop.add(kick_fd, lambda _events: self._serve(index))
         try:
             activation = queue._replace(kick_fd=kick_fd, call_fd=call_fd)
             self._worker.start_queue(activation, self._features)
@@ -216,14 +217,17 @@ class _DeviceProcess:
     def _stop(self, index: int) -> None:
         self._worker.stop_queue(index)
         self._again.pop(index, None)
-        kick_fd, call_fd = self._fds.pop(index, (-1, -1))
-        if kick_fd < 0:
+        if index not in self._fds:
             return
         if index not in self._broken:
-            self._loop.remove(kick_fd)
+            self._stop_listening(index)
         self._broken.discard(index)
-        os.close(kick_fd)
-        os.close(call_fd)
+        for fd in self._fds.pop(index):
+            os.close(fd)
+
+    def _stop_listening(self, index: int) -> None:
+        if index not in self._device.kernel_queues:
+            self._loop.remove(self._fds[index][0])
 
     def _serve(self, index: int) -> None:
         self._again.pop(index, None)
@@ -257,5 +261,5 @@ class _DeviceProcess:
         """Tell the vmm that the driver must reset us, and stop listening to the queue."""
         self._broken.add(index)
         self._again.pop(index, None)
-        self._loop.remove(self._fds[index][0])
+        self._stop_listening(index)
         self._say(protocol.QueueFailed(index, str(error)[:512]))

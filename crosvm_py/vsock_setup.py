@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -12,12 +13,17 @@ from crosvm_py.warden_protocol import NO_DIRECTORY, Directory
 from sys_util.errors import ConfigError, HostError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+from sys_util.vhost import Vhost
 
 if TYPE_CHECKING:
     from crosvm_py.control.socket_path import BoundSocket
-    from devices.virtio.vsock import VsockSpec
+    from devices.virtio.vsock_common import VsockSpec
 
 OPTION: Final = "--vsock"
+
+KERNEL_DEVICE: Final = "/dev/vhost-vsock"
+_INSTEAD: Final = "load the module (modprobe vhost_vsock), or give socket=PATH, which needs none"
+_PERMISSION: Final = "join the group that owns it, or give socket=PATH, which needs no device"
 
 # Beside the socket lie its sister for messages and, made by the host's programs, "_<port>".
 SEQPACKET_SUFFIX: Final = ".seqpacket"
@@ -46,8 +52,32 @@ def prepare_vsock(spec: VsockSpec, *, sandbox: bool) -> PreparedVsock:
         HostError: the host does not let us.
     """
     if spec.socket is None:
-        raise ConfigError("--vsock: socket is missing")
+        fd = _open_kernel_device(spec.cid)
+        return PreparedVsock(DeviceOrder("vsock", "vhost-vsock", pack_spec(spec), (fd,), 0), ())
     return _prepare_sockets(spec, spec.socket, sandbox=sandbox)
+
+
+def _open_kernel_device(cid: int) -> int:
+    """Return the kernel's device, with the address claimed until its last descriptor is closed.
+
+    Raises:
+        ConfigError: another VM has the address, or the kernel has no vsock.
+        HostError: the host does not let us.
+    """
+    try:
+        fd = os.open(KERNEL_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{OPTION}: there is no {KERNEL_DEVICE}; {_INSTEAD}") from error
+    except OSError as error:
+        raise HostError(f"open for {OPTION}", KERNEL_DEVICE, _PERMISSION) from error
+    try:
+        Vhost(fd).set_guest_cid(cid)
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"{OPTION}: cid {cid} is in use by another VM") from error
+        raise HostError(f"claim cid {cid} for {OPTION}", KERNEL_DEVICE) from error
+    return fd
 
 
 def _prepare_sockets(spec: VsockSpec, path: str, *, sandbox: bool) -> PreparedVsock:

@@ -11,6 +11,7 @@ from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from devices.virtio.backend import QueueActivation
     from devices.virtio.chain import DescriptorChain
     from devices.virtio.context import DeviceContext
     from devices.virtio.counters import Counters
@@ -110,6 +111,19 @@ class VirtioDevice(Protocol):
         """
         ...
 
+    @property
+    def kernel_queues(self) -> frozenset[int]:
+        """The queues that the host's kernel serves: their kicks and interrupts bypass us."""
+        ...
+
+    def start_kernel_queue(self, activation: QueueActivation, next_avail: int) -> None:
+        """Hand a checked queue to the kernel, which goes on at ``next_avail``."""
+        ...
+
+    def stop_kernel_queue(self, index: int) -> None:
+        """Take a queue back from the kernel: its memory is not touched after this."""
+        ...
+
     def attach(self, context: DeviceContext) -> None:
         """Learn the surroundings, once, before the process's filter is loaded.
 
@@ -147,7 +161,14 @@ class SimpleDevice:
 
     name: ClassVar[str]
     own_queues: ClassVar[frozenset[int]] = frozenset()
+    kernel_queues: ClassVar[frozenset[int]] = frozenset()
     gate: Gate | None = None
+
+    def start_kernel_queue(self, activation: QueueActivation, next_avail: int) -> None:
+        """No queue is the kernel's."""
+
+    def stop_kernel_queue(self, index: int) -> None:
+        """No queue is the kernel's."""
 
     def attach(self, context: DeviceContext) -> None:
         """Nothing is needed of the surroundings."""

@@ -14,10 +14,19 @@ import socket
 
 from devices.virtio.chain import ChainError
 from devices.virtio.device import SimpleDevice
+from devices.virtio.vsock_common import (
+    EVENT_QUEUE,
+    RX_QUEUE,
+    TX_QUEUE,
+    VIRTIO_VSOCK_F_NO_IMPLIED_STREAM,
+    VIRTIO_VSOCK_F_SEQPACKET,
+    VIRTIO_VSOCK_F_STREAM,
+    EventSender,
+    VsockSpec,
+)
 from devices.virtio.vsock_muxer import Muxer
 from devices.virtio.vsock_packet import HEADER_BYTES, SocketType
 from sys_util.errors import GuestError
-from sys_util.facts import fact
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 
@@ -28,34 +37,8 @@ if TYPE_CHECKING:
     from devices.virtio.context import DeviceContext
     from devices.virtio.port import QueuePort
 
-RX_QUEUE: Final = 0
-TX_QUEUE: Final = 1
-EVENT_QUEUE: Final = 2
-
-VIRTIO_VSOCK_F_STREAM: Final = 0
-VIRTIO_VSOCK_F_SEQPACKET: Final = 1
-VIRTIO_VSOCK_F_NO_IMPLIED_STREAM: Final = 2
-
-VIRTIO_VSOCK_EVENT_TRANSPORT_RESET: Final = 0
-_EVENT_BYTES: Final = 4
-
-# Below are the hypervisor's, the loopback and the host's; the highest means any (§5.10.4).
-MIN_GUEST_CID: Final = 3
-MAX_GUEST_CID: Final = 0xFFFF_FFFE
-
 # One turn of serving, before other events have theirs.
 _PACKETS_PER_TURN: Final = 128
-
-
-@fact
-class VsockSpec:
-    """What the user asked for: the guest's address, and the socket of the host's side.
-
-    Without ``socket`` the host's kernel serves the device.
-    """
-
-    cid: int
-    socket: str | None = None
 
 
 class Vsock(SimpleDevice):
@@ -81,6 +64,7 @@ class Vsock(SimpleDevice):
             for fd, unix_type, socket_type in zip(listeners, unix_types, types, strict=True)
         ]
         self._muxer = Muxer(spec.cid, os.fsencode(connect_path), sockets, self._schedule)
+        self._events = EventSender()
         self._log = get_logger("devices.virtio.vsock").limited()
         self._context: DeviceContext
         self._scheduled = False
@@ -118,6 +102,7 @@ class Vsock(SimpleDevice):
 
     def reset(self) -> None:
         self._muxer.reset()
+        self._events.reset()
         self._tx_waits = False
 
     def attach(self, context: DeviceContext) -> None:
@@ -130,6 +115,7 @@ class Vsock(SimpleDevice):
         if index == TX_QUEUE:
             more = self._serve_tx()
             return self._serve_rx() or more
+        self._events.serve(self._context.port(EVENT_QUEUE))
         return False
 
     def _schedule(self) -> None:

@@ -25,7 +25,7 @@ LOG_SECONDS: Final = 5.0
 
 
 class _ActiveQueue:
-    """A started queue. ``ring`` is ``None`` once the driver made it unusable.
+    """A started queue. ``ring`` is ``None`` once the driver made it unusable, or the kernel's.
 
     ``port`` is there when the device serves the queue itself.
     """
@@ -95,13 +95,19 @@ class QueueWorker:
             port.paused = self._paused
             port.resumed = activation.resume
         queue = _ActiveQueue(ring, activation.kick_fd, activation.call_fd, port)
+        if index in self._device.kernel_queues:
+            self._device.start_kernel_queue(activation, ring.state().next_avail)
+            queue.abandon()
         self._queues[index] = queue
 
     def stop_queue(self, index: int) -> None:
         """Forget a queue. Its memory is not touched after this; harmless when it is not there."""
         queue = self._queues.pop(index, None)
-        if queue is not None:
-            queue.abandon()
+        if queue is None:
+            return
+        queue.abandon()
+        if index in self._device.kernel_queues:
+            self._device.stop_kernel_queue(index)
 
     def port(self, index: int) -> QueuePort | None:
         """Return the port of a queue that the device serves itself, if it is usable now."""
@@ -109,8 +115,13 @@ class QueueWorker:
         return None if queue is None or queue.ring is None else queue.port
 
     def abandon_own_queues(self) -> list[int]:
-        """Give up the queues that the device serves itself: it broke off in the midst of them."""
-        own = [index for index, queue in self._queues.items() if queue.port and queue.ring]
+        """Give up the queues of the device's own and the kernel's: it broke off in their midst."""
+        kernel = self._device.kernel_queues
+        own = [
+            index
+            for index, queue in self._queues.items()
+            if (queue.port and queue.ring) or index in kernel
+        ]
         for index in own:
             self._queues[index].abandon()
         return own
@@ -147,7 +158,7 @@ class QueueWorker:
             GuestError: the device gave up one of its own queues; ``abandon_own_queues`` is due.
         """
         queue = self._queues.get(index)
-        if queue is None:
+        if queue is None or index in self._device.kernel_queues:  # its kicks are not for us
             return False
         counters = self.counters
         try:

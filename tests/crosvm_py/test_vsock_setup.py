@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -18,8 +19,9 @@ from crosvm_py.cli.run import COMMAND, build_config
 from crosvm_py.device_kinds import DeviceOrder
 from crosvm_py.vsock_setup import PreparedVsock, prepare_vsock
 from crosvm_py.warden_protocol import NO_DIRECTORY
-from devices.virtio.vsock import VsockSpec
-from sys_util.errors import ConfigError, HostError, UsageError
+from devices.virtio.vsock_common import VsockSpec
+from sys_util.errors import ConfigError, HostError, UsageError, VmmError
+from sys_util.vhost import Vhost
 
 Prepare = Callable[..., PreparedVsock]
 
@@ -208,3 +210,43 @@ def test_directory_of_everybody_is_warned_about(
     tmp_path.chmod(0o1777)
     prepare()
     assert "a directory of its own is safer" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "reason"),
+    [
+        ("/dev/no-such", ConfigError, "no /dev/no-such; load the module .* or give socket=PATH"),
+        ("/dev/null", HostError, "claim cid 3 for --vsock /dev/null"),
+        ("/dev/null/no", HostError, "open for --vsock /dev/null/no"),
+    ],
+)
+def test_kernel_device_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str, error: type[VmmError], reason: str
+) -> None:
+    monkeypatch.setattr(vsock_setup, "KERNEL_DEVICE", device)
+    with pytest.raises(error, match=reason):
+        prepare_vsock(VsockSpec(3), sandbox=True)
+
+
+def test_address_of_another_vm_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(_vhost: Vhost, _cid: int) -> None:
+        raise OSError(errno.EADDRINUSE, "Address already in use")
+
+    monkeypatch.setattr(vsock_setup, "KERNEL_DEVICE", str(tmp_path / "device"))
+    monkeypatch.setattr(Vhost, "set_guest_cid", refuse)
+    (tmp_path / "device").touch()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ConfigError, match="--vsock: cid 9 is in use by another VM"):
+        prepare_vsock(VsockSpec(9), sandbox=True)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_kernel_device_needs_no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    claimed: list[int] = []
+    monkeypatch.setattr(vsock_setup, "KERNEL_DEVICE", str(tmp_path / "device"))
+    monkeypatch.setattr(Vhost, "set_guest_cid", lambda _vhost, cid: claimed.append(cid))
+    (tmp_path / "device").touch()
+    order, sockets = prepare_vsock(VsockSpec(9), sandbox=True)
+    assert (order.kind, order.directory, sockets) == ("vhost-vsock", NO_DIRECTORY, ())
+    assert claimed == [9]
+    os.close(order.fds[0])

@@ -11,7 +11,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from devices.virtio.vsock import Vsock, VsockSpec
+from devices.virtio.vsock import Vsock
+from devices.virtio.vsock_common import VsockSpec
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
 

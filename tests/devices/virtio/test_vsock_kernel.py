@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The vsock device that hands its rings to the kernel, with a kernel that only notes it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devices.virtio.queue import QueueError
+from devices.virtio.vsock_common import VsockSpec
+from devices.virtio.vsock_kernel import KernelVsock
+from sys_util.guest_memory import GuestMemory
+from sys_util.vhost import Vhost, VhostRing
+from tests.support.device_context import DriverSide
+from tests.support.vsock_rig import CID, EVENT, RX, TX, VsockRig
+
+SEQPACKET = 1 << 1
+VERSION_1 = 1 << 32
+RING_RESET = 1 << 40
+
+
+class NotingVhost(Vhost):
+    """A kernel device that remembers what it was asked for."""
+
+    def __init__(self, features: int = SEQPACKET | VERSION_1 | 1 << 28 | 1 << 29 | 1 << 26) -> None:
+        super().__init__(-1)
+        self.offered = features
+        self.accepted = 0
+        self.owned = 0
+        self.memory: GuestMemory | None = None
+        self.rings: dict[int, tuple[VhostRing, int]] = {}
+        self.eventfds: dict[int, tuple[int, int, int]] = {}
+        self.running = False
+        self.starts = 0
+        self.bases = {RX: 0, TX: 0}
+
+    def features(self) -> int:
+        return self.offered
+
+    def set_features(self, features: int) -> None:
+        self.accepted = features
+
+    def set_owner(self) -> None:
+        self.owned += 1
+
+    def set_memory(self, memory: GuestMemory) -> None:
+        self.memory = memory
+
+    def set_ring(self, ring: VhostRing, next_avail: int, memory: GuestMemory) -> None:
+        assert not self.running
+        self.rings[ring.number] = (ring, next_avail)
+
+    def set_eventfds(self, number: int, kick_fd: int, call_fd: int, error_fd: int) -> None:
+        self.eventfds[number] = (kick_fd, call_fd, error_fd)
+
+    def ring_base(self, number: int) -> int:
+        assert not self.running
+        return self.bases[number]
+
+    def set_vsock_running(self, *, running: bool) -> None:
+        self.running = running
+        self.starts += running
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.memory = GuestMemory.create([(0, 4 << 20)])
+        self.vhost = NotingVhost()
+        self.device = KernelVsock(VsockSpec(CID), self.vhost)
+        self.driver = DriverSide(self.device, self.memory, without=0)
+
+    def runs(self) -> bool:
+        return self.vhost.running
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    scene = Scene()
+    yield scene
+    scene.driver.close()
+    scene.memory.close()
+
+
+def test_config_and_features(scene: Scene) -> None:
+    assert scene.device.config() == CID.to_bytes(8, "little")
+    assert scene.device.features() == SEQPACKET
+    assert scene.vhost.owned == 1
+    assert scene.vhost.memory is scene.memory
+
+
+def test_kernel_gets_the_features_that_it_knows(scene: Scene) -> None:
+    scene.driver.start()
+    assert scene.vhost.accepted == SEQPACKET | VERSION_1 | 1 << 28 | 1 << 29
+
+
+def test_kernel_runs_when_both_rings_are_there(scene: Scene) -> None:
+    scene.driver.start(RX)
+    assert not scene.runs()
+    scene.driver.start_queue(TX)
+    assert scene.runs()
+    rx = scene.driver.queues[RX]
+    ring, base = scene.vhost.rings[RX]
+    assert ring == VhostRing(RX, rx.size, rx.desc_table, rx.avail_ring, rx.used_ring)
+    assert base == 0
+
+
+def test_kick_that_came_too_early_is_repeated(scene: Scene) -> None:
+    scene.driver.start(RX, TX)
+    for kick_fd, _, _ in scene.vhost.eventfds.values():
+        assert os.eventfd_read(kick_fd) == 1
+
+
+def test_kicks_are_left_to_the_kernel(scene: Scene) -> None:
+    scene.driver.start()
+    scene.driver.kick(TX)
+    assert os.eventfd_read(scene.vhost.eventfds[TX][0]) == 2
+
+
+def test_resumed_ring_goes_on_where_it_stood(scene: Scene) -> None:
+    scene.driver.start(RX, TX)
+    scene.driver.reset()
+    scene.driver.start(RX)
+    tx = scene.driver.queues.setdefault(TX, scene.driver.queues[RX])
+    scene.memory.write(tx.used_ring, (0x00050000).to_bytes(4, "little"))
+    scene.driver.start_queue(TX, resume=True)
+    assert scene.vhost.rings[TX][1] == 5
+
+
+def test_pause_stops_the_kernel_and_resume_goes_on_from_there(scene: Scene) -> None:
+    scene.driver.start()
+    scene.driver.worker.pause()
+    assert not scene.runs()
+    scene.vhost.bases.update({RX: 8, TX: 9})
+    scene.driver.worker.resume()
+    # What counts is where the kernel stood when it stopped.
+    assert [scene.vhost.rings[number][1] for number in (RX, TX)] == [0, 0]
+    assert scene.runs()
+    scene.driver.worker.pause()
+    scene.driver.worker.resume()
+    assert [scene.vhost.rings[number][1] for number in (RX, TX)] == [8, 9]
+
+
+def test_activation_of_a_paused_device_waits(scene: Scene) -> None:
+    scene.driver.worker.pause()
+    scene.driver.start()
+    assert not scene.runs()
+    scene.driver.worker.resume()
+    assert scene.runs()
+
+
+def test_reset_stops_the_kernel(scene: Scene) -> None:
+    scene.driver.start()
+    scene.driver.reset()
+    assert not scene.runs()
+    scene.driver.start()
+    assert (scene.runs(), scene.vhost.starts) == (True, 2)
+
+
+def test_reset_of_one_queue_stops_both_and_the_other_goes_on(scene: Scene) -> None:
+    scene.driver.start()
+    scene.vhost.bases[TX] = 7
+    scene.driver.worker.stop_queue(RX)
+    assert not scene.runs()
+    scene.driver.start_queue(RX)
+    assert scene.runs()
+    assert (scene.vhost.rings[RX][1], scene.vhost.rings[TX][1]) == (0, 7)
+
+
+def test_unusable_ring_never_reaches_the_kernel(scene: Scene) -> None:
+    scene.driver.start(TX)
+    bad = scene.driver.queues[TX].activation(RX, -1, -1)._replace(used_ring=1 << 40)
+    with pytest.raises(QueueError, match="used ring"):
+        scene.driver.worker.start_queue(bad, scene.driver.features)
+    assert not scene.runs()
+
+
+def test_error_of_the_kernel_asks_for_a_reset(scene: Scene) -> None:
+    scene.driver.start()
+    error_fd = scene.vhost.eventfds[RX][2]
+    os.eventfd_write(error_fd, 1)
+    with pytest.raises(QueueError, match="the host's kernel cannot go on"):
+        scene.driver.context.fire(error_fd)
+    assert not scene.runs()
+    assert sorted(scene.driver.worker.abandon_own_queues()) == [RX, TX, EVENT]
+
+
+def test_fresh_device_sends_no_event(scene: Scene) -> None:
+    scene.driver.start()
+    scene.driver.queues[EVENT].submit(into=[4])
+    scene.driver.kick(EVENT)
+    assert scene.driver.queues[EVENT].collect() == []
+
+
+@pytest.mark.parametrize("lengths", [[4], [8], [3, 4]])
+def test_new_process_of_a_device_tells_that_connections_are_gone(
+    tmp_path: Path, lengths: list[int]
+) -> None:
+    rig = VsockRig(tmp_path)
+    rig.driver.start(RX, TX)
+    rig.driver.start_queue(EVENT)
+    rig.driver.worker.stop_queue(EVENT)
+    rig.driver.start_queue(EVENT, resume=True)
+    events = rig.driver.queues[EVENT]
+    for length in lengths:
+        events.submit(into=[length])
+    rig.driver.kick(EVENT)
+    finished = events.collect()
+    assert [length for _, length, _ in finished] == [0] * (len(lengths) - 1) + [4]
+    assert finished[-1][2][:4] == bytes(4)
+    assert rig.driver.interrupted(EVENT)
+    events.submit(into=[4])
+    rig.driver.kick(EVENT)
+    assert events.collect() == []
+    rig.close()
