@@ -35,6 +35,8 @@ def process_facts(pid: int) -> dict[str, object]:
         "name": status["Name"],
         "namespaces": {name: _link(here / "ns" / name) for name in NAMESPACES},
         "status": status,
+        # Not its own user's where nobody may trace or dump it (proc(5)).
+        "owner": (here / "environ").stat().st_uid,
         "root": sorted(entry.name for entry in (here / "root").iterdir()),
         "root_options": next((words[5] for words in mounts if words[4] == "/"), ""),
         "fds": {entry.name: _link(entry) for entry in sorted((here / "fd").iterdir())},

@@ -57,6 +57,7 @@ class ProcessFacts(TypedDict):
     name: str
     namespaces: dict[str, str]
     status: dict[str, str]
+    owner: int
     root: list[str]
     root_options: str
     fds: dict[str, str]
