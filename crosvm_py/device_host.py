@@ -292,11 +292,14 @@ class DeviceProcess:
                 self._log.warning("%s queue %d: %s", self.name, index, reason)
                 self.status.needs_reset = True
                 self._tell(lambda to: to.set_needs_reset())
-            case protocol.ConfigChanged(config):
+            case protocol.ConfigChanged(config, by_driver):
                 if len(config) != len(self.config):
                     raise ProtocolError("configuration of another size")
                 self.config = config
-                self._tell(lambda to: to.config_changed(config))
+                if by_driver:
+                    self._tell(lambda to: to.config_written(config))
+                else:
+                    self._tell(lambda to: to.config_changed(config))
 
     def _tell(self, call: Callable[[BackendEvents], None]) -> None:
         """Call the transport as its rule is: with the device-model lock held."""

@@ -188,7 +188,7 @@ class _DeviceProcess:
                 self._device.reset()
                 self._context.release(_FAILED)
             case protocol.WriteConfig(request_id, offset, data):
-                self._device.write_config(offset, data)
+                self._write_config(offset, data)
             case protocol.Pause(request_id):
                 self._context.hold(_PAUSED)
                 self._worker.pause()
@@ -246,6 +246,13 @@ class _DeviceProcess:
         self._first += 1
         for at in range(len(order)):
             self._again[order[(at + self._first) % len(order)]] = None
+
+    def _write_config(self, offset: int, data: bytes) -> None:
+        before = self._device.config()
+        self._device.write_config(offset, data)
+        after = self._device.config()
+        if after != before:
+            self._say(protocol.ConfigChanged(after, by_driver=True))
 
     def _config_changed(self) -> None:
         if self._ready:  # before, Ready will say it

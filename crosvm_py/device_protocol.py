@@ -172,11 +172,15 @@ class QueueFailed:
 
 @fact
 class ConfigChanged:
-    """The device configuration is now another one."""
+    """The device configuration is now another one.
+
+    ``by_driver``: by a write of the driver, which need not be told.
+    """
 
     TYPE: ClassVar[int] = 35
-    FIELDS: ClassVar[tuple[Check, ...]] = (blob(MAX_CONFIG_BYTES),)
+    FIELDS: ClassVar[tuple[Check, ...]] = (blob(MAX_CONFIG_BYTES), boolean)
     config: bytes
+    by_driver: bool = False
 
 
 @fact

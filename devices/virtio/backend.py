@@ -102,3 +102,7 @@ class BackendEvents(Protocol):
     def config_changed(self, config: bytes) -> None:
         """The device configuration is now ``config``; the driver is told."""
         ...
+
+    def config_written(self, config: bytes) -> None:
+        """The driver's write made the device configuration ``config``."""
+        ...

@@ -171,6 +171,9 @@ class DeviceState:
         if self._active and not self._reset_pending:
             self._need_reset()
 
+    def config_written(self, config: bytes) -> None:
+        self.config.replace(config)
+
     def config_changed(self, config: bytes) -> None:
         self.config.replace(config)
         self._interrupt_config()

@@ -155,6 +155,9 @@ class VirtioPciTransport:
     def config_changed(self, config: bytes) -> None:
         self._state.config_changed(config)
 
+    def config_written(self, config: bytes) -> None:
+        self._state.config_written(config)
+
     def backend_lost(self) -> None:
         """Give the device up: it needs a reset, and no feature negotiation succeeds any more."""
         self._state.backend_lost()

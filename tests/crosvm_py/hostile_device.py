@@ -61,6 +61,9 @@ class RecordedEvents:
     def config_changed(self, config: bytes) -> None:
         self._note(f"config_changed {config.hex()}")
 
+    def config_written(self, config: bytes) -> None:
+        self._note(f"config_written {config.hex()}")
+
 
 class HostileDevice:
     """Whoever took a device process over: it holds the device's end of the channel."""

@@ -145,6 +145,15 @@ def test_changed_configuration_is_kept_and_passed_on(ready: HostileDevice) -> No
     assert ready.events.calls == [f"config_changed {CONFIG[::-1].hex()}"]
 
 
+def test_configuration_that_the_driver_wrote_is_kept_without_telling_it(
+    ready: HostileDevice,
+) -> None:
+    ready.send(protocol.ConfigChanged(CONFIG[::-1], by_driver=True))
+    ready.turn()
+    assert ready.host.config == CONFIG[::-1]
+    assert ready.events.calls == [f"config_written {CONFIG[::-1].hex()}"]
+
+
 def test_failed_queue_makes_the_device_need_a_reset(ready: HostileDevice) -> None:
     ready.send(protocol.QueueFailed(0xFFFF, "the driver is mad"))
     ready.turn()
@@ -185,7 +194,7 @@ HOSTILE = [
     pytest.param(b"\x92\x21\xcb" + bytes(8), "not a whole number", id="id is 0.0"),
     pytest.param(b"\x92\x21\xcf\x00\x00\x00\x01" + bytes(4), "not a whole number", id="id 2^32"),
     pytest.param(b"\x92\x25\xc0", "not a whole number", id="call is nil"),
-    pytest.param(b"\x92\x23\xa1x", "not a byte string", id="config is text"),
+    pytest.param(b"\x93\x23\xa1x\xc2", "not a byte string", id="config is text"),
     pytest.param(
         wire.encode(protocol.ConfigChanged(bytes(4097))), "not a byte string", id="huge config"
     ),

@@ -235,6 +235,13 @@ def test_config_change_by_intx_sets_isr_bit_one(machine: Machine) -> None:
     assert machine.mmio.read(machine.region(3), 1) == 2
 
 
+def test_config_that_the_driver_wrote_is_read_back_without_an_interrupt(machine: Machine) -> None:
+    machine.start()
+    machine.transport.config_written(b"\x01" + CONFIG[1:])
+    assert machine.routes.deliver() == []
+    assert machine.mmio.read(machine.region(4), 1) == 1
+
+
 def test_config_change_before_driver_ok_is_silent(machine: Machine) -> None:
     machine.command(MEMORY | MASTER)
     machine.negotiate()
