@@ -6,8 +6,9 @@ from __future__ import annotations
 from crosvm_py.balloon_control import ask_balloon
 from crosvm_py.control import protocol
 from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery, BalloonSet
-from crosvm_py.control.devices import LimitDevice, ListDevices
+from crosvm_py.control.devices import LimitDevice, ListDevices, ResizeDisk
 from crosvm_py.device_control import limit_device, list_devices
+from crosvm_py.disk_resize import resize_disk
 from crosvm_py.exit_status import VmExit
 from sys_util.typing import TYPE_CHECKING
 
@@ -43,6 +44,8 @@ def request_handler(
                 return list_devices(supervisor.devices)
             case LimitDevice():
                 return limit_device(supervisor.devices, request)
+            case ResizeDisk():
+                return resize_disk(supervisor, request)
             case BalloonSet() | BalloonAdjust() | BalloonQuery():
                 return ask_balloon(supervisor.devices, request)
         return protocol.Done()

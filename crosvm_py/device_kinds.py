@@ -27,6 +27,7 @@ class DeviceKind(NamedTuple):
     """What is known of a device before it exists.
 
     ``counters`` names what its kind counts besides requests and bytes, in the order of their cells.
+    ``resizable``: the first of its own descriptors is a file that can get another size.
     ``sees_sockets``: its jail shows a directory of sockets, whose owner it becomes. The kernel's
     threads on its behalf count as processes of its user.
     """
@@ -35,6 +36,7 @@ class DeviceKind(NamedTuple):
     module: str
     build: Callable[[Fields, Sequence[int]], VirtioDevice]
     counters: tuple[str, ...] = ()
+    resizable: bool = False
     sees_sockets: bool = False
     max_open_files: int = 192  # two eventfds for each of 64 queues, and the process's own
     max_processes: int = 0
@@ -123,7 +125,7 @@ DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
         _build_balloon,
         ("pages_inflated", "pages_deflated", "bytes_reported"),
     ),
-    "block": DeviceKind("block_device", "devices.virtio.block", _build_block),
+    "block": DeviceKind("block_device", "devices.virtio.block", _build_block, resizable=True),
     "console": DeviceKind("console_device", "devices.virtio.console", _build_console),
     "net": DeviceKind("net_device", "devices.virtio.net", _build_net, NET_STATS),
     "rng": DeviceKind("rng_device", "devices.virtio.rng", _build_rng),

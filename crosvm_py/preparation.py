@@ -115,7 +115,7 @@ def _device_orders(config: RunConfig) -> list[DeviceOrder]:
                 "block",
                 pack_spec(spec, path="", num_queues=queues),
                 (fd,),
-                size_bytes,
+                0 if spec.read_only else size_bytes,
             )
         )
     if config.networks:

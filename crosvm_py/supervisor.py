@@ -12,10 +12,10 @@ from crosvm_py.device_host import DeviceProcess
 from crosvm_py.device_kinds import DEVICE_KINDS
 from sys_util import linux
 from sys_util.channel import ChannelClosed
-from sys_util.errors import ProtocolError, VmmError
+from sys_util.errors import ConfigError, ProtocolError, VmmError
 from sys_util.log import get_logger
 from sys_util.shared_page import SharedPage
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,9 @@ START_SECONDS: Final = 60.0
 
 # How long the warden may take to end everything when the vmm closes the channel.
 END_SECONDS: Final = 10.0
+
+# What is called with the size that a file has now, or with a reason why it is what it was.
+ResizeResult: TypeAlias = "Callable[[int, str], None]"
 
 
 class Supervisor:
@@ -54,6 +57,8 @@ class Supervisor:
         self._devices: list[DeviceProcess] = []
         self._pages: list[SharedPage] = []  # the counters of each
         self._waiting: set[int] = set()
+        self._files: dict[int, int] = {}  # of each device whose file can be resized
+        self._resizes: dict[int, ResizeResult] = {}
         self._failure = ""
         self._ending = False
         loop.add(warden.channel.fileno(), self._on_warden)
@@ -66,7 +71,8 @@ class Supervisor:
     def spawn(self, order: DeviceOrder, memory: GuestMemory) -> DeviceProcess:
         """Ask for a device process; ``wait_ready`` waits for all of them at once.
 
-        The order's descriptors are closed here: from now on they are the device's alone.
+        The order's descriptors are ours from now on. All are closed but a file that is written and
+        can be resized.
         """
         device_id = len(self._devices)
         policy_name = DEVICE_KINDS[order.kind].policy_name
@@ -96,9 +102,21 @@ class Supervisor:
             raise VmmError("the warden has gone") from error
         finally:
             device.their_end.close()
-            for fd in order.fds:
-                os.close(fd)
+            self._let_go(device_id, order)
         return device
+
+    def _let_go(self, device_id: int, order: DeviceOrder) -> None:
+        """Close what is the device's alone; keep a file that can be resized."""
+        keeps = DEVICE_KINDS[order.kind].resizable and order.max_file_bytes
+        if keeps:
+            self._files[device_id] = order.fds[0]
+        for fd in order.fds[1 if keeps else 0 :]:
+            os.close(fd)
+
+    def _close_files(self) -> None:
+        files, self._files = self._files, {}
+        for fd in files.values():
+            os.close(fd)
 
     def wait_ready(self) -> None:
         """Serve the loop until every device has said ``Ready``.
@@ -113,6 +131,25 @@ class Supervisor:
         if self._failure:
             raise VmmError(self._failure)
 
+    def resize(self, device: DeviceProcess, size_bytes: int, then: ResizeResult) -> None:
+        """Have the file that ``device`` writes resized; the device itself is not told.
+
+        Raises:
+            ConfigError: it writes none, or that is under way already.
+            VmmError: the warden has gone.
+        """
+        device_id = device.device_id
+        fd = self._files.get(device_id)
+        if fd is None:
+            raise ConfigError("it writes no file that could be resized")
+        if device_id in self._resizes:
+            raise ConfigError("another resize is under way")
+        try:
+            self._warden.channel.send(protocol.Resize(device_id, size_bytes), [fd])
+        except ChannelClosed as error:
+            raise VmmError("the warden has gone") from error
+        self._resizes[device_id] = then
+
     def end(self) -> None:
         """End every device and the warden, in order; harmless when some are gone already."""
         self._ending = True
@@ -123,6 +160,7 @@ class Supervisor:
         _reap(self._warden)
         for page in self._pages:
             page.close()
+        self._close_files()
 
     def _give_up_waiting(self) -> None:
         names = ", ".join(device.name for device in self._devices if not device.device_type)
@@ -140,6 +178,7 @@ class Supervisor:
                 raise ProtocolError("the warden sends no descriptors")
             self._take(message)
         except ChannelClosed:
+            self._close_files()
             self._end_with(f"warden (pid {self._warden.pid}): ended, and its devices with it")
         except ProtocolError as error:
             self._end_with(f"warden (pid {self._warden.pid}): {error}")
@@ -157,6 +196,12 @@ class Supervisor:
                 device.pid = pid
                 device.death.status = status
                 self._report(device)
+
+            case protocol.Resized(device_id, size_bytes, reason):
+                then = self._resizes.pop(device_id, None)
+                if then is None:
+                    raise ProtocolError(f"device {device_id} was not to be resized")
+                then(size_bytes, reason)
 
     def _device(self, device_id: int) -> DeviceProcess:
         if device_id >= len(self._devices):
@@ -179,6 +224,9 @@ class Supervisor:
         """Say how a device ended once both its last words and its status are here."""
         if device.is_open or device.death.status is None:
             return
+        fd = self._files.pop(device.device_id, -1)
+        if fd >= 0:
+            os.close(fd)
         for line in device.death.report.splitlines():
             log.error("%s: %s", device.name, line)
         cause = device.death.describe(device.policy_name)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import socket
+import stat
 
 from crosvm_py import warden_protocol as protocol
 from crosvm_py.device_kinds import DEVICE_KINDS
@@ -75,7 +77,7 @@ class _Child:
 
 
 class _Warden:
-    """Serve ``Spawn`` and ``Kill`` until the vmm closes the channel."""
+    """Serve ``Spawn``, ``Kill`` and ``Resize`` until the vmm closes the channel."""
 
     def __init__(
         self, channel: Channel, policies: Mapping[str, Policy] | None, null_fd: int
@@ -108,6 +110,8 @@ class _Warden:
                     self._spawn(message, fds)
                 case protocol.Kill(device_id):
                     self._kill(device_id)
+                case protocol.Resize():
+                    self._channel.send(self._resize(message, fds))
                 case _:
                     raise ProtocolError(f"unexpected {type(message).__name__}")
         finally:
@@ -118,6 +122,19 @@ class _Warden:
         child = self._children.get(device_id)
         if child is not None:  # else it ended by itself, and the vmm will read so
             linux.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+
+    def _resize(self, order: protocol.Resize, fds: list[int]) -> protocol.Resized:
+        if len(fds) != 1:
+            raise ProtocolError(f"Resize with {len(fds)} descriptors")
+        device_id = order.device_id
+        child = self._children.get(device_id)
+        if child is None:
+            return protocol.Resized(device_id, 0, "the device process has ended")
+        try:
+            size_bytes = resize_file(child.pid, fds[0], order.size_bytes)
+        except OSError as error:
+            return protocol.Resized(device_id, 0, f"{error.strerror}"[:256])
+        return protocol.Resized(device_id, size_bytes, "")
 
     def _spawn(self, order: protocol.Spawn, fds: list[int]) -> None:
         try:
@@ -174,6 +191,26 @@ class _Warden:
         del self._children[child.device_id]
         status = os.waitstatus_to_exitcode(wait_status)
         self._channel.send(protocol.Exited(child.device_id, child.pid, status))
+
+
+def resize_file(pid: int, fd: int, size_bytes: int) -> int:
+    """Give a file another size and its writer, a child of ours, another bound; return the size.
+
+    Raises:
+        OSError: the host refuses it; nothing has changed.
+    """
+    if stat.S_ISBLK(os.fstat(fd).st_mode):
+        return os.lseek(fd, 0, os.SEEK_END)
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    bound = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
+    if soft != resource.RLIM_INFINITY:  # else it has no jail
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (bound, hard))
+    try:
+        os.ftruncate(fd, size_bytes)
+    except OSError:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
+        raise
+    return size_bytes
 
 
 def _owner(directory: protocol.Directory) -> IdMap | None:

@@ -6,12 +6,14 @@ from __future__ import annotations
 from sys_util.facts import fact
 from sys_util.guest_memory import MemoryRegion
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
-from sys_util.wire import I32, U32, U64, Codec, blob, record, sequence, text
+from sys_util.wire import I32, U32, U64, Codec, blob, integer, record, sequence, text
 
 if TYPE_CHECKING:
     from sys_util.wire import Check
 
 _MAX_REGIONS: Final = 16
+
+MAX_FILE_BYTES: Final = (1 << 63) - 1  # offsets of files are signed
 
 
 class Directory(NamedTuple):
@@ -64,6 +66,19 @@ class Kill:
 
 
 @fact
+class Resize:
+    """Give the file that a device writes another size; a block device is only measured again.
+
+    Its descriptor is the file's. The vmm cannot truncate files, and bounds no other process.
+    """
+
+    TYPE: ClassVar[int] = 3
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, integer(0, MAX_FILE_BYTES))
+    device_id: int
+    size_bytes: int
+
+
+@fact
 class Spawned:
     """The process exists; ``pid`` is the host's number for it."""
 
@@ -94,5 +109,16 @@ class Exited:
     status: int
 
 
-WARDEN_CODEC: Final = Codec((Spawn, Kill))
-VMM_CODEC: Final = Codec((Spawned, SpawnFailed, Exited))
+@fact
+class Resized:
+    """The file has ``size_bytes`` now, or there is a ``reason`` why it is what it was."""
+
+    TYPE: ClassVar[int] = 35
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, U64, text(256))
+    device_id: int
+    size_bytes: int
+    reason: str
+
+
+WARDEN_CODEC: Final = Codec((Spawn, Kill, Resize))
+VMM_CODEC: Final = Codec((Spawned, SpawnFailed, Exited, Resized))

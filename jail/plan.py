@@ -138,7 +138,8 @@ def device_jail(
         policy_name: the policy's name, for messages.
         bpf: the compiled policy.
         keep_fds: the descriptors that stay open.
-        max_file_bytes: the largest file offset the device may write at; 0 for none.
+        max_file_bytes: the largest file offset the device may write at, which the warden changes
+            when it resizes the file; 0 for none.
         directory: what it sees of the host's files, read-only; nothing for nearly every device.
         max_open_files: descriptors at one time.
         max_processes: processes and threads of its user; the kernel's own on its behalf count too.
@@ -159,7 +160,8 @@ def device_jail(
                     ("NOFILE", max_open_files),
                     ("NPROC", max_processes),
                     ("SIGPENDING", 0),
-                )
+                ),
+                raisable=frozenset({"FSIZE"} if max_file_bytes else ()),
             ),
             DropCapabilities(),
             NoNewPrivileges(),

@@ -137,21 +137,25 @@ class OneDirectoryRoot:
 
 @fact
 class LimitResources:
-    """Bounds on what the process may take of the host (getrlimit(2))."""
+    """Bounds on what the process may take of the host (getrlimit(2)).
+
+    Another process may raise those in ``raisable``; the filter lets none raise its own.
+    """
 
     limits: tuple[tuple[str, int], ...]
+    raisable: frozenset[str] = frozenset()
 
     def describe(self) -> str:
         """Say what the step does."""
         return "limit " + ", ".join(f"{name}={value:#x}" for name, value in self.limits)
 
     def apply(self) -> None:
-        """Set soft and hard limit alike; never raise one."""
+        """Set soft and hard limit alike, but for the raisable ones; never raise one."""
         for name, value in self.limits:
             kind = _RLIMITS[name]
             hard = resource.getrlimit(kind)[1]
             bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(kind, (bound, bound))
+            resource.setrlimit(kind, (bound, hard if name in self.raisable else bound))
 
 
 @fact

@@ -91,6 +91,12 @@ def _load_devices() -> Command:
     return DEVICES
 
 
+def _load_disk() -> Command:
+    from crosvm_py.cli.disk import DISK
+
+    return DISK
+
+
 def _load_limit() -> Command:
     from crosvm_py.cli.devices import LIMIT
 
@@ -128,6 +134,7 @@ COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "resume": _load_resume,
     "powerbtn": _load_powerbtn,
     "devices": _load_devices,
+    "disk": _load_disk,
     "limit": _load_limit,
     "balloon": _load_balloon,
     "balloon_stats": _load_balloon_stats,

@@ -6,12 +6,13 @@ from __future__ import annotations
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
-from sys_util.wire import U16, U32, U64, boolean, optional, record, sequence, text
+from sys_util.wire import U16, U32, U64, boolean, integer, optional, record, sequence, text
 
 if TYPE_CHECKING:
     from sys_util.wire import Check
 
 MAX_NAME_CHARS: Final = 64
+MAX_DISK_BYTES: Final = (1 << 63) - 1  # offsets of files are signed
 _MAX_DEVICES: Final = 32
 _MAX_QUEUES: Final = 64
 _MAX_COUNTERS: Final = 32
@@ -39,6 +40,19 @@ class LimitDevice:
     )
     device: str
     values: tuple[int | None, ...]
+
+
+@fact
+class ResizeDisk:
+    """Give the disk with this index another size; a block device is only measured again.
+
+    ``DiskSize`` is the answer.
+    """
+
+    TYPE: ClassVar[int] = 7
+    FIELDS: ClassVar[tuple[Check, ...]] = (U16, integer(1, MAX_DISK_BYTES))
+    index: int
+    size_bytes: int
 
 
 class QueueInfo(NamedTuple):
@@ -97,3 +111,12 @@ class DeviceLimits:
     TYPE: ClassVar[int] = 67
     FIELDS: ClassVar[tuple[Check, ...]] = (sequence(U64, len(LIMIT_NAMES)),)
     values: tuple[int, ...]
+
+
+@fact
+class DiskSize:
+    """The size that a disk has now, and the guest knows of."""
+
+    TYPE: ClassVar[int] = 68
+    FIELDS: ClassVar[tuple[Check, ...]] = (U64,)
+    size_bytes: int

@@ -8,7 +8,14 @@ one at a time. Numbers are never reused; a VM that is too old for a request answ
 from __future__ import annotations
 
 from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery, BalloonSet, BalloonState
-from crosvm_py.control.devices import DeviceLimits, DeviceList, LimitDevice, ListDevices
+from crosvm_py.control.devices import (
+    DeviceLimits,
+    DeviceList,
+    DiskSize,
+    LimitDevice,
+    ListDevices,
+    ResizeDisk,
+)
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 from sys_util.wire import Codec, text
@@ -77,11 +84,12 @@ Request: TypeAlias = (
     | PowerButton
     | ListDevices
     | LimitDevice
+    | ResizeDisk
     | BalloonSet
     | BalloonAdjust
     | BalloonQuery
 )
-Response: TypeAlias = Done | Failed | DeviceList | DeviceLimits | BalloonState
+Response: TypeAlias = Done | Failed | DeviceList | DeviceLimits | DiskSize | BalloonState
 
 REQUESTS: Final = Codec(
     (
@@ -91,9 +99,10 @@ REQUESTS: Final = Codec(
         PowerButton,
         ListDevices,
         LimitDevice,
+        ResizeDisk,
         BalloonSet,
         BalloonAdjust,
         BalloonQuery,
     )
 )
-RESPONSES: Final = Codec((Done, Failed, DeviceList, DeviceLimits, BalloonState))
+RESPONSES: Final = Codec((Done, Failed, DeviceList, DeviceLimits, DiskSize, BalloonState))

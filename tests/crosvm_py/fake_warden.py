@@ -54,15 +54,20 @@ class FakeWarden:
 
     def spawn(self, name: str, *fds: int, ready: bool = True) -> DeviceProcess:
         """Have the supervisor ask for a device, and make its channel ours."""
-        device = self.supervisor.spawn(DeviceOrder(name, "rng", b"\x80", fds, 0), self.memory)
-        order, received = self.take()
-        assert isinstance(order, protocol.Spawn)
+        order = DeviceOrder(name, "rng", b"\x80", fds, 0)
+        return self.spawn_order(order, READY if ready else None)
+
+    def spawn_order(self, order: DeviceOrder, ready: device_protocol.Ready | None) -> DeviceProcess:
+        """Do so with any order, and any first message."""
+        device = self.supervisor.spawn(order, self.memory)
+        message, received = self.take()
+        assert isinstance(message, protocol.Spawn)
         sock = socket.socket(fileno=received[0])
         self.devices.append(Channel(sock, device_protocol.DEVICE_CODEC))
         for fd in received[1:]:
             os.close(fd)
         if ready:
-            self.devices[-1].send(READY)
+            self.devices[-1].send(ready)
             self.turn()
         return device
 
