@@ -274,7 +274,8 @@ class Balloon(SimpleDevice):
             state = self._state()
             if arguments.get("hint") is True:
                 self._start_hinting()
-            self._return_stats()
+            if self._held is not None and not self._held[0].paused:
+                self._return_stats()
             return state
         if verb == "state":
             return self._state()

@@ -393,6 +393,12 @@ def test_hints_of_another_round_or_of_none_are_not_counted(rig: Rig) -> None:
     assert rig.ask("state")["hinted_bytes"] == 0
 
 
+def test_cmd_id_that_is_cut_short_comes_back(rig: Rig) -> None:
+    rig.send(FREE_PAGE, b"\1\0")
+    assert rig.used(FREE_PAGE) == [0]
+    assert "4 bytes wanted, 2 are there" in rig.lines[-1]
+
+
 def test_driver_that_never_stops_gets_its_pages_back_in_time(rig: Rig) -> None:
     rig.ask("refresh", hint=True)
     rig.send(FREE_PAGE, struct.pack("<I", rig.config()[2]))
@@ -507,6 +513,16 @@ def test_a_flood_is_served_in_turns() -> None:
     rig.kick(REPORTING)
     assert len(queue.take_used()) == 128 - balloon.MAX_CHAINS_PER_TURN
     rig.close()
+
+
+def test_paused_balloon_gives_no_buffer_back(rig: Rig) -> None:
+    rig.send(STATS, stat(4, 1))
+    rig.worker.pause()
+    rig.ask("refresh")
+    assert rig.used(STATS) == []
+    rig.worker.resume()
+    rig.ask("refresh")
+    assert rig.used(STATS) == [0]
 
 
 def test_paused_balloon_takes_nothing(rig: Rig) -> None:
