@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-import prctl
+import _prctl
 
 from jail.namespaces import JAILED_ID
 from jail.steps import (
@@ -117,7 +117,7 @@ def confine_warden(*, maps_root: bool = False) -> None:
         HostError: a step was refused.
     """
     if os.geteuid() == 0:
-        extra = {prctl.CAP_SETFCAP} if maps_root else set()
+        extra = {_prctl.CAP_SETFCAP} if maps_root else set()
         _take(DropCapabilities(_WARDEN_CAPABILITIES | extra))
     _take(NoNewPrivileges())
 
