@@ -26,12 +26,11 @@ class Suspension:
     """Whether the VM runs, and the way from one to the other. In the loop's thread."""
 
     def __init__(self, machine: Machine, vcpus: VcpuSet, supervisor: Supervisor) -> None:
-        self._machine = machine
         self._vcpus = vcpus
         self._supervisor = supervisor
         self._suspended = False
         self._busy = False
-        self._clock_ns = 0
+        self._clocks = machine.make_clocks()
 
     def suspend(self) -> Response | Pending:
         """Stop every vCPU, then every device; nothing is in flight when the answer comes."""
@@ -43,7 +42,7 @@ class Suspension:
         if not self._vcpus.wait_paused(_PAUSE_SECONDS):
             self._vcpus.resume()
             return Failed(f"the vCPUs did not stand still within {_PAUSE_SECONDS:.0f} s")
-        self._clock_ns = self._machine.vm.clock_ns()
+        self._clocks.hold()
 
         def finish() -> None:
             self._suspended = True
@@ -60,7 +59,7 @@ class Suspension:
 
         def finish() -> None:
             self._suspended = False
-            self._machine.vm.set_clock_ns(self._clock_ns)
+            self._clocks.go_on()
             self._vcpus.resume()
             log.info("the VM goes on")
 

@@ -133,6 +133,7 @@ class _Ffi:
             "struct kvm_ioeventfd *",
             "struct kvm_irq_level *",
             "struct kvm_pit_config *",
+            "struct kvm_reinject_control *",
         ],
         init: dict[str, int],
     ) -> CData: ...
@@ -177,6 +178,7 @@ class _Lib:
     KVM_IRQ_LINE: int
     KVM_SET_GSI_ROUTING: int
     KVM_CREATE_PIT2: int
+    KVM_REINJECT_CONTROL: int
     KVM_IRQFD: int
     KVM_IOEVENTFD: int
     KVM_SET_CLOCK: int

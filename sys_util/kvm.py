@@ -196,6 +196,14 @@ class Vm:
         config = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
         ioctl(self.fd, lib.KVM_CREATE_PIT2, config, "KVM_CREATE_PIT2")
 
+    def drop_missed_pit_ticks(self) -> None:
+        """Let ticks that the guest could not take be lost, where KVM would deliver them later.
+
+        A VM that was suspended for an hour would get 3.6 million of them at once.
+        """
+        control = ffi.new("struct kvm_reinject_control *", {"pit_reinject": 0})
+        ioctl(self.fd, lib.KVM_REINJECT_CONTROL, control, "KVM_REINJECT_CONTROL")
+
     def add_memory(
         self, slot: int, gpa: int, buffer: WriteableBuffer, *, read_only: bool = False
     ) -> None:

@@ -13,6 +13,7 @@ from crosvm_py.irq_routes import IrqRoutes, KvmIrqLine, SharedIrqLine
 from crosvm_py.vcpu import VcpuSet
 from crosvm_py.x86_64 import layout
 from crosvm_py.x86_64.acpi.tables import write_acpi_tables
+from crosvm_py.x86_64.clocks import GuestClocks
 from crosvm_py.x86_64.cpuid import CpuidTemplate, physical_address_bits
 from crosvm_py.x86_64.mptable import write_mptable
 from crosvm_py.x86_64.msrs import set_boot_msrs
@@ -107,6 +108,7 @@ class Machine:
         vm.set_tss_address(layout.TSS_GPA)
         vm.create_irqchip()
         vm.create_pit2()
+        vm.drop_missed_pit_ticks()
 
     def _insert_board(self, events: MachineEvents) -> None:
         low, *high = (region.size_bytes for region in self._memory.regions)
@@ -196,6 +198,10 @@ class Machine:
             on_exit,
             hardware_virtualization=host_has_hardware_virtualization(),
         )
+
+    def make_clocks(self) -> GuestClocks:
+        """Return the guest's clocks, to hold them while the vCPUs stand still."""
+        return GuestClocks(self.vm, self._vcpus)
 
     def press_power_button(self) -> None:
         """Tell the guest that somebody pressed the power button."""

@@ -53,6 +53,7 @@ def vm(kvm: Kvm) -> Iterator[Vm]:
     vm.set_identity_map_address(IDENTITY_MAP)
     vm.create_irqchip()
     vm.create_pit2()
+    vm.drop_missed_pit_ticks()
     yield vm
     vm.close()
 

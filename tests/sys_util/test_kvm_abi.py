@@ -53,6 +53,7 @@ def test_struct_sizes(struct: str, size: int) -> None:
         pytest.param(lib.KVM_SET_GSI_ROUTING, 0x4008AE6A, id="SET_GSI_ROUTING"),
         pytest.param(lib.KVM_IRQFD, 0x4020AE76, id="IRQFD"),
         pytest.param(lib.KVM_CREATE_PIT2, 0x4040AE77, id="CREATE_PIT2"),
+        pytest.param(lib.KVM_REINJECT_CONTROL, 0xAE71, id="REINJECT_CONTROL"),
         pytest.param(lib.KVM_IOEVENTFD, 0x4040AE79, id="IOEVENTFD"),
         pytest.param(lib.KVM_SET_CLOCK, 0x4030AE7B, id="SET_CLOCK"),
         pytest.param(lib.KVM_GET_CLOCK, 0x8030AE7C, id="GET_CLOCK"),
