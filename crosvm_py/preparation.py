@@ -10,6 +10,7 @@ import os
 
 from crosvm_py.control.socket_path import bind_control_socket
 from crosvm_py.device_kinds import DEVICE_KINDS, DeviceOrder, pack_spec
+from crosvm_py.end_signals import hold_end_signals, release_end_signals
 from crosvm_py.kvm_limits import NO_VIRTUALIZATION
 from crosvm_py.serial_ports import open_serial_ports
 from crosvm_py.x86_64.layout import BOOT_LAYOUT, e820
@@ -57,6 +58,8 @@ class Preparation(NamedTuple):
 def prepare(config: RunConfig, stack: ExitStack) -> Preparation:
     """Open and check what the run needs; ``stack`` closes what the vmm keeps.
 
+    The signals that end a VM are held when this returns: release them when the warden is there.
+
     Raises:
         ConfigError: the user asked for what cannot be.
         HostError: the host does not let us.
@@ -71,6 +74,8 @@ def prepare(config: RunConfig, stack: ExitStack) -> Preparation:
     orders = _device_orders(config)
     if serial.virtio is not None:
         orders.append(serial.virtio.order())
+    hold_end_signals()  # what is made from here on stays in the file system; nothing takes long
+    stack.callback(release_end_signals)
     vsock_sockets: tuple[BoundSocket, ...] = ()
     if config.vsock is not None:
         from crosvm_py.vsock_setup import prepare_vsock

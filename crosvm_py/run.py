@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from contextlib import ExitStack
 
+from crosvm_py.end_signals import release_end_signals
 from crosvm_py.preparation import prepare
 from crosvm_py.warden_host import start_warden
 from sys_util import linux
@@ -40,6 +41,7 @@ def run_vm(config: RunConfig) -> VmExit:
             _tidying(prepared),
             keep_fds=() if prepared.serial.terminal is None else (prepared.serial.terminal.fd,),
         )
+        release_end_signals()
         # From here on the imports are the vmm's alone, made while the warden makes its own.
         from crosvm_py.vm import VirtualMachine
 

@@ -8,6 +8,7 @@ import signal
 
 from crosvm_py.control.server import ControlServer
 from crosvm_py.control_handler import request_handler
+from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.exit_status import VmExit
 from crosvm_py.serial_ports import VIRTIO_CONSOLE_NAME
 from crosvm_py.supervisor import Supervisor
@@ -33,8 +34,6 @@ log = get_logger("crosvm.vm")
 
 # A vCPU leaves the guest at once; only a device call that hangs, our bug, takes longer.
 _STOP_SECONDS: Final = 5.0
-
-_END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class VirtualMachine:
@@ -88,7 +87,7 @@ class VirtualMachine:
     def run(self) -> VmExit:
         """Let the guest run until something ends the VM."""
         self._vcpus = vcpus = self._machine.make_vcpu_set(self._on_vcpu_exit)
-        for signum in _END_SIGNALS:
+        for signum in END_SIGNALS:
             signal.signal(signum, self._on_signal)
         if self._prepared.vmm_policy is not None:
             confine_vmm()

@@ -8,6 +8,7 @@ import os
 import signal
 
 from crosvm_py import warden_protocol as protocol
+from crosvm_py.end_signals import END_SIGNALS
 from sys_util import linux
 from sys_util.channel import Channel, socket_pair
 from sys_util.crash import crash_report
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from seccomp import Policy
 
 log = get_logger("crosvm.warden")
-
-# What a terminal or a service manager sends to a whole group is for the vmm alone, which tells its
-# children by the channel.
-_VMM_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 EXIT_BUG: Final = 70
 _STDERR: Final = 2
@@ -58,7 +55,7 @@ def start_warden(
     """
     ours, theirs = socket_pair()
     gc.freeze()  # so that no collection writes to pages which both processes have
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _VMM_SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     pid = os.fork()
     if pid == 0:
         _be_warden(theirs, policies, kinds, when_vmm_is_gone, keep_fds)
@@ -76,9 +73,11 @@ def _be_warden(
 ) -> NoReturn:
     status = EXIT_BUG
     try:
-        for signum in _VMM_SIGNALS:
+        # What a terminal or a service manager sends to the whole group is for the vmm alone, which
+        # tells its children by the channel.
+        for signum in END_SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _VMM_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
         null_fd = _keep_only({_STDERR, sock.fileno(), *keep_fds})
         # Imported here, while the vmm imports what it alone needs.
         from crosvm_py.warden import be_warden

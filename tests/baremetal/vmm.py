@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -96,6 +98,9 @@ class Vmm:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
+        for pidfd in self._pidfds:  # a test that failed may have left them stopped
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         self.process.communicate()
         for fd in (self.user, self.program, *self._pidfds):
             if fd >= 0:
