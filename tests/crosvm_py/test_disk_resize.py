@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
+import stat
 import struct
 from typing import TYPE_CHECKING
 
 import msgpack
 import pytest
 
-from crosvm_py import device_protocol
+from crosvm_py import device_protocol, warden
 from crosvm_py import warden_protocol as protocol
 from crosvm_py.control.devices import DiskSize, ResizeDisk
 from crosvm_py.control.protocol import REQUESTS, Failed
@@ -277,3 +279,32 @@ def test_real_odd_size_is_refused_by_the_disk(rig: DeviceRig, tmp_path: Path) ->
         "block:0: 4097 bytes is not a multiple of the sector 512"
     )
     assert image.stat().st_size == OLD
+
+
+def test_block_device_is_measured_and_left_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    image = tmp_path / "device"
+    image.write_bytes(bytes(OLD))
+    monkeypatch.setattr(stat, "S_ISBLK", lambda _mode: True)
+    fd = os.open(image, os.O_RDWR)
+    assert warden.resize_file(os.getpid(), fd, NEW_LARGE) == OLD
+    assert os.fstat(fd).st_size == OLD
+    os.close(fd)
+
+
+def test_file_that_cannot_change_leaves_the_bound_of_its_writer() -> None:
+    fd = os.memfd_create("sealed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, OLD)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (OLD, before[1]))
+    try:
+        with pytest.raises(PermissionError, match="not permitted"):
+            warden.resize_file(os.getpid(), fd, NEW_LARGE)
+        assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == OLD
+        assert warden.resize_file(os.getpid(), fd, NEW_SMALL) == NEW_SMALL
+        assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == NEW_SMALL
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        os.close(fd)
