@@ -186,7 +186,7 @@ class VirtioConsole:
         """Return the order for the device process; the descriptors in it are the caller's."""
         self._ordered = True
         fds = tuple(fd for port in self._ports for fd in port.device_fds)
-        spec = ConsoleSpec([list(port) for port in self._specs])
+        spec = ConsoleSpec(tuple(self._specs))
         return DeviceOrder(KIND, KIND, pack_spec(spec), fds, _MAX_FILE_BYTES)
 
     def start(self, loop: TimerLoop, lock: AbstractContextManager[bool]) -> None:

@@ -71,13 +71,9 @@ class PortSpec(NamedTuple):
 
 @fact
 class ConsoleSpec:
-    """The device: its ports as lists of the fields of ``PortSpec``, so that they can be packed."""
+    """The device: its ports, the first of which is port 0."""
 
-    ports: list[list[object]]
-
-    def __iter__(self) -> Iterator[PortSpec]:
-        for fields in self.ports:
-            yield PortSpec(*fields)  # type: ignore[arg-type]  # made from a PortSpec
+    ports: tuple[PortSpec, ...]
 
 
 class _Port(ConsolePort):
@@ -127,7 +123,7 @@ class Console(SimpleDevice):
     own_queues: frozenset[int]  # type: ignore[misc]  # known with the ports
 
     def __init__(self, spec: ConsoleSpec, fds: Sequence[int]) -> None:
-        self._specs = tuple(spec)
+        self._specs = tuple(map(PortSpec._make, spec.ports))  # plain tuples, when unpacked
         self._fds = tuple(fds)
         self._ports: list[_Port] = []
         self._has_size = any(port.has_size for port in self._specs)

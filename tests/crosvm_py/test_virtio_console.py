@@ -9,7 +9,7 @@ import socket
 import termios
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgpack
 import pytest
@@ -21,7 +21,7 @@ from crosvm_py.device_kinds import build_device
 from crosvm_py.serial_ports import open_serial_ports
 from crosvm_py.terminal import save
 from crosvm_py.virtio_console import KEY_BYTES, KeyPipe, VirtioConsole
-from devices.virtio.console import Console, ConsoleSpec
+from devices.virtio.console import Console, PortSpec
 from sys_util.errors import ConfigError, HostError
 from sys_util.event_loop import EventLoop
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crosvm_py.device_host import CommandResult
-    from devices.virtio.console import PortSpec
 
 HVC = "virtio-console"
 
@@ -44,8 +43,8 @@ def virtio(specs: list[SerialSpec]) -> VirtioConsole:
 def told(console: VirtioConsole) -> tuple[list[PortSpec], tuple[int, ...]]:
     """Return what the device is told and given."""
     order = console.order()
-    fields: dict[str, list[list[object]]] = msgpack.unpackb(order.spec)  # type: ignore[assignment]  # known
-    return list(ConsoleSpec(fields["ports"])), order.fds
+    fields = cast("dict[str, list[list[object]]]", msgpack.unpackb(order.spec))
+    return [PortSpec._make(port) for port in fields["ports"]], order.fds
 
 
 @pytest.fixture

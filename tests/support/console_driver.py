@@ -38,9 +38,8 @@ class Pipes:
                 self.inputs.append(ours)
                 self.fds.append(ours)
                 device_fds.append(theirs)
-        ports: list[list[object]] = [list(spec) for spec in specs]
         self.device_fds = device_fds
-        self.take(Console(ConsoleSpec(ports), device_fds))
+        self.take(Console(ConsoleSpec(specs), device_fds))
 
     def take(self, console: Console) -> None:
         """Let the driver drive ``console``."""

@@ -38,7 +38,7 @@ def console() -> Iterator[Pipes]:
 
 
 def test_lone_port_needs_no_control_queues() -> None:
-    device = Console(ConsoleSpec([list(LONE)]), [])
+    device = Console(ConsoleSpec((LONE,)), [])
     assert device.queue_sizes == (64, 64)
     assert device.features() == 0b101
 
@@ -242,7 +242,7 @@ def lines_console(prefix: bytes) -> tuple[Pipes, socket.socket]:
     ours.setblocking(False)
     pipes = Pipes(PortSpec("", True, "none", "none"))
     spec = PortSpec("", True, "lines", "none", prefix=prefix)
-    pipes.take(Console(ConsoleSpec([list(spec)]), [theirs.detach()]))
+    pipes.take(Console(ConsoleSpec((spec,)), [theirs.detach()]))
     pipes.driver.start()
     return pipes, ours
 
@@ -282,7 +282,7 @@ def test_socket_of_others_is_never_made_non_blocking() -> None:
     ours, theirs = socket.socketpair()
     pipes = Pipes(PortSpec("", True, "none", "none"))
     spec = PortSpec("data", False, "socket", "none")
-    pipes.take(Console(ConsoleSpec([list(spec)]), [os.dup(theirs.fileno())]))
+    pipes.take(Console(ConsoleSpec((spec,)), [os.dup(theirs.fileno())]))
     pipes.driver.start()
     for _ in range(5):
         pipes.driver.queues[TRANSMIT].submit([b"z" * 100_000])

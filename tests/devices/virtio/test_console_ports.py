@@ -203,7 +203,7 @@ def test_huge_chain_is_written_turn_by_turn() -> None:
     spec = PortSpec("null", False, "stream", "none")
     fds = [os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)]
     ports.console.close()
-    ports.take(Console(ConsoleSpec([list(spec)]), fds))
+    ports.take(Console(ConsoleSpec((spec,)), fds))
     ports.driver.start()
     queue = ports.driver.queues[1]
     table = {n: Desc(DATA, BYTES_PER_TURN // 4, NEXT, n + 1) for n in range(15)}
@@ -309,7 +309,7 @@ def test_input_floods_while_the_driver_gives_no_buffers(ports: Ports) -> None:
 def test_next_process_goes_on_with_the_ports_that_were_open(ports: Ports) -> None:
     ports.transmit(b"before", queue=TRANSMIT_1)
     queues = ports.driver.queues
-    console = Console(ConsoleSpec([list(LONE), list(DATA_PORT)]), ports.device_fds)
+    console = Console(ConsoleSpec((LONE, DATA_PORT)), ports.device_fds)
     ports.driver.worker = QueueWorker(console, ports.memory)
     ports.driver.context = FakeContext(ports.memory, ports.driver.worker)
     console.attach(ports.driver.context)

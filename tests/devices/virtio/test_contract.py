@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from devices.virtio.balloon import Balloon, BalloonSpec
 from devices.virtio.block import Block, BlockSpec
+from devices.virtio.console import Console, ConsoleSpec, PortSpec
 from devices.virtio.features import (
     BASE_FEATURES,
     VIRTIO_F_IN_ORDER,
@@ -55,8 +56,16 @@ def build_block() -> Block:
     return Block(BlockSpec("image", sparse=True), fd, num_queues=2)
 
 
+CONSOLE = ConsoleSpec((PortSpec("", True, "none", "regular"),))
+
+
+def build_console() -> Console:
+    return Console(CONSOLE, [os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)])
+
+
 DEVICES = {
     "balloon": Case(BalloonSpec(), lambda: Balloon(BalloonSpec()), [struct.pack("<I", 240)], [], 0),
+    "console": Case(CONSOLE, build_console, [], [64], 64),
     "rng": Case(RngSpec(), lambda: Rng(RngSpec()), [], [64], 64),
     "block": Case(BlockSpec("image"), build_block, [struct.pack("<IIQ", 0, 0, 1)], [512, 1], 513),
 }
@@ -229,6 +238,7 @@ def test_another_process_takes_over_where_the_first_stood(running: Running) -> N
     device = running.case.build()
     successor = QueueWorker(device, running.memory)
     device.attach(FakeContext(running.memory, successor))
+    device.activate(running.features)
     successor.start_queue(
         driver.activation(0, running.kick_fd, running.call_fd, resume=True), running.features
     )
