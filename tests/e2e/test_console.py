@@ -116,3 +116,41 @@ def test_stopped_readers_hold_up_neither_the_guest_nor_the_host(lab: Lab) -> Non
     assert facts["data"] == "143"  # it waited, and was ended
     assert int(device["status"]["VmRSS"].split()[0]) < 64 * 1024
     assert int(kept) == 100_000
+
+
+REBIND_SCRIPT: Final = """
+cd /sys/bus/virtio/drivers/virtio_console
+device=$(echo virtio*)
+for round in $(seq 20); do
+    echo $device >unbind
+    echo $device >bind
+    until [ -e /dev/vport*p0 ]; do :; done
+    echo round $round >$(echo /dev/vport*p0)
+done
+fact kernel uname -r
+"""
+
+
+def test_driver_may_come_and_go_twenty_times(lab: Lab) -> None:
+    serial = f"{CONSOLE},type=file,path={lab.folder}/out,name=data"
+    with lab.start("--serial", serial, script=REBIND_SCRIPT) as vm:
+        facts = vm.finish()
+    assert facts["kernel"]
+    assert lab.shell("cat out") == "".join(f"round {n}\n" for n in range(1, 21))
+    assert "WARN" not in vm.log
+
+
+def test_suspend_holds_the_console_and_resume_goes_on(lab: Lab) -> None:
+    serial = f"{CONSOLE},type=file,path={lab.folder}/out"
+    script = "echo loop; (while :; do echo tick; done) >/dev/hvc0"
+    with lab.start("--serial", serial, script=script) as vm:
+        vm.wait_for("loop")
+        lab.shell("until [ -s out ]; do sleep 0.1; done")
+        assert vm.control("suspend").status == 0
+        held = lab.shell("wc -c <out")
+        assert lab.shell("sleep 1; wc -c <out") == held
+        assert vm.control("resume").status == 0
+        lab.shell(f"until [ $(wc -c <out) -gt {int(held)} ]; do sleep 0.1; done")
+        assert vm.control("stop").status == 0
+        assert vm.wait() == 0
+    assert lab.shell("tr -d '\\r' <out | sort | uniq -c | wc -l") in ("1\n", "2\n")
