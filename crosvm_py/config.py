@@ -10,8 +10,8 @@ from sys_util.typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from devices.virtio.balloon import BalloonSpec
     from devices.virtio.block import BlockSpec
-    from devices.virtio.vsock_common import VsockSpec
     from devices.virtio.rng import RngSpec
+    from devices.virtio.vsock_common import VsockSpec
 
 
 @fact
@@ -50,7 +50,7 @@ class NetworkSpec:
     """One network card. ``option`` is the spelling to name in messages.
 
     Exactly one of ``tap_name``, ``tap_fds``, ``host_ip`` and ``user`` says what is behind it. An
-    empty ``mac`` and an ``mtu`` of 0 are for us to choose.
+    empty ``mac`` and an ``mtu`` of 0 are for us to choose. With ``vhost`` the kernel moves frames.
     """
 
     option: str = "--net"
@@ -65,6 +65,7 @@ class NetworkSpec:
     pairs: int = 1
     mtu: int = 0
     limits: RateLimits = RateLimits()
+    vhost: bool = False
 
 
 @fact

@@ -89,10 +89,22 @@ def _limits(fields: Fields) -> RateLimits:
 
 
 def _build_net(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
-    from devices.virtio.net import Net, NetSpec
+    from devices.virtio.net import Net
+    from devices.virtio.net_card import NetSpec
 
     fields["limits"] = _limits(fields)
     return Net(NetSpec(**fields), fds)  # type: ignore[arg-type]  # as above
+
+
+def _build_kernel_net(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.net_card import NetSpec
+    from devices.virtio.net_kernel import KernelNet
+    from sys_util.vhost import Vhost
+
+    fields["limits"] = _limits(fields)
+    spec = NetSpec(**fields)  # type: ignore[arg-type]  # as above
+    vhosts = [Vhost(fd) for fd in fds[spec.pairs :]]
+    return KernelNet(spec, fds[: spec.pairs], vhosts)
 
 
 def _build_rng(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
@@ -129,6 +141,13 @@ DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
     "console": DeviceKind("console_device", "devices.virtio.console", _build_console),
     "net": DeviceKind("net_device", "devices.virtio.net", _build_net, NET_STATS),
     "rng": DeviceKind("rng_device", "devices.virtio.rng", _build_rng),
+    "vhost-net": DeviceKind(
+        "vhost_net_device",
+        "devices.virtio.net_kernel",
+        _build_kernel_net,
+        NET_STATS,
+        max_processes=17,  # itself and, since Linux 6.4, the kernel's worker for each pair
+    ),
     "vhost-vsock": DeviceKind(
         "vhost_vsock_device",
         "devices.virtio.vsock_kernel",

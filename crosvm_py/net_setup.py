@@ -11,7 +11,7 @@ import os
 
 from crosvm_py.device_kinds import DeviceOrder, pack_spec
 from crosvm_py.passt import start_passt
-from devices.virtio.net import NetSpec
+from devices.virtio.net_card import NetSpec
 from devices.virtio.net_header import HEADER_BYTES
 from sys_util import tap
 from sys_util.errors import ConfigError, HostError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.config import NetworkSpec
 
+VHOST_NET: Final = "/dev/vhost-net"
 _NEW_TAP: Final = "crosvm%d"
 
 _HOW_TO_GET_ONE: Final = (
@@ -39,6 +40,7 @@ class Network(NamedTuple):
 
     spec: NetSpec
     fds: tuple[int, ...]
+    kind: str = "net"
 
 
 def net_orders(specs: Sequence[NetworkSpec]) -> list[DeviceOrder]:
@@ -50,7 +52,7 @@ def net_orders(specs: Sequence[NetworkSpec]) -> list[DeviceOrder]:
     """
     opened = [open_network(spec) for spec in specs]
     return [
-        DeviceOrder(f"net:{index}", "net", pack_spec(network.spec), network.fds, 0)
+        DeviceOrder(f"net:{index}", network.kind, pack_spec(network.spec), network.fds, 0)
         for index, network in enumerate(opened)
     ]
 
@@ -73,6 +75,9 @@ def open_network(spec: NetworkSpec) -> Network:
         name, _ = tap.describe_queue(fds[0])
         mtu = _configure(spec, name)
         facts = NetSpec(mac, mtu, spec.pairs, uso=_has_uso(fds[0]), limits=spec.limits)
+        if spec.vhost:
+            fds += _open_vhost(spec)
+            return Network(facts, tuple(fds), "vhost-net")
         return Network(facts, tuple(fds))
     except OSError as error:
         _close(fds)
@@ -194,6 +199,24 @@ def _configure(spec: NetworkSpec, name: str) -> int:
                 f"{option}: bring up", f"the TAP {name}", f"ip link set {name} up"
             ) from error
         return interfaces.mtu(name)
+
+
+def _open_vhost(spec: NetworkSpec) -> list[int]:
+    """Open one kernel device for each pair of queues.
+
+    Raises:
+        HostError: there is none, or not for us.
+    """
+    fds: list[int] = []
+    try:
+        for _ in range(spec.pairs):
+            fds.append(os.open(VHOST_NET, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        _close(fds)
+        missing = error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO)
+        hint = "modprobe vhost_net" if missing else "or leave vhost-net out"
+        raise HostError(f"{spec.option}: open", VHOST_NET, hint) from error
+    return fds
 
 
 def _has_uso(fd: int) -> bool:

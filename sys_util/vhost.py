@@ -28,6 +28,7 @@ VHOST_GET_VRING_BASE: Final = 0xC008AF12
 VHOST_SET_VRING_KICK: Final = 0x4008AF20
 VHOST_SET_VRING_CALL: Final = 0x4008AF21
 VHOST_SET_VRING_ERR: Final = 0x4008AF22
+VHOST_NET_SET_BACKEND: Final = 0x4008AF30
 VHOST_VSOCK_SET_GUEST_CID: Final = 0x4008AF60
 VHOST_VSOCK_SET_RUNNING: Final = 0x4004AF61
 
@@ -110,6 +111,10 @@ class Vhost:
             ("error", VHOST_SET_VRING_ERR, error_fd),
         ):
             self._call(what, request, _FILE.pack(number, fd))
+
+    def set_net_backend(self, number: int, tap_fd: int) -> None:
+        """Move frames between a ring and a TAP; -1 stops that, and then nothing is in flight."""
+        self._call("TAP", VHOST_NET_SET_BACKEND, _FILE.pack(number, tap_fd))
 
     def set_guest_cid(self, cid: int) -> None:
         """Claim a vsock address. Raises ``OSError``: the caller knows what it means."""

@@ -11,7 +11,7 @@ import socket
 from crosvm_py.cli import keyvalue
 from crosvm_py.cli.limits import FIELDS as LIMIT_FIELDS
 from crosvm_py.cli.limits import limits
-from crosvm_py.cli.options import Option, text_option
+from crosvm_py.cli.options import Option, switch, text_option
 from crosvm_py.cli.scanner import parse_number
 from crosvm_py.config import Forward, NetworkSpec
 from sys_util.errors import ConfigError, UsageError
@@ -176,10 +176,13 @@ _MAC: Final = keyvalue.Field(
 )
 _PAIRS: Final = keyvalue.integer("vq-pairs", f"pairs of queues, 1 to {MAX_PAIRS}", 1)
 _MTU: Final = keyvalue.integer("mtu", f"longest packet, {MIN_MTU} to {MAX_MTU}", 0)
+_VHOST: Final = keyvalue.flag(
+    "vhost-net", "the host's kernel moves the frames (/dev/vhost-net); with a TAP"
+)
 
 FIELDS: Final = (
     *(_TAP_NAME, _TAP_FD, _HOST_IP, _NETMASK, _USER, _HOSTFWD, _HOST_LOOPBACK),
-    *(_MAC, _PAIRS, _MTU),
+    *(_MAC, _PAIRS, _MTU, _VHOST),
     *LIMIT_FIELDS,
 )
 _KINDS: Final = (_TAP_NAME, _TAP_FD, _HOST_IP, _USER)
@@ -209,6 +212,7 @@ def _read_net(option: str, text: str) -> NetworkSpec:
         pairs=pairs,
         mtu=values[_MTU] or (USER_MTU if user else 0),
         limits=limits(option, values),
+        vhost=values[_VHOST],
     )
     _check(spec)
     return spec
@@ -232,6 +236,10 @@ def _check(spec: NetworkSpec) -> None:
         raise ConfigError(f"{option}: user-mode networking has one pair of queues")
     if (spec.forwards or spec.host_loopback) and not spec.user:
         raise ConfigError(f"{option}: hostfwd and host-loopback are for user")
+    if spec.vhost and spec.user:
+        raise ConfigError(f"{option}: vhost-net needs a TAP, not user")
+    if spec.vhost and any(spec.limits):
+        raise ConfigError(f"{option}: vhost-net and limits exclude each other")
     if spec.host_ip:
         _check_address(option, spec.host_ip, spec.netmask)
 
@@ -260,7 +268,10 @@ TAP_NAME: Final = text_option(
     "--tap-name", "NAME", "the same as --net tap-name=NAME", repeatable=True
 )
 TAP_FD: Final = text_option("--tap-fd", "N", "the same as --net tap-fd=N", repeatable=True)
-OPTIONS: Final[tuple[Option[object], ...]] = (NET, TAP_NAME, TAP_FD, HOST_IP, NETMASK, MAC)
+VHOST_NET: Final = switch("--vhost-net", "the same as vhost-net for every card with a TAP")
+OPTIONS: Final[tuple[Option[object], ...]] = (
+    *(NET, TAP_NAME, TAP_FD, HOST_IP, NETMASK, MAC, VHOST_NET),
+)
 
 
 def networks(arguments: Arguments) -> tuple[NetworkSpec, ...]:
@@ -281,4 +292,15 @@ def networks(arguments: Arguments) -> tuple[NetworkSpec, ...]:
         specs.append(_read_net("--host-ip", f'host-ip="{ip}",netmask="{mask}",mac="{mac}"'))
     if len(specs) > MAX_CARDS:
         raise ConfigError(f"--net: {len(specs)} cards are above the limit of {MAX_CARDS}")
+    if arguments.has(VHOST_NET):
+        if all(spec.user for spec in specs):
+            raise ConfigError("--vhost-net: there is no card with a TAP")
+        specs = [spec if spec.user else _with_vhost(spec) for spec in specs]
     return tuple(specs)
+
+
+def _with_vhost(spec: NetworkSpec) -> NetworkSpec:
+    names = NetworkSpec.__match_args__
+    changed = NetworkSpec(**{name: getattr(spec, name) for name in names} | {"vhost": True})
+    _check(changed)
+    return changed

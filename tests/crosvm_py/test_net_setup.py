@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py import passt
+from crosvm_py import net_setup, passt
 from crosvm_py.config import Forward, NetworkSpec
 from crosvm_py.net_setup import net_orders, open_network
 from sys_util import tap
@@ -383,3 +383,29 @@ def test_forward_of_a_port_in_use_is_refused(
         forward = Forward(protocol, "127.0.0.1", port, 80)
         with pytest.raises(HostError, match=f"listen at {protocol} port {port} of 127.0.0.1"):
             passt.start_passt(NetworkSpec(user=True, mtu=1500, forwards=(forward,)))
+
+
+def test_vhost_net_is_opened_once_for_each_pair(
+    taps: FakeTaps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(net_setup, "VHOST_NET", str(tmp_path))
+    monkeypatch.setattr(os, "open", lambda path, _flags: taps.add_queue(path))
+    network = open_network(
+        NetworkSpec(host_ip=b"\x0a\0\0\1", netmask=b"\xff\xff\xff\0", pairs=2, vhost=True)
+    )
+    assert network.kind == "vhost-net"
+    names = [taps.queues[fd][0] for fd in network.fds]
+    assert names == ["crosvm0", "crosvm0", str(tmp_path), str(tmp_path)]
+    close(network.fds)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("/dev/null/vhost-net", "leave vhost-net out"), ("/nonexistent", "modprobe vhost_net")],
+)
+def test_vhost_net_refused_says_what_to_do(
+    taps: FakeTaps, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
+) -> None:
+    monkeypatch.setattr(net_setup, "VHOST_NET", path)
+    with pytest.raises(HostError, match=f"--net: open {path} .*{reason}"):
+        open_network(NetworkSpec(tap_name="tap0", vhost=True))

@@ -19,7 +19,7 @@ from seccomp.verify import probes
 
 DEVICES: Final = (
     *("balloon_device", "block_device", "console_device", "net_device", "rng_device"),
-    *("vhost_vsock_device", "vsock_device"),
+    *("vhost_net_device", "vhost_vsock_device", "vsock_device"),
 )
 POLICIES: Final = (*DEVICES, "vmm")
 MOST_CALLS: Final = {
@@ -28,6 +28,7 @@ MOST_CALLS: Final = {
     "console_device": 16,
     "net_device": 20,
     "rng_device": 16,
+    "vhost_net_device": 20,
     "vhost_vsock_device": 24,
     "vmm": 48,
     "vsock_device": 24,
@@ -181,6 +182,14 @@ def test_mmap_gives_private_memory_only(name: str, args: tuple[int, ...], action
         ("rng_device", "madvise", (0, 4096, C["MADV_REMOVE"]), TRAP),
         ("rng_device", "recvmsg", (3, 0, C["MSG_CMSG_CLOEXEC"]), ALLOW),
         ("rng_device", "recvmsg", (3, 0, C["MSG_PEEK"]), TRAP),
+        ("vhost_net_device", "ioctl", (3, C["VHOST_SET_VRING_ADDR"]), ALLOW),
+        ("vhost_net_device", "ioctl", (3, C["VHOST_NET_SET_BACKEND"]), ALLOW),
+        ("vhost_net_device", "ioctl", (3, C["TUNSETOFFLOAD"]), ALLOW),
+        ("vhost_net_device", "ioctl", (3, C["TUNSETIFF"]), TRAP),
+        ("vhost_net_device", "ioctl", (3, C["VHOST_SET_OWNER"]), TRAP),
+        ("vhost_net_device", "ioctl", (3, C["VHOST_SET_MEM_TABLE"]), TRAP),
+        ("vhost_net_device", "ioctl", (3, C["VHOST_VSOCK_SET_RUNNING"]), TRAP),
+        ("vhost_net_device", "readv", (3, 0, 1), TRAP),
         ("vhost_vsock_device", "ioctl", (3, C["VHOST_SET_VRING_ADDR"]), ALLOW),
         ("vhost_vsock_device", "ioctl", (3, C["VHOST_VSOCK_SET_RUNNING"]), ALLOW),
         ("vhost_vsock_device", "ioctl", (3, C["VHOST_SET_OWNER"]), TRAP),

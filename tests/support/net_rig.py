@@ -8,7 +8,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from devices.virtio.net import Net, NetSpec
+from devices.virtio.net import Net
+from devices.virtio.net_card import NetSpec
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide

@@ -29,6 +29,7 @@ def test_number_is_the_kernels(name: str) -> None:
         (vhost.VHOST_GET_VRING_BASE, vhost._STATE),
         (vhost.VHOST_SET_VRING_ADDR, vhost._ADDR),
         (vhost.VHOST_SET_VRING_KICK, vhost._FILE),
+        (vhost.VHOST_NET_SET_BACKEND, vhost._FILE),
         (vhost.VHOST_VSOCK_SET_GUEST_CID, vhost._U64),
         (vhost.VHOST_VSOCK_SET_RUNNING, vhost._INT),
     ],

@@ -173,3 +173,26 @@ def test_net_together_makes_no_sense(text: str, reason: str) -> None:
 
 def test_host_ip_in_a_network_of_two_is_good() -> None:
     assert card("host-ip=10.0.0.0,netmask=255.255.255.254").host_ip == bytes([10, 0, 0, 0])
+
+
+def test_vhost_net_is_a_key_and_a_switch() -> None:
+    assert card("tap-name=tap0,vhost-net").vhost
+    user, tap = cards("--net", "user", "--net", "tap-name=tap0", "--vhost-net")
+    assert (user.vhost, tap.vhost, tap.tap_name) == (False, True, "tap0")
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (("--vhost-net",), "there is no card with a TAP"),
+        (("--net", "user", "--vhost-net"), "there is no card with a TAP"),
+        (("--net", "user,vhost-net"), "vhost-net needs a TAP, not user"),
+        (
+            ("--net", "tap-name=t,vhost-net,ops-size=1,ops-refill-time=1"),
+            "vhost-net and limits exclude each other",
+        ),
+    ],
+)
+def test_vhost_net_that_cannot_be(argv: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        cards(*argv)

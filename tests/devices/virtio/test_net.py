@@ -11,7 +11,8 @@ import pytest
 
 from devices.virtio.counters import named
 from devices.virtio.device import CommandError
-from devices.virtio.net import Net, NetSpec
+from devices.virtio.net import Net
+from devices.virtio.net_card import NetSpec
 from devices.virtio.net_ends import StreamEnd, TapEnd
 from devices.virtio.net_stats import NET_STATS
 from sys_util import log
