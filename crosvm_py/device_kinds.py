@@ -138,7 +138,9 @@ DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
         ("pages_inflated", "pages_deflated", "bytes_reported"),
     ),
     "block": DeviceKind("block_device", "devices.virtio.block", _build_block, resizable=True),
-    "console": DeviceKind("console_device", "devices.virtio.console", _build_console),
+    "console": DeviceKind(
+        "console_device", "devices.virtio.console", _build_console, ("dropped_bytes",)
+    ),
     "net": DeviceKind("net_device", "devices.virtio.net", _build_net, NET_STATS),
     "rng": DeviceKind("rng_device", "devices.virtio.rng", _build_rng),
     "vhost-net": DeviceKind(

@@ -35,6 +35,9 @@ IOV_MAX: Final = 1024
 # The longest line of a datagram, as crosvm's; longer ones are cut.
 MAX_LINE_BYTES: Final = 1024
 
+# The first of the device's own counters, see crosvm_py/device_kinds.py.
+_DROPPED_BYTES: Final = 0
+
 _log = get_logger("devices.virtio.console").limited()
 
 
@@ -93,8 +96,9 @@ class Output:
     def _keep(self, reader: Reader, length: int) -> None:
         room = min(length, BACKLOG_BYTES - len(self._backlog))
         self._backlog += reader.read(room)
-        self.dropped_bytes += length - room
-        reader.skip(length - room)
+        if length > room:
+            reader.skip(length - room)
+            self._drop(length - room)
         self._flush()
 
     def _flush(self) -> None:
@@ -116,6 +120,11 @@ class Output:
 
     def _send(self, vectors: Sequence[bytes | memoryview]) -> int:
         return os.writev(self.fd, vectors)
+
+    def _drop(self, length: int) -> None:
+        self.dropped_bytes += length
+        if self._context is not None:
+            self._context.counters.add(_DROPPED_BYTES, length)
 
     def _failed(self, error: OSError) -> None:
         """Take the end of a reader, or a full disk, for what it is: the guest goes on."""

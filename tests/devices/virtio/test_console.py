@@ -12,6 +12,7 @@ import pytest
 
 from devices.virtio import console_output
 from devices.virtio.console import Console, ConsoleSpec, PortSpec
+from devices.virtio.counters import named
 from devices.virtio.device import CommandError
 from sys_util import log
 from tests.support.console_driver import LONE, PIPE_BYTES, RECEIVE, TRANSMIT, Pipes
@@ -149,6 +150,7 @@ def test_stopped_reader_of_a_console_costs_output_but_no_time_and_no_memory(
     console.room()
     assert console.read() == b"b" * 80 + b"c" * 20
     assert lines == ["port 0: 60 bytes dropped: the reader is too slow"]
+    assert named(console.driver.context.counters.cells, ["dropped_bytes"])["dropped_bytes"] == 60
     console.transmit(b"d")
     assert console.read() == b"d"
 
