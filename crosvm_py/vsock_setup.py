@@ -66,8 +66,8 @@ def _open_kernel_device(cid: int) -> int:
     """
     try:
         fd = os.open(KERNEL_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{OPTION}: there is no {KERNEL_DEVICE}; {_INSTEAD}") from error
+    except FileNotFoundError:
+        raise ConfigError(f"{OPTION}: there is no {KERNEL_DEVICE}; {_INSTEAD}") from None
     except OSError as error:
         raise HostError(f"open for {OPTION}", KERNEL_DEVICE, _PERMISSION) from error
     try:
@@ -75,7 +75,7 @@ def _open_kernel_device(cid: int) -> int:
     except OSError as error:
         os.close(fd)
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"{OPTION}: cid {cid} is in use by another VM") from error
+            raise ConfigError(f"{OPTION}: cid {cid} is in use by another VM") from None
         raise HostError(f"claim cid {cid} for {OPTION}", KERNEL_DEVICE) from error
     return fd
 

@@ -19,15 +19,15 @@ from devices.virtio.vsock_packet import (
     MAX_DATA_BYTES,
     SEQ_EOM,
     VMADDR_CID_HOST,
-    Header,
     Op,
     PacketError,
     Shutdown,
     SocketType,
+    pack_header,
 )
 from sys_util.event_loop import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from sys_util.log import get_logger
-from sys_util.typing import TYPE_CHECKING
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import socket
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from devices.virtio.chain import Reader, Writer
     from devices.virtio.vsock_hub import Hub
     from devices.virtio.vsock_outbox import Outbox
+    from devices.virtio.vsock_packet import Header
+
+# Packets without data, the first that is due first.
+_ORDER: Final = (Op.REQUEST, Op.RESPONSE, Op.CREDIT_UPDATE)
 
 # Both ends of a connection can cause lines.
 _log = get_logger("devices.virtio.vsock").limited()
@@ -309,23 +313,28 @@ class Connection:
 
     def fill(self, writer: Writer) -> bool:
         """Write one packet to a buffer larger than a header; return False when there is none."""
+        filled = self._fill(writer)
+        self._move_on()
+        return filled
+
+    def _fill(self, writer: Writer) -> bool:
         if self.state is State.DEAD:
             self._write(writer, Op.RST)
             self._hub.forget(self)
             return True
-        for op in (Op.REQUEST, Op.RESPONSE, Op.CREDIT_UPDATE):
-            if op in self._pending:
-                self._pending.discard(op)
-                self._write(writer, op)
-                return True
+        if self._pending:
+            op = next(op for op in _ORDER if op in self._pending)
+            self._pending.discard(op)
+            self._write(writer, op)
+            return True
         if self.state is not State.ESTABLISHED:
             return False
-        filled = self._inbox.has_data and self._fill_data(writer)
-        if not filled and self._owes_shutdown():
-            self._fill_shutdown(writer)
-            filled = True
-        self._move_on()
-        return filled
+        if self._inbox.has_data and self._fill_data(writer):
+            return True
+        if not self._owes_shutdown():
+            return False
+        self._fill_shutdown(writer)
+        return True
 
     def _owes_shutdown(self) -> bool:
         """Whether the guest is to learn of an end now: not before the data in front of it."""
@@ -367,15 +376,7 @@ class Connection:
     def _write(self, writer: Writer, op: Op, *, length: int = 0, flags: int = 0) -> None:
         self._credit.send(length)
         host_port, guest_port = self.key
-        header = Header(
-            VMADDR_CID_HOST,
-            self._hub.guest_cid,
-            host_port,
-            guest_port,
-            length,
-            self.socket_type,
-            op,
-            flags,
-            *self._credit.tell(),
-        )
-        writer.write(header.pack())
+        buf_alloc, fwd_cnt = self._credit.tell()
+        packet = (length, self.socket_type, op, flags, buf_alloc, fwd_cnt)
+        cid = self._hub.guest_cid
+        writer.write(pack_header(VMADDR_CID_HOST, cid, host_port, guest_port, *packet))

@@ -138,10 +138,7 @@ class Muxer:
         connection.announced = False
         if connection.state is State.GONE:
             return False
-        used = connection.fill(writer)
-        if connection.has_output:
-            self.announce(connection)
-        return used
+        return connection.fill(writer)
 
     def take(self, reader: Reader) -> None:
         """Take one packet of the guest.

@@ -55,6 +55,8 @@ class Shutdown(IntFlag):
 SEQ_EOM: Final = 1
 SEQ_EOR: Final = 2
 
+pack_header: Final = _HEADER.pack
+
 _TYPES: Final = {int(kind): kind for kind in SocketType}
 _OPS: Final = {int(op): op for op in Op}
 
