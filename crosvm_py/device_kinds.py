@@ -6,8 +6,6 @@ The module of a kind is imported when the kind is first asked for, in the warden
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import msgpack
 
 from crosvm_py.warden_protocol import NO_DIRECTORY, Directory
@@ -43,6 +41,8 @@ class DeviceKind(NamedTuple):
 
     def preload(self) -> None:
         """Import what the device's process needs, so that it never has to."""
+        from importlib import import_module
+
         import_module(self.module)
 
 

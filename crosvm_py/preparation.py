@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 
-from crosvm_py.control.socket_path import bind_control_socket
 from crosvm_py.device_kinds import DEVICE_KINDS, DeviceOrder, pack_spec
 from crosvm_py.end_signals import hold_end_signals, release_end_signals
 from crosvm_py.kvm_limits import NO_VIRTUALIZATION
@@ -88,6 +87,8 @@ def prepare(config: RunConfig, stack: ExitStack) -> Preparation:
     device_policies, vmm_policy = _policies(config, devices)
     bound = None
     if config.socket is not None:
+        from crosvm_py.control.socket_path import bind_control_socket
+
         bound = bind_control_socket(config.socket)
         stack.callback(bound.close)
         stack.callback(bound.unlink)

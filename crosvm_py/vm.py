@@ -6,13 +6,10 @@ from __future__ import annotations
 import os
 import signal
 
-from crosvm_py.control.server import ControlServer
-from crosvm_py.control_handler import request_handler
 from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.exit_status import VmExit
 from crosvm_py.serial_ports import VIRTIO_CONSOLE_NAME
 from crosvm_py.supervisor import Supervisor
-from crosvm_py.suspension import Suspension
 from crosvm_py.x86_64.layout import ram_ranges
 from crosvm_py.x86_64.machine import Machine, MachineEvents
 from jail.plan import confine_vmm
@@ -25,6 +22,8 @@ from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.config import RunConfig
+    from crosvm_py.control.server import ControlServer
+    from crosvm_py.control.socket_path import BoundSocket
     from crosvm_py.preparation import Preparation
     from crosvm_py.vcpu import VcpuSet
     from crosvm_py.vcpu_exit import VmExitReason
@@ -92,10 +91,8 @@ class VirtualMachine:
         if self._prepared.vmm_policy is not None:
             confine_vmm()
         vcpus.start(paused=True)
-        suspension = Suspension(self._machine, vcpus, self._supervisor)
         if self._prepared.socket is not None:
-            handler = request_handler(self._machine, self._supervisor, suspension, self._end)
-            self._control = ControlServer(self._loop, self._prepared.socket, handler)
+            self._control = self._serve_control(self._prepared.socket, vcpus)
         self._close_door()
         vcpus.resume()
         if self._exit is None:
@@ -116,6 +113,16 @@ class VirtualMachine:
         self._machine.close()
         self._memory.close()
         self._loop.close()
+
+    def _serve_control(self, socket: BoundSocket, vcpus: VcpuSet) -> ControlServer:
+        """Listen on the control socket; a VM without one does not pay for the imports."""
+        from crosvm_py.control.server import ControlServer
+        from crosvm_py.control_handler import request_handler
+        from crosvm_py.suspension import Suspension
+
+        suspension = Suspension(self._machine, vcpus, self._supervisor)
+        handler = request_handler(self._machine, self._supervisor, suspension, self._end)
+        return ControlServer(self._loop, socket, handler)
 
     def _close_door(self) -> None:
         """Put every thread of this process under the vmm's own filter."""
