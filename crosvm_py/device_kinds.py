@@ -10,6 +10,7 @@ import msgpack
 
 from crosvm_py.warden_protocol import NO_DIRECTORY, Directory
 from devices.virtio.net_stats import NET_STATS
+from devices.virtio.vsock_common import COUNTERS as VSOCK_COUNTERS
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
         "vsock_device",
         "devices.virtio.vsock",
         _build_vsock,
+        VSOCK_COUNTERS,
         sees_sockets=True,
         max_open_files=1280,  # a socket for each of 1,023 connections
     ),

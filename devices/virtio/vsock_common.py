@@ -17,6 +17,10 @@ VIRTIO_VSOCK_F_STREAM: Final = 0
 VIRTIO_VSOCK_F_SEQPACKET: Final = 1
 VIRTIO_VSOCK_F_NO_IMPLIED_STREAM: Final = 2
 
+# What the device over UNIX sockets counts of its own, by name.
+COUNTERS: Final = ("from_guest", "from_host", "refused", "resets")
+FROM_GUEST, FROM_HOST, REFUSED, RESETS = range(len(COUNTERS))
+
 VIRTIO_VSOCK_EVENT_TRANSPORT_RESET: Final = 0
 
 _EVENT: Final = VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.to_bytes(4, "little")

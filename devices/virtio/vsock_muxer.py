@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from collections import deque
 
+from devices.virtio.vsock_common import FROM_GUEST, FROM_HOST, REFUSED, RESETS
 from devices.virtio.vsock_connection import Connection
 from devices.virtio.vsock_entrance import Connector, Entrance
 from devices.virtio.vsock_hub import WATCH_NOTHING, State
@@ -161,6 +162,7 @@ class Muxer:
         try:
             connection.on_packet(header, reader)
         except PacketError:
+            self._context.counters.add(RESETS)
             connection.kill()
             raise
 
@@ -170,6 +172,7 @@ class Muxer:
         if connection is not None:
             connection.kill()
         elif header.op != Op.RST:
+            self._context.counters.add(REFUSED if header.op == Op.REQUEST else RESETS)
             self._resets.append(reset_reply(header))
 
     def _on_unknown(self, header: Header) -> None:
@@ -216,6 +219,7 @@ class Muxer:
         connection = self._add(
             (header.dst_port, header.src_port), SocketType(header.socket_type), sock
         )
+        self._context.counters.add(FROM_GUEST)
         try:
             connection.accept(header)
         except PacketError as error:
@@ -252,6 +256,7 @@ class Muxer:
             sock.close()
             return
         connection = self._add((self._local_port(port), port), socket_type, sock)
+        self._context.counters.add(FROM_HOST)
         connection.ask(early)
         self._on_output()
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from devices.virtio.counters import named
+from devices.virtio.vsock_common import COUNTERS
 from devices.virtio.vsock_credit import Credit
 from devices.virtio.vsock_muxer import (
     DEADLINE_TICKS,
@@ -602,3 +604,14 @@ def test_negotiated_types_alone_are_served(tmp_path: Path, features: int, types:
         rig.send(REQUEST, dst_port=kind, type=kind)
         assert rig.ops() == [RESPONSE if kind in types else RST]
     rig.close()
+
+
+def test_connections_are_counted(rig: VsockRig) -> None:
+    rig.open_from_guest()
+    rig.open_from_guest(port=53)
+    rig.open_from_host()
+    rig.send(REQUEST, dst_port=9)
+    rig.send(RW, b"x", dst_port=9)
+    cells = rig.driver.context.counters.cells
+    found = {name: count for name, count in named(cells, COUNTERS).items() if name in COUNTERS}
+    assert found == {"from_guest": 2, "from_host": 1, "refused": 1, "resets": 1}
