@@ -16,6 +16,7 @@ import time
 
 from crosvm_py.exit_status import VmExit
 from crosvm_py.vcpu_exit import StoppedVcpu, VmExitReason, ended_by_exit
+from sys_util import linux
 from sys_util.kvm_run import KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MMIO, RunPage
 from sys_util.kvm_vcpu import install_kick_handler, kick_thread
 from sys_util.log import get_logger
@@ -186,6 +187,7 @@ class VcpuSet:
     def _thread(self, runner: _Runner) -> None:
         index = runner.vcpu.index
         signal.pthread_sigmask(signal.SIG_BLOCK, _OTHERS_SIGNALS)
+        linux.set_process_name(f"crosvm_vcpu{index}")
         with self._condition:
             self._tids[index] = threading.get_native_id()
         try:

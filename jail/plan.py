@@ -14,6 +14,7 @@ from jail.steps import (
     DieWithParent,
     DropCapabilities,
     EmptyRoot,
+    ForgetGroups,
     LimitResources,
     LoadFilter,
     NoNewPrivileges,
@@ -100,6 +101,7 @@ def confine_vmm() -> None:
         HostError: a step was refused.
     """
     if os.geteuid() == 0:
+        _take(ForgetGroups())
         _take(DropCapabilities())
     _take(NoNewPrivileges())
 
@@ -118,6 +120,7 @@ def confine_warden(*, maps_root: bool = False) -> None:
     """
     if os.geteuid() == 0:
         extra = {_prctl.CAP_SETFCAP} if maps_root else set()
+        _take(ForgetGroups())
         _take(DropCapabilities(_WARDEN_CAPABILITIES | extra))
     _take(NoNewPrivileges())
 

@@ -93,6 +93,19 @@ class AssumeIds:
 
 
 @fact
+class ForgetGroups:
+    """The process is in no group but its own (setgroups(2)); only root can do that."""
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return "leave every supplementary group"
+
+    def apply(self) -> None:
+        """Leave them, before CAP_SETGID goes."""
+        os.setgroups([])
+
+
+@fact
 class EmptyRoot:
     """The process sees one empty directory that it cannot write to."""
 

@@ -106,6 +106,7 @@ def test_devices_have_unprivileged_ids(scene: Scene) -> None:
         else:
             assert int(uids[0]) in DEVICE_UIDS, (name, uids)
             assert uids == gids, name
+            assert device["status"]["Groups"].strip() == "", name
     assert len(seen) == (1 if scene.lab.user == TESTER else len(scene.devices))
 
 
