@@ -7,9 +7,11 @@ from crosvm_py.balloon_control import ask_balloon
 from crosvm_py.control import protocol
 from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery, BalloonSet
 from crosvm_py.control.devices import LimitDevice, ListDevices, ResizeDisk
+from crosvm_py.control.net import SetLink
 from crosvm_py.device_control import limit_device, list_devices
 from crosvm_py.disk_resize import resize_disk
 from crosvm_py.exit_status import VmExit
+from crosvm_py.net_control import set_link
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from crosvm_py.supervisor import Supervisor
     from crosvm_py.suspension import Suspension
     from crosvm_py.x86_64.machine import Machine
+
+    DeviceRequest = (
+        ListDevices | LimitDevice | ResizeDisk | SetLink | BalloonSet | BalloonAdjust | BalloonQuery
+    )
 
 
 def request_handler(
@@ -40,14 +46,22 @@ def request_handler(
                 return suspension.resume()
             case protocol.PowerButton():
                 machine.press_power_button()
-            case ListDevices():
-                return list_devices(supervisor.devices)
-            case LimitDevice():
-                return limit_device(supervisor.devices, request)
-            case ResizeDisk():
-                return resize_disk(supervisor, request)
-            case BalloonSet() | BalloonAdjust() | BalloonQuery():
-                return ask_balloon(supervisor.devices, request)
+            case _:
+                return _ask_devices(supervisor, request)
         return protocol.Done()
 
     return handle
+
+
+def _ask_devices(supervisor: Supervisor, request: DeviceRequest) -> Response | Pending:
+    match request:
+        case ListDevices():
+            return list_devices(supervisor.devices)
+        case LimitDevice():
+            return limit_device(supervisor.devices, request)
+        case ResizeDisk():
+            return resize_disk(supervisor, request)
+        case SetLink():
+            return set_link(supervisor.devices, request)
+        case BalloonSet() | BalloonAdjust() | BalloonQuery():
+            return ask_balloon(supervisor.devices, request)

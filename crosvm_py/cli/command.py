@@ -103,6 +103,12 @@ def _load_limit() -> Command:
     return LIMIT
 
 
+def _load_link() -> Command:
+    from crosvm_py.cli.link import LINK
+
+    return LINK
+
+
 def _load_balloon() -> Command:
     from crosvm_py.cli.balloon import BALLOON
 
@@ -136,6 +142,7 @@ COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "devices": _load_devices,
     "disk": _load_disk,
     "limit": _load_limit,
+    "link": _load_link,
     "balloon": _load_balloon,
     "balloon_stats": _load_balloon_stats,
     "doctor": _load_doctor,

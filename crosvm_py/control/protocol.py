@@ -16,6 +16,7 @@ from crosvm_py.control.devices import (
     ListDevices,
     ResizeDisk,
 )
+from crosvm_py.control.net import SetLink
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 from sys_util.wire import Codec, text
@@ -85,6 +86,7 @@ Request: TypeAlias = (
     | ListDevices
     | LimitDevice
     | ResizeDisk
+    | SetLink
     | BalloonSet
     | BalloonAdjust
     | BalloonQuery
@@ -100,6 +102,7 @@ REQUESTS: Final = Codec(
         ListDevices,
         LimitDevice,
         ResizeDisk,
+        SetLink,
         BalloonSet,
         BalloonAdjust,
         BalloonQuery,

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The control message about network cards; part of ``protocol``."""
+
+from __future__ import annotations
+
+from sys_util.facts import fact
+from sys_util.typing import TYPE_CHECKING, ClassVar
+from sys_util.wire import boolean, text
+
+if TYPE_CHECKING:
+    from sys_util.wire import Check
+
+
+@fact
+class SetLink:
+    """Pull a card's cable or put it back. ``Done`` means that no frame passes, or that they do."""
+
+    TYPE: ClassVar[int] = 24
+    FIELDS: ClassVar[tuple[Check, ...]] = (text(64), boolean)
+    device: str
+    up: bool
