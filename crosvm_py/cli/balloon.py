@@ -22,6 +22,8 @@ from sys_util.errors import UsageError, VmmError, describe
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crosvm_py.cli.command import GlobalSettings
     from crosvm_py.cli.options import Arguments
     from crosvm_py.control.protocol import Request
@@ -130,7 +132,7 @@ def _stats(arguments: Arguments, _settings: GlobalSettings) -> int:
 
     (path,) = arguments.positional
     hint = arguments.has(HINTS)
-    state = _fresh_state(path, hint=hint)
+    state = _fresh_state(path)
     stats: dict[str, int | None] = dict.fromkeys(STAT_NAMES)
     stats |= {STAT_NAMES[tag]: value for tag, value in state.stats if tag < len(STAT_NAMES)}
     told: dict[str, object] = {
@@ -140,21 +142,31 @@ def _stats(arguments: Arguments, _settings: GlobalSettings) -> int:
         "stats": stats,
     }
     if hint:
-        told["free_page_hints"] = state.hinted_bytes
+        told["free_page_hints"] = _free_page_hints(path)
     write_out(json.dumps({"BalloonStats": told}, indent=2) + "\n")
     return 0
 
 
-def _fresh_state(path: str, *, hint: bool) -> BalloonState:
-    """Ask the guest, and look until it has answered."""
-    before = state = _ask(path, BalloonQuery(refresh=True, hint=hint))
-    if not state.has_driver:
+def _fresh_state(path: str) -> BalloonState:
+    """Ask the guest for statistics, and look until it has answered."""
+    before = _ask(path, BalloonQuery(refresh=True, hint=False))
+    if not before.has_driver:
         raise client.ControlError(f"{path}: no balloon driver in the guest")
+    return _look(path, lambda now: now.updates > before.updates or not now.has_stats)
+
+
+def _free_page_hints(path: str) -> int:
+    """Ask the guest for its free pages; meanwhile it counts them as used."""
+    _ask(path, BalloonQuery(refresh=False, hint=True))
+    return _look(path, lambda now: now.hint_done).hinted_bytes
+
+
+def _look(path: str, is_there: Callable[[BalloonState], bool]) -> BalloonState:
+    """Look again and again until the guest has answered."""
     deadline = time.monotonic() + ANSWER_SECONDS
     while True:
         state = _ask(path, BalloonQuery(refresh=False, hint=False))
-        fresh = state.updates > before.updates or not state.has_stats
-        if fresh and (state.hint_done or not hint):
+        if is_there(state):
             return state
         if time.monotonic() > deadline:
             raise client.ControlError(f"{path}: the guest does not answer")

@@ -41,7 +41,7 @@ class BalloonQuery:
 
     ``refresh`` also asks the guest for statistics, ``hint`` for its free pages. They are not in
     the answer to this request, but in a later one in which ``updates`` is greater, or in which
-    ``hint_done`` is true.
+    ``hint_done`` is true. While a guest hints it counts its free pages as used.
     """
 
     TYPE: ClassVar[int] = 18

@@ -261,24 +261,22 @@ class Balloon(SimpleDevice):
     # What the user asks for.
 
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
-        """Carry out ``set`` and ``adjust`` (``pages``), ``state`` and ``refresh``.
+        """Carry out ``set`` and ``adjust`` (``pages``), ``state`` and ``refresh`` (``hint``).
 
-        ``refresh`` asks the guest for statistics, and with ``hint`` for its free pages; they are
-        there when ``updates`` has grown and ``hint_done`` is true.
+        ``refresh`` asks the guest for statistics, which are there when ``updates`` has grown;
+        ``hint`` asks for its free pages, which are known when ``hint_done`` is true again.
         """
         if verb == "set":
             return self._set_target(_integer(arguments, "pages"))
         if verb == "adjust":
             return self._set_target(self._target_pages + _integer(arguments, "pages"))
-        if verb == "refresh":
+        if verb in ("state", "refresh"):
             state = self._state()
             if arguments.get("hint") is True:
                 self._start_hinting()
-            if self._held is not None and not self._held[0].paused:
+            if verb == "refresh" and self._held is not None and not self._held[0].paused:
                 self._return_stats()
             return state
-        if verb == "state":
-            return self._state()
         raise CommandError(f"balloon: unknown command {verb}")
 
     def _set_target(self, pages: int) -> dict[str, object]:

@@ -235,16 +235,26 @@ def test_balloon_stats_waits_for_fresh_numbers_and_prints_all_names(
     assert vms.asked[0] == ("s", BalloonQuery(True, False))
 
 
-def test_balloon_stats_with_hints_waits_for_those_too(
+def test_balloon_stats_asks_for_hints_after_the_numbers(
     vms: FakeVms, capfd: pytest.CaptureFixture[str]
 ) -> None:
     vms.answers = [
         state(0, 0),
+        state(0, 0, updates=2, stats=((4, 1000),)),
+        state(0, 0, updates=2),
         state(0, 0, updates=2, hint_done=False),
         state(0, 0, updates=2, hinted_bytes=MIB),
     ]
     assert execute(["balloon_stats", "--free-page-hints", "s"]) == 0
-    assert printed(capfd)["free_page_hints"] == MIB
+    told = printed(capfd)
+    assert told["free_page_hints"] == MIB
+    assert isinstance(told["stats"], dict)
+    assert told["stats"]["free_memory"] == 1000
+    assert [request for _, request in vms.asked[:3]] == [
+        BalloonQuery(True, False),
+        BalloonQuery(False, False),
+        BalloonQuery(False, True),
+    ]
 
 
 def test_balloon_stats_of_a_driver_without_any_does_not_wait(vms: FakeVms) -> None:

@@ -368,7 +368,7 @@ def test_successor_takes_the_buffer_over(rig: Rig) -> None:
 
 
 def test_a_round_of_hints_is_counted_and_ends_with_done(rig: Rig) -> None:
-    rig.ask("refresh", hint=True)
+    rig.ask("state", hint=True)
     cmd_id = rig.config()[2]
     assert cmd_id >= balloon.FIRST_CMD_ID
     assert rig.context.config_changes == 1
@@ -386,7 +386,7 @@ def test_a_round_of_hints_is_counted_and_ends_with_done(rig: Rig) -> None:
 
 def test_hints_of_another_round_or_of_none_are_not_counted(rig: Rig) -> None:
     rig.show(FREE_PAGE, (POOL, PAGE))
-    rig.ask("refresh", hint=True)
+    rig.ask("state", hint=True)
     rig.send(FREE_PAGE, struct.pack("<I", rig.config()[2] + 1))
     rig.used(FREE_PAGE)
     rig.show(FREE_PAGE, (POOL, PAGE))
@@ -400,20 +400,20 @@ def test_cmd_id_that_is_cut_short_comes_back(rig: Rig) -> None:
 
 
 def test_driver_that_never_stops_gets_its_pages_back_in_time(rig: Rig) -> None:
-    rig.ask("refresh", hint=True)
+    rig.ask("state", hint=True)
     rig.send(FREE_PAGE, struct.pack("<I", rig.config()[2]))
     rig.context.advance(balloon.HINT_SECONDS + 1)
     assert rig.config()[2] == balloon.VIRTIO_BALLOON_CMD_ID_DONE
-    assert rig.ask("refresh", hint=True)
+    assert rig.ask("state", hint=True)
     assert rig.config()[2] > balloon.FIRST_CMD_ID
 
 
 def test_time_of_one_round_does_not_end_the_next(rig: Rig) -> None:
-    rig.ask("refresh", hint=True)
+    rig.ask("state", hint=True)
     rig.send(FREE_PAGE, struct.pack("<I", rig.config()[2]))
     rig.context.advance(balloon.HINT_SECONDS - 1)
     rig.send(FREE_PAGE, struct.pack("<I", 0))
-    rig.ask("refresh", hint=True)
+    rig.ask("state", hint=True)
     rig.context.advance(2)
     assert rig.config()[2] >= balloon.FIRST_CMD_ID
 
@@ -422,7 +422,7 @@ def test_hints_of_a_driver_that_knows_none_are_refused() -> None:
     rig = Rig(BalloonSpec(), without=HINT)
     rig.start(0, 1, 2)
     with pytest.raises(CommandError, match="knows no free page hints"):
-        rig.ask("refresh", hint=True)
+        rig.ask("state", hint=True)
     rig.close()
 
 
@@ -493,7 +493,7 @@ def test_reset_forgets_the_driver_and_keeps_the_target(rig: Rig) -> None:
     rig.ask("set", pages=9)
     rig.balloon.write_config(4, struct.pack("<I", 9))
     rig.send(STATS, stat(4, 1))
-    rig.ask("refresh", hint=True)
+    rig.ask("state", hint=True)
     rig.reset()
     assert rig.config() == (9, 0, 0, 0)
     state = rig.ask("state")
