@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +24,9 @@ from devices.virtio.features import (
 )
 from devices.virtio.queue import QueueError, QueueState
 from devices.virtio.rng import Rng, RngSpec
+from devices.virtio.vsock import Vsock
+from devices.virtio.vsock_common import VsockSpec
+from devices.virtio.vsock_packet import VMADDR_CID_HOST, Header, Op, SocketType, reset_reply
 from devices.virtio.worker import QueueWorker
 from sys_util import log
 from sys_util.errors import ProtocolError
@@ -63,9 +67,28 @@ def build_console() -> Console:
     return Console(CONSOLE, [os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)])
 
 
+VSOCKS: list[Vsock] = []  # whose sockets are to be closed
+
+
+class TalkativeVsock(Vsock):
+    """Resets for connections that are not there: always a packet for the driver."""
+
+    def activate(self, features: int) -> None:
+        super().activate(features)
+        nonsense = Header(3, VMADDR_CID_HOST, 1, 2, 0, SocketType.STREAM, Op.RW, 0, 0, 0)
+        self._muxer._resets.extend([reset_reply(nonsense)] * 1000)
+
+
+def build_vsock() -> Vsock:
+    fds = [socket.socket(socket.AF_UNIX).detach() for _ in range(2)]
+    VSOCKS.append(TalkativeVsock(VsockSpec(3), "/v", fds))
+    return VSOCKS[-1]
+
+
 DEVICES = {
     "balloon": Case(BalloonSpec(), lambda: Balloon(BalloonSpec()), [struct.pack("<I", 240)], [], 0),
     "console": Case(CONSOLE, build_console, [], [64], 64),
+    "vsock": Case(VsockSpec(3), build_vsock, [], [100], 44),
     "rng": Case(RngSpec(), lambda: Rng(RngSpec()), [], [64], 64),
     "block": Case(BlockSpec("image"), build_block, [struct.pack("<IIQ", 0, 0, 1)], [512, 1], 513),
 }
@@ -104,6 +127,14 @@ class Running:
         os.close(self.kick_fd)
         os.close(self.call_fd)
         self.memory.close()
+
+
+@pytest.fixture(autouse=True)
+def _close_sockets() -> Iterator[None]:
+    yield
+    while VSOCKS:
+        for listener, _ in VSOCKS.pop()._muxer._entrance._listeners:
+            listener.close()
 
 
 @pytest.fixture(autouse=True)
