@@ -33,14 +33,21 @@ def _parser() -> argparse.ArgumentParser:
         parser.epilog = f"{parser.epilog or 'subjects:'} {name}: {text}."
     parser.add_argument("subject", nargs="?", default="all", choices=SUBJECTS)
     parser.add_argument("-n", "--runs", type=int, default=DEFAULT_RUNS, metavar="N")
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="direct: run the monitors with real-time priority, on a machine with other work",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
     return parser
 
 
-def _measure(subject: str, runs: int, directory: Path) -> list[Results]:
+def _measure(options: argparse.Namespace, directory: Path) -> list[Results]:
     measured = []
+    subject: str = options.subject
+    runs: int = options.runs
     if subject in ("direct", "all"):
-        measured.append(direct.Bench(directory).run(runs))
+        measured.append(direct.Bench(directory, realtime=options.realtime).run(runs))
     if subject != "direct":
         for host in session():
             bench = testhost.Bench(host, directory)
@@ -52,7 +59,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as directory:
-            measured = _measure(options.subject, options.runs, Path(directory))
+            measured = _measure(options, Path(directory))
     except (WatchError, HostGoneError, TimeoutError) as error:
         sys.stderr.write(f"bench: {error}\n")
         return 1
