@@ -22,6 +22,9 @@ from devices.virtio.features import (
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_INDIRECT_DESC,
 )
+from devices.virtio.net import Net
+from devices.virtio.net_card import NetSpec
+from devices.virtio.net_ends import StreamEnd
 from devices.virtio.queue import QueueError, QueueState
 from devices.virtio.rng import Rng, RngSpec
 from devices.virtio.vsock import Vsock
@@ -36,7 +39,7 @@ from tests.support.device_context import FakeContext
 from tests.support.driver_queue import INDIRECT, NEXT, WRITE, Desc, DriverQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from devices.virtio.device import VirtioDevice
 
@@ -85,7 +88,28 @@ def build_vsock() -> Vsock:
     return VSOCKS[-1]
 
 
+NET = NetSpec(bytes(6), 1500, tap=False)
+
+
+class TalkativeEnd(StreamEnd):
+    """A network that always has a frame for the driver."""
+
+    def receive(self, vectors: Sequence[memoryview]) -> int:
+        data = bytes(12 + 60)
+        for vector in vectors:
+            vector[: len(data)] = data[: len(vector)]
+            data = data[len(vector) :]
+        return 12 + 60
+
+
+def build_net() -> Net:
+    net = Net(NET, [-1])
+    net._ends = [TalkativeEnd(-1)]
+    return net
+
+
 DEVICES = {
+    "net": Case(NET, build_net, [], [100], 72),
     "balloon": Case(BalloonSpec(), lambda: Balloon(BalloonSpec()), [struct.pack("<I", 240)], [], 0),
     "console": Case(CONSOLE, build_console, [], [64], 64),
     "vsock": Case(VsockSpec(3), build_vsock, [], [100], 44),
