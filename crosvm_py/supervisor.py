@@ -10,6 +10,7 @@ import signal
 from crosvm_py import warden_protocol as protocol
 from crosvm_py.device_host import DeviceProcess
 from crosvm_py.device_kinds import DEVICE_KINDS
+from seccomp import syscall_name
 from sys_util import linux
 from sys_util.channel import ChannelClosed
 from sys_util.errors import ConfigError, ProtocolError, VmmError
@@ -118,6 +119,10 @@ class Supervisor:
         for fd in files.values():
             os.close(fd)
 
+    def report_denied_calls(self) -> None:
+        """Have the warden told, in the last moment, which system call the vmm was denied."""
+        linux.report_denied_calls(self._warden.channel.fileno(), protocol.VMM_DENIED_HEAD)
+
     def wait_ready(self) -> None:
         """Serve the loop until every device has said ``Ready``.
 
@@ -125,6 +130,7 @@ class Supervisor:
             VmmError: a device did not start; it says which and why.
         """
         timer = self._loop.call_later(START_SECONDS, self._give_up_waiting)
+        syscall_name(0)  # loads the names while the devices start: under the filter it is too late
         while self._waiting and not self._failure:
             self._loop.run_once()
         timer.cancel()

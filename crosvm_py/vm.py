@@ -130,6 +130,7 @@ class VirtualMachine:
         if policy is None:
             return
         try:
+            self._supervisor.report_denied_calls()
             linux.load_seccomp_filter(policy.bpf, all_threads=True)
         except OSError as error:
             raise HostError("load", f"the seccomp filter {policy.name}") from error

@@ -22,6 +22,7 @@ from crosvm_py.device_process import run_device
 from jail.namespaces import IdMap, clone_into, id_map_for, write_id_maps
 from jail.plan import confine_warden, device_jail
 from jail.steps import DieWithParent
+from seccomp import syscall_name
 from sys_util import linux
 from sys_util.channel import Channel, ChannelClosed
 from sys_util.errors import HostError, ProtocolError, describe
@@ -110,6 +111,10 @@ class _Warden:
                     self._spawn(message, fds)
                 case protocol.Kill(device_id):
                     self._kill(device_id)
+                case protocol.VmmDenied(number):
+                    # Its last words; the channel is closed next.
+                    name = syscall_name(number)
+                    log.error("vmm: killed by seccomp: %s (%d), policy vmm", name, number)
                 case protocol.Resize():
                     self._channel.send(self._resize(message, fds))
                 case _:

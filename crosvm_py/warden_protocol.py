@@ -79,6 +79,15 @@ class Resize:
 
 
 @fact
+class VmmDenied:
+    """The vmm's last message: its filter trapped a system call. Sent by the handler of SIGSYS."""
+
+    TYPE: ClassVar[int] = 4
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
+    number: int
+
+
+@fact
 class Spawned:
     """The process exists; ``pid`` is the host's number for it."""
 
@@ -120,5 +129,8 @@ class Resized:
     reason: str
 
 
-WARDEN_CODEC: Final = Codec((Spawn, Kill, Resize))
+# What the handler writes before the call's number: an array of two, and the type.
+VMM_DENIED_HEAD: Final = bytes([0x92, VmmDenied.TYPE])
+
+WARDEN_CODEC: Final = Codec((Spawn, Kill, Resize, VmmDenied))
 VMM_CODEC: Final = Codec((Spawned, SpawnFailed, Exited, Resized))

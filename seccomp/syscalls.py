@@ -10,6 +10,8 @@ from sys_util.typing import Final, NamedTuple
 
 AUDIT_ARCH_X86_64: Final = 0xC000003E
 
+_MACHINE: Final = os.uname().machine  # once, while we may ask
+
 
 class Arch(NamedTuple):
     """What differs between architectures. ``name`` is also the folder of the policies."""
@@ -21,7 +23,7 @@ class Arch(NamedTuple):
 
 def machine_arch() -> str:
     """Return the architecture of this machine as uname(2) calls it."""
-    return os.uname().machine
+    return _MACHINE
 
 
 def get_arch(name: str) -> Arch:

@@ -44,6 +44,8 @@ LEVELS: Final = {
 # A jailed device that was taken over must not fill the terminal or the journal with one line.
 MAX_TEXT: Final = 4096
 
+_SHORT_ESCAPES: Final = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+
 Sink: TypeAlias = "Callable[[int, str, str], None]"
 
 
@@ -103,10 +105,18 @@ def printable(text: str) -> str:
         text = f"{text[:MAX_TEXT]}… ({len(text)} characters)"
     if text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii")
-        for c in text
-    )
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    """Return a character as Python writes it; the codec for that would be a file to import."""
+    short = _SHORT_ESCAPES.get(character)
+    if short is not None:
+        return short
+    code = ord(character)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def write_line(fd: int, line: str) -> None:
@@ -183,13 +193,13 @@ class Logger:
         self.log(DEBUG, fmt, *args)
 
     def exception(self, error: BaseException, fmt: str, *args: object) -> None:
-        """Report our own bug: an error line, then the traceback, line by line."""
+        """Report our own bug: an error line, then where it is, line by line."""
         self.error(fmt, *args)
         if not self.enabled(ERROR):
             return
-        import traceback
+        from sys_util.crash import crash_report  # not traceback, which a process in a jail lacks
 
-        for line in "".join(traceback.format_exception(error)).splitlines():
+        for line in crash_report(error).splitlines():
             self._write(ERROR, line)
 
     def limited(self, burst: int = 10, seconds: float = 10.0) -> Logger:

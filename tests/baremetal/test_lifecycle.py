@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -157,6 +158,49 @@ def test_killed_device_ends_the_vm_as_a_crash_and_is_named(
         assert f"{name} (pid {pid}): killed by SIGKILL" in vmm.log()
     assert not control.exists()
     assert is_free(disk)
+
+
+@pytest.mark.parametrize(
+    ("policy", "call", "words", "status"),
+    [
+        pytest.param(
+            "block_device",
+            "preadv",
+            r"ERROR crosvm.vm\] block:0 \(pid \d+\): killed by seccomp: preadv2 \(327\), "
+            "policy block_device$",
+            VmExit.CRASH,
+            id="device",
+        ),
+        pytest.param(
+            "vmm",
+            "ioctl",
+            r"ERROR crosvm.warden\] vmm: killed by seccomp: ioctl \(16\), policy vmm$",
+            128 + signal.SIGSYS,
+            id="vmm",
+        ),
+    ],
+)
+def test_denied_call_ends_the_vm_and_is_named(
+    tmp_path: Path, disk: Path, control: Path, policy: str, call: str, words: str, status: int
+) -> None:
+    for source in (ROOT / "seccomp" / "x86_64").glob("*.policy"):
+        text = source.read_text()
+        if source.stem == policy:
+            text = without(text, call)
+        (tmp_path / source.name).write_text(text)
+    guest = build_guest("pci_block", tmp_path)
+    with Vmm(options(guest, disk, control, "--seccomp-policy-dir", str(tmp_path))) as vmm:
+        assert vmm.wait() == status
+        said = vmm.log()
+    assert re.search(words, said, re.MULTILINE), said
+    assert eventually(lambda: is_free(disk))
+    assert eventually(lambda: not control.exists())
+
+
+def without(policy: str, call: str) -> str:
+    """Return a policy without the rules for calls of that name, continued lines included."""
+    rules = re.findall(r"^(?:.*\\\n)*.*\n", policy, re.MULTILINE)
+    return "".join(rule for rule in rules if not rule.startswith(call))
 
 
 def test_stopped_warden_and_devices_do_not_keep_the_vm_from_ending(

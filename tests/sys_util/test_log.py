@@ -115,6 +115,12 @@ def test_logger_guest_text_cannot_add_a_line(lines: list[Line]) -> None:
     assert lines == [(log.WARNING, "disk", r"id x\n[2030] ERROR fake")]
 
 
+@given(st.characters())
+def test_printable_writes_characters_as_python_does_without_its_codec(character: str) -> None:
+    escaped = character.encode("unicode_escape").decode("ascii")
+    assert printable(character) == (character if character.isprintable() else escaped)
+
+
 def test_logger_exception_writes_one_log_line_for_each_line(lines: list[Line]) -> None:
     get_logger("disk").exception(KeyError("a\x1b"), "stopped")
     assert lines[0] == (log.ERROR, "disk", "stopped")
