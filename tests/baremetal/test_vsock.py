@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""vsock sockets on the host, from the first process to the last; the guest has no driver."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from crosvm_py.exit_status import VmExit
+from tests.baremetal.vmm import Vmm
+from tests.guests.baremetal.build import build_guest
+
+pytestmark = [
+    pytest.mark.kvm,
+    pytest.mark.slow,
+    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm"),
+]
+
+NAMES = ["v", "v.seqpacket"]
+
+
+@pytest.fixture(scope="session")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_guest("echo", tmp_path_factory.mktemp("vsock"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "sockets"
+    folder.mkdir()
+    return folder
+
+
+def options(echo: Path, folder: Path, *more: str) -> list[str | Path]:
+    return ["-m", "16", *more, "--vsock", f"cid=3,socket={folder}/v", echo]
+
+
+def turned_away(path: Path, kind: int) -> bool:
+    """Ask for a port of a guest that has no driver; return whether the device closed."""
+    with socket.socket(socket.AF_UNIX, kind) as sock:
+        sock.connect(str(path))
+        sock.sendall(b"CONNECT 80\n")
+        return sock.recv(100) == b""
+
+
+@pytest.mark.parametrize("sandbox", [(), ("--disable-sandbox",)], ids=["jailed", "open"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_sockets_answer_while_the_vm_runs_and_go_away_with_it(
+    echo: Path, folder: Path, number: int, sandbox: tuple[str, ...]
+) -> None:
+    with Vmm(options(echo, folder, *sandbox)) as vmm:
+        vmm.wait_for(b"echo")
+        assert sorted(vmm.processes().devices) == ["rng", "vsock"]
+        assert sorted(entry.name for entry in folder.iterdir()) == NAMES
+        for _ in range(3):
+            assert turned_away(folder / "v", socket.SOCK_STREAM)
+            assert turned_away(folder / "v.seqpacket", socket.SOCK_SEQPACKET)
+        vmm.signal(number)
+        assert vmm.wait() == (VmExit.STOPPED if number == signal.SIGTERM else -number)
+        assert vmm.nothing_is_left()
+        assert "ERROR" not in vmm.log()
+    assert list(folder.iterdir()) == []
+
+
+def test_device_sees_the_directory_and_nothing_else(echo: Path, folder: Path) -> None:
+    (folder.parent / "secret").write_text("outside")
+    with Vmm(options(echo, folder)) as vmm:
+        vmm.wait_for(b"echo")
+        pid = vmm.processes().devices["vsock"]
+        assert sorted(os.listdir(f"/proc/{pid}/root")) == NAMES
+        mounts = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+        status = Path(f"/proc/{pid}/status").read_text()
+    assert len(mounts) == 1
+    assert {"ro", "nosuid", "nodev", "noexec"} <= set(mounts[0].split()[5].split(","))
+    assert "CapEff:\t0000000000000000" in status
+    assert "Seccomp:\t2" in status
+
+
+def test_second_vm_does_not_take_the_socket_of_the_first(echo: Path, folder: Path) -> None:
+    with Vmm(options(echo, folder)) as first:
+        first.wait_for(b"echo")
+        with Vmm(options(echo, folder)) as second:
+            assert second.wait() == VmExit.ERROR
+            assert "in use, another VM listens there" in second.log()
+        assert turned_away(folder / "v", socket.SOCK_STREAM)
+
+
+@pytest.mark.skipif(os.path.exists("/dev/vhost-vsock"), reason="the kernel has vsock here")
+def test_without_the_kernels_device_there_is_a_way_told(echo: Path) -> None:
+    with Vmm(["--cid", "3", echo]) as vmm:
+        assert vmm.wait() == VmExit.ERROR
+        assert "no /dev/vhost-vsock; load the module (modprobe vhost_vsock)" in vmm.log()
