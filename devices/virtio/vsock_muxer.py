@@ -88,6 +88,7 @@ class Muxer:
         self._line: deque[Connection] = deque()  # who has something for the guest
         self._resets: deque[Header] = deque()
         self._attempts: dict[tuple[int, int], _Attempt] = {}
+        self._full_ports: set[int] = set()  # whose listeners had no room at the last look
         self._retrying = False
         self._deadlines: dict[Connection, int] = {}  # ticks; soonest first
         self._now = 0
@@ -105,6 +106,7 @@ class Muxer:
         for attempt in self._attempts.values():
             attempt.sock.close()
         self._attempts.clear()
+        self._full_ports.clear()
         for connection in tuple(self._connections.values()):
             self.forget(connection)
         self._line.clear()
@@ -199,9 +201,10 @@ class Muxer:
             _log.warning("no socket for the guest: %s", error.strerror)
             self._refuse(header)
             return
-        attempt = _Attempt(header, sock)
-        if not self._try(attempt):
-            self._attempts[header.dst_port, header.src_port] = attempt
+        attempt, port = _Attempt(header, sock), header.dst_port
+        if port in self._full_ports or not self._try(attempt):
+            self._full_ports.add(port)
+            self._attempts[port, header.src_port] = attempt
             self._start_retries()
 
     def _try(self, attempt: _Attempt) -> bool:
@@ -233,13 +236,18 @@ class Muxer:
             self._context.call_later(RETRY_SECONDS, self._retry)
 
     def _retry(self) -> None:
+        """Try again, in the order of the requests; of those for one port, until the first fails."""
         self._retrying = False
+        self._full_ports.clear()
         for key, attempt in tuple(self._attempts.items()):
+            port = key[0]
             attempt.retries_left -= 1
-            if self._try(attempt):
+            if port not in self._full_ports and self._try(attempt):
                 del self._attempts[key]
-            elif attempt.retries_left <= 0:
-                _log.warning("port %d: the backlog of its listener stays full", key[0])
+                continue
+            self._full_ports.add(port)
+            if attempt.retries_left <= 0:
+                _log.warning("port %d: the backlog of its listener stays full", port)
                 del self._attempts[key]
                 attempt.sock.close()
                 self._refuse(attempt.request)
