@@ -175,9 +175,11 @@ class SerialPorts:
             self._undo_signals = None
 
     def _on_continue(self) -> None:
-        """Set raw mode again after a stop, when the terminal is still ours."""
+        """Set raw mode again after a stop, when the terminal is still ours; it may have grown."""
         if self.terminal is not None and self.terminal.is_raw and self.terminal.in_foreground():
             self.terminal.enter()
+        if self.virtio is not None:
+            self.virtio.check_sizes()
 
     def _attach_terminal(
         self,
