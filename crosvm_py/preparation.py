@@ -79,7 +79,9 @@ def prepare(config: RunConfig, stack: ExitStack) -> Preparation:
     if config.vsock is not None:
         from crosvm_py.vsock_setup import prepare_vsock
 
-        order, vsock_sockets = prepare_vsock(config.vsock, sandbox=config.sandbox)
+        order, vsock_sockets = prepare_vsock(
+            config.vsock, sandbox=config.sandbox, control=config.socket
+        )
         for vsock_socket in vsock_sockets:
             stack.callback(vsock_socket.unlink)
         orders.append(order)

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 
-from crosvm_py.control.socket_path import SocketUse, bind_socket
+from crosvm_py.control.socket_path import SocketUse, bind_socket, control_socket_path
 from crosvm_py.device_kinds import DeviceOrder, pack_spec
 from crosvm_py.warden_protocol import NO_DIRECTORY, Directory
 from sys_util.errors import ConfigError, HostError
@@ -44,8 +44,10 @@ class PreparedVsock(NamedTuple):
     sockets: tuple[BoundSocket, ...]
 
 
-def prepare_vsock(spec: VsockSpec, *, sandbox: bool) -> PreparedVsock:
+def prepare_vsock(spec: VsockSpec, *, sandbox: bool, control: str | None = None) -> PreparedVsock:
     """Open what the device needs of the host.
+
+    ``control`` is where the control socket was asked for, out of reach for the device.
 
     Raises:
         ConfigError: the socket or the address is taken, or cannot be.
@@ -54,7 +56,17 @@ def prepare_vsock(spec: VsockSpec, *, sandbox: bool) -> PreparedVsock:
     if spec.socket is None:
         fd = _open_kernel_device(spec.cid)
         return PreparedVsock(DeviceOrder("vsock", "vhost-vsock", pack_spec(spec), (fd,), 0), ())
-    return _prepare_sockets(spec, spec.socket, sandbox=sandbox)
+    path = spec.socket
+    if os.path.isdir(path):
+        raise ConfigError(f"{OPTION}: {path}: is a directory")
+    if not sandbox:
+        return _bind(spec, path, path, NO_DIRECTORY)
+    directory = _directory(os.path.dirname(os.path.abspath(path)))
+    if control is not None:
+        folder, name = os.path.split(os.path.abspath(control_socket_path(control)))
+        if os.path.realpath(folder) == directory.path:
+            directory = directory._replace(hidden=name)
+    return _bind(spec, path, f"/{os.path.basename(path)}", directory)
 
 
 def _open_kernel_device(cid: int) -> int:
@@ -80,13 +92,7 @@ def _open_kernel_device(cid: int) -> int:
     return fd
 
 
-def _prepare_sockets(spec: VsockSpec, path: str, *, sandbox: bool) -> PreparedVsock:
-    if os.path.isdir(path):
-        raise ConfigError(f"{OPTION}: {path}: is a directory")
-    directory, connect_path = NO_DIRECTORY, path
-    if sandbox:
-        directory = _directory(os.path.dirname(os.path.abspath(path)))
-        connect_path = f"/{os.path.basename(path)}"
+def _bind(spec: VsockSpec, path: str, connect_path: str, directory: Directory) -> PreparedVsock:
     stream = bind_socket(path, _STREAM, reserve_bytes=_LONGEST_PORT)
     try:
         messages = bind_socket(path + SEQPACKET_SUFFIX, _SEQPACKET)

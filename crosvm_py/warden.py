@@ -185,6 +185,7 @@ class _Warden:
             keep_fds=_STDIO.union(fds),
             max_file_bytes=order.max_file_bytes,
             directory=order.directory.path,
+            hidden=order.directory.hidden,
             max_open_files=kind.max_open_files,
             max_processes=kind.max_processes,
         )

@@ -19,12 +19,13 @@ MAX_FILE_BYTES: Final = (1 << 63) - 1  # offsets of files are signed
 class Directory(NamedTuple):
     """A directory of sockets that a device sees, and its owner, whom the device becomes.
 
-    Without ``path`` there is none.
+    Without ``path`` there is none. ``hidden`` is a socket in it that the device cannot reach.
     """
 
     path: str
     uid: int
     gid: int
+    hidden: str = ""
 
 
 NO_DIRECTORY: Final = Directory("", 0, 0)
@@ -45,7 +46,7 @@ class Spawn:
         blob(8192),
         sequence(record(MemoryRegion, U64, U64, U64), _MAX_REGIONS),
         U64,
-        record(Directory, text(4096), U32, U32),
+        record(Directory, text(4096), U32, U32, text(256)),
     )
     device_id: int
     name: str

@@ -132,6 +132,7 @@ def device_jail(
     keep_fds: Iterable[int],
     max_file_bytes: int,
     directory: str = "",
+    hidden: str = "",
     max_open_files: int = MAX_OPEN_FILES,
     max_processes: int = 0,
 ) -> JailPlan:
@@ -144,6 +145,7 @@ def device_jail(
         max_file_bytes: the largest file offset the device may write at, which the warden changes
             when it resizes the file; 0 for none.
         directory: what it sees of the host's files, read-only; nothing for nearly every device.
+        hidden: a socket in there that it cannot reach.
         max_open_files: descriptors at one time.
         max_processes: processes and threads of its user; the kernel's own on its behalf count too.
     """
@@ -152,7 +154,7 @@ def device_jail(
             CloseFds(frozenset(keep_fds)),
             AssumeIds(JAILED_ID, JAILED_ID),
             DieWithParent(),  # after the change of ids, which clears the request
-            OneDirectoryRoot(directory) if directory else EmptyRoot(),
+            OneDirectoryRoot(directory, hidden) if directory else EmptyRoot(),
             LimitResources(
                 (
                     ("CORE", 0),

@@ -129,25 +129,36 @@ class EmptyRoot:
 class OneDirectoryRoot:
     """The process sees ``path`` and what lies in it, and can write to none of it.
 
-    Sockets in it can be connected to: a read-only mount does not forbid that (unix(7)).
+    Sockets in it can be connected to: a read-only mount does not forbid that (unix(7)). The one
+    called ``hidden`` cannot.
     """
 
     path: str
+    hidden: str = ""
 
     def describe(self) -> str:
         """Say what the step does."""
-        return f"pivot into {self.path} alone, read-only"
+        but = f" without {self.hidden}" if self.hidden else ""
+        return f"pivot into {self.path} alone{but}, read-only"
 
     def apply(self) -> None:
         """Mount the directory over itself, make it the root, and let go of everything else."""
         flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
         linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
         linux.mount(self.path, self.path, "", linux.MS_BIND)
+        if self.hidden:
+            self._hide(f"{self.path}/{self.hidden}")
         os.chdir(self.path)
         linux.pivot_root(".", ".")
         linux.umount2(".", linux.MNT_DETACH)
         os.chdir("/")
         linux.mount("", "/", "", linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | flags)
+
+    def _hide(self, path: str) -> None:
+        try:
+            linux.mount(os.devnull, path, "", linux.MS_BIND)
+        except FileNotFoundError:
+            return  # it has gone
 
 
 @fact

@@ -58,9 +58,12 @@ def bind_control_socket(path: str) -> BoundSocket:
         ConfigError: something else is there, or the path is too long.
         HostError: the host does not let us make a socket there.
     """
-    if os.path.isdir(path):
-        path = os.path.join(path, f"crosvm-{os.getpid()}.sock")
-    return bind_socket(path, CONTROL)
+    return bind_socket(control_socket_path(path), CONTROL)
+
+
+def control_socket_path(path: str) -> str:
+    """Return where the control socket of this process is when it is asked for at ``path``."""
+    return os.path.join(path, f"crosvm-{os.getpid()}.sock") if os.path.isdir(path) else path
 
 
 def bind_socket(path: str, use: SocketUse, *, reserve_bytes: int = 0) -> BoundSocket:

@@ -68,14 +68,16 @@ def test_sockets_answer_while_the_vm_runs_and_go_away_with_it(
 
 def test_device_sees_the_directory_and_nothing_else(echo: Path, folder: Path) -> None:
     (folder.parent / "secret").write_text("outside")
-    with Vmm(options(echo, folder)) as vmm:
+    with Vmm(options(echo, folder, "-s", f"{folder}/control")) as vmm:
         vmm.wait_for(b"echo")
         pid = vmm.processes().devices["vsock"]
-        assert sorted(os.listdir(f"/proc/{pid}/root")) == NAMES
+        assert sorted(os.listdir(f"/proc/{pid}/root")) == ["control", *NAMES]
+        assert Path(f"/proc/{pid}/root/control").is_char_device()  # /dev/null lies over it
         mounts = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
         status = Path(f"/proc/{pid}/status").read_text()
-    assert len(mounts) == 1
-    assert {"ro", "nosuid", "nodev", "noexec"} <= set(mounts[0].split()[5].split(","))
+    assert sorted(mount.split()[4] for mount in mounts) == ["/", "/control"]
+    (options_of_root,) = (mount.split()[5] for mount in mounts if mount.split()[4] == "/")
+    assert {"ro", "nosuid", "nodev", "noexec"} <= set(options_of_root.split(","))
     assert "CapEff:\t0000000000000000" in status
     assert "Seccomp:\t2" in status
 

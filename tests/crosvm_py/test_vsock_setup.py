@@ -30,9 +30,11 @@ Prepare = Callable[..., PreparedVsock]
 def prepare(tmp_path: Path) -> Iterator[Prepare]:
     made: list[PreparedVsock] = []
 
-    def call(path: str | Path | None = None, *, sandbox: bool = True) -> PreparedVsock:
+    def call(
+        path: str | Path | None = None, *, sandbox: bool = True, control: str | None = None
+    ) -> PreparedVsock:
         spec = VsockSpec(3, str(path or tmp_path / "v"))
-        made.append(prepare_vsock(spec, sandbox=sandbox))
+        made.append(prepare_vsock(spec, sandbox=sandbox, control=control))
         return made[-1]
 
     yield call
@@ -126,6 +128,17 @@ def test_device_becomes_the_owner_of_the_directory(prepare: Prepare, tmp_path: P
     directory = prepare().order.directory
     found = tmp_path.stat()
     assert (directory.uid, directory.gid) == (found.st_uid, found.st_gid)
+
+
+@pytest.mark.parametrize(
+    ("control", "hidden"),
+    [("ctl", "ctl"), (".", f"crosvm-{os.getpid()}.sock"), ("inner/ctl", ""), ("../ctl", "")],
+)
+def test_control_socket_is_out_of_reach(
+    prepare: Prepare, tmp_path: Path, control: str, hidden: str
+) -> None:
+    order = prepare(control=str(tmp_path / control)).order
+    assert order.directory.hidden == hidden
 
 
 def test_without_a_sandbox_the_path_stays_as_it_is(prepare: Prepare, tmp_path: Path) -> None:

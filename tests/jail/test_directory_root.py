@@ -132,6 +132,14 @@ def test_another_user_cannot_connect_to_what_is_not_for_it() -> None:
         assert in_jail(connect("/v_52"), directory=folder) == "Permission denied"
 
 
+@pytest.mark.parametrize("hidden", ["v_52", "no-such"])
+def test_hidden_socket_cannot_be_reached(folder: Path, hidden: str) -> None:
+    found = folder.stat()
+    owner = IdMap(found.st_uid, found.st_gid)
+    answer = in_jail(connect("/v_52"), directory=str(folder), hidden=hidden, owner=owner)
+    assert answer == ("Connection refused" if hidden == "v_52" else True)
+
+
 def test_plan_names_the_directory() -> None:
     plan = device_jail(
         policy_name="vsock_device", bpf=b"", keep_fds=[], max_file_bytes=0, directory="/run/v"

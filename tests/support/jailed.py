@@ -13,9 +13,14 @@ from jail.namespaces import IdMap, clone_into, id_map_for, write_id_maps
 from jail.plan import JailPlan, device_jail
 
 
-def jail_without_filter(keep: set[int], directory: str = "") -> JailPlan:
+def jail_without_filter(keep: set[int], directory: str = "", hidden: str = "") -> JailPlan:
     return device_jail(
-        policy_name="none", bpf=b"", keep_fds=keep, max_file_bytes=0, directory=directory
+        policy_name="none",
+        bpf=b"",
+        keep_fds=keep,
+        max_file_bytes=0,
+        directory=directory,
+        hidden=hidden,
     )
 
 
@@ -24,6 +29,7 @@ def in_jail(
     extra_fds: tuple[int, ...] = (),
     *,
     directory: str = "",
+    hidden: str = "",
     owner: IdMap | None = None,
 ) -> object:
     """Return what ``probe`` returns (msgpack-able) from inside the device jail, door open."""
@@ -33,7 +39,7 @@ def in_jail(
     if pid == 0:
         try:
             os.read(go_read, 1)
-            jail_without_filter({0, 1, 2, result_write, *extra_fds}, directory).enter()
+            jail_without_filter({0, 1, 2, result_write, *extra_fds}, directory, hidden).enter()
             try:
                 found = probe()
             except OSError as error:
