@@ -94,7 +94,7 @@ class Output:
         os.close(fd)
 
     def _keep(self, reader: Reader, length: int) -> None:
-        room = min(length, BACKLOG_BYTES - len(self._backlog))
+        room = 0 if self._gone else min(length, BACKLOG_BYTES - len(self._backlog))
         self._backlog += reader.read(room)
         if length > room:
             reader.skip(length - room)
@@ -122,6 +122,8 @@ class Output:
         return os.writev(self.fd, vectors)
 
     def _drop(self, length: int) -> None:
+        if self._gone:
+            return  # nobody misses it
         self.dropped_bytes += length
         if self._context is not None:
             self._context.counters.add(_DROPPED_BYTES, length)

@@ -280,6 +280,15 @@ def test_log_daemon_that_stops_costs_lines_only(monkeypatch: pytest.MonkeyPatch)
     ours.close()
 
 
+def test_log_daemon_that_went_away_is_told_once(lines: list[str]) -> None:
+    pipes, ours = lines_console(b"")
+    ours.close()
+    for _ in range(3):
+        assert pipes.transmit(b"line\n")
+    assert lines == ["port 0: Connection refused; output goes nowhere from here on"]
+    pipes.close()
+
+
 def test_socket_of_others_is_never_made_non_blocking() -> None:
     ours, theirs = socket.socketpair()
     pipes = Pipes(PortSpec("", True, "none", "none"))
