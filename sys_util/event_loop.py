@@ -92,9 +92,12 @@ class EventLoop:
 
     def run_once(self, max_wait_seconds: float | None = None) -> None:
         """Wait for one round of events and serve it."""
-        for fd, events in self._epoll.poll(self._wait_seconds(max_wait_seconds)):
-            callback = self._callbacks.get(fd)  # an earlier callback of this round may remove it
-            if callback is not None:
+        callbacks = self._callbacks
+        ready = self._epoll.poll(self._wait_seconds(max_wait_seconds))
+        # An earlier callback of this round may remove a later one, and a new descriptor may have
+        # the number of the old: what was told of that one is not for it.
+        for fd, events, callback in [(fd, events, callbacks.get(fd)) for fd, events in ready]:
+            if callback is not None and callbacks.get(fd) is callback:
                 callback(events)
         self._run_timers()
 

@@ -63,6 +63,27 @@ def test_a_callback_may_remove_another_of_the_same_round(loop: EventLoop) -> Non
             os.close(fd)
 
 
+def test_events_of_a_closed_descriptor_are_not_for_the_next_of_its_number(loop: EventLoop) -> None:
+    pipes = [os.pipe() for _ in range(2)]
+    quiet: list[int] = []
+
+    def serve(mine: int, other: int) -> None:
+        loop.remove(mine)
+        loop.remove(other)
+        os.dup2(idle[0], other)
+        loop.add(other, quiet.append)
+
+    idle = os.pipe()
+    (one, to_one), (two, to_two) = pipes
+    for mine, other, write_end in ((one, two, to_one), (two, one, to_two)):
+        os.write(write_end, b"x")
+        loop.add(mine, lambda _events, ends=(mine, other): serve(*ends))  # type: ignore[misc]  # as above
+    loop.run_once(0)
+    assert quiet == []
+    for fd in (*idle, *pipes[0], *pipes[1]):
+        os.close(fd)
+
+
 def test_modify_changes_what_is_waited_for(loop: EventLoop) -> None:
     read_end, write_end = os.pipe()
     seen: list[int] = []
