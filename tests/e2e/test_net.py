@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tests.kvmhost.fixture import Command, KvmHost
 
 MIB: Final = 64
+LIMITED_MIB: Final = 12
 HOST_IP: Final = "10.77.0.1"
 TAP: Final = f"host-ip={HOST_IP},netmask=255.255.255.0,mac=52:54:00:77:00:02"
 UPLINK_IP: Final = "192.0.2.10"
@@ -156,9 +157,10 @@ def test_tap_carries_files_both_ways(
     assert "crosvm" not in lab.host.shell("ip -br link")  # the TAP went with the VM
 
 
-def test_suspended_transfer_goes_on(server: Server) -> None:
+@pytest.mark.parametrize("options", ["", ",vhost-net"], ids=["ours", "kernel"])
+def test_suspended_transfer_goes_on(server: Server, options: str) -> None:
     script = ADDRESS + TRANSFER.format(host=HOST_IP)
-    with server.lab.start("--net", TAP, "-m", "512", script=script) as vm:
+    with server.lab.start("--net", TAP + options, "-m", "512", script=script) as vm:
         vm.wait_for("@ping=")
         for _ in range(3):
             assert vm.control("suspend").status == 0
@@ -168,7 +170,32 @@ def test_suspended_transfer_goes_on(server: Server) -> None:
     assert server.came_back()
 
 
-def test_link_goes_down_and_up_again(lab: Lab) -> None:
+def test_limits_hold_in_both_directions(server: Server) -> None:
+    script = f"""{ADDRESS}
+now() {{ read up idle </proc/uptime; echo "$up"; }}
+fact start now
+socat -u TCP:{HOST_IP}:5000,retry=9 - | head -c {LIMITED_MIB}m >/tmp/blob
+fact down now
+socat -u OPEN:/tmp/blob TCP:{HOST_IP}:5001,retry=9
+fact up now
+fact done echo yes
+read word </dev/ttyS0
+"""
+    limit = ",bw-size=1m,bw-refill-time=1000"
+    with server.lab.start("--net", TAP + limit, "-m", "512", script=script) as vm:
+        vm.wait_for("@done=yes")
+        told = server.lab.host.run(["crosvm", "limit", "net:0", "bw-size=0", vm.socket]).stdout
+        vm.command.send("go\n")
+        facts = vm.finish()
+    start, down, up = (float(facts[name]) for name in ("start", "down", "up"))
+    # The first MiB is what the bucket held; the last ones sent are still in the guest's buffers.
+    assert down - start == pytest.approx(LIMITED_MIB - 1, rel=0.1)
+    assert LIMITED_MIB - 5 < up - down < (LIMITED_MIB - 1) * 1.1
+    assert "bw-size=0,bw-one-time-burst=0,bw-refill-time=1000" in told
+
+
+@pytest.mark.parametrize("options", ["", ",vhost-net"], ids=["ours", "kernel"])
+def test_link_goes_down_and_up_again(lab: Lab, options: str) -> None:
     script = (
         ADDRESS
         + "carrier() { until grep -q $1 /sys/class/net/eth0/carrier; do usleep 50000; done; }\n"
@@ -176,7 +203,7 @@ def test_link_goes_down_and_up_again(lab: Lab) -> None:
         "fact first echo up\ncarrier 0\nfact second echo down\ncarrier 1\n"
         f"fact third sh -c 'ping -c 2 {HOST_IP} | grep packets'\n"
     )
-    with lab.start("--net", TAP, script=script) as vm:
+    with lab.start("--net", TAP + options, script=script) as vm:
         vm.wait_for("@first=up")
         assert lab.host.run(["crosvm", "link", "net:0", "down", vm.socket]).status == 0
         vm.wait_for("@second=down")
@@ -185,7 +212,8 @@ def test_link_goes_down_and_up_again(lab: Lab) -> None:
     assert "2 packets received" in facts["third"]
 
 
-def test_driver_is_bound_twenty_times(lab: Lab) -> None:
+@pytest.mark.parametrize("options", ["", ",vhost-net"], ids=["ours", "kernel"])
+def test_driver_is_bound_twenty_times(lab: Lab, options: str) -> None:
     script = f"""
 cd /sys/bus/virtio/drivers/virtio_net
 device=$(ls -d virtio*)
@@ -194,7 +222,7 @@ for n in $(seq 20); do echo $device >unbind; echo $device >bind; done
 fact ping sh -c 'ping -c 2 {HOST_IP} | grep packets'
 fact errors /bin/dmesg -l emerg,alert,crit,err
 """
-    with lab.start("--net", TAP, script=script) as vm:
+    with lab.start("--net", TAP + options, script=script) as vm:
         facts = vm.finish()
     assert "2 packets received" in facts["ping"]
     assert facts["errors"] == ""
