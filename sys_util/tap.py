@@ -100,6 +100,11 @@ def describe_queue(fd: int) -> tuple[str, int]:
     return _name(answer), _IFREQ_FLAGS.unpack(answer)[1]
 
 
+def is_attached(fd: int) -> bool:
+    """Return whether frames are spread to this queue too; see ``attach_queue``."""
+    return not describe_queue(fd)[1] & IFF_DETACH_QUEUE
+
+
 def is_tap(flags: int) -> bool:
     """Return whether frames come with a virtio_net_hdr and with nothing else."""
     return flags & (_TAP_FLAGS | IFF_TUN) == _TAP_FLAGS

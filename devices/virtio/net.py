@@ -47,8 +47,11 @@ class Net(NetCard):
         for number, end in enumerate(self._ends):
             self._served.append(NetPair(2 * number, end, stats, limiters, context, self._on_gone))
         self._pairs += self._served
+        self._find_pairs([end for end in self._ends if isinstance(end, TapEnd)])
 
     def on_kick(self, index: int) -> bool:
+        if self._found_pairs:
+            self._on_first_kick(index)
         if index == self.control_queue:
             return self._serve_control()
         if index >= 2 * len(self._served):
@@ -58,6 +61,12 @@ class Net(NetCard):
             return pair.on_transmit_kick()
         pair.on_receive_kick()
         return False
+
+    def _on_first_kick(self, index: int) -> None:
+        port = None if self._context is None else self._context.port(index)
+        if port is not None and port.resumed:
+            self._restore_pairs()
+        self._found_pairs = 0
 
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
         """``limit`` with what shall change, and what every card knows."""

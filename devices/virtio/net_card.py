@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from devices.virtio.chain import DescriptorChain
     from devices.virtio.context import DeviceContext
-    from devices.virtio.net_ends import NetEnd
+    from devices.virtio.net_ends import NetEnd, TapEnd
 
 VIRTIO_NET_S_LINK_UP: Final = 1
 VIRTIO_NET_S_ANNOUNCE: Final = 2
@@ -86,6 +86,7 @@ class NetCard(SimpleDevice):
         self.stats = NetStats()
         self._spec = spec
         self._ends = ends
+        self._found_pairs = 0  # in use when this process began
         self._pairs: list[CardPair] = []
         self._context: DeviceContext | None = None
         self._link_up = True
@@ -177,12 +178,24 @@ class NetCard(SimpleDevice):
         except OSError as error:
             self._log.warning("offloads %#x: %s", offloads, error.strerror)
 
+    def _find_pairs(self, taps: Sequence[TapEnd]) -> None:
+        """Count the queues in use: what the driver last asked for, if it goes on with us."""
+        if len(taps) > 1:
+            self._found_pairs = sum(end.find_attached() for end in taps)
+
+    def _restore_pairs(self) -> None:
+        """Go on with as many queues as the process before us; the driver does not say it again."""
+        found, self._found_pairs = self._found_pairs, 0
+        if found > 1 and self._features >> bits.VIRTIO_NET_F_MQ & 1:
+            self.set_pairs(found)
+
     def _forget(self) -> None:
         """Be as a new driver expects it; the link is the user's."""
         self._features = 0
         self._mac = self._spec.mac
         self._announce = False
         self._active_pairs = 1
+        self._found_pairs = 0
         self._control = ControlQueue(self, 0, 1)
 
     def _serve_control(self) -> bool:

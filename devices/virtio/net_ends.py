@@ -93,6 +93,11 @@ class TapEnd:
         self.fd = fd
         self._attached = True
 
+    def find_attached(self) -> bool:
+        """Learn whether the queue is attached: an earlier process may have had it otherwise."""
+        self._attached = tap.is_attached(self.fd)
+        return self._attached
+
     def receive(self, vectors: Sequence[memoryview]) -> int:
         try:
             return os.readv(self.fd, vectors)

@@ -155,11 +155,14 @@ class KernelNet(NetCard):
         for number, (end, vhost) in enumerate(zip(self._taps, self._vhosts, strict=True)):
             self._kernel_pairs.append(KernelPair(2 * number, end, vhost, context))
         self._pairs += self._kernel_pairs
+        self._find_pairs(self._taps)
 
     def start_kernel_queue(self, activation: QueueActivation, next_avail: int) -> None:
         pair = self._pair(activation.index)
         if pair is not None:
             pair.start_ring(activation, next_avail)
+        if activation.resume:
+            self._restore_pairs()
 
     def stop_kernel_queue(self, index: int) -> None:
         pair = self._pair(index)

@@ -12,6 +12,7 @@ from devices.virtio.net import Net
 from devices.virtio.net_card import NetSpec
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.guest_memory import GuestMemory
+from sys_util.tap import IFF_DETACH_QUEUE, TUNGETIFF
 from tests.support.device_context import DriverSide
 
 if TYPE_CHECKING:
@@ -45,9 +46,12 @@ class Ioctls:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[int, int | bytes]] = []
+        self.attached = [True] * 16  # of the TAP's queues, in the order in which they are asked for
         monkeypatch.setattr(fcntl, "ioctl", self._note)
 
-    def _note(self, _fd: int, request: int, argument: int | bytes) -> int:
+    def _note(self, _fd: int, request: int, argument: int | bytes) -> int | bytes:
+        if request == TUNGETIFF:
+            return struct.pack("=16xH22x", 0 if self.attached.pop(0) else IFF_DETACH_QUEUE)
         self.calls.append((request, argument))
         return 0
 

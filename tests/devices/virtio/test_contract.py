@@ -92,14 +92,14 @@ NET = NetSpec(bytes(6), 1500, tap=False)
 
 
 class TalkativeEnd(StreamEnd):
-    """A network that always has a frame for the driver."""
+    """A network that always has a frame for the driver, so short that no buffers are merged."""
 
     def receive(self, vectors: Sequence[memoryview]) -> int:
-        data = bytes(12 + 60)
+        data = bytes(12)
         for vector in vectors:
             vector[: len(data)] = data[: len(vector)]
             data = data[len(vector) :]
-        return 12 + 60
+        return 12
 
 
 def build_net() -> Net:
@@ -109,7 +109,7 @@ def build_net() -> Net:
 
 
 DEVICES = {
-    "net": Case(NET, build_net, [], [100], 72),
+    "net": Case(NET, build_net, [], [100], 12),
     "balloon": Case(BalloonSpec(), lambda: Balloon(BalloonSpec()), [struct.pack("<I", 240)], [], 0),
     "console": Case(CONSOLE, build_console, [], [64], 64),
     "vsock": Case(VsockSpec(3), build_vsock, [], [100], 44),

@@ -18,6 +18,7 @@ from devices.virtio.net_stats import NET_STATS
 from sys_util import log
 from sys_util.event_loop import EPOLLOUT
 from sys_util.tap import IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUNSETOFFLOAD, TUNSETQUEUE
+from tests.support.driver_queue import DriverQueue
 from tests.support.net_rig import EVENT_IDX, MAC, PLAIN, Ioctls, NetRig, frame
 
 if TYPE_CHECKING:
@@ -238,6 +239,24 @@ def test_multi_queue_starts_with_one_pair_and_grows(
     rig.hosts[1].send(PLAIN + frame(70))
     rig.driver.context.fire(rig.ends[1].fileno())
     assert [data[12:] for data in rig.received(2)] == [frame(70)]
+
+
+def test_multi_queue_goes_on_as_in_the_process_before(
+    make: Callable[..., NetRig], ioctls: Ioctls
+) -> None:
+    ioctls.attached = [True, True, False]
+    rig = make(pairs=3)
+    rig.device.activate(rig.driver.features)
+    for index in range(7):
+        rig.memory.write(0x1000 + index * 0x4000, bytes(0x4000))
+        rig.driver.queues[index] = DriverQueue(rig.memory, 16, 0x1000 + index * 0x4000)
+        rig.driver.start_queue(index, resume=True)
+    rig.offer(2000, queue=2)
+    rig.hosts[1].send(PLAIN + frame(70))
+    rig.driver.context.fire(rig.ends[1].fileno())
+    assert [data[12:] for data in rig.received(2)] == [frame(70)]
+    rig.offer(2000, queue=4)
+    assert rig.ends[2].fileno() not in rig.driver.context.fds
 
 
 @pytest.mark.parametrize("pairs", [0, 4, 0x8000])
