@@ -37,6 +37,11 @@ _CHECK_SECONDS: Final = 1.0
 # The most that one turn of the loop takes from one device, so that none starves the others.
 _MESSAGES_PER_TURN: Final = 64
 
+# The most that a device may write to the log: plenty for one at the debug level, and yet one that
+# was taken over fills no disk of the host soon.
+_LINES: Final = 1000
+_LINES_SECONDS: Final = 10.0
+
 # Drivers write to configuration one field, or one emergency character, at a time. A guest that does
 # it faster than the device reads loses what it writes, and not the device.
 _MAX_CONFIG_WRITES: Final = 64
@@ -98,6 +103,7 @@ class DeviceProcess:
         ours, self.their_end = socket_pair()
         self._channel = Channel(ours, protocol.VMM_CODEC)
         self._open = True
+        self._lines = logging.LineLimit(_LINES, _LINES_SECONDS)
         self._log = log.limited()  # for what a guest can make its device say again and again
         self._next_id = 0
         self._pending: dict[int, tuple[float, Callable[[], None]]] = {}
@@ -259,7 +265,7 @@ class DeviceProcess:
     def _take(self, message: Message) -> None:
         match message:
             case protocol.LogLine(level, module, line):
-                logging.emit(level, module, f"{self.name}: {line}")
+                logging.emit(level, module, f"{self.name}: {line}", self._lines)
             case protocol.CallDenied(number):
                 self.death.denied_call = number
             case protocol.Crashed(report):

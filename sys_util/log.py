@@ -210,34 +210,50 @@ class Logger:
         return _LimitedLogger(self.module, burst, seconds)
 
 
-class _LimitedLogger(Logger):
+class LineLimit:
+    """At most ``burst`` lines in ``seconds``; it counts those that are left out."""
+
     __slots__ = ("_burst", "_count", "_seconds", "_start", "_suppressed")
 
-    def __init__(self, module: str, burst: int, seconds: float) -> None:
-        super().__init__(module)
+    def __init__(self, burst: int, seconds: float) -> None:
         self._burst = burst
         self._seconds = seconds
         self._start = 0.0
         self._count = burst  # the first line opens a period
         self._suppressed = 0
 
-    def log(self, level: int, fmt: str, *args: object) -> None:
-        if not self.enabled(level):
-            return
+    def allows(self) -> bool:
+        """Return whether one more line may be written now."""
         if self._count >= self._burst:
             now = time.monotonic()
             if self._start and now - self._start < self._seconds:
                 self._suppressed += 1
-                return
+                return False
             self._start, self._count = now, 0
         self._count += 1
-        super().log(level, fmt, *args)
+        return True
 
-    def _write(self, level: int, text: str) -> None:
+    def mark(self, text: str) -> str:
+        """Return a line that is written, with the number of those before it that were not."""
         if self._suppressed:
             text = f"{text} ({self._suppressed} more were not logged)"
             self._suppressed = 0
-        super()._write(level, text)
+        return text
+
+
+class _LimitedLogger(Logger):
+    __slots__ = ("_limit",)
+
+    def __init__(self, module: str, burst: int, seconds: float) -> None:
+        super().__init__(module)
+        self._limit = LineLimit(burst, seconds)
+
+    def log(self, level: int, fmt: str, *args: object) -> None:
+        if self.enabled(level) and self._limit.allows():
+            super().log(level, fmt, *args)
+
+    def _write(self, level: int, text: str) -> None:
+        super()._write(level, self._limit.mark(text))
 
 
 def get_logger(module: str) -> Logger:
@@ -257,11 +273,11 @@ def set_filter(new_filter: Filter) -> None:
     _filter = new_filter
 
 
-def emit(level: int, module: str, text: str) -> None:
+def emit(level: int, module: str, text: str, limit: LineLimit) -> None:
     """Write a line that another process logged, under this process' filter and to its sink.
 
     Nothing in it is trusted: the level is forced into range and the text made printable again.
     """
     level = min(max(level, ERROR), DEBUG)
-    if level <= _filter.level(module):
-        _sink(level, printable(module), printable(text))
+    if level <= _filter.level(module) and limit.allows():
+        _sink(level, printable(module), limit.mark(printable(text)))

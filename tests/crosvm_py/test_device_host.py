@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py import device_host
 from crosvm_py import device_protocol as protocol
 from crosvm_py.device_host import DeviceDeath
 from sys_util import log, wire
@@ -275,94 +274,6 @@ def test_nothing_is_taken_after_the_first_wrong_message(ready: HostileDevice) ->
     ready.turn()
     ready.turn()
     assert ready.events.calls == []
-
-
-# How much it may say, and how long it may take
-
-
-def test_flood_of_messages_leaves_the_others_their_turn(
-    ready: HostileDevice, lines: list[Line]
-) -> None:
-    sent = ready.flood(protocol.LogLine(log.ERROR, "m", "x"))
-    turns: list[int] = []
-    ready.loop.call_later(0, lambda: turns.append(len(lines)))
-    ready.turn()
-    assert sent > turns[0] == 64
-
-
-def test_flood_of_failed_queues_does_not_flood_the_log(
-    ready: HostileDevice, lines: list[Line]
-) -> None:
-    sent = ready.flood(protocol.QueueFailed(0, "again"))
-    for _ in range(sent // 64 + 1):
-        ready.turn()
-    assert len(ready.events.calls) == sent
-    assert len(lines) <= 10
-
-
-def test_log_line_is_the_devices_whatever_it_says(ready: HostileDevice, lines: list[Line]) -> None:
-    ready.send(protocol.LogLine(0xFFFF, "x\n", "rng: fine"))
-    ready.send(protocol.LogLine(0, "m", "\x1b[2J\r\nblock:1: gone"))
-    ready.turn()
-    assert lines == [(log.ERROR, "m", "block:0: \\x1b[2J\\r\\nblock:1: gone")]
-
-
-def test_device_that_never_answers_is_ended(
-    ready: HostileDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device_host, "DEADLINE_SECONDS", -1.0)
-    ready.host.write_config(0, b"x")
-    ready.turn()
-    assert "no answer within" in ready.verdict
-    assert ready.failures == 1
-
-
-def test_deadline_is_that_of_the_oldest_request(
-    ready: HostileDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device_host, "_CHECK_SECONDS", 0.0)
-    monkeypatch.setattr(device_host, "DEADLINE_SECONDS", -1.0)
-    ready.host.write_config(0, b"x")
-    monkeypatch.setattr(device_host, "DEADLINE_SECONDS", 1000.0)
-    ready.host.write_config(0, b"x")
-    ready.send(protocol.Done(2))
-    ready.turn()
-    ready.turn()
-    assert "no answer within" in ready.verdict
-
-
-def test_answered_request_has_no_deadline_any_more(
-    ready: HostileDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device_host, "_CHECK_SECONDS", 0.0)
-    monkeypatch.setattr(device_host, "DEADLINE_SECONDS", 1000.0)
-    ready.host.write_config(0, b"x")
-    ready.turn()
-    ready.send(protocol.Done(1))
-    ready.turn()
-    ready.turn()
-    monkeypatch.setattr(device_host, "DEADLINE_SECONDS", -1.0)
-    ready.host.write_config(0, b"x")
-    ready.turn()
-    ready.turn()
-    assert "no answer within" in ready.verdict
-
-
-def test_device_that_reads_nothing_is_ended_and_no_call_waits(ready: HostileDevice) -> None:
-    for _ in range(2000):
-        ready.host.reset_queue(0)
-    ready.turn()
-    assert ready.verdict == "the peer does not read its messages"
-    assert ready.failures == 1
-
-
-def test_guest_that_floods_the_configuration_loses_writes_and_not_the_device(
-    ready: HostileDevice,
-) -> None:
-    for _ in range(2000):
-        ready.host.write_config(0, b"12345678")
-    ready.turn()
-    assert (ready.failures, ready.host.is_open) == (0, True)
 
 
 # Its end

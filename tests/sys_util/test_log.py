@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sys_util import log
-from sys_util.log import Filter, emit, get_logger, printable
+from sys_util.log import Filter, LineLimit, emit, get_logger, printable
 
 Line = tuple[int, str, str]
 
@@ -147,13 +147,13 @@ def test_limited_flood_is_cut_and_counted(
 @pytest.mark.parametrize("level", [-5, 0, 99])
 def test_emit_level_of_another_process_is_forced_into_range(lines: list[Line], level: int) -> None:
     log.set_filter(Filter(log.DEBUG))
-    emit(level, "dev\n", "text\r")
+    emit(level, "dev\n", "text\r", LineLimit(9, 1.0))
     assert lines[0][0] in range(log.ERROR, log.DEBUG + 1)
     assert lines[0][1:] == (r"dev\n", r"text\r")
 
 
 def test_emit_obeys_the_filter_of_this_process(lines: list[Line]) -> None:
-    emit(log.DEBUG, "disk", "chatter")
+    emit(log.DEBUG, "disk", "chatter", LineLimit(9, 1.0))
     assert lines == []
 
 
@@ -167,3 +167,20 @@ def test_write_line_closed_pipe_is_no_error() -> None:
     os.close(reader)
     log.write_line(writer, "nobody listens")
     os.close(writer)
+
+
+def test_emit_beyond_the_limit_is_cut_and_counted(
+    lines: list[Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    limit = LineLimit(2, 10.0)
+    for number in range(5):
+        emit(log.ERROR, "m", f"line {number}", limit)
+    now = 111.0
+    emit(log.ERROR, "m", "later", limit)
+    assert [text for _, _, text in lines] == [
+        "line 0",
+        "line 1",
+        "later (3 more were not logged)",
+    ]
