@@ -9,8 +9,8 @@ Config:      size of port 0, number of ports, emergency write
 Kept fds:    of each port what it writes to, and what it reads from
 
 Linux reads the columns and rows of a RESIZE message in the order of the specification since 6.15
-(5326ab737a47, also in Debian's 6.1), before that the other way round. A lone port without a name has
-no such message: its size is in the configuration, where every kernel finds it.
+(5326ab737a47, also in Debian's 6.1), before that the other way round. A lone port without a name
+has no such message: its size is in the configuration, where every kernel finds it.
 """
 
 from __future__ import annotations

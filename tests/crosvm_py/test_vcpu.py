@@ -107,7 +107,7 @@ def test_interrupted_and_waiting_processors_go_on() -> None:
 def test_device_bug_is_logged_and_ends_the_vm(capfd: pytest.CaptureFixture[str]) -> None:
     reason, _ = play(io(IN, 1, 0x64, b"\0"), pio=RecordingBus())
     assert reason == (VmExit.CRASH, "vCPU 0: IndexError: pop from empty list")
-    assert "Traceback" in capfd.readouterr().err
+    assert "IndexError" in capfd.readouterr().err
 
 
 def test_only_the_first_vcpu_is_reported() -> None:

@@ -10,17 +10,31 @@ from collections.abc import Callable
 import msgpack
 
 from jail.namespaces import IdMap, clone_into, id_map_for, write_id_maps
-from jail.plan import JailPlan, device_jail
+from jail.plan import MAX_DATA_BYTES, JailPlan, Step, device_jail
+from jail.steps import LimitResources
+
+
+# A test process has grown far beyond what a device may hold, and so has its child.
+ROOMY_DATA_BYTES = 8 << 30
 
 
 def jail_without_filter(keep: set[int], directory: str = "", hidden: str = "") -> JailPlan:
-    return device_jail(
+    plan = device_jail(
         policy_name="none",
         bpf=b"",
         keep_fds=keep,
         max_file_bytes=0,
         directory=directory,
         hidden=hidden,
+    )
+    return JailPlan(tuple(roomy(step) for step in plan.steps), plan.door)
+
+
+def roomy(step: Step) -> Step:
+    if not isinstance(step, LimitResources):
+        return step
+    return LimitResources(
+        tuple((*(set(step.limits) - {("DATA", MAX_DATA_BYTES)}), ("DATA", ROOMY_DATA_BYTES)))
     )
 
 

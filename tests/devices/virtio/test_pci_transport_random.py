@@ -118,6 +118,7 @@ class RandomTransport(RuleBasedStateMachine):
 
     @rule()
     def lose_backend(self) -> None:
+        self.backend.calls.append("lost")  # and with it the resets that it owes
         self.machine.transport.backend_lost()
 
     @rule()
