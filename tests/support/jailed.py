@@ -13,7 +13,6 @@ from jail.namespaces import IdMap, clone_into, id_map_for, write_id_maps
 from jail.plan import MAX_DATA_BYTES, JailPlan, Step, device_jail
 from jail.steps import LimitResources
 
-
 # A test process has grown far beyond what a device may hold, and so has its child.
 ROOMY_DATA_BYTES = 8 << 30
 
@@ -34,7 +33,7 @@ def roomy(step: Step) -> Step:
     if not isinstance(step, LimitResources):
         return step
     return LimitResources(
-        tuple((*(set(step.limits) - {("DATA", MAX_DATA_BYTES)}), ("DATA", ROOMY_DATA_BYTES)))
+        (*(set(step.limits) - {("DATA", MAX_DATA_BYTES)}), ("DATA", ROOMY_DATA_BYTES))
     )
 
 
