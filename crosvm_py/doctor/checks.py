@@ -157,6 +157,19 @@ def _check_huge_pages(name: str) -> list[Finding]:
     return [Finding(name, Status.OK, f"{free} free of {size}")]
 
 
+def _check_shared_huge_pages(name: str) -> list[Finding]:
+    path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+    try:
+        with open(path, encoding="ascii") as file:
+            chosen = file.read().partition("[")[2].partition("]")[0]
+    except OSError as error:
+        return [Finding(name, Status.WARNING, f"unknown, {path}: {error.strerror}")]
+    if chosen in ("never", "deny"):
+        advice = f"echo advise >{path}: guests boot and run faster"
+        return [Finding(name, Status.WARNING, f"{chosen}: guest memory has 4 KiB pages", advice)]
+    return [Finding(name, Status.OK, chosen)]
+
+
 def _check_landlock(name: str) -> list[Finding]:
     path = "/sys/kernel/security/lsm"
     try:
@@ -181,6 +194,7 @@ CHECKS: Final[Sequence[tuple[str, Callable[[str], list[Finding]]]]] = (
     ("vhost-net", _check_device("/dev/vhost-net", "vhost networking", "modprobe vhost_net")),
     ("vhost-vsock", _check_device("/dev/vhost-vsock", "vsock", "modprobe vhost_vsock")),
     ("huge pages", _check_huge_pages),
+    ("transparent huge pages", _check_shared_huge_pages),
     ("landlock", _check_landlock),
     ("python", _check_python),
     ("libraries", _check_libraries),

@@ -159,7 +159,8 @@ def test_attach_unsealed_memfd_is_refused() -> None:
         GuestMemory.attach(fd, [MemoryRegion(0, PAGE, 0)])
 
 
-def test_mappings_stay_out_of_core_dumps(memory: GuestMemory) -> None:
+def mapping_flags(memory: GuestMemory) -> list[list[str]]:
+    """Return the VmFlags of every mapping of guest memory in this process (proc_pid_smaps(5))."""
     flags: list[list[str]] = []
     ours = False
     with open("/proc/self/smaps") as smaps:
@@ -169,7 +170,18 @@ def test_mappings_stay_out_of_core_dumps(memory: GuestMemory) -> None:
             elif ours and line.startswith("VmFlags:"):
                 flags.append(line.split())
     assert len(flags) >= len(memory.mappings)
-    assert all("dd" in words for words in flags)
+    return flags
+
+
+def test_mappings_stay_out_of_core_dumps(memory: GuestMemory) -> None:
+    assert all("dd" in words for words in mapping_flags(memory))
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="a kernel without huge pages"
+)
+def test_mappings_ask_for_huge_pages(memory: GuestMemory) -> None:
+    assert all("hg" in words for words in mapping_flags(memory))
 
 
 def test_close_with_a_live_view_leaves_the_view_usable() -> None:
