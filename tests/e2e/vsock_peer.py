@@ -107,7 +107,8 @@ def save(side: Side, port: int, path: str) -> None:
 
 
 def hold(side: Side, port: int, count: int) -> None:
-    with side.listen(port, 5) as listener:  # less than there come at once
+    # Linux gives a connection two seconds, which an emulated processor can make of a short queue.
+    with side.listen(port, count) as listener:
         held = [accept(listener) for _ in range(count)]
     for sock in held:
         with sock, sock.makefile("rwb") as file:
