@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import footprint, install, monitors, testhost, watch
+from tests.bench import devices, footprint, install, monitors, testhost, watch
 from tests.bench.monitors import MICROVM, MONITORS, Q35
 from tests.bench.results import OURS, Metric, Results, Summary, ratios, save, summarize
 
@@ -247,6 +247,71 @@ def test_fio_figures_are_found_in_the_output() -> None:
     assert testhost.parse_fio(output) == {"randread1": 812, "randread32": 1610, "read": 90}
     with pytest.raises(watch.WatchError, match="fio printed"):
         testhost.parse_fio("fio randread1 812\r\n")
+
+
+# Devices
+
+DEVICES_PRINTED = """\
+bench ping round-trip min/avg/max = 3.030/6.778/29.812 ms\r
+bench send [  5]   0.00-3.01   sec   116 MBytes   322 Mbits/sec                  receiver\r
+bench receive [  5]   0.00-3.00   sec  1.21 GBytes  3460 Mbits/sec                  receiver\r
+bench udp [  5]   0.00-2.50   sec   163 KBytes  0.43 Mbits/sec  0.996 ms  70/7570 (0.9%)  receiver\r
+bench vsend 20.50 22.50\r
+bench balloon 30.00 34.00 245760\r
+"""
+
+
+def test_figures_of_devices_are_found_in_the_output() -> None:
+    assert devices.parse(f"guest: up 1.5\r\n{DEVICES_PRINTED}guest: exit 0\r\n") == {
+        "ping": 6.778,
+        "send": 322,
+        "receive": 3460,
+        "udp": 3000,
+        "vsend": devices.VSOCK_MIB / 2,
+        "balloon": 60,
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bench ping",
+        "bench ping ",
+        "bench send iperf3: error - unable to connect",
+        "bench udp [  5] 0.00-3.00 sec",
+        "bench vsend 20.50 20.50",
+        "bench vsend 20.50",
+        "bench ready",
+    ],
+)
+def test_line_without_a_figure_is_left_out(line: str) -> None:
+    assert devices.parse(f"{line}\n") == {}
+
+
+@pytest.mark.parametrize("vhost", devices.DATAPATHS)
+@pytest.mark.parametrize("monitor", devices.MONITORS)
+def test_every_monitor_gets_the_same_devices(monitor: str, vhost: bool) -> None:
+    words = devices.command(monitor, vhost=vhost)
+    text = " ".join(words)
+    assert devices.GUEST.kernel in words
+    assert devices.TAP in text
+    assert ("vhost-net" in text or "vhost=on" in text) == vhost
+    assert "balloon" in text
+    assert (str(devices.CID) in text) == (vhost or monitor == OURS)
+    assert max(map(len, words)) < 2048  # the kernel's command line
+
+
+def test_every_figure_is_measured_somewhere() -> None:
+    for vhost in devices.DATAPATHS:
+        assert devices.measured(OURS, vhost=vhost) >= devices.measured(Q35, vhost=vhost)
+    assert devices.measured(OURS, vhost=False) == devices.FIGURES.keys()
+    assert "vsend" not in devices.script({"send"})
+
+
+def test_metrics_name_the_datapath() -> None:
+    assert devices.metric("send", vhost=False).name == "TCP from the guest, monitor"
+    assert devices.metric("send", vhost=True).name == "TCP from the guest, vhost"
+    assert devices.metric("ping", vhost=True).more_is_better is False
 
 
 @pytest.mark.slow

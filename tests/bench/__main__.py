@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.bench import direct, testhost
+from tests.bench import devices, direct, testhost
 from tests.bench.results import save
 from tests.bench.watch import WatchError
 from tests.kvmhost.client import HostGoneError
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from tests.bench.results import Results
 
 DEFAULT_RUNS: Final = 5
+RUNS_HELP: Final = f"{DEFAULT_RUNS} by default, {devices.DEFAULT_RUNS} of devices"
 SUBJECTS: Final = {
     "direct": "on this machine's KVM: start of a bare-metal guest, memory",
     "testhost": "in the KVM test host: start of Linux, processor time, memory",
     "fio": "the same, with fio in the guest",
+    "devices": "in the KVM test host: network, vsock and balloon",
     "all": "direct and fio",
 }
 
@@ -32,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in SUBJECTS.items():
         parser.epilog = f"{parser.epilog or 'subjects:'} {name}: {text}."
     parser.add_argument("subject", nargs="?", default="all", choices=SUBJECTS)
-    parser.add_argument("-n", "--runs", type=int, default=DEFAULT_RUNS, metavar="N")
+    parser.add_argument("-n", "--runs", type=int, metavar="N", help=RUNS_HELP)
     parser.add_argument(
         "--realtime",
         action="store_true",
@@ -45,10 +47,13 @@ def _parser() -> argparse.ArgumentParser:
 def _measure(options: argparse.Namespace, directory: Path) -> list[Results]:
     measured = []
     subject: str = options.subject
-    runs: int = options.runs
+    default = devices.DEFAULT_RUNS if subject == "devices" else DEFAULT_RUNS
+    runs: int = default if options.runs is None else options.runs
     if subject in ("direct", "all"):
         measured.append(direct.Bench(directory, realtime=options.realtime).run(runs))
-    if subject != "direct":
+    if subject == "devices":
+        measured += [devices.Bench(host).run(runs) for host in session()]
+    elif subject != "direct":
         for host in session():
             bench = testhost.Bench(host, directory)
             measured.append(bench.run(runs, fio=subject != "testhost"))
