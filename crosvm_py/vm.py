@@ -86,6 +86,7 @@ class VirtualMachine:
     def run(self) -> VmExit:
         """Let the guest run until something ends the VM."""
         self._vcpus = vcpus = self._machine.make_vcpu_set(self._on_vcpu_exit)
+        self._loop.wake_on_signals()
         for signum in END_SIGNALS:
             signal.signal(signum, self._on_signal)
         if self._prepared.vmm_policy is not None:

@@ -46,6 +46,7 @@ class EventLoop:
         self._order = itertools.count()
         self._soon: deque[Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._signal_fds: tuple[int, ...] = ()
         self._running = False
         self._thread = get_ident()
         self.add(self._wake_fd, self._on_wake)
@@ -84,6 +85,19 @@ class EventLoop:
         self._soon.append(callback)
         os.eventfd_write(self._wake_fd, 1)
 
+    def wake_on_signals(self) -> None:
+        """Run the Python handlers of signals at once; for the main thread's loop.
+
+        Without this a signal that the kernel hands to another thread, or that comes just before
+        epoll_wait(2), waits for the next event of any kind (signal.set_wakeup_fd).
+        """
+        import signal
+
+        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        self._signal_fds = (read_end, write_end)
+        self.add(read_end, lambda _events: _drain(read_end))
+
     def run(self) -> None:
         """Serve until ``stop`` is called."""
         self._running = True
@@ -107,8 +121,13 @@ class EventLoop:
 
     def close(self) -> None:
         """Close the loop's own descriptors."""
+        if self._signal_fds:
+            import signal
+
+            signal.set_wakeup_fd(-1)
+        for fd in (self._wake_fd, *self._signal_fds):
+            os.close(fd)
         self._epoll.close()
-        os.close(self._wake_fd)
 
     def _wait_seconds(self, limit: float | None) -> float | None:
         while self._timers and self._timers[0][2].callback is None:
@@ -130,3 +149,8 @@ class EventLoop:
         os.eventfd_read(self._wake_fd)
         for _ in range(len(self._soon)):
             self._soon.popleft()()
+
+
+def _drain(fd: int) -> None:
+    """Take the signal numbers out of the pipe; their handlers run by themselves."""
+    os.read(fd, 4096)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -95,3 +96,20 @@ def test_modify_changes_what_is_waited_for(loop: EventLoop) -> None:
     assert seen == [EPOLLOUT]
     os.close(read_end)
     os.close(write_end)
+
+
+def test_signal_that_another_thread_takes_is_handled_by_the_loop(loop: EventLoop) -> None:
+    release = threading.Event()
+    other = threading.Thread(target=release.wait)
+    other.start()
+    previous = signal.signal(signal.SIGUSR1, lambda *_: loop.stop())
+    loop.wake_on_signals()
+    assert other.ident is not None
+    kill = threading.Timer(0.05, signal.pthread_kill, (other.ident, signal.SIGUSR1))
+    kill.start()
+    loop.call_later(10, lambda: pytest.fail("the handler did not run"))
+    loop.run()
+    signal.signal(signal.SIGUSR1, previous)
+    release.set()
+    other.join()
+    kill.join()
