@@ -191,8 +191,8 @@ def test_denied_call_ends_the_vm_and_is_named(
     guest = build_guest("pci_block", tmp_path)
     with Vmm(options(guest, disk, control, "--seccomp-policy-dir", str(tmp_path))) as vmm:
         assert vmm.wait() == status
-        said = vmm.log()
-    assert re.search(words, said, re.MULTILINE), said
+        # The warden tells of the vmm's end after it.
+        assert eventually(lambda: bool(re.search(words, vmm.log(), re.MULTILINE))), vmm.log()
     assert eventually(lambda: is_free(disk))
     assert eventually(lambda: not control.exists())
 
