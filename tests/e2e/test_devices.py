@@ -154,8 +154,10 @@ def test_vmm_has_a_filter_and_no_privileges(scene: Scene) -> None:
     assert [int(status[kind], 16) for kind in ("CapPrm", "CapEff", "CapAmb")] == [0, 0, 0]
 
 
-def test_vmm_keeps_no_disk(scene: Scene) -> None:
-    assert not any("/guests/" in path or ".img" in path for path in scene.vmm["fds"].values())
+def test_vmm_keeps_only_the_disk_that_can_be_resized(scene: Scene) -> None:
+    paths = scene.vmm["fds"].values()
+    assert not any("/guests/" in path for path in paths)
+    assert sum(".img" in path for path in paths) == 1
 
 
 def test_warden_has_neither_kvm_nor_guest_memory_nor_disks(scene: Scene) -> None:
