@@ -324,8 +324,9 @@ buffers = st.lists(st.binary(max_size=600), max_size=3)
 lengths = st.lists(st.integers(0, 600), max_size=3)
 
 
-# Not the balloon: some random bytes tell it to give the rings away.
-@pytest.mark.parametrize("name", [name for name in DEVICES if name != "balloon"])
+# Not the balloon: some random bytes tell it to give the rings away. Nor the network card, whose
+# buffers wait for a frame; it has random drivers of its own.
+@pytest.mark.parametrize("name", sorted(DEVICES.keys() - {"balloon", "net"}))
 @settings(max_examples=40, deadline=None)
 @given(requests=st.lists(st.tuples(buffers, lengths, st.booleans()), min_size=1, max_size=5))
 def test_random_requests_come_back_once_and_never_overstated(
