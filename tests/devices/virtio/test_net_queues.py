@@ -49,12 +49,21 @@ def num_buffers(data: bytes) -> int:
     return int.from_bytes(data[10:12], "little")
 
 
-@pytest.mark.parametrize("length", [14, 60, 1514, 65550])
-@pytest.mark.parametrize("size", [12, 13, 100, 1536, 70000])
+def buffers_for(length: int, size: int) -> int:
+    return -(-(length + 12) // size)
+
+
+@pytest.mark.parametrize(
+    ("length", "size"),
+    [
+        (length, size)
+        for length in (14, 60, 1514, 65550)
+        for size in (12, 13, 100, 1536, 70000)
+        if buffers_for(length, size) <= 60  # what the queue has
+    ],
+)
 def test_receive_any_length_into_any_buffers(rig: NetRig, length: int, size: int) -> None:
-    needed = -(-(length + 12) // size)
-    if needed > 60:
-        pytest.skip("more buffers than the queue has")
+    needed = buffers_for(length, size)
     rig.offer(*[size] * needed)
     rig.arrive(frame(length))
     received = rig.received()
