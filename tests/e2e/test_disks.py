@@ -148,3 +148,30 @@ def test_writable_image_belongs_to_one_vm_at_a_time(any_lab: Lab) -> None:
             assert f"{option} {image}: locked by another process" in second.log
             assert second.console == ""
         assert first.control("stop").status == 0
+
+
+def test_drivers_of_disk_and_rng_come_and_go_twenty_times(lab: Lab) -> None:
+    script = """
+    cycle() { # DRIVER DEVICE
+        rounds=0
+        cd /sys/bus/virtio/drivers/$1
+        while [ $rounds -lt 20 ] && echo $2 >unbind && [ ! -e $2 ] && echo $2 >bind; do
+            rounds=$((rounds + 1))
+        done
+        echo $rounds
+    }
+    disk=$(basename $(readlink -f /sys/block/vdb/device))
+    fact before sh -c 'sha256sum </dev/vdb'
+    fact disk cycle virtio_blk $disk
+    fact after sh -c 'sha256sum </dev/vdb'
+    cd /sys/bus/virtio/drivers/virtio_rng
+    fact rng cycle virtio_rng $(basename virtio*)
+    fact random sh -c 'head -c 16 /dev/hwrng | wc -c'
+    fact errors /bin/dmesg -l emerg,alert,crit,err
+    """
+    disk = lab.disk("data.img", 4)
+    with lab.start("--rwdisk", disk, script=script) as vm:
+        facts = vm.finish()
+    assert (facts["disk"], facts["rng"], facts["random"]) == ("20", "20", "16")
+    assert facts["before"] == facts["after"]
+    assert facts["errors"] == ""
