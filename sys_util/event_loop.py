@@ -51,10 +51,6 @@ class EventLoop:
         self._thread = get_ident()
         self.add(self._wake_fd, self._on_wake)
 
-    def fds(self) -> tuple[int, int]:
-        """Return the loop's own descriptors, which stay the loop's."""
-        return self._epoll.fileno(), self._wake_fd
-
     def add(self, fd: int, callback: Callable[[int], None], *, events: int = EPOLLIN) -> None:
         """Call ``callback(events)`` whenever ``fd`` is ready (level-triggered)."""
         self._epoll.register(fd, events)
