@@ -15,6 +15,7 @@ from crosvm_py.device_kinds import build_device
 from devices.virtio.context import LoopContext
 from devices.virtio.counters import Counters
 from devices.virtio.device import CommandError
+from devices.virtio.saved_state import SavedState
 from devices.virtio.worker import QueueWorker
 from sys_util import linux, log
 from sys_util.channel import Channel, ChannelClosed
@@ -59,7 +60,7 @@ def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: Jail
         memory = GuestMemory.attach(fds[0], order.regions)
         page = SharedPage.attach(fds[1])
         device = build_device(order.kind, order.spec, fds[2:])
-        process = _DeviceProcess(channel, device, memory, Counters(page.cells))
+        process = _DeviceProcess(channel, device, memory, page)
         linux.report_denied_calls(channel.fileno(), protocol.CALL_DENIED_HEAD)
         if jail is not None:
             jail.close_door()
@@ -96,14 +97,14 @@ class _DeviceProcess:
     """Turn messages of the vmm and kicks of the driver into calls of the device."""
 
     def __init__(
-        self, channel: Channel, device: VirtioDevice, memory: GuestMemory, counters: Counters
+        self, channel: Channel, device: VirtioDevice, memory: GuestMemory, page: SharedPage
     ) -> None:
         self._channel = channel
         self._device = device
         self._loop = EventLoop()
         self._room = select.epoll()  # wakes when the vmm has read what was sent
         self._room.register(channel.fileno(), select.EPOLLOUT)
-        self._worker = QueueWorker(device, memory, counters)
+        self._worker = QueueWorker(device, memory, Counters(page.cells))
         self._context = LoopContext(
             memory,
             self._loop,
@@ -111,6 +112,7 @@ class _DeviceProcess:
             self._serve_all,
             self._config_changed,
             self._give_up_own_queues,
+            SavedState(page.cells),
         )
         self._first = 0
         self._ready = False

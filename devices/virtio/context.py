@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from devices.virtio.saved_state import SavedState
 from sys_util.errors import GuestError
 from sys_util.event_loop import EPOLLIN
 from sys_util.typing import TYPE_CHECKING, Protocol
@@ -33,6 +34,11 @@ class DeviceContext(Protocol):
     @property
     def counters(self) -> Counters:
         """The device's counters; ``add`` counts what only its kind has."""
+        ...
+
+    @property
+    def saved(self) -> SavedState:
+        """What the device remembers beyond the end of its process; load it in ``attach``."""
         ...
 
     def port(self, index: int) -> QueuePort | None:
@@ -75,9 +81,11 @@ class LoopContext:
         serve_again: Callable[[], None],
         config_changed: Callable[[], None],
         on_guest_error: Callable[[GuestError], None],
+        saved: SavedState | None = None,
     ) -> None:
         """``on_guest_error`` is told what left a callback of the device."""
         self.memory = memory
+        self.saved = SavedState() if saved is None else saved
         self.counters = worker.counters
         self.port = worker.port
         self.serve_again = serve_again

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What one device did since its process started: numbers that only grow.
+"""What one device did since the VM started: numbers that only grow.
 
-They are kept as plain numbers and stored in cells that the vmm maps too, so that it reads them
-without asking. On the path of every request an attribute and a store are half the price of adding
-to a cell.
+A process that takes the place of another goes on where that one stopped. The numbers are kept as
+plain numbers and stored in cells that the vmm maps too, so that it reads them without asking. On
+the path of every request an attribute and a store are half the price of adding to a cell.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ MAX_SPECIFIC: Final = 10
 CELL_COUNT: Final = _FIRST_SPECIFIC + MAX_SPECIFIC
 
 _WRAP: Final = (1 << 64) - 1
+_MAX_START: Final = 1 << 62
 
 
 class Counters:
@@ -49,14 +50,19 @@ class Counters:
     )
 
     def __init__(self, cells: memoryview[int] | None = None) -> None:
-        """Count from 0. Without ``cells`` nobody else sees the numbers."""
-        self.cells = memoryview(bytearray(8 * CELL_COUNT)).cast("Q") if cells is None else cells
-        self.requests = 0
-        self.bytes_from_guest = 0
-        self.bytes_to_guest = 0
-        self.errors = 0
-        self.kicks = 0
-        self.interrupts = 0
+        """Count on from what ``cells`` hold. Without them nobody else sees the numbers."""
+        if cells is None:
+            cells = memoryview(bytearray(8 * CELL_COUNT)).cast("Q")
+        for at in range(_FIRST_SPECIFIC):
+            if cells[at] > _MAX_START:  # no count of ours: the last process had lost its mind
+                cells[at] = 0
+        self.cells = cells
+        self.requests = cells[REQUESTS]
+        self.bytes_from_guest = cells[BYTES_FROM_GUEST]
+        self.bytes_to_guest = cells[BYTES_TO_GUEST]
+        self.errors = cells[ERRORS]
+        self.kicks = cells[KICKS]
+        self.interrupts = cells[INTERRUPTS]
 
     def count_error(self) -> None:
         """Count one thing that the guest did wrong, or the host."""

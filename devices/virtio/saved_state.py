@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a device remembers beyond the end of its process, for the process that takes its place.
+
+It lies in the page of the counters, which both processes and the vmm map. There are two slots: a
+state is written to the one that is not in use, and then one 64-bit store makes that the valid one.
+So a process that is killed at any moment leaves a whole state, the old or the new.
+
+Who reads it trusts it no more than the guest: the process that wrote it may have been taken over.
+"""
+
+from __future__ import annotations
+
+import msgpack
+
+from sys_util.linux import full_barrier
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_log = get_logger("devices.virtio.saved_state")
+
+# The cells below are the counters'; see counters.py.
+_GENERATION: Final = 31  # of the valid state, 0 for none; its lowest bit is the slot
+_FIRST_SLOT: Final = 32
+_SLOT_CELLS: Final = 240
+PAGE_CELLS: Final = _FIRST_SLOT + 2 * _SLOT_CELLS
+
+# A slot starts with the length of its state.
+MAX_STATE_BYTES: Final = 8 * (_SLOT_CELLS - 1)
+
+_GENERATIONS: Final = (1 << 63) - 1
+
+
+class SavedState:
+    """The saved state of one device, in a page of 64-bit ``cells``."""
+
+    __slots__ = ("_bytes", "_cells")
+
+    def __init__(self, cells: memoryview[int] | None = None) -> None:
+        """Without ``cells`` nothing outlives this object, and nothing was saved before."""
+        if cells is None:
+            cells = memoryview(bytearray(8 * PAGE_CELLS)).cast("Q")
+        self._cells = cells
+        self._bytes = cells.cast("B")
+
+    def load(self) -> dict[str, object] | None:
+        """Return the fields that the last process stored, ``None`` if there are none.
+
+        What they hold is unchecked.
+        """
+        generation = self._cells[_GENERATION]
+        if not generation:
+            return None
+        slot = _slot(generation)
+        length = self._cells[slot]
+        start = 8 * (slot + 1)
+        if length > MAX_STATE_BYTES:
+            _log.warning("saved state of %d bytes is not used", length)
+            return None
+        try:
+            fields = msgpack.unpackb(bytes(self._bytes[start : start + length]))
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+            _log.warning("saved state is not used: %s", error)
+            return None
+        if type(fields) is not dict or not all(type(name) is str for name in fields):
+            _log.warning("saved state is not used: no fields")
+            return None
+        return fields
+
+    def store(self, fields: Mapping[str, object]) -> None:
+        """Replace the state; at no moment is there none.
+
+        Raises:
+            ValueError: ``fields`` need more than ``MAX_STATE_BYTES``, which is our bug.
+        """
+        packed: bytes = msgpack.packb(fields)
+        if len(packed) > MAX_STATE_BYTES:
+            raise ValueError(f"state of {len(packed)} bytes")
+        generation = self._cells[_GENERATION] % _GENERATIONS + 1
+        slot = _slot(generation)
+        start = 8 * (slot + 1)
+        self._cells[slot] = len(packed)
+        self._bytes[start : start + len(packed)] = packed
+        full_barrier()
+        self._cells[_GENERATION] = generation
+
+
+def _slot(generation: int) -> int:
+    return _FIRST_SLOT + (generation & 1) * _SLOT_CELLS
