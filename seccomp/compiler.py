@@ -33,6 +33,7 @@ _COMPARATORS: Final = {
     ">=": pyseccomp.GE,
 }
 _HIGHEST_PRIORITY: Final = 255
+_UNKNOWN_CALL: Final = -1  # __NR_SCMP_ERROR
 
 
 def default_action(tree: PolicyTree, *, log_failures: bool) -> Action:
@@ -67,20 +68,22 @@ def compile_tree(tree: PolicyTree, arch: Arch, *, log_failures: bool) -> bytes:
     if len(bpf) > BPF_MAXINSNS * INSTRUCTION.size:
         count = len(bpf) // INSTRUCTION.size
         raise PolicyError(f"{count} BPF instructions; the kernel takes {BPF_MAXINSNS}")
-    verify(bpf, effective, arch.audit, default)
+    verify(bpf, effective, arch, default)
     return bpf
 
 
 def _export(tree: PolicyTree, arch: Arch, default: Action) -> bytes:
     # A rule of the default action is refused by libseccomp, and needless.
     syscalls = pyseccomp.SyscallFilter(default.value)
+    numbers = {rule.number: rule.number for rule in tree.rules.values()}
     if pyseccomp.system_arch() != arch.audit:
         syscalls.remove_arch(pyseccomp.system_arch())
         syscalls.add_arch(arch.audit)
+        numbers = {rule.number: _machine_number(rule.name) for rule in tree.rules.values()}
     syscalls.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
     for rule in tree.rules.values():
         try:
-            _add(syscalls, rule, default)
+            _add(syscalls, rule._replace(number=numbers[rule.number]), default)
         except OSError as error:
             raise PolicyError(f"{rule.name}: libseccomp: {error.strerror}") from error
         except PolicyError as error:
@@ -88,11 +91,22 @@ def _export(tree: PolicyTree, arch: Arch, default: Action) -> bytes:
     ranked = sorted(tree.frequency, key=lambda number: tree.frequency[number])
     for rank, number in enumerate(reversed(ranked)):
         if number in tree.rules:
-            syscalls.syscall_priority(number, max(1, _HIGHEST_PRIORITY - rank))
+            syscalls.syscall_priority(numbers[number], max(1, _HIGHEST_PRIORITY - rank))
     with open(os.memfd_create("seccomp_bpf", os.MFD_CLOEXEC), "w+b") as file:
         syscalls.export_bpf(file)
         file.seek(0)
         return file.read()
+
+
+def _machine_number(name: str) -> int:
+    """Return what libseccomp calls a system call of another architecture: this machine's number.
+
+    It translates by name; a call that this machine lacks has a negative number.
+    """
+    number: int = pyseccomp.resolve_syscall(pyseccomp.system_arch(), name)
+    if number == _UNKNOWN_CALL:
+        raise PolicyError(f"{name}: libseccomp is too old to know it on another architecture")
+    return number
 
 
 def _add(syscalls: pyseccomp.SyscallFilter, rule: Rule, default: Action) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Write the tables of system call numbers and constants from the installed kernel and C headers.
 
-``python -m seccomp.generate_tables`` in a checkout rewrites ``seccomp/syscalls_x86_64.py`` and
-``seccomp/constants_x86_64.py``. It needs a C compiler, ``libc6-dev`` and ``linux-libc-dev``, and
+``python -m seccomp.generate_tables`` in a checkout rewrites ``seccomp/syscalls_*.py`` and
+``seccomp/constants_*.py`` for every architecture. It needs ``gcc``, ``gcc-aarch64-linux-gnu``,
+``libc6-dev``, ``libc6-dev-arm64-cross``, ``linux-libc-dev`` and ``linux-libc-dev-arm64-cross``, and
 nothing else ever runs it: the tables are part of the source, so that a policy means the same on
 every machine. Names that are newer than the headers of Debian 12 stand in ``NEWER_*`` below.
 """
@@ -13,10 +14,24 @@ import os
 import re
 import subprocess
 import tempfile
-from typing import Final
+from typing import Final, NamedTuple
+
+
+class Target(NamedTuple):
+    """An architecture as uname(2) calls it, in prose, and its compiler."""
+
+    name: str
+    title: str
+    compiler: str
+
+
+TARGETS: Final = (
+    Target("x86_64", "x86-64", "x86_64-linux-gnu-gcc"),
+    Target("aarch64", "64-bit Arm", "aarch64-linux-gnu-gcc"),
+)
 
 HEADERS: Final = (
-    *("errno.h", "fcntl.h", "sched.h", "signal.h", "time.h", "unistd.h", "asm/prctl.h"),
+    *("errno.h", "fcntl.h", "sched.h", "signal.h", "time.h", "unistd.h"),
     *("sys/epoll.h", "sys/eventfd.h", "sys/file.h", "sys/mman.h", "sys/mount.h", "sys/prctl.h"),
     *("sys/socket.h", "sys/stat.h", "sys/timerfd.h", "sys/un.h", "sys/wait.h", "netinet/in.h"),
     *("asm/ioctls.h", "linux/falloc.h", "linux/fs.h", "linux/futex.h", "linux/if_tun.h"),
@@ -61,6 +76,9 @@ NEWER_SYSCALLS: Final = {
     "getxattrat": 464,
     "listxattrat": 465,
     "removexattrat": 466,
+    "open_tree_attr": 467,
+    "file_getattr": 468,
+    "file_setattr": 469,
 }
 
 NEWER_CONSTANTS: Final = {
@@ -76,37 +94,41 @@ _DEFINE: Final = re.compile(r"^#define ([A-Za-z_]\w*) (.+)$", re.MULTILINE)
 _WANTED: Final = re.compile(
     r"(?:" + "|".join(p if "$" in p else p + r"_?[A-Z]" for p in PREFIXES) + ")"
 )
+_UNISTD: Final = "asm/unistd.h"
+_OWN_HEADERS: Final[dict[str, tuple[str, ...]]] = {"x86_64": ("asm/prctl.h",), "aarch64": ()}
+# Not system calls: where a table ends, and where architectures may put calls of their own.
+_NO_CALLS: Final = ("__NR_syscalls", "__NR_arch_specific_syscall")
+_VALUE: Final = re.compile(r"^v_(\w+):\n\t\.(quad|xword|zero)\t(-?\d+)$", re.MULTILINE)
 _FAILED_LINE: Final = re.compile(r"^constants\.c:(\d+):.*error:", re.MULTILINE)
 
 
-def preprocess(*headers: str) -> dict[str, str]:
-    """Return every object-like macro that the headers define, unexpanded."""
-    source = "#define _GNU_SOURCE\n" + "".join(f"#include <{header}>\n" for header in headers)
+def preprocess(target: Target, *headers: str) -> list[str]:
+    """Return the names of every object-like macro that the headers define."""
     done = subprocess.run(
-        ["cc", "-E", "-dM", "-x", "c", "-"],
-        input=source,
+        [target.compiler, "-E", "-dM", "-x", "c", "-"],
+        input=_includes(headers),
         capture_output=True,
         text=True,
         check=True,
     )
-    return dict(_DEFINE.findall(done.stdout))
+    return [name for name, _ in _DEFINE.findall(done.stdout)]
 
 
-def evaluate(names: list[str]) -> dict[str, int]:
+def _includes(headers: tuple[str, ...]) -> str:
+    return "#define _GNU_SOURCE\n" + "".join(f"#include <{header}>\n" for header in headers)
+
+
+def evaluate(target: Target, headers: tuple[str, ...], names: list[str]) -> dict[str, int]:
     """Let the compiler say what each macro is worth; drop those that are no integer constant."""
     with tempfile.TemporaryDirectory() as folder:
         while True:
-            lines = ["#define _GNU_SOURCE", "#include <stdio.h>"]
-            lines += [f"#include <{header}>" for header in HEADERS]
-            first = len(lines) + 1
-            lines += [f"static const long long v_{name} = (long long)({name});" for name in names]
-            lines.append("int main(void) {")
-            lines += [f'printf("{name} %lld\\n", v_{name});' for name in names]
-            lines.append("}")
+            head = _includes(headers)
+            first = head.count("\n") + 1
+            values = "".join(f"const long long v_{name} = (long long)({name});\n" for name in names)
             with open(os.path.join(folder, "constants.c"), "w", encoding="ascii") as file:
-                file.write("\n".join(lines) + "\n")
+                file.write(head + values)
             done = subprocess.run(
-                ["cc", "-fmax-errors=0", "-o", "constants", "constants.c"],
+                [target.compiler, "-fmax-errors=0", "-S", "-o", "-", "constants.c"],
                 cwd=folder,
                 capture_output=True,
                 text=True,
@@ -118,11 +140,10 @@ def evaluate(names: list[str]) -> dict[str, int]:
             if not failed & set(range(len(names))):
                 raise SystemExit(done.stderr)
             names = [name for index, name in enumerate(names) if index not in failed]
-        shown = subprocess.run(
-            [os.path.join(folder, "constants")], capture_output=True, text=True, check=True
-        )
-    pairs = (line.split() for line in shown.stdout.splitlines())
-    return {name: int(value) for name, value in pairs}
+    return {
+        name: 0 if directive == "zero" else int(value)  # a string is the name of a label: no match
+        for name, directive, value in _VALUE.findall(done.stdout)
+    }
 
 
 def write_table(path: str, summary: str, variable: str, table: dict[str, int]) -> None:
@@ -131,35 +152,44 @@ def write_table(path: str, summary: str, variable: str, table: dict[str, int]) -
         file.write("# SPDX-License-Identifier: BSD-3-Clause\n")
         file.write(f'"""{summary} Made by seccomp/generate_tables.py."""\n\n')
         file.write("from __future__ import annotations\n\n")
-        file.write("from typing import Final\n\n")
+        file.write("from sys_util.typing import Final\n\n")
         file.write(f"{variable}: Final[dict[str, int]] = {{\n")
         for name, value in table.items():
-            file.write(f'    "{name}": {value:#x},\n' if value > 9 else f'    "{name}": {value},\n')
+            file.write(
+                f'    "{name}": 0x{value:X},\n' if value > 9 else f'    "{name}": {value},\n'
+            )
         file.write("}\n")
 
 
-def main() -> None:
-    """Write both tables for x86-64 beside this file."""
+def write_tables(target: Target) -> None:
+    """Write both tables of an architecture beside this file."""
     folder = os.path.dirname(os.path.abspath(__file__))
+    calls = [name for name in preprocess(target, _UNISTD) if name.startswith("__NR_")]
+    calls = [name for name in calls if name not in _NO_CALLS]
     numbers = {
-        name.removeprefix("__NR_"): int(value)
-        for name, value in preprocess("asm/unistd_64.h").items()
-        if name.startswith("__NR_") and value.isdecimal()
+        name.removeprefix("__NR_"): value
+        for name, value in evaluate(target, (_UNISTD,), calls).items()
     }
-    numbers = dict(sorted((numbers | NEWER_SYSCALLS).items(), key=lambda item: item[1]))
     write_table(
-        os.path.join(folder, "syscalls_x86_64.py"),
-        "System call numbers of x86-64.",
+        os.path.join(folder, f"syscalls_{target.name}.py"),
+        f"System call numbers of {target.title}.",
         "SYSCALLS",
-        numbers,
+        dict(sorted((numbers | NEWER_SYSCALLS).items(), key=lambda item: item[1])),
     )
-    names = sorted(name for name in preprocess(*HEADERS) if _WANTED.match(name))
+    headers = HEADERS + _OWN_HEADERS[target.name]
+    names = sorted(name for name in preprocess(target, *headers) if _WANTED.match(name))
     write_table(
-        os.path.join(folder, "constants_x86_64.py"),
-        "Constants of x86-64 that a policy may name.",
+        os.path.join(folder, f"constants_{target.name}.py"),
+        f"Constants of {target.title} that a policy may name.",
         "CONSTANTS",
-        dict(sorted((evaluate(names) | NEWER_CONSTANTS).items())),
+        dict(sorted((evaluate(target, headers, names) | NEWER_CONSTANTS).items())),
     )
+
+
+def main() -> None:
+    """Write the tables of every architecture."""
+    for target in TARGETS:
+        write_tables(target)
 
 
 if __name__ == "__main__":

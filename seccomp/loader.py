@@ -25,6 +25,7 @@ class Policy(NamedTuple):
     name: str
     path: str
     bpf: bytes
+    arch: str = machine_arch()
 
 
 def policy_path(name: str, directory: str | None = None, arch: str | None = None) -> str:
@@ -64,7 +65,7 @@ def load_policy(
     if bpf is None:
         bpf = _compile(sources, arch, log_failures=log_failures)
         cache.store(key, bpf, _library())
-    return Policy(name, path, bpf)
+    return Policy(name, path, bpf, arch)
 
 
 def _compile(sources: dict[str, bytes], arch_name: str, *, log_failures: bool) -> bytes:
@@ -102,15 +103,15 @@ def parse_policy(path: str, arch: str | None = None) -> PolicyTree:
     return parse(read_sources(path), known.name, known.syscalls)
 
 
-def describe(policy: Policy, arch: str | None = None) -> list[tuple[str, str]]:
+def describe(policy: Policy) -> list[tuple[str, str]]:
     """Return each system call that the policy mentions and what it says, by name."""
-    rules = parse_policy(policy.path, arch).rules.values()
+    rules = parse_policy(policy.path, policy.arch).rules.values()
     return sorted((rule.name, rule.text) for rule in rules)
 
 
-def count(policy: Policy, arch: str | None = None) -> int:
+def count(policy: Policy) -> int:
     """Return how many system calls the policy allows, with whatever arguments."""
-    rules = parse_policy(policy.path, arch).rules.values()
+    rules = parse_policy(policy.path, policy.arch).rules.values()
     return sum(1 for rule in rules if _allows_some(rule))
 
 

@@ -12,20 +12,18 @@ allowed that any of them allows. Two different answers for the rest contradict e
 
 from __future__ import annotations
 
-from seccomp.constants_x86_64 import CONSTANTS
 from seccomp.errors import PolicyError
 from seccomp.expressions import Cursor, instead_of, read_number
 from seccomp.lexer import Token, statements
 from seccomp.rules import ALWAYS, PolicyTree, Rule
 from seccomp.sources import resolve
+from seccomp.syscalls import get_constants
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from seccomp.actions import Action
 
 MAX_INCLUDE_DEPTH: Final = 10  # as minijail's compiler
-
-_CONSTANTS: Final = {"x86_64": CONSTANTS}
 
 
 class _Parser:
@@ -34,7 +32,7 @@ class _Parser:
     def __init__(self, sources: dict[str, bytes], arch: str, syscalls: dict[str, int]) -> None:
         self._sources = sources
         self._syscalls = syscalls
-        self._constants = _CONSTANTS[arch]
+        self._constants = get_constants(arch)
         self._stack: list[str] = []
         self.rules: dict[int, Rule] = {}
         self.default: Action | None = None

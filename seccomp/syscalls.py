@@ -8,17 +8,28 @@ import os
 from seccomp.errors import PolicyError
 from sys_util.typing import Final, NamedTuple
 
+# <linux/audit.h>
 AUDIT_ARCH_X86_64: Final = 0xC000003E
+AUDIT_ARCH_I386: Final = 0x40000003
+AUDIT_ARCH_AARCH64: Final = 0xC00000B7
+AUDIT_ARCH_ARM: Final = 0x40000028
+
+X32_SYSCALL_BIT: Final = 0x40000000
+ARCHITECTURES: Final = ("x86_64", "aarch64")
 
 _MACHINE: Final = os.uname().machine  # once, while we may ask
 
 
 class Arch(NamedTuple):
-    """What differs between architectures. ``name`` is also the folder of the policies."""
+    """What differs between architectures. ``name`` is also the folder of the policies.
+
+    ``foreign`` are calls of other ABIs that the same kernel serves: AUDIT_ARCH_* and a number.
+    """
 
     name: str
     audit: int
     syscalls: dict[str, int]
+    foreign: tuple[tuple[int, int], ...] = ()
 
 
 def machine_arch() -> str:
@@ -32,11 +43,30 @@ def get_arch(name: str) -> Arch:
     Raises:
         PolicyError: there are no tables for it.
     """
-    if name != "x86_64":
-        raise PolicyError(f"no seccomp tables for architecture '{name}'; known: x86_64")
-    from seccomp.syscalls_x86_64 import SYSCALLS
+    if name == "x86_64":
+        from seccomp.syscalls_x86_64 import SYSCALLS
 
-    return Arch(name, AUDIT_ARCH_X86_64, SYSCALLS)
+        foreign = ((AUDIT_ARCH_I386, 0), (AUDIT_ARCH_X86_64, X32_SYSCALL_BIT))
+        return Arch(name, AUDIT_ARCH_X86_64, SYSCALLS, foreign)
+    if name == "aarch64":
+        from seccomp.syscalls_aarch64 import SYSCALLS
+
+        return Arch(name, AUDIT_ARCH_AARCH64, SYSCALLS, ((AUDIT_ARCH_ARM, 0),))
+    known = ", ".join(ARCHITECTURES)
+    raise PolicyError(f"no seccomp tables for architecture '{name}'; known: {known}")
+
+
+def get_constants(name: str) -> dict[str, int]:
+    """Return what the policies of an architecture may name: constants of its C headers.
+
+    Raises:
+        PolicyError: there are no tables for it.
+    """
+    if get_arch(name).audit == AUDIT_ARCH_AARCH64:
+        from seccomp.constants_aarch64 import CONSTANTS
+    else:
+        from seccomp.constants_x86_64 import CONSTANTS
+    return CONSTANTS
 
 
 def syscall_number(name: str, arch: str | None = None) -> int:

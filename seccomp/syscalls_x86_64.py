@@ -384,4 +384,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "getxattrat": 0x1D0,
     "listxattrat": 0x1D1,
     "removexattrat": 0x1D2,
+    "open_tree_attr": 0x1D3,
+    "file_getattr": 0x1D4,
+    "file_setattr": 0x1D5,
 }

@@ -12,16 +12,14 @@ from seccomp.cubes import condition_boxes
 from seccomp.errors import PolicyError
 from seccomp.rules import MAX_ARGS, U64
 from seccomp.simulate import decode, run
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from seccomp.actions import Action
     from seccomp.rules import Clause, PolicyTree, Rule
-
-AUDIT_ARCH_I386: Final = 0x40000003
-X32_SYSCALL_BIT: Final = 0x40000000
+    from seccomp.syscalls import Arch
 
 
 def clause_values(clause: Clause, arg: int) -> list[int]:
@@ -52,7 +50,7 @@ def probes(rule: Rule) -> Iterator[tuple[int, ...]]:
                     yield (*inside[:arg], value, *inside[arg + 1 :])
 
 
-def verify(bpf: bytes, tree: PolicyTree, audit: int, default: Action) -> None:
+def verify(bpf: bytes, tree: PolicyTree, arch: Arch, default: Action) -> None:
     """Prove the program against the policy as far as ``probes`` reach.
 
     Raises:
@@ -62,15 +60,15 @@ def verify(bpf: bytes, tree: PolicyTree, audit: int, default: Action) -> None:
     for rule in tree.rules.values():
         for args in probes(rule):
             wanted = tree.judge(rule.number, args, default)
-            found = run(program, rule.number, args, audit)
+            found = run(program, rule.number, args, arch.audit)
             if found != wanted:
                 shown = ", ".join(f"{arg:#x}" for arg in args)
                 raise PolicyError(
                     f"{rule.name}({shown}): libseccomp compiled '{found}' instead of '{wanted}'"
                 )
     unlisted = next(number for number in range(4096) if number not in tree.rules)
-    if run(program, unlisted, (), audit) != default:
+    if run(program, unlisted, (), arch.audit) != default:
         raise PolicyError(f"libseccomp compiled another default action than '{default}'")
-    for number, arch in ((0, AUDIT_ARCH_I386), (X32_SYSCALL_BIT, audit)):
-        if run(program, number, (), arch) != KILL_PROCESS:
+    for audit, number in arch.foreign:
+        if run(program, number, (), audit) != KILL_PROCESS:
             raise PolicyError("libseccomp compiled a filter that lets foreign ABIs in")

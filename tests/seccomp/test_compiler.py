@@ -185,13 +185,13 @@ def test_verify_finds_a_program_that_allows_too_much() -> None:
     tree = parse({"x": b"read: arg0 == 5"}, ARCH.name, ARCH.syscalls)
     wrong = compiled("read: arg0 in 5")
     with pytest.raises(PolicyError, match=r"read\(.*compiled 'allow' instead of 'trap'"):
-        verify(wrong, tree, ARCH.audit, TRAP)
+        verify(wrong, tree, ARCH, TRAP)
 
 
 def test_verify_finds_another_default() -> None:
     tree = parse({"x": b"read: 1"}, ARCH.name, ARCH.syscalls)
     with pytest.raises(PolicyError, match="another default action than 'log'"):
-        verify(compiled("read: 1"), tree, ARCH.audit, LOG)
+        verify(compiled("read: 1"), tree, ARCH, LOG)
 
 
 def test_probes_lie_on_both_sides_of_every_bound() -> None:
