@@ -15,7 +15,7 @@ from __future__ import annotations
 from seccomp.errors import PolicyError
 from seccomp.expressions import Cursor, instead_of, read_number
 from seccomp.lexer import Token, statements
-from seccomp.rules import ALWAYS, PolicyTree, Rule
+from seccomp.rules import ALWAYS, PolicyTree, Rule, Source
 from seccomp.sources import resolve
 from seccomp.syscalls import get_constants
 from sys_util.typing import TYPE_CHECKING, Final
@@ -36,6 +36,7 @@ class _Parser:
         self._stack: list[str] = []
         self.rules: dict[int, Rule] = {}
         self.default: Action | None = None
+        self.default_where = ""
         self.frequency: dict[int, int] = {}
 
     def file(self, path: str) -> None:
@@ -57,6 +58,7 @@ class _Parser:
             self._frequency(self._named_file(cursor))
         elif token.text == "@default":
             self.default = cursor.default_action()
+            self.default_where = f"{token.path}:{token.line}"
         elif token.text == "@denylist":
             token.fail("a policy lists what is allowed; not supported:")
         else:
@@ -119,9 +121,11 @@ class _Parser:
         allow, otherwise = cursor.body()
         cursor.finish()
         body = text.partition(":")[2].strip()
-        place = f"{where.path}:{where.line}" if otherwise is not None else ""
+        here = f"{where.path}:{where.line}"
+        place = here if otherwise is not None else ""
+        sources = (Source(here, body, allow),)
         for name, number in names:
-            new = Rule(name, number, allow, otherwise, body, place)
+            new = Rule(name, number, allow, otherwise, body, place, sources)
             old = self.rules.get(number)
             self.rules[number] = new if old is None else _join(old, new, where)
 
@@ -140,6 +144,7 @@ def _join(old: Rule, new: Rule, where: Token) -> Rule:
         otherwise=new.otherwise or old.otherwise,
         text=old.text if new.text == old.text else f"{old.text} || {new.text}",
         where=new.where or old.where,
+        sources=old.sources + new.sources,
     )
 
 
@@ -154,4 +159,4 @@ def parse(sources: dict[str, bytes], arch: str, syscalls: dict[str, int]) -> Pol
     parser.file(path)
     if not parser.rules:
         raise PolicyError(f"{path}: no system call is mentioned")
-    return PolicyTree(parser.rules, parser.default, parser.frequency)
+    return PolicyTree(parser.rules, parser.default, parser.frequency, parser.default_where)

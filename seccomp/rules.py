@@ -55,11 +55,20 @@ ALWAYS: Final[Condition] = ((),)
 NEVER: Final[Condition] = ()
 
 
+class Source(NamedTuple):
+    """One statement about a system call: its ``file:line``, its text, and what it allows."""
+
+    where: str
+    text: str
+    allow: Condition
+
+
 class Rule(NamedTuple):
     """Everything that a policy says about one system call.
 
     ``otherwise`` is what a call gets that no clause allows; ``None`` is the default action.
-    ``text`` is the rule as the policy writes it; ``where`` is the place of ``otherwise``.
+    ``text`` is the rule as the policy writes it; ``where`` is the place of ``otherwise``;
+    ``sources`` are the statements that were joined.
     """
 
     name: str
@@ -68,6 +77,7 @@ class Rule(NamedTuple):
     otherwise: Action | None
     text: str
     where: str
+    sources: tuple[Source, ...] = ()
 
     def allows(self, args: Sequence[int]) -> bool:
         """Evaluate the condition on the arguments of a call."""
@@ -80,6 +90,7 @@ class PolicyTree(NamedTuple):
     rules: dict[int, Rule]
     default: Action | None
     frequency: dict[int, int]
+    default_where: str = ""
 
     def judge(self, number: int, args: Sequence[int], default: Action) -> Action:
         """Say what the policy means for a call, without any compiler in between."""
