@@ -65,6 +65,11 @@ def clone(flags: int) -> int:
     return _check(lib.crosvm_clone(flags))
 
 
+def clone_into_cgroup(flags: int, cgroup_fd: int) -> int:
+    """Do what ``clone`` does, with the child in the cgroup v2 of that directory (clone3(2))."""
+    return _check(lib.crosvm_clone_into_cgroup(flags, cgroup_fd))
+
+
 def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> None:
     """Call mount(2)."""
     _check(

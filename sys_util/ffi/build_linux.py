@@ -13,6 +13,7 @@ ffibuilder.cdef(
     """
     void crosvm_full_barrier(void);
     int crosvm_clone(unsigned long flags);
+    int crosvm_clone_into_cgroup(unsigned long flags, int cgroup_fd);
     int crosvm_mount(const char *source, const char *target, const char *type,
                      unsigned long flags, const char *data);
     int crosvm_umount2(const char *target, int flags);
@@ -67,6 +68,7 @@ ffibuilder.set_source(
     #include <linux/capability.h>
     #include <linux/falloc.h>
     #include <linux/filter.h>
+    #include <linux/sched.h>
     #include <linux/seccomp.h>
     #include <sched.h>
     #include <signal.h>
@@ -85,6 +87,18 @@ ffibuilder.set_source(
     static int crosvm_clone(unsigned long flags)
     {
         return result(syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0));
+    }
+
+    /* The child is in the cgroup from its first instruction on, and nothing has to be moved. */
+    static int crosvm_clone_into_cgroup(unsigned long flags, int cgroup_fd)
+    {
+        struct clone_args args = {
+            .flags = flags | CLONE_INTO_CGROUP,
+            .exit_signal = SIGCHLD,
+            .cgroup = cgroup_fd,
+        };
+
+        return result(syscall(SYS_clone3, &args, sizeof(args)));
     }
 
     static int crosvm_mount(const char *source, const char *target, const char *type,
