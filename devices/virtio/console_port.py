@@ -127,7 +127,7 @@ class ConsolePort:
             self._output.write(reader, limit_bytes)
         if reader.remaining:
             self._partial = (port, chain.head, offered - reader.remaining)
-            port.put_back(chain, offered)
+            port.put_back(chain)
         else:
             port.give_back(chain)
         return start - reader.remaining
@@ -198,14 +198,14 @@ class ConsolePort:
         try:
             count = os.readv(source.fd, chain.writer.iovecs(length)[:IOV_MAX])
         except BlockingIOError:
-            port.put_back(chain, 0)
+            port.put_back(chain)
             return True
         except OSError as error:
             _log.warning("%s: input ends: %s", self._label, error.strerror)
             count = 0
         if not count:
             source.ended = True
-            port.put_back(chain, 0)
+            port.put_back(chain)
             port.flush()
             return False
         chain.writer.commit(count)

@@ -54,7 +54,7 @@ class ReceiveQueue:
         """Hold nothing of the driver's any more. A frame that is half stored is lost."""
         if self.port is not None:
             for chain in (*reversed(self._held), *reversed(self._filled)):
-                self.port.put_back(chain, 0)
+                self.port.put_back(chain)
         self._forget()
 
     def pump(self) -> bool:

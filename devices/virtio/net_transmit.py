@@ -59,7 +59,7 @@ class TransmitQueue:
         """Hold nothing of the driver's any more."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None and self.port is not None:
-            self.port.put_back(waiting.chain, waiting.readable_bytes)
+            self.port.put_back(waiting.chain)
 
     def serve(self) -> bool:
         """Pass some frames on; return whether there are more, which no kick will announce.

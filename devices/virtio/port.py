@@ -14,6 +14,8 @@ chains when they have use for them, give them back when they are done, and end e
 
 from __future__ import annotations
 
+from collections import deque
+
 from devices.virtio.chain import ChainError
 from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, INTERRUPTS, REQUESTS
 from sys_util.eventfd import signal_eventfd
@@ -29,12 +31,27 @@ if TYPE_CHECKING:
 # ``take`` says that there are no more; ``wait`` then says that there are.
 MAX_MALFORMED: Final = 256
 
+# ``_Taken.written`` of a chain that the device has not given back.
+_HELD: Final = -1
+
+
+class _Taken:
+    """What was taken and not yet shown as used. ``chain`` is ``None`` for a malformed one."""
+
+    __slots__ = ("chain", "head", "readable_bytes", "written")
+
+    def __init__(self, chain: DescriptorChain | None, head: int, written: int) -> None:
+        self.chain = chain
+        self.head = head
+        self.readable_bytes = 0 if chain is None else chain.reader.remaining
+        self.written = written
+
 
 class QueuePort:
     """An active queue. Once the queue has stopped, it is empty for ever and takes nothing back."""
 
     __slots__ = (
-        *("_call_fd", "_counters", "_label", "_log", "_ring", "index", "paused"),
+        *("_call_fd", "_counters", "_label", "_log", "_ring", "_taken", "index", "paused"),
         *("resumed", "size"),
     )
 
@@ -57,6 +74,7 @@ class QueuePort:
         self._call_fd = call_fd
         self._counters = counters
         self._log = log
+        self._taken: deque[_Taken] = deque()  # the oldest is held
 
     def take(self) -> DescriptorChain | None:
         """Return the next good chain, ``None`` when there is none or the device is paused.
@@ -75,24 +93,35 @@ class QueuePort:
             except ChainError as error:
                 self._counters.count_error()
                 self._log.warning("%s queue %d: %s", self._label, self.index, error)
-                ring.add_used(error.head, 0)
+                if self._taken:
+                    self._taken.append(_Taken(None, error.head, 0))
+                else:
+                    ring.add_used(error.head, 0)
                 continue
             if chain is None:
                 return None
             if ring.idle:
                 ring.disable_notification()
-            self._count_readable(chain.reader.remaining)
+            taken = _Taken(chain, chain.head, _HELD)
+            self._taken.append(taken)
+            self._count_readable(taken.readable_bytes)
             return chain
         return None
 
-    def put_back(self, chain: DescriptorChain, readable_bytes: int) -> None:
-        """Undo the last ``take``: the next one returns this chain again, read anew.
+    def put_back(self, chain: DescriptorChain) -> None:
+        """Undo the taking of the last chain held: the next one is this chain again, read anew.
 
-        ``readable_bytes`` is what ``chain.reader`` held when it was taken.
+        So are those behind it that were given back: the driver does not know of them yet.
         """
-        if self._ring is not None:
-            self._count_readable(-readable_bytes)
-            self._ring.unpop()
+        ring = self._ring
+        if ring is None:
+            return
+        last = None
+        while last is not chain:
+            taken = self._taken.pop()
+            last = taken.chain
+            self._count_readable(-taken.readable_bytes)
+            ring.unpop()
 
     def _count_readable(self, length: int) -> None:
         counters = self._counters
@@ -104,8 +133,20 @@ class QueuePort:
         ring = self._ring
         if ring is None:
             return
-        written = chain.writer.written
-        ring.add_used(chain.head, written)
+        waiting = self._taken
+        if waiting[0].chain is not chain:
+            for taken in waiting:
+                if taken.chain is chain:
+                    taken.written = chain.writer.written
+            return
+        waiting[0].written = chain.writer.written
+        while waiting and waiting[0].written != _HELD:
+            taken = waiting.popleft()
+            ring.add_used(taken.head, taken.written)
+            if taken.chain is not None:
+                self._count_used(taken.written)
+
+    def _count_used(self, written: int) -> None:
         counters = self._counters
         cells = counters.cells
         counters.requests = requests = counters.requests + 1

@@ -161,7 +161,7 @@ class Vsock(SimpleDevice):
             elif muxer.fill(chain.writer):
                 port.give_back(chain)
             else:
-                port.put_back(chain, 0)
+                port.put_back(chain)
         return muxer.has_output
 
     def _serve_tx(self) -> bool:

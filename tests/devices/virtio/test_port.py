@@ -136,13 +136,46 @@ def test_batch_costs_one_interrupt(side: DriverSide, port: QueuePort) -> None:
     assert side.worker.counters.interrupts == 1
 
 
-def test_chains_go_back_in_any_order(side: DriverSide, port: QueuePort) -> None:
-    heads = [side.queues[0].submit([], [1]).head for _ in range(2)]
-    first, second = take(port), take(port)
-    port.give_back(second)
-    port.give_back(first)
+def test_chains_given_back_in_any_order_are_used_in_the_order_taken(
+    side: DriverSide, port: QueuePort
+) -> None:
+    requests = [side.queues[0].submit([], [1]) for _ in range(3)]
+    chains = [take(port) for _ in requests]
+    for at in (2, 1):
+        port.give_back(chains[at])
+        port.flush()
+        assert side.queues[0].take_used() == []
+    port.give_back(chains[0])
     port.flush()
-    assert [used.id for used in side.queues[0].take_used()] == heads[::-1]
+    assert [used.id for used in side.queues[0].take_used()] == [r.head for r in requests]
+
+
+def test_malformed_chain_waits_for_the_one_held_before_it(
+    side: DriverSide, port: QueuePort
+) -> None:
+    side.queues[0].submit([], [1])
+    side.queues[0].offer(7, {7: Desc(1 << 50, 1, WRITE)})
+    chain = take(port)
+    assert port.take() is None
+    port.flush()
+    assert side.queues[0].take_used() == []
+    port.give_back(chain)
+    port.flush()
+    assert [used.id for used in side.queues[0].take_used()] == [chain.head, 7]
+
+
+def test_put_back_takes_those_behind_along(side: DriverSide, port: QueuePort) -> None:
+    first = side.queues[0].submit([b"abc"], [1])
+    side.queues[0].offer(6, {6: Desc(1 << 50, 1, WRITE)})
+    third = side.queues[0].submit([b"de"], [1])
+    held = take(port)
+    port.give_back(take(port))
+    port.put_back(held)
+    assert (side.worker.counters.bytes_from_guest, side.worker.counters.requests) == (0, 0)
+    for _ in range(2):
+        port.give_back(take(port))
+    port.flush()
+    assert [used.id for used in side.queues[0].take_used()] == [first.head, 6, third.head]
 
 
 def test_take_of_an_empty_queue_is_none(port: QueuePort) -> None:
@@ -174,7 +207,7 @@ def test_chain_that_was_put_back_comes_again(side: DriverSide, port: QueuePort) 
     side.queues[0].submit([b"abc"])
     side.queues[0].submit([b"d"])
     chain = take(port)
-    port.put_back(chain, 3)
+    port.put_back(chain)
     assert side.worker.counters.bytes_from_guest == 0
     assert side.worker.states()[0] == QueueState(0, 0)
     assert take(port).reader.read(3) == b"abc"
@@ -257,7 +290,7 @@ def test_stopped_queue_touches_no_memory(side: DriverSide, port: QueuePort) -> N
     side.worker.stop_queue(0)
     port.give_back(chain)
     port.flush()
-    port.put_back(chain, 0)
+    port.put_back(chain)
     assert port.take() is None
     assert port.wait() is False
     assert side.queues[0].take_used() == []
