@@ -123,6 +123,15 @@ class QueuePort:
             self._count_readable(-taken.readable_bytes)
             ring.unpop()
 
+    @property
+    def last_taken(self) -> int:
+        """Where the chain stands that ``take`` returned last: an index that counts all of them.
+
+        It is the same for the same chain in another process, as long as the queue runs.
+        """
+        ring = self._ring
+        return 0 if ring is None else (ring.state().next_avail - 1) & 0xFFFF
+
     def _count_readable(self, length: int) -> None:
         counters = self._counters
         counters.bytes_from_guest = total = counters.bytes_from_guest + length
@@ -153,6 +162,11 @@ class QueuePort:
         cells[REQUESTS] = requests
         counters.bytes_to_guest = written = counters.bytes_to_guest + written
         cells[BYTES_TO_GUEST] = written
+
+    def publish(self) -> None:
+        """Show the driver what was given back; it is not interrupted before ``flush``."""
+        if self._ring is not None:
+            self._ring.publish()
 
     def flush(self) -> None:
         """Show the driver what was given back, and interrupt it if it wants that."""

@@ -313,3 +313,25 @@ def test_resumed_queue_goes_on_behind_what_was_used(side: DriverSide, port: Queu
 def test_simple_devices_know_no_command(device: Parking) -> None:
     with pytest.raises(CommandError, match="parking devices know no dance"):
         device.command("dance", {})
+
+
+def test_place_of_a_chain_is_the_same_in_the_next_process(
+    side: DriverSide, port: QueuePort
+) -> None:
+    for _ in range(2):
+        side.queues[0].submit(into=[8])
+    first = port.take()
+    assert first is not None
+    assert port.last_taken == 0
+    port.give_back(first)
+    port.publish()
+    assert side.queues[0].used_idx == 1
+    assert not side.interrupted(0)
+    assert port.take() is not None
+    assert port.last_taken == 1
+    side.worker.stop_queue(0)
+    side.start_queue(0, size=SIZE, resume=True)
+    successor = side.worker.port(0)
+    assert successor is not None
+    assert successor.take() is not None
+    assert successor.last_taken == 1
