@@ -40,6 +40,9 @@ FALLOC_FL_KEEP_SIZE: Final[int] = lib.FALLOC_FL_KEEP_SIZE
 FALLOC_FL_PUNCH_HOLE: Final[int] = lib.FALLOC_FL_PUNCH_HOLE
 FALLOC_FL_ZERO_RANGE: Final[int] = lib.FALLOC_FL_ZERO_RANGE
 
+# What a shell shows for a process that SIGSYS ended (31 on every architecture of ours).
+EXIT_DENIED: Final = 128 + 31
+
 MAX_FD: Final = 0xFFFF_FFFF
 SOCK_FILTER_BYTES: Final = 8
 
@@ -138,12 +141,16 @@ def load_seccomp_filter(bpf: bytes, *, all_threads: bool = False) -> None:
         raise OSError(errno.EBUSY, f"thread {result} cannot be put under the filter")
 
 
-def report_denied_calls(fd: int, head: bytes) -> None:
+def report_denied_calls(
+    fd: int, head: bytes, *, status: int = EXIT_DENIED, names_thread: bool = False
+) -> None:
     """On SECCOMP_RET_TRAP write ``head`` and the call's number (msgpack uint 32) to ``fd``; exit.
 
-    ``fd`` stays the caller's and must outlive the process's use of it.
+    ``fd`` stays the caller's and must outlive the process's use of it. With ``names_thread`` a
+    boolean follows: whether it was another thread than the caller of this. Such a filter has to
+    allow gettid(2).
     """
-    _check(lib.crosvm_report_denied_calls(fd, head, len(head)))
+    _check(lib.crosvm_report_denied_calls(fd, head, len(head), status, names_thread))
 
 
 def pidfd_send_signal(pidfd: int, signal: int) -> None:

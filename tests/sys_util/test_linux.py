@@ -375,9 +375,33 @@ def test_filter_without_no_new_privs_is_refused() -> None:
     assert in_child(act) == "EACCES"
 
 
+def test_report_names_the_thread_and_the_status_is_chosen() -> None:
+    import threading
+
+    def report(act: Callable[[], object]) -> tuple[int, bytes]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                linux.report_denied_calls(theirs.fileno(), b"", status=33, names_thread=True)
+                linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+                linux.load_seccomp_filter(deny(GETPPID))
+                act()
+            finally:
+                os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        theirs.close()
+        with ours:
+            return status, ours.recv(100)
+
+    in_another = threading.Thread(target=os.getppid)
+    assert report(os.getppid) == (33, b"\xce\0\0\0n\xc2")
+    assert report(in_another.start) == (33, b"\xce\0\0\0n\xc3")
+
+
 def test_head_of_a_report_is_bounded() -> None:
     with pytest.raises(OSError, match="Invalid argument"):
-        linux.report_denied_calls(2, bytes(60))
+        linux.report_denied_calls(2, bytes(59))
 
 
 def test_report_to_nobody_still_ends_the_process() -> None:
