@@ -170,6 +170,21 @@ def _check_shared_huge_pages(name: str) -> list[Finding]:
     return [Finding(name, Status.OK, chosen)]
 
 
+def _check_cgroup(name: str) -> list[Finding]:
+    from jail.cgroup_site import CONTROLLERS, NoCgroupError, find_site
+
+    try:
+        site = find_site()
+    except NoCgroupError as error:
+        detail = f"{error}: devices have resource limits alone"
+        return [Finding(name, Status.WARNING, detail, error.hint)]
+    missing = [controller for controller in CONTROLLERS if controller not in site.controllers]
+    if missing:
+        detail = f"{site.path} is without {', '.join(missing)}"
+        return [Finding(name, Status.WARNING, detail, "have its parent delegate them")]
+    return [Finding(name, Status.OK, f"devices get groups of their own below {site.path}")]
+
+
 def _check_landlock(name: str) -> list[Finding]:
     path = "/sys/kernel/security/lsm"
     try:
@@ -195,6 +210,7 @@ CHECKS: Final[Sequence[tuple[str, Callable[[str], list[Finding]]]]] = (
     ("vhost-vsock", _check_device("/dev/vhost-vsock", "vsock", "modprobe vhost_vsock")),
     ("huge pages", _check_huge_pages),
     ("transparent huge pages", _check_shared_huge_pages),
+    ("cgroup", _check_cgroup),
     ("landlock", _check_landlock),
     ("python", _check_python),
     ("libraries", _check_libraries),

@@ -11,6 +11,7 @@ import pytest
 from crosvm_py.doctor import Finding, Status, as_json, as_text, can_run, checks, diagnose, sandbox
 from crosvm_py.doctor.report import VIRTUALIZATION
 from crosvm_py.doctor.sandbox import try_jail
+from jail.cgroup_site import CgroupSite, NoCgroupError
 from jail.namespaces import clone_into
 from sys_util.errors import HostError
 from sys_util.kvm import Kvm
@@ -106,6 +107,49 @@ def test_diagnose_looks_at_everything_once() -> None:
     names = [finding.name for finding in diagnose()]
     assert {"kvm", VIRTUALIZATION, "sandbox", "seccomp", "tun", "huge pages"} <= set(names)
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("site", "status", "detail", "advice"),
+    [
+        pytest.param(
+            CgroupSite("/cg/vms", ("cpu", "memory", "pids")),
+            Status.OK,
+            "devices get groups of their own below /cg/vms",
+            "",
+            id="usable",
+        ),
+        pytest.param(
+            CgroupSite("/cg/vms", ("memory",)),
+            Status.WARNING,
+            "/cg/vms is without cpu, pids",
+            "have its parent delegate them",
+            id="partly",
+        ),
+        pytest.param(
+            NoCgroupError("/cg has other processes", "start a scope"),
+            Status.WARNING,
+            "/cg has other processes: devices have resource limits alone",
+            "start a scope",
+            id="not",
+        ),
+    ],
+)
+def test_diagnose_says_what_limits_the_devices(
+    monkeypatch: pytest.MonkeyPatch,
+    site: CgroupSite | NoCgroupError,
+    status: Status,
+    detail: str,
+    advice: str,
+) -> None:
+    def find_site() -> CgroupSite:
+        if isinstance(site, NoCgroupError):
+            raise site
+        return site
+
+    monkeypatch.setattr("jail.cgroup_site.find_site", find_site)
+    finding = next(each for each in diagnose() if each.name == "cgroup")
+    assert finding == Finding("cgroup", status, detail, advice)
 
 
 @pytest.fixture

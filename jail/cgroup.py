@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The groups of one VM in cgroup v2: one for it, in that one for each of its devices.
+
+The vmm makes the VM's group before it forks the warden; from then on it is the warden's, which
+makes those of the devices, has them cloned into these, and removes everything at the end. Where the
+warden is killed, its lock on the VM's group goes with it, and the next VM removes what is left.
+
+Guest memory is charged to whoever touches a page of it first: the vmm where the guest itself does,
+a device where it fills what the guest has never used, as a disk does all the time. It cannot be
+charged elsewhere, and pages stay charged when the process dies. So the limit of a device is all of
+guest memory and its own share, and one that is started again gets its old group.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from sys_util.errors import HostError, ProtocolError
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from jail.cgroup_site import CgroupSite
+
+log = get_logger("crosvm.cgroup")
+
+_PREFIX: Final = "crosvm-"
+_ASIDE: Final = ".vmm"
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_MOST_BYTES: Final = 4096
+
+# What cpu.weight may be, and what it is if nobody says otherwise (cgroup-v2.rst).
+_CPU_WEIGHT: Final = 100
+_MAX_CPU_WEIGHT: Final = 10_000
+
+# A new VM looks for dead ones: it may find ours between our first two calls, and remove it.
+_ATTEMPTS: Final = 3
+
+# 8 bytes of a page table for each 4096 that are mapped.
+_MEMORY_PER_TABLE: Final = 512
+
+
+class Limits(NamedTuple):
+    """What a device may take of the host: bytes charged to it, and processes."""
+
+    memory_bytes: int
+    processes: int
+
+
+class OomCount(NamedTuple):
+    """How often a group hit its own limit, and how often a process of it was killed for memory."""
+
+    at_limit: int
+    kills: int
+
+
+def memory_limit(guest_bytes: int, own_bytes: int, file_bytes: int) -> int:
+    """Return how much may be charged to a device.
+
+    Args:
+        guest_bytes: all of guest memory, for it may be the first to touch any page.
+        own_bytes: what it may use itself, in user space and in the kernel.
+        file_bytes: the size of a file that it writes and that lies in memory (tmpfs(5)).
+    """
+    return guest_bytes + guest_bytes // _MEMORY_PER_TABLE + own_bytes + file_bytes
+
+
+class VmCgroup:
+    """The group of one VM, and those of its devices."""
+
+    def __init__(self, site: CgroupSite, name: str) -> None:
+        """Use ``create``."""
+        self.path = f"{site.path}/{name}"
+        self._site = site
+        self._aside = self.path + _ASIDE if site.steps_aside else ""
+        self._enabled: tuple[str, ...] = ()  # the controllers of the site that were off before
+        self._devices: set[str] = set()
+        self.lock_fd = -1
+
+    @classmethod
+    def create(cls, site: CgroupSite, cpus: int) -> Self:
+        """Make the VM's group; ``remove`` it in whichever process is the last.
+
+        All devices together get as much of a contested processor as one vCPU: where the vmm had to
+        leave the site for a group beside, that one weighs as much as its ``cpus``.
+
+        Raises:
+            HostError: the kernel refuses it; nothing is left of it.
+        """
+        remove_stale(site.path)
+        group = cls(site, f"{_PREFIX}{os.getpid()}")
+        try:
+            if site.steps_aside:
+                group._step_aside()
+            group._enabled = _enable(site.path, site.controllers)
+            if site.steps_aside and "cpu" in site.controllers:
+                group._weigh(cpus)
+            group._make()
+            _enable(group.path, site.controllers)
+        except OSError as error:
+            group.remove()
+            raise HostError("make", f"the cgroup {group.path}") from error
+        return group
+
+    def device(self, name: str, limits: Limits) -> int:
+        """Make the group of a device, or find it, and return its directory, the caller's to close.
+
+        Raises:
+            ProtocolError: the name is that of another directory.
+            HostError: the kernel refuses it.
+        """
+        if "/" in name or name.startswith("."):
+            raise ProtocolError(f"{name} is no name of a device")
+        path = f"{self.path}/{name}"
+        try:
+            if name not in self._devices:
+                os.mkdir(path, 0o755)
+                self._devices.add(name)
+            self.limit(name, limits)
+            return os.open(path, _DIRECTORY)
+        except OSError as error:
+            raise HostError("make", f"the cgroup {path}") from error
+
+    def limit(self, name: str, limits: Limits) -> None:
+        """Set the limits of a device.
+
+        Raises:
+            OSError: the kernel refuses them.
+        """
+        if "memory" in self._site.controllers:
+            _write(f"{self.path}/{name}/memory.max", str(limits.memory_bytes))
+        if "pids" in self._site.controllers:
+            _write(f"{self.path}/{name}/pids.max", str(limits.processes))
+
+    def oom_count(self, name: str) -> OomCount:
+        """Return what has happened in a device's group so far; nothing where that is not known."""
+        try:
+            words = _read(f"{self.path}/{name}/memory.events").split()
+        except OSError:
+            return OomCount(0, 0)
+        events = dict(zip(words[::2], words[1::2], strict=False))
+        return OomCount(int(events.get("oom", "0")), int(events.get("oom_kill", "0")))
+
+    def remove(self) -> None:
+        """Remove every group and go back where we came from; what has gone already is no matter."""
+        _remove_tree(self.path)
+        if self.lock_fd >= 0:
+            os.close(self.lock_fd)
+            self.lock_fd = -1
+        if self._aside:
+            self._step_back()
+
+    def let_go(self) -> None:
+        """Leave all of it to another process that has the lock, too."""
+        os.close(self.lock_fd)
+        self.lock_fd = -1
+
+    def _make(self) -> None:
+        """Make the group and lock it, which says that it is in use."""
+        for _ in range(_ATTEMPTS):
+            os.mkdir(self.path, 0o755)
+            try:
+                self.lock_fd = os.open(self.path, _DIRECTORY)
+                fcntl.flock(self.lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(self.lock_fd), os.stat(self.path)):
+                    return
+            except (BlockingIOError, FileNotFoundError):
+                log.debug("%s: another VM took it for dead", self.path)
+            if self.lock_fd >= 0:
+                os.close(self.lock_fd)
+                self.lock_fd = -1
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
+
+    def _step_aside(self) -> None:
+        os.mkdir(self._aside, 0o755)
+        _write(f"{self._aside}/cgroup.procs", "0")  # the writer itself
+
+    def _weigh(self, cpus: int) -> None:
+        _write(f"{self._aside}/cpu.weight", str(min(_CPU_WEIGHT * cpus, _MAX_CPU_WEIGHT)))
+
+    def _step_back(self) -> None:
+        """Take the controllers from the site again, and all that stepped aside back into it."""
+        try:
+            if self._enabled:
+                _write(f"{self._site.path}/cgroup.subtree_control", _signed("-", self._enabled))
+            for pid in _read(f"{self._aside}/cgroup.procs").split():
+                _move(pid, self._site.path)
+        except OSError as error:
+            log.debug("%s: %s", self._aside, error.strerror)
+        _remove(self._aside)
+
+
+def remove_stale(path: str) -> None:
+    """Remove the groups below ``path`` of VMs whose warden was killed before it could."""
+    names = [name for name in os.listdir(path) if name.startswith(_PREFIX)]
+    for name in sorted(names):
+        group = f"{path}/{name}"
+        if name.endswith(_ASIDE):
+            if name.removesuffix(_ASIDE) not in names and _remove(group):
+                log.info("removed %s, which a killed VM had left", group)
+        elif _is_abandoned(group) and _remove_tree(group):
+            log.info("removed %s, which a killed VM had left", group)
+
+
+def _is_abandoned(path: str) -> bool:
+    """Return whether no process holds the lock of the VM's group."""
+    try:
+        fd = os.open(path, _DIRECTORY)
+    except OSError:  # removed meanwhile
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _remove_tree(path: str) -> bool:
+    """Remove the groups in a VM's group, and itself; return whether it went."""
+    try:
+        with os.scandir(path) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return False
+    for name in names:
+        _remove(f"{path}/{name}")
+    return _remove(path)
+
+
+def _remove(path: str) -> bool:
+    try:
+        os.rmdir(path)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            log.warning("cannot remove the cgroup %s: %s", path, error.strerror)
+        return False
+    return True
+
+
+def _enable(path: str, controllers: Iterable[str]) -> tuple[str, ...]:
+    """Let the groups below ``path`` have these controllers; return those that they had not."""
+    present = _read(f"{path}/cgroup.subtree_control").split()
+    missing = tuple(name for name in controllers if name not in present)
+    if missing:
+        _write(f"{path}/cgroup.subtree_control", _signed("+", missing))
+    return missing
+
+
+def _signed(sign: str, controllers: Iterable[str]) -> str:
+    return " ".join(sign + name for name in controllers)
+
+
+def _move(pid: str, path: str) -> None:
+    try:
+        _write(f"{path}/cgroup.procs", pid)
+    except ProcessLookupError:
+        return  # it has ended
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _read(path: str) -> str:
+    """Return a short file of the kernel's."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, _MOST_BYTES).decode()
+    finally:
+        os.close(fd)

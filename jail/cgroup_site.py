@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where in cgroup v2 a VM can make groups for its devices (cgroups(7)). Reads, and changes nothing.
+
+A group with controllers for the groups below it may have no processes of its own, but for the root.
+So a place is one of: the root, for root; a group that is ours and empty; the one that we are in, if
+we are alone in it and can step aside.
+"""
+
+from __future__ import annotations
+
+import os
+
+from sys_util.errors import VmmError
+from sys_util.typing import Final, NamedTuple
+
+# What limits a device: its share of the processors, its memory, its processes.
+CONTROLLERS: Final = ("cpu", "memory", "pids")
+
+_V2_LINE: Final = "0::"
+_V2_TYPE: Final = "cgroup2"
+
+
+_BOOT_HINT: Final = "boot with systemd.unified_cgroup_hierarchy=1"
+
+
+class NoCgroupError(VmmError):
+    """There is no place for groups of ours: why not, and what the user can do about it."""
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(reason)
+        self.hint = hint or _delegation_hint()
+
+
+class CgroupSite(NamedTuple):
+    """A group below which we can make others.
+
+    ``controllers`` are those that the groups below can have. With ``steps_aside`` our own process
+    is the only one in it, and has to leave it first.
+    """
+
+    path: str
+    controllers: tuple[str, ...]
+    steps_aside: bool = False
+
+
+def find_site(path: str | None = None, *, proc: str = "/proc") -> CgroupSite:
+    """Return the group at ``path``, or the best there is, if it can hold groups for devices.
+
+    Raises:
+        NoCgroupError: it cannot, or there is none.
+    """
+    own = _own_group(proc)
+    if path is not None:
+        return _examine(os.path.realpath(path), own)
+    try:
+        return _examine(own, own)
+    except NoCgroupError:
+        above = os.path.dirname(own)
+        if not _is_delegated(above):
+            raise
+        return _examine(above, own)
+
+
+def _delegation_hint() -> str:
+    user = "" if os.geteuid() == 0 else "--user "
+    return f"systemd-run {user}--scope -p Delegate=yes crosvm run …"
+
+
+def _own_group(proc: str) -> str:
+    """Return the directory of the group that this process is in."""
+    try:
+        group = _group_of(f"{proc}/self/cgroup")
+        mounts = _mounts(f"{proc}/self/mountinfo")
+    except OSError as error:
+        raise NoCgroupError(f"cannot read {error.filename}: {error.strerror}") from error
+    if not mounts:
+        raise NoCgroupError("cgroup v2 is not mounted", _BOOT_HINT)
+    for root, mount in mounts:
+        if group == root or group.startswith(root.rstrip("/") + "/"):
+            return os.path.normpath(f"{mount}/{group[len(root) :]}")
+    raise NoCgroupError(f"no mount of cgroup v2 shows our own group, {group}")
+
+
+def _group_of(path: str) -> str:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            if line.startswith(_V2_LINE):
+                return line.rstrip("\n")[len(_V2_LINE) :]
+    raise NoCgroupError("this host has no cgroup v2", _BOOT_HINT)
+
+
+def _mounts(path: str) -> list[tuple[str, str]]:
+    """Return which group each mount of cgroup v2 shows, and where (proc(5))."""
+    found = []
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields, _, source = line.partition(" - ")
+            words = fields.split(" ")
+            if source.startswith(f"{_V2_TYPE} ") and len(words) > 4:
+                found.append((_unescape(words[3]), _unescape(words[4])))
+    return found
+
+
+def _unescape(text: str) -> str:
+    r"""Undo \040 and the like, which stand for blanks and backslashes."""
+    first, *rest = text.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
+
+
+def _is_delegated(path: str) -> bool:
+    """Return whether systemd says that the group and what is below it are its users' own."""
+    try:
+        return os.getxattr(path, "user.delegate") == b"1"
+    except OSError:
+        return False
+
+
+def _examine(path: str, own: str) -> CgroupSite:
+    try:
+        available = _read(path, "cgroup.controllers").split()
+    except OSError as error:
+        raise NoCgroupError(f"{path} is no group of cgroup v2") from error
+    controllers = tuple(name for name in CONTROLLERS if name in available)
+    if not controllers:
+        reason = f"{path} has none of the controllers {', '.join(CONTROLLERS)}"
+        raise NoCgroupError(reason, _BOOT_HINT if _is_root(path) else "")
+    try:
+        _check_kind(path)
+        steps_aside = _must_step_aside(path, own)
+    except OSError as error:
+        raise NoCgroupError(f"cannot read {error.filename}: {error.strerror}") from error
+    _check_rights(path, own)
+    return CgroupSite(path, controllers, steps_aside)
+
+
+def _check_kind(path: str) -> None:
+    if not _is_root(path):
+        kind = _read(path, "cgroup.type").strip()
+        if kind != "domain":
+            raise NoCgroupError(f"{path} is a {kind} group")
+
+
+def _must_step_aside(path: str, own: str) -> bool:
+    if _is_root(path):
+        return False
+    processes = _read(path, "cgroup.procs").split()
+    if not processes:
+        return False
+    if path == own and processes == [str(os.getpid())]:
+        return True
+    raise NoCgroupError(f"{path} has other processes, which a group with limited ones may not have")
+
+
+def _check_rights(path: str, own: str) -> None:
+    """Check that we may make groups there, give them controllers, and put our children in."""
+    shared = os.path.commonpath((path, own))
+    for needed in (
+        path,
+        f"{path}/cgroup.procs",
+        f"{path}/cgroup.subtree_control",
+        f"{shared}/cgroup.procs",
+    ):
+        if not os.access(needed, os.W_OK, effective_ids=True):
+            raise NoCgroupError(f"{needed} is not ours to write")
+
+
+def _is_root(path: str) -> bool:
+    """Return whether this is the root of all groups, which alone has no type."""
+    return not os.path.exists(f"{path}/cgroup.type")
+
+
+def _read(path: str, name: str) -> str:
+    with open(f"{path}/{name}", encoding="ascii") as file:
+        return file.read()
