@@ -83,7 +83,10 @@ def write_id_maps(pid: int, ids: IdMap) -> None:
     ):
         path = f"/proc/{pid}/{name}"
         try:
-            with open(path, "wb", buffering=0) as file:
-                file.write(content.encode())
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, content.encode())
+            finally:
+                os.close(fd)
         except OSError as error:
             raise HostError("write", path, _USERNS_HINT) from error

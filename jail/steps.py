@@ -16,9 +16,12 @@ import signal
 # takes 2 ms of every start for it.
 import _prctl
 
-from sys_util import linux
+from sys_util import landlock, linux
 from sys_util.facts import fact
+from sys_util.log import get_logger
 from sys_util.typing import Final
+
+log = get_logger("crosvm.jail")
 
 # Any directory that exists everywhere: the tmpfs that is mounted there becomes the root.
 _MOUNT_POINT: Final = "/proc"
@@ -36,14 +39,18 @@ _SECUREBITS: Final = (
 _MAX_CAPABILITIES: Final = 64
 
 _RLIMITS: Final = {
+    "AS": resource.RLIMIT_AS,
     "CORE": resource.RLIMIT_CORE,
     "DATA": resource.RLIMIT_DATA,
     "FSIZE": resource.RLIMIT_FSIZE,
     "MEMLOCK": resource.RLIMIT_MEMLOCK,
     "MSGQUEUE": resource.RLIMIT_MSGQUEUE,
+    "NICE": resource.RLIMIT_NICE,
     "NOFILE": resource.RLIMIT_NOFILE,
     "NPROC": resource.RLIMIT_NPROC,
+    "RTPRIO": resource.RLIMIT_RTPRIO,
     "SIGPENDING": resource.RLIMIT_SIGPENDING,
+    "STACK": resource.RLIMIT_STACK,
 }
 
 
@@ -237,6 +244,28 @@ class NotDumpable:
 
 
 @fact
+class ForbidFiles:
+    """No file can be opened, made or changed, wherever a path leads (landlock(7)).
+
+    Files of the directories ``removable_in`` can still be removed. It holds for the calling thread
+    and those that it starts from then on; what is open stays usable. A process under it can mount
+    nothing, and so make no jail.
+    """
+
+    removable_in: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        but = f", but for removing from {', '.join(self.removable_in)}" if self.removable_in else ""
+        return f"give up all files{but} (Landlock)"
+
+    def apply(self) -> None:
+        """Give them up; on a kernel without Landlock the other steps have to do."""
+        if not landlock.forbid_files(self.removable_in):
+            log.debug("this kernel has no Landlock")
+
+
+@fact
 class LoadFilter:
     """Only the system calls of the policy are left; the last step there can be."""
 
@@ -248,5 +277,5 @@ class LoadFilter:
         return f"load the seccomp filter {self.policy_name}"
 
     def apply(self) -> None:
-        """Load it into the one thread of this process."""
+        """Load it into the calling thread."""
         linux.load_seccomp_filter(self.bpf)

@@ -13,7 +13,7 @@ import pytest
 
 from jail.namespaces import IdMap
 from jail.plan import device_jail
-from sys_util import linux
+from sys_util import landlock, linux
 from tests.support.jailed import in_jail
 
 pytestmark = pytest.mark.root
@@ -38,9 +38,10 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-def probe(folder: Path, attempt: Callable[[], object]) -> object:
+def probe(folder: Path, attempt: Callable[[], object], *, landlock: bool = False) -> object:
     found = folder.stat()
-    return in_jail(attempt, directory=str(folder), owner=IdMap(found.st_uid, found.st_gid))
+    owner = IdMap(found.st_uid, found.st_gid)
+    return in_jail(attempt, directory=str(folder), owner=owner, landlock=landlock)
 
 
 def connect(path: str) -> Callable[[], object]:
@@ -63,6 +64,21 @@ def bind() -> None:
 
 def test_listener_in_the_directory_is_reached(folder: Path) -> None:
     assert probe(folder, connect("/v_52")) is True
+
+
+@pytest.mark.skipif(not landlock.abi_version(), reason="this kernel has no Landlock")
+@pytest.mark.parametrize(
+    ("attempt", "answer"),
+    [
+        pytest.param(lambda: os.listdir("/"), "Permission denied", id="list"),
+        pytest.param(lambda: os.open("/script", os.O_RDONLY), "Permission denied", id="read"),
+        pytest.param(connect("/v_52"), True, id="connect"),
+    ],
+)
+def test_with_landlock_only_sockets_are_left(
+    folder: Path, attempt: Callable[[], object], answer: object
+) -> None:
+    assert probe(folder, attempt, landlock=True) == answer
 
 
 def test_directory_is_the_root_and_all_there_is(folder: Path) -> None:

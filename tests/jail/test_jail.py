@@ -16,7 +16,7 @@ import pytest
 
 from jail.namespaces import FIRST_DEVICE_UID, JAILED_ID, NAMESPACES
 from jail.plan import device_jail
-from sys_util import linux
+from sys_util import landlock, linux
 from sys_util.errors import HostError
 from tests.support.jailed import HeldJail, in_jail
 
@@ -154,6 +154,11 @@ def test_attempt_from_inside_fails(attempt: Callable[[], object], answer: str) -
         assert any(part in found for part in answer.split("|")), found
     else:
         assert found == []
+
+
+@pytest.mark.skipif(not landlock.abi_version(), reason="this kernel has no Landlock")
+def test_plan_ends_with_landlock_in_force() -> None:
+    assert in_jail(lambda: os.listdir("/"), landlock=True) == "Permission denied"
 
 
 def test_plan_describes_every_step_with_the_filter_last() -> None:

@@ -11,13 +11,16 @@ import msgpack
 
 from jail.namespaces import IdMap, clone_into, id_map_for, write_id_maps
 from jail.plan import MAX_DATA_BYTES, JailPlan, Step, device_jail
-from jail.steps import LimitResources
+from jail.steps import ForbidFiles, LimitResources
 
 # A test process has grown far beyond what a device may hold, and so has its child.
 ROOMY_DATA_BYTES = 8 << 30
 
 
-def jail_without_filter(keep: set[int], directory: str = "", hidden: str = "") -> JailPlan:
+def jail_without_filter(
+    keep: set[int], directory: str = "", hidden: str = "", *, landlock: bool = False
+) -> JailPlan:
+    """Return the jail without the walls that would hide the others."""
     plan = device_jail(
         policy_name="none",
         bpf=b"",
@@ -26,7 +29,8 @@ def jail_without_filter(keep: set[int], directory: str = "", hidden: str = "") -
         directory=directory,
         hidden=hidden,
     )
-    return JailPlan(tuple(roomy(step) for step in plan.steps), plan.door)
+    steps = (roomy(step) for step in plan.steps if landlock or not isinstance(step, ForbidFiles))
+    return JailPlan(tuple(steps), plan.door)
 
 
 def roomy(step: Step) -> Step:
@@ -44,6 +48,7 @@ def in_jail(
     directory: str = "",
     hidden: str = "",
     owner: IdMap | None = None,
+    landlock: bool = False,
 ) -> object:
     """Return what ``probe`` returns (msgpack-able) from inside the device jail, door open."""
     result_read, result_write = os.pipe()
@@ -52,7 +57,8 @@ def in_jail(
     if pid == 0:
         try:
             os.read(go_read, 1)
-            jail_without_filter({0, 1, 2, result_write, *extra_fds}, directory, hidden).enter()
+            keep = {0, 1, 2, result_write, *extra_fds}
+            jail_without_filter(keep, directory, hidden, landlock=landlock).enter()
             try:
                 found = probe()
             except OSError as error:
