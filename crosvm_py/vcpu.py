@@ -106,6 +106,9 @@ class VcpuSet:
         self._condition = threading.Condition()
         self._state = _PAUSED
         self._ended = False
+        self._confine: Callable[[], None] | None = None
+        self._unconfined = len(vcpus)  # threads that are not at their gate yet
+        self._refusal: Exception | None = None
         self._tids: dict[int, int] = {}
         self._parked: set[int] = set()
         runners = [
@@ -118,16 +121,32 @@ class VcpuSet:
         ]
         self._vcpus = {vcpu.index: vcpu for vcpu in vcpus}
 
-    def start(self, *, paused: bool = False) -> None:
+    def start(self, *, paused: bool = False, confine: Callable[[], None] | None = None) -> None:
         """Start the threads. Call it in the process that stays: threads do not survive a fork.
+
+        Args:
+            paused: none enters the guest before ``resume``.
+            confine: called in each thread before anything of the guest; it may raise.
 
         Raises:
             HostError: the kick signal cannot be handled.
         """
         install_kick_handler(KICK_SIGNAL)
         self._state = _PAUSED if paused else _RUNNING
+        self._confine = confine
         for thread in self._threads:
             thread.start()
+
+    def wait_confined(self) -> None:
+        """Wait until every thread that was started is confined.
+
+        Raises:
+            Exception: what ``confine`` raised in one; that one has ended.
+        """
+        with self._condition:
+            self._condition.wait_for(lambda: not self._unconfined)
+            if self._refusal is not None:
+                raise self._refusal
 
     @property
     def thread_ids(self) -> dict[int, int]:
@@ -188,8 +207,8 @@ class VcpuSet:
         index = runner.vcpu.index
         signal.pthread_sigmask(signal.SIG_BLOCK, _OTHERS_SIGNALS)
         linux.set_process_name(f"crosvm_vcpu{index}")
-        with self._condition:
-            self._tids[index] = threading.get_native_id()
+        if not self._enter(index):
+            return
         try:
             reason = runner.run(self._gate)
         except Exception as error:  # the thread's entry: the VM must end, not hang
@@ -202,6 +221,24 @@ class VcpuSet:
                 self._condition.notify_all()
         if reason is not None:
             self._report(index, reason)
+
+    def _enter(self, index: int) -> bool:
+        """Confine this thread and count it in; return whether that was possible."""
+        tid = threading.get_native_id()
+        refusal: Exception | None = None
+        try:
+            if self._confine is not None:
+                self._confine()
+        except Exception as error:  # noqa: BLE001 - it is raised where the threads are started
+            refusal = error
+        with self._condition:
+            self._unconfined -= 1
+            if refusal is None:
+                self._tids[index] = tid
+            else:
+                self._refusal = refusal
+            self._condition.notify_all()
+        return refusal is None
 
     def _report(self, index: int, reason: VmExitReason) -> None:
         with self._condition:

@@ -32,6 +32,10 @@ class ScriptedVcpu:
         self._steps = list(steps)
         self.pauses = 0
 
+    @property
+    def steps_left(self) -> int:
+        return len(self._steps)
+
     def run(self) -> int:
         if self.page[lib.RUN_IMMEDIATE_EXIT]:
             return -errno.EINTR

@@ -12,6 +12,7 @@ import pytest
 from crosvm_py.exit_status import VmExit
 from crosvm_py.vcpu import VcpuSet
 from sys_util._kvm import lib
+from sys_util.errors import HostError
 from tests.crosvm_py.scripted_vcpu import (
     DATA_OFFSET,
     IN,
@@ -28,6 +29,8 @@ from tests.crosvm_py.scripted_vcpu import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crosvm_py.vcpu_exit import VmExitReason
 
 
@@ -219,3 +222,42 @@ def test_a_vcpu_that_ended_does_not_hold_up_a_pause() -> None:
     vcpus.pause()
     assert vcpus.wait_paused(TIMEOUT_SECONDS)
     assert vcpus.stop(TIMEOUT_SECONDS)
+
+
+# Confinement
+
+
+def confined_set(
+    confine: Callable[[], None], cpus: int
+) -> tuple[VcpuSet, list[ScriptedVcpu], Outcome]:
+    vcpus, outcome = [ScriptedVcpu(index, [SHUTDOWN]) for index in range(cpus)], Outcome()
+    found = VcpuSet(vcpus, RecordingBus(), RecordingBus(), outcome.on_exit)
+    found.start(paused=True, confine=confine)
+    return found, vcpus, outcome
+
+
+def test_every_thread_is_confined_by_itself_before_the_guest_runs() -> None:
+    confined: list[str] = []
+    vcpus, _, outcome = confined_set(lambda: confined.append(threading.current_thread().name), 3)
+    vcpus.wait_confined()
+    assert sorted(confined) == ["vcpu0", "vcpu1", "vcpu2"]
+    assert outcome.reports == []
+    vcpus.resume()
+    outcome.wait()
+    assert vcpus.stop(TIMEOUT_SECONDS)
+
+
+def test_thread_that_cannot_be_confined_never_runs_and_is_told() -> None:
+    refused = threading.Semaphore(1)
+
+    def confine() -> None:
+        if refused.acquire(blocking=False):
+            raise HostError("load", "the filter")
+
+    vcpus, scripted, outcome = confined_set(confine, 2)
+    with pytest.raises(HostError, match="load the filter"):
+        vcpus.wait_confined()
+    assert len(vcpus.thread_ids) == 1
+    assert vcpus.stop(TIMEOUT_SECONDS)
+    assert outcome.reports == []
+    assert all(vcpu.steps_left == 1 for vcpu in scripted)
