@@ -97,9 +97,11 @@ class DiskFile:
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """Make a range read as zeros, its space given back with ``unmap`` and kept without."""
-        mode = FALLOC_FL_PUNCH_HOLE if unmap else FALLOC_FL_ZERO_RANGE
+        # With FALLOC_FL_KEEP_SIZE this call would take space past the end of the image, which no
+        # limit bounds; without, RLIMIT_FSIZE does. The policy knows only this form.
+        mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE if unmap else FALLOC_FL_ZERO_RANGE
         try:
-            fallocate(self._fd, mode | FALLOC_FL_KEEP_SIZE, offset, length)
+            fallocate(self._fd, mode, offset, length)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
