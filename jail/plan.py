@@ -15,7 +15,9 @@ from jail.steps import (
     DropCapabilities,
     EmptyRoot,
     ForbidFiles,
+    ForbidUserNamespaces,
     ForgetGroups,
+    LeaveGroup,
     LimitResources,
     LoadFilter,
     NoNewPrivileges,
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 
 # Private memory a device may come to hold: several times what Python and its buffers need.
 MAX_DATA_BYTES: Final = 256 * 1024 * 1024
+
+# Addresses beside those of guest memory: many times what a device has. What they bound are the page
+# tables of memory that is mapped and only read, which no other limit counts.
+MAX_OTHER_ADDRESSES: Final = 4 << 30
 
 # Two eventfds for each of 64 queues, and the fds of the process itself.
 MAX_OPEN_FILES: Final = 192
@@ -136,6 +142,7 @@ def device_jail(
     hidden: str = "",
     max_open_files: int = MAX_OPEN_FILES,
     max_processes: int = 0,
+    memory_bytes: int | None = None,
 ) -> JailPlan:
     """Return the one jail that every device process enters.
 
@@ -149,15 +156,20 @@ def device_jail(
         hidden: a socket in there that it cannot reach.
         max_open_files: descriptors at one time.
         max_processes: processes and threads of its user; the kernel's own on its behalf count too.
+        memory_bytes: guest memory, which it will map; ``None`` for as many addresses as it likes.
     """
+    addresses = () if memory_bytes is None else (("AS", memory_bytes + MAX_OTHER_ADDRESSES),)
     return JailPlan(
         steps=(
             CloseFds(frozenset(keep_fds)),
+            LeaveGroup(),
             AssumeIds(JAILED_ID, JAILED_ID),
             DieWithParent(),  # after the change of ids, which clears the request
+            ForbidUserNamespaces(),
             OneDirectoryRoot(directory, hidden) if directory else EmptyRoot(),
             LimitResources(
                 (
+                    *addresses,
                     ("CORE", 0),
                     ("DATA", MAX_DATA_BYTES),
                     ("FSIZE", max_file_bytes),

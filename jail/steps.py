@@ -83,6 +83,42 @@ class CloseFds:
 
 
 @fact
+class LeaveGroup:
+    """The process is alone in its process group, so that a signal to its own reaches nobody else.
+
+    A PID namespace does not help there: the group is the parent's, whatever number it has inside.
+    """
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return "leave the parent's process group"
+
+    def apply(self) -> None:
+        """Lead a group, and no session: who leads one could get a terminal."""
+        os.setpgid(0, 0)
+
+
+@fact
+class ForbidUserNamespaces:
+    """No user namespace can be made in this one, and so no capability over any other kind."""
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return "make no user namespaces"
+
+    def apply(self) -> None:
+        """Set the limit of this namespace, while it can be seen (namespaces(7)).
+
+        A host that shows no writable /proc leaves this one to the filter.
+        """
+        try:
+            with open("/proc/sys/user/max_user_namespaces", "wb", buffering=0) as limit:
+                limit.write(b"0")
+        except OSError:
+            return
+
+
+@fact
 class AssumeIds:
     """The process becomes the one user of its user namespace."""
 

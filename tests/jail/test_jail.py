@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from jail.namespaces import FIRST_DEVICE_UID, JAILED_ID, NAMESPACES
-from jail.plan import device_jail
+from jail.plan import MAX_OTHER_ADDRESSES, device_jail
+from jail.steps import LimitResources
 from sys_util import landlock, linux
 from sys_util.errors import HostError
 from tests.support.jailed import HeldJail, in_jail
@@ -58,6 +59,11 @@ def test_root_gives_each_device_an_id_of_its_own(held: HeldJail) -> None:
     assert held.status()["Uid"].split() == [str(FIRST_DEVICE_UID + held.pid)] * 4
 
 
+def test_process_is_alone_in_its_group(held: HeldJail) -> None:
+    assert os.getpgid(held.pid) == held.pid
+    assert os.getsid(held.pid) == os.getsid(0)
+
+
 def test_process_is_the_first_and_only_one_it_knows() -> None:
     assert in_jail(os.getpid) == 1
 
@@ -92,6 +98,12 @@ def fork() -> None:
 
 def new_user_namespace() -> None:
     linux.clone(linux.CLONE_NEWUSER)
+
+
+def unshare_user_namespace() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(linux.CLONE_NEWUSER) < 0:
+        raise OSError(ctypes.get_errno(), "unshare")
 
 
 def become_root() -> None:
@@ -138,6 +150,7 @@ def trace_parent() -> None:
         pytest.param(
             new_user_namespace, "Resource temporarily|not permitted|No space", id="user-namespace"
         ),
+        pytest.param(unshare_user_namespace, "No space left", id="unshare-user-namespace"),
         pytest.param(become_root, "Operation not permitted|Invalid", id="setuid"),
         pytest.param(set_hostname, "Operation not permitted", id="hostname"),
         pytest.param(raise_limit, "Operation not permitted", id="rlimit"),
@@ -166,6 +179,14 @@ def test_plan_describes_every_step_with_the_filter_last() -> None:
     words = plan.describe()
     assert words[-1] == "load the seccomp filter rng_device"
     assert len(words) == len(plan.steps) + 1
+
+
+def test_addresses_are_bounded_by_guest_memory_and_some() -> None:
+    plan = device_jail(
+        policy_name="rng_device", bpf=b"", keep_fds=[3], max_file_bytes=0, memory_bytes=1 << 40
+    )
+    (limits,) = (step for step in plan.steps if isinstance(step, LimitResources))
+    assert dict(limits.limits)["AS"] == (1 << 40) + MAX_OTHER_ADDRESSES
 
 
 def test_refused_step_is_named() -> None:
