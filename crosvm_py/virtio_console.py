@@ -7,13 +7,17 @@ through the vmm, which has to find Ctrl-A x in them whatever the guest and the d
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
+from functools import partial
 
 from crosvm_py.console_ends import open_ends
 from crosvm_py.console_input import TerminalInput
 from crosvm_py.device_kinds import DeviceOrder, pack_spec
 from devices.virtio.console import ConsoleSpec, PortSpec
+from devices.virtio.console_backlog import backlogs_bytes
+from sys_util.errors import raise_host_error
 from sys_util.event_loop import EPOLLOUT
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
@@ -41,12 +45,20 @@ KEY_BYTES: Final = 4096
 # The key that Linux takes for a break on hvc consoles.
 SYSRQ_KEY: Final = b"\x0f"
 
+# A terminal's size that a device between two processes did not take is told again.
+_RETRY_SECONDS: Final = 0.5
+
+# No terminal has this size.
+_UNTOLD: Final = (-1, -1)
+
 # Nobody signals a change of a pseudo-terminal's size to its other side.
 PTY_SECONDS: Final = 1.0
 
 # What a slow reader gets at the end, and how often we look whether it has read.
 DRAIN_SECONDS: Final = 1.0
 DRAIN_STEP_SECONDS: Final = 0.02
+
+_SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 # Output files may grow as the disk allows.
 _MAX_FILE_BYTES: Final = 1 << 62
@@ -185,9 +197,10 @@ class VirtioConsole:
     def order(self) -> DeviceOrder:
         """Return the order for the device process; the descriptors in it are the caller's."""
         self._ordered = True
-        fds = tuple(fd for port in self._ports for fd in port.device_fds)
-        spec = ConsoleSpec(tuple(self._specs))
-        return DeviceOrder(KIND, KIND, pack_spec(spec), fds, _MAX_FILE_BYTES)
+        fds = [fd for port in self._ports for fd in port.device_fds]
+        fds.append(_backlog_memory(len(self._ports)))
+        spec = ConsoleSpec(tuple(self._specs), has_backlogs=True)
+        return DeviceOrder(KIND, KIND, pack_spec(spec), tuple(fds), _MAX_FILE_BYTES)
 
     def start(self, loop: TimerLoop, lock: AbstractContextManager[bool]) -> None:
         """Pass keys on from now on."""
@@ -245,12 +258,20 @@ class VirtioConsole:
             size = terminal.window_size(port.ends.size_fd)
             if size != port.size and self._command is not None:
                 port.size = size
+                told = partial(self._on_told, port)
                 arguments: dict[str, object] = {
                     "port": number,
                     "columns": size[0],
                     "rows": size[1],
                 }
-                self._command("resize", arguments, _log_failure)
+                self._command("resize", arguments, told)
+
+    def _on_told(self, port: _OpenPort, done: bool, answer: dict[str, object]) -> None:
+        if done or self._loop is None:
+            return
+        log.debug("the console does not take its size: %s", answer.get("error"))
+        port.size = _UNTOLD
+        self._loop.call_later(_RETRY_SECONDS, self.check_sizes)
 
     def close(self) -> None:
         """Close everything; the event loop no longer runs. May be called again."""
@@ -301,9 +322,19 @@ def _number(spec: SerialSpec) -> int:
     return spec.num
 
 
-def _log_failure(done: bool, answer: dict[str, object]) -> None:
-    if not done:
-        log.debug("the console does not take its size: %s", answer.get("error"))
+def _backlog_memory(count: int) -> int:
+    """Return memory for what slow readers of ``count`` ports have not read yet.
+
+    It is the device's alone, but outlives each of its processes.
+    """
+    fd = os.memfd_create("crosvm_console", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, backlogs_bytes(count))
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError as error:
+        os.close(fd)
+        raise_host_error("make", "memory for the virtio console", error)
+    return fd
 
 
 def _nothing() -> None:

@@ -6,7 +6,7 @@ Queues:      0 receiveq and 1 transmitq of port 0; with several ports 2 and 3 fo
 Features:    SIZE where a port has a terminal, MULTIPORT for more than one port or one with a name,
              EMERG_WRITE
 Config:      size of port 0, number of ports, emergency write
-Kept fds:    of each port what it writes to, and what it reads from
+Kept fds:    of each port what it writes to, and what it reads from; memory for backlogs
 
 Linux reads the columns and rows of a RESIZE message in the order of the specification since 6.15
 (5326ab737a47, also in Debian's 6.1), before that the other way round. A lone port without a name
@@ -18,6 +18,7 @@ from __future__ import annotations
 from struct import Struct
 
 from devices.virtio.chain import ChainError
+from devices.virtio.console_backlog import open_backlogs
 from devices.virtio.console_control import (
     CONTROL_RECEIVE_QUEUE,
     CONTROL_TRANSMIT_QUEUE,
@@ -25,14 +26,17 @@ from devices.virtio.console_control import (
 )
 from devices.virtio.console_output import LineOutput, Output, PolledOutput, SocketOutput
 from devices.virtio.console_port import ConsolePort, Input, Size
+from devices.virtio.console_state import ConsoleState, PortState, bits, flags, read_state
 from devices.virtio.device import CommandError, SimpleDevice
 from sys_util.facts import fact
+from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from devices.virtio.chain import DescriptorChain
+    from devices.virtio.console_backlog import Backlog
     from devices.virtio.context import DeviceContext
 
 VIRTIO_CONSOLE_F_SIZE: Final = 0
@@ -49,6 +53,8 @@ MAX_PORTS: Final = 16
 # struct virtio_console_config: cols, rows, max_nr_ports, emerg_wr.
 _CONFIG: Final = Struct("<HHII")
 _EMERG_WR_OFFSET: Final = 8
+
+_log = get_logger("devices.virtio.console")
 
 
 class PortSpec(NamedTuple):
@@ -74,21 +80,27 @@ class ConsoleSpec:
     """The device: its ports, the first of which is port 0."""
 
     ports: tuple[PortSpec, ...]
+    has_backlogs: bool = False  # the last descriptor is memory for the backlogs of all ports
 
 
 class _Port(ConsolePort):
     """A port as the driver is told of it."""
 
     def __init__(
-        self, number: int, spec: PortSpec, context: DeviceContext, fds: Iterator[int]
+        self,
+        number: int,
+        spec: PortSpec,
+        context: DeviceContext,
+        fds: Iterator[int],
+        backlog: Backlog,
     ) -> None:
         label = f"port {number}"
         first = _first_queue(number)
-        output = _build_output(label, spec, fds)
+        output = _build_output(label, spec, fds, backlog)
         source = None
         if spec.input != "none":
             source = Input(next(fds), regular=spec.input == "regular")
-        super().__init__(label, context, (first, first + 1), output, source)
+        super().__init__(label, context, (first, first + 1), backlog, output, source)
         self.name = spec.name
         self.is_console = spec.is_console
         self.size = Size(spec.columns, spec.rows)
@@ -98,19 +110,21 @@ def _first_queue(port: int) -> int:
     return 2 * port + 2 if port else 0
 
 
-def _build_output(label: str, spec: PortSpec, fds: Iterator[int]) -> Output | None:
+def _build_output(
+    label: str, spec: PortSpec, fds: Iterator[int], backlog: Backlog
+) -> Output | None:
     lossy = spec.is_console
     match spec.output:
         case "none":
             return None
         case "socket":
-            return SocketOutput(label, next(fds), lossy=lossy)
+            return SocketOutput(label, next(fds), backlog, lossy=lossy)
         case "lines":
-            return LineOutput(label, next(fds), spec.prefix)
+            return LineOutput(label, next(fds), backlog, spec.prefix)
         case "polled":
-            return PolledOutput(label, next(fds), spec.write_limit, lossy=lossy)
+            return PolledOutput(label, next(fds), backlog, spec.write_limit, lossy=lossy)
         case _:
-            return Output(label, next(fds), lossy=lossy)
+            return Output(label, next(fds), backlog, lossy=lossy)
 
 
 class Console(SimpleDevice):
@@ -124,7 +138,9 @@ class Console(SimpleDevice):
 
     def __init__(self, spec: ConsoleSpec, fds: Sequence[int]) -> None:
         self._specs = tuple(map(PortSpec._make, spec.ports))  # plain tuples, when unpacked
-        self._fds = tuple(fds)
+        *ports_fds, backlogs_fd = fds if spec.has_backlogs else (*fds, -1)
+        self._fds = tuple(ports_fds)
+        self._backlogs = open_backlogs(backlogs_fd, len(self._specs))
         self._ports: list[_Port] = []
         self._has_size = any(port.has_size for port in self._specs)
         self._is_multiport = len(self._specs) > 1 or bool(self._specs[0].name)
@@ -153,11 +169,21 @@ class Console(SimpleDevice):
     def attach(self, context: DeviceContext) -> None:
         self._context = context
         fds = iter(self._fds)
-        self._ports = [_Port(number, spec, context, fds) for number, spec in enumerate(self._specs)]
+        self._ports = [
+            _Port(number, spec, context, fds, self._backlogs[number])
+            for number, spec in enumerate(self._specs)
+        ]
         for number, port in enumerate(self._ports):
             first = _first_queue(number)
             self._by_queue[first] = self._by_queue[first + 1] = port
-        self._control = Control(context, self._ports)
+            port.save = self._save
+        self._control = Control(context, self._ports, self._save)
+        earlier = context.saved.load()
+        if earlier is not None:
+            self._restore(earlier, self._control)
+        else:
+            self._clear_backlogs()
+        self._save()
 
     def activate(self, features: int) -> None:
         self._negotiated_multiport = bool(features >> VIRTIO_CONSOLE_F_MULTIPORT & 1)
@@ -190,6 +216,7 @@ class Console(SimpleDevice):
             port.reset()
         if self._control is not None:
             self._control.reset()
+        self._save()
 
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
         if verb == "drain":
@@ -211,6 +238,55 @@ class Console(SimpleDevice):
         for port in ports:
             port.close_ends()
 
+    def _save(self) -> None:
+        """Store what another process would have to know."""
+        if self._context is not None and self._control is not None:
+            states = tuple(map(self._port_state, range(len(self._ports))))
+            state = ConsoleState(states, self._control.sending, self._control.heard)
+            self._context.saved.store(state.pack())
+
+    def _port_state(self, number: int) -> PortState:
+        port, backlog, control = self._ports[number], self._backlogs[number], self._control
+        is_ready, pending = False, 0
+        if control is not None:
+            is_ready, pending = number in control.ready, bits(control.pending[number])
+        return PortState(
+            *port.size,
+            flags(is_ready=is_ready, is_open=port.is_open),
+            pending,
+            backlog.tail,
+            port.chain,
+            port.chain_bytes,
+            0 if port.output is None else port.output.dropped_bytes,
+        )
+
+    def _restore(self, fields: dict[str, object], control: Control) -> None:
+        """Go on where an earlier process stood. If it left nonsense, begin anew."""
+        try:
+            state = read_state(fields, len(self._ports))
+            for backlog, saved in zip(self._backlogs, state.ports, strict=True):
+                backlog.restore(saved.tail)
+        except ValueError as error:
+            _log.warning("saved state is not used: %s", error)
+            self._clear_backlogs()
+            return
+        for number, (port, saved) in enumerate(zip(self._ports, state.ports, strict=True)):
+            port.size = Size(saved.columns, saved.rows)
+            port.is_open = saved.is_open
+            port.chain, port.chain_bytes = saved.chain, saved.chain_bytes
+            control.pending[number] = saved.events
+            if saved.is_ready:
+                control.ready.add(number)
+            if port.output is not None:
+                port.output.dropped_bytes = saved.dropped_bytes
+                port.output.go_on()
+        control.sending, control.heard = state.sending, state.heard
+        control.restored = True
+
+    def _clear_backlogs(self) -> None:
+        for backlog in self._backlogs:
+            backlog.clear()
+
     def _queue_sizes(self) -> tuple[int, ...]:
         pair = (DATA_QUEUE_SIZE, DATA_QUEUE_SIZE)
         if not self._is_multiport:
@@ -223,7 +299,9 @@ class Console(SimpleDevice):
         if size == port.size or not self._has_size:
             return
         port.size = size
+        if self._control is not None and self._negotiated_multiport:
+            self._control.resize(number)  # which saves both
+        else:
+            self._save()
         if self._context is not None and number == 0:
             self._context.config_changed()
-        if self._control is not None and self._negotiated_multiport:
-            self._control.resize(number)

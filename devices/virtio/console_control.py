@@ -3,6 +3,10 @@
 
 What is still to be said to the driver is a set of kinds for each port, not a list of messages:
 however many messages the driver sends and however few buffers it gives, it never grows.
+
+A message of the driver is taken note of before its buffer goes back, and one to the driver before
+it is shown, with its place in the queue: a process that takes this one's place sees there whether
+the driver got it.
 """
 
 from __future__ import annotations
@@ -14,16 +18,22 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from devices.virtio.chain import DescriptorChain
     from devices.virtio.console_port import Size
     from devices.virtio.context import DeviceContext
+    from devices.virtio.port import QueuePort
 
 CONTROL_RECEIVE_QUEUE: Final = 2
 CONTROL_TRANSMIT_QUEUE: Final = 3
 
 MESSAGES_PER_TURN: Final = 64
+
+# In place of a message's place in the queue, its port and event.
+NO_MESSAGE: Final = (-1, 0, 0)
+
+NOT_HEARD: Final = -1
 
 # struct virtio_console_control: id, event, value.
 _CONTROL: Final = Struct("<IHH")
@@ -74,24 +84,38 @@ class ControlledPort(Protocol):
 class Control:
     """Both control queues."""
 
-    def __init__(self, context: DeviceContext, ports: Sequence[ControlledPort]) -> None:
+    def __init__(
+        self,
+        context: DeviceContext,
+        ports: Sequence[ControlledPort],
+        save: Callable[[], None],
+    ) -> None:
+        """``save`` stores what is public here."""
         self.with_size = False  # VIRTIO_CONSOLE_F_SIZE was negotiated
+        self.pending: list[set[Event]] = [set() for _ in ports]
+        self.ready: set[int] = set()
+        self.sending = NO_MESSAGE
+        self.heard = NOT_HEARD  # the place of the driver's last message
+        self.restored = False  # what is here is an earlier process's
         self._context = context
         self._ports = ports
-        self._pending: list[set[Event]] = [set() for _ in ports]
-        self._ready: set[int] = set()
+        self._save = save
 
     def reset(self) -> None:
         """Forget the driver."""
-        self._ready.clear()
-        for events in self._pending:
+        self.ready.clear()
+        for events in self.pending:
             events.clear()
+        self.sending = NO_MESSAGE
+        self.heard = NOT_HEARD
+        self.restored = False
 
     def resize(self, port: int) -> None:
-        """Tell the driver the port's new size, if it knows the port as a console."""
-        if port in self._ready and self.with_size and self._ports[port].is_console:
-            self._pending[port].add(Event.RESIZE)
-            self._send_all()
+        """Save the port's new size, and tell the driver if it knows the port as a console."""
+        if port in self.ready and self.with_size and self._ports[port].is_console:
+            self.pending[port].add(Event.RESIZE)
+        self._save()
+        self._send_all()
 
     # From the driver
 
@@ -102,7 +126,10 @@ class Control:
             return False
         if port.resumed:
             port.resumed = False
-            self._assume_ready()
+            if not self.restored:
+                self._assume_ready()
+        else:
+            self.heard = NOT_HEARD  # its buffer went back
         for _ in range(MESSAGES_PER_TURN):
             chain = port.take()
             if chain is None:
@@ -110,18 +137,22 @@ class Control:
                     self._send_all()
                     return False
                 continue
-            self._read(chain)
+            if port.last_taken != self.heard:  # else the last process took note of it
+                self._read(chain)
+                self.heard = port.last_taken
+                self._save()
             port.give_back(chain)
+            port.publish()
         port.flush()
         self._send_all()
         return True
 
     def _assume_ready(self) -> None:
-        """Go on where a process ended that the driver had told everything.
+        """Go on without the state of the last process, as if the driver had told it everything.
 
         A port that it has closed meanwhile may lose input, as it does not read it.
         """
-        self._ready.update(range(len(self._ports)))
+        self.ready.update(range(len(self._ports)))
         for port in self._ports:
             port.open()
 
@@ -146,15 +177,15 @@ class Control:
         if value != 1:
             _log.warning("console: the driver could not set the device up")
             return
-        for events in self._pending:
+        for events in self.pending:
             events.add(Event.PORT_ADD)
 
     def _port_ready(self, port: int, value: int) -> None:
         if value != 1:
             _log.warning("console: the driver could not set port %d up", port)
             return
-        self._ready.add(port)
-        events = self._pending[port]
+        self.ready.add(port)
+        events = self.pending[port]
         events.add(Event.PORT_OPEN)
         if self._ports[port].is_console:
             events.add(Event.CONSOLE_PORT)
@@ -170,6 +201,9 @@ class Control:
         port = self._context.port(CONTROL_RECEIVE_QUEUE)
         if port is None:
             return False
+        if port.resumed:
+            port.resumed = False
+            self._settle(port)
         for _ in range(MESSAGES_PER_TURN):
             message = self._next()
             if message is None:
@@ -186,17 +220,29 @@ class Control:
                 _log.warning("console: buffer of %d bytes for control", chain.writer.remaining)
             else:
                 chain.writer.write(data)
-                self._pending[number].discard(event)
+                self.pending[number].discard(event)
+                self.sending = (port.last_taken, number, event)
+                self._save()
             port.give_back(chain)
+            port.publish()
         port.flush()
         return True
+
+    def _settle(self, port: QueuePort) -> None:
+        """Say again what the last process was about to show to the driver when it ended."""
+        at, number, event = self.sending
+        self.sending = NO_MESSAGE
+        unshown = (at - port.last_taken - 1) & 0xFFFF  # nothing is taken of this queue yet
+        if at >= 0 and unshown < port.size:
+            self.pending[number].add(Event(event))
+            self._save()
 
     def _send_all(self) -> None:
         if self.send():
             self._context.call_later(0.0, self._send_all)
 
     def _next(self) -> tuple[int, Event] | None:
-        for number, events in enumerate(self._pending):
+        for number, events in enumerate(self.pending):
             for event in _ORDER if events else ():
                 if event in events:
                     return number, event

@@ -3,10 +3,13 @@
 
 A *console* (hvcN) must never be held up: Linux waits for each piece of its output with interrupts
 off, so a reader that stops would stop a processor of the guest. What the reader does not take is
-kept up to ``BACKLOG_BYTES``; what comes after that is dropped, and its amount told later.
+kept in a ``Backlog``; what comes after that is dropped, and its amount told later.
 
 A *data* port (/dev/vportNpM) waits as a pipe does: its bytes stay in guest memory until there is
 room for them, and the program in the guest sleeps.
+
+How far we are is stored right behind each system call, for a process that takes this one's place.
+Only what one call wrote in the very moment of a kill can be written again.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import errno
 import os
 import socket
 
+from devices.virtio.console_backlog import HEAD, WRITTEN
 from sys_util.event_loop import EPOLLOUT
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
@@ -23,10 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from devices.virtio.chain import Reader
+    from devices.virtio.console_backlog import Backlog
     from devices.virtio.context import DeviceContext
-
-# As much of a busy console as somebody who comes late may still want to see.
-BACKLOG_BYTES: Final = 256 * 1024
 
 # One system call's worth: a chain may be 4 GiB of overlapping buffers in a thousand pieces.
 CHUNK_BYTES: Final = 64 * 1024
@@ -44,16 +46,17 @@ _log = get_logger("devices.virtio.console").limited()
 class Output:
     """Bytes to a stream: a file, a pipe, a terminal, a socket. Owns the descriptor."""
 
-    def __init__(self, label: str, fd: int, *, lossy: bool) -> None:
+    def __init__(self, label: str, fd: int, backlog: Backlog, *, lossy: bool) -> None:
         """``lossy``: what there is no room for is dropped, instead of left where it is."""
         self.fd = fd
+        self.backlog = backlog
         self.blocked = False  # ``on_room`` will be called
         self.on_room: Callable[[], None] = _nothing
+        self.on_kept: Callable[[], None] = _nothing  # the backlog has grown
         self.dropped_bytes = 0
         self._label = label
         self._lossy = lossy
         self._gone = False
-        self._backlog = bytearray()
         self._context: DeviceContext | None = None
 
     @property
@@ -64,28 +67,39 @@ class Output:
     @property
     def waiting_bytes(self) -> int:
         """How much of a console's output waits for its reader."""
-        return len(self._backlog) if self.blocked else 0
+        return len(self.backlog) if self.blocked else 0
 
     def attach(self, context: DeviceContext) -> None:
         """Learn where events come from."""
         self._context = context
 
-    def write(self, reader: Reader, limit_bytes: int) -> None:
-        """Consume up to ``limit_bytes`` of ``reader``; when ``blocked`` is set, maybe fewer."""
-        while not self._backlog and not self.blocked:
+    def go_on(self) -> None:
+        """Write what an earlier process left."""
+        if self.backlog and self._context is not None:
+            self._context.call_later(0.0, self._flush)
+
+    def write(self, reader: Reader, limit_bytes: int, progress: int) -> None:
+        """Consume up to ``limit_bytes`` of ``reader``; when ``blocked`` is set, maybe fewer.
+
+        ``progress`` is the cell's value for what is consumed of the chain already.
+        """
+        while not self.backlog and not self.blocked:
             length = min(reader.remaining, limit_bytes, CHUNK_BYTES)
             if not length:
                 return
-            taken = length if self._gone else self._try(reader.iovecs(length)[:IOV_MAX], length)
+            vectors = reader.iovecs(length)[:IOV_MAX]
+            taken = length if self._gone else self._try(vectors, length, WRITTEN, progress)
             reader.skip(taken)
             limit_bytes -= taken
+            progress += taken
         if self._lossy:
             self._keep(reader, min(reader.remaining, limit_bytes))
 
     def write_now(self, data: bytes) -> None:
         """Write ``data`` after what is waiting already, or drop it: it waits for nobody."""
-        if not self._gone and len(self._backlog) + len(data) <= BACKLOG_BYTES:
-            self._backlog += data
+        if not self._gone and len(data) <= self.backlog.room:
+            self.backlog.append([data])
+            self.on_kept()
             self._flush()
 
     def close(self) -> None:
@@ -94,29 +108,41 @@ class Output:
         os.close(fd)
 
     def _keep(self, reader: Reader, length: int) -> None:
-        room = 0 if self._gone else min(length, BACKLOG_BYTES - len(self._backlog))
-        self._backlog += reader.read(room)
+        if not length:
+            return
+        room = 0 if self._gone else min(length, self.backlog.room)
+        self.backlog.append(reader.iovecs(room))
+        reader.skip(length)
         if length > room:
-            reader.skip(length - room)
             self._drop(length - room)
+        self.on_kept()
         self._flush()
 
     def _flush(self) -> None:
         """Write of the backlog what the host takes now."""
-        while self._backlog and not self.blocked:
-            piece = bytes(self._backlog[:CHUNK_BYTES])
-            del self._backlog[: self._try([piece], len(piece))]
+        while self.backlog and not self.blocked:
+            piece = self.backlog.peek(CHUNK_BYTES)
+            self._try([piece], len(piece), HEAD, self.backlog.head)
 
-    def _try(self, vectors: Sequence[bytes | memoryview], length: int) -> int:
-        """Write once and return how many bytes are done with; of ``length`` 0 when blocked."""
+    def _try(
+        self, vectors: Sequence[bytes | memoryview], length: int, cell: int, before: int
+    ) -> int:
+        """Write once, count it in ``cell``, which was ``before``, and return what was written.
+
+        That is 0 when blocked, and ``length`` when the host will never take it.
+        """
+        cells = self.backlog.cells
         try:
-            return self._send(vectors)
+            taken = self._send(vectors)
+            cells[cell] = before + taken
         except BlockingIOError:
             self._block()
             return 0
         except OSError as error:
+            cells[cell] = before + length
             self._failed(error)
             return length
+        return taken
 
     def _send(self, vectors: Sequence[bytes | memoryview]) -> int:
         return os.writev(self.fd, vectors)
@@ -134,7 +160,7 @@ class Output:
             _log.warning("%s: %s; output is lost", self._label, error.strerror)
             return
         self._gone = True
-        self._backlog.clear()
+        self.backlog.cells[HEAD] = self.backlog.tail
         _log.warning("%s: %s; output goes nowhere from here on", self._label, error.strerror)
 
     # Events
@@ -161,8 +187,8 @@ class Output:
 class SocketOutput(Output):
     """A stream socket that others may use too, so that it cannot be made non-blocking."""
 
-    def __init__(self, label: str, fd: int, *, lossy: bool) -> None:
-        super().__init__(label, fd, lossy=lossy)
+    def __init__(self, label: str, fd: int, backlog: Backlog, *, lossy: bool) -> None:
+        super().__init__(label, fd, backlog, lossy=lossy)
         self._socket = socket.socket(fileno=fd)
 
     def close(self) -> None:
@@ -176,31 +202,40 @@ class SocketOutput(Output):
 class LineOutput(SocketOutput):
     """One datagram for each line, behind a prefix: for logs, so that it always drops."""
 
-    def __init__(self, label: str, fd: int, prefix: bytes) -> None:
-        super().__init__(label, fd, lossy=True)
+    def __init__(self, label: str, fd: int, backlog: Backlog, prefix: bytes) -> None:
+        super().__init__(label, fd, backlog, lossy=True)
         self._prefix = prefix
+        self._line_bytes = 0
 
-    def write(self, reader: Reader, limit_bytes: int) -> None:
+    def write(self, reader: Reader, limit_bytes: int, progress: int) -> None:
         self._keep(reader, min(reader.remaining, limit_bytes))
 
     def _flush(self) -> None:
         while not self.blocked:
-            end = self._backlog.find(b"\n", 0, MAX_LINE_BYTES + 1)
-            if end < 0 and len(self._backlog) <= MAX_LINE_BYTES:
+            start = self.backlog.peek(MAX_LINE_BYTES + 1)
+            end = start.find(b"\n")
+            if end < 0 and len(start) <= MAX_LINE_BYTES:
                 return
-            line = bytes(self._backlog[: MAX_LINE_BYTES if end < 0 else end])
-            skipped = self._prefix and not line.strip(b"\r")
-            if not skipped:
-                self._try([self._prefix, line.removesuffix(b"\r")], 0)
-            if not self.blocked:
-                del self._backlog[: len(line) + (end >= 0)]
+            line = start[: MAX_LINE_BYTES if end < 0 else end]
+            self._line_bytes = len(line) + (end >= 0)
+            if self._prefix and not line.strip(b"\r"):
+                self.backlog.cells[HEAD] += self._line_bytes
+            else:
+                pieces = [self._prefix, line.removesuffix(b"\r")]
+                self._try(pieces, self._line_bytes, HEAD, self.backlog.head)
+
+    def _send(self, vectors: Sequence[bytes | memoryview]) -> int:
+        super()._send(vectors)
+        return self._line_bytes  # of the backlog
 
 
 class PolledOutput(Output):
     """A pipe or terminal of somebody else's that blocks: never more than surely fits."""
 
-    def __init__(self, label: str, fd: int, limit_bytes: int, *, lossy: bool) -> None:
-        super().__init__(label, fd, lossy=lossy)
+    def __init__(
+        self, label: str, fd: int, backlog: Backlog, limit_bytes: int, *, lossy: bool
+    ) -> None:
+        super().__init__(label, fd, backlog, lossy=lossy)
         self._limit_bytes = limit_bytes
         self._ready = False
 

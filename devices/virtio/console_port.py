@@ -4,12 +4,17 @@
 Nothing is copied and nothing is held: output goes from guest memory to the host, input from the
 host into guest memory, and a chain that cannot be finished now goes back to where it was taken
 from. So a guest that does not read makes the writer on the host wait.
+
+Each chain is shown to the driver as soon as it is done, and how much of one was written or read is
+stored right behind the system call, for a process that takes this one's place. What the host took
+or gave in the very moment of a kill is all that can be written twice, or lost.
 """
 
 from __future__ import annotations
 
 import os
 
+from devices.virtio.console_backlog import READ, WRITTEN, progress
 from devices.virtio.console_output import IOV_MAX
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
@@ -17,7 +22,8 @@ from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from devices.virtio.chain import DescriptorChain
+    from devices.virtio.chain import DescriptorChain, Reader
+    from devices.virtio.console_backlog import Backlog
     from devices.virtio.console_output import Output
     from devices.virtio.context import DeviceContext
     from devices.virtio.port import QueuePort
@@ -27,7 +33,7 @@ CHAINS_PER_TURN: Final = 64
 BYTES_PER_TURN: Final = 1 << 20
 READ_BYTES: Final = 64 * 1024
 
-_NOTHING: Final = (None, -1, 0)
+NO_CHAIN: Final = -1
 
 _log = get_logger("devices.virtio.console").limited()
 
@@ -57,28 +63,37 @@ class ConsolePort:
         label: str,
         context: DeviceContext,
         queues: tuple[int, int],
+        backlog: Backlog,
         output: Output | None,
         source: Input | None,
     ) -> None:
         """``queues`` are receiveq and transmitq, named from the driver's side."""
         self.is_open = False  # the driver wants input
+        self.output = output
+        self.save: Callable[[], None] = _do_nothing
+        # How much of a chain is done with, by its place in the queue, when part of it was kept.
+        self.chain = NO_CHAIN
+        self.chain_bytes = 0
         self._label = label
         self._context = context
         self._receive_queue, self._transmit_queue = queues
-        self._output = output
+        self._backlog = backlog
         self._input = source
         self._watching = False
-        # The chain that was put back, by its queue and head, and how much of it was written.
-        self._partial: tuple[QueuePort | None, int, int] = _NOTHING
+        self._queue: QueuePort | None = None  # whose chain that is
+        self._source_queue: QueuePort | None = None
+        # The chain that is being written, its length and its place.
+        self._current: tuple[Reader, int, int] | None = None
         self.on_input: Callable[[], None] = _do_nothing
         if output is not None:
             output.attach(context)
             output.on_room = self._on_room
+            output.on_kept = self._on_kept
 
     def close_ends(self) -> None:
         """Give both descriptors up; the device serves nobody any more."""
-        if self._output is not None:
-            self._output.close()
+        if self.output is not None:
+            self.output.close()
         if self._input is not None:
             os.close(self._input.fd)
 
@@ -89,6 +104,8 @@ class ConsolePort:
         port = self._context.port(self._transmit_queue)
         if port is None or self._is_blocked():
             return False
+        if port is not self._queue:
+            self._begin(port)
         left_bytes = BYTES_PER_TURN
         for _ in range(CHAINS_PER_TURN):
             chain = port.take()
@@ -97,44 +114,70 @@ class ConsolePort:
                     return False
                 continue
             left_bytes -= self._write(port, chain, left_bytes)
-            if self._partial is not _NOTHING:
+            if chain.reader.remaining:
                 break
         port.flush()
         return not self._is_blocked()
 
+    def _begin(self, port: QueuePort) -> None:
+        """Serve another queue than before; what was done with a chain counts if it is resumed."""
+        self._queue = port
+        if not port.resumed:
+            self._forget_chain()
+
+    def _forget_chain(self) -> None:
+        self._backlog.forget(WRITTEN)
+        if self.chain != NO_CHAIN:
+            self.chain, self.chain_bytes = NO_CHAIN, 0
+            self.save()
+
     def write_now(self, character: bytes) -> None:
         """Write one character that comes without a queue (VIRTIO_CONSOLE_F_EMERG_WRITE)."""
-        if self._output is not None:
-            self._output.write_now(character)
+        if self.output is not None:
+            self.output.write_now(character)
 
     def drain(self) -> int:
         """Write what there is to write now; return how many bytes wait for a reader."""
         self.transmit()
-        return 0 if self._output is None else self._output.waiting_bytes
+        return 0 if self.output is None else self.output.waiting_bytes
 
     def _write(self, port: QueuePort, chain: DescriptorChain, limit_bytes: int) -> int:
         """Write up to ``limit_bytes`` of ``chain`` and return how many were."""
-        reader = chain.reader
-        offered = reader.remaining
-        queue, head, written = self._partial
-        self._partial = _NOTHING
-        if queue is port and head == chain.head:
-            reader.skip(min(written, offered))
-        start = reader.remaining
-        if self._output is None:
-            reader.skip(start)
-        else:
-            self._output.write(reader, limit_bytes)
+        reader, output = chain.reader, self.output
+        if output is None:
+            length = reader.remaining
+            reader.skip(length)
+            port.give_back(chain)
+            return length
+        offered, place = reader.remaining, port.last_taken
+        done = min(offered, self._backlog.length_of(WRITTEN, place))
+        if place == self.chain:
+            done = max(done, min(offered, self.chain_bytes))
+        reader.skip(done)
+        self._current = (reader, offered, place)
+        output.write(reader, limit_bytes, progress(place, done))
+        self._current = None
         if reader.remaining:
-            self._partial = (port, chain.head, offered - reader.remaining)
             port.put_back(chain)
         else:
             port.give_back(chain)
-        return start - reader.remaining
+            port.publish()
+            if self.chain != NO_CHAIN:
+                self._forget_chain()
+        return offered - done - reader.remaining
+
+    def _on_kept(self) -> None:
+        """Save how far the output is: the backlog has grown by some of a chain."""
+        if self._current is not None:
+            reader, offered, self.chain = self._current
+            self.chain_bytes = offered - reader.remaining
+        self.save()
+        if self._current is not None:
+            self._backlog.forget(WRITTEN)
 
     def _is_blocked(self) -> bool:
         """Return whether output waits for room; that of a console never does."""
-        return self._output is not None and self._output.holds
+        return self.output is not None and self.output.holds
 
     def _on_room(self) -> None:
         if self.transmit():
@@ -144,6 +187,9 @@ class ConsolePort:
 
     def receive(self) -> bool:
         """Take note of new buffers for input; return whether there is more to do at once."""
+        port = self._context.port(self._receive_queue)
+        if port is not None and port is not self._source_queue:
+            self._begin_input(port)
         source = self._input
         if source is None or source.ended or not self.is_open:
             return False
@@ -165,7 +211,21 @@ class ConsolePort:
     def reset(self) -> None:
         """Forget the driver."""
         self.close()
-        self._partial = _NOTHING
+        self._forget_chain()
+
+    def _begin_input(self, port: QueuePort) -> None:
+        """Give the driver what the last process had read, but was killed before it said so."""
+        self._source_queue = port
+        place = (port.last_taken + 1) & 0xFFFF
+        count = self._backlog.length_of(READ, place) if port.resumed else 0
+        chain = port.take() if count else None
+        if chain is not None and port.last_taken == place:
+            chain.writer.commit(min(count, chain.writer.remaining))
+            port.give_back(chain)
+            port.flush()
+        elif chain is not None:
+            port.put_back(chain)
+        self._backlog.forget(READ)
 
     def _receive_more(self) -> None:
         if self.receive():
@@ -194,9 +254,11 @@ class ConsolePort:
         return True
 
     def _fill(self, source: Input, port: QueuePort, chain: DescriptorChain) -> bool:
-        length = min(chain.writer.remaining, READ_BYTES)
+        vectors = chain.writer.iovecs(min(chain.writer.remaining, READ_BYTES))[:IOV_MAX]
+        cells, nothing = self._backlog.cells, progress(port.last_taken, 0)
         try:
-            count = os.readv(source.fd, chain.writer.iovecs(length)[:IOV_MAX])
+            count = os.readv(source.fd, vectors)
+            cells[READ] = nothing + count
         except BlockingIOError:
             port.put_back(chain)
             return True

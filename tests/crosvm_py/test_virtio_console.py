@@ -22,6 +22,7 @@ from crosvm_py.serial_ports import open_serial_ports
 from crosvm_py.terminal import save
 from crosvm_py.virtio_console import KEY_BYTES, KeyPipe, VirtioConsole
 from devices.virtio.console import Console, PortSpec
+from devices.virtio.console_backlog import backlogs_bytes
 from sys_util.errors import ConfigError, HostError
 from sys_util.event_loop import EventLoop
 
@@ -44,7 +45,13 @@ def told(console: VirtioConsole) -> tuple[list[PortSpec], tuple[int, ...]]:
     """Return what the device is told and given."""
     order = console.order()
     fields = cast("dict[str, list[list[object]]]", msgpack.unpackb(order.spec))
-    return [PortSpec._make(port) for port in fields["ports"]], order.fds
+    *fds, backlogs = order.fds
+    assert fields["has_backlogs"]
+    assert os.fstat(backlogs).st_size == backlogs_bytes(len(fields["ports"]))
+    with pytest.raises(PermissionError):
+        os.ftruncate(backlogs, 0)
+    os.close(backlogs)
+    return [PortSpec._make(port) for port in fields["ports"]], tuple(fds)
 
 
 @pytest.fixture
@@ -60,10 +67,13 @@ class Device:
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, object]]] = []
         self.answers: list[dict[str, object]] = []
+        self.is_there = True
 
     def command(self, verb: str, arguments: dict[str, object], then: CommandResult) -> None:
         self.asked.append((verb, arguments))
-        if self.answers:
+        if not self.is_there:
+            then(False, {"error": "gone"})
+        elif self.answers:
             then(True, self.answers.pop(0))
 
     @property
@@ -211,6 +221,28 @@ def test_size_of_a_pty_is_followed(loop: EventLoop, monkeypatch: pytest.MonkeyPa
     assert len(device.sizes) == 1
     console.close()
     loop.run_once(5.0)
+    for fd in fds:
+        os.close(fd)
+
+
+def test_size_that_no_process_took_is_told_again(
+    loop: EventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(virtio_console, "_RETRY_SECONDS", 0.0)
+    console, device = virtio([SerialSpec("pty", HVC)]), Device()
+    _, fds = told(console)
+    console.start(loop, threading.RLock())
+    console.connect(device.command)
+    device.is_there = False
+    termios.tcsetwinsize(fds[0], (30, 90))
+    console.check_sizes()
+    loop.run_once(5.0)
+    device.is_there = True
+    loop.run_once(5.0)
+    assert device.sizes == [(0, 90, 30)] * 3
+    loop.run_once(0.0)
+    assert len(device.sizes) == 3
+    console.close()
     for fd in fds:
         os.close(fd)
 

@@ -69,7 +69,7 @@ class Pipes:
         self.driver.context.fire(self.output_fd(port), EPOLLOUT)
 
     def output_fd(self, port: int = 0) -> int:
-        output = self.console._ports[port]._output
+        output = self.console._ports[port].output
         assert output is not None
         return int(output.fd)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
+from zlib import crc32
 
+from devices.virtio.counters import Counters
 from devices.virtio.features import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX
+from devices.virtio.saved_state import SavedState
 from devices.virtio.worker import QueueWorker
 from sys_util.event_loop import EPOLLIN, Timer
 from tests.support.driver_queue import DriverQueue
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from devices.virtio.device import VirtioDevice
     from sys_util.guest_memory import GuestMemory
 
+_RINGS = 0x1000
 _QUEUE_SPACING = 0x4000
 _HEAP = 0x100000
 _HEAP_SPACING = 0x100000
@@ -25,8 +29,11 @@ _HEAP_SPACING = 0x100000
 class FakeContext:
     """A ``DeviceContext``. Nothing happens unless the test calls ``fire`` or ``advance``."""
 
-    def __init__(self, memory: GuestMemory, worker: QueueWorker) -> None:
+    def __init__(
+        self, memory: GuestMemory, worker: QueueWorker, saved: SavedState | None = None
+    ) -> None:
         self.memory = memory
+        self.saved = SavedState() if saved is None else saved
         self.counters = worker.counters
         self.port = worker.port
         self.fds: dict[int, tuple[Callable[[int], None], int]] = {}
@@ -79,13 +86,18 @@ class DriverSide:
     """A driver of ``device``: ``queues[i]`` once ``start`` was called. Needs 4 MiB of memory."""
 
     def __init__(
-        self, device: VirtioDevice, memory: GuestMemory, *, without: int = 1 << 29
+        self,
+        device: VirtioDevice,
+        memory: GuestMemory,
+        *,
+        without: int = 1 << 29,
+        saved: SavedState | None = None,
     ) -> None:
         """``without`` are feature bits that the driver does not take, by default event indices."""
         self.device = device
         self.memory = memory
         self.worker = QueueWorker(device, memory)
-        self.context = FakeContext(memory, self.worker)
+        self.context = FakeContext(memory, self.worker, saved)
         self.features = self.worker.offered_features & ~without
         self.queues: dict[int, DriverQueue] = {}
         self._kicks: dict[int, int] = {}
@@ -101,23 +113,50 @@ class DriverSide:
 
     def start_queue(self, index: int, *, size: int = 16, resume: bool = False) -> None:
         event_idx = bool(self.features >> VIRTIO_RING_F_EVENT_IDX & 1)
-        base, heap = 0x1000 + index * _QUEUE_SPACING, _HEAP + index * _HEAP_SPACING
+        base, heap = _RINGS + index * _QUEUE_SPACING, _HEAP + index * _HEAP_SPACING
         if not resume:
             self.memory.write(base, bytes(_QUEUE_SPACING))
             self.queues[index] = DriverQueue(self.memory, size, base, heap, event_idx=event_idx)
+        self._start_queue(index, resume=resume)
+        self.worker.on_kick(index)
+
+    def _start_queue(self, index: int, *, resume: bool) -> None:
         for fds in (self._kicks, self._calls):
-            fds.setdefault(index, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+            if index not in fds:
+                fds[index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         activation = self.queues[index].activation(
             index, self._kicks[index], self._calls[index], resume=resume
         )
         self.worker.start_queue(activation, self.features)
-        self.worker.on_kick(index)
+
+    def replace(self, device: VirtioDevice) -> None:
+        """Let ``device`` go on, as the one of a new process; the old one is just dropped."""
+        self.device = device
+        counters = Counters(self.worker.counters.cells)
+        self.worker = QueueWorker(device, self.memory, counters)
+        self.context = FakeContext(self.memory, self.worker, self.context.saved)
+        device.attach(self.context)
+        device.activate(self.features)
+        for index in self.queues:
+            self._start_queue(index, resume=True)
+        for index in self.queues:
+            while self.worker.on_kick(index):
+                pass
 
     def kick(self, index: int) -> None:
         """Kick a queue and let the device serve it to the end."""
         os.eventfd_write(self._kicks[index], 1)
         while self.worker.on_kick(index):
             pass
+
+    def kick_unserved(self, index: int) -> None:
+        """Kick a queue; nothing serves it before the test says so."""
+        os.eventfd_write(self._kicks[index], 1)
+
+    def seen(self) -> tuple[int, ...]:
+        """Return a digest of the rings and of the saved state: what outlives a process."""
+        rings = self.memory.read(_RINGS, _QUEUE_SPACING * len(self.device.queue_sizes))
+        return (crc32(rings), crc32(self.context.saved._cells))
 
     def interrupted(self, index: int) -> bool:
         """Return whether the queue's interrupt came since the last question."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import struct
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio import console_output
+from devices.virtio import console_backlog
 from devices.virtio.console import Console, ConsoleSpec, PortSpec
 from devices.virtio.counters import named
 from devices.virtio.device import CommandError
@@ -140,9 +141,11 @@ def test_more_bad_buffers_than_a_turn_takes_do_not_end_the_input() -> None:
 
 
 def test_stopped_reader_of_a_console_costs_output_but_no_time_and_no_memory(
-    console: Pipes, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+    monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
-    monkeypatch.setattr(console_output, "BACKLOG_BYTES", 100)
+    monkeypatch.setattr(console_backlog, "BACKLOG_BYTES", 100)
+    console = Pipes(LONE)
+    console.driver.start()
     assert console.transmit(b"a" * PIPE_BYTES) == [0]
     assert len(console.transmit(b"b" * 80)) == 1
     assert len(console.transmit(b"c" * 80)) == 1
@@ -153,6 +156,7 @@ def test_stopped_reader_of_a_console_costs_output_but_no_time_and_no_memory(
     assert named(console.driver.context.counters.cells, ["dropped_bytes"])["dropped_bytes"] == 60
     console.transmit(b"d")
     assert console.read() == b"d"
+    console.close()
 
 
 def test_huge_chain_costs_a_console_no_more_than_its_backlog(console: Pipes) -> None:
@@ -160,9 +164,9 @@ def test_huge_chain_costs_a_console_no_more_than_its_backlog(console: Pipes) -> 
     console.driver.queues[TRANSMIT].offer(0, table | {15: Desc(DATA, 0x40000)})
     console.driver.kick(TRANSMIT)
     assert [used.id for used in console.driver.queues[TRANSMIT].take_used()] == [0]
-    output = console.console._ports[0]._output
+    output = console.console._ports[0].output
     assert output is not None
-    assert len(output._backlog) == console_output.BACKLOG_BYTES
+    assert len(output.backlog) == console_backlog.BACKLOG_BYTES
 
 
 def test_reader_who_went_away_is_told_once(console: Pipes, lines: list[str]) -> None:
@@ -269,7 +273,7 @@ def test_lines_go_out_one_by_one_behind_their_prefix() -> None:
 
 
 def test_log_daemon_that_stops_costs_lines_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console_output, "BACKLOG_BYTES", 4096)
+    monkeypatch.setattr(console_backlog, "BACKLOG_BYTES", mmap.PAGESIZE)
     pipes, ours = lines_console(b"")
     for _ in range(300):
         assert pipes.transmit(b"x" * 1000 + b"\n")

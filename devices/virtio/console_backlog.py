@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What of a port outlives the process: output that waits, and how far writing and reading are.
+
+The backlog is a ring whose ``head`` and ``tail`` only grow. Bytes are put behind the tail first,
+and count from the moment at which the new tail is saved (``console_state``). The head, and how much
+of a chain was written or read, stand in cells: one store, right behind the system call.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# As much of a busy console as somebody who comes late may still want to see.
+BACKLOG_BYTES: Final = 256 * 1024
+
+# Positions in the ring: nobody prints so much.
+MAX_POSITION: Final = 1 << 62
+
+# The cells of one port.
+HEAD: Final = 0
+WRITTEN: Final = 1  # the place of a chain in its queue, and how many of its bytes are written
+READ: Final = 2  # the same of a chain for input
+_CELLS: Final = 4
+_HEADER_BYTES: Final = mmap.PAGESIZE  # of all ports
+
+_PLACE_SHIFT: Final = 48
+_NOTHING: Final = (1 << 64) - 1
+_MAX_LENGTH: Final = 1 << 32  # of one chain
+
+
+class Backlog:
+    """The bytes of one port that wait, and its cells."""
+
+    __slots__ = ("_memory", "cells", "tail")
+
+    def __init__(self, memory: memoryview, cells: memoryview[int]) -> None:
+        """Take what is this port's alone. The ring is empty until ``restore``."""
+        self._memory = memory
+        self.cells = cells
+        self.tail = self.head
+
+    def __len__(self) -> int:
+        return self.tail - self.head
+
+    @property
+    def head(self) -> int:
+        """Where the oldest byte is."""
+        return self.cells[HEAD]
+
+    @property
+    def room(self) -> int:
+        """How many more bytes fit."""
+        return len(self._memory) - len(self)
+
+    def clear(self) -> None:
+        """Forget everything that another process left."""
+        self.cells[HEAD] = self.tail = 0
+        self.forget(WRITTEN)
+        self.forget(READ)
+
+    def restore(self, tail: int) -> None:
+        """Go on with what another process left.
+
+        Raises:
+            ValueError: no ring of ours stands so.
+        """
+        if not self.head <= tail <= self.head + len(self._memory) <= MAX_POSITION:
+            raise ValueError(f"a backlog from {self.head} to {tail}")
+        self.tail = tail
+
+    def append(self, pieces: Iterable[bytes | memoryview]) -> None:
+        """Put bytes behind the others, for which there is room."""
+        size = len(self._memory)
+        for piece in pieces:
+            at = self.tail % size
+            first = min(len(piece), size - at)
+            self._memory[at : at + first] = piece[:first]
+            self._memory[: len(piece) - first] = piece[first:]
+            self.tail += len(piece)
+
+    def peek(self, length: int) -> bytes:
+        """Return up to ``length`` bytes from the front."""
+        length = min(length, len(self))
+        at = self.head % len(self._memory)
+        data = bytes(self._memory[at : at + length])
+        return data + bytes(self._memory[: length - len(data)])
+
+    def length_of(self, cell: int, place: int) -> int:
+        """Return how much ``cell`` says of the chain at ``place`` of its queue."""
+        found, length = divmod(self.cells[cell], 1 << _PLACE_SHIFT)
+        return length if found == place and length <= _MAX_LENGTH else 0
+
+    def forget(self, cell: int) -> None:
+        """Places begin anew, or somebody else knows."""
+        self.cells[cell] = _NOTHING
+
+
+def progress(place: int, length: int) -> int:
+    """Return what a cell says when ``length`` bytes of the chain at ``place`` are done."""
+    return place << _PLACE_SHIFT | length
+
+
+def backlogs_bytes(count: int) -> int:
+    """Return the size of the file for so many backlogs."""
+    return _HEADER_BYTES + count * BACKLOG_BYTES
+
+
+def open_backlogs(fd: int, count: int) -> list[Backlog]:
+    """Return ``count`` backlogs in the file ``fd``, which stays the caller's; -1 for no file."""
+    size = BACKLOG_BYTES
+    memory = memoryview(mmap.mmap(fd, backlogs_bytes(count)))
+    cells = memory[:_HEADER_BYTES].cast("Q")
+    rings = memory[_HEADER_BYTES:]
+    return [
+        Backlog(rings[at * size : (at + 1) * size], cells[at * _CELLS : (at + 1) * _CELLS])
+        for at in range(count)
+    ]
