@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 try:
     # hashlib loads OpenSSL, which takes longer (2.5 ms) than everything else on a cache hit.
-    from _sha256 import sha256  # type: ignore[import-not-found] # private to CPython 3.11
+    from _sha2 import sha256  # type: ignore[import-not-found] # private to CPython, since 3.12
 except ImportError:
-    from hashlib import sha256
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found] # the same of CPython 3.11
+    except ImportError:
+        from hashlib import sha256
 
 FORMAT: Final = b"crosvm-py policy 1\n"  # change it with every change of the compiler
 

@@ -181,7 +181,7 @@ def test_ring_outside_memory_asks_for_a_reset(rig: DeviceRig) -> None:
     ("act", "call"),
     [
         ("getppid", "getppid (110)"),
-        ("fork", "clone (56)"),
+        ("clone", "clone (56)"),
         ("socket", "socket (41)"),
         ("kill", "kill (62)"),
         ("execve", "execve (59)"),

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The shipped policies of x86-64 and 64-bit Arm: both do what their device needs, and no more.
+
+``REPLACED``, ``IOCTLS_OF_X86_64`` and ``IOCTLS_OF_AARCH64`` are the only ways in which a policy of
+one architecture may differ from the other's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from seccomp import Policy, load_policy
+from seccomp.actions import ALLOW, KILL_PROCESS, TRAP, Action
+from seccomp.compiler import compile_tree
+from seccomp.errors import PolicyError
+from seccomp.loader import parse_policy, policy_path
+from seccomp.parser import parse
+from seccomp.simulate import decode, run, simulate
+from seccomp.syscalls import ARCHITECTURES, AUDIT_ARCH_X86_64, get_arch
+from seccomp.verify import probes
+from tests.seccomp.calls import read_call
+from tests.seccomp.policy_calls import (
+    ALLOWED,
+    ALLOWED_IN_DEVICES,
+    DENIED,
+    DENIED_IN_DEVICES,
+    Calls,
+)
+
+FOLDERS: Final = {arch: Path(policy_path("vmm", arch=arch)).parent for arch in ARCHITECTURES}
+POLICIES: Final = tuple(sorted(ALLOWED))
+ARM: Final = get_arch("aarch64")
+ENOENT: Final = Action("errno", 2)
+
+# The kernel has these for old programs only, and this architecture is younger. Their work is done
+# by the call on the right, which may do only that: no signal mask, no flags, on oneself.
+# A call without a rule of its own has that of the call on the left.
+REPLACED: Final[dict[str, tuple[str, str | None]]] = {
+    "epoll_wait": ("epoll_pwait", "arg4 == 0"),
+    "poll": ("ppoll", "arg3 == 0"),
+    "unlink": ("unlinkat", "arg2 == 0"),
+    "getpgrp": ("getpgid", "arg0 == 0"),
+    "open": ("openat", None),
+    "stat": ("newfstatat", None),
+    "lstat": ("newfstatat", None),
+    "access": ("faccessat", None),
+    "readlink": ("readlinkat", None),
+}
+# Registers and interrupt controllers in one piece, and the clock and MSRs of x86.
+IOCTLS_OF_X86_64: Final = frozenset(
+    f"arg1 == KVM_{name}"
+    for name in (
+        *("GET_REGS", "SET_REGS", "GET_SREGS", "SET_SREGS", "GET_MSRS", "SET_MSRS"),
+        *("GET_LAPIC", "SET_LAPIC", "GET_IRQCHIP", "SET_IRQCHIP"),
+        *("GET_CLOCK", "SET_CLOCK", "GET_TSC_KHZ", "KVMCLOCK_CTRL"),
+    )
+)
+# Registers one by one, and the interrupt controller as a device of KVM.
+IOCTLS_OF_AARCH64: Final = frozenset(
+    f"arg1 == KVM_{name}"
+    for name in ("GET_ONE_REG", "SET_ONE_REG", "GET_DEVICE_ATTR", "SET_DEVICE_ATTR")
+)
+
+CALLS_WITHOUT_PLACE: Final = (
+    *("fork", "vfork", "open", "creat", "stat", "lstat", "access", "readlink", "poll", "select"),
+    *("epoll_wait", "unlink", "rename", "mkdir", "dup2", "pipe", "getpgrp", "arch_prctl", "iopl"),
+)
+NEVER_ALLOWED: Final = (
+    *("execve", "execveat", "clone", "clone3", "ptrace", "process_vm_readv", "process_vm_writev"),
+    *("socketpair", "bind", "listen", "mount", "umount2", "move_mount", "open_tree", "fsopen"),
+    *(
+        "pivot_root",
+        "chroot",
+        "setns",
+        "unshare",
+        "open_by_handle_at",
+        "openat2",
+        "name_to_handle_at",
+    ),
+    *("seccomp", "bpf", "perf_event_open", "io_uring_setup", "io_uring_enter", "userfaultfd"),
+    *(
+        "memfd_create",
+        "memfd_secret",
+        "ftruncate",
+        "truncate",
+        "fchmod",
+        "fchown",
+        "setuid",
+        "capset",
+    ),
+    *("keyctl", "add_key", "request_key", "init_module", "finit_module", "kexec_load", "reboot"),
+    *("pidfd_getfd", "pidfd_open", "mkdirat", "renameat2", "linkat", "symlinkat", "mknodat"),
+    *("personality", "shmat", "shmget", "msgget", "remap_file_pages", "pkey_mprotect", "setrlimit"),
+    *("prlimit64", "splice", "tee", "vmsplice", "sendfile", "kill", "tkill", "rt_sigqueueinfo"),
+    *("sched_setaffinity", "setpriority", "swapon", "syslog", "acct", "quotactl"),
+)
+
+
+def rows(own: dict[str, Calls], common: Calls) -> list[tuple[str, str, str]]:
+    """Return every architecture, policy and call of a table."""
+    return [
+        (arch, name, text)
+        for arch in ARCHITECTURES
+        for name in POLICIES
+        for text in (*own[name].on(arch), *(common.on(arch) if name.endswith("_device") else ()))
+    ]
+
+
+def alternatives(name: str, arch: str) -> dict[str, frozenset[str]]:
+    """Return what a policy says of each call, as the set of what stands between its ``||``."""
+    tree = parse_policy(policy_path(name, arch=arch), arch)
+    return {
+        rule.name: frozenset(" ".join(text.split()) for text in rule.text.split("||"))
+        for rule in tree.rules.values()
+    }
+
+
+def on_aarch64(rules: dict[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    """Translate the rules of a policy of x86-64."""
+    found: dict[str, frozenset[str]] = {}
+    for name, texts in rules.items():
+        other, text = REPLACED.get(name, (name, None))
+        own = texts if text is None else frozenset({text})
+        if name == "ioctl" and own & IOCTLS_OF_X86_64:
+            own = own - IOCTLS_OF_X86_64 | IOCTLS_OF_AARCH64
+        found[other] = found.get(other, frozenset()) | own
+    # Where one call stands for two, of which one is allowed, it is.
+    return {name: frozenset({"1"}) if "1" in own else own for name, own in found.items()}
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def arm(request: pytest.FixtureRequest) -> Policy:
+    return load_policy(request.param, arch="aarch64")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_policy_has_its_tables_on_every_architecture(arch: str) -> None:
+    loaded = {path.stem for path in FOLDERS[arch].glob("*.policy")} - {"common_device"}
+    assert loaded == set(ALLOWED) == set(DENIED)
+
+
+@pytest.mark.parametrize("name", [*POLICIES, "common_device"])
+def test_policies_say_the_same_but_for_what_is_listed(name: str) -> None:
+    translated = on_aarch64(alternatives(name, "x86_64"))
+    assert alternatives(name, "aarch64") == translated
+
+
+def test_only_calls_that_arm_lacks_are_replaced() -> None:
+    assert not REPLACED.keys() & ARM.syscalls.keys()
+
+
+@pytest.mark.parametrize(("arch", "name", "text"), rows(ALLOWED, ALLOWED_IN_DEVICES))
+def test_needed_call_is_allowed(arch: str, name: str, text: str) -> None:
+    call = read_call(text, arch)
+    bpf = load_policy(name, arch=arch).bpf
+    assert simulate(bpf, call.number, call.args, get_arch(arch).audit) == ALLOW
+
+
+@pytest.mark.parametrize(("arch", "name", "text"), rows(DENIED, DENIED_IN_DEVICES))
+def test_neighbour_of_a_needed_call_is_trapped(arch: str, name: str, text: str) -> None:
+    call = read_call(text, arch)
+    bpf = load_policy(name, arch=arch).bpf
+    assert simulate(bpf, call.number, call.args, get_arch(arch).audit) == TRAP
+
+
+def test_every_rule_and_every_changed_argument_on_arm(arm: Policy) -> None:
+    tree, program = parse_policy(arm.path, arm.arch), decode(arm.bpf)
+    for rule in tree.rules.values():
+        outcomes = set()
+        for args in probes(rule):
+            found = run(program, rule.number, args, ARM.audit)
+            assert found == tree.judge(rule.number, args, TRAP), (rule.name, args)
+            outcomes.add(found)
+        assert (ALLOW in outcomes) == bool(rule.allow), rule.name
+
+
+def test_everything_else_is_trapped_on_arm(arm: Policy) -> None:
+    tree, program = parse_policy(arm.path, arm.arch), decode(arm.bpf)
+    for number in set(range(600)) - set(tree.rules):
+        assert run(program, number, (), ARM.audit) == TRAP
+
+
+@pytest.mark.parametrize("audit", [AUDIT_ARCH_X86_64, 0x40000003, 0x40000028, 0x800000B7, 0])
+def test_foreign_abi_is_killed_on_arm(arm: Policy, audit: int) -> None:
+    outcomes = {simulate(arm.bpf, number, (), audit) for number in range(300)}
+    assert outcomes == {KILL_PROCESS}
+
+
+@pytest.mark.parametrize("call", NEVER_ALLOWED)
+def test_dangerous_call_is_trapped_on_arm(arm: Policy, call: str) -> None:
+    assert simulate(arm.bpf, ARM.syscalls[call], (), ARM.audit) == TRAP
+
+
+@pytest.mark.parametrize("call", ["openat", "faccessat", "readlinkat", "getcwd"])
+def test_paths_lead_nowhere_on_arm(arm: Policy, call: str) -> None:
+    assert simulate(arm.bpf, ARM.syscalls[call], (), ARM.audit) == ENOENT
+
+
+@pytest.mark.parametrize("call", CALLS_WITHOUT_PLACE)
+def test_call_of_old_programs_cannot_be_named_on_arm(call: str) -> None:
+    with pytest.raises(PolicyError, match=f"x:1: unknown system call '{call}'"):
+        parse({"x": f"{call}: 1".encode()}, ARM.name, ARM.syscalls)
+
+
+def test_call_that_libseccomp_cannot_translate_is_refused_by_name() -> None:
+    tree = parse({"x": b"file_setattr: 1"}, ARM.name, ARM.syscalls)
+    with pytest.raises(PolicyError, match="file_setattr: libseccomp is too old to know it"):
+        compile_tree(tree, ARM, log_failures=False)
+
+
+def test_frequent_calls_are_checked_first_on_arm() -> None:
+    text = b"read: 1\nwrite: 1\nppoll: 1\nepoll_pwait: 1"
+    tree = parse({"x": text}, ARM.name, ARM.syscalls)
+    order = []
+    for frequent, rare in (("read", "ppoll"), ("ppoll", "read")):
+        counts = {ARM.syscalls[frequent]: 9, ARM.syscalls[rare]: 1}
+        bpf = compile_tree(tree._replace(frequency=counts), ARM, log_failures=False)
+        order.append([k for code, _, _, k in decode(bpf) if code == 0x15])
+    ppoll, read = ARM.syscalls["ppoll"], ARM.syscalls["read"]
+    assert order[0].index(read) < order[0].index(ppoll)
+    assert order[1].index(ppoll) < order[1].index(read)
+
+
+def test_foreign_programs_differ_in_the_cache() -> None:
+    programs = {arch: load_policy("rng_device", arch=arch).bpf for arch in ARCHITECTURES}
+    assert programs["x86_64"] != programs["aarch64"]
+    assert {load_policy("rng_device", arch=arch).bpf for arch in ARCHITECTURES} == set(
+        programs.values()
+    )
