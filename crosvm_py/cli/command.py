@@ -9,7 +9,7 @@ from sys_util.errors import UsageError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from crosvm_py.cli.options import Arguments
 
@@ -24,13 +24,17 @@ class GlobalSettings(NamedTuple):
 
 
 class Command(NamedTuple):
-    """One command: its command line, and the function that does it and returns the exit status."""
+    """One command: its command line, and the function that does it and returns the exit status.
+
+    Where there are ``subcommands``, the next word is one of them; their names have two words.
+    """
 
     name: str
     summary: str
     options: tuple[Option[object], ...]
     positional: Positional
     run: Callable[[Arguments, GlobalSettings], int]
+    subcommands: Mapping[str, Callable[[], Command]] = {}
 
 
 def _read_filter(option: str, text: str) -> log.Filter:
@@ -121,6 +125,12 @@ def _load_balloon_stats() -> Command:
     return STATS
 
 
+def _load_policy() -> Command:
+    from crosvm_py.cli.policy import POLICY
+
+    return POLICY
+
+
 def _load_doctor() -> Command:
     from crosvm_py.cli.doctor import COMMAND
 
@@ -145,6 +155,7 @@ COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "link": _load_link,
     "balloon": _load_balloon,
     "balloon_stats": _load_balloon_stats,
+    "policy": _load_policy,
     "doctor": _load_doctor,
     "version": _load_version,
 }
@@ -162,17 +173,31 @@ def execute(argv: Sequence[str]) -> int:
         return _print_overview()
     if not before.rest:
         raise UsageError("a command is missing, see crosvm --help")
-    name, *words = before.rest
-    load = COMMANDS.get(name)
-    if load is None:
-        raise UsageError(f"unknown command {name!r}{suggestion(name, COMMANDS)}")
-    command = load()
+    words = _help_asked(before.rest)
+    if not words:
+        return _print_overview()
+    command = _load(words.pop(0), COMMANDS)
+    if command.subcommands and words and not words[0].startswith("-"):
+        command = _load(words.pop(0), command.subcommands, f"{command.name} ")
     arguments = _parse_command(command, words)
     if arguments.help_wanted:
         return _print_help(command)
     settings = _settings(before)
     log.set_filter(settings.log_filter)
     return command.run(arguments, settings)
+
+
+def _help_asked(words: Sequence[str]) -> list[str]:
+    """Return ``crosvm help COMMAND`` as ``crosvm COMMAND --help``."""
+    return [*words[1:], *["--help"] * (len(words) > 1)] if words[0] == "help" else list(words)
+
+
+def _load(name: str, commands: Mapping[str, Callable[[], Command]], group: str = "") -> Command:
+    load = commands.get(name)
+    if load is None:
+        hint = suggestion(name, commands)
+        raise UsageError(f"unknown command {f'{group}{name}'!r}{hint}")
+    return load()
 
 
 def _parse_command(command: Command, words: Sequence[str]) -> Arguments:
@@ -198,7 +223,10 @@ def _print_overview() -> int:
     from crosvm_py.cli.help import overview
     from crosvm_py.cli.output import write_out
 
-    commands = [load() for load in COMMANDS.values()]
+    commands = []
+    for load in COMMANDS.values():
+        command = load()
+        commands += [each() for each in command.subcommands.values()] or [command]
     write_out(overview(commands, GLOBAL_OPTIONS))
     return 0
 

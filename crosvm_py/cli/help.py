@@ -23,7 +23,7 @@ def overview(commands: Iterable[Command], options: Sequence[Option[object]]) -> 
         lines += _entry(f"{command.name} {_arguments(command)}".rstrip(), command.summary)
     lines += ["", "Options:"]
     lines += _options(options)
-    lines += ["", "crosvm COMMAND --help tells more of one command."]
+    lines += ["", "crosvm COMMAND --help, or crosvm help COMMAND, tells more of one command."]
     return "\n".join(lines) + "\n"
 
 
@@ -32,6 +32,11 @@ def command_help(command: Command) -> str:
     options = " [OPTIONS]" if command.options else ""
     lines = [f"usage: crosvm {command.name}{options} {_arguments(command)}".rstrip(), ""]
     lines += [f"{command.summary[0].upper()}{command.summary[1:]}."]
+    if command.subcommands:
+        lines += ["", "Commands:"]
+        for load in command.subcommands.values():
+            each = load()
+            lines += _entry(f"{each.name} {_arguments(each)}".rstrip(), each.summary)
     if command.positional.metavar:
         lines += ["", *_entry(command.positional.metavar, command.positional.help)]
     lines += ["", "Options:", *_options(command.options)]
@@ -45,8 +50,11 @@ def _arguments(command: Command) -> str:
     positional = command.positional
     if not positional.at_most:
         return ""
-    repeated = positional.at_most > positional.at_least and "…" not in positional.metavar
-    return positional.metavar + (f" [{positional.metavar}…]" if repeated else "")
+    metavar = positional.metavar
+    repeated = positional.at_most > positional.at_least and "…" not in metavar
+    shown = metavar if positional.at_least else f"[{metavar}…]"
+    shown += f" [{metavar}…]" if repeated and positional.at_least else ""
+    return f"{shown} -- {positional.rest}" if positional.rest else shown
 
 
 def _options(options: Iterable[Option[object]]) -> list[str]:

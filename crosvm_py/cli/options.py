@@ -80,19 +80,26 @@ def _read_text(option: str, text: str) -> str:
 
 
 class Positional(NamedTuple):
-    """The arguments without a dash: what they are called and how many there may be."""
+    """The arguments without a dash: what they are called and how many there may be.
+
+    With ``rest``, words of another command follow after ``--``; that is what they are called.
+    """
 
     metavar: str
     help: str
     at_least: int = 1
     at_most: int = 1
+    rest: str = ""
 
 
 NO_ARGUMENTS = Positional("", "", 0, 0)
 
 
 class Arguments:
-    """A command line that was read: options in their order, arguments, and what is left over."""
+    """A command line that was read: options in their order, arguments, and what is left over.
+
+    ``rest`` are the words from the first argument on, or those of ``Positional.rest``.
+    """
 
     def __init__(self) -> None:
         self._given: list[tuple[Option[object], object]] = []
@@ -141,7 +148,9 @@ def parse(
         if word in ("-h", "--help"):
             arguments.help_wanted = True
             return arguments
-        if word == "--":
+        if word == "--" and positional.rest:
+            arguments.rest += words
+        elif word == "--":
             arguments.positional += words
         elif word.startswith("-") and word != "-":
             _read_option(word, words, by_name, arguments)
@@ -149,7 +158,7 @@ def parse(
             arguments.rest = [word, *words]
         else:
             arguments.positional.append(word)
-    _check_count(arguments.positional, positional)
+    _check_count(arguments.positional, arguments.rest, positional)
     return arguments
 
 
@@ -175,13 +184,15 @@ def _read_option(
     arguments.add(option, option.read(option.name, value))
 
 
-def _check_count(given: Sequence[str], wanted: Positional) -> None:
+def _check_count(given: Sequence[str], rest: Sequence[str], wanted: Positional) -> None:
     if len(given) < wanted.at_least:
         raise UsageError(f"{wanted.metavar} is missing")
     if len(given) > wanted.at_most:
         raise UsageError(f"unexpected argument {given[wanted.at_most]!r}")
     if "" in given:
         raise UsageError(f"{wanted.metavar}: the value is empty")
+    if wanted.rest and not rest:
+        raise UsageError(f"-- {wanted.rest} is missing")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
