@@ -119,6 +119,7 @@ class Block(LimitedDevice):
         self._spec = spec
         self._file = DiskFile(fd, direct=spec.direct)
         self._capacity_sectors = self._file.size_bytes // SECTOR_BYTES
+        self._image_sectors = self._capacity_sectors  # as far as we know
         self._active = 0  # the negotiated features
 
     def features(self) -> int:
@@ -168,11 +169,41 @@ class Block(LimitedDevice):
         if type(size_bytes) is not int:
             raise CommandError(f"{size_bytes!r:.40} is no size")
         self._check_size(size_bytes)
-        if verb == "resize" and size_bytes != self._capacity_sectors * SECTOR_BYTES:
-            self._capacity_sectors = size_bytes // SECTOR_BYTES
-            if self._context is not None:
-                self._context.config_changed()
+        if verb == "resize":
+            self._resize(size_bytes // SECTOR_BYTES)
         return {}
+
+    def _resize(self, sectors: int) -> None:
+        """Have another capacity from now on; a smaller one comes before the image is cut."""
+        before, self._capacity_sectors = self._capacity_sectors, sectors
+        if sectors >= before:
+            self._image_sectors = sectors
+        self.save()
+        if sectors != before and self._context is not None:
+            self._context.config_changed()
+
+    def saved_fields(self) -> dict[str, object]:
+        sectors = {
+            "capacity_sectors": self._capacity_sectors,
+            "image_sectors": self._image_sectors,
+        }
+        return super().saved_fields() | sectors
+
+    def restore(self, fields: dict[str, object]) -> None:
+        """See ``LimitedDevice``.
+
+        An image that has grown since was given another size just when that process ended. One that
+        is larger than the capacity is about to be cut.
+        """
+        super().restore(fields)
+        capacity, image = fields.get("capacity_sectors"), fields.get("image_sectors")
+        block_sectors = self._spec.block_size // SECTOR_BYTES
+        if type(capacity) is not int or capacity <= 0 or capacity % block_sectors:
+            raise ValueError(f"capacity {capacity!r:.40}")
+        if type(image) is not int:
+            raise ValueError(f"image {image!r:.40}")
+        if capacity < image:
+            self._capacity_sectors = min(capacity, self._image_sectors)
 
     def _check_size(self, size_bytes: int) -> None:
         if self._spec.read_only:

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A device of the common loop whose requests pass a rate limiter first."""
+"""A device of the common loop whose requests pass a rate limiter first.
+
+A new process of the device keeps the limits of the last one and starts with empty buckets, so that
+a guest gains nothing by an end of the process.
+"""
 
 from __future__ import annotations
 
 from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.rate_limiter import LIMIT_NAMES, RateLimiter, RateLimits
 from sys_util.errors import ConfigError
+from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain
     from devices.virtio.context import DeviceContext
     from sys_util.event_loop import Timer
+
+_log = get_logger("devices.virtio.limited")
 
 
 class LimitedDevice(SimpleDevice):
@@ -25,7 +32,39 @@ class LimitedDevice(SimpleDevice):
 
     def attach(self, context: DeviceContext) -> None:
         self._context = context
+        fields = context.saved.load()
+        if fields is not None:
+            try:
+                self.restore(fields)
+            except ValueError as error:
+                _log.warning("%s: saved state is not used: %s", self.name, error)
+            self._limiter.drain()
+        self.save()
         self._set_gate()
+
+    def saved_fields(self) -> dict[str, object]:
+        """Return what the next process has to know."""
+        return {"limits": self._limiter.limits}
+
+    def restore(self, fields: dict[str, object]) -> None:
+        """Go on as the last process would.
+
+        Raises:
+            ValueError: it left nonsense.
+        """
+        limits = fields.get("limits")
+        if type(limits) is not list or len(limits) != len(LIMIT_NAMES):
+            raise ValueError(f"limits {limits!r:.80}")
+        try:
+            named = dict(zip(LIMIT_NAMES, limits, strict=True))
+            self._limiter.configure(changed_limits(RateLimits(), named))
+        except CommandError as error:
+            raise ValueError(f"{error}") from error
+
+    def save(self) -> None:
+        """Store what the next process has to know."""
+        if self._context is not None:
+            self._context.saved.store(self.saved_fields())
 
     def request_bytes(self, chain: DescriptorChain) -> int:
         """Return what a request costs of the bucket of bytes."""
@@ -38,6 +77,7 @@ class LimitedDevice(SimpleDevice):
         limits = changed_limits(self._limiter.limits, arguments)
         if limits != self._limiter.limits:
             self._limiter.configure(limits)
+            self.save()
             self._set_gate()
             self._open()
         return limits._asdict()

@@ -125,6 +125,11 @@ class TokenBucket:
         """Give back what the last ``take`` took, at the same moment."""
         self._burst, self._budget = self._before
 
+    def drain(self) -> None:
+        """Take every token, those of the burst too."""
+        self._budget = self._burst = 0
+        self._before = (0, 0)
+
     def _missing_ns(self, tokens: int) -> int:
         ns = -((self._carry - tokens * self._refill_ns) // self._size)
         return max(1, ns)
@@ -159,6 +164,12 @@ class RateLimiter:
         self._ops = _bucket(limits[3:], now_ns)
         self._closed_until_ns = 0
         self.retry_seconds = 0.0
+
+    def drain(self) -> None:
+        """Empty the buckets: somebody else has used them, nobody knows how much."""
+        for bucket in (self._bytes, self._ops):
+            if bucket is not None:
+                bucket.drain()
 
     @property
     def active(self) -> bool:
