@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Devices with somebody else's code in them, in the processes that the real warden makes.
+
+Each kind is built by its own builder, from its own descriptors, in its own jail and under its own
+policy; what changes is who answers the commands of the vmm once the door is closed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+from unittest import mock
+
+from crosvm_py.device_kinds import DEVICE_KINDS
+from seccomp import Policy, load_policy
+from seccomp.actions import SECCOMP_RET_ALLOW
+from seccomp.simulate import INSTRUCTION
+from sys_util import linux
+from sys_util.vhost import Vhost
+from tests.breakout import hands, lies
+from tests.breakout.attempt import Attempt, Cell
+from tests.breakout.hands import Refused
+from tests.breakout.table import ATTEMPTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from crosvm_py.device_kinds import DeviceKind
+    from devices.virtio.context import DeviceContext
+    from devices.virtio.device import VirtioDevice
+
+    Fields = dict[str, object]
+
+VERB: Final = "breakout"
+_MAX_FDS: Final = 256
+
+# The filter that is no filter: everything else of the jail stays as it is.
+NO_FILTER: Final = INSTRUCTION.pack(0x06, 0, 0, SECCOMP_RET_ALLOW)
+
+
+class Inmate:
+    """A device taken over: it is what it was, but commands are carried out by injected code."""
+
+    def __init__(self, kind: str, device: VirtioDevice, files: Sequence[int]) -> None:
+        self._kind = kind
+        self._device = device
+        self._files = tuple(files)
+        self._guest_at = 0
+        self._memory = -1
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._device, name)
+
+    def attach(self, context: DeviceContext) -> None:
+        """Note where guest memory is, and go on as the device does."""
+        self._memory = context.memory.fd
+        self._guest_at = linux.buffer_address(memoryview(context.memory.mappings[0][1]))
+        self._device.attach(context)
+
+    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
+        """Make the attempts that are asked for and say what became of each, or tell a lie."""
+        if verb == lies.VERB:
+            lie: tuple[int, int, int] = arguments["lie"]  # type: ignore[assignment]  # from our own rig
+            number, request_id, times = lie
+            lies.tell(lies.LIES[number], self._channel(), request_id, times)
+            return {}
+        if verb != VERB:
+            return self._device.command(verb, arguments)
+        cell = self._cell(arguments)
+        wanted: list[int] = arguments["attempts"]  # type: ignore[assignment]  # from our own rig
+        return {f"{at}": outcome(ATTEMPTS[at], cell) for at in wanted}
+
+    def _cell(self, arguments: dict[str, object]) -> Cell:
+        world = arguments["world"]
+        return Cell(
+            kind=self._kind,
+            channel=self._channel(),
+            memory=self._memory,
+            guest_at=self._guest_at,
+            files=self._files,
+            fds=_FDS,
+            **world,  # type: ignore[arg-type]  # from our own rig
+        )
+
+    def _channel(self) -> int:
+        """The channel is the lowest socket that is not the device's own."""
+        return min(fd for fd in _SOCKETS if fd not in self._files)
+
+
+# Filled in the device's process, before its door is closed: afterwards it cannot ask any more.
+_FDS: tuple[int, ...] = ()
+_SOCKETS: tuple[int, ...] = ()
+
+
+def outcome(attempt: Attempt, cell: Cell) -> list[object]:
+    """Return ``["out"]``, or how the attempt was refused: call, number, errno and arguments."""
+    try:
+        attempt.act(cell)
+    except Refused as refused:
+        return [refused.name, refused.number, refused.error, list(refused.words)]
+    return ["out"]
+
+
+def _prepare(report: Callable[[int, bytes], None]) -> Callable[[int, bytes], None]:
+    """What the process does last before its filter: the code moves in."""
+
+    def prepare(fd: int, head: bytes) -> None:
+        global _FDS, _SOCKETS
+        report(fd, head)
+        hands.arm()
+        found = {fd: _mode(fd) for fd in range(_MAX_FDS)}
+        _FDS = tuple(fd for fd, mode in found.items() if mode is not None)
+        _SOCKETS = tuple(fd for fd, mode in found.items() if mode and stat.S_ISSOCK(mode))
+
+    return prepare
+
+
+def _mode(fd: int) -> int | None:
+    try:
+        return os.fstat(fd).st_mode
+    except OSError:
+        return None
+
+
+def _take_over(kind: str, real: DeviceKind, stand_ins: frozenset[str]) -> DeviceKind:
+    def build(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+        if kind in stand_ins:
+            mock.patch.object(Vhost, "_call", lambda _self, _what, _request, data: data).start()
+        return Inmate(kind, real.build(fields, fds), fds)  # type: ignore[return-value]  # delegates
+
+    return real._replace(build=build)
+
+
+@contextmanager
+def taken_over(kinds: Sequence[str], stand_ins: frozenset[str]) -> Iterator[None]:
+    """Have wardens that start meanwhile make inmates of these kinds.
+
+    Where the host has no vhost, ``stand_ins`` get a kernel that says yes to everything.
+    """
+    changed = {kind: _take_over(kind, DEVICE_KINDS[kind], stand_ins) for kind in kinds}
+    prepare = _prepare(linux.report_denied_calls)
+    with (
+        mock.patch.dict(DEVICE_KINDS, changed),
+        mock.patch.object(linux, "report_denied_calls", prepare),
+    ):
+        yield
+
+
+@contextmanager
+def filters_left_out() -> Iterator[None]:
+    """Have every policy allow everything; all else of the jail stays."""
+
+    def allow_all(name: str, *, directory: str | None = None) -> Policy:
+        return load_policy(name, directory=directory)._replace(bpf=NO_FILTER)
+
+    with mock.patch("tests.crosvm_py.device_rig.load_policy", allow_all):
+        yield

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a device that was taken over says to the vmm: every message type, wrong in every way.
+
+The first lie ends the device; the vmm, the warden and the other devices go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgpack
+
+from crosvm_py import device_protocol as protocol
+from sys_util import wire
+from sys_util.facts import fields_of
+from tests.breakout.hands import Refused, address, call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sys_util.wire import Message
+
+GROUP: Final = "lies to the vmm"
+VERB: Final = "lie"
+
+SCM_MAX_FD: Final = 253
+_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_NEVER_ASKED: Final = 0xFFFF_FFF0
+# What the vmm takes from a device in one turn, and a socket's buffer holds, many times over.
+_MOST_BYTES: Final = wire.MAX_MESSAGE_BYTES
+
+# One of each type as a device would say it, but for ids, which nobody asked for.
+SAMPLES: Final[tuple[Message, ...]] = (
+    protocol.Ready(2, 1 << 32, (256,), bytes(8)),
+    protocol.Done(_NEVER_ASKED),
+    protocol.QueueFailed(0, "no reason"),
+    protocol.ConfigChanged(b""),
+    protocol.LogLine(3, "breakout", "a line"),
+    protocol.CallDenied(1),
+    protocol.Crashed("no reason"),
+    protocol.Answer(_NEVER_ASKED, True, b"\x80"),
+)
+
+
+class Said(NamedTuple):
+    """One datagram on the channel, with how many descriptors."""
+
+    payload: bytes
+    fds: int = 0
+
+
+class Lie(NamedTuple):
+    """One row: what is said, given the id of the command that asks for it.
+
+    ``ends``: the vmm ends the device for it. What it does not end it bounds.
+    """
+
+    name: str
+    say: Callable[[int], Sequence[Said]]
+    ends: bool = True
+    repeated: bool = False
+
+
+def _packed(fields: object) -> bytes:
+    return bytes(msgpack.packb(fields))
+
+
+def _fields(message: Message) -> list[object]:
+    return [message.TYPE, *fields_of(message).values()]
+
+
+def _says(name: str, payload: bytes, fds: int = 0) -> Lie:
+    return Lie(name, lambda _id: [Said(payload, fds)])
+
+
+def _of_each_type() -> list[Lie]:
+    lies = []
+    for sample in SAMPLES:
+        name = type(sample).__name__
+        fields = _fields(sample)
+        others = [
+            [fields[0], *fields[1:at], 1.5, *fields[at + 1 :]] for at in range(1, len(fields))
+        ]
+        lies += [
+            _says(f"{name} without its last field", _packed(fields[:-1])),
+            _says(f"{name} with a field more", _packed([*fields, 0])),
+            _says(f"{name} cut off", wire.encode(sample)[:-1]),
+            _says(f"{name} with a descriptor", wire.encode(sample), fds=1),
+            *(
+                _says(f"{name} with another type of field {at}", _packed(other))
+                for at, other in enumerate(others, 1)
+            ),
+        ]
+    return lies
+
+
+def _out_of_range() -> list[Lie]:
+    large = "x" * 60_000
+    return [
+        _says("Ready for too many queues", _packed([32, 2, 0, [1] * 65, b""])),
+        _says("Ready with a queue of -1", _packed([32, 2, 0, [-1], b""])),
+        _says("Ready with features of 2^64", b"\x95\x20\x02\xcb" + bytes(8) + b"\x90\xc4\x00"),
+        _says("Ready with too large a configuration", _packed([32, 2, 0, [], bytes(4097)])),
+        _says("Done with an id of -1", _packed([33, -1])),
+        _says("Done with an id of 2^32", _packed([33, 1 << 32])),
+        _says("QueueFailed for queue 65,536", _packed([34, 1 << 16, ""])),
+        _says("QueueFailed with too long a reason", _packed([34, 0, large])),
+        _says("ConfigChanged to too large a one", _packed([35, bytes(60_000), False])),
+        _says("LogLine with too long a line", _packed([36, 3, "breakout", large])),
+        _says("LogLine from too long a module", _packed([36, 3, large, ""])),
+        _says("CallDenied of call 2^32", _packed([37, 1 << 32])),
+        _says("Crashed with too long a report", _packed([38, large])),
+        _says("Answer with too long a result", _packed([39, 1, True, bytes(60_000)])),
+    ]
+
+
+def _out_of_order() -> list[Lie]:
+    def twice(request_id: int) -> list[Said]:
+        answer = wire.encode(protocol.Answer(request_id, True, b"\x80"))
+        return [Said(answer), Said(answer)]
+
+    def answer(result: bytes) -> Callable[[int], list[Said]]:
+        return lambda request_id: [Said(wire.encode(protocol.Answer(request_id, True, result)))]
+
+    return [
+        _says("Ready a second time", wire.encode(SAMPLES[0])),
+        _says("Done with what was never asked", wire.encode(protocol.Done(_NEVER_ASKED))),
+        _says("Done with request 0", wire.encode(protocol.Done(0))),
+        Lie("Done with a command", lambda request: [Said(wire.encode(protocol.Done(request)))]),
+        _says("Answer to what was never asked", wire.encode(SAMPLES[-1])),
+        Lie("Answer twice", twice),
+        Lie("Answer that is not msgpack", answer(b"\xc1")),
+        Lie("Answer without names", answer(b"\x90")),
+        Lie("Answer with numbers for names", answer(b"\x81\x01\x02")),
+        Lie("Answer nested 4,000 deep", answer(b"\x91" * 4000 + b"\x01")),
+        Lie("Answer that claims 2^32 entries", answer(b"\xdf\xff\xff\xff\xff")),
+        _says("ConfigChanged to another size", wire.encode(protocol.ConfigChanged(bytes(4096)))),
+    ]
+
+
+def _no_message() -> list[Lie]:
+    own: Sequence[Message] = (
+        protocol.Activate(1, 1 << 32, ()),
+        protocol.Reset(1),
+        protocol.Pause(1),
+        protocol.Command(1, "x", b"\x80"),
+    )
+    return [
+        _says("nothing but a descriptor", b"", fds=1),
+        _says("garbage", b"\xc1\xff\x00"),
+        _says("a number", b"\x01"),
+        _says("an empty array", b"\x90"),
+        _says("a map", b"\x81\xa1a\x02"),
+        _says("a type that is true", b"\x92\xc3\x01"),
+        _says("a type that is text", _packed(["Ready", 2])),
+        _says("an unknown type", _packed([200, 1])),
+        _says("a type of -1", _packed([-1, 1])),
+        _says("an array that claims 2^32 fields", b"\xdd\xff\xff\xff\xff\x21"),
+        _says("a string that claims 2^32 bytes", b"\x92\x26\xdb\xff\xff\xff\xff"),
+        _says("an extension type", b"\x92\x21\xc7\x08\x05" + bytes(8)),
+        _says("arrays nested 60,000 deep", b"\x91" * 60_000 + b"\x01"),
+        _says("two messages in one", wire.encode(SAMPLES[4]) * 2),
+        _says("a message of more than 64 KiB", _packed([36, 3, "", "x" * (_MOST_BYTES + 8)])),
+        _says("a message with 253 descriptors", wire.encode(SAMPLES[4]), fds=SCM_MAX_FD),
+        *(_says(f"the vmm's own {type(one).__name__}", wire.encode(one)) for one in own),
+    ]
+
+
+def _bounded() -> list[Lie]:
+    """Each of these may be said; what is tried is to drown the vmm, or to deceive who reads."""
+    escape = "\x1b[2J\x1b]0;owned\x07\nrng: all is well\r\u202e"
+    samples: Sequence[tuple[str, Message]] = (
+        ("log lines", protocol.LogLine(1, "breakout", "x" * 4000)),
+        ("failed queues", protocol.QueueFailed(0, "x" * 500)),
+        ("denied calls", protocol.CallDenied(0)),
+        ("reports of crashes", protocol.Crashed("x" * 8000)),
+    )
+    return [
+        *(
+            Lie(
+                f"very many {name}",
+                lambda _id, message=message: [Said(wire.encode(message))],  # type: ignore[misc]  # a default binds the loop's variable
+                ends=False,
+                repeated=True,
+            )
+            for name, message in samples
+        ),
+        Lie(
+            "log lines that move the cursor",
+            lambda _id: [Said(wire.encode(protocol.LogLine(1, "breakout\n", escape)))],
+            ends=False,
+        ),
+    ]
+
+
+LIES: Final = (
+    *_of_each_type(),
+    *_out_of_range(),
+    *_out_of_order(),
+    *_no_message(),
+    *_bounded(),
+)
+
+
+def send(channel: int, said: Said) -> bool:
+    """Send one datagram; return whether there was room for it."""
+    fds = struct.pack(f"{said.fds}i", *[0] * said.fds)
+    control = bytearray(struct.pack("Qii", 16 + len(fds), socket.SOL_SOCKET, socket.SCM_RIGHTS))
+    control += fds + bytes(-len(fds) % 8)
+    vector = struct.pack("QQ", address(said.payload), len(said.payload))
+    header = struct.pack(
+        "QIxxxxQQQQIxxxx",
+        0,
+        0,
+        address(vector),
+        1,
+        address(control) if said.fds else 0,
+        len(control) if said.fds else 0,
+        0,
+    )
+    try:
+        call("sendmsg", channel, header, _FLAGS)
+    except Refused as refused:
+        if refused.error in (errno.EAGAIN, errno.ENOBUFS):
+            return False
+        raise
+    return True
+
+
+def tell(lie: Lie, channel: int, request_id: int, times: int) -> None:
+    """Say what is to be said; whoever does not read it yet is waited for.
+
+    Raises:
+        Refused: the channel was closed meanwhile.
+    """
+    for said in lie.say(request_id):
+        left = times if lie.repeated else 1
+        while left:
+            left -= send(channel, said)
