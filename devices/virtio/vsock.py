@@ -21,7 +21,7 @@ from devices.virtio.vsock_common import (
     VIRTIO_VSOCK_F_NO_IMPLIED_STREAM,
     VIRTIO_VSOCK_F_SEQPACKET,
     VIRTIO_VSOCK_F_STREAM,
-    EventSender,
+    TransportReset,
     VsockSpec,
 )
 from devices.virtio.vsock_muxer import Muxer
@@ -64,7 +64,8 @@ class Vsock(SimpleDevice):
             for fd, unix_type, socket_type in zip(listeners, unix_types, types, strict=True)
         ]
         self._muxer = Muxer(spec.cid, os.fsencode(connect_path), sockets, self._schedule)
-        self._events = EventSender()
+        self._transport_reset = TransportReset()
+        self._transport_reset.on_settled = self._schedule
         self._log = get_logger("devices.virtio.vsock").limited()
         self._context: DeviceContext
         self._scheduled = False
@@ -102,21 +103,27 @@ class Vsock(SimpleDevice):
 
     def reset(self) -> None:
         self._muxer.reset()
-        self._events.reset()
+        self._transport_reset.reset()
         self._tx_waits = False
 
     def attach(self, context: DeviceContext) -> None:
         self._context = context
+        self._transport_reset.attach(context)
         self._muxer.attach(context)
 
     def on_kick(self, index: int) -> bool:
+        port = self._context.port(index)
+        if port is None:
+            return False
+        if port.resumed:
+            port.resumed = False
+            self._transport_reset.begin()
         if index == RX_QUEUE:
             return self._serve_rx()
         if index == TX_QUEUE:
             more = self._serve_tx()
             return self._serve_rx() or more
-        self._events.serve(self._context.port(EVENT_QUEUE))
-        return False
+        return self._transport_reset.serve(port)
 
     def _schedule(self) -> None:
         """Send what there is for the guest at the end of this turn of the loop."""
@@ -132,7 +139,7 @@ class Vsock(SimpleDevice):
     def _serve_rx(self) -> bool:
         """Fill receive buffers; return whether there is more to do at once."""
         port = self._context.port(RX_QUEUE)
-        if port is None:
+        if port is None or self._transport_reset.pending:
             return False
         muxer = self._muxer
         more = self._fill_buffers(port)

@@ -7,7 +7,12 @@ from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from devices.virtio.chain import DescriptorChain
+    from devices.virtio.context import DeviceContext
     from devices.virtio.port import QueuePort
+    from sys_util.event_loop import Timer
 
 RX_QUEUE: Final = 0
 TX_QUEUE: Final = 1
@@ -23,6 +28,9 @@ FROM_GUEST, FROM_HOST, REFUSED, RESETS = range(len(COUNTERS))
 
 VIRTIO_VSOCK_EVENT_TRANSPORT_RESET: Final = 0
 
+# The longest that a driver may take to close its connections.
+PATIENCE_SECONDS: Final = 1.0
+
 _EVENT: Final = VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.to_bytes(4, "little")
 
 
@@ -37,31 +45,79 @@ class VsockSpec:
     socket: str | None = None
 
 
-class EventSender:
-    """Tell a driver whose device is a new process that its connections are gone (§5.10.6.8).
+class TransportReset:
+    """Tell a driver whose device is a new process that its connections are gone (§5.10.6.7).
 
-    What waits in the rings of the old process stays valid; who was connected with whom is lost.
+    Who was connected with whom is lost with the old process. A driver that learns of a new
+    connection before it has closed the old ones would close that one, too: so there is none while
+    this is ``pending``. The driver is done when it gives the buffer of the event back; one that
+    keeps it is waited for no longer than ``PATIENCE_SECONDS``.
     """
 
     def __init__(self) -> None:
-        self._done = False
+        self.pending = False
+        self.on_settled: Callable[[], None] = _nothing
+        self._context: DeviceContext
+        self._due = False
+        self._port: QueuePort | None = None
+        self._held: list[DescriptorChain] = []  # of this queue, while we wait for one more
+        self._timer: Timer | None = None
+
+    def attach(self, context: DeviceContext) -> None:
+        """Learn the surroundings."""
+        self._context = context
+
+    def begin(self) -> None:
+        """A queue goes on that an earlier process served; harmless when that is known."""
+        if self._timer is None:
+            self.pending = self._due = True
+            self._timer = self._context.call_later(PATIENCE_SECONDS, self._settle)
 
     def reset(self) -> None:
         """Forget the driver."""
-        self._done = False
+        self.pending = self._due = False
+        self._held.clear()
+        if self._timer is not None:
+            self._timer.cancel()
 
-    def serve(self, port: QueuePort | None) -> None:
-        """Send the event that is due once there is a buffer for it."""
-        if port is None or not port.resumed or self._done:
-            return
+    def serve(self, port: QueuePort) -> bool:
+        """Send the event that is due once there is a buffer for it; return whether to go on."""
+        if not self._due and not self.pending:
+            return False
+        if port is not self._port:
+            self._port = port
+            self._held.clear()  # of a queue that was reset
         while (chain := port.take()) is not None:
-            fits = chain.writer.remaining >= len(_EVENT)
-            if fits:
+            self._held.append(chain)
+            if not self._due:  # the driver has handled the event
+                self._settle()
+                return False
+        if self._due:
+            self._send(port)
+        if not self.pending:
+            self._put_back()
+        return port.wait()
+
+    def _send(self, port: QueuePort) -> None:
+        """Use the first buffer that is large enough; those behind it are none of an answer."""
+        while self._held and self._due:
+            chain = self._held.pop(0)
+            if chain.writer.remaining >= len(_EVENT):
                 chain.writer.write(_EVENT)
+                self._due = False
             port.give_back(chain)
-            if fits:
-                self._done = True
-                break
-        else:
-            port.wait()
         port.flush()
+
+    def _put_back(self) -> None:
+        while self._held and self._port is not None:
+            self._port.put_back(self._held.pop())
+
+    def _settle(self) -> None:
+        self._put_back()
+        if self.pending:
+            self.pending = False
+            self.on_settled()
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -4,10 +4,12 @@
 Queues:      0 rx and 1 tx are the kernel's (vhost); 2 events for the driver
 Features:    VIRTIO_VSOCK_F_SEQPACKET where the kernel has it
 Config:      guest_cid, read-only
-Kept fds:    /dev/vhost-vsock, its address claimed already
+Kept fds:    /dev/vhost-vsock, opened anew for each process
 """
 
 from __future__ import annotations
+
+import errno
 
 from devices.virtio.chain import ChainError
 from devices.virtio.device import SimpleDevice
@@ -18,8 +20,9 @@ from devices.virtio.vsock_common import (
     RX_QUEUE,
     TX_QUEUE,
     VIRTIO_VSOCK_F_SEQPACKET,
-    EventSender,
+    TransportReset,
 )
+from sys_util.errors import HostError
 from sys_util.eventfd import create_eventfd, drain_eventfd, signal_eventfd
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 from sys_util.vhost import Vhost, VhostRing
@@ -56,7 +59,8 @@ class KernelVsock(SimpleDevice):
         self._cid = spec.cid
         self._vhost = vhost
         self._kernel_features = vhost.features()
-        self._events = EventSender()
+        self._transport_reset = TransportReset()
+        self._transport_reset.on_settled = self._start
         self._rings: dict[int, _Ring] = {}
         self._running = False
         self._paused = False
@@ -74,9 +78,19 @@ class KernelVsock(SimpleDevice):
 
     def attach(self, context: DeviceContext) -> None:
         self._context = context
+        self._transport_reset.attach(context)
+        self._claim_address()
         self._vhost.set_owner()
         self._vhost.set_memory(context.memory)
         context.add_fd(self._error_fd, lambda _events: self._on_error())
+
+    def _claim_address(self) -> None:
+        """Take the guest's address, which is free again when a process has ended."""
+        try:
+            self._vhost.set_guest_cid(self._cid)
+        except OSError as error:
+            hint = "another VM has it" if error.errno == errno.EADDRINUSE else ""
+            raise HostError("claim", f"vsock address {self._cid}", hint) from error
 
     def activate(self, features: int) -> None:
         known = BASE_FEATURES | 1 << VIRTIO_VSOCK_F_SEQPACKET
@@ -86,9 +100,11 @@ class KernelVsock(SimpleDevice):
         raise ChainError(chain.head, f"queue {queue_index} is served by the kernel")
 
     def reset(self) -> None:
-        self._events.reset()
+        self._transport_reset.reset()
 
     def start_kernel_queue(self, activation: QueueActivation, next_avail: int) -> None:
+        if activation.resume:
+            self._transport_reset.begin()
         self._stop()
         self._rings[activation.index] = _Ring(activation, next_avail)
         self._start()
@@ -106,12 +122,19 @@ class KernelVsock(SimpleDevice):
         self._start()
 
     def on_kick(self, index: int) -> bool:
-        self._events.serve(self._context.port(EVENT_QUEUE))
-        return False
+        port = self._context.port(EVENT_QUEUE)
+        if port is None:
+            return False
+        if port.resumed:
+            port.resumed = False
+            self._transport_reset.begin()
+        return self._transport_reset.serve(port)
 
     def _start(self) -> None:
         """Let the kernel serve both rings; one alone it does not."""
-        if self._paused or self._rings.keys() != _RINGS:
+        if self._paused or self._running or self._transport_reset.pending:
+            return
+        if self._rings.keys() != _RINGS:
             return
         vhost = self._vhost
         for number, (activation, next_avail) in self._rings.items():

@@ -53,6 +53,10 @@ RETRY_SECONDS: Final = 0.02
 FIRST_LOCAL_PORT: Final = 1 << 30
 LOCAL_PORTS: Final = 1 << 30
 
+# The next process must not use a port again to which the guest may still have an old connection. So
+# each takes a block of ports that none had before it.
+PORT_BLOCK: Final = 1 << 12
+
 _log = get_logger("devices.virtio.vsock").limited()
 
 
@@ -99,6 +103,7 @@ class Muxer:
     def attach(self, context: DeviceContext) -> None:
         """Start to listen for host processes."""
         self._context = context
+        self._next_port = self._first_port()
         self._entrance.attach(context, self._has_room)
 
     def reset(self) -> None:
@@ -268,11 +273,23 @@ class Muxer:
         connection.ask(early)
         self._on_output()
 
+    def _first_port(self) -> int:
+        """Return the first of a block of ports that is ours from now on."""
+        fields = self._context.saved.load()
+        first = 0 if fields is None else fields.get("next_port")
+        if type(first) is not int or not 0 <= first < LOCAL_PORTS or first % PORT_BLOCK:
+            _log.warning("saved state is not used: port %.40r", first)
+            first = 0
+        self._context.saved.store({"next_port": (first + PORT_BLOCK) % LOCAL_PORTS})
+        return first
+
     def _local_port(self, guest_port: int) -> int:
         """Return a port of the host that is free towards ``guest_port``."""
         while True:
             port = FIRST_LOCAL_PORT + self._next_port
-            self._next_port = (self._next_port + 1) % LOCAL_PORTS
+            self._next_port += 1
+            if not self._next_port % PORT_BLOCK:
+                self._next_port = self._first_port()
             if (port, guest_port) not in self._connections:
                 return port
 
