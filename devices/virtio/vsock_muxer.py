@@ -57,7 +57,8 @@ LOCAL_PORTS: Final = 1 << 30
 # each takes a block of ports that none had before it.
 PORT_BLOCK: Final = 1 << 12
 
-_log = get_logger("devices.virtio.vsock").limited()
+_log = get_logger("devices.virtio.vsock")
+_limited = _log.limited()  # for what either side can cause
 
 
 class _Attempt:
@@ -197,13 +198,13 @@ class Muxer:
 
     def _on_request(self, header: Header) -> None:
         if not self._has_room():
-            _log.warning("the guest has %d connections, that is all", MAX_CONNECTIONS)
+            _limited.warning("the guest has %d connections, that is all", MAX_CONNECTIONS)
             self._refuse(header)
             return
         try:
             sock = self._connector.open(SocketType(header.socket_type))
         except OSError as error:
-            _log.warning("no socket for the guest: %s", error.strerror)
+            _limited.warning("no socket for the guest: %s", error.strerror)
             self._refuse(header)
             return
         attempt, port = _Attempt(header, sock), header.dst_port
@@ -219,7 +220,8 @@ class Muxer:
             if not self._connector.connect(sock, header.dst_port):
                 return False
         except OSError as error:
-            level = _log.warning if error.errno in (errno.EACCES, errno.EPERM) else _log.debug
+            refused = error.errno in (errno.EACCES, errno.EPERM)
+            level = _limited.warning if refused else _limited.debug
             level("the guest cannot reach port %d: %s", header.dst_port, error.strerror)
             sock.close()
             self._refuse(header)
@@ -231,7 +233,7 @@ class Muxer:
         try:
             connection.accept(header)
         except PacketError as error:
-            _log.warning("%s", error)
+            _limited.warning("%s", error)
             connection.kill()
         return True
 
@@ -252,7 +254,7 @@ class Muxer:
                 continue
             self._full_ports.add(port)
             if attempt.retries_left <= 0:
-                _log.warning("port %d: the backlog of its listener stays full", port)
+                _limited.warning("port %d: the backlog of its listener stays full", port)
                 del self._attempts[key]
                 attempt.sock.close()
                 self._refuse(attempt.request)
@@ -265,7 +267,7 @@ class Muxer:
         self, sock: socket.socket, socket_type: SocketType, port: int, early: bytes
     ) -> None:
         if socket_type not in self.socket_types:
-            _log.debug("port %d: no driver in the guest, or not for such sockets", port)
+            _limited.debug("port %d: no driver in the guest, or not for such sockets", port)
             sock.close()
             return
         connection = self._add((self._local_port(port), port), socket_type, sock)
