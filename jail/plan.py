@@ -143,6 +143,7 @@ def device_jail(
     max_open_files: int = MAX_OPEN_FILES,
     max_processes: int = 0,
     memory_bytes: int | None = None,
+    recorder: int | None = None,
 ) -> JailPlan:
     """Return the one jail that every device process enters.
 
@@ -157,11 +158,12 @@ def device_jail(
         max_open_files: descriptors at one time.
         max_processes: processes and threads of its user; the kernel's own on its behalf count too.
         memory_bytes: guest memory, which it will map; ``None`` for as many addresses as it likes.
+        recorder: a socket that stays open until the filter is loaded; see ``LoadFilter``.
     """
     addresses = () if memory_bytes is None else (("AS", memory_bytes + MAX_OTHER_ADDRESSES),)
     return JailPlan(
         steps=(
-            CloseFds(frozenset(keep_fds)),
+            CloseFds(frozenset(keep_fds).union(() if recorder is None else (recorder,))),
             LeaveGroup(),
             AssumeIds(JAILED_ID, JAILED_ID),
             DieWithParent(),  # after the change of ids, which clears the request
@@ -186,5 +188,5 @@ def device_jail(
             ForbidFiles(),
             NotDumpable(),
         ),
-        door=LoadFilter(policy_name, bpf),
+        door=LoadFilter(policy_name, bpf, recorder),
     )

@@ -19,6 +19,7 @@ import _prctl
 from sys_util import landlock, linux
 from sys_util.facts import fact
 from sys_util.log import get_logger
+from sys_util.seccomp_notify import load_recording_filter
 from sys_util.typing import Final
 
 log = get_logger("crosvm.jail")
@@ -303,15 +304,24 @@ class ForbidFiles:
 
 @fact
 class LoadFilter:
-    """Only the system calls of the policy are left; the last step there can be."""
+    """Only the system calls of the policy are left; the last step there can be.
+
+    With ``recorder``, a socket, the filter asks who is at its other end about every call.
+    """
 
     policy_name: str
     bpf: bytes
+    recorder: int | None = None
 
     def describe(self) -> str:
         """Say what the step does."""
+        if self.recorder is not None:
+            return f"have the system calls for {self.policy_name} recorded, and few denied"
         return f"load the seccomp filter {self.policy_name}"
 
     def apply(self) -> None:
         """Load it into the calling thread."""
-        linux.load_seccomp_filter(self.bpf)
+        if self.recorder is None:
+            linux.load_seccomp_filter(self.bpf)
+        else:
+            load_recording_filter(self.bpf, self.recorder, self.policy_name)

@@ -85,7 +85,7 @@ def condition_boxes(condition: Condition) -> list[Box]:
     boxes: dict[Box, None] = {}
     for clause in condition:
         boxes.update(
-            dict.fromkeys(_narrow_all([ANY_ARGUMENTS], ([atom] for atom in dict.fromkeys(clause))))
+            dict.fromkeys(narrow_all([ANY_ARGUMENTS], ([atom] for atom in dict.fromkeys(clause))))
         )
         _bound(len(boxes))
     return list(boxes)
@@ -97,10 +97,10 @@ def complement_boxes(condition: Condition) -> list[Box]:
     Raises:
         PolicyError: there would be too many.
     """
-    return _narrow_all([ANY_ARGUMENTS], ([complement(atom) for atom in c] for c in condition))
+    return narrow_all([ANY_ARGUMENTS], ([complement(atom) for atom in c] for c in condition))
 
 
-def _narrow_all(boxes: list[Box], alternatives: Iterable[list[Atom]]) -> list[Box]:
+def narrow_all(boxes: list[Box], alternatives: Iterable[list[Atom]]) -> list[Box]:
     """AND every box with each OR of atoms in turn."""
     for atoms in alternatives:
         cubes = [(atom.arg, cube) for atom in atoms for cube in atom_cubes(atom)]

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 class Policy(NamedTuple):
-    """A compiled policy: its name, the file it came from, the program for seccomp(2)."""
+    """A compiled policy: its name, the file it came from, the program for seccomp(2).
+
+    ``recorder`` is the socket to which the listener of a recording filter goes (record.py).
+    """
 
     name: str
     path: str
     bpf: bytes
     arch: str = machine_arch()
+    recorder: int | None = None
 
 
 def policy_path(name: str, directory: str | None = None, arch: str | None = None) -> str:

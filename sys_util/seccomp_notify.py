@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A filter that asks another process about every call (SECCOMP_RET_USER_NOTIF, seccomp_unotify(2)).
+
+The process under the filter waits until the other one has answered. The answer "go on" is no
+protection: what pointers point to may change after it was looked at. It is good for recording.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+
+from sys_util._linux import ffi, lib
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# The last argument, which they do not have, of the calls that send the listener away: by it the
+# filter lets them pass.
+MARK: Final = 0x63726F73766D2D31
+
+# <linux/seccomp.h>; the structures are the same on every 64-bit architecture.
+_NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif with seccomp_data
+_ANSWER: Final = struct.Struct("=QqiI")  # struct seccomp_notif_resp
+_NOTIF_RECV: Final = 0xC0502100
+_NOTIF_SEND: Final = 0xC0182101
+_NOTIF_SET_FLAGS: Final = 0x40082104
+_SYNC_WAKE_UP: Final = 1
+_FLAG_CONTINUE: Final = 1
+_SOCK_FILTER_BYTES: Final = 8
+
+
+class Notification(NamedTuple):
+    """A call that waits for its answer: which one, by which process, with which arguments."""
+
+    id: int
+    pid: int
+    number: int
+    args: Sequence[int]
+
+
+class Listener:
+    """The recorder's end of a filter. Owns its descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        with contextlib.suppress(OSError):  # since Linux 6.6; answers are slower without it
+            fcntl.ioctl(fd, _NOTIF_SET_FLAGS, _SYNC_WAKE_UP)
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll: readable when a call waits, hung up when all have gone."""
+        return self._fd
+
+    def receive(self) -> Notification | None:
+        """Take a call that poll(2) has announced; ``None`` when its process gave up meanwhile."""
+        buffer = bytearray(_NOTIFICATION.size)  # the kernel wants zeros
+        try:
+            fcntl.ioctl(self._fd, _NOTIF_RECV, buffer)
+        except OSError:
+            return None
+        request_id, pid, _flags, number, _arch, _ip, *args = _NOTIFICATION.unpack(buffer)
+        return Notification(request_id, pid, number, args)
+
+    def let_go_on(self, request_id: int) -> None:
+        """Let the call be carried out; harmless when its process has gone."""
+        self._answer(_ANSWER.pack(request_id, 0, 0, _FLAG_CONTINUE))
+
+    def refuse(self, request_id: int, error: int) -> None:
+        """Let the call fail with an errno; harmless when its process has gone."""
+        self._answer(_ANSWER.pack(request_id, 0, -error, 0))
+
+    def close(self) -> None:
+        """Let go of the filter: every further call under it fails with ENOSYS."""
+        os.close(self._fd)
+
+    def _answer(self, answer: bytes) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._fd, _NOTIF_SEND, answer)
+
+
+def load_recording_filter(
+    bpf: bytes, recorder: int, name: str, *, all_threads: bool = False
+) -> None:
+    """Put this thread, or every thread, under a filter, and send its listener to ``recorder``.
+
+    ``recorder`` is a SOCK_SEQPACKET socket, closed here; the message is ``name``. Sending it
+    and closing have ``MARK`` as their last argument.
+    """
+    result = lib.crosvm_load_recording_filter(
+        ffi.from_buffer(bpf),
+        len(bpf) // _SOCK_FILTER_BYTES,
+        all_threads,
+        recorder,
+        name.encode(),
+        len(name.encode()),
+        MARK,
+    )
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
