@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One rig for each kind of device: the device, its driver, the host behind it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING, Protocol
+
+from devices.virtio.balloon import Balloon, BalloonSpec
+from devices.virtio.block import Block, BlockSpec
+from devices.virtio.device import SimpleDevice
+from devices.virtio.rng import Rng, RngSpec
+from sys_util.guest_memory import GuestMemory
+from tests.fuzz.source import number, one_in, pick
+from tests.support.device_context import DriverSide
+
+if TYPE_CHECKING:
+    from devices.virtio.chain import DescriptorChain
+    from tests.fuzz.source import Source
+
+    Request = tuple[list[bytes], list[int]]
+
+MEMORY_BYTES = 4 << 20
+HIGH = 0x1_0000_0000
+
+
+def small_memory() -> GuestMemory:
+    return GuestMemory.create([(0, MEMORY_BYTES), (HIGH, 0x10000)])
+
+
+class Kind(Protocol):
+    """A device kind under attack. One rig lives through many drivers."""
+
+    side: DriverSide
+
+    def request(self, source: Source, queue: int) -> Request:
+        """Return a request that is nearly right: device-readable bytes, device-writable lengths."""
+        ...
+
+    def host_acts(self, source: Source) -> None:
+        """Do something that processes of the host may do."""
+        ...
+
+    def serves(self) -> None:
+        """Check that a well-behaved driver, which has just reset the device, is served."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+class Sink(SimpleDevice):
+    """Read everything, write everything: the queue alone."""
+
+    name = "sink"
+    device_type = 63
+    queue_sizes = (256, 8)
+    seccomp_policy = "none"
+    in_order = True
+    LIMIT = 4096
+
+    def features(self) -> int:
+        return 0
+
+    def config(self) -> bytes:
+        return b""
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Nothing is there."""
+
+    def activate(self, features: int) -> None:
+        """Nothing changes."""
+
+    def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
+        data = chain.reader.read(min(self.LIMIT, chain.reader.remaining))
+        chain.writer.write(data[: min(len(data), chain.writer.remaining)])
+        tail = chain.writer.split_at(chain.writer.remaining // 2)
+        tail.write(bytes(min(self.LIMIT, tail.remaining)))
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+
+class QueueKind:
+    """The virtqueue with a device that does as little as can be."""
+
+    def __init__(self, _source: Source) -> None:
+        self.side = DriverSide(Sink(), small_memory())
+
+    def request(self, source: Source, queue: int) -> Request:
+        return [source.data(source.below(40))], [source.below(40), source.below(8)]
+
+    def host_acts(self, source: Source) -> None:
+        """There is no host."""
+
+    def serves(self) -> None:
+        self.side.start(0, 1, size=8)
+        for index in (0, 1):
+            ring = self.side.queues[index]
+            ring.submit([b"hello"], [5, 5])
+            self.side.kick(index)
+            ((_, used, data),) = ring.collect()
+            assert (used, data[:5]) == (5, b"hello")
+
+    def close(self) -> None:
+        self.side.close()
+        self.side.memory.close()
+
+
+class RngKind(QueueKind):
+    def __init__(self, _source: Source) -> None:
+        self.side = DriverSide(Rng(RngSpec()), small_memory())
+
+    def request(self, source: Source, queue: int) -> Request:
+        return [], [source.below(200)]
+
+    def serves(self) -> None:
+        self.side.start(size=4)
+        self.side.queues[0].submit([], [64])
+        self.side.kick(0)
+        ((_, used, data),) = self.side.queues[0].collect()
+        assert used == 64
+        assert data != b"\xee" * 64
+
+
+class BlockKind(QueueKind):
+    """A disk of 64 sectors; read-only every other time, and then it must stay as it was."""
+
+    SECTORS = 64
+    TYPES = (0, 0, 0, 1, 1, 1, 4, 8, 11, 13, 2, 3, 5, 0x8000_0000, 0xFFFF_FFFF)
+
+    def __init__(self, source: Source) -> None:
+        self._fd = os.memfd_create("image", os.MFD_CLOEXEC)
+        self._read_only = one_in(source, 2)
+        self._image = b"".join(bytes([at]) * 512 for at in range(self.SECTORS))
+        os.write(self._fd, self._image)
+        spec = BlockSpec("image", read_only=self._read_only, sparse=True)
+        self.side = DriverSide(Block(spec, self._fd, num_queues=2), small_memory())
+
+    def request(self, source: Source, queue: int) -> Request:
+        kind = pick(source, self.TYPES)
+        sector = number(source, 64) if one_in(source, 4) else source.below(self.SECTORS + 2)
+        out = [struct.pack("<IIQ", kind, source.below(2), sector)]
+        if kind in (11, 13):
+            count = 1 + source.below(3)
+            segments = [
+                (source.below(70), number(source, 32), source.below(4)) for _ in range(count)
+            ]
+            out.append(b"".join(struct.pack("<QII", *segment) for segment in segments))
+        elif kind == 1:
+            out.append(source.data(512 * source.below(4)))
+        into = [512 * (1 + source.below(4))] if kind in (0, 2, 3) else []
+        return out, [*into, *([20] if kind == 8 else []), 1]
+
+    def serves(self) -> None:
+        self.side.start(0, 1, size=16)
+        assert os.fstat(self._fd).st_size == 512 * self.SECTORS
+        image = os.pread(self._fd, 1 << 20, 0)
+        assert not self._read_only or image == self._image
+        for index in (0, 1):
+            self.side.queues[index].submit([struct.pack("<IIQ", 0, 0, 5)], [512, 1])
+            self.side.kick(index)
+            ((_, used, data),) = self.side.queues[index].collect()
+            assert (used, data) == (513, image[5 * 512 : 6 * 512] + b"\0")
+
+    def close(self) -> None:
+        super().close()
+        os.close(self._fd)
+
+
+class BalloonKind(QueueKind):
+    """A balloon with every feature; pages of the rings may go away under the device."""
+
+    def __init__(self, _source: Source) -> None:
+        device = Balloon(BalloonSpec(page_reporting=True))
+        self.side = DriverSide(device, GuestMemory.create([(0, 8 << 20), (HIGH, 0x10000)]))
+
+    def request(self, source: Source, queue: int) -> Request:
+        if queue == 2:
+            stats = [
+                struct.pack("<HQ", number(source, 16), number(source, 64))
+                for _ in range(source.below(30))
+            ]
+            return [b"".join(stats)], []
+        if queue >= 3:
+            command = [struct.pack("<I", number(source, 32))] if one_in(source, 3) else []
+            return command, [4096 * source.below(3)]
+        pages = [
+            source.below(6) if one_in(source, 20) else number(source, 32)
+            for _ in range(source.below(40))
+        ]
+        return [struct.pack(f"<{len(pages)}I", *pages)], []
+
+    def host_acts(self, source: Source) -> None:
+        verb = pick(source, ("set", "adjust", "state", "refresh"))
+        hint = one_in(source, 2)
+        if not hint or self.side.features >> 3 & 1:
+            self.side.device.command(verb, {"pages": number(source, 32), "hint": False})
+
+    def serves(self) -> None:
+        self.side.start(0, 1, size=4)
+        page = (HIGH >> 12) + 3
+        self.side.memory.write(HIGH + 0x3000, b"here")
+        for index in (0, 1):
+            self.side.queues[index].submit([struct.pack("<I", page)])
+            self.side.kick(index)
+            assert len(self.side.queues[index].collect()) == 1
+        assert self.side.memory.read(HIGH + 0x3000, 4) == bytes(4)

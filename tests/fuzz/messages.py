@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Messages that nearly are what a codec takes, made from what its own checks declare.
+
+So that a message which is added tomorrow is attacked tomorrow: nothing here names one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+import msgpack
+
+from crosvm_py import device_protocol, warden_protocol
+from crosvm_py.control import protocol as control_protocol
+from sys_util import wire
+from sys_util.errors import ProtocolError
+from sys_util.wire import encode
+from tests.fuzz.source import EDGES, number, one_in, pick, spoil
+
+if TYPE_CHECKING:
+    from sys_util.wire import Check, Codec, Message
+    from tests.fuzz.source import Source
+
+CODECS = {
+    "device to vmm": device_protocol.VMM_CODEC,
+    "vmm to device": device_protocol.DEVICE_CODEC,
+    "vmm to warden": warden_protocol.WARDEN_CODEC,
+    "warden to vmm": warden_protocol.VMM_CODEC,
+    "control request": control_protocol.REQUESTS,
+    "control response": control_protocol.RESPONSES,
+}
+
+LETTERS = "abc\x00\x1b[2J\n\ud7ff\U0001f600é"
+
+
+def sample(source: Source, check: Check) -> object:
+    """Return a value that ``check`` takes, often at the edge of what it takes."""
+    function = cast("Callable[..., object]", check)
+    if function is wire.boolean:
+        return bool(source.below(2))
+    names = function.__code__.co_freevars
+    cells = {
+        name: cell.cell_contents
+        for name, cell in zip(names, function.__closure__ or (), strict=True)
+    }
+    kind = function.__qualname__.partition(".")[0]
+    return _SAMPLERS[kind](source, cells)
+
+
+def _sample_integer(source: Source, cells: dict[str, object]) -> object:
+    low, high = cast("int", cells["low"]), cast("int", cells["high"])
+    value = pick(source, (low, high, number(source, 64)))
+    return value if low <= value <= high else low + value % (high - low + 1)
+
+
+def _sample_text(source: Source, cells: dict[str, object]) -> object:
+    return pick(source, LETTERS) * _length(source, cast("int", cells["max_chars"]))
+
+
+def _sample_blob(source: Source, cells: dict[str, object]) -> object:
+    return source.data(_length(source, cast("int", cells["max_bytes"])))
+
+
+def _sample_optional(source: Source, cells: dict[str, object]) -> object:
+    return None if one_in(source, 3) else sample(source, cast("Check", cells["item"]))
+
+
+def _sample_sequence(source: Source, cells: dict[str, object]) -> object:
+    item, limit = cast("Check", cells["item"]), cast("int", cells["max_items"])
+    return [sample(source, item) for _ in range(min(3, _length(source, limit)))]
+
+
+def _sample_record(source: Source, cells: dict[str, object]) -> object:
+    return [sample(source, field) for field in cast("tuple[Check, ...]", cells["fields"])]
+
+
+_SAMPLERS: dict[str, Callable[[Source, dict[str, object]], object]] = {
+    "integer": _sample_integer,
+    "text": _sample_text,
+    "blob": _sample_blob,
+    "optional": _sample_optional,
+    "sequence": _sample_sequence,
+    "record": _sample_record,
+}
+
+
+def _length(source: Source, limit: int) -> int:
+    return limit if one_in(source, 40) else min(limit, source.below(20))
+
+
+def message_types(codec: Codec) -> tuple[type[Message], ...]:
+    """Return every message that the codec takes."""
+    return tuple(codec._types.values())
+
+
+def nonsense(source: Source) -> object:
+    """Return a value of any kind."""
+    kind = source.below(9)
+    values: tuple[object, ...] = (
+        *(None, True, pick(source, EDGES), -1, -(1 << 63), 1.5, float("nan")),
+        *("x" * source.below(50), source.data(source.below(50)), [], {}, [[[[]]]], {"a": 1}),
+        *([0] * 200, {1: 2}, {b"k": None}),
+    )
+    return number(source, 64) if kind == 0 else pick(source, values)
+
+
+def spoil_fields(source: Source, fields: list[object]) -> None:
+    """Change one thing in an array, or in an array inside it."""
+    nested = [item for item in fields if isinstance(item, list) and item]
+    if nested and one_in(source, 2):
+        spoil_fields(source, pick(source, nested))
+        return
+    kind = source.below(5)
+    if kind == 0 and fields:
+        del fields[source.below(len(fields))]
+    elif kind == 1:
+        fields.insert(source.below(len(fields) + 1), nonsense(source))
+    elif fields:
+        fields[source.below(len(fields))] = nonsense(source)
+
+
+class MessageFuzzer:
+    """Every codec, with messages that are right, nearly right, and not messages at all."""
+
+    def __init__(self) -> None:
+        self.mutations = 0
+        self.accepted = 0
+        self._codecs = [(codec, message_types(codec)) for codec in CODECS.values()]
+
+    def episode(self, source: Source) -> None:
+        """Decode one message; only ``ProtocolError`` may come of it."""
+        codec, types = pick(source, self._codecs)
+        kind = pick(source, types)
+        fields: list[object] = [kind.TYPE, *(sample(source, check) for check in kind.FIELDS)]
+        self.mutations += 1
+        if one_in(source, 8):  # nothing was changed: it must be taken, and come back the same
+            message = codec.decode(msgpack.packb(fields))
+            again = codec.decode(encode(message))
+            assert again == message
+            self.accepted += 1
+            return
+        for _ in range(source.below(3)):
+            spoil_fields(source, fields)
+        payload = msgpack.packb(fields)
+        for _ in range(source.below(3)):
+            payload = spoil(source, payload)
+        try:
+            codec.decode(payload)
+        except ProtocolError:
+            pass
+        else:
+            self.accepted += 1
+        self._unpack(payload[:100])
+
+    def _unpack(self, payload: bytes) -> None:
+        """The named fields inside commands and answers."""
+        try:
+            device_protocol.unpack_fields(payload)
+        except ProtocolError:
+            return
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def make(_source: Source) -> MessageFuzzer:
+    """Build the rig."""
+    return MessageFuzzer()
