@@ -16,6 +16,17 @@ from __future__ import annotations
 from struct import Struct
 
 from devices.virtio.balloon_memory import PAGE_SHIFT, GuestPages
+from devices.virtio.balloon_state import (
+    FIRST_CMD_ID,
+    MOST,
+    NOT_HELD,
+    U32_MAX,
+    VIRTIO_BALLOON_CMD_ID_STOP,
+    BalloonState,
+    read_released,
+    read_saved_stats,
+    read_state,
+)
 from devices.virtio.balloon_stats import read_stats
 from devices.virtio.chain import ChainError
 from devices.virtio.device import CommandError, SimpleDevice
@@ -35,9 +46,7 @@ VIRTIO_BALLOON_F_FREE_PAGE_HINT: Final = 3
 VIRTIO_BALLOON_F_PAGE_POISON: Final = 4
 VIRTIO_BALLOON_F_REPORTING: Final = 5
 
-VIRTIO_BALLOON_CMD_ID_STOP: Final = 0
 VIRTIO_BALLOON_CMD_ID_DONE: Final = 1
-FIRST_CMD_ID: Final = 2
 
 QUEUE_SIZE: Final = 128
 
@@ -55,8 +64,6 @@ HINT_SECONDS: Final = 10.0
 
 # One turn of serving: then the other queues and the vmm's messages have theirs.
 MAX_CHAINS_PER_TURN: Final = 64
-
-U32_MAX: Final = 0xFFFF_FFFF
 
 _CONFIG: Final = Struct("<IIII")
 _FIELD: Final = Struct("<I")
@@ -100,12 +107,11 @@ class Balloon(SimpleDevice):
         count = REPORTING_QUEUE + spec.page_reporting
         self.queue_sizes = (QUEUE_SIZE,) * count
         self._spec = spec
-        self._target_pages = spec.size_bytes >> PAGE_SHIFT
-        self._last_cmd_id = FIRST_CMD_ID - 1
-        self._updates = 0  # buffers of statistics since the start
-        self._hinted_bytes = 0
+        self._state = BalloonState(spec.size_bytes >> PAGE_SHIFT)
         self._log = get_logger("devices.virtio.balloon").limited()
-        self._forget_driver()
+        self._features = 0
+        self._stats: dict[int, int] = {}
+        self._held: tuple[QueuePort, DescriptorChain] | None = None  # the buffer on statsq
 
     def features(self) -> int:
         bits = [
@@ -121,7 +127,8 @@ class Balloon(SimpleDevice):
         return sum(1 << bit for bit in bits)
 
     def config(self) -> bytes:
-        return _CONFIG.pack(self._target_pages, self._actual_pages, self._cmd_id, self._poison)
+        state = self._state
+        return _CONFIG.pack(state.target_pages, state.actual_pages, state.cmd_id, state.poison)
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Take ``actual`` and ``poison_val``; the others are ours, and parts are no values."""
@@ -129,29 +136,49 @@ class Balloon(SimpleDevice):
             return
         (value,) = _FIELD.unpack(data)
         if offset == _ACTUAL_OFFSET:
-            self._actual_pages = value
+            self._change(actual_pages=value)
         elif offset == _POISON_OFFSET:
-            self._poison = value
+            self._change(poison=value)
 
     def attach(self, context: DeviceContext) -> None:
         self._context = context
-        self._pages = GuestPages(context.memory)
-        self._target_pages = min(self._target_pages, self._pages.page_count)
+        self._pages = pages = GuestPages(context.memory)
+        target = min(self._state.target_pages, pages.page_count)
+        self._state = self._state._replace(target_pages=target)
+        fields = context.saved.load()
+        if fields is not None:
+            try:
+                stats, released = read_saved_stats(fields), read_released(fields)
+                self._state = read_state(fields, pages.page_count)
+                self._stats, pages.released_bytes = stats, released
+            except ValueError as error:
+                get_logger("devices.virtio.balloon").warning("saved state is not used: %s", error)
+        self._save()
+        if self._state.cmd_id >= FIRST_CMD_ID:
+            self._limit_hinting()
+
+    def _save(self) -> None:
+        """Store what the next process has to know."""
+        fields: dict[str, object] = {
+            "state": self._state,
+            "stats": list(self._stats.items()),
+            "released": min(self._pages.released_bytes, MOST),
+        }
+        self._context.saved.store(fields)
+
+    def _change(self, **fields: int) -> None:
+        self._state = self._state._replace(**fields)
+        self._save()
 
     def activate(self, features: int) -> None:
         self._features = features
 
     def reset(self) -> None:
-        self._forget_driver()
-
-    def _forget_driver(self) -> None:
         self._features = 0
-        self._actual_pages = 0
-        self._poison = 0
-        self._cmd_id = VIRTIO_BALLOON_CMD_ID_STOP
-        self._hinting = False  # between the driver's command id and its STOP
-        self._stats: dict[int, int] = {}
-        self._held: tuple[QueuePort, DescriptorChain] | None = None  # the buffer on statsq
+        self._stats = {}
+        self._held = None
+        self._state = self._state.without_driver()
+        self._save()
 
     # The driver's pages.
 
@@ -170,6 +197,7 @@ class Balloon(SimpleDevice):
         except OSError as error:
             self._log.warning("the host takes no pages back: %s", error.strerror)
             return
+        self._save()
         self._context.counters.add(_PAGES_INFLATED, count)
         if outside or chain.reader.remaining:
             raise ChainError(
@@ -185,7 +213,10 @@ class Balloon(SimpleDevice):
         for _ in range(MAX_CHAINS_PER_TURN):
             chain = port.take()
             if chain is None:
-                return port.wait()
+                if port.wait():
+                    continue
+                self._save()
+                return False
             if role == STATS_QUEUE:
                 self._take_stats(port, chain)
                 continue
@@ -196,6 +227,7 @@ class Balloon(SimpleDevice):
                 self._log.warning("queue %d: %s", index, error)
             port.give_back(chain)
         port.flush()
+        self._save()
         return True
 
     def _roles(self) -> dict[int, int]:
@@ -223,7 +255,7 @@ class Balloon(SimpleDevice):
             raise ChainError(chain.head, "device-readable buffer on reporting_vq (§5.5.6.7)")
         self._context.counters.add(_BYTES_REPORTED, chain.writer.remaining)
         # A page that was given back is zeros, and this driver wants to find its poison there.
-        if self._features >> VIRTIO_BALLOON_F_PAGE_POISON & 1 and self._poison:
+        if self._features >> VIRTIO_BALLOON_F_PAGE_POISON & 1 and self._state.poison:
             return
         try:
             self._pages.release_views(chain.writer.iovecs(chain.writer.remaining))
@@ -232,24 +264,26 @@ class Balloon(SimpleDevice):
 
     def _take_hint(self, chain: DescriptorChain) -> None:
         """Follow a round of hints: our command id, free pages, STOP (§5.5.6.6)."""
+        state = self._state
         if chain.reader.remaining:
             (cmd_id,) = chain.reader.unpack(_FIELD)
-            ours = cmd_id == self._cmd_id >= FIRST_CMD_ID
-            if ours and not self._hinting:
-                self._hinting = True
-                self._hinted_bytes = 0
-            elif cmd_id == VIRTIO_BALLOON_CMD_ID_STOP and self._hinting:
-                self._end_hinting(self._cmd_id)
-        elif self._hinting:
-            self._hinted_bytes += chain.writer.remaining
+            ours = cmd_id == state.cmd_id >= FIRST_CMD_ID
+            if ours and not state.hinting:
+                self._change(hinting=1, hinted_bytes=0)
+            elif cmd_id == VIRTIO_BALLOON_CMD_ID_STOP and state.hinting:
+                self._end_hinting(state.cmd_id)
+        elif state.hinting:
+            hinted_bytes = min(state.hinted_bytes + chain.writer.remaining, MOST)
+            self._state = state._replace(hinted_bytes=hinted_bytes)
 
     # Statistics. The driver leaves one buffer with us; it fills it anew when it gets it back.
 
     def _take_stats(self, port: QueuePort, chain: DescriptorChain) -> None:
         self._return_stats()
         self._stats = read_stats(chain.reader)
-        self._updates += 1
         self._held = (port, chain)
+        if not port.resumed or self._state.held != port.last_taken:  # else it is counted already
+            self._change(updates=self._state.updates + 1, held=port.last_taken)
 
     def _return_stats(self) -> None:
         if self._held is None:
@@ -257,6 +291,7 @@ class Balloon(SimpleDevice):
         (port, chain), self._held = self._held, None
         port.give_back(chain)  # which a stopped queue ignores
         port.flush()
+        self._change(held=NOT_HELD)
 
     # What the user asks for.
 
@@ -269,9 +304,9 @@ class Balloon(SimpleDevice):
         if verb == "set":
             return self._set_target(_integer(arguments, "pages"))
         if verb == "adjust":
-            return self._set_target(self._target_pages + _integer(arguments, "pages"))
+            return self._set_target(self._state.target_pages + _integer(arguments, "pages"))
         if verb in ("state", "refresh"):
-            state = self._state()
+            state = self._describe()
             if arguments.get("hint") is True:
                 self._start_hinting()
             if verb == "refresh" and self._held is not None and not self._held[0].paused:
@@ -281,38 +316,42 @@ class Balloon(SimpleDevice):
 
     def _set_target(self, pages: int) -> dict[str, object]:
         target = max(0, min(pages, self._pages.page_count))
-        if target != self._target_pages:
-            self._target_pages = target
+        if target != self._state.target_pages:
+            self._change(target_pages=target)
             self._context.config_changed()
-        return self._state(clamped=target != pages)
+        return self._describe(clamped=target != pages)
 
     def _start_hinting(self) -> None:
         if not self._features >> VIRTIO_BALLOON_F_FREE_PAGE_HINT & 1:
             raise CommandError("balloon: the guest's driver knows no free page hints")
-        if self._cmd_id < FIRST_CMD_ID:  # else a round is under way already
-            self._last_cmd_id = cmd_id = max(FIRST_CMD_ID, (self._last_cmd_id + 1) & U32_MAX)
-            self._cmd_id = cmd_id
+        if self._state.cmd_id < FIRST_CMD_ID:  # else a round is under way already
+            cmd_id = max(FIRST_CMD_ID, (self._state.last_cmd_id + 1) & U32_MAX)
+            self._change(last_cmd_id=cmd_id, cmd_id=cmd_id)
             self._context.config_changed()
-            self._context.call_later(HINT_SECONDS, lambda: self._end_hinting(cmd_id))
+            self._limit_hinting()
+
+    def _limit_hinting(self) -> None:
+        cmd_id = self._state.cmd_id
+        self._context.call_later(HINT_SECONDS, lambda: self._end_hinting(cmd_id))
 
     def _end_hinting(self, cmd_id: int) -> None:
         """Let the driver use the pages again that it hinted in this round."""
-        if self._cmd_id == cmd_id:
-            self._hinting = False
-            self._cmd_id = VIRTIO_BALLOON_CMD_ID_DONE
+        if self._state.cmd_id == cmd_id:
+            self._change(hinting=0, cmd_id=VIRTIO_BALLOON_CMD_ID_DONE)
             self._context.config_changed()
 
-    def _state(self, *, clamped: bool = False) -> dict[str, object]:
+    def _describe(self, *, clamped: bool = False) -> dict[str, object]:
+        state = self._state
         return {
-            "target_pages": self._target_pages,
-            "actual_pages": self._actual_pages,
+            "target_pages": state.target_pages,
+            "actual_pages": state.actual_pages,
             "released_bytes": self._pages.released_bytes,
             "has_driver": bool(self._features),
             "has_stats": bool(self._features >> VIRTIO_BALLOON_F_STATS_VQ & 1),
-            "updates": self._updates,
+            "updates": state.updates,
             "stats": list(self._stats.items()),
-            "hint_done": self._cmd_id < FIRST_CMD_ID,
-            "hinted_bytes": self._hinted_bytes,
+            "hint_done": state.cmd_id < FIRST_CMD_ID,
+            "hinted_bytes": state.hinted_bytes,
             "clamped": clamped,
         }
 

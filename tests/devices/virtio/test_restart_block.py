@@ -32,6 +32,7 @@ def lines() -> Iterator[list[str]]:
     log.set_sink(lambda _level, _module, text: lines.append(text))
     yield lines
     log.set_sink(log.stderr_sink)
+    assert lines == []
 
 
 class Disk:
@@ -145,7 +146,7 @@ def test_disk_whose_image_was_cut_can_grow_again() -> None:
         assert shown(disk) == 128
 
 
-def test_disk_is_never_larger_than_its_image() -> None:
+def test_disk_is_never_larger_than_its_image(lines: list[str]) -> None:
     disk = Disk()
     os.truncate(disk.fd, 16 * SECTOR)
     disk.take_over()
@@ -154,6 +155,8 @@ def test_disk_is_never_larger_than_its_image() -> None:
     disk.serve()
     assert disk.statuses() == [1]
     assert os.fstat(disk.fd).st_size == 16 * SECTOR
+    assert lines == ["block queue 0: 512 bytes at sector 0x10 leave the disk"]
+    lines.clear()
     disk.close()
 
 
@@ -181,8 +184,9 @@ def test_nonsense_of_the_last_process_is_one_line_and_no_more(
     disk = Disk()
     disk.driver.context.saved.store(fields)
     disk.take_over()
-    assert len(lines) == 1
-    assert "block: saved state is not used" in lines[0]
+    (line,) = lines
+    assert "block: saved state is not used" in line
+    lines.clear()
     assert shown(disk) == SECTORS
     disk.submit(OUT, 0, sectors(b"x"))
     disk.serve()
