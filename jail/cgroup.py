@@ -79,6 +79,7 @@ class VmCgroup:
         self._aside = self.path + _ASIDE if site.steps_aside else ""
         self._enabled: tuple[str, ...] = ()  # the controllers of the site that were off before
         self._devices: set[str] = set()
+        self._ours = True
         self.lock_fd = -1
 
     @classmethod
@@ -146,7 +147,13 @@ class VmCgroup:
         return OomCount(int(events.get("oom", "0")), int(events.get("oom_kill", "0")))
 
     def remove(self) -> None:
-        """Remove every group and go back where we came from; what has gone already is no matter."""
+        """Remove every group and go back where we came from; what has gone already is no matter.
+
+        Nothing happens where another process has taken over.
+        """
+        if not self._ours:
+            return
+        self._ours = False
         _remove_tree(self.path)
         if self.lock_fd >= 0:
             os.close(self.lock_fd)
@@ -156,6 +163,7 @@ class VmCgroup:
 
     def let_go(self) -> None:
         """Leave all of it to another process that has the lock, too."""
+        self._ours = False
         os.close(self.lock_fd)
         self.lock_fd = -1
 

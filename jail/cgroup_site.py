@@ -49,7 +49,7 @@ def find_site(path: str | None = None, *, proc: str = "/proc") -> CgroupSite:
     Raises:
         NoCgroupError: it cannot, or there is none.
     """
-    own = _own_group(proc)
+    own = own_group(proc)
     if path is not None:
         return _examine(os.path.realpath(path), own)
     try:
@@ -66,8 +66,12 @@ def _delegation_hint() -> str:
     return f"systemd-run {user}--scope -p Delegate=yes crosvm run …"
 
 
-def _own_group(proc: str) -> str:
-    """Return the directory of the group that this process is in."""
+def own_group(proc: str = "/proc") -> str:
+    """Return the directory of the group that this process is in.
+
+    Raises:
+        NoCgroupError: it is in none that we can see.
+    """
     try:
         group = _group_of(f"{proc}/self/cgroup")
         mounts = _mounts(f"{proc}/self/mountinfo")

@@ -7,7 +7,9 @@ there. The child is process 1 of a PID namespace of its own from its first instr
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 
 from sys_util import linux
 from sys_util.errors import HostError
@@ -58,16 +60,45 @@ def id_map_for(pid: int, owner: IdMap | None = None) -> IdMap:
     return IdMap(FIRST_DEVICE_UID + pid, FIRST_DEVICE_UID + pid)
 
 
-def clone_into() -> int:
+def clone_into(cgroup_fd: int = -1) -> int:
     """Fork into new namespaces of every kind; return 0 in the child, else its pid.
+
+    With ``cgroup_fd``, the directory of a group of cgroup v2, the child is in that, too, before
+    ``write_id_maps`` can let it go.
 
     Raises:
         HostError: the host does not let us.
     """
     try:
-        return linux.clone(_ALL)
+        return linux.clone(_ALL) if cgroup_fd < 0 else _clone_into_cgroup(cgroup_fd)
     except OSError as error:
         raise HostError("clone", "namespaces for a device", _USERNS_HINT) from error
+
+
+def _clone_into_cgroup(cgroup_fd: int) -> int:
+    try:
+        return linux.clone_into_cgroup(_ALL, cgroup_fd)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # what a container that does not let us says
+            raise
+    pid = linux.clone(_ALL)
+    if pid:
+        try:
+            _move(pid, cgroup_fd)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+    return pid
+
+
+def _move(pid: int, cgroup_fd: int) -> None:
+    """Put a process into a group: slower than starting it there, since the kernel has to wait."""
+    fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=cgroup_fd)
+    try:
+        os.write(fd, str(pid).encode())
+    finally:
+        os.close(fd)
 
 
 def write_id_maps(pid: int, ids: IdMap) -> None:
