@@ -204,7 +204,7 @@ class VmCgroup:
 
 def remove_stale(path: str) -> None:
     """Remove the groups below ``path`` of VMs whose warden was killed before it could."""
-    names = [name for name in os.listdir(path) if name.startswith(_PREFIX)]
+    names = [name for name in os.listdir(path) if _is_ours(name)]
     for name in sorted(names):
         group = f"{path}/{name}"
         if name.endswith(_ASIDE):
@@ -214,9 +214,17 @@ def remove_stale(path: str) -> None:
             log.info("removed %s, which a killed VM had left", group)
 
 
+def _is_ours(name: str) -> bool:
+    """Return whether this is what we call groups: somebody else's crosvm-web.service is not."""
+    pid = name.removesuffix(_ASIDE).removeprefix(_PREFIX)
+    return name.startswith(_PREFIX) and pid.isdecimal()
+
+
 def _is_abandoned(path: str) -> bool:
-    """Return whether no process holds the lock of the VM's group."""
+    """Return whether no process holds the lock of the VM's group, and none is in it."""
     try:
+        if "populated 1" in _read(f"{path}/cgroup.events"):
+            return False
         fd = os.open(path, _DIRECTORY)
     except OSError:  # removed meanwhile
         return False

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MIB: Final = 1 << 20
 LIMITS: Final = Limits(512 * MIB, 1)
 FILES: Final = (
-    *("cgroup.procs", "cgroup.subtree_control", "cgroup.type", "cpu.weight"),
+    *("cgroup.procs", "cgroup.subtree_control", "cgroup.type", "cgroup.events", "cpu.weight"),
     *("memory.max", "memory.events", "pids.max"),
 )
 
@@ -230,6 +230,24 @@ def test_groups_of_living_vms_stay(kernel: FakeKernel) -> None:
     os.close(used)
     remove_stale(str(kernel.root))
     remove_stale(str(kernel.root))  # the group aside goes when it has nothing left beside it
+    assert kernel.groups() == []
+
+
+def test_groups_of_others_stay_whatever_they_are_called(kernel: FakeKernel) -> None:
+    names = ["crosvm-", "crosvm-web.service", "crosvm-1.slice", "crosvm--1", "xcrosvm-1"]
+    for name in names:
+        abandon(kernel, name, "rng")
+    remove_stale(str(kernel.root))
+    assert kernel.groups() == sorted([*names, *(f"{name}/rng" for name in names)])
+
+
+def test_groups_stay_while_their_last_processes_end(kernel: FakeKernel) -> None:
+    path = Path(abandon(kernel, "crosvm-1", "rng"))
+    (path / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    remove_stale(str(kernel.root))
+    assert kernel.groups() == ["crosvm-1", "crosvm-1/rng"]
+    (path / "cgroup.events").write_text("populated 0\nfrozen 0\n")
+    remove_stale(str(kernel.root))
     assert kernel.groups() == []
 
 
