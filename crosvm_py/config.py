@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from crosvm_py.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING
@@ -73,6 +74,7 @@ class RunConfig:
     """A whole VM. ``disks`` are in command-line order: the first is /dev/vda.
 
     ``serial`` is complete: every COM port is in it, those nobody asked for as sinks.
+    ``device_restarts`` is how often each device gets a new process, ``None`` for always.
     """
 
     kernel: str
@@ -92,6 +94,8 @@ class RunConfig:
     balloon: BalloonSpec | None = None
     vsock: VsockSpec | None = None
     networks: tuple[NetworkSpec, ...] = ()
+    device_restarts: int | None = ALWAYS
+    device_timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
 
     def root_parameter(self) -> str | None:
         """Return the kernel parameters that name the root disk, or None without one."""

@@ -6,9 +6,9 @@ from __future__ import annotations
 from crosvm_py.balloon_control import ask_balloon
 from crosvm_py.control import protocol
 from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery, BalloonSet
-from crosvm_py.control.devices import LimitDevice, ListDevices, ResizeDisk
+from crosvm_py.control.devices import LimitDevice, ListDevices, ResizeDisk, RestartDevice
 from crosvm_py.control.net import SetLink
-from crosvm_py.device_control import limit_device, list_devices
+from crosvm_py.device_control import limit_device, list_devices, restart_device
 from crosvm_py.disk_resize import resize_disk
 from crosvm_py.exit_status import VmExit
 from crosvm_py.net_control import set_link
@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from crosvm_py.x86_64.machine import Machine
 
     DeviceRequest = (
-        ListDevices | LimitDevice | ResizeDisk | SetLink | BalloonSet | BalloonAdjust | BalloonQuery
+        ListDevices
+        | LimitDevice
+        | RestartDevice
+        | ResizeDisk
+        | SetLink
+        | BalloonSet
+        | BalloonAdjust
+        | BalloonQuery
     )
 
 
@@ -59,6 +66,8 @@ def _ask_devices(supervisor: Supervisor, request: DeviceRequest) -> Response | P
             return list_devices(supervisor.devices)
         case LimitDevice():
             return limit_device(supervisor.devices, request)
+        case RestartDevice():
+            return restart_device(supervisor, request)
         case ResizeDisk():
             return resize_disk(supervisor, request)
         case SetLink():

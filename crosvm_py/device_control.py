@@ -10,7 +10,7 @@ from crosvm_py.control.devices import (
     DeviceList,
     QueueInfo,
 )
-from crosvm_py.control.protocol import MAX_REASON_CHARS, Failed
+from crosvm_py.control.protocol import MAX_REASON_CHARS, Done, Failed
 from crosvm_py.control.server import Pending
 from crosvm_py.device_kinds import DEVICE_KINDS
 from devices.virtio.counters import named
@@ -21,9 +21,10 @@ from sys_util.typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from crosvm_py.control.devices import LimitDevice
+    from crosvm_py.control.devices import LimitDevice, RestartDevice
     from crosvm_py.control.protocol import Response
     from crosvm_py.device_host import DeviceProcess
+    from crosvm_py.supervisor import Supervisor
 
 
 def list_devices(devices: Iterable[DeviceProcess]) -> DeviceList:
@@ -63,6 +64,25 @@ def find_device(devices: Iterable[DeviceProcess], name: str) -> DeviceProcess:
         names = ", ".join(known) or "none at all"
         raise ConfigError(f"this VM has no device {name!r:.80} (it has {names})")
     return device
+
+
+def restart_device(supervisor: Supervisor, request: RestartDevice) -> Pending:
+    """Give a device a new process; the answer comes when it serves.
+
+    Raises:
+        ConfigError: there is no such device, or it cannot be restarted now.
+    """
+    device = find_device(supervisor.devices, request.device)
+    pending = Pending()
+
+    def answer(reason: str) -> None:
+        pending.complete(Failed(reason[:MAX_REASON_CHARS]) if reason else Done())
+
+    try:
+        supervisor.restart(device, answer)
+    except ConfigError as error:
+        raise ConfigError(f"{device.name}: {error}") from None
+    return pending
 
 
 def limit_device(devices: Iterable[DeviceProcess], request: LimitDevice) -> Pending:

@@ -1,41 +1,38 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The vmm's side of a device process: a ``VirtioBackend`` whose device is elsewhere.
+"""The vmm's side of a device: a ``VirtioBackend`` whose device is in a process, or in the next one.
 
-The process is not trusted. What it sends is decoded strictly, what it is asked has a deadline,
-and the first thing that it does wrong ends it. No vCPU ever waits for it: calls only send, and
-configuration is read from the copy kept here.
+No vCPU ever waits for the process: calls only send, and configuration is read from the copy kept
+here. What is asked of a device between the end of one process and the start of the next is part of
+what the next one is told: its queues as they are then, the driver's writes, whether it is paused.
 """
 
 from __future__ import annotations
 
-import os
+import select
 import signal
 import time
 
 from crosvm_py import device_protocol as protocol
+from crosvm_py.device_link import GONE, DeviceLink
 from crosvm_py.device_status import DeviceStatus
+from crosvm_py.restart import DEFAULT_TIMEOUT_SECONDS
+from devices.virtio.counters import KICKS
 from seccomp import syscall_name
 from sys_util import log as logging
-from sys_util.channel import Channel, ChannelClosed, socket_pair
 from sys_util.errors import ProtocolError
-from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from crosvm_py.device_link import CommandResult
     from devices.virtio.backend import BackendEvents, QueueActivation
     from sys_util.event_loop import EventLoop
     from sys_util.wire import Message
 
 log = logging.get_logger("crosvm.devices")
-
-# The longest that an answer may take: a disk's flush on a slow host fits, a hung process does not.
-DEADLINE_SECONDS: Final = 30.0
-_CHECK_SECONDS: Final = 1.0
-
-# The most that one turn of the loop takes from one device, so that none starves the others.
-_MESSAGES_PER_TURN: Final = 64
 
 # The most that a device may write to the log: plenty for one at the debug level, and yet one that
 # was taken over fills no disk of the host soon.
@@ -45,13 +42,6 @@ _LINES_SECONDS: Final = 10.0
 # Drivers write to configuration one field, or one emergency character, at a time. A guest that does
 # it faster than the device reads loses what it writes, and not the device.
 _MAX_CONFIG_WRITES: Final = 64
-
-_GONE: Final = "the device process has ended"
-
-
-# What is called with the outcome of a command: whether it was done, and the fields of its result or
-# ``{"error": reason}``. They come from the device: check each of them where it is used.
-CommandResult: TypeAlias = "Callable[[bool, dict[str, object]], None]"
 
 
 class DeviceDeath:
@@ -85,6 +75,7 @@ class DeviceProcess:
         policy_name: str,
         loop: EventLoop,
         lock: AbstractContextManager[bool],
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         self.device_id = device_id
         self.name = name
@@ -98,115 +89,180 @@ class DeviceProcess:
         self.cells: Sequence[int] = ()  # its counters, which it writes by itself
         self.status = DeviceStatus()
         self.events: BackendEvents | None = None  # the transport, once there is one
+        self.watches_kicks = True  # not those of queues that the host's kernel serves
         self._loop = loop
         self._lock = lock
-        ours, self.their_end = socket_pair()
-        self._channel = Channel(ours, protocol.VMM_CODEC)
-        self._open = True
+        self._timeout = timeout_seconds
+        self._link: DeviceLink | None = None
         self._lines = logging.LineLimit(_LINES, _LINES_SECONDS)
         self._log = log.limited()  # for what a guest can make its device say again and again
-        self._next_id = 0
-        self._pending: dict[int, tuple[float, Callable[[], None]]] = {}
-        self._commands: dict[int, CommandResult] = {}
         self._holds: list[Callable[[], None]] = []
-        self._watching = False
+        self._paused = False  # as it was asked for last
+        self._writes: dict[int, tuple[int, bytes]] = {}  # to configuration, not yet answered
+        self._last_write = 0
+        self._kick_fds: dict[int, int] = {}  # of active queues; the transport's
+        self._unserved: tuple[int, float] | None = None  # kicks served, since when no more
         self._on_ready: Callable[[], None] = _nothing
         self._on_failure: Callable[[], None] = _nothing
 
     @property
     def is_open(self) -> bool:
-        """Whether the process may still be there."""
-        return self._open
+        """Whether there is a process, as far as we know."""
+        return self._link is not None and self._link.is_open
 
-    def start(self, on_ready: Callable[[], None], on_failure: Callable[[], None]) -> None:
-        """Listen to the process; ``on_failure`` is called once when it must be ended or has."""
+    def expect(self, on_ready: Callable[[], None], on_failure: Callable[[], None]) -> None:
+        """Be told of each process: when it serves, and when it must be ended or has."""
         self._on_ready = on_ready
         self._on_failure = on_failure
-        self._loop.add(self._channel.fileno(), self._on_readable)
+
+    def attach(self, sock: socket.socket) -> None:
+        """Speak to a new process through ``sock``, which becomes ours."""
+        self.death = DeviceDeath()
+        with self._lock:
+            self._unserved = None
+            self._link = DeviceLink(sock, self._loop, self._timeout, self._take, self._on_end)
 
     def close(self) -> None:
         """Close the channel: the orderly end of the device process."""
-        if self._open:
-            self._open = False
-            self.status.dead = True
-            self._loop.remove(self._channel.fileno())
-            self._channel.close()
-            self._answer_for_the_dead()
+        if self._link is not None and self._link.is_open:
+            self._link.close()
+            self._gone()
 
-    def _answer_for_the_dead(self) -> None:
+    def fail(self, verdict: str) -> None:
+        """End the process for a rule that it broke."""
+        if self._link is not None:
+            self._link.fail(verdict)
+
+    def give_up(self) -> None:
+        """There is no process any more and will be none: the driver is told."""
+        self.status.dead = True
+        self._tell(lambda to: to.backend_lost())
+
+    def _gone(self) -> None:
         """Nobody who asked the device for something waits for ever."""
-        commands, self._commands = self._commands, {}
+        self.status.ready = False
         holds, self._holds = self._holds, []
-        for command in commands.values():
-            command(False, {"error": _GONE})
         for hold in holds:
             hold()
+
+    def _on_end(self, verdict: str) -> None:
+        self.death.verdict = verdict
+        self._gone()
+        self._on_failure()
 
     # VirtioBackend: called by vCPU threads with the device-model lock held.
 
     def activate(self, features: int, queues: Sequence[QueueActivation]) -> None:
         self.status.activated(queues)
+        self._kick_fds = {queue.index: queue.kick_fd for queue in queues}
         fields = tuple(protocol.without_fds(queue) for queue in queues)
         fds = [fd for queue in queues for fd in (queue.kick_fd, queue.call_fd)]
         self._request(lambda request: protocol.Activate(request, features, fields), fds=fds)
 
     def enable_queue(self, queue: QueueActivation) -> None:
         self.status.queue_enabled(queue)
+        self._kick_fds[queue.index] = queue.kick_fd
         fields = protocol.without_fds(queue)
         fds = (queue.kick_fd, queue.call_fd)
         self._request(lambda request: protocol.EnableQueue(request, fields), fds=fds)
 
     def reset(self) -> None:
         self.status.reset()
+        self._kick_fds = {}
         self._request(protocol.Reset, then=lambda: self._tell(lambda to: to.reset_done()))
 
     def reset_queue(self, index: int) -> None:
         self.status.queue_stopped(index)
+        self._kick_fds.pop(index, None)
         self._request(
             lambda request: protocol.ResetQueue(request, index),
             then=lambda: self._tell(lambda to: to.queue_reset_done(index)),
         )
 
     def write_config(self, offset: int, data: bytes) -> None:
-        if len(self._pending) < _MAX_CONFIG_WRITES:
-            self._request(lambda request: protocol.WriteConfig(request, offset, data))
+        if len(self._writes) < _MAX_CONFIG_WRITES:
+            self._last_write += 1
+            self._writes[self._last_write] = (offset, data)
+            self._pass_write(self._last_write)
+
+    def _pass_write(self, number: int) -> None:
+        offset, data = self._writes[number]
+        self._request(
+            lambda request: protocol.WriteConfig(request, offset, data),
+            then=lambda: self._written(number),
+        )
+
+    def _written(self, number: int) -> None:
+        self._writes.pop(number, None)
 
     # The machine's own requests.
 
     def pause(self, then: Callable[[], None]) -> None:
         """Hold the device; ``then`` is called when no request is in flight any more.
 
-        That is at once for a device that is dead, and at its end for one that dies meanwhile.
+        That is at once when there is no process, and at the end of one that ends meanwhile: the
+        next one starts paused.
         """
-        self._hold(protocol.Pause, then, paused=True)
+        self._paused = True
+        self._hold(protocol.Pause, then)
 
     def resume(self, then: Callable[[], None]) -> None:
         """Let the device go on; ``then`` is called as for ``pause``."""
-        self._hold(protocol.Resume, then, paused=False)
+        self._paused = False
+        self._hold(protocol.Resume, then)
 
-    def _hold(
-        self, build: Callable[[int], Message], then: Callable[[], None], *, paused: bool
-    ) -> None:
-        if not self._open:
-            then()
-            return
+    def finish(self, then: Callable[[], None]) -> None:
+        """Have the process finish what it has begun; it serves nothing more, and is to be ended."""
+        self._request(protocol.Pause, then=then)
+
+    def _hold(self, build: Callable[[int], Message], then: Callable[[], None]) -> None:
+        paused = self._paused
 
         def done() -> None:
             self._holds.remove(then)
             self.status.paused = paused
             then()
 
+        if not self.status.ready:
+            self.status.paused = paused
+            then()
+            return
         self._holds.append(then)
         self._request(build, then=done)
 
     def command(self, verb: str, arguments: dict[str, object], then: CommandResult) -> None:
         """Have the device do what the user asks for; ``then`` is called once, in any case."""
-        if not self._open:
-            then(False, {"error": _GONE})
+        if self._link is None or not self.status.ready:
+            then(False, {"error": GONE})
+        else:
+            self._link.command(verb, arguments, then)
+
+    def check_health(self, timeout_seconds: float) -> None:
+        """End a process that hangs: ask it for a sign of life, and see that it serves its queues.
+
+        Called now and then; a process whose kicks stay unread for ``timeout_seconds`` is ended.
+        """
+        link = self._link
+        if link is None or not self.status.ready:
             return
-        packed = protocol.pack_fields(arguments)
-        request_id = self._request(lambda request: protocol.Command(request, verb, packed))
-        self._commands[request_id] = then
+        if not link.pending:
+            link.request(protocol.Ping)
+        served = self.cells[KICKS] if self.cells else 0
+        if not self._has_kicks():
+            self._unserved = None
+        elif self._unserved is None or self._unserved[0] != served:
+            self._unserved = (served, time.monotonic())
+        elif time.monotonic() - self._unserved[1] >= timeout_seconds:
+            self.fail(f"serves no queue for {timeout_seconds:.10g} s")
+
+    def _has_kicks(self) -> bool:
+        """Return whether the driver kicked a queue, and nobody has noticed yet."""
+        if self.status.needs_reset or not self.watches_kicks:
+            return False
+        poll = select.poll()
+        for fd in tuple(self._kick_fds.values()):
+            poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _request(
         self,
@@ -214,53 +270,12 @@ class DeviceProcess:
         *,
         fds: Sequence[int] = (),
         then: Callable[[], None] | None = None,
-    ) -> int:
-        """Send a request and return its number."""
-        if not self._open:
-            return 0  # a dead device answers nothing; the machine knows already
-        self._next_id = (self._next_id + 1) & 0xFFFF_FFFF
-        request_id = self._next_id
-        self._pending[request_id] = (time.monotonic() + DEADLINE_SECONDS, then or _nothing)
-        try:
-            self._channel.send(build(request_id), fds)
-        except ChannelClosed:
-            return request_id  # the loop reads the end, and what came before it
-        except ProtocolError as error:
-            reason = str(error)
-            self._loop.call_soon_threadsafe(lambda: self._fail(reason))
-            return request_id
-        if not self._watching:
-            self._watching = True
-            self._loop.call_soon_threadsafe(self._watch_deadlines)
-        return request_id
+    ) -> None:
+        """Send a request to a process that serves; the next one gets to know by ``_take_over``."""
+        if self._link is not None and self._link.is_open and self.status.ready:
+            self._link.request(build, fds=fds, then=then)
 
-    def _watch_deadlines(self) -> None:
-        """Look again while anything is pending; runs in the loop."""
-        self._watching = False  # before the look: a request of another thread is seen, or watches
-        if not self._open or not self._pending:
-            return
-        oldest = min(deadline for deadline, _ in tuple(self._pending.values()))
-        if time.monotonic() > oldest:
-            self._fail(f"no answer within {DEADLINE_SECONDS:.0f} s")
-            return
-        self._watching = True
-        self._loop.call_later(_CHECK_SECONDS, self._watch_deadlines)
-
-    def _on_readable(self, _events: int) -> None:
-        try:
-            for _ in range(_MESSAGES_PER_TURN):
-                received = self._channel.receive()
-                if received is None:
-                    return
-                message, fds = received
-                if fds:
-                    _close_all(fds)
-                    raise ProtocolError("a device sends no descriptors")
-                self._take(message)
-        except ChannelClosed:
-            self._fail("")
-        except ProtocolError as error:
-            self._fail(str(error))
+    # What the process says.
 
     def _take(self, message: Message) -> None:
         match message:
@@ -270,30 +285,44 @@ class DeviceProcess:
                 self.death.denied_call = number
             case protocol.Crashed(report):
                 self.death.report = report
-            case protocol.Ready(device_type, features, queue_sizes, config):
-                if self.status.ready:
-                    raise ProtocolError("ready a second time")
-                self.status.ready = True
-                self.device_type, self.features = device_type, features
-                self.queue_sizes, self.config = queue_sizes, config
-                self._on_ready()
+            case protocol.Ready():
+                self._take_ready(message)
             case _:
                 if not self.status.ready:
                     raise ProtocolError(f"{type(message).__name__} before it was ready")
-                self._take_answer(message)
+                self._take_event(message)
 
-    def _take_answer(self, message: Message) -> None:
+    def _take_ready(self, ready: protocol.Ready) -> None:
+        if self.status.ready:
+            raise ProtocolError("ready a second time")
+        if not self.status.served:
+            self.status.served = True
+            self.device_type, self.features = ready.device_type, ready.features
+            self.queue_sizes, self.config = ready.queue_sizes, ready.config
+            self.status.ready = True
+        else:
+            self._take_over(ready)
+        self._on_ready()
+
+    def _take_over(self, ready: protocol.Ready) -> None:
+        """Let a new process go on where the last one stood."""
+        known = (self.device_type, self.features, self.queue_sizes, len(self.config))
+        if known != (ready.device_type, ready.features, ready.queue_sizes, len(ready.config)):
+            raise ProtocolError("not the device that its predecessor was")
+        with self._lock:  # so that what a vCPU asks for comes after what it asked for before
+            self.config = ready.config
+            self.status.ready = True
+            self.status.needs_reset = False
+            self.status.paused = self._paused
+            if self._paused:
+                self._request(protocol.Pause)
+            if self.events is not None:
+                self.events.reactivate(self)
+            for number in tuple(self._writes):
+                self._pass_write(number)
+
+    def _take_event(self, message: Message) -> None:
         match message:
-            case protocol.Done(request_id):
-                if request_id in self._commands or request_id not in self._pending:
-                    raise ProtocolError(f"answer to request {request_id}, which was not asked")
-                self._pending.pop(request_id)[1]()
-            case protocol.Answer(request_id, ok, result):
-                if request_id not in self._commands:
-                    raise ProtocolError(f"result of request {request_id}, which was no command")
-                fields = protocol.unpack_fields(result)
-                del self._pending[request_id]
-                self._commands.pop(request_id)(ok, fields)
             case protocol.QueueFailed(index, reason):
                 self._log.warning("%s queue %d: %s", self.name, index, reason)
                 self.status.needs_reset = True
@@ -313,12 +342,6 @@ class DeviceProcess:
             with self._lock:
                 call(self.events)
 
-    def _fail(self, verdict: str) -> None:
-        if self._open:
-            self.death.verdict = verdict
-            self.close()
-            self._on_failure()
-
 
 def _signal_name(number: int) -> str:
     try:
@@ -329,8 +352,3 @@ def _signal_name(number: int) -> str:
 
 def _nothing() -> None:
     """Do nothing."""
-
-
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)

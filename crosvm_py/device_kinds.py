@@ -27,8 +27,9 @@ class DeviceKind(NamedTuple):
 
     ``counters`` names what its kind counts besides requests and bytes, in the order of their cells.
     ``resizable``: the first of its own descriptors is a file that can get another size.
-    ``sees_sockets``: its jail shows a directory of sockets, whose owner it becomes. The kernel's
-    threads on its behalf count as processes of its user.
+    ``sees_sockets``: its jail shows a directory of sockets, whose owner it becomes. ``in_kernel``:
+    the host's kernel serves its queues. The kernel's threads on its behalf count as processes of
+    its user.
     """
 
     policy_name: str
@@ -37,6 +38,7 @@ class DeviceKind(NamedTuple):
     counters: tuple[str, ...] = ()
     resizable: bool = False
     sees_sockets: bool = False
+    in_kernel: bool = False
     max_open_files: int = 192  # two eventfds for each of 64 queues, and the process's own
     max_processes: int = 0
 
@@ -51,7 +53,8 @@ class DeviceOrder(NamedTuple):
     """A device process to be made: its name and kind, its packed Spec, its descriptors.
 
     ``max_file_bytes`` is the highest offset it may write at in any file, 0 for none; ``directory``
-    what it sees of the host's files.
+    what it sees of the host's files. The last ``reopened`` descriptors are opened anew for each
+    process, since they belong to the first that uses them.
     """
 
     name: str
@@ -60,6 +63,7 @@ class DeviceOrder(NamedTuple):
     fds: tuple[int, ...]
     max_file_bytes: int
     directory: Directory = NO_DIRECTORY
+    reopened: int = 0
 
 
 def _build_balloon(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
@@ -149,12 +153,14 @@ DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
         "devices.virtio.net_kernel",
         _build_kernel_net,
         NET_STATS,
+        in_kernel=True,
         max_processes=17,  # itself and, since Linux 6.4, the kernel's worker for each pair
     ),
     "vhost-vsock": DeviceKind(
         "vhost_vsock_device",
         "devices.virtio.vsock_kernel",
         _build_kernel_vsock,
+        in_kernel=True,
         max_processes=2,  # itself and, since Linux 6.4, the kernel's worker for it
     ),
     "vsock": DeviceKind(

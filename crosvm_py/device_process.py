@@ -175,20 +175,13 @@ class _DeviceProcess:
     def _carry_out(self, message: Message, fds: list[int]) -> int:
         match message:
             case protocol.Activate(request_id, features, queues):
-                self._features = features
-                self._context.release(_FAILED)
-                self._device.activate(features)
-                for at, queue in enumerate(queues):
-                    self._start(queue, fds[2 * at : 2 * at + 2])
+                self._activate(features, queues, fds)
             case protocol.EnableQueue(request_id, queue):
                 self._start(queue, fds)
             case protocol.ResetQueue(request_id, index):
                 self._stop(index)
             case protocol.Reset(request_id):
-                for index in tuple(self._fds):
-                    self._stop(index)
-                self._device.reset()
-                self._context.release(_FAILED)
+                self._reset()
             case protocol.WriteConfig(request_id, offset, data):
                 self._write_config(offset, data)
             case protocol.Pause(request_id):
@@ -198,9 +191,26 @@ class _DeviceProcess:
                 self._context.release(_PAUSED)
                 self._worker.resume()
                 self._serve_all()
+            case protocol.Ping(request_id):
+                pass  # Done is the sign of life
             case _:
                 raise ProtocolError(f"unexpected {type(message).__name__}")
         return request_id
+
+    def _activate(
+        self, features: int, queues: Sequence[QueueActivation], fds: Sequence[int]
+    ) -> None:
+        self._features = features
+        self._context.release(_FAILED)
+        self._device.activate(features)
+        for at, queue in enumerate(queues):
+            self._start(queue, fds[2 * at : 2 * at + 2])
+
+    def _reset(self) -> None:
+        for index in tuple(self._fds):
+            self._stop(index)
+        self._device.reset()
+        self._context.release(_FAILED)
 
     def _start(self, queue: QueueActivation, fds: Sequence[int]) -> None:
         kick_fd, call_fd = fds

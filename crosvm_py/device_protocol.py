@@ -135,6 +135,15 @@ class Command:
 
 
 @fact
+class Ping:
+    """Give a sign of life."""
+
+    TYPE: ClassVar[int] = 9
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID,)
+    request_id: int
+
+
+@fact
 class Ready:
     """The first message of a device: it is in its jail, and this is what it offers."""
 
@@ -227,7 +236,7 @@ class Answer:
 CALL_DENIED_HEAD: Final = bytes([0x92, CallDenied.TYPE])
 
 DEVICE_CODEC: Final = Codec(
-    (Activate, EnableQueue, ResetQueue, Reset, WriteConfig, Pause, Resume, Command)
+    (Activate, EnableQueue, ResetQueue, Reset, WriteConfig, Pause, Resume, Command, Ping)
 )
 VMM_CODEC: Final = Codec(
     (Ready, Done, QueueFailed, ConfigChanged, LogLine, CallDenied, Crashed, Answer)

@@ -16,7 +16,8 @@ class DeviceStatus:
 
     def __init__(self) -> None:
         self.ready = False
-        self.dead = False
+        self.served = False  # ready at least once
+        self.dead = False  # for good
         self.paused = False
         self.needs_reset = False
         self.restarts = 0
@@ -52,7 +53,7 @@ class DeviceStatus:
         if self.dead:
             return "dead"
         if not self.ready:
-            return "starting"
+            return "restarting" if self.served else "starting"
         if self.paused:
             return "paused"
         if self.needs_reset:

@@ -36,11 +36,15 @@ _USO: Final = tap.TUN_F_USO4 | tap.TUN_F_USO6
 
 
 class Network(NamedTuple):
-    """One card, ready for its device: the facts about it, and its descriptors, the caller's."""
+    """One card, ready for its device: the facts about it, and its descriptors, the caller's.
+
+    The last ``vhosts`` of them are of /dev/vhost-net.
+    """
 
     spec: NetSpec
     fds: tuple[int, ...]
     kind: str = "net"
+    vhosts: int = 0
 
 
 def net_orders(specs: Sequence[NetworkSpec]) -> list[DeviceOrder]:
@@ -52,7 +56,14 @@ def net_orders(specs: Sequence[NetworkSpec]) -> list[DeviceOrder]:
     """
     opened = [open_network(spec) for spec in specs]
     return [
-        DeviceOrder(f"net:{index}", network.kind, pack_spec(network.spec), network.fds, 0)
+        DeviceOrder(
+            f"net:{index}",
+            network.kind,
+            pack_spec(network.spec),
+            network.fds,
+            0,
+            reopened=network.vhosts,
+        )
         for index, network in enumerate(opened)
     ]
 
@@ -76,8 +87,8 @@ def open_network(spec: NetworkSpec) -> Network:
         mtu = _configure(spec, name)
         facts = NetSpec(mac, mtu, spec.pairs, uso=_has_uso(fds[0]), limits=spec.limits)
         if spec.vhost:
-            fds += _open_vhost(spec)
-            return Network(facts, tuple(fds), "vhost-net")
+            vhosts = _open_vhost(spec)
+            return Network(facts, (*fds, *vhosts), "vhost-net", len(vhosts))
         return Network(facts, tuple(fds))
     except OSError as error:
         _close(fds)

@@ -9,7 +9,7 @@ import signal
 from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.exit_status import VmExit
 from crosvm_py.serial_ports import VIRTIO_CONSOLE_NAME
-from crosvm_py.supervisor import Supervisor
+from crosvm_py.supervisor import Care, Supervisor
 from crosvm_py.x86_64.layout import ram_ranges
 from crosvm_py.x86_64.machine import Machine, MachineEvents
 from jail.plan import confine_vmm
@@ -55,7 +55,13 @@ class VirtualMachine:
                 on_panic=self._on_panic,
             ),
         )
-        self._supervisor = Supervisor(self._loop, self._machine.lock, warden, self._on_device_death)
+        self._supervisor = Supervisor(
+            self._loop,
+            self._machine.lock,
+            warden,
+            self._on_device_death,
+            Care(config.device_restarts, config.device_timeout_seconds),
+        )
         self._vcpus: VcpuSet | None = None
         self._control: ControlServer | None = None
 

@@ -55,7 +55,8 @@ def prepare_vsock(spec: VsockSpec, *, sandbox: bool, control: str | None = None)
     """
     if spec.socket is None:
         fd = _open_kernel_device(spec.cid)
-        return PreparedVsock(DeviceOrder("vsock", "vhost-vsock", pack_spec(spec), (fd,), 0), ())
+        order = DeviceOrder("vsock", "vhost-vsock", pack_spec(spec), (fd,), 0, reopened=1)
+        return PreparedVsock(order, ())
     path = spec.socket
     if os.path.isdir(path):
         raise ConfigError(f"{OPTION}: {path}: is a directory")
@@ -70,26 +71,34 @@ def prepare_vsock(spec: VsockSpec, *, sandbox: bool, control: str | None = None)
 
 
 def _open_kernel_device(cid: int) -> int:
-    """Return the kernel's device, with the address claimed until its last descriptor is closed.
+    """Return the kernel's device, on which each process of ours opens one of its own.
+
+    The address is the device process's to claim, so that the next one can when it has ended; here
+    it is only made sure that it is free.
 
     Raises:
         ConfigError: another VM has the address, or the kernel has no vsock.
         HostError: the host does not let us.
     """
+    fd = _open_fresh()
     try:
-        fd = os.open(KERNEL_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        Vhost(fd).set_guest_cid(cid)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"{OPTION}: cid {cid} is in use by another VM") from None
+        raise HostError(f"claim cid {cid} for {OPTION}", KERNEL_DEVICE) from error
+    finally:
+        os.close(fd)
+    return _open_fresh()
+
+
+def _open_fresh() -> int:
+    try:
+        return os.open(KERNEL_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise ConfigError(f"{OPTION}: there is no {KERNEL_DEVICE}; {_INSTEAD}") from None
     except OSError as error:
         raise HostError(f"open for {OPTION}", KERNEL_DEVICE, _PERMISSION) from error
-    try:
-        Vhost(fd).set_guest_cid(cid)
-    except OSError as error:
-        os.close(fd)
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"{OPTION}: cid {cid} is in use by another VM") from None
-        raise HostError(f"claim cid {cid} for {OPTION}", KERNEL_DEVICE) from error
-    return fd
 
 
 def _bind(spec: VsockSpec, path: str, connect_path: str, directory: Directory) -> PreparedVsock:

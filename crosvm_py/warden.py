@@ -2,19 +2,23 @@
 """The warden: a single-threaded process that makes the device processes and buries them.
 
 It exists because a process with threads must not fork, and because it forks in a millisecond what
-is imported already. It holds no KVM descriptor and maps no guest memory; what a device needs
-passes through it and is closed. When the vmm goes away, however it ends, the warden ends every
-device and tidies up what the vmm cannot.
+is imported already. It holds no KVM descriptor and maps no guest memory. The descriptors of each
+device it keeps, to make the process again when it has ended: no guest ever speaks to the warden.
+When the vmm goes away, however it ends, the warden ends every device and tidies up what the vmm
+cannot.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import resource
 import signal
 import socket
 import stat
+import sys
+from functools import partial
 
 from crosvm_py import warden_protocol as protocol
 from crosvm_py.device_kinds import DEVICE_KINDS
@@ -24,16 +28,17 @@ from jail.plan import confine_warden, device_jail
 from jail.steps import DieWithParent
 from seccomp import syscall_name
 from sys_util import linux
-from sys_util.channel import Channel, ChannelClosed
-from sys_util.errors import HostError, ProtocolError, describe
+from sys_util.channel import Channel, ChannelClosed, socket_pair
+from sys_util.errors import HostError, ProtocolError, VmmError, describe
 from sys_util.event_loop import EventLoop
 from sys_util.log import get_logger
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import NoReturn
 
+    from crosvm_py.device_kinds import DeviceKind
     from jail.plan import JailPlan
     from seccomp import Policy
 
@@ -41,6 +46,7 @@ log = get_logger("crosvm.warden")
 
 EXIT_BUG: Final = 70
 _STDIO: Final = frozenset({0, 1, 2})
+_SHARED: Final = 2  # guest memory and the page of counters come before the device's own
 
 
 def be_warden(
@@ -68,17 +74,45 @@ def be_warden(
     _Warden(Channel(sock, protocol.WARDEN_CODEC), policies, null_fd).run()
 
 
-class _Child:
-    """One device process."""
+class _Code(NamedTuple):
+    """The code that device processes run."""
 
-    def __init__(self, device_id: int, pid: int) -> None:
-        self.device_id = device_id
-        self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
+    kinds: Mapping[str, DeviceKind]
+    run: Callable[[protocol.Spawn, socket.socket, list[int], JailPlan | None], int]
+
+
+class _Device:
+    """One device: what its processes are made from, and the process that it has now, if any.
+
+    Owns its descriptors.
+    """
+
+    def __init__(self, order: protocol.Spawn, fds: list[int]) -> None:
+        self.order = order
+        self.fds = fds
+        self.max_file_bytes = order.max_file_bytes
+        self.pid = 0
+        self.pidfd = -1
+
+    def open_fds(self) -> list[int]:
+        """Return the descriptors of one process, the caller's now.
+
+        Where the host does not let us open a file anew, the process gets ours: the first one can
+        use it, and one after it will say what is wrong.
+        """
+        first_reopened = len(self.fds) - self.order.reopened
+        opened = []
+        for at, fd in enumerate(self.fds):
+            copy = -1
+            if at >= first_reopened:
+                with contextlib.suppress(OSError):
+                    copy = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+            opened.append(os.dup(fd) if copy < 0 else copy)
+        return opened
 
 
 class _Warden:
-    """Serve ``Spawn``, ``Kill`` and ``Resize`` until the vmm closes the channel."""
+    """Serve what the vmm asks for until it closes the channel."""
 
     def __init__(
         self, channel: Channel, policies: Mapping[str, Policy] | None, null_fd: int
@@ -86,7 +120,8 @@ class _Warden:
         self._channel = channel
         self._policies = policies
         self._null_fd = null_fd
-        self._children: dict[int, _Child] = {}
+        self._devices: dict[int, _Device] = {}
+        self._code = _Code(DEVICE_KINDS, run_device)
         self._loop = EventLoop()
 
     def run(self) -> None:
@@ -96,9 +131,10 @@ class _Warden:
         except ChannelClosed:
             log.debug("the vmm has gone")
         finally:
-            for child in self._children.values():
-                linux.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-                os.waitpid(child.pid, 0)
+            for device in self._devices.values():
+                if device.pid:
+                    linux.pidfd_send_signal(device.pidfd, signal.SIGKILL)
+                    os.waitpid(device.pid, 0)
 
     def _on_message(self, _events: int) -> None:
         received = self._channel.receive()
@@ -108,7 +144,11 @@ class _Warden:
         try:
             match message:
                 case protocol.Spawn():
-                    self._spawn(message, fds)
+                    self._devices[message.device_id] = device = _Device(message, fds[_SHARED:])
+                    del fds[_SHARED:]
+                    self._start(device, fds, fresh=False)
+                case protocol.Respawn(device_id, fresh):
+                    self._start(self._ended(device_id), fds, fresh=fresh)
                 case protocol.Kill(device_id):
                     self._kill(device_id)
                 case protocol.VmmDenied(number):
@@ -116,43 +156,57 @@ class _Warden:
                     name = syscall_name(number)
                     log.error("vmm: killed by seccomp: %s (%d), policy vmm", name, number)
                 case protocol.Resize():
-                    self._channel.send(self._resize(message, fds))
+                    self._channel.send(self._resize(message))
                 case _:
                     raise ProtocolError(f"unexpected {type(message).__name__}")
         finally:
             for fd in fds:
                 os.close(fd)
 
-    def _kill(self, device_id: int) -> None:
-        child = self._children.get(device_id)
-        if child is not None:  # else it ended by itself, and the vmm will read so
-            linux.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+    def _ended(self, device_id: int) -> _Device:
+        device = self._devices.get(device_id)
+        if device is None or device.pid:
+            raise ProtocolError(f"device {device_id} is not one that has ended")
+        return device
 
-    def _resize(self, order: protocol.Resize, fds: list[int]) -> protocol.Resized:
-        if len(fds) != 1:
-            raise ProtocolError(f"Resize with {len(fds)} descriptors")
+    def _kill(self, device_id: int) -> None:
+        device = self._devices.get(device_id)
+        if device is not None and device.pid:  # else it ended by itself, and the vmm will read so
+            linux.pidfd_send_signal(device.pidfd, signal.SIGKILL)
+
+    def _resize(self, order: protocol.Resize) -> protocol.Resized:
         device_id = order.device_id
-        child = self._children.get(device_id)
-        if child is None:
+        device = self._devices.get(device_id)
+        if device is None or not device.pid:
             return protocol.Resized(device_id, 0, "the device process has ended")
         try:
-            size_bytes = resize_file(child.pid, fds[0], order.size_bytes)
+            size_bytes = resize_file(device.pid, device.fds[0], order.size_bytes)
         except OSError as error:
             return protocol.Resized(device_id, 0, f"{error.strerror}"[:256])
+        device.max_file_bytes = size_bytes
         return protocol.Resized(device_id, size_bytes, "")
 
-    def _spawn(self, order: protocol.Spawn, fds: list[int]) -> None:
+    def _start(self, device: _Device, shared: list[int], *, fresh: bool) -> None:
+        device_id = device.order.device_id
+        ours, theirs = socket_pair()
+        fds = [theirs.fileno(), *shared]
         try:
-            pid = self._fork(order, fds)
-        except HostError as error:
-            self._channel.send(protocol.SpawnFailed(order.device_id, describe(error)[:1024]))
-            return
-        child = _Child(order.device_id, pid)
-        self._children[order.device_id] = child
-        self._loop.add(child.pidfd, lambda _events: self._bury(child))
-        self._channel.send(protocol.Spawned(order.device_id, pid))
+            if fresh:
+                self._code = read_anew({device.order.kind for device in self._devices.values()})
+            fds += device.open_fds()
+            device.pid = self._fork(device, fds)
+            device.pidfd = os.pidfd_open(device.pid)
+            self._loop.add(device.pidfd, lambda _events: self._bury(device))
+            self._channel.send(protocol.Spawned(device_id, device.pid), [ours.fileno()])
+        except VmmError as error:
+            self._channel.send(protocol.SpawnFailed(device_id, describe(error)[:1024]))
+        finally:
+            ours.close()
+            theirs.close()
+            for fd in fds[1 + len(shared) :]:
+                os.close(fd)
 
-    def _fork(self, order: protocol.Spawn, fds: list[int]) -> int:
+    def _fork(self, device: _Device, fds: list[int]) -> int:
         """Fork a device process and let it go once its ids are mapped."""
         policies = self._policies
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
@@ -160,10 +214,11 @@ class _Warden:
             pid = os.fork() if policies is None else clone_into()
             if pid == 0:
                 os.close(go_write)
-                _be_device(order, fds, go_read, self._null_fd, self._jail(order, fds))
+                be_device = partial(self._code.run, device.order)
+                _be_device(be_device, fds, go_read, self._null_fd, self._jail(device, fds))
             try:
                 if policies is not None:
-                    write_id_maps(pid, id_map_for(pid, _owner(order.directory)))
+                    write_id_maps(pid, id_map_for(pid, _owner(device.order.directory)))
             except HostError:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -174,29 +229,31 @@ class _Warden:
             os.close(go_write)
         return pid
 
-    def _jail(self, order: protocol.Spawn, fds: list[int]) -> JailPlan | None:
+    def _jail(self, device: _Device, fds: list[int]) -> JailPlan | None:
         if self._policies is None:
             return None
-        kind = DEVICE_KINDS[order.kind]
+        order = device.order
+        kind = self._code.kinds[order.kind]
         policy = self._policies[kind.policy_name]
         return device_jail(
             policy_name=policy.name,
             bpf=policy.bpf,
             keep_fds=_STDIO.union(fds),
-            max_file_bytes=order.max_file_bytes,
+            max_file_bytes=device.max_file_bytes,
             directory=order.directory.path,
             hidden=order.directory.hidden,
             max_open_files=kind.max_open_files,
             max_processes=kind.max_processes,
+            memory_bytes=sum(region.size_bytes for region in order.regions),
         )
 
-    def _bury(self, child: _Child) -> None:
-        _, wait_status = os.waitpid(child.pid, 0)
-        self._loop.remove(child.pidfd)
-        os.close(child.pidfd)
-        del self._children[child.device_id]
+    def _bury(self, device: _Device) -> None:
+        pid, device.pid = device.pid, 0
+        _, wait_status = os.waitpid(pid, 0)
+        self._loop.remove(device.pidfd)
+        os.close(device.pidfd)
         status = os.waitstatus_to_exitcode(wait_status)
-        self._channel.send(protocol.Exited(child.device_id, child.pid, status))
+        self._channel.send(protocol.Exited(device.order.device_id, pid, status))
 
 
 def resize_file(pid: int, fd: int, size_bytes: int) -> int:
@@ -219,12 +276,41 @@ def resize_file(pid: int, fd: int, size_bytes: int) -> int:
     return size_bytes
 
 
+def read_anew(wanted: Iterable[str]) -> _Code:
+    """Return the code of devices as it is installed now; the kinds ``wanted`` are imported.
+
+    Raises:
+        VmmError: it cannot be loaded; what was loaded before is still there.
+    """
+    from importlib import import_module
+
+    old = {
+        name: module
+        for name, module in sys.modules.items()
+        if name.startswith(("devices.", "crosvm_py.device_"))
+    }
+    for name in old:
+        del sys.modules[name]
+    try:
+        kinds = import_module("crosvm_py.device_kinds").DEVICE_KINDS
+        for kind in wanted:
+            kinds[kind].preload()
+        return _Code(kinds, import_module("crosvm_py.device_process").run_device)
+    except Exception as error:  # code that somebody else wrote may raise anything
+        sys.modules.update(old)
+        raise VmmError(f"its code cannot be read anew: {error!r}") from error
+
+
 def _owner(directory: protocol.Directory) -> IdMap | None:
     return IdMap(directory.uid, directory.gid) if directory.path else None
 
 
 def _be_device(
-    order: protocol.Spawn, fds: list[int], go_fd: int, null_fd: int, jail: JailPlan | None
+    run: Callable[[socket.socket, list[int], JailPlan | None], int],
+    fds: list[int],
+    go_fd: int,
+    null_fd: int,
+    jail: JailPlan | None,
 ) -> NoReturn:
     status = EXIT_BUG
     try:
@@ -234,7 +320,6 @@ def _be_device(
             if jail is None:
                 linux.close_all_fds_except({*_STDIO, *fds})
                 DieWithParent().apply()
-            sock = socket.socket(fileno=fds[0])
-            status = run_device(order, sock, fds[1:], jail)
+            status = run(socket.socket(fileno=fds[0]), fds[1:], jail)
     finally:
         os._exit(status)

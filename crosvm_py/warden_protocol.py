@@ -6,7 +6,19 @@ from __future__ import annotations
 from sys_util.facts import fact
 from sys_util.guest_memory import MemoryRegion
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
-from sys_util.wire import I32, U32, U64, Codec, blob, integer, record, sequence, text
+from sys_util.wire import (
+    I32,
+    U16,
+    U32,
+    U64,
+    Codec,
+    blob,
+    boolean,
+    integer,
+    record,
+    sequence,
+    text,
+)
 
 if TYPE_CHECKING:
     from sys_util.wire import Check
@@ -33,9 +45,11 @@ NO_DIRECTORY: Final = Directory("", 0, 0)
 
 @fact
 class Spawn:
-    """Make a device process.
+    """Make a device process, and be ready to make it again.
 
-    The descriptors: its channel, guest memory, the page of its counters, then the device's own.
+    The descriptors: guest memory, the page of its counters, then the device's own, which the warden
+    keeps. The last ``reopened`` of them belong to the first process that uses them, such as
+    /dev/vhost-net: each process gets one that is opened anew.
     """
 
     TYPE: ClassVar[int] = 1
@@ -47,6 +61,7 @@ class Spawn:
         sequence(record(MemoryRegion, U64, U64, U64), _MAX_REGIONS),
         U64,
         record(Directory, text(4096), U32, U32, text(256)),
+        U16,
     )
     device_id: int
     name: str
@@ -55,6 +70,7 @@ class Spawn:
     regions: tuple[MemoryRegion, ...]
     max_file_bytes: int
     directory: Directory = NO_DIRECTORY
+    reopened: int = 0
 
 
 @fact
@@ -70,7 +86,7 @@ class Kill:
 class Resize:
     """Give the file that a device writes another size; a block device is only measured again.
 
-    Its descriptor is the file's. The vmm cannot truncate files, and bounds no other process.
+    The vmm has no part of the file, and bounds no other process.
     """
 
     TYPE: ClassVar[int] = 3
@@ -89,8 +105,22 @@ class VmmDenied:
 
 
 @fact
+class Respawn:
+    """Make the process of a device again; its last one has ended.
+
+    The descriptors: guest memory, the page of its counters. With ``fresh`` its code is read anew
+    from where it is installed, so that it can be another version.
+    """
+
+    TYPE: ClassVar[int] = 5
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, boolean)
+    device_id: int
+    fresh: bool
+
+
+@fact
 class Spawned:
-    """The process exists; ``pid`` is the host's number for it."""
+    """The process exists; ``pid`` is the host's number for it, the descriptor its channel."""
 
     TYPE: ClassVar[int] = 32
     FIELDS: ClassVar[tuple[Check, ...]] = (U32, U32)
@@ -133,5 +163,5 @@ class Resized:
 # What the handler writes before the call's number: an array of two, and the type.
 VMM_DENIED_HEAD: Final = bytes([0x92, VmmDenied.TYPE])
 
-WARDEN_CODEC: Final = Codec((Spawn, Kill, Resize, VmmDenied))
+WARDEN_CODEC: Final = Codec((Spawn, Respawn, Kill, Resize, VmmDenied))
 VMM_CODEC: Final = Codec((Spawned, SpawnFailed, Exited, Resized))

@@ -95,6 +95,12 @@ def _load_devices() -> Command:
     return DEVICES
 
 
+def _load_restart_device() -> Command:
+    from crosvm_py.cli.care import RESTART_DEVICE
+
+    return RESTART_DEVICE
+
+
 def _load_disk() -> Command:
     from crosvm_py.cli.disk import DISK
 
@@ -150,6 +156,7 @@ COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "resume": _load_resume,
     "powerbtn": _load_powerbtn,
     "devices": _load_devices,
+    "restart-device": _load_restart_device,
     "disk": _load_disk,
     "limit": _load_limit,
     "link": _load_link,

@@ -6,6 +6,8 @@ from __future__ import annotations
 from crosvm_py.cli import keyvalue
 from crosvm_py.cli.balloon_options import OPTIONS as BALLOON_OPTIONS
 from crosvm_py.cli.balloon_options import balloon
+from crosvm_py.cli.care import OPTIONS as CARE_OPTIONS
+from crosvm_py.cli.care import restarts, timeout_seconds
 from crosvm_py.cli.command import Command
 from crosvm_py.cli.disks import OPTIONS as DISK_OPTIONS
 from crosvm_py.cli.disks import disks
@@ -96,6 +98,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     SERIAL,
     *RNG_OPTIONS,
     *BALLOON_OPTIONS,
+    *CARE_OPTIONS,
     NAME,
     POLICY_DIR,
     LOG_FAILURES,
@@ -129,6 +132,8 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         networks=networks(arguments),
         balloon=balloon(arguments, memory_bytes),
         vsock=vsock(arguments),
+        device_restarts=restarts(arguments),
+        device_timeout_seconds=timeout_seconds(arguments),
     )
 
 

@@ -55,6 +55,18 @@ class ResizeDisk:
     size_bytes: int
 
 
+@fact
+class RestartDevice:
+    """Give a device a new process, which has the code that is installed now.
+
+    ``Done`` means that it serves.
+    """
+
+    TYPE: ClassVar[int] = 12
+    FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_NAME_CHARS),)
+    device: str
+
+
 class QueueInfo(NamedTuple):
     """One queue of a device."""
 

@@ -15,6 +15,7 @@ from crosvm_py.control.devices import (
     LimitDevice,
     ListDevices,
     ResizeDisk,
+    RestartDevice,
 )
 from crosvm_py.control.net import SetLink
 from sys_util.facts import fact
@@ -86,6 +87,7 @@ Request: TypeAlias = (
     | ListDevices
     | LimitDevice
     | ResizeDisk
+    | RestartDevice
     | SetLink
     | BalloonSet
     | BalloonAdjust
@@ -102,6 +104,7 @@ REQUESTS: Final = Codec(
         ListDevices,
         LimitDevice,
         ResizeDisk,
+        RestartDevice,
         SetLink,
         BalloonSet,
         BalloonAdjust,

@@ -106,3 +106,15 @@ class BackendEvents(Protocol):
     def config_written(self, config: bytes) -> None:
         """The driver's write made the device configuration ``config``."""
         ...
+
+    def reactivate(self, backend: VirtioBackend) -> None:
+        """A new process has the device: queues that were active go on where they stood.
+
+        Raises:
+            ProtocolError: it is another device than the last one was.
+        """
+        ...
+
+    def backend_lost(self) -> None:
+        """The device has no process any more, and will have none."""
+        ...

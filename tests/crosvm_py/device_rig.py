@@ -14,7 +14,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from crosvm_py.device_kinds import DEVICE_KINDS, DeviceOrder, pack_spec
-from crosvm_py.supervisor import Supervisor
+from crosvm_py.restart import NEVER
+from crosvm_py.supervisor import Care, Supervisor
 from crosvm_py.warden_host import start_warden
 from devices.virtio.block import Block, BlockSpec
 from devices.virtio.rng import RngSpec
@@ -90,6 +91,7 @@ class DeviceRig:
         policy_directory: str | None = None,
         tidy: Callable[[], None] = lambda: None,
         keep_fds: Sequence[int] = (),
+        care: Care = Care(NEVER),  # noqa: B008 - a fact, which nobody changes
     ) -> None:
         self.loop = EventLoop()
         self.memory = GuestMemory.create([(0, MEMORY_BYTES)])
@@ -101,7 +103,8 @@ class DeviceRig:
             names = {kind.policy_name for kind in DEVICE_KINDS.values()}
             policies = {name: load_policy(name, directory=policy_directory) for name in names}
         self.warden = start_warden(policies, sorted(DEVICE_KINDS), tidy, keep_fds)
-        self.supervisor = Supervisor(self.loop, threading.RLock(), self.warden, self.deaths.append)
+        self.lock = threading.RLock()
+        self.supervisor = Supervisor(self.loop, self.lock, self.warden, self.deaths.append, care)
         self._queues: list[RigQueue] = []
         self._pidfds: dict[str, int] = {}
         self._ended = False

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from typing import TYPE_CHECKING
 
 from crosvm_py import device_protocol
 from crosvm_py import warden_protocol as protocol
 from crosvm_py.device_kinds import DeviceOrder
-from crosvm_py.supervisor import Supervisor
+from crosvm_py.restart import NEVER
+from crosvm_py.supervisor import Care, Supervisor
 from crosvm_py.warden_host import WardenProcess
 from sys_util import linux
 from sys_util.channel import Channel, socket_pair
@@ -29,7 +29,7 @@ READY = device_protocol.Ready(4, 0, (256,), b"")
 class FakeWarden:
     """Answer for the warden, and hold the channels of the devices that it was to make."""
 
-    def __init__(self, *, ends: bool = True) -> None:
+    def __init__(self, *, ends: bool = True, restarts: int | None = NEVER) -> None:
         pid = os.fork()
         if pid == 0:  # what the supervisor will wait for, forked before it could hold our sockets
             linux.close_all_fds_except(set())
@@ -48,6 +48,7 @@ class FakeWarden:
             WatchedLock(),
             WardenProcess(Channel(ours, protocol.VMM_CODEC), pid),
             self.deaths.append,
+            Care(restarts),
         )
         self.devices: list[Channel] = []
         self._ended = False
@@ -60,16 +61,27 @@ class FakeWarden:
     def spawn_order(self, order: DeviceOrder, ready: device_protocol.Ready | None) -> DeviceProcess:
         """Do so with any order, and any first message."""
         device = self.supervisor.spawn(order, self.memory)
-        message, received = self.take()
+        message = self.make(len(self.devices), ready)
         assert isinstance(message, protocol.Spawn)
-        sock = socket.socket(fileno=received[0])
-        self.devices.append(Channel(sock, device_protocol.DEVICE_CODEC))
-        for fd in received[1:]:
-            os.close(fd)
-        if ready:
-            self.devices[-1].send(ready)
-            self.turn()
         return device
+
+    def make(self, device_id: int, ready: device_protocol.Ready | None = READY) -> Message:
+        """Take the request for a process, make it (pid 100 and up), and let it say ``ready``."""
+        message, received = self.take()
+        for fd in received:
+            os.close(fd)
+        theirs, sock = socket_pair()
+        self.devices[device_id:] = [
+            Channel(sock, device_protocol.DEVICE_CODEC),
+            *self.devices[device_id + 1 :],
+        ]
+        self.channel.send(protocol.Spawned(device_id, 100 + device_id), [theirs.fileno()])
+        theirs.close()
+        self.turn()
+        if ready:
+            self.devices[device_id].send(ready)
+            self.turn()
+        return message
 
     def take(self) -> tuple[Message, list[int]]:
         received = self.channel.receive()

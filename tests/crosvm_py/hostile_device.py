@@ -13,12 +13,13 @@ from crosvm_py import device_protocol as protocol
 from crosvm_py.device_host import DeviceProcess
 from devices.virtio.backend import QueueActivation
 from sys_util import wire
-from sys_util.channel import MAX_MESSAGE_FDS
+from sys_util.channel import MAX_MESSAGE_FDS, socket_pair
 from sys_util.event_loop import EventLoop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from devices.virtio.backend import VirtioBackend
     from sys_util.wire import Message
 
 CONFIG = bytes(range(16))
@@ -64,21 +65,34 @@ class RecordedEvents:
     def config_written(self, config: bytes) -> None:
         self._note(f"config_written {config.hex()}")
 
+    def reactivate(self, backend: VirtioBackend) -> None:
+        self._note(f"reactivate {backend.name}")
+
+    def backend_lost(self) -> None:
+        self._note("backend_lost")
+
 
 class HostileDevice:
     """Whoever took a device process over: it holds the device's end of the channel."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_seconds: float = 30.0) -> None:
         self.loop = EventLoop()
         self.lock = WatchedLock()
-        self.host = DeviceProcess(0, "block:0", "block_device", self.loop, self.lock)
+        self.host = DeviceProcess(
+            0, "block:0", "block_device", self.loop, self.lock, timeout_seconds
+        )
         self.events = RecordedEvents(self.lock)
         self.host.events = self.events
-        self.sock = self.host.their_end
-        self.sock.setblocking(False)
         self.ready = 0
         self.failures = 0
-        self.host.start(self._on_ready, self._on_failure)
+        self.host.expect(self._on_ready, self._on_failure)
+        self.attach()
+
+    def attach(self) -> None:
+        """Be the next process of the device."""
+        ours, self.sock = socket_pair()
+        self.sock.setblocking(False)
+        self.host.attach(ours)
 
     def _on_ready(self) -> None:
         self.ready += 1

@@ -240,7 +240,6 @@ def test_descriptors_are_closed_and_end_the_device(ready: HostileDevice, payload
 @pytest.mark.parametrize(
     "message",
     [
-        protocol.Done(1),
         protocol.ConfigChanged(CONFIG),
         protocol.QueueFailed(0, ""),
     ],

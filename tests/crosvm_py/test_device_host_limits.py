@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py import device_host
 from crosvm_py import device_protocol as protocol
 from sys_util import log
 from tests.crosvm_py.hostile_device import READY, HostileDevice
@@ -77,45 +78,59 @@ def test_log_line_is_the_devices_whatever_it_says(ready: HostileDevice, lines: l
     assert lines == [(log.ERROR, "m", "block:0: \\x1b[2J\\r\\nblock:1: gone")]
 
 
-def test_device_that_never_answers_is_ended(
-    ready: HostileDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device_host, "DEADLINE_SECONDS", -1.0)
-    ready.host.write_config(0, b"x")
-    ready.turn()
-    assert "no answer within" in ready.verdict
-    assert ready.failures == 1
+@contextmanager
+def device_with(timeout_seconds: float) -> Iterator[HostileDevice]:
+    device = HostileDevice(timeout_seconds)
+    device.send(READY)
+    device.turn()
+    yield device
+    device.close()
 
 
-def test_deadline_is_that_of_the_oldest_request(
-    ready: HostileDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device_host, "_CHECK_SECONDS", 0.0)
-    monkeypatch.setattr(device_host, "DEADLINE_SECONDS", -1.0)
-    ready.host.write_config(0, b"x")
-    monkeypatch.setattr(device_host, "DEADLINE_SECONDS", 1000.0)
-    ready.host.write_config(0, b"x")
-    ready.send(protocol.Done(2))
-    ready.turn()
-    ready.turn()
-    assert "no answer within" in ready.verdict
+def test_device_that_never_answers_is_ended() -> None:
+    with device_with(-1.0) as ready:
+        ready.host.write_config(0, b"x")
+        ready.turn()
+        assert "no answer within" in ready.verdict
+        assert ready.failures == 1
 
 
-def test_answered_request_has_no_deadline_any_more(
-    ready: HostileDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device_host, "_CHECK_SECONDS", 0.0)
-    monkeypatch.setattr(device_host, "DEADLINE_SECONDS", 1000.0)
-    ready.host.write_config(0, b"x")
-    ready.turn()
-    ready.send(protocol.Done(1))
-    ready.turn()
-    ready.turn()
-    monkeypatch.setattr(device_host, "DEADLINE_SECONDS", -1.0)
-    ready.host.write_config(0, b"x")
-    ready.turn()
-    ready.turn()
-    assert "no answer within" in ready.verdict
+class Clock:
+    """A clock that goes when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+def test_deadline_is_that_of_the_oldest_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    with device_with(10.0) as ready:
+        ready.host.write_config(0, b"x")
+        clock.now = 9.0
+        ready.host.write_config(0, b"x")
+        ready.send(protocol.Done(2))
+        ready.turn()
+        assert not ready.verdict
+        clock.now = 11.0
+        ready.turn()
+        assert "no answer within 10 s" in ready.verdict
+
+
+def test_answered_request_has_no_deadline_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    with device_with(10.0) as ready:
+        ready.host.write_config(0, b"x")
+        ready.turn()
+        ready.send(protocol.Done(1))
+        clock.now = 11.0
+        ready.turn()
+        ready.host.write_config(0, b"x")
+        ready.turn()
+        assert not ready.verdict
+        clock.now = 22.0
+        ready.turn()
+        assert "no answer within 10 s" in ready.verdict
 
 
 def test_device_that_reads_nothing_is_ended_and_no_call_waits(ready: HostileDevice) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py import device_host
 from crosvm_py.device_kinds import DeviceOrder
 from seccomp import Policy
 from sys_util.errors import VmmError
@@ -293,12 +292,11 @@ def test_device_that_does_not_answer_is_ended(
     rig: DeviceRig, monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
     device = rig.start(ORDER)
-    monkeypatch.setattr(device_host, "DEADLINE_SECONDS", 0.05)
-    monkeypatch.setattr(device_host, "_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(device._link, "_timeout", 0.05)
     if act == "stop":
         os.kill(device.pid, signal.SIGSTOP)
     tell(device, "spin")
-    assert rig.death() == (f"probe (pid {device.pid}): ended by the vmm: no answer within 0 s")
+    assert rig.death() == (f"probe (pid {device.pid}): ended by the vmm: no answer within 0.05 s")
     assert rig.is_gone(device)
 
 

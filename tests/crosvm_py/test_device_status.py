@@ -90,8 +90,10 @@ def test_status_follows_what_the_vmm_asks_and_hears() -> None:
     words.append(host.status.word)
     device.close()
     words.append(host.status.word)
+    host.give_up()
+    words.append(host.status.word)
     before = ["starting", "idle", "active", "idle", "needs-reset", "idle", "idle"]
-    assert words == [*before, "paused", "idle", "dead"]
+    assert words == [*before, "paused", "idle", "restarting", "dead"]
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume"])

@@ -19,6 +19,7 @@ from crosvm_py.control.devices import DiskSize, ResizeDisk
 from crosvm_py.control.protocol import REQUESTS, Failed
 from crosvm_py.device_kinds import DeviceOrder
 from crosvm_py.disk_resize import resize_disk
+from crosvm_py.restart import ALWAYS, NEVER
 from sys_util import log
 from sys_util.errors import ConfigError, ProtocolError
 from sys_util.wire import encode
@@ -49,8 +50,8 @@ def lines() -> Iterator[list[str]]:
 class FakeVm:
     """A supervisor between a fake warden and a fake disk."""
 
-    def __init__(self, *, writable: bool = True) -> None:
-        self.warden = FakeWarden()
+    def __init__(self, *, writable: bool = True, restarts: int | None = NEVER) -> None:
+        self.warden = FakeWarden(restarts=restarts)
         self.file_fd = os.memfd_create("image", os.MFD_CLOEXEC)
         limit = OLD if writable else 0
         order = DeviceOrder("block:0", "block", b"\x80", (os.dup(self.file_fd),), limit)
@@ -78,9 +79,7 @@ class FakeVm:
     def order_to_warden(self) -> tuple[int, int]:
         message, fds = self.warden.take()
         assert isinstance(message, protocol.Resize)
-        (fd,) = fds
-        assert os.fstat(fd).st_ino == os.fstat(self.file_fd).st_ino
-        os.close(fd)
+        assert fds == []  # the warden has the file, and the vmm has not
         return message.device_id, message.size_bytes
 
     def close(self) -> None:
@@ -154,11 +153,17 @@ def test_disk_that_dies_meanwhile_is_an_answer(vm: FakeVm) -> None:
     assert vm.answers == [Failed("block:0: the device process has ended")]
 
 
-def test_file_of_a_dead_disk_is_closed(vm: FakeVm) -> None:
-    vm.disk.close()
+def test_disk_that_was_restarted_is_resized_as_before() -> None:
+    vm = FakeVm(restarts=ALWAYS)
+    vm.warden.devices[0].close()
+    vm.warden.turn()
+    vm.warden.take()  # Kill
     vm.warden.send(protocol.Exited(0, 50, 1))
-    with pytest.raises(ConfigError, match="no file that could be resized"):
-        vm.warden.supervisor.resize(vm.disk, 512, lambda *_: None)
+    vm.warden.make(0, device_protocol.Ready(2, 0, (256,), CONFIG))
+    vm.resize(NEW_LARGE)
+    vm.command()
+    assert vm.order_to_warden() == (0, NEW_LARGE)
+    vm.close()
 
 
 def test_read_only_disk_has_no_file_to_resize(lines: list[str]) -> None:

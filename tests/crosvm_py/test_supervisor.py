@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,10 +34,9 @@ def open_fds() -> set[str]:
 
 def test_devices_are_numbered_in_their_order(warden: FakeWarden) -> None:
     devices = [warden.spawn(name) for name in ("block:0", "block:1", "rng")]
-    warden.send(Spawned(2, 52), Spawned(0, 50), Spawned(1, 51))
     warden.supervisor.wait_ready()
     assert warden.supervisor.devices == tuple(devices)
-    assert [(device.device_id, device.pid) for device in devices] == [(0, 50), (1, 51), (2, 52)]
+    assert [(device.device_id, device.pid) for device in devices] == [(0, 100), (1, 101), (2, 102)]
     assert warden.deaths == []
 
 
@@ -144,7 +144,8 @@ def test_nothing_is_told_of_devices_that_end_in_order(warden: FakeWarden) -> Non
 
 
 def test_failed_spawn_is_told_by_name(warden: FakeWarden) -> None:
-    warden.spawn("block:0", ready=False)
+    order = DeviceOrder("block:0", "block", b"", (), 0)
+    warden.supervisor.spawn(order, warden.memory)
     warden.send(SpawnFailed(0, "clone namespaces for a device: Operation not permitted"))
     with pytest.raises(VmmError, match=r"^block:0: clone namespaces for a device: Operation not"):
         warden.supervisor.wait_ready()
@@ -178,7 +179,7 @@ def test_devices_that_are_never_ready_are_told_by_name(
     [
         pytest.param(b"\xc1", "not msgpack", id="garbage"),
         pytest.param(wire.encode(Kill(0)), "unknown type 2", id="the vmm's own"),
-        pytest.param(wire.encode(Spawned(1, 5)), "there is no device 1", id="unknown device"),
+        pytest.param(wire.encode(Spawned(0, 5)), "Spawned with 0 descriptors", id="no channel"),
         pytest.param(wire.encode(Exited(9, 5, 0)), "there is no device 9", id="unknown exit"),
         pytest.param(wire.encode(SpawnFailed(9, "")), "there is no device 9", id="unknown failure"),
         pytest.param(b"", "ended, and its devices with it", id="end"),
@@ -196,7 +197,7 @@ def test_warden_that_breaks_a_rule_ends_the_vm(
 
 def test_descriptor_from_the_warden_is_closed_and_ends_the_vm(warden: FakeWarden) -> None:
     before = open_fds()
-    warden.channel.send(Kill(0), [0, 1])
+    warden.channel.send(Exited(0, 5, 0), [0, 1])
     warden.turn()
     assert open_fds() == before
     assert len(warden.deaths) == 1
@@ -210,7 +211,22 @@ def test_message_with_descriptor_from_the_warden_is_closed_and_ends_the_vm(
     warden.channel.send(Spawned(0, 5), [0, 1])
     warden.turn()
     assert open_fds() == before
-    assert warden.deaths == [f"warden (pid {warden.pid}): the warden sends no descriptors"]
+    assert warden.deaths == [f"warden (pid {warden.pid}): Spawned with 2 descriptors"]
+
+
+@pytest.mark.parametrize(
+    ("device_id", "reason"), [(0, "device 0 has a process"), (1, "there is no device 1")]
+)
+def test_channel_that_nobody_asked_for_is_closed_and_ends_the_vm(
+    warden: FakeWarden, device_id: int, reason: str
+) -> None:
+    warden.spawn("rng")
+    before = open_fds()
+    with socket.socket() as sock:
+        warden.channel.send(Spawned(device_id, 5), [sock.fileno()])
+    warden.turn()
+    assert open_fds() == before
+    assert warden.deaths == [f"warden (pid {warden.pid}): {reason}"]
 
 
 def test_end_kills_a_warden_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,10 +153,12 @@ def test_signals_of_the_terminal_do_not_end_the_warden(rig: DeviceRig, number: i
     assert os.getsid(rig.warden.pid) == rig.warden.pid
 
 
-def test_device_that_died_leaves_its_disk_free(rig: DeviceRig, disk: Path) -> None:
+def test_disk_of_a_device_that_died_is_kept_until_the_end(rig: DeviceRig, disk: Path) -> None:
     device = rig.block(disk)
     os.kill(device.pid, signal.SIGKILL)
     rig.death()
+    assert not is_free(disk)  # nobody else gets it before the next process
+    rig.end()
     assert is_free(disk)
 
 
@@ -243,13 +245,13 @@ def test_memory_that_is_not_what_the_order_says_is_refused(
 
 
 @as_both
-def test_warden_holds_nothing_of_the_vmm(sandbox: bool, disk: Path) -> None:
+def test_warden_holds_what_devices_need_and_nothing_of_the_vmm(sandbox: bool, disk: Path) -> None:
     with DeviceRig(sandbox=sandbox) as rig:
         rig.activate(rig.block(disk))
         rig.activate(rig.rng())
         stderr = os.readlink("/proc/self/fd/2").split(":[")[0]
         loop = ["anon_inode"] * 4  # its epoll and eventfd, and a pidfd for each device
-        held = sorted(["/dev/null", "/dev/null", stderr, "socket", *loop])
+        held = sorted(["/dev/null", "/dev/null", stderr, "socket", *loop, str(disk)])
         rig.until(lambda: fds_of(rig.warden.pid) == held)
 
 
