@@ -102,12 +102,15 @@ class Orders:
         spec = NetSpec(_MAC, 1500)
         if "vhost-net" in self.stand_ins:
             fds: Sequence[int] = (self._stream(), os.eventfd(0))
+            reopened = 0
         else:
             tap_fd = self._tap()
             if tap_fd is None:
                 raise VmmError("the TAP of a moment ago cannot be had any more")
             fds = (tap_fd, os.open(_VHOST_NET, os.O_RDWR | os.O_CLOEXEC))
-        return DeviceOrder("net:1", "vhost-net", pack_spec(spec), tuple(fds), 0)
+            reopened = 1
+        packed = pack_spec(spec)
+        return DeviceOrder("net:1", "vhost-net", packed, tuple(fds), 0, reopened=reopened)
 
     def _vsock(self) -> DeviceOrder:
         path = self._new_path("sockets") / "v"
@@ -118,9 +121,11 @@ class Orders:
         return prepared.order
 
     def _vhost_vsock(self) -> DeviceOrder:
+        self._count += 1  # each has an address of its own in the host's kernel
+        spec = VsockSpec(CID + self._count)
         if "vhost-vsock" not in self.stand_ins:
-            return prepare_vsock(VsockSpec(CID + 1), sandbox=True).order._replace(name="vsock:1")
-        packed = pack_spec(VsockSpec(CID + 1))
+            return prepare_vsock(spec, sandbox=True).order._replace(name="vsock:1")
+        packed = pack_spec(spec)
         return DeviceOrder("vsock:1", "vhost-vsock", packed, (os.eventfd(0),), 0)
 
     def _balloon(self) -> DeviceOrder:

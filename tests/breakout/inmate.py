@@ -45,29 +45,29 @@ class Inmate:
 
     def __init__(self, kind: str, device: VirtioDevice, files: Sequence[int]) -> None:
         self._kind = kind
-        self._device = device
+        self.device = device
         self._files = tuple(files)
         self._guest_at = 0
         self._memory = -1
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._device, name)
+        return getattr(self.device, name)
 
     def attach(self, context: DeviceContext) -> None:
         """Note where guest memory is, and go on as the device does."""
         self._memory = context.memory.fd
         self._guest_at = linux.buffer_address(memoryview(context.memory.mappings[0][1]))
-        self._device.attach(context)
+        self.device.attach(context)
 
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
         """Make the attempts that are asked for and say what became of each, or tell a lie."""
         if verb == lies.VERB:
             lie: tuple[int, int, int] = arguments["lie"]  # type: ignore[assignment]  # from our own rig
             number, request_id, times = lie
-            lies.tell(lies.LIES[number], self._channel(), request_id, times)
+            lies.tell(lies.LIES[number], self.channel(), request_id, times)
             return {}
         if verb != VERB:
-            return self._device.command(verb, arguments)
+            return self.device.command(verb, arguments)
         cell = self._cell(arguments)
         wanted: list[int] = arguments["attempts"]  # type: ignore[assignment]  # from our own rig
         return {f"{at}": outcome(ATTEMPTS[at], cell) for at in wanted}
@@ -76,7 +76,7 @@ class Inmate:
         world = arguments["world"]
         return Cell(
             kind=self._kind,
-            channel=self._channel(),
+            channel=self.channel(),
             memory=self._memory,
             guest_at=self._guest_at,
             files=self._files,
@@ -84,8 +84,8 @@ class Inmate:
             **world,  # type: ignore[arg-type]  # from our own rig
         )
 
-    def _channel(self) -> int:
-        """The channel is the lowest socket that is not the device's own."""
+    def channel(self) -> int:
+        """Return the descriptor of the channel: the lowest socket that is not the device's own."""
         return min(fd for fd in _SOCKETS if fd not in self._files)
 
 
@@ -124,22 +124,27 @@ def _mode(fd: int) -> int | None:
         return None
 
 
-def _take_over(kind: str, real: DeviceKind, stand_ins: frozenset[str]) -> DeviceKind:
+def _take_over(
+    kind: str, real: DeviceKind, stand_ins: frozenset[str], inmate: type[Inmate]
+) -> DeviceKind:
     def build(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
         if kind in stand_ins:
             mock.patch.object(Vhost, "_call", lambda _self, _what, _request, data: data).start()
-        return Inmate(kind, real.build(fields, fds), fds)  # type: ignore[return-value]  # delegates
+            mock.patch.object(Vhost, "set_guest_cid", return_value=None).start()
+        return inmate(kind, real.build(fields, fds), fds)  # type: ignore[return-value]  # delegates
 
     return real._replace(build=build)
 
 
 @contextmanager
-def taken_over(kinds: Sequence[str], stand_ins: frozenset[str]) -> Iterator[None]:
+def taken_over(
+    kinds: Sequence[str], stand_ins: frozenset[str], inmate: type[Inmate] = Inmate
+) -> Iterator[None]:
     """Have wardens that start meanwhile make inmates of these kinds.
 
     Where the host has no vhost, ``stand_ins`` get a kernel that says yes to everything.
     """
-    changed = {kind: _take_over(kind, DEVICE_KINDS[kind], stand_ins) for kind in kinds}
+    changed = {kind: _take_over(kind, DEVICE_KINDS[kind], stand_ins, inmate) for kind in kinds}
     prepare = _prepare(linux.report_denied_calls)
     with (
         mock.patch.dict(DEVICE_KINDS, changed),

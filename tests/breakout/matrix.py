@@ -85,7 +85,7 @@ class Outcomes:
         self._plan = plan
         self.filtered: dict[tuple[str, int], Refusal | None] = {}
         self.unfiltered: dict[tuple[str, int], Refusal | None] = {}
-        self.endings: dict[tuple[str, int], int | None] = {}
+        self.endings: dict[tuple[str, int], int | Refusal | None] = {}
         self.lies: dict[tuple[str, int], str] = {}
 
     def find_out(self) -> None:
@@ -155,7 +155,9 @@ def has_wall(number: int, kind: str) -> bool:
     return ATTEMPTS[number].has_jail(kind)
 
 
-def _ending(status: int | None) -> Verdict:
+def _ending(status: int | Refusal | None) -> Verdict:
+    if isinstance(status, Refusal):
+        return Verdict.OUT if status.error else Verdict.FILTER
     if status == -signal.SIGSYS:
         return Verdict.FILTER
     if status in (-signal.SIGILL, -signal.SIGSEGV):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -122,10 +123,10 @@ class Prison:
                 found[int(at)] = _refusal(answer)
         return found
 
-    def attempt_alone(self, kind: str, number: int) -> int | None:
-        """Have a fresh inmate make an attempt that it will not survive; return its exit status.
+    def attempt_alone(self, kind: str, number: int) -> int | Refusal | None:
+        """Have a fresh inmate make an attempt that may end it; return its exit status then.
 
-        ``None`` if it did survive.
+        If it survived, how the attempt was refused, if it was.
         """
         inmate = self.spawn(kind)
         self.wait_ready([inmate])
@@ -134,7 +135,7 @@ class Prison:
         self._devices[kind] = before
         if answers:
             inmate.close()
-            return None
+            return _refusal(answers[str(number)])
         self.rig.until(lambda: inmate.death.status is not None)
         return inmate.death.status
 
@@ -192,14 +193,11 @@ class World:
         }
 
 
+@cache
 def allowed_ioctls(policy_name: str) -> list[int]:
-    """Return the requests that a policy lets pass."""
+    """Return the requests that a policy lets pass: they are the device's business, no attempt."""
     bpf, number = load_policy(policy_name).bpf, SYSCALLS["ioctl"]
-    requests = {
-        value
-        for name, value in get_constants(machine_arch()).items()
-        if name.startswith(("TUN", "VHOST_")) and value > 0
-    }
+    requests = {value for value in get_constants(machine_arch()).values() if value > 0}
     return sorted(
         request for request in requests if simulate(bpf, number, [0, request]).kind == "allow"
     )
