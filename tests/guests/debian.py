@@ -58,28 +58,35 @@ def _stanza_entries(stanza: str) -> list[str]:
     ]
 
 
-def _machine_sources() -> str:
+def _machine_sources(suite: str) -> str:
     parts = (*SOURCES.glob("sources.list.d/*.sources"), *SOURCES.glob("sources.list.d/*.list"))
     found = suite_sources(
         path.read_text() for path in (SOURCES / "sources.list", *sorted(parts)) if path.is_file()
     )
     if not found:
         raise BuildError(f"no apt source of Debian {SUITE} under {SOURCES}")
-    return found
+    return found.replace(f" {SUITE}", f" {suite}")
 
 
-def tree(target: Path, packages: Sequence[str]) -> None:
-    """Unpack and configure a minimal Debian with ``packages`` into ``target``."""
+def tree(
+    target: Path, packages: Sequence[str], suite: str = SUITE, hooks: Sequence[str] = ()
+) -> None:
+    """Unpack and configure a minimal Debian with ``packages`` into ``target``.
+
+    Another ``suite`` comes from the same mirrors; ``hooks`` are shell commands that may still use
+    apt in the tree, ``$1``.
+    """
     need_root("a Debian tree")
     sources = target.with_suffix(".list")
-    sources.write_text(_machine_sources())
+    sources.write_text(_machine_sources(suite))
     run(
         "mmdebstrap",
         [
             *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"),
             f"--include={','.join(packages)}",
             *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in NO_DOCUMENTS),
-            *(SUITE, target, sources),
+            *(f"--customize-hook={hook}" for hook in hooks),
+            *(suite, target, sources),
         ],
     )
     sources.unlink()

@@ -44,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, text in VERBS.items():
         verb = verbs.add_parser(name, help=text)
+        if name in ("build", "run", "up"):
+            choices, default = image.RELEASES, image.RELEASES[0]
+            verb.add_argument("--release", choices=choices, default=default, help="which Debian")
         if name in ("up", "exec", "sync", "down"):
             verb.add_argument("--name", default=DEFAULT_NAME, help="to have several that stay")
         if name not in ("run", "exec"):
@@ -76,16 +79,16 @@ def _attached(host: Host, options: argparse.Namespace) -> int:
 
 def _execute(options: argparse.Namespace) -> int:
     if options.verb == "build":
-        snapshot(image.build())
+        snapshot(image.build(options.release), options.release)
     elif options.verb == "run":
-        with Host.start() as host:
+        with Host.start(release=options.release) as host:
             host.sync()
             return _attached(host, options)
     elif options.verb == "up":
         if qemu.is_alive(STATES / options.name):
             _say(f"host {options.name} is up already")
             return 1
-        Host.start(options.name).sync()
+        Host.start(options.name, options.release).sync()
     elif options.verb == "exec":
         return _attached(Host.staying(options.name), options)
     elif options.verb == "sync":

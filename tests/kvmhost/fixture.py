@@ -11,7 +11,8 @@ pytest itself stays outside, where Python is twenty times faster. A test runs sh
             assert vmm.wait() == 0
 
 A conftest makes the fixture: ``yield from session()``. With the environment variable
-``CROSVM_KVMHOST`` set to the name of a host that stays (``up --name``), that one is used.
+``CROSVM_KVMHOST`` set to the name of a host that stays (``up --name``), that one is used; for a
+host of Debian trixie it is ``CROSVM_KVMHOST_TRIXIE``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from tests.guests import debian
 from tests.kvmhost.client import Connection, HostGoneError
 from tests.kvmhost.host import Host
 from tests.kvmhost.protocol import Kind, RunRequest
@@ -225,14 +227,15 @@ class KvmHost:
         self._host.pull(remote, local)
 
 
-def session() -> Iterator[KvmHost]:
+def session(release: str = debian.SUITE) -> Iterator[KvmHost]:
     """Yield a host with the project in it, and end it afterwards."""
-    name = os.environ.get(STAYING_VARIABLE)
+    suffix = "" if release == debian.SUITE else f"_{release.upper()}"
+    name = os.environ.get(STAYING_VARIABLE + suffix)
     if name:
         host = Host.staying(name)
         host.sync()
         yield KvmHost(host)
         return
-    with Host.start() as host:
+    with Host.start(release=release) as host:
         host.sync()
         yield KvmHost(host)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tests.guests import debian, newer
 from tests.guests.cache import CACHE, PROJECT, artefact, say
 from tests.kvmhost import image, qemu
 from tests.kvmhost.client import Connection, HostGoneError, forward_input
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 STATES: Final = CACHE / "kvmhost" / "states"
 DEFAULT_NAME: Final = "up"
+NEWER: Final = "newer"  # is in the state folder of a host of the newer Debian
 BOOT_SECONDS: Final = 120.0
 RESTORE_SECONDS: Final = 60.0
 COPY_SECONDS: Final = 300.0
@@ -47,15 +49,18 @@ class Host:
         self._process = process
 
     @classmethod
-    def start(cls, stay_as: str | None = None) -> Self:
+    def start(cls, stay_as: str | None = None, release: str = debian.SUITE) -> Self:
         """Start a fresh host and wait until it answers; one with a name outlives this process.
 
         Raises:
             BuildError: it cannot be built.
             HostGoneError: it does not come up.
         """
-        parts = image.build()
-        return cls._launch(parts, snapshot(parts), stay_as)
+        parts = image.build(release)
+        host = cls._launch(parts, snapshot(parts, release), stay_as)
+        if release != debian.SUITE:
+            (host.state / NEWER).touch()
+        return host
 
     @classmethod
     def _launch(cls, parts: image.Image, saved: Path | None, stay_as: str | None) -> Self:
@@ -155,7 +160,9 @@ class Host:
 
     def sync(self) -> None:
         """Replace ``/project`` by the project as it is now."""
-        compiler = ["/usr/bin/python3", "-m", "compileall", "-q", *SOURCES]
+        is_newer = (self.state / NEWER).exists()
+        python = newer.build().python() if is_newer else ["/usr/bin/python3"]
+        compiler = [*python, "-m", "compileall", "-q", *SOURCES]
         # A source that does not compile is for the command in the host to complain about.
         subprocess.run(compiler, cwd=PROJECT, stdout=subprocess.DEVNULL, check=False)
         excluded = [f"--exclude={pattern}" for pattern in LEFT_OUT]
@@ -218,10 +225,11 @@ def _fileno(process: subprocess.Popen[bytes]) -> int:
     return process.stdout.fileno()
 
 
-def snapshot(parts: image.Image) -> Path:
+def snapshot(parts: image.Image, release: str = debian.SUITE) -> Path:
     """Return the folder of the saved state that fits these disks and this QEMU."""
     inputs = [qemu.version(), *qemu.command(parts), parts.identity(), WARM_UP]
-    return artefact("kvmhost", "snapshot", inputs, lambda target: _take(parts, target))
+    name = "snapshot" if release == debian.SUITE else f"{release}-snapshot"
+    return artefact("kvmhost", name, inputs, lambda target: _take(parts, target))
 
 
 def _take(parts: image.Image, target: Path) -> None:

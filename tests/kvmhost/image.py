@@ -8,13 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.guests import base, builtin, debian, initrd, root, stock
+from tests.guests import base, builtin, debian, initrd, newer, root, stock
 from tests.guests.cache import PROJECT, BuildError, artefact, run, say
 
 HERE: Final = Path(__file__).parent
 FILES: Final = HERE / "files"
 AREA: Final = "kvmhost"
 KERNEL: Final = "linux-image-cloud-amd64"
+RELEASES: Final = (debian.SUITE, newer.SUITE)
 BOOT_MODULES: Final = ("virtio_pci", "virtio_blk", "overlay")
 SITE_PACKAGES: Final = PROJECT / ".venv/lib/python3.11/site-packages"
 # The same versions inside as outside: the project's extension modules need their cffi.
@@ -45,23 +46,15 @@ class Image(NamedTuple):
         return " ".join(f"{path.parent.name}/{path.name}" for path in self)
 
 
-def build() -> Image:
-    """Return the parts of the host, after making what is missing."""
+def build(release: str = debian.SUITE) -> Image:
+    """Return the parts of the host of a Debian release, after making what is missing."""
     guests = {
         "builtin": builtin.build(),
         "cloud": stock.build("cloud"),
         "generic": stock.build(""),
         "root": root.build(),
     }
-    tree = base.build()
-    package = debian.resolve(KERNEL)
-    versions = [f"{name} {_distribution(name).version}" for name in DISTRIBUTIONS]
-    system = artefact(
-        AREA,
-        "system",
-        [tree.parent.name, package, *versions, FILES, *AGENT, Path(__file__)],
-        lambda target: _build_system(target, tree, package),
-    )
+    system = _newer_system() if release == newer.SUITE else _system()
     disk = artefact(
         AREA,
         "guests",
@@ -85,6 +78,36 @@ def build() -> Image:
     )
 
 
+def _system() -> Path:
+    tree = base.build()
+    package = debian.resolve(KERNEL)
+    versions = [f"{name} {_distribution(name).version}" for name in DISTRIBUTIONS]
+
+    def fill(target: Path) -> None:
+        debian.unpack(package, target / "package")
+        _build_system(target, tree, package)
+
+    inputs: list[str | Path] = [tree.parent.name, package, *versions, FILES, *AGENT, Path(__file__)]
+    return artefact(AREA, "system", inputs, fill)
+
+
+def _newer_system() -> Path:
+    found = newer.build()
+
+    def fill(target: Path) -> None:
+        run("unpack the kernel", ["dpkg-deb", "-x", found.kernel, target / "package"])
+        _build_system(target, found.tree, found.package)
+
+    inputs: list[str | Path] = [
+        found.tree.parent.name,
+        found.package,
+        FILES,
+        *AGENT,
+        Path(__file__),
+    ]
+    return artefact(AREA, f"{newer.SUITE}-system", inputs, fill)
+
+
 def _distribution(name: str) -> importlib.metadata.Distribution:
     found = importlib.metadata.distributions(name=name, path=[str(SITE_PACKAGES)])
     for distribution in found:
@@ -96,14 +119,17 @@ def _build_system(target: Path, tree: Path, package: str) -> None:
     release = package.removeprefix("linux-image-")
     system = target / "tree"
     run("copy the Debian tree", ["cp", "-a", tree, system])
-    debian.unpack(package, target / "package")
     shutil.move(target / f"package/boot/vmlinuz-{release}", target / "bzImage")
-    shutil.move(target / "package/lib/modules", system / "usr/lib/modules")
+    (modules,) = (target / "package").glob("**/lib/modules")
+    shutil.move(modules, system / "usr/lib/modules")
+    compressed = sorted((system / "usr/lib/modules").rglob("*.ko.xz"))
+    run("unpack modules", ["xz", "-d", "-T0", *compressed] if compressed else ["true"])
     run("depmod", ["depmod", "-b", system, release])
-    modules = list(initrd.module_files(system, release, BOOT_MODULES))
-    archive = initrd.make(system / "bin/busybox", FILES / "initrd-init.sh", modules)
+    needed = list(initrd.module_files(system, release, BOOT_MODULES))
+    archive = initrd.make(system / "bin/busybox", FILES / "initrd-init.sh", needed)
     (target / "initrd.img").write_bytes(archive)
-    _install_python(system / "usr/local/lib/python3.11/dist-packages")
+    if (system / "usr/bin/python3.11").exists():  # a newer Debian has them as packages
+        _install_python(system / "usr/local/lib/python3.11/dist-packages")
     _install_files(system)
     say("system: making its disk")
     root.ext4(target / "system.ext4", system, SYSTEM_MIB, *PLAIN)

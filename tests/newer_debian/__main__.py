@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``python3 -m tests.newer_debian [PYTEST ARGUMENTS]``: unit tests on a newer Python and C library.
+
+They run on this machine's kernel, in the tree of the second KVM test host: jails, filters, device
+processes and this machine's own KVM are real. Needs root, for the tree's namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from tests.guests import newer
+from tests.guests.cache import PROJECT, need_root
+
+ENTER: Final = Path(__file__).parent / "enter.sh"
+# What meets the kernel or the C library. The rest is Python that the newer version compiles, too.
+DEFAULT: Final = (
+    *("tests/seccomp/test_live.py", "tests/seccomp/test_cache.py", "tests/jail", "tests/sys_util"),
+    *("tests/crosvm_py", "tests/test_startup.py"),
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Become pytest in the tree."""
+    need_root("the root of a newer Debian")
+    paths = [word for word in arguments if not word.startswith("-")]
+    pytest = ["python3", "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
+    words += ["sh", str(ENTER), str(newer.build().tree), str(PROJECT), *pytest]
+    words += () if paths else DEFAULT
+    own = {"PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_STORAGE_DIRECTORY": "/run/hypothesis"}
+    os.execvpe(words[0], words, {**os.environ, **own})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
