@@ -36,12 +36,12 @@ MAX_CLAUSES: Final = 64
 _MAX_SIZE_BYTES: Final = 4096
 
 # What the C library, Python or the kernel call when they see fit, whatever a guest does: memory,
-# time, signals and locks of threads, the end. A recording sees them by chance.
+# time, signals, names and locks of threads, the end. A recording sees them by chance.
 ANY_TIME: Final = frozenset(
     {
         *("brk", "mmap", "mremap", "munmap", "madvise", "mprotect", "clock_gettime", "futex"),
         *("getpid", "gettid", "tgkill", "rt_sigprocmask", "rt_sigreturn", "restart_syscall"),
-        *("sched_yield", "exit", "exit_group", "write"),
+        *("sched_yield", "prctl", "exit", "exit_group", "write"),
     }
 )
 

@@ -183,7 +183,11 @@ ffibuilder.set_source(
         control.head.cmsg_level = SOL_SOCKET;
         control.head.cmsg_type = SCM_RIGHTS;
         control.head.cmsg_len = CMSG_LEN(sizeof(int));
-        listener = result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &fprog));
+        /* A signal must not interrupt what never is: since Linux 5.19 it waits for the answer. */
+        listener = result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER,
+                                  flags | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, &fprog));
+        if (listener == -EINVAL)
+            listener = result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &fprog));
         if (listener < 0) return listener;
         memcpy(CMSG_DATA(&control.head), &listener, sizeof(listener));
         sent = result(syscall(SYS_sendmsg, recorder, &message, MSG_NOSIGNAL, 0, 0, mark));

@@ -63,6 +63,18 @@ def test_parse_help_as_a_value_is_a_value() -> None:
     assert not read("f", "-p", "--help").help_wanted
 
 
+def test_parse_leaves_the_words_of_another_command_alone() -> None:
+    arguments = parse(["a", "-q", "--", "b", "--", "--help"], OPTIONS, FILES._replace(rest="MORE"))
+    assert (arguments.positional, arguments.rest) == (["a"], ["b", "--", "--help"])
+    assert arguments.has(QUIET)
+    assert not arguments.help_wanted
+
+
+def test_parse_wants_the_words_of_another_command() -> None:
+    with pytest.raises(UsageError, match="-- MORE is missing"):
+        parse(["a"], OPTIONS, FILES._replace(rest="MORE"))
+
+
 def test_parse_stop_at_argument_leaves_the_rest() -> None:
     arguments = parse(["-q", "run", "-x", "--help"], OPTIONS, stop_at_argument=True)
     assert arguments.rest == ["run", "-x", "--help"]
