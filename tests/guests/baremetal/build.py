@@ -43,7 +43,9 @@ def build_guest(name: str, directory: Path, *, pvh: bool = False) -> Path:
     output = directory / f"{name}{'-pvh' if pvh else ''}.elf"
     command = ["gcc", *CFLAGS, *LDFLAGS, *(["-DPVH"] if pvh else []), "-o", str(output)]
     command += ["-T", str(SOURCES / "guest.ld"), "-I", str(SOURCES)]
-    command += [str(SOURCES / "start.S"), str(SOURCES / "interrupt.S"), str(SOURCES / f"{name}.c")]
+    parts = [SOURCES / "start.S", SOURCES / "interrupt.S", SOURCES / f"{name}.c"]
+    own = SOURCES / f"{name}.S"
+    command += map(str, [*parts, own] if own.exists() else parts)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"{name}: {result.stderr}")
