@@ -16,7 +16,9 @@ from crosvm_py.x86_64.layout import BOOT_LAYOUT, e820
 from devices.virtio.block import Block
 from kernel_loader.image import open_kernel
 from kernel_loader.load import open_initrd, plan_boot
-from seccomp import load_policy
+from seccomp import Policy, load_policy
+from seccomp.syscalls import machine_arch
+from sys_util.errors import ConfigError
 from sys_util.kvm import Kvm, host_has_hardware_virtualization
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, NamedTuple
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 
     from crosvm_py.config import RunConfig
     from crosvm_py.control.socket_path import BoundSocket
+    from crosvm_py.policy_record import Recorded
     from crosvm_py.serial_ports import SerialPorts
     from kernel_loader.load import BootPlan
-    from seccomp import Policy
 
 log = get_logger("crosvm.run")
 
@@ -54,7 +56,7 @@ class Preparation(NamedTuple):
     vsock_sockets: tuple[BoundSocket, ...]
 
 
-def prepare(config: RunConfig, stack: ExitStack) -> Preparation:
+def prepare(config: RunConfig, stack: ExitStack, recorded: Recorded | None = None) -> Preparation:
     """Open and check what the run needs; ``stack`` closes what the vmm keeps.
 
     The signals that end a VM are held when this returns: release them when the warden is there.
@@ -86,7 +88,7 @@ def prepare(config: RunConfig, stack: ExitStack) -> Preparation:
             stack.callback(vsock_socket.unlink)
         orders.append(order)
     devices = tuple(orders)
-    device_policies, vmm_policy = _policies(config, devices)
+    device_policies, vmm_policy = _policies(config, devices, recorded)
     bound = None
     if config.socket is not None:
         from crosvm_py.control.socket_path import bind_control_socket
@@ -138,7 +140,7 @@ def _device_orders(config: RunConfig) -> list[DeviceOrder]:
 
 
 def _policies(
-    config: RunConfig, devices: tuple[DeviceOrder, ...]
+    config: RunConfig, devices: tuple[DeviceOrder, ...], recorded: Recorded | None
 ) -> tuple[dict[str, Policy] | None, Policy | None]:
     if not config.sandbox:
         log.warning("--disable-sandbox: devices and vmm run unconfined; the guest must be trusted")
@@ -147,9 +149,22 @@ def _policies(
         log.warning("--seccomp-log-failures: denied system calls are logged, not stopped")
 
     def load(name: str) -> Policy:
+        if recorded is not None and name in recorded.names:
+            return _recording(name, recorded)
         return load_policy(
             name, directory=config.seccomp_policy_dir, log_failures=config.seccomp_log_failures
         )
 
     names = {DEVICE_KINDS[device.kind].policy_name for device in devices}
+    if recorded is not None and not recorded.names <= {*names, VMM_POLICY}:
+        missing = ", ".join(sorted(recorded.names - names - {VMM_POLICY}))
+        raise ConfigError(f"policy record: nothing in this run has the policy {missing}")
     return {name: load(name) for name in sorted(names)}, load(VMM_POLICY)
+
+
+def _recording(name: str, recorded: Recorded) -> Policy:
+    """Return a filter that asks the recorder, in place of a policy."""
+    from seccomp.record import recording_filter
+
+    arch = machine_arch()
+    return Policy(name, "", recording_filter(arch), arch, recorded.fd)

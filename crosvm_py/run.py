@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
     from crosvm_py.config import RunConfig
     from crosvm_py.exit_status import VmExit
+    from crosvm_py.policy_record import Recorded
     from crosvm_py.preparation import Preparation
 
 
-def run_vm(config: RunConfig) -> VmExit:
+def run_vm(config: RunConfig, recorded: Recorded | None = None) -> VmExit:
     """Run one VM from its start to its end and return how it ended.
+
+    With ``recorded`` some processes are under the filter of a recorder instead of their own.
 
     Raises:
         ConfigError: the user asked for what cannot be.
@@ -34,12 +37,12 @@ def run_vm(config: RunConfig) -> VmExit:
     """
     linux.set_process_name(config.name)
     with ExitStack() as stack:
-        prepared = prepare(config, stack)
+        prepared = prepare(config, stack, recorded)
         warden = start_warden(
             prepared.device_policies,
             {device.kind for device in prepared.devices},
             _tidying(prepared),
-            keep_fds=() if prepared.serial.terminal is None else (prepared.serial.terminal.fd,),
+            keep_fds=_kept(prepared, recorded),
         )
         release_end_signals()
         # From here on the imports are the vmm's alone, made while the warden makes its own.
@@ -51,6 +54,15 @@ def run_vm(config: RunConfig) -> VmExit:
         gc.freeze()  # what is there now stays: no collection ever looks at it
         gc.enable()
         return vm.run()
+
+
+def _kept(prepared: Preparation, recorded: Recorded | None) -> list[int]:
+    """Return the descriptors of the vmm that the warden needs."""
+    terminal = prepared.serial.terminal
+    return [
+        *([] if terminal is None else [terminal.fd]),
+        *([] if recorded is None else [recorded.fd]),
+    ]
 
 
 def _tidying(prepared: Preparation) -> Callable[[], None]:

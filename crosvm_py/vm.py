@@ -18,6 +18,7 @@ from sys_util.errors import HostError
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
 from sys_util.log import get_logger
+from sys_util.seccomp_notify import load_recording_filter
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -138,7 +139,10 @@ class VirtualMachine:
             return
         try:
             self._supervisor.report_denied_calls()
-            linux.load_seccomp_filter(policy.bpf, all_threads=True)
+            if policy.recorder is None:
+                linux.load_seccomp_filter(policy.bpf, all_threads=True)
+            else:
+                load_recording_filter(policy.bpf, policy.recorder, policy.name, all_threads=True)
         except OSError as error:
             raise HostError("load", f"the seccomp filter {policy.name}") from error
 

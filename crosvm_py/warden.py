@@ -244,6 +244,7 @@ class _Warden:
             hidden=order.directory.hidden,
             max_open_files=kind.max_open_files,
             max_processes=kind.max_processes,
+            recorder=policy.recorder,
             memory_bytes=sum(region.size_bytes for region in order.regions),
         )
 

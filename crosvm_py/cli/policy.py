@@ -154,15 +154,21 @@ SIMULATE: Final = Command(
 )
 
 
+def _load_record() -> Command:
+    from crosvm_py.cli.policy_record import RECORD
+
+    return RECORD
+
+
 def _none(_arguments: Arguments, _settings: GlobalSettings) -> int:
-    raise UsageError("policy: what of it? show or simulate")
+    raise UsageError("policy: what of it? record, show or simulate")
 
 
 POLICY: Final = Command(
     "policy",
-    "explain and try out seccomp policies",
+    "record, explain and try out seccomp policies",
     (),
     NO_ARGUMENTS,
     _none,
-    {"show": lambda: SHOW, "simulate": lambda: SIMULATE},
+    {"record": _load_record, "show": lambda: SHOW, "simulate": lambda: SIMULATE},
 )

@@ -64,10 +64,20 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 class Vmm:
-    """One run; use it in a ``with`` statement. With ``terminal`` its stdio is a pseudo-terminal."""
+    """One run; use it in a ``with`` statement. With ``terminal`` its stdio is a pseudo-terminal.
 
-    def __init__(self, words: Sequence[str | Path], *, terminal: bool = False) -> None:
-        command = [sys.executable, "-m", "crosvm_py", "--extended-status", "run", *map(str, words)]
+    ``verb`` is what stands before the words instead of ``run``.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str | Path],
+        *,
+        terminal: bool = False,
+        verb: Sequence[str | Path] = ("run",),
+    ) -> None:
+        command = [sys.executable, "-m", "crosvm_py", "--extended-status"]
+        command += map(str, (*verb, *words))
         self.output = b""
         self._pidfds: list[int] = []
         self.program = -1  # the program's end of the pseudo-terminal

@@ -158,6 +158,16 @@ def test_simulate_of_a_wrong_policy_is_no_verdict(
         (["policy", "sho"], "unknown command 'policy sho', did you mean show?"),
         (["policy", "show", "rngg"], "policy show: no device or policy 'rngg', did you mean rng?"),
         (["policy", "show", "--arch", "mips"], "--arch: 'mips' is none of x86_64, aarch64"),
+        (["policy", "record", "rng"], "policy record: -- RUN ARGUMENTS is missing"),
+        (["policy", "record", "rng", "--", "k"], "policy record: -o DIR is missing"),
+        (["policy", "record", "-o", "d", "--", "k"], "policy record: DEVICE is missing"),
+        (
+            ["policy", "record", "rngg", "-o", "d", "--", "k"],
+            "device or policy 'rngg', did you mean",
+        ),
+        (["policy", "record", "rng", "-o", "d", "--", "run"], "record: run: KERNEL is missing"),
+        (["policy", "record", "rng", "-o", "d", "--", "-x"], "record: run: unknown option -x"),
+        (["policy", "record", "rng", "-o", "d", "--", "-h"], "crosvm run --help tells"),
         (["policy", "simulate", "rng"], "DEVICE SYSCALL .* is missing"),
         (["policy", "simulate", "rng", "raed"], "policy simulate: unknown system call 'raed'"),
         (["policy", "simulate", "rng", "read", "KVM_RUM"], "did you mean KVM_RUN?"),
@@ -192,7 +202,7 @@ def test_help_of_a_group_lists_its_commands(
 ) -> None:
     assert execute(words) == 0
     out = capfd.readouterr().out
-    assert all(f"  policy {verb} " in out for verb in ("show", "simulate"))
+    assert all(f"  policy {verb} " in out for verb in ("record", "show", "simulate"))
 
 
 def test_overview_lists_the_commands_of_groups(capfd: pytest.CaptureFixture[str]) -> None:
