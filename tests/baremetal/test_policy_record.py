@@ -16,7 +16,7 @@ from seccomp import load_policy
 from seccomp.loader import parse_policy, policy_path
 from seccomp.policy_text import is_copy, runs_of
 from seccomp.record import excess
-from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Vmm, children, eventually
+from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Vmm, children, eventually, name_of
 from tests.guests.baremetal.build import build_guest
 
 if TYPE_CHECKING:
@@ -126,6 +126,39 @@ def test_signal_ends_the_vm_and_what_was_seen_is_written(
         recorder.process.send_signal(signal.SIGTERM)
         assert recorder.wait() == VmExit.STOPPED
     assert b"# run: " in (out / "block_device.policy").read_bytes()
+
+
+def devices_of(recorder: Vmm) -> dict[str, int]:
+    """Return the device processes of the VM that is recorded, by name."""
+    (vmm,) = children(recorder.process.pid)
+    wardens = [pid for pid in children(vmm) if name_of(pid) == "crosvm-warden"]
+    return {name_of(pid): pid for warden in wardens for pid in children(warden)}
+
+
+def has_filter(pid: int, but: int) -> bool:
+    """Return whether a device, another than ``but``, is set up: its filter comes last."""
+    if pid == but:
+        return False
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return "\nSeccomp:\t2\n" in status.read()
+    except OSError:
+        return False
+
+
+def test_device_that_is_started_again_is_recorded_again(
+    guests: dict[str, Path], disk: Path, out: Path
+) -> None:
+    verb = ("policy", "record", "block", "-o", out, "--")
+    with Vmm(["-m", "16", "--rwdisk", disk, guests["echo"]], verb=verb) as recorder:
+        recorder.wait_for(b"echo")
+        first = devices_of(recorder)["block:0"]
+        os.kill(first, signal.SIGKILL)
+        assert eventually(lambda: has_filter(devices_of(recorder).get("block:0", first), first))
+        recorder.process.send_signal(signal.SIGTERM)
+        assert recorder.wait() == VmExit.STOPPED
+    (run,) = runs_of((out / "block_device.policy").read_bytes())
+    assert "calls of 2 processes: crosvm run" in run
 
 
 def test_vm_ends_with_its_recorder(guests: dict[str, Path], disk: Path, out: Path) -> None:
