@@ -173,7 +173,8 @@ def main(words: list[str] | None = None) -> int:
     if options.json:
         sys.stdout.write(json.dumps([result._asdict() for result in results]) + "\n")
     else:
-        sys.stdout.write(f"{rings:,} virtqueue mutations\n")
+        messages = sum(result.done for result in results if result.unit == "messages")
+        sys.stdout.write(f"{rings:,} virtqueue mutations, {messages:,} channel messages\n")
     return 1 if any(result.find for result in results) else 0
 
 

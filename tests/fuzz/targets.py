@@ -47,7 +47,9 @@ TARGETS = {
     "vsock": Target("tests.fuzz.own_queue_kinds", "VsockKind", _RINGS),
     "console": Target("tests.fuzz.own_queue_kinds", "ConsoleKind", _RINGS),
     "pci": Target("tests.fuzz.registers", "", "accesses"),
+    "ports": Target("tests.fuzz.ports", "", "accesses"),
     "messages": Target("tests.fuzz.messages", "", "messages"),
+    "channel": Target("tests.fuzz.channel", "", "messages"),
 }
 RING_TARGETS = [name for name, target in TARGETS.items() if target.unit == _RINGS]
 

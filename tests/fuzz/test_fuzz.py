@@ -13,6 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crosvm_py import device_protocol
+from crosvm_py.device_link import DeviceLink
+from devices.cmos import Cmos
 from devices.virtio import queue as queue_module
 from devices.virtio.chain import ChainError, Writer
 from devices.virtio.device_state import DeviceState
@@ -31,8 +34,16 @@ if TYPE_CHECKING:
     from sys_util.wire import Message
 
 # Each about half a second's worth.
-SLICE = {"messages": 20_000, "pci": 12_000, "net": 6_000, "vsock": 6_000, "console": 5_000}
-DEFAULT_SLICE = 12_000
+SLICE = {
+    "messages": 15_000,
+    "channel": 4_000,
+    "ports": 30_000,
+    "pci": 10_000,
+    "net": 6_000,
+    "vsock": 6_000,
+    "console": 5_000,
+}
+DEFAULT_SLICE = 10_000
 
 
 def plan(count: int) -> Plan:
@@ -178,6 +189,29 @@ def plant_codec_that_looks_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Codec, "decode", careless)
 
 
+def plant_answer_that_was_not_asked(patch: pytest.MonkeyPatch) -> None:
+    """The vmm looks an answer up that nobody asked for."""
+    take = DeviceLink._take
+
+    def careless(self: DeviceLink, message: Message) -> None:
+        if isinstance(message, device_protocol.Answer):
+            self._commands[message.request_id]
+        take(self, message)
+
+    patch.setattr(DeviceLink, "_take", careless)
+
+
+def plant_timers_that_pile_up(patch: pytest.MonkeyPatch) -> None:
+    """A guest that changes its mind arms the clock once more each time."""
+    arm = Cmos._arm
+
+    def arm_again(self: Cmos) -> None:
+        self._tick_at, self._period_runs = float("inf"), False
+        arm(self)
+
+    patch.setattr(Cmos, "_arm", arm_again)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "plant", "found"),
@@ -193,6 +227,8 @@ def plant_codec_that_looks_up(patch: pytest.MonkeyPatch) -> None:
         ("rng", plant_copy_of_everything, "memory grows"),
         ("pci", plant_queues_that_can_be_moved, "moved while it runs"),
         ("messages", plant_codec_that_looks_up, "AssertionError"),
+        ("channel", plant_answer_that_was_not_asked, "KeyError"),
+        ("ports", plant_timers_that_pile_up, "timers pile up"),
     ],
 )
 def test_planted_defect_is_found(
