@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from devices.virtio.limited import changed_limits
 from devices.virtio.net_card import NetCard
-from devices.virtio.net_ends import StreamEnd, TapEnd
+from devices.virtio.net_ends import TapEnd
 from devices.virtio.net_pair import NetPair
+from devices.virtio.net_stream import StreamEnd
 from devices.virtio.rate_limiter import RateLimiter
 from sys_util.typing import TYPE_CHECKING, ClassVar
 
@@ -42,16 +43,14 @@ class Net(NetCard):
         return frozenset(range(len(self.queue_sizes)))
 
     def attach(self, context: DeviceContext) -> None:
-        self._context = context
+        super().attach(context)
+        self._set_limits()
         stats, limiters = self.stats, self._limiters
-        for number, end in enumerate(self._ends):
+        for number, end in enumerate(self.ends):
             self._served.append(NetPair(2 * number, end, stats, limiters, context, self._on_gone))
         self._pairs += self._served
-        self._find_pairs([end for end in self._ends if isinstance(end, TapEnd)])
 
     def on_kick(self, index: int) -> bool:
-        if self._found_pairs:
-            self._on_first_kick(index)
         if index == self.control_queue:
             return self._serve_control()
         if index >= 2 * len(self._served):
@@ -62,27 +61,25 @@ class Net(NetCard):
         pair.on_receive_kick()
         return False
 
-    def _on_first_kick(self, index: int) -> None:
-        port = None if self._context is None else self._context.port(index)
-        if port is not None and port.resumed:
-            self._restore_pairs()
-        self._found_pairs = 0
-
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
         """``limit`` with what shall change, and what every card knows."""
         if verb != "limit":
             return super().command(verb, arguments)
-        before = self._limiters[0].limits
+        before = self._state.limits
         limits = changed_limits(before, arguments)
         if limits != before:
-            for limiter in self._limiters:
-                limiter.configure(limits)
+            self._change(limits=limits)
+            self._set_limits()
             if self._context is not None:
                 self._context.serve_again()
         return limits._asdict()
 
+    def _set_limits(self) -> None:
+        for limiter in self._limiters:
+            limiter.configure(self._state.limits)
+
     def _on_gone(self, error: EndGoneError) -> None:
         """The host's end is no more: to the guest this is a cable that was pulled."""
         self._log.error("%s; the link is down", error)
-        self._link_up = False
+        self._change(link_up=False)
         self._tell()

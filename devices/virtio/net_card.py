@@ -12,6 +12,8 @@ from devices.virtio import net_features as bits
 from devices.virtio.chain import ChainError
 from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.net_control import ControlQueue
+from devices.virtio.net_ends import TapEnd
+from devices.virtio.net_state import CardState
 from devices.virtio.net_stats import NetStats
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.facts import fact
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from devices.virtio.chain import DescriptorChain
     from devices.virtio.context import DeviceContext
-    from devices.virtio.net_ends import NetEnd, TapEnd
+    from devices.virtio.net_ends import NetEnd
 
 VIRTIO_NET_S_LINK_UP: Final = 1
 VIRTIO_NET_S_ANNOUNCE: Final = 2
@@ -85,19 +87,17 @@ class NetCard(SimpleDevice):
         self.queue_sizes = (QUEUE_SIZE,) * 2 * spec.pairs + (CONTROL_QUEUE_SIZE,)
         self.stats = NetStats()
         self._spec = spec
-        self._ends = ends
-        self._found_pairs = 0  # in use when this process began
+        self.ends = ends
         self._pairs: list[CardPair] = []
         self._context: DeviceContext | None = None
-        self._link_up = True
-        self._mac = spec.mac
-        self._forget()
+        self._state = CardState.fresh(spec)
+        self._control = ControlQueue(self, 0, 1)
         self._log = get_logger("devices.virtio.net").limited(LOG_LINES, LOG_SECONDS)
 
     @property
     def control_queue(self) -> int:
         """The index of the control queue: without MQ it comes after the first pair (§5.1.2)."""
-        return 2 * self._spec.pairs if self._features >> bits.VIRTIO_NET_F_MQ & 1 else 2
+        return 2 * self._spec.pairs if self._negotiated(bits.VIRTIO_NET_F_MQ) else 2
 
     def features(self) -> int:
         features = bits.PLAIN_FEATURES
@@ -110,26 +110,42 @@ class NetCard(SimpleDevice):
         return features
 
     def config(self) -> bytes:
-        status = self._link_up * VIRTIO_NET_S_LINK_UP | self._announce * VIRTIO_NET_S_ANNOUNCE
-        spec = self._spec
-        return _CONFIG.pack(self._mac, status, spec.pairs, spec.mtu, SPEED_MBPS, _FULL_DUPLEX)
+        state, spec = self._state, self._spec
+        status = state.link_up * VIRTIO_NET_S_LINK_UP | state.announce * VIRTIO_NET_S_ANNOUNCE
+        return _CONFIG.pack(state.mac, status, spec.pairs, spec.mtu, SPEED_MBPS, _FULL_DUPLEX)
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Nothing of it is the driver's to write (§5.1.4.2)."""
 
+    def attach(self, context: DeviceContext) -> None:
+        """Take up what an earlier process of the device has left."""
+        self._context = context
+        self.stats.take_up(context.counters)
+        taps = [end for end in self.ends if isinstance(end, TapEnd)]
+        for end in taps if len(taps) > 1 else ():
+            end.find_attached()
+        fields = context.saved.load()
+        if fields is not None:
+            try:
+                self._state = CardState.unpack(fields, self._spec)
+            except ValueError as error:
+                self._log.warning("%s; starting afresh", error)
+
     def activate(self, features: int) -> None:
-        self._features = features
+        if features != self._state.features:  # else it is the driver of the process before us
+            offloads = features & bits.GUEST_OFFLOADS
+            self._forget_driver(features=features, offloads=offloads)
         self._control = ControlQueue(self, features, self._spec.pairs)
-        self._active_pairs = 1
         for pair in self._pairs:
             pair.activate(features)
         self._set_carriers()
-        self.set_guest_offloads(features)
+        self._set_offloads()
 
     def reset(self) -> None:
         for pair in self._pairs:
             pair.reset()
-        self._forget()
+        self._control = ControlQueue(self, 0, 1)
+        self._forget_driver()
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         """No queue is the common loop's."""
@@ -140,8 +156,8 @@ class NetCard(SimpleDevice):
 
     def resume(self) -> None:
         """Let the network learn where we are: we may have been away for long."""
-        if self._features >> bits.VIRTIO_NET_F_GUEST_ANNOUNCE & 1:
-            self._announce = True
+        if self._negotiated(bits.VIRTIO_NET_F_GUEST_ANNOUNCE):
+            self._change(announce=True)
             self._tell()
 
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
@@ -159,44 +175,51 @@ class NetCard(SimpleDevice):
     # ControlTarget
 
     def set_mac(self, mac: bytes) -> None:
-        if mac != self._mac:
-            self._mac = mac
+        if mac != self._state.mac:
+            self._change(mac=mac)
             self._tell()
 
     def acknowledge_announce(self) -> None:
-        if self._announce:
-            self._announce = False
+        if self._state.announce:
+            self._change(announce=False)
             self._tell()
 
     def set_pairs(self, pairs: int) -> None:
-        self._active_pairs = pairs
+        self._change(pairs=pairs)
         self._set_carriers()
 
     def set_guest_offloads(self, offloads: int) -> None:
+        self._change(offloads=offloads)
+        self._set_offloads()
+
+    def _set_offloads(self) -> None:
+        offloads = self._state.offloads
         try:
-            self._ends[0].set_offloads(bits.tun_offloads(offloads))
+            self.ends[0].set_offloads(bits.tun_offloads(offloads))
         except OSError as error:
             self._log.warning("offloads %#x: %s", offloads, error.strerror)
 
-    def _find_pairs(self, taps: Sequence[TapEnd]) -> None:
-        """Count the queues in use: what the driver last asked for, if it goes on with us."""
-        if len(taps) > 1:
-            self._found_pairs = sum(end.find_attached() for end in taps)
+    def _negotiated(self, bit: int) -> bool:
+        return bool(self._state.features >> bit & 1)
 
-    def _restore_pairs(self) -> None:
-        """Go on with as many queues as the process before us; the driver does not say it again."""
-        found, self._found_pairs = self._found_pairs, 0
-        if found > 1 and self._features >> bits.VIRTIO_NET_F_MQ & 1:
-            self.set_pairs(found)
+    def _change(self, **fields: object) -> None:
+        """Remember what is so from now on, beyond the end of this process.
 
-    def _forget(self) -> None:
-        """Be as a new driver expects it; the link is the user's."""
-        self._features = 0
-        self._mac = self._spec.mac
-        self._announce = False
-        self._active_pairs = 1
-        self._found_pairs = 0
-        self._control = ControlQueue(self, 0, 1)
+        It comes before whoever wanted it is answered: until then he may be asked to say it again.
+        """
+        self._state = self._state._replace(**fields)  # type: ignore[arg-type]  # typed by callers
+        if self._context is not None:
+            self._context.saved.store(self._state.pack())
+
+    def _forget_driver(self, *, features: int = 0, offloads: int = 0) -> None:
+        """Be as a new driver expects it; link and limits are the user's."""
+        fresh = CardState.fresh(self._spec)
+        state = self._state
+        self._change(
+            **fresh._replace(
+                link_up=state.link_up, limits=state.limits, features=features, offloads=offloads
+            )._asdict()
+        )
 
     def _serve_control(self) -> bool:
         """Carry out some commands; return whether there are more."""
@@ -218,16 +241,17 @@ class NetCard(SimpleDevice):
         return True
 
     def _set_carriers(self) -> None:
+        state = self._state
         for number, pair in enumerate(self._pairs):
             try:
-                pair.set_carrier(link_up=self._link_up, attached=number < self._active_pairs)
+                pair.set_carrier(link_up=state.link_up, attached=number < state.pairs)
             except OSError as error:
                 self._log.warning("TAP queue %d: %s", number, error.strerror)
 
     def _set_link(self, *, up: bool) -> None:
-        if up != self._link_up:
-            self._link_up = up
-            self._announce = up and bool(self._features >> bits.VIRTIO_NET_F_GUEST_ANNOUNCE & 1)
+        if up != self._state.link_up:
+            announce = up and self._negotiated(bits.VIRTIO_NET_F_GUEST_ANNOUNCE)
+            self._change(link_up=up, announce=announce)
             self._set_carriers()
             self._tell()
 

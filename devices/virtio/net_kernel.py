@@ -70,6 +70,9 @@ class KernelPair:
         self._stop()
         self._rings[activation.index] = _Ring(activation, next_avail)
         self._start()
+        if activation.resume and activation.call_fd >= 0:
+            # The kernel may have been stopped between a used buffer and its interrupt.
+            signal_eventfd(activation.call_fd)
 
     def stop_ring(self, index: int) -> None:
         """Take a ring back."""
@@ -151,18 +154,15 @@ class KernelNet(NetCard):
         return super().features() & ~unknown
 
     def attach(self, context: DeviceContext) -> None:
-        self._context = context
+        super().attach(context)
         for number, (end, vhost) in enumerate(zip(self._taps, self._vhosts, strict=True)):
             self._kernel_pairs.append(KernelPair(2 * number, end, vhost, context))
         self._pairs += self._kernel_pairs
-        self._find_pairs(self._taps)
 
     def start_kernel_queue(self, activation: QueueActivation, next_avail: int) -> None:
         pair = self._pair(activation.index)
         if pair is not None:
             pair.start_ring(activation, next_avail)
-        if activation.resume:
-            self._restore_pairs()
 
     def stop_kernel_queue(self, index: int) -> None:
         pair = self._pair(index)

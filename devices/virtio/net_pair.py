@@ -51,7 +51,6 @@ class NetPair:
         self._timer: Timer | None = None
         self._listening = False  # for frames of the host
         self._watched = 0  # the events that the loop waits for
-        self._attached = True
         self._link_up = True
 
     def set_carrier(self, *, link_up: bool, attached: bool) -> None:
@@ -60,10 +59,10 @@ class NetPair:
         Raises:
             OSError: the host does not attach or detach the queue.
         """
-        if attached != self._attached and not self._gone:
+        if not self._gone:
             self._end.set_attached(attached=attached)
         came_up = link_up and not self._link_up
-        self._attached, self._link_up = attached, link_up
+        self._link_up = link_up
         carrier = attached and link_up and not self._gone
         self._transmit.carrier = carrier
         if carrier and came_up:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from devices.virtio.counters import Counters
 
 _FIRST_CELL: Final = CELL_COUNT - MAX_SPECIFIC
+_MAX_START: Final = 1 << 62
 
 NET_STATS: Final = (
     "rx_frames",  # delivered to the driver
@@ -37,6 +38,12 @@ class NetStats:
         self.tx_large = 0
         self.tx_dropped = 0
         self.tx_malformed = 0
+
+    def take_up(self, counters: Counters) -> None:
+        """Count on from what the process before us has shown, if that can be."""
+        cells = counters.cells
+        for at, name in enumerate(NET_STATS, _FIRST_CELL):
+            setattr(self, name, cells[at] if cells[at] <= _MAX_START else 0)
 
     def as_dict(self) -> dict[str, object]:
         """Return every number by its name."""

@@ -121,6 +121,10 @@ ALLOWED: Final[dict[str, Calls]] = {
             "writev(6, 0x1000, 4)",
             "ioctl(6, TUNSETOFFLOAD, 0)",
             "ioctl(6, TUNSETQUEUE, 0x1000)",
+            "ioctl(6, FIONREAD, 0x1000)",
+            "ioctl(6, TIOCOUTQ, 0x1000)",
+            "recvfrom(6, 0x1000, 16384, MSG_PEEK|MSG_DONTWAIT, 0, 0)",
+            "setsockopt(6, SOL_SOCKET, SO_PEEK_OFF, 0x1000, 4)",
         )
     ),
     "rng_device": Calls(("getrandom(0x1000, 65536, 0)",)),
@@ -227,6 +231,11 @@ DENIED: Final[dict[str, Calls]] = {
             "ioctl(6, TUNSETIFF)",
             "ioctl(6, TUNSETPERSIST)",
             "ioctl(6, TUNSETOWNER)",
+            "ioctl(6, TIOCSTI)",
+            "recvfrom(6, 0x1000, 4, 0, 0, 0)",
+            "recvfrom(6, 0x1000, 4, MSG_PEEK|MSG_DONTWAIT, 0x1000, 0x1000)",
+            "setsockopt(6, SOL_SOCKET, SO_SNDBUFFORCE, 0x1000, 4)",
+            "setsockopt(6, IPPROTO_TCP, SO_PEEK_OFF, 0x1000, 4)",
             "preadv(6, 0x1000, 4)",
             "socket(AF_INET, SOCK_DGRAM, 0)",
         )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from devices.virtio.net_card import NetSpec
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.guest_memory import GuestMemory
 from sys_util.tap import IFF_DETACH_QUEUE, TUNGETIFF
+from sys_util.unix_stream import FIONREAD, TIOCOUTQ
 from tests.support.device_context import DriverSide
 
 if TYPE_CHECKING:
@@ -47,9 +49,12 @@ class Ioctls:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[int, int | bytes]] = []
         self.attached = [True] * 16  # of the TAP's queues, in the order in which they are asked for
+        self._real = fcntl.ioctl
         monkeypatch.setattr(fcntl, "ioctl", self._note)
 
-    def _note(self, _fd: int, request: int, argument: int | bytes) -> int | bytes:
+    def _note(self, fd: int, request: int, argument: int | bytes) -> int | bytes:
+        if request in (FIONREAD, TIOCOUTQ):  # of a socket
+            return self._real(fd, request, argument)
         if request == TUNGETIFF:
             return struct.pack("=16xH22x", 0 if self.attached.pop(0) else IFF_DETACH_QUEUE)
         self.calls.append((request, argument))
@@ -77,9 +82,20 @@ class NetRig:
             self.hosts.append(host)
             self.ends.append(end)
         self.spec = NetSpec(MAC, 1500, pairs=pairs, tap=tap, limits=limits)
-        self.device = Net(self.spec, [end.fileno() for end in self.ends])
+        self.device = self._start_device()
         self.memory = GuestMemory.create([(0, 16 << 20)])
         self.driver = DriverSide(self.device, self.memory, without=without)
+
+    def _start_device(self) -> Net:
+        """Return a device with descriptors of its own."""
+        return Net(self.spec, [os.dup(end.fileno()) for end in self.ends])
+
+    def restart(self) -> None:
+        """Let a new device go on where this one stands, which learns nothing of it."""
+        for end in self.device.ends:
+            end.close()
+        self.device = self._start_device()
+        self.driver.replace(self.device)
 
     @property
     def host(self) -> socket.socket:
@@ -87,7 +103,7 @@ class NetRig:
 
     @property
     def end_fd(self) -> int:
-        return self.ends[0].fileno()
+        return self.device.ends[0].fd
 
     def listens(self) -> bool:
         """Whether the device waits for frames of the host."""
@@ -139,3 +155,5 @@ class NetRig:
         self.driver.close()
         for sock in (*self.hosts, *self.ends):
             sock.close()
+        for end in self.device.ends:
+            end.close()

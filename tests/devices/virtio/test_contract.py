@@ -24,7 +24,7 @@ from devices.virtio.features import (
 )
 from devices.virtio.net import Net
 from devices.virtio.net_card import NetSpec
-from devices.virtio.net_ends import StreamEnd
+from devices.virtio.net_stream import StreamEnd
 from devices.virtio.queue import QueueError, QueueState
 from devices.virtio.rng import Rng, RngSpec
 from devices.virtio.vsock import Vsock
@@ -88,6 +88,7 @@ def build_vsock() -> Vsock:
     return VSOCKS[-1]
 
 
+ENDS: list[StreamEnd] = []  # to be closed, too
 NET = NetSpec(bytes(6), 1500, tap=False)
 
 
@@ -103,8 +104,10 @@ class TalkativeEnd(StreamEnd):
 
 
 def build_net() -> Net:
-    net = Net(NET, [-1])
-    net._ends = [TalkativeEnd(-1)]
+    net = Net(NET, [socket.socket(socket.AF_UNIX).detach()])
+    net.ends[0].close()
+    ENDS.append(TalkativeEnd(socket.socket(socket.AF_UNIX).detach()))
+    net.ends = ENDS[-1:]
     return net
 
 
@@ -156,6 +159,8 @@ class Running:
 @pytest.fixture(autouse=True)
 def _close_sockets() -> Iterator[None]:
     yield
+    while ENDS:
+        ENDS.pop().close()
     while VSOCKS:
         for listener, _ in VSOCKS.pop()._muxer._entrance._listeners:
             listener.close()

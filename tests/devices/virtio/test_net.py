@@ -13,12 +13,11 @@ from devices.virtio.counters import named
 from devices.virtio.device import CommandError
 from devices.virtio.net import Net
 from devices.virtio.net_card import NetSpec
-from devices.virtio.net_ends import StreamEnd, TapEnd
+from devices.virtio.net_ends import TapEnd
 from devices.virtio.net_stats import NET_STATS
 from sys_util import log
 from sys_util.event_loop import EPOLLOUT
 from sys_util.tap import IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUNSETOFFLOAD, TUNSETQUEUE
-from tests.support.driver_queue import DriverQueue
 from tests.support.net_rig import EVENT_IDX, MAC, PLAIN, Ioctls, NetRig, frame
 
 if TYPE_CHECKING:
@@ -233,30 +232,12 @@ def test_multi_queue_starts_with_one_pair_and_grows(
     )
     assert ioctls.calls.count(detach) == 2
     rig.offer(2000, queue=2)
-    assert rig.ends[1].fileno() not in rig.driver.context.fds
+    assert rig.device.ends[1].fd not in rig.driver.context.fds
     assert rig.command(4, 0, struct.pack("<H", 2), queue=6) == 0
     assert ioctls.calls.count(attach) == 1
     rig.hosts[1].send(PLAIN + frame(70))
-    rig.driver.context.fire(rig.ends[1].fileno())
+    rig.driver.context.fire(rig.device.ends[1].fd)
     assert [data[12:] for data in rig.received(2)] == [frame(70)]
-
-
-def test_multi_queue_goes_on_as_in_the_process_before(
-    make: Callable[..., NetRig], ioctls: Ioctls
-) -> None:
-    ioctls.attached = [True, True, False]
-    rig = make(pairs=3)
-    rig.device.activate(rig.driver.features)
-    for index in range(7):
-        rig.memory.write(0x1000 + index * 0x4000, bytes(0x4000))
-        rig.driver.queues[index] = DriverQueue(rig.memory, 16, 0x1000 + index * 0x4000)
-        rig.driver.start_queue(index, resume=True)
-    rig.offer(2000, queue=2)
-    rig.hosts[1].send(PLAIN + frame(70))
-    rig.driver.context.fire(rig.ends[1].fileno())
-    assert [data[12:] for data in rig.received(2)] == [frame(70)]
-    rig.offer(2000, queue=4)
-    assert rig.ends[2].fileno() not in rig.driver.context.fds
 
 
 @pytest.mark.parametrize("pairs", [0, 4, 0x8000])
@@ -274,82 +255,6 @@ def test_control_queue_without_multi_queue_follows_the_first_pair(
     assert rig.command(0, 0, b"\1") == 0
 
 
-def test_stream_carries_frames_after_their_length(make: Callable[..., NetRig]) -> None:
-    rig = make(tap=False)
-    rig.driver.start()
-    rig.offer(100, 100, 100)
-    rig.send(PLAIN, frame(60)[:20], frame(60)[20:])
-    assert rig.sent() == [struct.pack(">I", 60) + frame(60)]
-    stream = b"".join(struct.pack(">I", 60) + frame(60, seed) for seed in range(3))
-    rig.host.send(stream[:90])
-    rig.driver.context.fire(rig.end_fd)
-    assert [data[12:] for data in rig.received()] == [frame(60)]
-    rig.host.send(stream[90:])
-    rig.driver.context.fire(rig.end_fd)
-    assert [data[12:] for data in rig.received()] == [frame(60, 1), frame(60, 2)]
-
-
-def test_stream_frames_read_ahead_are_delivered_without_another_event(
-    make: Callable[..., NetRig],
-) -> None:
-    rig = make(tap=False)
-    rig.driver.start(0, 1, size=256)
-    rig.offer(*[100] * 200)
-    rig.host.send(b"".join(struct.pack(">I", 60) + frame(60, seed) for seed in range(150)))
-    rig.driver.context.fire(rig.end_fd)
-    assert rig.driver.context.turns_wanted
-    rig.driver.kick(0)
-    rig.driver.kick(0)
-    assert [data[12:] for data in rig.received()] == [frame(60, seed) for seed in range(150)]
-
-
-def test_stream_that_takes_half_a_frame_gets_the_rest_first(make: Callable[..., NetRig]) -> None:
-    rig = make(tap=False)
-    rig.driver.start()
-    sent = 0
-    while EPOLLOUT & rig.driver.context.fds.get(rig.end_fd, (None, 0))[1] == 0:
-        rig.send(PLAIN + frame(60000, sent))
-        rig.driver.queues[1].collect()
-        sent += 1
-    arrived = b""
-    while EPOLLOUT & rig.driver.context.fds.get(rig.end_fd, (None, 0))[1]:
-        arrived += b"".join(rig.sent())
-        rig.driver.context.fire(rig.end_fd, EPOLLOUT)
-    arrived += b"".join(rig.sent())
-    whole = [struct.pack(">I", 60000) + frame(60000, seed) for seed in range(sent)]
-    assert arrived == b"".join(whole)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        pytest.param(b"", id="end of file"),
-        pytest.param(struct.pack(">I", 65551) + bytes(100), id="longer than any frame"),
-        pytest.param(struct.pack(">I", 0xFFFFFFFF), id="four gigabytes"),
-    ],
-)
-def test_stream_broken_takes_the_link_down(make: Callable[..., NetRig], data: bytes) -> None:
-    rig = make(tap=False)
-    rig.driver.start()
-    rig.offer(2000)
-    rig.host.send(data)
-    rig.host.close()
-    rig.driver.context.fire(rig.end_fd)
-    assert rig.config()[1] == 0
-    assert not rig.listens()
-
-
-def test_stream_short_frames_are_skipped(make: Callable[..., NetRig]) -> None:
-    rig = make(tap=False)
-    rig.driver.start()
-    rig.offer(2000, 2000)
-    rig.host.send(struct.pack(">I", 3) + b"abc" + struct.pack(">I", 0))
-    rig.host.send(struct.pack(">I", 60) + frame(60))
-    rig.driver.context.fire(rig.end_fd)
-    assert [data[12:] for data in rig.received()] == [frame(60)]
-
-
 def test_ends_pin_the_abi() -> None:
     assert (TUNSETOFFLOAD, TUNSETQUEUE) == (0x400454D0, 0x400454D9)
     assert TapEnd.buffered is False
-    assert StreamEnd(-1).buffered is False

@@ -199,6 +199,22 @@ def test_kernel_that_cannot_go_on_needs_a_reset(scene: Scene) -> None:
     assert scene.vhosts[0].backends == {0: -1, 1: -1}
 
 
+def test_restart_hands_the_rings_on_where_they_stand(ioctls: Ioctls, scene_of_two: Scene) -> None:
+    scene = scene_of_two
+    control = scene.driver.queues[4]
+    control.submit([b"\4\0" + struct.pack("<H", 2)], [1])
+    scene.driver.kick(4)
+    scene.memory.write(scene.driver.queues[1].used_ring + 2, struct.pack("<H", 7))
+    ioctls.calls.clear()
+    ioctls.attached = [True, True]
+    vhosts = [NotingVhost(scene.vhosts[0].offered) for _ in range(2)]
+    scene.driver.replace(KernelNet(NetSpec(MAC, 1500, 2), TAP_FDS, vhosts))
+    assert [vhost.backends for vhost in vhosts] == [{0: 901, 1: 901}, {0: 902, 1: 902}]
+    assert [base for _, base in vhosts[0].rings.values()] == [0, 7]
+    assert TUNSETQUEUE not in [request for request, _ in ioctls.calls]
+    assert all(scene.driver.interrupted(index) for index in range(4))
+
+
 def test_limits_are_not_the_kernels(scene: Scene) -> None:
     with pytest.raises(CommandError, match="net devices know no limit"):
         scene.device.command("limit", {"ops_size": 1})

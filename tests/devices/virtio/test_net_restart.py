@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a card's new process knows of what its driver and the user told the one before."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from devices.virtio.net_state import CardState
+from devices.virtio.rate_limiter import RateLimits
+from sys_util import log
+from sys_util.tap import IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUNSETOFFLOAD, TUNSETQUEUE
+from tests.support.net_rig import EVENT_IDX, MAC, PLAIN, Ioctls, NetRig, frame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OTHER_MAC = bytes.fromhex("525400abcdef")
+TSO4 = 1 << 7
+GUEST_CSUM = 1 << 1
+HOUR_MS = 3_600_000
+
+
+class Scene(NamedTuple):
+    rig: NetRig
+    ioctls: Ioctls
+    lines: list[str]
+
+    def restart(self, *attached: bool) -> None:
+        """Kill the device; its TAP has these queues attached, if it has more than one."""
+        self.ioctls.calls.clear()
+        self.ioctls.attached = list(attached)
+        self.rig.restart()
+
+
+def started(
+    monkeypatch: pytest.MonkeyPatch, *, pairs: int = 1, tap: bool = True
+) -> Iterator[Scene]:
+    lines: list[str] = []
+    log.set_sink(lambda _level, _module, text: lines.append(text))
+    ioctls = Ioctls(monkeypatch)
+    scene = Scene(NetRig(pairs=pairs, tap=tap), ioctls, lines)
+    scene.rig.driver.start()
+    yield scene
+    scene.rig.close()
+    log.set_sink(log.stderr_sink)
+
+
+@pytest.fixture(params=[True, False], ids=["tap", "stream"])
+def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    yield from started(monkeypatch, tap=request.param)
+
+
+@pytest.fixture
+def tap_scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    yield from started(monkeypatch)
+
+
+@pytest.fixture
+def scene_of_three(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    yield from started(monkeypatch, pairs=3)
+
+
+def test_restart_goes_on_with_every_queue(scene: Scene) -> None:
+    rig = scene.rig
+    rig.offer(2000, 2000)
+    rig.send(PLAIN + frame(60))
+    before = rig.sent()
+    scene.restart()
+    rig.send(PLAIN + frame(60))
+    assert rig.sent() == before
+    rig.host.send(before[0])
+    rig.driver.context.fire(rig.end_fd)
+    assert [data[12:] for data in rig.received()] == [frame(60)]
+    assert rig.command(0, 0, b"\1") == 0
+    assert rig.driver.interrupted(1)
+
+
+def test_restart_keeps_the_address_and_the_wish_for_an_announcement(scene: Scene) -> None:
+    rig = scene.rig
+    rig.command(1, 1, OTHER_MAC)
+    rig.driver.worker.resume()
+    assert rig.config()[:2] == (OTHER_MAC, 3)
+    scene.restart()
+    assert rig.config()[:2] == (OTHER_MAC, 3)
+    assert rig.command(3, 0) == 0
+    scene.restart()
+    assert rig.config()[:2] == (OTHER_MAC, 1)
+
+
+def test_restart_keeps_the_link_down(scene: Scene) -> None:
+    rig = scene.rig
+    rig.offer(2000)
+    rig.device.command("link", {"up": False})
+    scene.restart()
+    assert rig.config()[1] == 0
+    rig.send(PLAIN + frame(60))
+    assert rig.sent() == []
+    assert not rig.listens()
+    rig.device.command("link", {"up": True})
+    assert rig.listens()
+
+
+def test_restart_keeps_limits_that_were_changed(scene: Scene) -> None:
+    rig = scene.rig
+    told = rig.device.command("limit", {"ops_size": 1, "ops_refill_time": HOUR_MS})
+    scene.restart()
+    assert rig.device.command("limit", {}) == told
+    rig.send(PLAIN + frame(60))
+    rig.send(PLAIN + frame(60))
+    assert len(rig.sent()) == 1
+
+
+def test_restart_counts_on(scene: Scene) -> None:
+    rig = scene.rig
+    rig.send(PLAIN + frame(60))
+    scene.restart()
+    rig.send(PLAIN + frame(60))
+    assert rig.device.stats.tx_frames == 2
+
+
+def test_restart_keeps_the_offloads(tap_scene: Scene) -> None:
+    assert tap_scene.rig.command(5, 0, struct.pack("<Q", TSO4 | GUEST_CSUM)) == 0
+    tap_scene.restart()
+    assert (TUNSETOFFLOAD, 0b11) in tap_scene.ioctls.calls
+
+
+def test_restart_of_many_queues_attaches_and_detaches_none(scene_of_three: Scene) -> None:
+    rig, ioctls = scene_of_three.rig, scene_of_three.ioctls
+    assert rig.command(4, 0, struct.pack("<H", 2), queue=6) == 0
+    scene_of_three.restart(True, True, False)
+    assert TUNSETQUEUE not in [request for request, _ in ioctls.calls]
+    rig.offer(2000, queue=2)
+    rig.hosts[1].send(PLAIN + frame(70))
+    rig.driver.context.fire(rig.device.ends[1].fd)
+    assert [data[12:] for data in rig.received(2)] == [frame(70)]
+    rig.offer(2000, queue=4)
+    assert rig.device.ends[2].fd not in rig.driver.context.fds
+
+
+def test_restart_between_a_command_and_the_tap_sets_the_tap_right(scene_of_three: Scene) -> None:
+    assert scene_of_three.rig.command(4, 0, struct.pack("<H", 2), queue=6) == 0
+    scene_of_three.restart(True, False, True)
+    calls = [
+        argument for request, argument in scene_of_three.ioctls.calls if request == TUNSETQUEUE
+    ]
+    flags = (IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE)
+    assert calls == [struct.pack("=16xH22x", flag) for flag in flags]
+
+
+def test_restart_after_a_reset_finds_no_driver(scene: Scene) -> None:
+    rig = scene.rig
+    rig.command(1, 1, OTHER_MAC)
+    rig.device.command("link", {"up": False})
+    rig.driver.reset()
+    scene.restart()
+    assert rig.config()[:2] == (MAC, 0)
+
+
+def test_driver_that_negotiates_otherwise_is_a_new_one(scene: Scene) -> None:
+    rig = scene.rig
+    rig.command(1, 1, OTHER_MAC)
+    rig.driver.features ^= EVENT_IDX
+    scene.restart()
+    assert rig.config()[0] == MAC
+
+
+def test_process_without_a_driver_learns_nothing(scene: Scene) -> None:
+    assert scene.rig.config()[:2] == (MAC, 1)
+    assert scene.lines == []
+
+
+GOOD = {
+    "link_up": True,
+    "limits": [0] * 6,
+    "features": TSO4,
+    "mac": OTHER_MAC,
+    "announce": False,
+    "pairs": 1,
+    "offloads": TSO4,
+}
+
+
+def test_saved_state_that_can_be_is_used(scene: Scene) -> None:
+    state = CardState.unpack(dict(GOOD), scene.rig.spec)
+    assert state == CardState(True, RateLimits(), TSO4, OTHER_MAC, False, 1, TSO4)
+    assert CardState.unpack({**state.pack(), "limits": [0] * 6}, scene.rig.spec) == state
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("link_up", 1),
+        ("link_up", None),
+        ("limits", []),
+        ("limits", [0] * 5),
+        ("limits", [0] * 5 + [-1]),
+        ("limits", [0] * 5 + [True]),
+        ("limits", [0] * 5 + ["x"]),
+        ("limits", [1 << 63] + [0] * 5),
+        ("limits", [0, 1, 0, 0, 0, 0]),
+        ("limits", {}),
+        ("features", -1),
+        ("features", 1.5),
+        ("mac", b""),
+        ("mac", bytes(7)),
+        ("mac", "525400"),
+        ("mac", b"\1\0\0\0\0\0"),
+        ("announce", 0),
+        ("pairs", 0),
+        ("pairs", 2),
+        ("pairs", True),
+        ("pairs", (1 << 64) - 1),
+        ("offloads", 1 << 7 | 1 << 8),
+        ("offloads", 1),
+        ("offloads", -1),
+    ],
+)
+def test_saved_state_that_cannot_be_is_reported_and_left(
+    scene: Scene, name: str, value: object
+) -> None:
+    rig = scene.rig
+    rig.command(1, 1, OTHER_MAC)
+    rig.driver.context.saved.store({**GOOD, name: value})
+    scene.restart()
+    assert rig.config()[:2] == (MAC, 1)
+    assert scene.lines == [f"saved state: {name}; starting afresh"]
+    rig.send(PLAIN + frame(60))
+    assert len(rig.sent()) == 1
+
+
+@pytest.mark.parametrize("name", [*GOOD, "more"])
+def test_saved_state_with_a_field_too_few_or_too_many_is_left(scene: Scene, name: str) -> None:
+    names = {*GOOD} ^ {name}
+    scene.rig.driver.context.saved.store({key: GOOD.get(key, 1) for key in names})
+    scene.restart()
+    assert scene.lines == ["saved state: fields; starting afresh"]

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The socket to user-mode networking: whole frames in, whole frames out, whoever is killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import zlib
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from devices.virtio.net_ends import EndGoneError
+from devices.virtio.net_stream import StreamEnd
+from sys_util import log
+from sys_util.event_loop import EPOLLOUT
+from sys_util.unix_stream import SO_PEEK_OFF
+from tests.support.net_rig import EVENT_IDX, PLAIN, NetRig, frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# What a peer writes at once: passt takes many frames from its own sockets before.
+BATCH_FRAMES = 16
+KILLS = 30
+FRAMES = 4000
+REPORT = struct.Struct("<III")
+LENGTHS = (14, 60, 66, 1514, 9014, 16380, 16381, 32764, 32765, 65534, 65550)
+HALVES = [
+    pytest.param(length, at, id=f"{at}-of-{length}")
+    for length in LENGTHS
+    for at in (1, 4, 5, 17, 9000, length + 3)
+    if at < length + 4
+]
+
+
+@pytest.fixture
+def rig() -> Iterator[NetRig]:
+    log.set_sink(lambda _level, _module, _text: None)
+    rig = NetRig(tap=False, without=EVENT_IDX)
+    rig.driver.start(0, 1, size=256)
+    yield rig
+    rig.close()
+    log.set_sink(log.stderr_sink)
+
+
+class Pair:
+    """An end and its peer, which is blocking."""
+
+    def __init__(self) -> None:
+        self.peer, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.fd = ours.detach()
+        self.end = StreamEnd(os.dup(self.fd))
+
+    def replace(self) -> None:
+        """Let another process's end go on."""
+        self.end.close()
+        self.end = StreamEnd(os.dup(self.fd))
+
+    def receive(self) -> bytes:
+        """Return the next frame."""
+        room = memoryview(bytearray(70000))
+        length = self.end.receive([room[:20], room[20:40], room[40:]])
+        assert room[:12] == bytes(12)
+        return bytes(room[12:length])
+
+    def close(self) -> None:
+        self.peer.close()
+        self.end.close()
+        os.close(self.fd)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    pair = Pair()
+    yield pair
+    pair.close()
+
+
+def set_send_buffer(fd: int, size_bytes: int) -> None:
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size_bytes)
+
+
+def on_wire(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+def test_stream_carries_frames_after_their_length(rig: NetRig) -> None:
+    rig.offer(100, 100, 100)
+    rig.send(PLAIN, frame(60)[:20], frame(60)[20:])
+    assert rig.sent() == [struct.pack(">I", 60) + frame(60)]
+    stream = b"".join(struct.pack(">I", 60) + frame(60, seed) for seed in range(3))
+    rig.host.send(stream[:90])
+    rig.driver.context.fire(rig.end_fd)
+    assert [data[12:] for data in rig.received()] == [frame(60)]
+    rig.host.send(stream[90:])
+    rig.driver.context.fire(rig.end_fd)
+    assert [data[12:] for data in rig.received()] == [frame(60, 1), frame(60, 2)]
+
+
+def test_stream_frames_read_ahead_are_delivered_without_another_event(rig: NetRig) -> None:
+    rig.offer(*[100] * 200)
+    rig.host.send(b"".join(struct.pack(">I", 60) + frame(60, seed) for seed in range(150)))
+    rig.driver.context.fire(rig.end_fd)
+    assert rig.driver.context.turns_wanted
+    rig.driver.kick(0)
+    rig.driver.kick(0)
+    assert [data[12:] for data in rig.received()] == [frame(60, seed) for seed in range(150)]
+
+
+def test_stream_that_is_full_gets_the_rest_later(rig: NetRig) -> None:
+    sent = 0
+    while EPOLLOUT & rig.driver.context.fds.get(rig.end_fd, (None, 0))[1] == 0:
+        rig.send(PLAIN + frame(60000, sent))
+        rig.driver.queues[1].collect()
+        sent += 1
+    arrived = b""
+    while EPOLLOUT & rig.driver.context.fds.get(rig.end_fd, (None, 0))[1]:
+        arrived += b"".join(rig.sent())
+        rig.driver.context.fire(rig.end_fd, EPOLLOUT)
+    arrived += b"".join(rig.sent())
+    whole = [struct.pack(">I", 60000) + frame(60000, seed) for seed in range(sent)]
+    assert arrived == b"".join(whole)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="end of file"),
+        pytest.param(struct.pack(">I", 65551) + bytes(100), id="longer than any frame"),
+        pytest.param(struct.pack(">I", 0xFFFFFFFF), id="four gigabytes"),
+    ],
+)
+def test_stream_broken_takes_the_link_down(rig: NetRig, data: bytes) -> None:
+    rig.offer(2000)
+    rig.host.send(data)
+    rig.host.close()
+    rig.driver.context.fire(rig.end_fd)
+    assert rig.config()[1] == 0
+    assert not rig.listens()
+
+
+def test_stream_short_frames_are_skipped(rig: NetRig) -> None:
+    rig.offer(2000, 2000)
+    rig.host.send(struct.pack(">I", 3) + b"abc" + struct.pack(">I", 0))
+    rig.host.send(struct.pack(">I", 60) + frame(60))
+    rig.driver.context.fire(rig.end_fd)
+    assert [data[12:] for data in rig.received()] == [frame(60)]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("before", [0, 100])
+def test_receive_any_length(pair: Pair, length: int, before: int) -> None:
+    sent = [frame(60, 1)] * before + [frame(length)] + [frame(61, 2)]
+    pair.peer.sendall(b"".join(map(on_wire, sent)))
+    assert [pair.receive() for _ in sent] == sent
+    with pytest.raises(BlockingIOError):
+        pair.receive()
+
+
+@pytest.mark.parametrize(("length", "at"), HALVES)
+def test_receive_half_a_frame_waits_for_the_rest(pair: Pair, length: int, at: int) -> None:
+    wire = on_wire(frame(length)) + on_wire(frame(60, 1))
+    pair.peer.sendall(wire[:at])
+    got = []
+    for _ in range(3):
+        with suppress(BlockingIOError):
+            got.append(pair.receive())
+    pair.peer.sendall(wire[at:])
+    got += [pair.receive() for _ in range(2 - len(got))]
+    assert got == [frame(length), frame(60, 1)]
+
+
+@pytest.mark.parametrize(("length", "at"), HALVES)
+def test_receive_half_a_frame_by_each_process_loses_only_that(
+    pair: Pair, length: int, at: int
+) -> None:
+    wire = on_wire(frame(length)) + on_wire(frame(60, 1)) + on_wire(frame(61, 2))
+    pair.peer.sendall(wire[:at])
+    got = []
+    with suppress(BlockingIOError):
+        got.append(pair.receive())
+    pair.replace()
+    with suppress(BlockingIOError):
+        got.append(pair.receive())
+    pair.replace()
+    pair.peer.sendall(wire[at:])
+    with suppress(BlockingIOError):
+        while True:
+            got.append(pair.receive())
+    assert got[-2:] == [frame(60, 1), frame(61, 2)]
+    assert got[:-2] in ([], [frame(length)])
+
+
+def test_receive_into_more_pieces_than_the_host_takes(rig: NetRig) -> None:
+    rig.driver.queues[0].submit([], [12, *[60] * 1022], indirect=True)
+    rig.host.send(on_wire(frame(50000)) + on_wire(frame(60, 1)))
+    rig.driver.kick(0)
+    rig.offer(70000)
+    assert rig.received()[-1][12:] == frame(60, 1)
+    assert rig.config()[1] == 1
+
+
+def test_receive_announced_nonsense_is_skipped_no_further_than_a_frame(pair: Pair) -> None:
+    with socket.socket(fileno=os.dup(pair.fd)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0x7FFFFFFF)
+    pair.replace()
+    pair.peer.settimeout(0)
+    with suppress(BlockingIOError):
+        while True:
+            pair.peer.send(b"\xff" * 4096)
+    with pytest.raises(EndGoneError, match="what passt sends is no frame"):
+        pair.receive()
+
+
+@pytest.mark.parametrize("buffer_bytes", [50_000, 106_496, 400_000])
+def test_send_is_whole_or_not_at_all(pair: Pair, buffer_bytes: int) -> None:
+    set_send_buffer(pair.fd, buffer_bytes)
+    pair.replace()
+    pair.peer.settimeout(0)
+    choose = random.Random(1)
+    frames = [frame(length, seed) for seed, length in enumerate(LENGTHS)]
+    sent, got = bytearray(), bytearray()
+    for _ in range(500):
+        data = choose.choice(frames)
+        try:
+            pair.end.send(PLAIN, [memoryview(data)])
+        except BlockingIOError:
+            pair.replace()
+            got += pair.peer.recv(1 << 20)
+        else:
+            sent += on_wire(data)
+            assert not pair.end.unsent
+    with suppress(BlockingIOError):
+        while data := pair.peer.recv(1 << 20):
+            got += data
+    assert got == sent
+
+
+def test_send_with_hardly_any_buffer_gets_through(pair: Pair) -> None:
+    set_send_buffer(pair.fd, 1)
+    pair.replace()
+    sent, got = on_wire(frame(65550)), bytearray()
+    pair.end.send(PLAIN, [memoryview(frame(65550))])
+    while len(got) < len(sent):
+        got += pair.peer.recv(1 << 20)
+        pair.end.flush()
+    assert got == sent
+
+
+@contextmanager
+def forked(work: Callable[[], None]) -> Iterator[int]:
+    """Run ``work`` in a process of its own; it is killed in the end."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def lengths_of(seed: int) -> list[int]:
+    choose = random.Random(seed)
+    return [choose.choice(LENGTHS) for _ in range(FRAMES)]
+
+
+def numbered(number: int, length: int) -> bytes:
+    """Return a frame that tells its number."""
+    return struct.pack(">I", number) + frame(64, number)[:10] + bytes(length - 14)
+
+
+def read_exactly(fd: int, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        more = os.read(fd, length - len(data))
+        assert more, "the other process has ended"
+        data += more
+    return data
+
+
+def talk(sock: socket.socket) -> None:
+    """Send every frame as passt does: what there is room for, and the rest of a frame waiting."""
+    frames = [on_wire(numbered(at, length)) for at, length in enumerate(lengths_of(2))]
+    while frames:
+        batch, frames = frames[:BATCH_FRAMES], frames[BATCH_FRAMES:]
+        sock.sendall(b"".join(batch))
+
+
+def report_frames(fd: int, report_fd: int) -> None:
+    """Be a device that says what it receives."""
+    end = StreamEnd(fd)
+    room = memoryview(bytearray(70000))
+    while True:
+        try:
+            length = end.receive([room])
+        except BlockingIOError:
+            os.sched_yield()
+            continue
+        except EndGoneError as error:
+            if "passt has ended" in str(error):
+                os.write(report_fd, REPORT.pack(FRAMES, 0, 0))
+            return
+        data = room[12:length]
+        (number,) = struct.unpack_from(">I", data)
+        os.write(report_fd, REPORT.pack(number, len(data), zlib.crc32(data)))
+
+
+@contextmanager
+def reporting(fd: int) -> Iterator[int]:
+    """Have a device that is killed in the end; yield where it says what it received."""
+    report_fd, device_fd = os.pipe()
+    try:
+        with forked(lambda: report_frames(fd, device_fd)):
+            os.close(device_fd)
+            yield report_fd
+    finally:
+        os.close(report_fd)
+
+
+def test_receiver_killed_at_any_moment_leaves_whole_frames() -> None:
+    peer, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    lengths, moments = lengths_of(2), random.Random(3)
+    number, received, kills = -1, 0, 0
+    with peer, ours, forked(lambda: talk(peer)):
+        peer.close()
+        while number < FRAMES:
+            with reporting(ours.fileno()) as report_fd:
+                for _ in range(moments.randrange(1, 2 * FRAMES // KILLS)):
+                    last = number
+                    number, length, crc = REPORT.unpack(read_exactly(report_fd, REPORT.size))
+                    assert last < number
+                    if number == FRAMES:
+                        break
+                    assert length == lengths[number]
+                    assert crc == zlib.crc32(numbered(number, length))
+                    received += 1
+            kills += 1
+    assert kills > KILLS / 4
+    assert received > FRAMES / 4
+
+
+def send_frames(fd: int, first: int) -> None:
+    """Be a device that sends as much as it can."""
+    end = StreamEnd(fd)
+    for number, length in enumerate(lengths_of(4), first):
+        frame_parts = [memoryview(numbered(number, length))]
+        while True:
+            with suppress(BlockingIOError):
+                end.send(PLAIN, frame_parts)
+                break
+            os.sched_yield()
+
+
+def test_sender_killed_at_any_moment_leaves_whole_frames() -> None:
+    peer, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    moments = random.Random(5)
+    with peer, ours:
+        set_send_buffer(ours.fileno(), 100_000)
+        for kill in range(KILLS):
+            first = kill << 16
+            with forked(lambda: send_frames(ours.fileno(), first)):  # noqa: B023 - used at once
+                _receive_until(peer, first + moments.randrange(100))
+                while select.select([], [ours], [], 0)[1]:
+                    os.sched_yield()  # until it has filled the socket
+
+
+def _receive_until(peer: socket.socket, last: int) -> None:
+    """Read frames, some of them of an earlier process, until this one has come."""
+    number = -1
+    while number < last:
+        (length,) = struct.unpack(">I", read_exactly(peer.fileno(), 4))
+        assert 14 <= length <= 65550
+        data = read_exactly(peer.fileno(), length)
+        (number,) = struct.unpack_from(">I", data)
+        assert data == numbered(number, length)
