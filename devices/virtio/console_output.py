@@ -84,11 +84,13 @@ class Output:
         ``progress`` is the cell's value for what is consumed of the chain already.
         """
         while not self.backlog and not self.blocked:
+            if self._gone:
+                reader.skip(reader.remaining)
             length = min(reader.remaining, limit_bytes, CHUNK_BYTES)
             if not length:
                 return
             vectors = reader.iovecs(length)[:IOV_MAX]
-            taken = length if self._gone else self._try(vectors, length, WRITTEN, progress)
+            taken = self._try(vectors, length, WRITTEN, progress)
             reader.skip(taken)
             limit_bytes -= taken
             progress += taken
@@ -112,6 +114,8 @@ class Output:
             return
         room = 0 if self._gone else min(length, self.backlog.room)
         self.backlog.append(reader.iovecs(room))
+        if length > room:
+            length = reader.remaining  # one turn for 4 GiB that nobody gets, and not thousands
         reader.skip(length)
         if length > room:
             self._drop(length - room)

@@ -113,7 +113,7 @@ class ConsolePort:
                 if not port.wait():
                     return False
                 continue
-            left_bytes -= self._write(port, chain, left_bytes)
+            left_bytes -= self._write(port, chain, max(0, left_bytes))
             if chain.reader.remaining:
                 break
         port.flush()

@@ -17,7 +17,7 @@ from devices.virtio.counters import named
 from devices.virtio.device import CommandError
 from sys_util import log
 from tests.support.console_driver import LONE, PIPE_BYTES, RECEIVE, TRANSMIT, Pipes
-from tests.support.driver_queue import DATA, NEXT, WRITE, Desc
+from tests.support.driver_queue import DATA, INDIRECT, NEXT, WRITE, Desc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,6 +137,26 @@ def test_more_bad_buffers_than_a_turn_takes_do_not_end_the_input() -> None:
     queue.offer(1)
     console.driver.context.fire(console.device_fds[1])
     assert queue.take_used() == [(1, 2)]
+    console.close()
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["stopped", "gone"])
+def test_gigabytes_for_a_reader_who_does_not_read_take_one_turn(*, gone: bool) -> None:
+    console = Pipes(LONE)
+    console.driver.start(size=64)
+    if gone:
+        os.close(console.outputs[0])
+        console.fds.remove(console.outputs[0])
+    console.transmit(b"a" * PIPE_BYTES)
+    queue = console.driver.queues[TRANSMIT]
+    table = queue.write_table([Desc(0, 16 << 20)] * 255)
+    for head in range(3):
+        queue.offer(head, {head: Desc(table, 255 * 16, INDIRECT)})
+    turns = 1
+    while console.driver.worker.on_kick(TRANSMIT):
+        turns += 1
+    assert [used.id for used in queue.take_used()] == [0, 1, 2]
+    assert turns <= 3
     console.close()
 
 
