@@ -8,13 +8,15 @@ attacked one after a reset. From outside we see that no process died, grew or st
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from crosvm_py.exit_status import VmExit
-from tests.baremetal.vmm import Processes, Vmm, eventually
+from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Processes, Vmm, eventually
 from tests.guests.baremetal.build import build_guest
 
 if TYPE_CHECKING:
@@ -56,6 +58,13 @@ ATTACKS = {
     "r": "vsock packets that lie about length, addresses and credit",
     "s": "a second processor that changes requests between check and use",
 }
+
+
+def crosvm(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "crosvm_py", *words]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
 
 
 class Cost(NamedTuple):
@@ -184,6 +193,22 @@ def test_guest_that_did_all_that_ends_in_order(lab: Lab) -> None:
     log = vm.vmm.log()
     assert "Traceback" not in log
     assert len(log.splitlines()) <= MAX_LOG_LINES
+
+
+def test_two_processors_that_never_stop_do_not_keep_the_user_out(
+    guest: Path, tmp_path: Path
+) -> None:
+    """Every exit takes the lock of the devices; whoever else wants it must get it, too."""
+    control = f"{tmp_path}/vm.sock"
+    vm = Hostile(guest, tmp_path, "-s", control)
+    vm.vmm.type(b"v")
+    vm.vmm.wait_for(b"hammering\n")
+    for verb in ("devices", "suspend", "resume", "balloon_stats", "stop"):
+        done = crosvm(verb, control)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert vm.vmm.wait() == VmExit.STOPPED
+    assert vm.vmm.nothing_is_left()
+    vm.close()
 
 
 def test_image_that_looks_like_another_format_stays_raw(guest: Path, tmp_path: Path) -> None:

@@ -37,8 +37,6 @@ OPTIONAL_FEATURES = (1 << 29, 1 << 28, 1 << 15, 1 << 1, 1 << 2, 1 << 3, 1 << 5, 
 MAX_POPS_PER_TURN = 2 * MAX_CHAINS_PER_TURN + 64
 # Turns until a device has served what a driver left: the number of chains is below the queue size.
 MAX_TURNS = 300
-# A chain may have 4 GiB, of which a console takes 1 MiB in a turn.
-MAX_FLOOD_TURNS = 4200
 # What a process may grow by beyond the guest's memory: no request makes a copy of gigabytes.
 MAX_GROWTH_KIB = 96 * 1024
 # Each logger writes 10 lines in 5 s.
@@ -144,7 +142,7 @@ class RingFuzzer:
         """Kick a queue and give it as many turns as it asks for."""
         worker = self._side.worker
         os.eventfd_write(self._side._kicks[index], 1)
-        for _ in range(MAX_TURNS + MAX_FLOOD_TURNS * self._rings[index].floods):
+        for _ in range(MAX_TURNS):
             before = TALLY.pops
             try:
                 more = worker.on_kick(index)

@@ -29,7 +29,6 @@ class HostileRing:
     def __init__(self, memory: GuestMemory, ring: DriverQueue, source: Source, heap: int) -> None:
         """``heap`` is where the buffers go, ``HEAP_BYTES`` of it."""
         self.mutations = 0
-        self.floods = 0  # chains of gigabytes
         self._memory = memory
         self._ring = ring
         self._source = source
@@ -88,7 +87,6 @@ class HostileRing:
         """Ask for the whole memory, or for the same line, again and again."""
         size = pick(self._source, (self._memory.regions[0].size_bytes, 64))
         self.mutations += 1
-        self.floods += 1
         flags = pick(self._source, (0, WRITE))
         return [
             [0, size, flags, 0] for _ in range(pick(self._source, (3, 255, 256, 257, 1024, 1025)))

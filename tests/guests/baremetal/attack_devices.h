@@ -129,12 +129,11 @@ extern volatile uint64_t ap_cr3;
 static volatile int ap_state; /* 1 running, 2 to stop, 3 stopped */
 static struct device *volatile ap_victim;
 
-void ap_main(void)
+static void change_requests(void)
 {
 	struct ring *r = ap_victim->ring[0];
 	volatile struct desc *desc = (volatile struct desc *)r->desc;
 
-	ap_state = 1;
 	for (uint32_t i = 0; ap_state == 1; i++) {
 		desc[1].len = i & 1 ? 512 : 0xffffffff;
 		desc[1].addr = i & 2 ? (uintptr_t)block_data : (uintptr_t)r;
@@ -149,13 +148,38 @@ void ap_main(void)
 		if (i % 1024 == 0)
 			r->avail.idx += 3;
 	}
+}
+
+/* Registers of every sort, without an end: each access is an exit, and takes the devices' lock. */
+static void hammer(void)
+{
+	uintptr_t common = ap_victim->v.common;
+
+	for (uint32_t i = 0;; i++) {
+		write32(common + COMMON_DRIVER_FEATURE_SELECT, i);
+		(void)read8(common + COMMON_STATUS);
+		(void)pci_read32(ap_victim->v.slot, 0);
+		(void)inb(0x71);
+	}
+}
+
+static void (*ap_job)(void);
+
+void ap_main(void)
+{
+	ap_state = 1;
+	ap_job();
 	ap_state = 3;
 }
 
-static void start_ap(void)
+/* Start the second processor on a job. */
+static void start_ap(struct device *victim, void (*job)(void))
 {
 	uint64_t cr3;
 
+	ap_state = 0;
+	ap_victim = victim;
+	ap_job = job;
 	__asm__ volatile("mov %%cr3, %0" : "=r"(cr3));
 	ap_cr3 = cr3;
 	for (int i = 0; i < ap_end - ap_start; i++)
@@ -173,9 +197,7 @@ static void race(struct device *d)
 	int resets = 0;
 
 	device_start(d);
-	ap_victim = d;
-	ap_state = 0;
-	start_ap();
+	start_ap(d, change_requests);
 	for (int i = 0; i < 1500; i++) {
 		struct ring *r = d->ring[0];
 
@@ -194,6 +216,14 @@ static void race(struct device *d)
 	while (ap_state != 3)
 		;
 	expect(resets > 0, "a race that was noticed");
+}
+
+/* Both processors; it does not return. */
+static void hammer_for_ever(struct device *d)
+{
+	start_ap(d, hammer);
+	put("hammering\n");
+	hammer();
 }
 
 #endif

@@ -94,6 +94,9 @@ static void attack(uint8_t key)
 	case 'u':
 		print_sector_0(&victim);
 		break;
+	case 'v':
+		hammer_for_ever(&victim);
+		break;
 	default:
 		expect(0, "no such attack");
 	}
