@@ -3,7 +3,8 @@
 """The host's end of vsock connections: vsock_peer.py unix:PATH|vsock:CID VERB PORT [ARG].
 
 Verbs: send FILE and save FILE to whom the guest connects; hold COUNT connections of the guest and
-answer when all of them are there; crowd COUNT: so many connections to the guest at once, echoed.
+answer when all of them are there; keep COUNT connections of the guest until they end; crowd COUNT:
+so many connections to the guest at once, echoed.
 """
 
 from __future__ import annotations
@@ -115,6 +116,19 @@ def hold(side: Side, port: int, count: int) -> None:
             file.write(b"answer to " + file.readline())
 
 
+def keep(side: Side, port: int, count: int) -> None:
+    with side.listen(port, count) as listener:
+        kept = [accept(listener) for _ in range(count)]
+    say("connected")
+    for sock in kept:
+        with sock:
+            try:
+                data = sock.recv(1)
+            except ConnectionResetError:
+                data = b""
+        say("ended" if not data else "spoke")
+
+
 def crowd(side: Side, port: int, count: int) -> None:
     socks = [side.begin(port) for _ in range(count)]
     for sock in socks:
@@ -143,7 +157,7 @@ def main() -> None:
     if verb in ("send", "save"):
         (send if verb == "send" else save)(side, int(port), argument)
     else:
-        (hold if verb == "hold" else crowd)(side, int(port), int(argument))
+        {"hold": hold, "keep": keep, "crowd": crowd}[verb](side, int(port), int(argument))
     if verb != "crowd":
         side.close(int(port))
     say("done")
