@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,8 @@ class FakeWarden:
         for fd in received:
             os.close(fd)
         theirs, sock = socket_pair()
+        for device in self.devices[device_id : device_id + 1]:
+            device.close()
         self.devices[device_id:] = [
             Channel(sock, device_protocol.DEVICE_CODEC),
             *self.devices[device_id + 1 :],
@@ -87,6 +90,11 @@ class FakeWarden:
         received = self.channel.receive()
         assert received is not None
         return received
+
+    @property
+    def asked(self) -> bool:
+        """Whether the supervisor asks for something."""
+        return bool(select.select([self.sock], [], [], 0)[0])
 
     def send(self, *messages: Message) -> None:
         for message in messages:
