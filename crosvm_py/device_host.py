@@ -102,6 +102,7 @@ class DeviceProcess:
         self._last_write = 0
         self._kick_fds: dict[int, int] = {}  # of active queues; the transport's
         self._unserved: tuple[int, float] | None = None  # kicks served, since when no more
+        self._last_reset = self._resets_done = 0  # the number of the last one asked for, and done
         self._on_ready: Callable[[], None] = _nothing
         self._on_failure: Callable[[], None] = _nothing
 
@@ -169,7 +170,14 @@ class DeviceProcess:
     def reset(self) -> None:
         self.status.reset()
         self._kick_fds = {}
-        self._request(protocol.Reset, then=lambda: self._tell(lambda to: to.reset_done()))
+        self._writes.clear()
+        self._last_reset = number = self._last_reset + 1
+
+        def done() -> None:
+            self._resets_done = number
+            self._tell(lambda to: to.reset_done())
+
+        self._request(protocol.Reset, then=done)
 
     def reset_queue(self, index: int) -> None:
         self.status.queue_stopped(index)
@@ -316,12 +324,23 @@ class DeviceProcess:
             self.status.paused = self._paused
             if self._paused:
                 self._request(protocol.Pause)
-            if self.events is not None:
-                self.events.reactivate(self)
+            self._repeat_reset()
             for number in tuple(self._writes):
                 self._pass_write(number)
 
     def _take_event(self, message: Message) -> None:
+            if self.events is not None:
+                self.events.reactivate(self)
+
+    def _repeat_reset(self) -> None:
+        """Let the process forget a driver that its predecessor was still to forget."""
+        number = self._last_reset
+
+        def done() -> None:
+            self._resets_done = number
+
+        if self._resets_done != number:
+            self._request(protocol.Reset, then=done)
         match message:
             case protocol.QueueFailed(index, reason):
                 self._log.warning("%s queue %d: %s", self.name, index, reason)

@@ -28,7 +28,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from crosvm_py.warden_protocol import Spawn
     from devices.virtio.backend import QueueActivation
@@ -209,7 +209,7 @@ class _DeviceProcess:
     def _reset(self) -> None:
         for index in tuple(self._fds):
             self._stop(index)
-        self._device.reset()
+        self._change_config(self._device.reset)
         self._context.release(_FAILED)
 
     def _start(self, queue: QueueActivation, fds: Sequence[int]) -> None:
@@ -260,8 +260,12 @@ class _DeviceProcess:
             self._again[order[(at + self._first) % len(order)]] = None
 
     def _write_config(self, offset: int, data: bytes) -> None:
+        self._change_config(lambda: self._device.write_config(offset, data))
+
+    def _change_config(self, change: Callable[[], None]) -> None:
+        """Make a change that is the driver's own doing, so that it is not told of it."""
         before = self._device.config()
-        self._device.write_config(offset, data)
+        change()
         after = self._device.config()
         if after != before:
             self._say(protocol.ConfigChanged(after, by_driver=True))

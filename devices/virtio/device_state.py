@@ -199,9 +199,10 @@ class DeviceState:
         self._lost = False
         self._settle_resets()
         if self._active and self.status & DEVICE_NEEDS_RESET:
-            # The queues are beyond use, and the new process is as good as reset.
+            # The queues are beyond use: the new process is reset, whatever the last one saved.
             self._active = False
             self._notify.stop(range(len(self.queues)))
+            backend.reset()
         if self._active:
             self._activate(resume=True)
         if backend.config != self.config.copy:

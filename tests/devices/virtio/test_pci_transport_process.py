@@ -219,12 +219,12 @@ def test_reactivate_of_a_device_that_needs_reset_starts_nothing(machine: Machine
     machine.transport.set_needs_reset()
     new = FakeBackend(machine.backend.features, config=CONFIG)
     machine.transport.reactivate(new)
-    assert new.calls == []
+    assert new.calls == ["reset"]
     assert machine.status == 0xF | NEEDS_RESET
     machine.write(0x14, 1, 0)
     assert machine.status == 0
     machine.start()
-    assert new.calls == ["activate"]
+    assert new.calls == ["reset", "activate"]
 
 
 def test_backend_lost_needs_reset_and_refuses_features(machine: Machine) -> None:
