@@ -74,7 +74,8 @@ class RunConfig:
     """A whole VM. ``disks`` are in command-line order: the first is /dev/vda.
 
     ``serial`` is complete: every COM port is in it, those nobody asked for as sinks.
-    ``device_restarts`` is how often each device gets a new process, ``None`` for always.
+    ``device_restarts`` is how often each device gets a new process, ``None`` for always; ``cgroup``
+    the one below which groups for devices are made, "none", or ``None`` for where it can be done.
     """
 
     kernel: str
@@ -96,6 +97,7 @@ class RunConfig:
     networks: tuple[NetworkSpec, ...] = ()
     device_restarts: int | None = ALWAYS
     device_timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    cgroup: str | None = None
 
     def root_parameter(self) -> str | None:
         """Return the kernel parameters that name the root disk, or None without one."""

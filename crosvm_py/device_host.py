@@ -52,6 +52,7 @@ class DeviceDeath:
         self.denied_call: int | None = None
         self.report = ""
         self.status: int | None = None  # os.waitstatus_to_exitcode's
+        self.cause = ""  # the warden's, where it knows more
 
     def describe(self, policy_name: str) -> str:
         """Say the cause in one line; the device's own words come after it."""
@@ -61,7 +62,8 @@ class DeviceDeath:
             name = syscall_name(self.denied_call)
             return f"killed by seccomp: {name} ({self.denied_call}), policy {policy_name}"
         if self.status is not None and self.status < 0:
-            return f"killed by {_signal_name(-self.status)}"
+            cause = f": {self.cause}" if self.cause else ""
+            return f"killed by {_signal_name(-self.status)}{cause}"
         return "ended" if self.status is None else f"exited with status {self.status}"
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     Fields = dict[str, object]
 
 
+_MIB: Final = 1 << 20
+
+
 class DeviceKind(NamedTuple):
     """What is known of a device before it exists.
 
@@ -41,6 +44,7 @@ class DeviceKind(NamedTuple):
     in_kernel: bool = False
     max_open_files: int = 192  # two eventfds for each of 64 queues, and the process's own
     max_processes: int = 0
+    max_memory_bytes: int = 320 * _MIB  # the process's own and the kernel's for it, in a cgroup
 
     def preload(self) -> None:
         """Import what the device's process needs, so that it never has to."""
@@ -142,7 +146,13 @@ DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
         _build_balloon,
         ("pages_inflated", "pages_deflated", "bytes_reported"),
     ),
-    "block": DeviceKind("block_device", "devices.virtio.block", _build_block, resizable=True),
+    "block": DeviceKind(
+        "block_device",
+        "devices.virtio.block",
+        _build_block,
+        resizable=True,
+        max_memory_bytes=1280 * _MIB,  # with what was written and is not on the disk yet
+    ),
     "console": DeviceKind(
         "console_device", "devices.virtio.console", _build_console, ("dropped_bytes",)
     ),
@@ -170,6 +180,7 @@ DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
         VSOCK_COUNTERS,
         sees_sockets=True,
         max_open_files=1280,  # a socket for each of 1,023 connections
+        max_memory_bytes=576 * _MIB,  # with what waits in those sockets
     ),
 }
 

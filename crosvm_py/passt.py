@@ -129,6 +129,7 @@ def _run(program: str, arguments: Sequence[str], fd: int) -> tuple[int, str]:
             program,
             [_PROGRAM, *arguments],
             {"PATH": os.defpath},
+            setsigmask=(),
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, write_fd, _STDOUT),

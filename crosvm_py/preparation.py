@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from crosvm_py.cgroup_limits import make_vm_cgroup
 from crosvm_py.device_kinds import DEVICE_KINDS, DeviceOrder, pack_spec
 from crosvm_py.end_signals import hold_end_signals, release_end_signals
 from crosvm_py.kvm_limits import NO_VIRTUALIZATION
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from crosvm_py.control.socket_path import BoundSocket
     from crosvm_py.policy_record import Recorded
     from crosvm_py.serial_ports import SerialPorts
+    from jail.cgroup import VmCgroup
     from kernel_loader.load import BootPlan
 
 log = get_logger("crosvm.run")
@@ -54,6 +56,7 @@ class Preparation(NamedTuple):
     vmm_policy: Policy | None
     socket: BoundSocket | None
     vsock_sockets: tuple[BoundSocket, ...]
+    cgroup: VmCgroup | None
 
 
 def prepare(config: RunConfig, stack: ExitStack, recorded: Recorded | None = None) -> Preparation:
@@ -72,11 +75,12 @@ def prepare(config: RunConfig, stack: ExitStack, recorded: Recorded | None = Non
     serial = open_serial_ports(config.serial)
     stack.callback(serial.close)
     plan = _plan_boot(config, serial, stack)
+    hold_end_signals()  # what is made from here on stays in the file system; nothing takes long
+    stack.callback(release_end_signals)
+    cgroup = _make_cgroup(config, stack)  # before passt is there, while we are alone
     orders = _device_orders(config)
     if serial.virtio is not None:
         orders.append(serial.virtio.order())
-    hold_end_signals()  # what is made from here on stays in the file system; nothing takes long
-    stack.callback(release_end_signals)
     vsock_sockets: tuple[BoundSocket, ...] = ()
     if config.vsock is not None:
         from crosvm_py.vsock_setup import prepare_vsock
@@ -97,8 +101,15 @@ def prepare(config: RunConfig, stack: ExitStack, recorded: Recorded | None = Non
         stack.callback(bound.close)
         stack.callback(bound.unlink)
     return Preparation(
-        kvm, plan, devices, serial, device_policies, vmm_policy, bound, vsock_sockets
+        kvm, plan, devices, serial, device_policies, vmm_policy, bound, vsock_sockets, cgroup
     )
+
+
+def _make_cgroup(config: RunConfig, stack: ExitStack) -> VmCgroup | None:
+    cgroup = make_vm_cgroup(config.cgroup, config.cpus, sandbox=config.sandbox)
+    if cgroup is not None:
+        stack.callback(cgroup.remove)
+    return cgroup
 
 
 def _plan_boot(config: RunConfig, serial: SerialPorts, stack: ExitStack) -> BootPlan:

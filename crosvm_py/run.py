@@ -43,6 +43,7 @@ def run_vm(config: RunConfig, recorded: Recorded | None = None) -> VmExit:
             {device.kind for device in prepared.devices},
             _tidying(prepared),
             keep_fds=_kept(prepared, recorded),
+            cgroup=prepared.cgroup,
         )
         release_end_signals()
         # From here on the imports are the vmm's alone, made while the warden makes its own.

@@ -263,10 +263,11 @@ class Supervisor:
             case protocol.SpawnFailed(device_id, reason):
                 charge = self._charge(device_id)
                 self._on_lost(charge, f"{charge.device.name}: {reason}")
-            case protocol.Exited(device_id, pid, status):
+            case protocol.Exited(device_id, pid, status, cause):
                 charge = self._charge(device_id)
                 charge.device.pid = pid
                 charge.device.death.status = status
+                charge.device.death.cause = cause
                 self._report(charge)
             case protocol.Resized(device_id, size_bytes, reason):
                 then = self._resizes.pop(device_id, None)

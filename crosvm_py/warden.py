@@ -21,6 +21,7 @@ import sys
 from functools import partial
 
 from crosvm_py import warden_protocol as protocol
+from crosvm_py.cgroup_limits import DeviceLimits, memory_of_file
 from crosvm_py.device_kinds import DEVICE_KINDS
 from crosvm_py.device_process import run_device
 from jail.namespaces import IdMap, clone_into, id_map_for, write_id_maps
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from crosvm_py.device_kinds import DeviceKind
+    from jail.cgroup import VmCgroup
     from jail.plan import JailPlan
     from seccomp import Policy
 
@@ -54,6 +56,7 @@ def be_warden(
     null_fd: int,
     policies: Mapping[str, Policy] | None,
     kinds: Iterable[str],
+    cgroup: VmCgroup | None = None,
 ) -> None:
     """Be the warden, until the vmm closes the other end of ``sock``.
 
@@ -62,6 +65,7 @@ def be_warden(
         null_fd: /dev/null, for the devices.
         policies: the compiled policy of every kind; ``None`` for ``--disable-sandbox``.
         kinds: the kinds of device that will be asked for, imported ahead.
+        cgroup: the VM's, for groups of its devices.
     """
     os.setsid()
     linux.set_process_name("crosvm-warden")
@@ -71,7 +75,7 @@ def be_warden(
         DEVICE_KINDS[kind].preload()
     gc.freeze()
     gc.enable()
-    _Warden(Channel(sock, protocol.WARDEN_CODEC), policies, null_fd).run()
+    _Warden(Channel(sock, protocol.WARDEN_CODEC), policies, null_fd, cgroup).run()
 
 
 class _Code(NamedTuple):
@@ -87,12 +91,19 @@ class _Device:
     Owns its descriptors.
     """
 
-    def __init__(self, order: protocol.Spawn, fds: list[int]) -> None:
+    def __init__(self, order: protocol.Spawn, fds: list[int], limits: DeviceLimits) -> None:
         self.order = order
+        self.limits = limits
         self.fds = fds
         self.max_file_bytes = order.max_file_bytes
         self.pid = 0
         self.pidfd = -1
+
+    @property
+    def file_memory(self) -> int:
+        """How much memory the disk can take that it writes."""
+        is_disk = DEVICE_KINDS[self.order.kind].resizable and self.max_file_bytes
+        return memory_of_file(self.fds[0], self.max_file_bytes) if is_disk else 0
 
     def open_fds(self) -> list[int]:
         """Return the descriptors of one process, the caller's now.
@@ -115,9 +126,14 @@ class _Warden:
     """Serve what the vmm asks for until it closes the channel."""
 
     def __init__(
-        self, channel: Channel, policies: Mapping[str, Policy] | None, null_fd: int
+        self,
+        channel: Channel,
+        policies: Mapping[str, Policy] | None,
+        null_fd: int,
+        cgroup: VmCgroup | None,
     ) -> None:
         self._channel = channel
+        self._cgroup = cgroup
         self._policies = policies
         self._null_fd = null_fd
         self._devices: dict[int, _Device] = {}
@@ -144,7 +160,9 @@ class _Warden:
         try:
             match message:
                 case protocol.Spawn():
-                    self._devices[message.device_id] = device = _Device(message, fds[_SHARED:])
+                    limits = self._limits(message)
+                    device = _Device(message, fds[_SHARED:], limits)
+                    self._devices[message.device_id] = device
                     del fds[_SHARED:]
                     self._start(device, fds, fresh=False)
                 case protocol.Respawn(device_id, fresh):
@@ -162,6 +180,10 @@ class _Warden:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _limits(self, order: protocol.Spawn) -> DeviceLimits:
+        kind = DEVICE_KINDS[order.kind]
+        return DeviceLimits(self._cgroup, order.name, kind, _guest_bytes(order))
 
     def _ended(self, device_id: int) -> _Device:
         device = self._devices.get(device_id)
@@ -184,6 +206,7 @@ class _Warden:
         except OSError as error:
             return protocol.Resized(device_id, 0, f"{error.strerror}"[:256])
         device.max_file_bytes = size_bytes
+        device.limits.change(device.file_memory)
         return protocol.Resized(device_id, size_bytes, "")
 
     def _start(self, device: _Device, shared: list[int], *, fresh: bool) -> None:
@@ -209,9 +232,10 @@ class _Warden:
     def _fork(self, device: _Device, fds: list[int]) -> int:
         """Fork a device process and let it go once its ids are mapped."""
         policies = self._policies
+        cgroup_fd = device.limits.enter(device.file_memory)
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
         try:
-            pid = os.fork() if policies is None else clone_into()
+            pid = os.fork() if policies is None else clone_into(cgroup_fd)
             if pid == 0:
                 os.close(go_write)
                 be_device = partial(self._code.run, device.order)
@@ -227,6 +251,8 @@ class _Warden:
         finally:
             os.close(go_read)
             os.close(go_write)
+            if cgroup_fd >= 0:
+                os.close(cgroup_fd)
         return pid
 
     def _jail(self, device: _Device, fds: list[int]) -> JailPlan | None:
@@ -245,7 +271,7 @@ class _Warden:
             max_open_files=kind.max_open_files,
             max_processes=kind.max_processes,
             recorder=policy.recorder,
-            memory_bytes=sum(region.size_bytes for region in order.regions),
+            memory_bytes=_guest_bytes(order),
         )
 
     def _bury(self, device: _Device) -> None:
@@ -254,7 +280,8 @@ class _Warden:
         self._loop.remove(device.pidfd)
         os.close(device.pidfd)
         status = os.waitstatus_to_exitcode(wait_status)
-        self._channel.send(protocol.Exited(device.order.device_id, pid, status))
+        cause = device.limits.cause_of_death()
+        self._channel.send(protocol.Exited(device.order.device_id, pid, status, cause))
 
 
 def resize_file(pid: int, fd: int, size_bytes: int) -> int:
@@ -300,6 +327,10 @@ def read_anew(wanted: Iterable[str]) -> _Code:
     except Exception as error:  # code that somebody else wrote may raise anything
         sys.modules.update(old)
         raise VmmError(f"its code cannot be read anew: {error!r}") from error
+
+
+def _guest_bytes(order: protocol.Spawn) -> int:
+    return sum(region.size_bytes for region in order.regions)
 
 
 def _owner(directory: protocol.Directory) -> IdMap | None:

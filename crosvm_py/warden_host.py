@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import NoReturn
 
+    from jail.cgroup import VmCgroup
     from seccomp import Policy
 
 log = get_logger("crosvm.warden")
@@ -44,6 +45,7 @@ def start_warden(
     kinds: Iterable[str],
     when_vmm_is_gone: Callable[[], None],
     keep_fds: Iterable[int],
+    cgroup: VmCgroup | None = None,
 ) -> WardenProcess:
     """Fork the warden; the caller has one thread and nothing of the guest yet.
 
@@ -52,13 +54,16 @@ def start_warden(
         kinds: the kinds of device that will be asked for, imported ahead.
         when_vmm_is_gone: the tidying that outlives the vmm; runs in the warden.
         keep_fds: what the tidying needs; every other descriptor of the vmm is closed.
+        cgroup: the VM's, which becomes the warden's to remove.
     """
     ours, theirs = socket_pair()
     gc.freeze()  # so that no collection writes to pages which both processes have
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     pid = os.fork()
     if pid == 0:
-        _be_warden(theirs, policies, kinds, when_vmm_is_gone, keep_fds)
+        _be_warden(theirs, policies, kinds, when_vmm_is_gone, keep_fds, cgroup)
+    if cgroup is not None:
+        cgroup.let_go()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()
     return WardenProcess(Channel(ours, protocol.VMM_CODEC), pid)
@@ -70,6 +75,7 @@ def _be_warden(
     kinds: Iterable[str],
     when_vmm_is_gone: Callable[[], None],
     keep_fds: Iterable[int],
+    cgroup: VmCgroup | None,
 ) -> NoReturn:
     status = EXIT_BUG
     try:
@@ -78,11 +84,15 @@ def _be_warden(
         for signum in END_SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+        if cgroup is not None:
+            keep_fds = (*keep_fds, cgroup.lock_fd)
         null_fd = _keep_only({_STDERR, sock.fileno(), *keep_fds})
         # Imported here, while the vmm imports what it alone needs.
         from crosvm_py.warden import be_warden
 
-        be_warden(sock, null_fd, policies, kinds)
+        be_warden(sock, null_fd, policies, kinds, cgroup)
+        if cgroup is not None:
+            cgroup.remove()
         when_vmm_is_gone()
         status = 0
     except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named

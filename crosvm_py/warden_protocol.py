@@ -140,13 +140,17 @@ class SpawnFailed:
 
 @fact
 class Exited:
-    """The process has ended: ``status`` as ``os.waitstatus_to_exitcode`` tells it."""
+    """The process has ended: ``status`` as ``os.waitstatus_to_exitcode`` tells it.
+
+    ``cause`` is what the warden knows beyond that.
+    """
 
     TYPE: ClassVar[int] = 34
-    FIELDS: ClassVar[tuple[Check, ...]] = (U32, U32, I32)
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, U32, I32, text(256))
     device_id: int
     pid: int
     status: int
+    cause: str = ""
 
 
 @fact

@@ -39,6 +39,9 @@ MAX_DATA_BYTES: Final = 256 * 1024 * 1024
 # tables of memory that is mapped and only read, which no other limit counts.
 MAX_OTHER_ADDRESSES: Final = 4 << 30
 
+# Of the one thread; it is neither data nor mapped.
+MAX_STACK_BYTES: Final = 8 * 1024 * 1024
+
 # Two eventfds for each of 64 queues, and the fds of the process itself.
 MAX_OPEN_FILES: Final = 192
 
@@ -177,9 +180,12 @@ def device_jail(
                     ("FSIZE", max_file_bytes),
                     ("MEMLOCK", 0),
                     ("MSGQUEUE", 0),
+                    ("NICE", 0),
                     ("NOFILE", max_open_files),
                     ("NPROC", max_processes),
+                    ("RTPRIO", 0),
                     ("SIGPENDING", 0),
+                    ("STACK", MAX_STACK_BYTES),
                 ),
                 raisable=frozenset({"FSIZE"} if max_file_bytes else ()),
             ),

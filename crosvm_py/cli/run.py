@@ -83,6 +83,9 @@ POLICY_DIR: Final = text_option(
 LOG_FAILURES: Final = switch(
     "--seccomp-log-failures", "log denied system calls instead of ending the device (unsafe)"
 )
+CGROUP: Final = text_option(
+    "--cgroup", "PATH", "limit the devices in groups of cgroup v2 below this one; none: in none"
+)
 NO_SANDBOX: Final = switch("--disable-sandbox", "run the devices unconfined (unsafe)")
 MULTIPROCESS: Final = switch("-u --multiprocess", "one process per device; always so, accepted")
 
@@ -102,6 +105,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     NAME,
     POLICY_DIR,
     LOG_FAILURES,
+    CGROUP,
     NO_SANDBOX,
     MULTIPROCESS,
 )
@@ -134,6 +138,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         vsock=vsock(arguments),
         device_restarts=restarts(arguments),
         device_timeout_seconds=timeout_seconds(arguments),
+        cgroup=arguments.get(CGROUP),
     )
 
 

@@ -71,6 +71,14 @@ def test_death_is_told_when_the_status_comes_last(warden: FakeWarden) -> None:
     assert warden.deaths == ["rng (pid 77): killed by SIGKILL"]
 
 
+def test_death_is_told_with_what_the_warden_knows(warden: FakeWarden) -> None:
+    warden.spawn("rng")
+    warden.devices[0].close()
+    warden.turn()
+    warden.send(Exited(0, 77, -signal.SIGKILL, "over its memory limit of 5 MiB"))
+    assert warden.deaths == ["rng (pid 77): killed by SIGKILL: over its memory limit of 5 MiB"]
+
+
 def test_death_is_told_when_the_status_comes_first(warden: FakeWarden) -> None:
     warden.spawn("rng")
     warden.send(Exited(0, 77, 159))

@@ -199,7 +199,7 @@ def test_kill_ends_one_device(rig: DeviceRig) -> None:
 
 @pytest.mark.root
 def test_refused_namespaces_are_told_with_the_hint(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> int:
+    def refuse(_cgroup_fd: int) -> int:
         raise HostError("clone", "namespaces for a device", "a hint") from OSError(
             errno.EPERM, os.strerror(errno.EPERM)
         )

@@ -130,11 +130,18 @@ class Vm:
 
 
 class Lab:
-    """A folder in the host for one test, and the user who runs crosvm there."""
+    """A folder in the host for one test, and the user who runs crosvm there.
+
+    ``launch`` is the shell command that becomes crosvm, with its words as parameters, and
+    ``launcher`` the user who starts it.
+    """
+
+    launch = 'exec crosvm "$@"'
 
     def __init__(self, host: KvmHost, user: str) -> None:
         self.host = host
         self.user = user
+        self.launcher = user
         make = "mktemp -d /tmp/e2e.XXXXXX; mktemp -d /scratch/e2e.XXXXXX"
         self.folder, self.scratch = host.shell(make, user=user).split()
         self._count = 0
@@ -190,9 +197,8 @@ class Lab:
 
     def run(self, name: str, words: Sequence[str]) -> Vm:
         """Start ``crosvm WORDS``; its process id is in the file ``NAME.pid``."""
-        launch = 'echo $$ >"$0.pid"; exec crosvm "$@"'
-        argv = ["sh", "-c", launch, f"{self.folder}/{name}", *words]
-        command = self.host.start(argv, cwd=self.folder, user=self.user)
+        argv = ["sh", "-c", f'echo $$ >"$0.pid"; {self.launch}', f"{self.folder}/{name}", *words]
+        command = self.host.start(argv, cwd=self.folder, user=self.launcher)
         return Vm(self.host, command, self.folder, name)
 
     def _script_disk(self, name: str, script: str) -> str:

@@ -48,13 +48,13 @@ def test_run_every_plain_option_reaches_its_field() -> None:
     made = config(
         *["-p", "quiet", "--params=ro", "-c", "4", "-m", "1g", "-i", "initrd", "-s", "/run/s"],
         *["--no-rng", "--name", "web", "--seccomp-policy-dir", "/p", "--seccomp-log-failures"],
-        *["--disable-sandbox", "-u", "bzImage"],
+        *["--disable-sandbox", "-u", "--cgroup", "none", "bzImage"],
     )
     assert made.params == ("quiet", "ro")
     assert (made.cpus, made.memory_bytes) == (4, 1024 * MIB)
     assert (made.initrd, made.socket, made.name) == ("initrd", "/run/s", "web")
     assert (made.rng, made.sandbox, made.seccomp_log_failures) == (None, False, True)
-    assert (made.seccomp_policy_dir, made.kernel) == ("/p", "bzImage")
+    assert (made.seccomp_policy_dir, made.cgroup, made.kernel) == ("/p", "none", "bzImage")
 
 
 def test_run_disks_keep_their_order_and_spelling() -> None:
