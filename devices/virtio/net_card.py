@@ -142,10 +142,13 @@ class NetCard(SimpleDevice):
         self._set_offloads()
 
     def reset(self) -> None:
+        before = self.config()
         for pair in self._pairs:
             pair.reset()
         self._control = ControlQueue(self, 0, 1)
         self._forget_driver()
+        if self.config() != before:
+            self._tell()
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         """No queue is the common loop's."""

@@ -212,8 +212,10 @@ def test_host_busy_is_asked_again_when_it_can_take_more(rig: NetRig) -> None:
 def test_reset_forgets_the_driver_but_not_the_link(rig: NetRig) -> None:
     rig.command(1, 1, bytes.fromhex("525400abcdef"))
     rig.device.command("link", {"up": False})
+    changes = rig.driver.context.config_changes
     rig.driver.reset()
     assert rig.config()[:2] == (MAC, 0)
+    assert rig.driver.context.config_changes == changes + 1
     rig.device.command("link", {"up": True})
     rig.driver.start()
     rig.offer(2000)
