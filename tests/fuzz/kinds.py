@@ -5,18 +5,23 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from devices.virtio.balloon import Balloon, BalloonSpec
 from devices.virtio.block import Block, BlockSpec
 from devices.virtio.device import SimpleDevice
 from devices.virtio.rng import Rng, RngSpec
+from devices.virtio.saved_state import PAGE_CELLS
 from sys_util.guest_memory import GuestMemory
+from tests.fuzz.messages import spoil_fields
 from tests.fuzz.source import number, one_in, pick
 from tests.support.device_context import DriverSide
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain
+    from devices.virtio.device import VirtioDevice
+    from devices.virtio.saved_state import SavedState
     from tests.fuzz.source import Source
 
     Request = tuple[list[bytes], list[int]]
@@ -42,6 +47,10 @@ class Kind(Protocol):
         """Do something that processes of the host may do."""
         ...
 
+    def restart(self, source: Source) -> None:
+        """Let a new process take the device over, from one that may have left nonsense."""
+        ...
+
     def serves(self) -> None:
         """Check that a well-behaved driver, which has just reset the device, is served."""
         ...
@@ -49,6 +58,25 @@ class Kind(Protocol):
     def close(self) -> None:
         """Give everything back."""
         ...
+
+
+def spoil_saved(source: Source, saved: SavedState) -> None:
+    """Change what the last process left for the next one; sometimes there is nothing at all."""
+    kind = source.below(4)
+    if kind == 0:
+        at = source.below(len(saved._cells))
+        saved._cells[at] = number(source, 64)
+    elif kind == 1:
+        data = source.data(source.below(64))
+        at = 8 * source.below(PAGE_CELLS - 8)
+        saved._bytes[at : at + len(data)] = data
+    elif kind == 2:
+        fields = saved.load() or {"x": 1}
+        name = pick(source, tuple(fields))
+        items: list[object] = [fields[name]]
+        spoil_fields(source, items)
+        with suppress(ValueError):  # more than there is room for
+            saved.store(fields | {name: items[0] if items else None})
 
 
 class Sink(SimpleDevice):
@@ -87,13 +115,21 @@ class QueueKind:
     """The virtqueue with a device that does as little as can be."""
 
     def __init__(self, _source: Source) -> None:
-        self.side = DriverSide(Sink(), small_memory())
+        self.side = DriverSide(self.build(), small_memory())
+
+    def build(self) -> VirtioDevice:
+        """Return a device as its process makes it."""
+        return Sink()
 
     def request(self, source: Source, queue: int) -> Request:
         return [source.data(source.below(40))], [source.below(40), source.below(8)]
 
     def host_acts(self, source: Source) -> None:
         """There is no host."""
+
+    def restart(self, source: Source) -> None:
+        spoil_saved(source, self.side.context.saved)
+        self.side.replace(self.build())
 
     def serves(self) -> None:
         self.side.start(0, 1, size=8)
@@ -110,8 +146,8 @@ class QueueKind:
 
 
 class RngKind(QueueKind):
-    def __init__(self, _source: Source) -> None:
-        self.side = DriverSide(Rng(RngSpec()), small_memory())
+    def build(self) -> Rng:
+        return Rng(RngSpec())
 
     def request(self, source: Source, queue: int) -> Request:
         return [], [source.below(200)]
@@ -136,8 +172,11 @@ class BlockKind(QueueKind):
         self._read_only = one_in(source, 2)
         self._image = b"".join(bytes([at]) * 512 for at in range(self.SECTORS))
         os.write(self._fd, self._image)
+        super().__init__(source)
+
+    def build(self) -> Block:
         spec = BlockSpec("image", read_only=self._read_only, sparse=True)
-        self.side = DriverSide(Block(spec, self._fd, num_queues=2), small_memory())
+        return Block(spec, self._fd, num_queues=2)
 
     def request(self, source: Source, queue: int) -> Request:
         kind = pick(source, self.TYPES)
@@ -174,8 +213,10 @@ class BalloonKind(QueueKind):
     """A balloon with every feature; pages of the rings may go away under the device."""
 
     def __init__(self, _source: Source) -> None:
-        device = Balloon(BalloonSpec(page_reporting=True))
-        self.side = DriverSide(device, GuestMemory.create([(0, 8 << 20), (HIGH, 0x10000)]))
+        self.side = DriverSide(self.build(), GuestMemory.create([(0, 8 << 20), (HIGH, 0x10000)]))
+
+    def build(self) -> Balloon:
+        return Balloon(BalloonSpec(page_reporting=True))
 
     def request(self, source: Source, queue: int) -> Request:
         if queue == 2:

@@ -11,15 +11,22 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from devices.virtio.console import Console, ConsoleSpec
+from devices.virtio.console_backlog import backlogs_bytes
 from devices.virtio.rate_limiter import RateLimits
+from devices.virtio.vsock import Vsock
+from devices.virtio.vsock_common import VsockSpec
 from sys_util.event_loop import EPOLLIN, EPOLLOUT
 from sys_util.tap import TUNGETIFF
+from tests.fuzz.kinds import spoil_saved
 from tests.fuzz.source import number, one_in, pick
 from tests.support.console_driver import DATA_PORT, LONE, Pipes
+from tests.support.device_context import DriverSide
 from tests.support.net_rig import PLAIN, NetRig, frame, header
-from tests.support.vsock_rig import HEADER, HOST, TX, Packet, VsockRig
+from tests.support.vsock_rig import CID, HEADER, HOST, TX, Packet, VsockRig
 
 if TYPE_CHECKING:
+    from devices.virtio.console import PortSpec
     from tests.fuzz.kinds import Request
     from tests.fuzz.source import Source
 
@@ -65,6 +72,10 @@ class NetKind:
         if self._arrivals < self.MAX_ARRIVALS:
             self._arrivals += 1
             self._send(frame(14 + source.below(3000)))
+
+    def restart(self, source: Source) -> None:
+        spoil_saved(source, self.side.context.saved)
+        self._rig.restart()
 
     def _send(self, data: bytes) -> None:
         message = PLAIN + data if self._tap else struct.pack(">I", len(data)) + data
@@ -112,6 +123,8 @@ class VsockKind:
         self._folder = tempfile.TemporaryDirectory(prefix="fuzz")
         self._rig = VsockRig(Path(self._folder.name))
         self.side = self._rig.driver
+        entrance = self._rig.device._muxer._entrance
+        self._kept = [os.dup(listener.fileno()) for listener, _ in entrance._listeners]
         self._listeners = [self._rig.listen(1), self._rig.listen(2, socket.SOCK_SEQPACKET)]
         self._ends: list[socket.socket] = []
 
@@ -138,6 +151,13 @@ class VsockKind:
             self._act(source)
         except OSError:
             return
+
+    def restart(self, source: Source) -> None:
+        spoil_saved(source, self.side.context.saved)
+        self._rig.device._muxer.close()
+        fds = [os.dup(fd) for fd in self._kept]
+        self._rig.device = Vsock(VsockSpec(CID), f"{self._rig.path}", fds)
+        self.side.replace(self._rig.device)
 
     def _act(self, source: Source) -> None:
         kind = source.below(5)
@@ -183,7 +203,39 @@ class VsockKind:
     def close(self) -> None:
         self._forget()
         self._rig.close()
+        for fd in self._kept:
+            os.close(fd)
         self._folder.cleanup()
+
+
+class _Consoles(Pipes):
+    """One console process after the other, over the same pipes and the same backlogs."""
+
+    def __init__(self, *specs: PortSpec) -> None:
+        self._spec = ConsoleSpec(specs, has_backlogs=True)
+        self.backlogs = os.memfd_create("backlogs", os.MFD_CLOEXEC)
+        os.ftruncate(self.backlogs, backlogs_bytes(len(specs)))
+        super().__init__(*specs)
+        self.fds.append(self.backlogs)
+
+    def take(self, console: Console) -> None:
+        del console
+        self.console = self._build()
+        self.driver = DriverSide(self.console, self.memory)
+
+    def take_over(self) -> None:
+        """Let a new process take the place of this one."""
+        self.console.close()
+        self.console = self._build()
+        self.driver.replace(self.console)
+
+    def _build(self) -> Console:
+        return Console(self._spec, [*map(os.dup, self.device_fds), self.backlogs])
+
+    def close(self) -> None:
+        super().close()
+        for fd in self.device_fds:
+            os.close(fd)
 
 
 class ConsoleKind:
@@ -191,7 +243,7 @@ class ConsoleKind:
 
     def __init__(self, source: Source) -> None:
         ports = (LONE,) if one_in(source, 3) else (LONE, DATA_PORT, DATA_PORT)
-        self._pipes = Pipes(*ports)
+        self._pipes = _Consoles(*ports)
         self.side = self._pipes.driver
 
     def request(self, source: Source, queue: int) -> Request:
@@ -210,6 +262,13 @@ class ConsoleKind:
             os.write(pick(source, self._pipes.inputs), source.data(source.below(300)))
         except BlockingIOError:
             return
+
+    def restart(self, source: Source) -> None:
+        spoil_saved(source, self.side.context.saved)
+        if one_in(source, 2):
+            at = number(source, 16) % (os.fstat(self._pipes.backlogs).st_size - 8)
+            os.pwrite(self._pipes.backlogs, source.data(8), at & ~7)
+        self._pipes.take_over()
 
     def serves(self) -> None:
         self._drain()

@@ -50,6 +50,7 @@ class RingFuzzer:
 
     def __init__(self, kind: Callable[[Source], Kind], source: Source) -> None:
         self.mutations = 0
+        self.restarts = 0
         self._began = time.monotonic()
         self._lines = 0
         self._peak_kib = _peak_kib()
@@ -105,6 +106,9 @@ class RingFuzzer:
             data = number(source, 64).to_bytes(8, "little")[: 1 << source.below(4)]
             self._guard(lambda: self._side.device.write_config(number(source, 16) % 64, data))
             self.mutations += 1
+        elif action == 4:
+            self.restarts += 1
+            self._guard(lambda: self._kind.restart(source))
         else:
             for _ in range(1 + source.below(6)):
                 ring.offer(*self._kind.request(source, index))
@@ -183,7 +187,8 @@ class RingFuzzer:
 
     def _check_bounds(self) -> None:
         periods = 1 + (time.monotonic() - self._began) / LOG_PERIOD_SECONDS
-        assert self._lines <= LINES_PER_PERIOD * MAX_LOGGERS * periods, "the log is flooded"
+        bound = LINES_PER_PERIOD * MAX_LOGGERS * (periods + self.restarts)
+        assert self._lines <= bound, "the log is flooded"
         assert _peak_kib() - self._peak_kib <= MAX_GROWTH_KIB, "memory grows"
 
     def _count_line(self, _level: int, _module: str, _text: str) -> None:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given, settings
@@ -19,8 +19,10 @@ from devices.cmos import Cmos
 from devices.virtio import queue as queue_module
 from devices.virtio.chain import ChainError, Writer
 from devices.virtio.device_state import DeviceState
+from devices.virtio.limited import LimitedDevice
 from devices.virtio.port import QueuePort
 from devices.virtio.queue import SplitQueue
+from devices.virtio.rate_limiter import LIMIT_NAMES, RateLimits
 from devices.virtio.rng import Rng
 from sys_util.guest_memory import GuestMemory, Span
 from sys_util.wire import Codec
@@ -212,6 +214,16 @@ def plant_timers_that_pile_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Cmos, "_arm", arm_again)
 
 
+def plant_trusting_successor(patch: pytest.MonkeyPatch) -> None:
+    """A new process believes what the last one left."""
+
+    def restore(self: LimitedDevice, fields: dict[str, object]) -> None:
+        named = dict(zip(LIMIT_NAMES, cast("list[int]", fields["limits"]), strict=True))
+        self._limiter.configure(RateLimits(**named))
+
+    patch.setattr(LimitedDevice, "restore", restore)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "plant", "found"),
@@ -224,6 +236,7 @@ def plant_timers_that_pile_up(patch: pytest.MonkeyPatch) -> None:
         ("queue", plant_overstated_length, "bytes in"),
         ("rng", plant_surprise, "IndexError"),
         ("rng", plant_reset_that_forgets_nothing, "in serves"),
+        ("rng", plant_trusting_successor, "in restore"),
         ("rng", plant_copy_of_everything, "memory grows"),
         ("pci", plant_queues_that_can_be_moved, "moved while it runs"),
         ("messages", plant_codec_that_looks_up, "AssertionError"),
