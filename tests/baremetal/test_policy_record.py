@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crosvm_py.control import client
+from crosvm_py.control.devices import DeviceInfo, DeviceList, ListDevices
 from crosvm_py.exit_status import VmExit
 from seccomp import load_policy
 from seccomp.loader import parse_policy, policy_path
 from seccomp.policy_text import is_copy, runs_of
 from seccomp.record import excess
-from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Vmm, children, eventually, name_of
+from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Vmm, children, eventually
 from tests.guests.baremetal.build import build_guest
 
 if TYPE_CHECKING:
@@ -128,33 +130,22 @@ def test_signal_ends_the_vm_and_what_was_seen_is_written(
     assert b"# run: " in (out / "block_device.policy").read_bytes()
 
 
-def devices_of(recorder: Vmm) -> dict[str, int]:
-    """Return the device processes of the VM that is recorded, by name."""
-    (vmm,) = children(recorder.process.pid)
-    wardens = [pid for pid in children(vmm) if name_of(pid) == "crosvm-warden"]
-    return {name_of(pid): pid for warden in wardens for pid in children(warden)}
-
-
-def has_filter(pid: int, but: int) -> bool:
-    """Return whether a device, another than ``but``, is set up: its filter comes last."""
-    if pid == but:
-        return False
-    try:
-        with open(f"/proc/{pid}/status") as status:
-            return "\nSeccomp:\t2\n" in status.read()
-    except OSError:
-        return False
-
-
 def test_device_that_is_started_again_is_recorded_again(
-    guests: dict[str, Path], disk: Path, out: Path
+    guests: dict[str, Path], disk: Path, out: Path, tmp_path: Path
 ) -> None:
-    verb = ("policy", "record", "block", "-o", out, "--")
+    control = str(tmp_path / "vm.sock")
+    verb = ("policy", "record", "block", "-o", out, "--", "-s", control)
+
+    def block() -> DeviceInfo:
+        answer = client.ask(control, ListDevices())
+        assert isinstance(answer, DeviceList)
+        return next(device for device in answer.devices if device.name == "block:0")
+
     with Vmm(["-m", "16", "--rwdisk", disk, guests["echo"]], verb=verb) as recorder:
         recorder.wait_for(b"echo")
-        first = devices_of(recorder)["block:0"]
+        first = block().pid
         os.kill(first, signal.SIGKILL)
-        assert eventually(lambda: has_filter(devices_of(recorder).get("block:0", first), first))
+        assert eventually(lambda: block().pid != first and block().state == "idle")
         recorder.process.send_signal(signal.SIGTERM)
         assert recorder.wait() == VmExit.STOPPED
     (run,) = runs_of((out / "block_device.policy").read_bytes())
