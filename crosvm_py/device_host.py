@@ -102,11 +102,12 @@ class DeviceProcess:
         self._paused = False  # as it was asked for last
         self._writes: dict[int, tuple[int, bytes]] = {}  # to configuration, not yet answered
         self._last_write = 0
+        self._last_reset = self._resets_done = 0  # the number of the last one asked for, and done
         self._kick_fds: dict[int, int] = {}  # of active queues; the transport's
         self._unserved: tuple[int, float] | None = None  # kicks served, since when no more
-        self._last_reset = self._resets_done = 0  # the number of the last one asked for, and done
         self._on_ready: Callable[[], None] = _nothing
         self._on_failure: Callable[[], None] = _nothing
+        self._waiters: list[Callable[[], None]] = []
 
     @property
     def is_open(self) -> bool:
@@ -140,6 +141,16 @@ class DeviceProcess:
         """There is no process any more and will be none: the driver is told."""
         self.status.dead = True
         self._tell(lambda to: to.backend_lost())
+        self._call_waiters()
+
+    def when_served_again(self, then: Callable[[], None]) -> None:
+        """Call ``then`` when there is another process, or it is clear that there will be none."""
+        self._waiters.append(then)
+
+    def _call_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for then in waiters:
+            then()
 
     def _gone(self) -> None:
         """Nobody who asked the device for something waits for ever."""
@@ -313,6 +324,7 @@ class DeviceProcess:
         else:
             self._take_over(ready)
         self._on_ready()
+        self._call_waiters()
 
     def _take_over(self, ready: protocol.Ready) -> None:
         """Let a new process go on where the last one stood."""
@@ -329,8 +341,6 @@ class DeviceProcess:
             self._repeat_reset()
             for number in tuple(self._writes):
                 self._pass_write(number)
-
-    def _take_event(self, message: Message) -> None:
             if self.events is not None:
                 self.events.reactivate(self)
 
@@ -343,6 +353,8 @@ class DeviceProcess:
 
         if self._resets_done != number:
             self._request(protocol.Reset, then=done)
+
+    def _take_event(self, message: Message) -> None:
         match message:
             case protocol.QueueFailed(index, reason):
                 self._log.warning("%s queue %d: %s", self.name, index, reason)

@@ -5,6 +5,9 @@ Three take part, and each can do only its own: the device refuses what lies behi
 the driver; the warden, which no guest speaks to, changes the file and the bound on what the device
 may write; the vmm has no part of the file and asks the two in the right order. At no time does the
 guest see blocks that the file does not have.
+
+A device process that ends in the midst of it is no failure once the file has its size: the next one
+is told instead.
 """
 
 from __future__ import annotations
@@ -83,13 +86,17 @@ class _DiskResize:
             self._tell(size_bytes, lambda: self.pending.complete(answer))
 
     def _tell(self, size_bytes: int, then: Callable[[], None]) -> None:
+        device = self._device
+
         def told(ok: bool, fields: dict[str, object]) -> None:
             if ok:
                 then()
+            elif (device.is_open and device.status.ready) or device.status.dead:
+                self.pending.complete(refusal(device.name, fields))
             else:
-                self.pending.complete(refusal(self._device.name, fields))
+                device.when_served_again(lambda: self._tell(size_bytes, then))
 
-        self._device.command("resize", {"size_bytes": size_bytes}, told)
+        device.command("resize", {"size_bytes": size_bytes}, told)
 
     def _fail(self, reason: str) -> None:
         self.pending.complete(Failed(f"{self._device.name}: {reason}"[:MAX_REASON_CHARS]))

@@ -155,14 +155,54 @@ def test_disk_that_dies_meanwhile_is_an_answer(vm: FakeVm) -> None:
 
 def test_disk_that_was_restarted_is_resized_as_before() -> None:
     vm = FakeVm(restarts=ALWAYS)
+    end_and_make_again(vm)
+    vm.resize(NEW_LARGE)
+    vm.command()
+    assert vm.order_to_warden() == (0, NEW_LARGE)
+    vm.close()
+
+
+def end_and_make_again(vm: FakeVm) -> None:
     vm.warden.devices[0].close()
     vm.warden.turn()
     vm.warden.take()  # Kill
     vm.warden.send(protocol.Exited(0, 50, 1))
     vm.warden.make(0, device_protocol.Ready(2, 0, (256,), CONFIG))
+
+
+@pytest.mark.parametrize("ends_first", [True, False])
+def test_disk_that_ends_when_its_file_has_its_size_is_told_again(ends_first: bool) -> None:
+    vm = FakeVm(restarts=ALWAYS)
     vm.resize(NEW_LARGE)
     vm.command()
     assert vm.order_to_warden() == (0, NEW_LARGE)
+    if ends_first:
+        vm.warden.devices[0].close()
+        vm.warden.turn()
+        vm.warden.take()  # Kill
+        vm.warden.send(protocol.Resized(0, NEW_LARGE, ""))
+        vm.warden.send(protocol.Exited(0, 50, 1))
+        vm.warden.make(0, device_protocol.Ready(2, 0, (256,), CONFIG))
+    else:
+        vm.warden.send(protocol.Resized(0, NEW_LARGE, ""))
+        end_and_make_again(vm)
+    assert vm.answers == []
+    assert vm.command() == ("resize", NEW_LARGE)
+    assert vm.answers == [DiskSize(NEW_LARGE)]
+    vm.close()
+
+
+def test_disk_that_never_comes_again_is_an_answer() -> None:
+    vm = FakeVm(restarts=ALWAYS)
+    vm.resize(NEW_LARGE)
+    vm.command()
+    vm.order_to_warden()
+    vm.warden.send(protocol.Resized(0, NEW_LARGE, ""))
+    vm.warden.devices[0].close()
+    vm.warden.turn()
+    assert vm.answers == []
+    vm.disk.give_up()
+    assert vm.answers == [Failed("block:0: the device process has ended")]
     vm.close()
 
 
