@@ -167,7 +167,7 @@ def _policies(
         )
 
     names = {DEVICE_KINDS[device.kind].policy_name for device in devices}
-    if recorded is not None and not recorded.names <= {*names, VMM_POLICY}:
+    if recorded is not None and not recorded.every and recorded.names - names - {VMM_POLICY}:
         missing = ", ".join(sorted(recorded.names - names - {VMM_POLICY}))
         raise ConfigError(f"policy record: nothing in this run has the policy {missing}")
     return {name: load(name) for name in sorted(names)}, load(VMM_POLICY)

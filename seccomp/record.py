@@ -149,9 +149,10 @@ class Recording:
         """
         name = self.name(number)
         executable = name in _PROTECTIONS and args[_PROTECTIONS[name]] & _PROT_EXEC
-        if name in _NEVER or executable or number not in self._names:
+        nameless = number not in self._names
+        if name in _NEVER or executable or nameless:
             self.refused[name] = self.refused.get(name, 0) + 1
-            return errno.EPERM
+            return errno.ENOSYS if nameless else errno.EPERM  # the C library knows another way
         action = self._reference.judge(number, args, ALLOW)
         return action.data if action.kind == "errno" else 0
 

@@ -12,6 +12,7 @@ from crosvm_py.cli.command import Command
 from crosvm_py.cli.options import Positional, parse, switch, text_option
 from crosvm_py.cli.output import write_error
 from crosvm_py.cli.policy import policy_name
+from crosvm_py.device_kinds import DEVICE_KINDS
 from sys_util.errors import ConfigError, UsageError
 from sys_util.log import printable
 from sys_util.typing import TYPE_CHECKING, Final
@@ -34,6 +35,8 @@ EXACT: Final = switch(
     "--exact", "leave out what may be called at any time (memory, time, signals) and was not"
 )
 
+_EVERY: Final = "all"  # every device of the run
+
 _MAX_COMMAND_CHARS: Final = 400
 
 
@@ -42,7 +45,8 @@ def _record(arguments: Arguments, settings: GlobalSettings) -> int:
     if directory is None:
         raise UsageError("policy record: -o DIR is missing")
     config = _read_run(arguments.rest, extended_status=settings.extended_status)
-    names = dict.fromkeys(_policy(device) for device in arguments.positional)
+    every = _EVERY in arguments.positional
+    names = dict.fromkeys(name for device in arguments.positional for name in _policies(device))
     writers = [_PolicyFile(directory, name, arguments) for name in names]
     _make(directory)
     from crosvm_py.policy_record import Recorded, Recorder, fork_vm
@@ -50,12 +54,14 @@ def _record(arguments: Arguments, settings: GlobalSettings) -> int:
     recordings = {file.name: file.recording for file in writers}
     fork = fork_vm()
     if fork.pid == 0:
-        return _run(config, settings, Recorded(frozenset(names), fork.fd))
-    write_error(f"policy record: {', '.join(names)}: nothing is denied; the guest must be trusted")
+        return _run(config, settings, Recorded(frozenset(names), fork.fd, every))
+    told = ", ".join(arguments.positional)
+    write_error(f"policy record: {told}: next to nothing is denied; the guest must be trusted")
     status = Recorder(fork, recordings).run()
     run = _describe_run(arguments.rest)
     if any(recording.processes for recording in recordings.values()):
-        failed = sum(not _write(file, run) for file in writers)
+        files = [file for file in writers if file.recording.processes or not every]
+        failed = sum(not _write(file, run) for file in files)
         _complete(directory)
         return status or min(failed, 1)
     return status
@@ -73,9 +79,11 @@ def _write(file: _PolicyFile, run: str) -> bool:
     return True
 
 
-def _policy(device: str) -> str:
+def _policies(device: str) -> list[str]:
+    if device == _EVERY:
+        return sorted({kind.policy_name for kind in DEVICE_KINDS.values()})
     try:
-        return policy_name(device, None)
+        return [policy_name(device, None)]
     except UsageError as error:
         raise UsageError(f"policy record: {error}") from None
 
@@ -233,7 +241,8 @@ RECORD: Final = Command(
     (OUTPUT, MERGE, EXACT),
     Positional(
         "DEVICE",
-        "device of that VM such as block or net, or vmm; after -- the arguments of crosvm run",
+        "device of that VM such as block or net, all for all of them, vmm or vcpu; after -- the "
+        "arguments of crosvm run",
         1,
         64,
         "RUN ARGUMENTS",

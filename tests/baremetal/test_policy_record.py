@@ -82,7 +82,7 @@ def test_recorded_policies_let_the_same_guest_run_and_nothing_new(
         assert excess(tree, parse_policy(policy_path(name))) == []
         assert f"{out}/{name}.policy: allows " in done.stderr
         assert len(runs_of((out / f"{name}.policy").read_bytes())) == 1
-    assert "nothing is denied; the guest must be trusted" in done.stderr
+    assert "rng, block, vmm: next to nothing is denied; the guest must be trusted" in done.stderr
     again = crosvm("run", "--seccomp-policy-dir", out, "-m", "16", *run)
     assert again.returncode == VmExit.RESET, again.stderr
     assert again.stdout == done.stdout
@@ -99,9 +99,35 @@ def test_policy_of_another_device_is_a_copy_that_is_recorded_later(
     assert record(out, *run, devices=("block",), more="--exact").returncode == VmExit.RESET
     allowed = parse_policy(str(out / "block_device.policy")).rules.values()
     assert {rule.name for rule in allowed if rule.allow} < {
-        *("epoll_wait", "epoll_ctl", "read", "write", "recvmsg", "sendmsg", "close", "exit_group"),
+        *("epoll_wait", "epoll_ctl", "read", "write", "recvmsg", "close", "exit_group"),
         *("preadv", "preadv2", "brk", "mmap", "munmap", "madvise", "mremap", "clock_gettime"),
+        *("sendmsg", "sendto"),
     }
+
+
+def test_all_records_every_device_of_the_run(
+    guests: dict[str, Path], disk: Path, out: Path
+) -> None:
+    done = record(out, "--rwdisk", disk, guests["pci_block"], devices=("all", "vmm"))
+    assert done.returncode == VmExit.RESET, done.stderr
+    recorded = {path.stem for path in out.iterdir() if not is_copy(path.read_bytes())}
+    assert recorded == set(RECORDED)
+
+
+def test_terminal_is_the_guests_while_it_is_recorded(
+    guests: dict[str, Path], disk: Path, out: Path
+) -> None:
+    verb = ("policy", "record", "block", "-o", out, "--")
+    run = ("-m", "16", "--rwdisk", disk, guests["echo"])
+    with Vmm(run, verb=verb, terminal=True) as recorder:
+        recorder.wait_for(b"echo")
+        assert recorder.is_raw()
+        recorder.type(b"k")
+        recorder.wait_for(b"<6b>")
+        recorder.type(b"\x01x")
+        assert recorder.wait() == VmExit.STOPPED
+        assert recorder.is_restored()
+    assert b"# run: " in (out / "block_device.policy").read_bytes()
 
 
 def test_merge_adds_and_without_it_nothing_is_replaced(
