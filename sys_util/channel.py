@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Two eventfds for each of 64 queues; SCM_MAX_FD of the kernel is 253.
 MAX_MESSAGE_FDS: Final = 130
+_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _FD_BYTES: Final = array.array("i").itemsize
 
 
@@ -46,11 +47,13 @@ class Channel:
             ChannelClosed: the other side has gone.
             ProtocolError: it does not read what it is sent.
         """
-        ancillary = []
-        if fds:
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())]
+        payload = encode(message)
         try:
-            self._sock.sendmsg([encode(message)], ancillary)
+            if fds:
+                rights = array.array("i", fds).tobytes()
+                self._sock.sendmsg([payload], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            else:  # by a call that cannot carry descriptors: a device is not allowed the other
+                self._sock.send(payload, _FLAGS)
         except BlockingIOError as error:
             raise ProtocolError("the peer does not read its messages") from error
         except (BrokenPipeError, ConnectionResetError) as error:

@@ -200,7 +200,7 @@ class SocketOutput(Output):
         self._socket.close()
 
     def _send(self, vectors: Sequence[bytes | memoryview]) -> int:
-        return self._socket.sendmsg(vectors, [], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return self._socket.send(b"".join(vectors), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 class LineOutput(SocketOutput):

@@ -190,7 +190,7 @@ class Connection:
         self.state = State.ESTABLISHED
         try:
             answer = b"OK %d\n" % self.key[0]
-            self.sock.sendmsg((answer,), (), MSG_DONTWAIT | MSG_NOSIGNAL)
+            self.sock.send(answer, MSG_DONTWAIT | MSG_NOSIGNAL)
         except OSError:
             self._stop_writing()
 

@@ -14,6 +14,7 @@ from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
     from devices.virtio.chain import Reader
 
@@ -68,20 +69,30 @@ class StreamOutbox:
     def put(self, reader: Reader, length: int, *, end_of_message: bool) -> int:
         sent = 0
         if not self._bytes:
-            try:
-                sent = self._sock.sendmsg(reader.iovecs(length), (), _FLAGS)
-            except BlockingIOError:
-                sent = 0
+            sent = self._send_all(reader.iovecs(length))
             reader.skip(sent)
         if sent < length:
             self._bytes += reader.read(length - sent)
+        return sent
+
+    def _send_all(self, vectors: Sequence[memoryview]) -> int:
+        """Send as much as the socket takes; the call that takes all at once is not allowed us."""
+        sent = 0
+        try:
+            for vector in vectors:
+                done = self._sock.send(vector, _FLAGS)
+                sent += done
+                if done < len(vector):
+                    break
+        except BlockingIOError:
+            pass
         return sent
 
     def flush(self) -> int:
         delivered = 0
         while self._bytes:
             try:
-                sent = self._sock.sendmsg((self._bytes,), (), _FLAGS)
+                sent = self._sock.send(self._bytes, _FLAGS)
             except BlockingIOError:
                 break
             del self._bytes[:sent]
@@ -145,7 +156,7 @@ class MessageOutbox:
             end = _PREFIX_BYTES + size
             try:
                 with memoryview(self._bytes) as view:
-                    self._sock.sendmsg((view[_PREFIX_BYTES:end],), (), _FLAGS)
+                    self._sock.send(view[_PREFIX_BYTES:end], _FLAGS)
             except BlockingIOError:
                 break
             del self._bytes[:end]

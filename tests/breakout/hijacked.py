@@ -17,18 +17,15 @@ if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain
 
 KIND: Final = "rng"
-FLOOD: Final = 300
+FLOOD: Final = 100
 TOLD: Final = (
     "very many log lines",
     "log lines that move the cursor",
     "Ready a second time",
     "Done with what was never asked",
     "ConfigChanged to another size",
-    "Answer to what was never asked",
     "arrays nested 60,000 deep",
-    "a message with 253 descriptors",
     "a message of more than 64 KiB",
-    "QueueFailed with a descriptor",
 )
 _LIES: Final = {lie.name: lie for lie in lies.LIES}
 
@@ -39,12 +36,16 @@ _told = mmap.mmap(-1, mmap.PAGESIZE)
 class Liar(Inmate):
     """An entropy source that speaks out of turn."""
 
+    _is_doomed = False  # by what it said; the vmm has only not read it yet
+
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
-        """Tell the next lie, and serve the guest if there is still somebody to serve it."""
+        """Tell the next lie, and serve the guest as long as there is somebody to serve it."""
         number = _told[0]
-        if number < len(TOLD):
+        if number < len(TOLD) and not self._is_doomed:
             _told[0] = number + 1
-            lies.tell(_LIES[TOLD[number]], self.channel(), 1, FLOOD)
+            lie = _LIES[TOLD[number]]
+            self._is_doomed = lie.ends
+            lies.tell(lie, self.channel(), 1, FLOOD)
         self.device.handle_chain(queue_index, chain)
 
 

@@ -207,22 +207,11 @@ LIES: Final = (
 
 def send(channel: int, said: Said) -> bool:
     """Send one datagram; return whether there was room for it."""
-    fds = struct.pack(f"{said.fds}i", *[0] * said.fds)
-    control = bytearray(struct.pack("Qii", 16 + len(fds), socket.SOL_SOCKET, socket.SCM_RIGHTS))
-    control += fds + bytes(-len(fds) % 8)
-    vector = struct.pack("QQ", address(said.payload), len(said.payload))
-    header = struct.pack(
-        "QIxxxxQQQQIxxxx",
-        0,
-        0,
-        address(vector),
-        1,
-        address(control) if said.fds else 0,
-        len(control) if said.fds else 0,
-        0,
-    )
     try:
-        call("sendmsg", channel, header, _FLAGS)
+        if said.fds:
+            send_with_fds(channel, said)
+        else:
+            call("sendto", channel, said.payload, len(said.payload), _FLAGS, 0, 0)
     except Refused as refused:
         if refused.error in (errno.EAGAIN, errno.ENOBUFS):
             return False
@@ -230,11 +219,21 @@ def send(channel: int, said: Said) -> bool:
     return True
 
 
+def send_with_fds(channel: int, said: Said) -> None:
+    """Send one datagram with its descriptors."""
+    fds = struct.pack(f"{said.fds}i", *[0] * said.fds)
+    control = bytearray(struct.pack("Qii", 16 + len(fds), socket.SOL_SOCKET, socket.SCM_RIGHTS))
+    control += fds + bytes(-len(fds) % 8)
+    vector = struct.pack("QQ", address(said.payload), len(said.payload))
+    header = (0, 0, address(vector), 1, address(control), len(control), 0)
+    call("sendmsg", channel, struct.pack("QIxxxxQQQQIxxxx", *header), _FLAGS)
+
+
 def tell(lie: Lie, channel: int, request_id: int, times: int) -> None:
     """Say what is to be said; whoever does not read it yet is waited for.
 
     Raises:
-        Refused: the channel was closed meanwhile.
+        Refused: it cannot be said, or the channel was closed meanwhile.
     """
     for said in lie.say(request_id):
         left = times if lie.repeated else 1

@@ -132,6 +132,8 @@ class Outcomes:
             return Verdict.NONE
         if LIES[number].ends != bool(verdict):
             return Verdict.OUT
+        if verdict.endswith(": trapped"):
+            return Verdict.FILTER
         return Verdict.VMM if verdict else Verdict.BOUNDED
 
     def _attempt(self, kind: str, number: int) -> Verdict:

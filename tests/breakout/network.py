@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tests.breakout.attempt import EVERYBODY, Attempt, any_of, every, just, on_each
-from tests.breakout.hands import call
+from tests.breakout.hands import address, call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,6 +110,13 @@ def send_addressed(cell: Cell) -> None:
     send_to(cell.channel, bytes(address))
 
 
+def pass_descriptor(cell: Cell) -> None:
+    """Descriptors in flight count against every process of the user, who soon can pass none."""
+    rights = struct.pack("Qiii", 20, socket.SOL_SOCKET, socket.SCM_RIGHTS, cell.channel) + bytes(4)
+    header = struct.pack("QIxxxxQQQQIxxxx", 0, 0, 0, 0, address(rights), len(rights), 0)
+    call("sendmsg", cell.channel, header, _SENDS)
+
+
 ATTEMPTS: Final = (
     *(
         Attempt(GROUP, f"socket of every family, {word}", every_family(kind), proof=True)
@@ -187,6 +194,7 @@ ATTEMPTS: Final = (
         "send many messages at once",
         lambda cell: call("sendmmsg", cell.channel, bytearray(64), 1, _SENDS),
     ),
+    Attempt(GROUP, "pass a descriptor on", pass_descriptor),
     Attempt(
         GROUP,
         "receive without the flags of the policy",

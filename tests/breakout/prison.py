@@ -73,7 +73,10 @@ class Prison:
         self.rig.until(lambda: all(device.status.ready for device in devices))
 
     def lie(self, kind: str, numbers: Sequence[int], *, times: int = 1) -> dict[int, str]:
-        """Have a fresh inmate tell each lie; return for what the vmm ended it, "" where not."""
+        """Have a fresh inmate tell each lie; return for what the vmm ended it, "" where not.
+
+        Or the call by which it was refused.
+        """
         found: dict[int, str] = {}
         for first in range(0, len(numbers), _LIARS_AT_ONCE):
             chunk = numbers[first : first + _LIARS_AT_ONCE]
@@ -86,18 +89,19 @@ class Prison:
         return found
 
     def _tell(self, liar: DeviceProcess, number: int, times: int) -> str:
-        answers: list[bool] = []
+        answers: list[dict[str, object]] = []
         arguments: dict[str, object] = {"lie": [number, 1, times]}
-        liar.command(lies.VERB, arguments, lambda ok, _fields: answers.append(ok))
-        if LIES[number].ends:
+        liar.command(lies.VERB, arguments, lambda _ok, fields: answers.append(fields))
+        if LIES[number].repeated:
+            while not answers:
+                self.check_unharmed()
+        self.rig.until(lambda: bool(answers))
+        refusal = str(answers[0].get("refused", ""))
+        if LIES[number].ends and not refusal:
             self.rig.until(lambda: not liar.is_open)
             self.rig.until(lambda: liar.death.status is not None)
-            return liar.death.verdict
-        while not answers:
-            self.check_unharmed()
-        if answers == [True]:
-            liar.close()
-        return liar.death.verdict
+        liar.close()
+        return refusal or liar.death.verdict
 
     def check_unharmed(self) -> None:
         """Fail unless the vmm, the warden and the sibling do what they always do.

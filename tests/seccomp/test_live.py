@@ -60,13 +60,15 @@ def test_device_loop_and_channel_work(policy: str) -> None:
     kick, extra = os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)
     seen: list[int] = []
 
+    socket.send_fds(left, [b"queue"], [extra])
+
     def serve() -> None:
         loop.add(kick, seen.append)
         os.eventfd_write(kick, 1)
         loop.run_once(1.0)
         os.eventfd_read(kick)
         loop.modify(kick, select.EPOLLIN)
-        socket.send_fds(left, [b"queue"], [extra])
+        right.send(b"done", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         _, fds, _, _ = socket.recv_fds(right, 64, 4, socket.MSG_CMSG_CLOEXEC)
         loop.remove(kick)
         os.close(fds[0])

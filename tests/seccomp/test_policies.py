@@ -52,7 +52,7 @@ NEVER_ALLOWED: Final = (
 )
 NEVER_IN_DEVICES: Final = (
     *("ioctl", "mprotect", "kill", "tgkill", "tkill", "rt_sigaction", "fcntl", "dup", "dup2"),
-    *("epoll_create1", "eventfd2", "unlink", "unlinkat", "sendto", "recvfrom", "accept4", "wait4"),
+    *("epoll_create1", "eventfd2", "unlink", "unlinkat", "sendmsg", "recvfrom", "accept4", "wait4"),
     *("pidfd_open", "pidfd_send_signal", "futex", "getsockopt", "msync", "mlock", "fstat"),
 )
 
