@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from crosvm_py.exit_status import VmExit
+from sys_util.tap import open_queue
 from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Processes, Vmm, eventually
 from tests.guests.baremetal.build import build_guest
 
@@ -135,6 +136,15 @@ class Hostile:
         os.close(self.reader)
 
 
+def may_make_taps() -> bool:
+    """Return whether a TAP can be made here; it is gone at once."""
+    try:
+        os.close(open_queue("", multi_queue=False)[0])
+    except OSError:
+        return False
+    return True
+
+
 def _fifo_that_is_not_read(path: Path) -> int:
     os.mkfifo(path)
     return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -193,6 +203,17 @@ def test_guest_that_did_all_that_ends_in_order(lab: Lab) -> None:
     log = vm.vmm.log()
     assert "Traceback" not in log
     assert len(log.splitlines()) <= MAX_LOG_LINES
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not may_make_taps(), reason="no TAP without CAP_NET_ADMIN and /dev/net/tun")
+def test_frames_with_absurd_offsets_hurt_nobody(guest: Path, tmp_path: Path) -> None:
+    vm = Hostile(guest, tmp_path, "--net", "host-ip=192.0.2.1,netmask=255.255.255.252")
+    assert vm.attack("w") == b"passed w\n"
+    assert vm.vmm.processes() == vm.processes
+    assert vm.growth_kib() <= MEMORY_KIB + MAX_GROWTH_KIB
+    assert vm.settles()
+    vm.close()
 
 
 def test_two_processors_that_never_stop_do_not_keep_the_user_out(

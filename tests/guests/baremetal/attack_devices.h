@@ -97,6 +97,38 @@ static void lie_about_credit(struct device *vsock)
 	}
 }
 
+/* Frames for a TAP of the host with offloads that make no sense, of every length. */
+static void absurd_frames(struct device *net)
+{
+	static volatile struct {
+		uint8_t flags, gso_type;
+		uint16_t hdr_len, gso_size, csum_start, csum_offset, num_buffers;
+		uint8_t frame[1500];
+	} __attribute__((packed)) packet;
+	static const uint8_t gso_types[] = { 0, 1, 3, 4, 5, 0x81, 0x84, 0xff };
+	struct ring *tx = net->ring[1];
+
+	net->features = 0x7fff; /* checksums and segmentation of every sort */
+	device_start(net);
+	for (int i = 0; i < 400; i++) {
+		packet.flags = random32() % 8;
+		packet.gso_type = gso_types[random32() % sizeof(gso_types)];
+		packet.hdr_len = i % 3 ? random32() % 100 : random32();
+		packet.gso_size = i % 5 ? random32() % 2000 : random32();
+		packet.csum_start = i % 2 ? random32() % 60 : random32();
+		packet.csum_offset = i % 2 ? random32() % 20 : random32();
+		for (int j = 0; j < 64; j++)
+			packet.frame[j] = random32();
+		packet.frame[12] = i % 3 ? 0x08 : 0x86; /* IPv4 or IPv6 */
+		packet.frame[13] = i % 3 ? 0x00 : 0xdd;
+		packet.frame[14] = i % 3 ? 0x45 : 0x60;
+		tx->desc[0] = (struct desc){ (uintptr_t)&packet, random32() % 1512, DESC_NEXT, 1 };
+		tx->desc[1] = (struct desc){ 4 << 20, i % 4 ? 0 : random32() % 70000, 0, 0 };
+		expect(request(net, 1, 0) == 0, "a frame");
+	}
+	net->features = 0;
+}
+
 /* What other programs would take for an image with files behind it. */
 static void write_qcow2_header(struct device *d)
 {

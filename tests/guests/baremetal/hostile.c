@@ -10,7 +10,7 @@
 #define COM_MCR_DTR_RTS 3
 #define COM_LSR_DATA_READY 1
 
-static struct device victim, other, rng, balloon, console, vsock;
+static struct device victim, other, rng, balloon, console, vsock, net;
 
 static const struct {
 	struct device *device;
@@ -21,8 +21,12 @@ static const struct {
 	{ &victim, "block:0", 0x1042, 0, 1 }, { &other, "block:1", 0x1042, 1, 1 },
 	{ &rng, "rng", 0x1044, 0, 1 },	      { &balloon, "balloon", 0x1045, 0, 1 },
 	{ &console, "console", 0x1043, 0, 2 }, { &vsock, "vsock", 0x1053, 0, 3 },
+	{ &net, "net", 0x1041, 0, 2 },
 };
+#define NET 6
 #define DEVICES (sizeof(devices) / sizeof(devices[0]))
+
+static size_t found;
 
 static uint8_t get(void)
 {
@@ -94,6 +98,9 @@ static void attack(uint8_t key)
 	case 'u':
 		print_sector_0(&victim);
 		break;
+	case 'w':
+		absurd_frames(&net);
+		break;
 	case 'v':
 		hammer_for_ever(&victim);
 		break;
@@ -109,7 +116,7 @@ static void check(void)
 	expect(rng_works(&rng), "rng");
 	expect(!device_start(&victim) && block_io(&victim, 0, 1) && block_data[0] == 0x11,
 	       "block:0 after a reset");
-	for (size_t i = 3; i < DEVICES; i++)
+	for (size_t i = 3; i < found; i++)
 		expect(!device_start(devices[i].device), devices[i].name);
 }
 
@@ -118,11 +125,15 @@ void main(void)
 	uint8_t key;
 
 	outb(COM1 + COM_MCR, COM_MCR_DTR_RTS); /* ready to receive */
-	for (size_t i = 0; i < DEVICES; i++)
-		expect(!device_find(devices[i].device, devices[i].id, devices[i].nth,
-				    devices[i].queues) &&
-			       !device_start(devices[i].device),
-		       devices[i].name);
+	for (found = 0; found < DEVICES; found++) {
+		struct device *d = devices[found].device;
+		const char *missing = device_find(d, devices[found].id, devices[found].nth,
+						  devices[found].queues);
+
+		if (missing && found == NET) /* the only one that may be missing */
+			break;
+		expect(!missing && !device_start(d), devices[found].name);
+	}
 	put(failures ? "not ready\n" : "ready\n");
 	while ((key = get()) != 'q') {
 		if (key != '.') {

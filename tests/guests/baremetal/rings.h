@@ -21,6 +21,7 @@ static int rings_taken;
 struct device {
 	struct virtio v;
 	int queues;
+	uint32_t features; /* that it takes if they are on offer */
 	struct ring *ring[MAX_QUEUES];
 	uintptr_t notify[MAX_QUEUES];
 };
@@ -72,7 +73,7 @@ static const char *device_start(struct device *d)
 	const char *missing;
 
 	pci_write32(d->v.slot, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
-	missing = virtio_negotiate(&d->v);
+	missing = virtio_negotiate_features(&d->v, d->features);
 	if (missing)
 		return missing;
 	for (int i = 0; i < d->queues; i++)

@@ -107,7 +107,8 @@ static inline void virtio_enable_msix(struct virtio *v, int vector)
 	pci_write32(v->slot, v->msix_cap, control | 1u << 31);
 }
 
-static inline const char *virtio_negotiate(struct virtio *v)
+/* Negotiate what the device offers of `features` (bits 0 to 31), and VIRTIO_F_VERSION_1. */
+static inline const char *virtio_negotiate_features(struct virtio *v, uint32_t features)
 {
 	write8(v->common + COMMON_STATUS, 0);
 	while (read8(v->common + COMMON_STATUS))
@@ -116,8 +117,10 @@ static inline const char *virtio_negotiate(struct virtio *v)
 	write32(v->common + COMMON_DEVICE_FEATURE_SELECT, 1);
 	if (!(read32(v->common + COMMON_DEVICE_FEATURE) & FEATURE_VERSION_1_HIGH))
 		return "VIRTIO_F_VERSION_1";
+	write32(v->common + COMMON_DEVICE_FEATURE_SELECT, 0);
+	features &= read32(v->common + COMMON_DEVICE_FEATURE);
 	write32(v->common + COMMON_DRIVER_FEATURE_SELECT, 0);
-	write32(v->common + COMMON_DRIVER_FEATURE, 0);
+	write32(v->common + COMMON_DRIVER_FEATURE, features);
 	write32(v->common + COMMON_DRIVER_FEATURE_SELECT, 1);
 	write32(v->common + COMMON_DRIVER_FEATURE, FEATURE_VERSION_1_HIGH);
 	write8(v->common + COMMON_STATUS,
@@ -125,6 +128,11 @@ static inline const char *virtio_negotiate(struct virtio *v)
 	if (!(read8(v->common + COMMON_STATUS) & STATUS_FEATURES_OK))
 		return "FEATURES_OK";
 	return NULL;
+}
+
+static inline const char *virtio_negotiate(struct virtio *v)
+{
+	return virtio_negotiate_features(v, 0);
 }
 
 static inline void write_address(uintptr_t at, const volatile void *address)
