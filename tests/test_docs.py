@@ -11,7 +11,7 @@ import pytest
 from seccomp.__main__ import table
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "RELIABILITY.md")
 _PATH = re.compile(r"(?<![\w~/.-])((?:[\w-]+/)+[\w.*-]*)")
 _FOLDERS = {"crosvm_py", "devices", "jail", "kernel_loader", "seccomp", "sys_util", "tests"}
 
