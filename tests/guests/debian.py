@@ -69,12 +69,16 @@ def _machine_sources(suite: str) -> str:
 
 
 def tree(
-    target: Path, packages: Sequence[str], suite: str = SUITE, hooks: Sequence[str] = ()
+    target: Path,
+    packages: Sequence[str],
+    suite: str = SUITE,
+    hooks: Sequence[str] = (),
+    foreign: str = "",
 ) -> None:
     """Unpack and configure a minimal Debian with ``packages`` into ``target``.
 
     Another ``suite`` comes from the same mirrors; ``hooks`` are shell commands that may still use
-    apt in the tree, ``$1``.
+    apt in the tree, ``$1``. A ``foreign`` architecture's packages are unpacked only.
     """
     need_root("a Debian tree")
     sources = target.with_suffix(".list")
@@ -82,7 +86,8 @@ def tree(
     run(
         "mmdebstrap",
         [
-            *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"),
+            *("mmdebstrap", "--mode=root", "--format=directory"),
+            *(("--variant=extract", f"--arch={foreign}") if foreign else ("--variant=minbase",)),
             f"--include={','.join(packages)}",
             *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in NO_DOCUMENTS),
             *(f"--customize-hook={hook}" for hook in hooks),
