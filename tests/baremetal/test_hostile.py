@@ -52,6 +52,7 @@ ATTACKS = {
     "j": "MSI-X vectors, table and masks",
     "k": "a storm of interrupts that nobody takes",
     "l": "all 64K ports, random widths and values",
+    "x": "string instructions on ports, thousands of accesses each",
     "m": "addresses from the end of memory to 4 GiB",
     "n": "buffers that overlap to more than there is memory",
     "o": "a balloon of pages that are its own ring, and another's",

@@ -98,6 +98,9 @@ static void attack(uint8_t key)
 	case 'u':
 		print_sector_0(&victim);
 		break;
+	case 'x':
+		string_io();
+		break;
 	case 'w':
 		absurd_frames(&net);
 		break;
