@@ -31,6 +31,10 @@ _STDOUT: Final = 1
 _STDERR: Final = 2
 _MOST_WORDS: Final = 16384
 
+# The device writes only whole frames, of up to 64 KiB: this has room for several on their way. The
+# kernel doubles it for its overhead, or takes its limit.
+_SEND_BUFFER_BYTES: Final = 256 * 1024
+
 # What it says to every root, and about a system without a log daemon.
 _NOISE: Final = ("Don't run as root", "Failed to send")
 
@@ -52,6 +56,7 @@ def start_passt(spec: NetworkSpec) -> int:
         if status != 0:
             raise ConfigError(f"{spec.option}: passt: {_complaint(words) or f'status {status}'}")
         ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         return ours.detach()
 
 

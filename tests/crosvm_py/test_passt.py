@@ -49,6 +49,8 @@ def test_passt_gets_the_socket_and_the_ports(path: Path) -> None:
     assert (network.spec.tap, network.spec.mtu) == (False, 65520)
     (fd,) = network.fds
     assert not os.get_blocking(fd)
+    with socket.socket(fileno=os.dup(fd)) as ours:
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= 4 * 65536
     assert os.read(fd, 100) == b"hello\n"
     assert os.read(fd, 100) == b""  # nobody else has the other end
     os.close(fd)
