@@ -94,10 +94,15 @@ class LocalBackend:
         except GuestError:
             self.answers.append(("failed", index))
 
-    def reset(self) -> None:
+    def end(self) -> None:
+        """End without a word."""
         for index in tuple(self.started):
             self.worker.stop_queue(index)
         self.started.clear()
+        self.answers.clear()
+
+    def reset(self) -> None:
+        self.end()
         self.device.reset()
         self.answers.append(("reset", 0))
 
@@ -121,6 +126,7 @@ class RegisterFuzzer:
         self._backend = LocalBackend(self._memory)
         self._machine = Machine(self._backend)  # type: ignore[arg-type]  # not the fake one
         self._status = 0
+        self._lost = False  # there is no device process
 
     def episode(self, source: Source) -> None:
         """Do some steps, and then drive the device as it should be."""
@@ -129,10 +135,10 @@ class RegisterFuzzer:
             self.mutations += 1
             self._step(source)
             self._check()
-        self._recover()
+        self._recover(source)
 
     def _step(self, source: Source) -> None:
-        kind = source.below(12)
+        kind = source.below(13)
         machine = self._machine
         if kind < 4:
             self._access_bar(source)
@@ -153,8 +159,12 @@ class RegisterFuzzer:
             self._configure(source)
         elif kind == 10:
             self._answer()
-        else:
+        elif kind == 11:
             self._kick(source)
+        elif one_in(source, 3):
+            self._end_process()
+        else:
+            self._replace()
 
     def _access_bar(self, source: Source) -> None:
         base = self._machine.config_read(0x10, 4) & ~0xF
@@ -198,6 +208,19 @@ class RegisterFuzzer:
             else:
                 transport.set_needs_reset()
 
+    def _end_process(self) -> None:
+        """The device dies for good, with everything that it owes."""
+        self._backend.end()
+        self._lost = True
+        self._machine.transport.backend_lost()
+
+    def _replace(self) -> None:
+        """Another process takes the place of this one."""
+        self._backend.end()
+        self._lost = False
+        self._backend = LocalBackend(self._memory)
+        self._machine.transport.reactivate(self._backend)
+
     def _check(self) -> None:
         """What holds whatever a driver does."""
         machine = self._machine
@@ -218,9 +241,11 @@ class RegisterFuzzer:
             addresses = [told.desc_table, told.avail_ring, told.used_ring]
             assert (queue.size, queue.addresses) == (told.size, addresses), "moved while it runs"
 
-    def _recover(self) -> None:
+    def _recover(self, source: Source) -> None:
         """Reset and use the device as virtio 1.3 §3.1.1 says."""
         machine = self._machine
+        if self._lost or one_in(source, 4):
+            self._replace()
         machine.config_write(0x10, 4, WINDOW_BASE)
         machine.command(MEMORY | MASTER)
         machine.write(STATUS, 1, 0)
