@@ -139,32 +139,36 @@ class RegisterFuzzer:
 
     def _step(self, source: Source) -> None:
         kind = source.below(13)
-        machine = self._machine
+        steps = (self._access_config, self._access_ecam, self._access_ports, self._command)
         if kind < 4:
             self._access_bar(source)
-        elif kind == 4:
-            offset = pick(source, CONFIG_PLACES) if one_in(source, 2) else source.below(4096)
-            self._access(source, SLOT_BASE + offset)
-        elif kind == 5:
-            self._access(source, ECAM_BASE + source.bits(26))
-        elif kind == 6:
-            width = pick(source, WIDTHS)
-            machine.pio.write(0xCF8, 4, number(source, 32) & 0x8000_FFFF)
-            machine.pio.write(0xCFC + source.below(4), width, number(source, 8 * width))
-        elif kind == 7:
-            machine.command(pick(source, COMMANDS))
+        elif kind < 8:
+            steps[kind - 4](source)
         elif kind == 8:
-            machine.write(STATUS, 1, pick(source, STATUSES))
+            self._machine.write(STATUS, 1, pick(source, STATUSES))
         elif kind == 9:
             self._configure(source)
         elif kind == 10:
             self._answer()
         elif kind == 11:
             self._kick(source)
-        elif one_in(source, 3):
-            self._end_process()
         else:
-            self._replace()
+            self._end_process(source)
+
+    def _access_config(self, source: Source) -> None:
+        offset = pick(source, CONFIG_PLACES) if one_in(source, 2) else source.below(4096)
+        self._access(source, SLOT_BASE + offset)
+
+    def _access_ecam(self, source: Source) -> None:
+        self._access(source, ECAM_BASE + source.bits(26))
+
+    def _access_ports(self, source: Source) -> None:
+        width = pick(source, WIDTHS)
+        self._machine.pio.write(0xCF8, 4, number(source, 32) & 0x8000_FFFF)
+        self._machine.pio.write(0xCFC + source.below(4), width, number(source, 8 * width))
+
+    def _command(self, source: Source) -> None:
+        self._machine.command(pick(source, COMMANDS))
 
     def _access_bar(self, source: Source) -> None:
         base = self._machine.config_read(0x10, 4) & ~0xF
@@ -208,14 +212,16 @@ class RegisterFuzzer:
             else:
                 transport.set_needs_reset()
 
-    def _end_process(self) -> None:
-        """The device dies for good, with everything that it owes."""
-        self._backend.end()
-        self._lost = True
-        self._machine.transport.backend_lost()
+    def _end_process(self, source: Source) -> None:
+        """The device dies, with everything that it owes: another takes its place, or none."""
+        if one_in(source, 3):
+            self._backend.end()
+            self._lost = True
+            self._machine.transport.backend_lost()
+        else:
+            self._replace()
 
     def _replace(self) -> None:
-        """Another process takes the place of this one."""
         self._backend.end()
         self._lost = False
         self._backend = LocalBackend(self._memory)
