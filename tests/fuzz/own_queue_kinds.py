@@ -278,7 +278,8 @@ class ConsoleKind:
         assert self._drain().endswith(b"good")
 
     def _drain(self) -> bytes:
-        """Read what came out until nothing waits for room."""
+        """Read what comes out, also of what an earlier process left, until nothing waits."""
+        self.side.context.advance(0)
         found = self._pipes.read()
         while self._pipes.output_fd() in self.side.context.fds:
             self._pipes.room()
