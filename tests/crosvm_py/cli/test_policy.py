@@ -179,6 +179,11 @@ def test_words_that_cannot_be_read_are_named(words: list[str], reason: str) -> N
         execute(words)
 
 
+def test_warden_is_not_recorded() -> None:
+    with pytest.raises(ConfigError, match="the warden's policy holds for devices, too"):
+        execute(["policy", "record", "warden", "-o", "d", "--", "k"])
+
+
 @pytest.mark.parametrize(
     "words",
     [
