@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``python -m tests.endurance``: VMs by the hundred, by the dozen, and for an hour under fire."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.endurance.load import run_load
+from tests.endurance.many import run_many
+from tests.endurance.starts import run_starts
+from tests.kvmhost.fixture import session
+
+if TYPE_CHECKING:
+    from tests.endurance.load import LoadResult
+    from tests.endurance.many import ManyResult
+    from tests.endurance.starts import StartsResult
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.endurance", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the figures for a program")
+    subjects = parser.add_subparsers(dest="subject", required=True)
+    starts = subjects.add_parser("starts", help="start and end VMs on this machine's KVM")
+    starts.add_argument("--count", type=int, default=1000)
+    many = subjects.add_parser("many", help="Linux guests side by side in the KVM test host")
+    many.add_argument("--count", type=int, default=20)
+    load = subjects.add_parser("load", help="a Linux guest under load, its devices under fire")
+    load.add_argument("--minutes", type=float, default=60.0)
+    load.add_argument("--seed", type=int, default=1)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> StartsResult | ManyResult | LoadResult:
+    if options.subject == "starts":
+        with tempfile.TemporaryDirectory() as folder:
+            return run_starts(options.count, Path(folder), progress=True)
+    for host in session():
+        if options.subject == "many":
+            return run_many(host, options.count)
+        return run_load(host, 60 * options.minutes, options.seed)
+    raise AssertionError("a session has one host")
+
+
+def main() -> int:
+    """Run one subject and print its figures; 1 if anything was left or went wrong."""
+    options = _parser().parse_args()
+    result = _run(options)
+    fields = result._asdict()
+    if options.json:
+        sys.stdout.write(f"{json.dumps(fields)}\n")
+    else:
+        sys.stdout.writelines(f"{name}: {value}\n" for name, value in fields.items())
+    return int(bool(fields.get("left") or fields.get("wrong")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A Linux guest under load, whose device processes are killed and stopped one after the other."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from tests.e2e.support import CLOUD, Lab
+from tests.endurance.progress import report
+
+if TYPE_CHECKING:
+    from tests.kvmhost.fixture import KvmHost
+
+HOST_IP: Final = "10.8.0.1"
+GUEST_IP: Final = "10.8.0.2"
+DEVICES: Final = ("block:1", "net:0", "block:2", "vsock", "rng", "block:0", "balloon")
+HARASS: Final = "/project/tests/endurance/harass.py"
+BLOB_MIB: Final = 8
+
+# fio writes blocks with checksums at depth 16 and reads each of them back; files of another disk
+# are written and compared; the network brings the same bytes on each new connection; vsock, whose
+# connections end with their device, asks again. A line on the console ends it.
+SCRIPT: Final = f"""
+ip addr add {GUEST_IP}/24 dev eth0; ip link set eth0 up
+fio --name=load --filename=/dev/vdb --rw=randwrite --bs=8k --direct=1 --ioengine=libaio \
+--iodepth=16 --size=4m --loops=1000000 --verify=crc32c --verify_fatal=1 >/tmp/fio 2>&1 &
+fio=$!
+(while sleep 0.1; do head -c 256 /dev/hwrng >/dev/null || echo failed; done) >/tmp/rng 2>&1 &
+/sbin/mke2fs -q -t ext4 /dev/vdc && mount /dev/vdc /mnt
+socat -u TCP:{HOST_IP}:5000,retry=9 OPEN:/tmp/blob,creat
+(while :; do
+    socat -u TCP:{HOST_IP}:5000,retry=9 - | cmp -s - /tmp/blob || echo broken
+    echo round
+done) >/tmp/tcp 2>&1 &
+(while sleep 0.2; do echo hello | socat - VSOCK-CONNECT:2:52 | grep -c hello
+done) >/tmp/vsock 2>&1 &
+(read word </dev/ttyS0; echo >/tmp/stop) &
+echo "the load runs"
+n=0; rounds=0
+while [ ! -e /tmp/stop ]; do
+    head -c 65536 /dev/urandom >/mnt/$n
+    (cd /mnt; sha256sum $n) >>/tmp/sums
+    n=$((n + 1))
+    [ $n = 100 ] || continue
+    echo 1 >/proc/sys/vm/drop_caches
+    (cd /mnt; sha256sum -c -s /tmp/sums) || echo WRONG
+    n=0; rounds=$((rounds + 1)); >/tmp/sums
+done
+sync; echo 1 >/proc/sys/vm/drop_caches
+fact files sh -c 'cd /mnt; sha256sum -c -s /tmp/sums; echo $?'
+umount /mnt
+fact check sh -c '/sbin/e2fsck -fn /dev/vdc >/dev/null 2>&1; echo $?'
+kill -0 $fio && fact running echo yes
+kill -INT $fio; wait $fio
+fact verified grep -c 'err= 0' /tmp/fio
+fact written sh -c "grep -o 'io=[^ ,]*' /tmp/fio | tr '\\n' ' '"
+fact rounds echo $rounds
+fact tcp_rounds grep -c round /tmp/tcp
+fact tcp_broken grep -c broken /tmp/tcp
+fact vsock_answers grep -c '^1' /tmp/vsock
+fact rng_failures grep -c failed /tmp/rng
+fact errors /bin/dmesg -l emerg,alert,crit,err
+"""
+
+# What each fact has to be.
+EXPECTED: Final = {
+    "files": "0",
+    "check": "0",
+    "running": "yes",
+    "verified": "1",
+    "tcp_broken": "0",
+    "rng_failures": "0",
+    "errors": "",
+}
+
+
+class LoadResult(NamedTuple):
+    """What came of it."""
+
+    seconds: float
+    killed: int
+    stopped: int
+    restarts: dict[str, int]
+    facts: dict[str, str]
+    wrong: list[str]
+
+
+def run_load(host: KvmHost, seconds: float, seed: int) -> LoadResult:
+    """Harass a guest for so long and say what its guest saw."""
+    started = time.monotonic()
+    lab = Lab(host, "root")
+    lab.shell(f"head -c {BLOB_MIB}M /dev/urandom >blob")
+    disks = ("--rwdisk", lab.disk("load.img", 8), "--rwdisk", lab.disk("fs.img", 64))
+    net = ("--net", f"host-ip={HOST_IP},netmask=255.255.255.0")
+    vsock = f"{lab.folder}/v.sock"
+    more = ("--vsock", f"cid=3,socket={vsock}", "--balloon", "0", "--device-timeout", "3")
+    servers = (
+        ["socat", "-u", f"OPEN:{lab.folder}/blob", "TCP-LISTEN:5000,reuseaddr,fork"],
+        ["socat", f"UNIX-LISTEN:{vsock}_52,fork", "PIPE"],
+    )
+    with (
+        host.start(servers[0]),
+        host.start(servers[1]),
+        lab.start(*disks, *net, *more, "-c", "2", "-m", "512", kernel=CLOUD, script=SCRIPT) as vm,
+    ):
+        vm.wait_for("the load runs")
+        report(f"the load runs, for {seconds:.0f} s")
+        words = ["python3", HARASS, vm.socket, str(seed), f"{seconds}s", *DEVICES]
+        result = host.run(words, timeout=seconds + 600)
+        wrong = [] if result.status == 0 else [result.stderr, vm.log]
+        done = json.loads(result.stdout or '{"killed": 0, "stopped": 0, "counters": {}}')
+        vm.command.send("stop\n")
+        facts = vm.finish()
+        wrong += [
+            f"{name} is {facts.get(name)!r}"
+            for name, value in EXPECTED.items()
+            if facts.get(name) != value
+        ]
+        if "WRONG" in vm.console:
+            wrong.append("a file was read back with another checksum")
+    lab.close()
+    restarts = {name: counters["restarts"] for name, counters in done["counters"].items()}
+    return LoadResult(
+        time.monotonic() - started, done["killed"], done["stopped"], restarts, facts, wrong
+    )
