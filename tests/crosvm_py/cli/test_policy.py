@@ -123,7 +123,7 @@ def test_show_obeys_no_control_characters(
         (["rng", "getrandom", "0", "16", "0"], 0, "getrandom(0, 16, 0): allowed\n"),
         (["rng", "getrandom", "0", "16", "1"], EXIT_DENIED, "denied, trapped: the call"),
         (["rng", "openat"], EXIT_DENIED, "denied, answered with ENOENT, and not carried out"),
-        (["vmm", "ioctl", "3", "KVM_RUN"], 0, "ioctl(3, KVM_RUN): allowed"),
+        (["vmm", "ioctl", "3", "KVM_IRQFD"], 0, "ioctl(3, KVM_IRQFD): allowed"),
         (["rng", "--", "lseek", "-1"], EXIT_DENIED, "no rule names this call"),
         (["rng", "--arch", "aarch64", "epoll_pwait"], 0, "epoll_pwait(): allowed"),
     ],
