@@ -65,7 +65,8 @@ class Vsock(SimpleDevice):
         ]
         self._muxer = Muxer(spec.cid, os.fsencode(connect_path), sockets, self._schedule)
         self._transport_reset = TransportReset()
-        self._transport_reset.on_settled = self._schedule
+        self._transport_reset.on_settled = self._on_settled
+        self._echo_due = False
         self._log = get_logger("devices.virtio.vsock").limited()
         self._context: DeviceContext
         self._scheduled = False
@@ -104,6 +105,7 @@ class Vsock(SimpleDevice):
     def reset(self) -> None:
         self._muxer.reset()
         self._transport_reset.reset()
+        self._echo_due = False
         self._tx_waits = False
 
     def attach(self, context: DeviceContext) -> None:
@@ -117,7 +119,9 @@ class Vsock(SimpleDevice):
             return False
         if port.resumed:
             port.resumed = False
-            self._transport_reset.begin()
+            if self._transport_reset.begin(early=True):
+                self._muxer.begin_echo(self._transport_reset.allow)
+                self._echo_due = True
         if index == RX_QUEUE:
             return self._serve_rx()
         if index == TX_QUEUE:
@@ -136,11 +140,34 @@ class Vsock(SimpleDevice):
         if self._serve_rx():
             self._schedule()
 
+    def _on_settled(self) -> None:
+        self._muxer.end_echo()
+        self._schedule()
+
+    def _ask_for_echo(self, port: QueuePort) -> bool:
+        """Say what the driver will answer; return whether to go on.
+
+        The answer tells that it has seen every packet of the last process: it must learn of no
+        connection after it has closed them all.
+        """
+        while self._echo_due:
+            chain = port.take()
+            if chain is None:
+                return port.wait()
+            if chain.writer.remaining >= HEADER_BYTES and not chain.reader.remaining:
+                chain.writer.write(self._muxer.echo_request())
+                self._echo_due = False
+            port.give_back(chain)
+        port.flush()
+        return False
+
     def _serve_rx(self) -> bool:
         """Fill receive buffers; return whether there is more to do at once."""
         port = self._context.port(RX_QUEUE)
-        if port is None or self._transport_reset.pending:
+        if port is None:
             return False
+        if self._transport_reset.pending:
+            return self._ask_for_echo(port)
         muxer = self._muxer
         more = self._fill_buffers(port)
         port.flush()

@@ -50,8 +50,8 @@ class TransportReset:
 
     Who was connected with whom is lost with the old process. A driver that learns of a new
     connection before it has closed the old ones would close that one, too: so there is none while
-    this is ``pending``. The driver is done when it gives the buffer of the event back; one that
-    keeps it is waited for no longer than ``PATIENCE_SECONDS``.
+    this is ``pending``. The driver is done when it gives the buffer of the event back. Each step is
+    waited for no longer than ``PATIENCE_SECONDS``.
     """
 
     def __init__(self) -> None:
@@ -59,6 +59,7 @@ class TransportReset:
         self.on_settled: Callable[[], None] = _nothing
         self._context: DeviceContext
         self._due = False
+        self._early = False  # the driver may still be at what the last process told it
         self._port: QueuePort | None = None
         self._held: list[DescriptorChain] = []  # of this queue, while we wait for one more
         self._timer: Timer | None = None
@@ -67,22 +68,43 @@ class TransportReset:
         """Learn the surroundings."""
         self._context = context
 
-    def begin(self) -> None:
-        """A queue goes on that an earlier process served; harmless when that is known."""
-        if self._timer is None:
-            self.pending = self._due = True
+    def begin(self, *, early: bool = False) -> bool:
+        """A queue goes on that an earlier process served; return whether that is news.
+
+        ``early``: no event before ``allow``.
+        """
+        if self._timer is not None:
+            return False
+        self.pending = self._due = True
+        self._early = early
+        self._timer = self._context.call_later(PATIENCE_SECONDS, self._lose_patience)
+        return True
+
+    def allow(self) -> None:
+        """The driver knows everything that the last process told it: it may have the event."""
+        if self._early:
+            self._early = False
+            port = self._context.port(EVENT_QUEUE)
+            if port is not None and self.serve(port):
+                self._context.serve_again()
+
+    def _lose_patience(self) -> None:
+        if self._early:
+            self.allow()
             self._timer = self._context.call_later(PATIENCE_SECONDS, self._settle)
+        else:
+            self._settle()
 
     def reset(self) -> None:
         """Forget the driver."""
-        self.pending = self._due = False
+        self.pending = self._due = self._early = False
         self._held.clear()
         if self._timer is not None:
             self._timer.cancel()
 
     def serve(self, port: QueuePort) -> bool:
         """Send the event that is due once there is a buffer for it; return whether to go on."""
-        if not self._due and not self.pending:
+        if self._early or not (self._due or self.pending):
             return False
         if port is not self._port:
             self._port = port

@@ -15,7 +15,15 @@ from devices.virtio.vsock_connection import Connection
 from devices.virtio.vsock_entrance import Connector, Entrance
 from devices.virtio.vsock_hub import WATCH_NOTHING, State
 from devices.virtio.vsock_outbox import MessagePool
-from devices.virtio.vsock_packet import Op, PacketError, SocketType, read_header, reset_reply
+from devices.virtio.vsock_packet import (
+    VMADDR_CID_HOST,
+    Header,
+    Op,
+    PacketError,
+    SocketType,
+    read_header,
+    reset_reply,
+)
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -25,7 +33,6 @@ if TYPE_CHECKING:
 
     from devices.virtio.chain import Reader, Writer
     from devices.virtio.context import DeviceContext
-    from devices.virtio.vsock_packet import Header
 
 # As many as Firecracker and Cloud Hypervisor have.
 MAX_CONNECTIONS: Final = 1023
@@ -56,6 +63,9 @@ LOCAL_PORTS: Final = 1 << 30
 # The next process must not use a port again to which the guest may still have an old connection. So
 # each takes a block of ports that none had before it.
 PORT_BLOCK: Final = 1 << 12
+
+# A pair of ports that is never connected: the driver resets what comes for it (§5.10.6.4).
+_ECHO_PORTS: Final = (FIRST_LOCAL_PORT - 1, 0xFFFF_FFFF)
 
 _log = get_logger("devices.virtio.vsock")
 _limited = _log.limited()  # for what either side can cause
@@ -93,6 +103,7 @@ class Muxer:
         self._line: deque[Connection] = deque()  # who has something for the guest
         self._resets: deque[Header] = deque()
         self._attempts: dict[tuple[int, int], _Attempt] = {}
+        self._on_echo: Callable[[], None] | None = None
         self._full_ports: set[int] = set()  # whose listeners had no room at the last look
         self._retrying = False
         self._deadlines: dict[Connection, int] = {}  # ticks; soonest first
@@ -117,6 +128,7 @@ class Muxer:
             self.forget(connection)
         self._line.clear()
         self._resets.clear()
+        self._on_echo = None
         self.socket_types = frozenset()
 
     def close(self) -> None:
@@ -174,11 +186,34 @@ class Muxer:
             connection.kill()
             raise
 
+    def begin_echo(self, on_echo: Callable[[], None]) -> None:
+        """Wait for the answer to ``echo_request``.
+
+        Until ``end_echo`` no packet of old connections is answered: the driver is about to close
+        them all, and so many resets would hold its answer up.
+        """
+        self._on_echo = on_echo
+
+    def echo_request(self) -> bytes:
+        """Return a packet that the driver answers when it has seen all packets before it."""
+        host_port, guest_port = _ECHO_PORTS
+        addresses = (VMADDR_CID_HOST, self.guest_cid, host_port, guest_port)
+        socket_type = min(self.socket_types, default=SocketType.STREAM)
+        return Header(*addresses, 0, socket_type, Op.CREDIT_REQUEST, 0, 0, 0).pack()
+
+    def end_echo(self) -> None:
+        """Answer everything again."""
+        self._on_echo = None
+
     def _refuse(self, header: Header) -> None:
         """Answer a packet that cannot be taken: end its connection, if it has one."""
-        connection = self._connections.get((header.dst_port, header.src_port))
+        ports = (header.dst_port, header.src_port)
+        connection = self._connections.get(ports)
         if connection is not None:
             connection.kill()
+        elif self._on_echo is not None and header.op != Op.REQUEST:
+            if ports == _ECHO_PORTS:
+                self._on_echo()
         elif header.op != Op.RST:
             self._context.counters.add(REFUSED if header.op == Op.REQUEST else RESETS)
             self._resets.append(reset_reply(header))
