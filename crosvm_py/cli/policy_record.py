@@ -244,7 +244,7 @@ RECORD: Final = Command(
     Positional(
         "DEVICE",
         "device of that VM such as block or net, all for all of them, vmm or vcpu; after -- the "
-        "arguments of crosvm run",
+        "arguments of crosvm run, whose exit status is passed on",
         1,
         64,
         "RUN ARGUMENTS",

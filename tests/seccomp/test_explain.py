@@ -161,7 +161,7 @@ def test_every_rule_decides_as_the_compiled_filter(name: str, arch: str) -> None
 @pytest.mark.parametrize(
     ("call", "words", "reason"),
     [
-        ("raed", [], "unknown system call 'raed', did you mean read?"),
+        ("rread", [], "unknown system call 'rread', did you mean read?"),
         ("", [], "unknown system call ''"),
         ("x" * 99, [], f"unknown system call '{'x' * 59}$"),
         ("read", ["1"] * 7, "7 arguments; a system call has at most 6"),

@@ -48,7 +48,7 @@ def test_device_is_named_by_kind_or_number_or_policy(words: str, name: str) -> N
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("blok", "no device or policy 'blok', did you mean block?"),
+        ("blockk", "no device or policy 'blockk', did you mean block?"),
         ("block:x", "no device or policy 'block:x', did you mean block?"),
         ("../vmm", r"no device or policy '\.\./vmm', did you mean vmm\?"),
         ("common_device", "no device or policy 'common_device'"),
@@ -169,7 +169,7 @@ def test_simulate_of_a_wrong_policy_is_no_verdict(
         (["policy", "record", "rng", "-o", "d", "--", "-x"], "record: run: unknown option -x"),
         (["policy", "record", "rng", "-o", "d", "--", "-h"], "crosvm run --help tells"),
         (["policy", "simulate", "rng"], "DEVICE SYSCALL .* is missing"),
-        (["policy", "simulate", "rng", "raed"], "policy simulate: unknown system call 'raed'"),
+        (["policy", "simulate", "rng", "rread"], "policy simulate: unknown system call 'rread'"),
         (["policy", "simulate", "rng", "read", "KVM_RUM"], "did you mean KVM_RUN?"),
         (["policy", "simulate", "rng", "read", *"1234567"], "unexpected argument '7'"),
     ],
