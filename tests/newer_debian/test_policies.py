@@ -17,11 +17,14 @@ import pytest
 from tests.e2e.support import GUEST_SECONDS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.e2e.support import Lab, Vm
     from tests.kvmhost.fixture import KvmHost
 
 HOST_IP: Final = "10.78.0.1"
 TAP: Final = f"host-ip={HOST_IP},netmask=255.255.255.0,mac=52:54:00:78:00:02"
+UPLINK_IP: Final = "192.0.2.10"
 CID: Final = 79
 MEMORY_MIB: Final = 256
 BALLOON_MIB: Final = 64
@@ -41,6 +44,10 @@ read word </dev/ttyS0
 echo 3 >/proc/sys/vm/drop_caches
 fact read_back sh -c 'head -c 1m /dev/vdb | sha256sum'
 fact ping sh -c 'ping -c 3 -s 8000 {HOST_IP} | grep packets'
+if [ -e /sys/class/net/eth1 ]; then
+    ip link set eth1 up
+    fact lease udhcpc -i eth1 -s /bin/true -q -n -t 8
+fi
 fact vsock sh -c 'echo question | socat -t 99 - VSOCK-CONNECT:2:5000'
 for port in /sys/class/virtio-ports/*/name; do
     read -r name <$port
@@ -57,20 +64,34 @@ read word </dev/ttyS0
 
 
 class Datapath(NamedTuple):
-    """Who moves frames and packets: we or the host's kernel; and the policies that are used."""
+    """Who moves frames and packets, we (also through passt) or the host's kernel."""
 
-    net: str
+    nets: tuple[str, ...]
     vsock: str
     answer: str
     policies: frozenset[str]
 
 
 OURS: Final = Datapath(
-    "", "cid={cid},socket={folder}/v", "UNIX-LISTEN:{folder}/v_5000", frozenset({"net", "vsock"})
+    (TAP, "user"),
+    "cid={cid},socket={folder}/v",
+    "UNIX-LISTEN:{folder}/v_5000",
+    frozenset({"net", "vsock"}),
 )
 KERNEL: Final = Datapath(
-    ",vhost-net", "{cid}", "VSOCK-LISTEN:5000", frozenset({"vhost_net", "vhost_vsock"})
+    (f"{TAP},vhost-net",), "{cid}", "VSOCK-LISTEN:5000", frozenset({"vhost_net", "vhost_vsock"})
 )
+
+
+@pytest.fixture
+def uplink(kvmhost: KvmHost) -> Iterator[None]:
+    """A network for the host itself, which has none: what passt gives to the guest."""
+    kvmhost.shell(
+        "ip link add uplink type dummy; ip link set uplink up\n"
+        f"ip addr add {UPLINK_IP}/24 dev uplink; ip route add default via 192.0.2.1 dev uplink"
+    )
+    yield
+    kvmhost.shell("ip link del uplink")
 
 
 def devices(lab: Lab, vm: Vm) -> dict[str, dict[str, object]]:
@@ -117,6 +138,7 @@ def test_host_is_newer(kvmhost: KvmHost) -> None:
     assert kernel >= [6, 12]
 
 
+@pytest.mark.usefixtures("uplink")
 @pytest.mark.parametrize("datapath", [OURS, KERNEL], ids=["ours", "kernel"])
 def test_no_device_is_denied_what_it_needs(lab: Lab, datapath: Datapath) -> None:
     disk = lab.disk("disk.img", DISK_MIB)
@@ -125,7 +147,8 @@ def test_no_device_is_denied_what_it_needs(lab: Lab, datapath: Datapath) -> None
     console = f"hardware=virtio-console,type=file,path={lab.folder}/agent,num=2,name=org.agent"
     options = (
         *("-c", "2", "-m", str(MEMORY_MIB), "--rwdisk", disk, "--balloon", "0"),
-        *("--net", TAP + datapath.net, "--vsock", datapath.vsock.format(**names)),
+        *(word for net in datapath.nets for word in ("--net", net)),
+        *("--vsock", datapath.vsock.format(**names)),
         *("--serial", f"{console},input={lab.folder}/fifo"),
         *("--serial", "type=stdout,console,stdin"),
     )
@@ -143,6 +166,7 @@ def test_no_device_is_denied_what_it_needs(lab: Lab, datapath: Datapath) -> None
 
     assert facts["read_back"] == facts["wrote"]
     assert "3 packets transmitted, 3 packets received, 0% packet loss" in facts["ping"]
+    assert ("user" in datapath.nets) == (f"lease of {UPLINK_IP} obtained" in facts.get("lease", ""))
     assert facts["vsock"] == "answer to question"
     assert facts["console"] == "to the guest"
     assert "to the agent" in lab.shell("cat agent")
