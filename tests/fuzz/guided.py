@@ -2,8 +2,8 @@
 """The same targets, guided by coverage: atheris (libFuzzer) makes the bytes that decide.
 
 Needs the ``fuzz`` extra. Inputs that reach new code are kept in ``.cache/fuzz/TARGET`` for the next
-run; one that finds something is left in the working directory, and is a command line argument away
-from being tried again.
+run; one that finds something becomes ``.cache/fuzz/TARGET-crash-…``, which
+``python -m tests.fuzz.guided TARGET FILE`` tries again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,12 @@ def run_guided(name: str, runs: int, seconds: float) -> int:
         return 1
     corpus = CORPORA / name
     corpus.mkdir(parents=True, exist_ok=True)
-    words = [f"-max_len={MAX_INPUT_BYTES}", "-len_control=10", "-print_final_stats=1"]
+    words = [
+        f"-artifact_prefix={CORPORA}/{name}-",
+        f"-max_len={MAX_INPUT_BYTES}",
+        "-len_control=10",
+        "-print_final_stats=1",
+    ]
     words += [f"-runs={runs or -1}"]
     if seconds != float("inf"):
         words.append(f"-max_total_time={int(seconds)}")
