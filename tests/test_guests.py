@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from tests.guests import builtin, bzimage, cache, debian, initrd, root
+from tests.guests import builtin, bzimage, cache, debian, initrd, newer, root
 from tests.guests.cache import BuildError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DEB822 = """\
 Types: deb
@@ -58,6 +55,31 @@ def test_suite_sources_takes_only_our_suite() -> None:
         "deb [signed-by=/usr/share/keyrings/d.gpg] http://mirror.test/debian bookworm-updates main",
         "deb http://m.test/d bookworm main",
     ]
+
+
+def test_machine_sources_serve_another_suite_from_the_same_mirrors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sources.list.d").mkdir()
+    (tmp_path / "sources.list.d/debian.sources").write_text(DEB822)
+    monkeypatch.setattr(debian, "SOURCES", tmp_path)
+    assert debian.machine_sources("trixie").splitlines() == [
+        "deb [signed-by=/usr/share/keyrings/d.gpg] http://mirror.test/debian trixie main",
+        "deb [signed-by=/usr/share/keyrings/d.gpg] http://mirror.test/debian trixie-updates main",
+    ]
+
+
+def test_machine_without_our_suite_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian, "SOURCES", tmp_path)
+    with pytest.raises(BuildError, match="no apt source of Debian bookworm under"):
+        debian.machine_sources("trixie")
+
+
+def test_kernel_package_of_the_newer_debian_is_named_by_its_file() -> None:
+    kernel = Path("kernel/linux-image-6.12.1+deb13-cloud-amd64_6.12.1-1_amd64.deb")
+    assert newer.Newer(Path("tree"), kernel).package == "linux-image-6.12.1+deb13-cloud-amd64"
 
 
 def test_package_list_drops_comments() -> None:

@@ -58,7 +58,12 @@ def _stanza_entries(stanza: str) -> list[str]:
     ]
 
 
-def _machine_sources(suite: str) -> str:
+def machine_sources(suite: str) -> str:
+    """Return the apt sources of this machine's mirrors for a suite, ours or another.
+
+    Raises:
+        BuildError: this machine has none for our own.
+    """
     parts = (*SOURCES.glob("sources.list.d/*.sources"), *SOURCES.glob("sources.list.d/*.list"))
     found = suite_sources(
         path.read_text() for path in (SOURCES / "sources.list", *sorted(parts)) if path.is_file()
@@ -82,7 +87,7 @@ def tree(
     """
     need_root("a Debian tree")
     sources = target.with_suffix(".list")
-    sources.write_text(_machine_sources(suite))
+    sources.write_text(machine_sources(suite))
     run(
         "mmdebstrap",
         [
