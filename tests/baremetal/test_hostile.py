@@ -70,16 +70,18 @@ def crosvm(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 class Cost(NamedTuple):
-    """What a process took: memory at its peak, and time on a processor so far."""
+    """What a process took: memory at its peak, time on a processor so far, open descriptors."""
 
     peak_kib: int
     run_ns: int
+    fds: int
 
 
 def cost(pid: int) -> Cost:
     status = Path(f"/proc/{pid}/status").read_text()
     (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
-    return Cost(int(peak), int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]))
+    run_ns = Path(f"/proc/{pid}/schedstat").read_text().split()[0]
+    return Cost(int(peak), int(run_ns), len(os.listdir(f"/proc/{pid}/fd")))
 
 
 class Hostile:
@@ -131,6 +133,12 @@ class Hostile:
     def growth_kib(self) -> int:
         """Return by how much the process that grew most has grown."""
         return max(cost(pid).peak_kib - before.peak_kib for pid, before in self.costs.items())
+
+    def leaks_nothing(self) -> bool:
+        """Return whether every process comes to have as many descriptors as at the start."""
+        return eventually(
+            lambda: all(cost(pid).fds == before.fds for pid, before in self.costs.items())
+        )
 
     def close(self) -> None:
         self.vmm.__exit__()
@@ -193,6 +201,7 @@ def test_attack_hurts_nobody_else_and_ends_with_a_reset(lab: Lab, key: str) -> N
     assert vm.vmm.processes() == vm.processes
     assert vm.growth_kib() <= MEMORY_KIB + MAX_GROWTH_KIB
     assert vm.settles()
+    assert vm.leaks_nothing()
     lab.is_sound = True
 
 
@@ -214,6 +223,7 @@ def test_frames_with_absurd_offsets_hurt_nobody(guest: Path, tmp_path: Path) -> 
     assert vm.vmm.processes() == vm.processes
     assert vm.growth_kib() <= MEMORY_KIB + MAX_GROWTH_KIB
     assert vm.settles()
+    assert vm.leaks_nothing()
     vm.close()
 
 

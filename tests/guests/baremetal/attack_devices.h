@@ -182,6 +182,18 @@ static void change_requests(void)
 	}
 }
 
+/* What is dear: each turn of these registers makes KVM change its tables. */
+static void toggle(void)
+{
+	int slot = ap_victim->v.slot, cap = ap_victim->v.msix_cap;
+
+	virtio_enable_msix(&ap_victim->v, 0x41);
+	for (uint32_t i = 0;; i++) {
+		pci_write32(slot, PCI_COMMAND, i & 1 ? PCI_COMMAND_MEMORY : 6);
+		pci_write32(slot, cap, (i & 2 ? 3u : 2u) << 30);
+	}
+}
+
 /* Registers of every sort, without an end: each access is an exit, and takes the devices' lock. */
 static void hammer(void)
 {
@@ -253,7 +265,7 @@ static void race(struct device *d)
 /* Both processors; it does not return. */
 static void hammer_for_ever(struct device *d)
 {
-	start_ap(d, hammer);
+	start_ap(d, toggle);
 	put("hammering\n");
 	hammer();
 }
