@@ -9,17 +9,15 @@ from __future__ import annotations
 import os
 
 from crosvm_py.cgroup_limits import make_vm_cgroup
-from crosvm_py.device_kinds import DEVICE_KINDS, DeviceOrder, pack_spec
+from crosvm_py.device_kinds import DeviceOrder, pack_spec
 from crosvm_py.end_signals import hold_end_signals, release_end_signals
 from crosvm_py.kvm_limits import NO_VIRTUALIZATION
+from crosvm_py.run_policies import RunPolicies, load_run_policies
 from crosvm_py.serial_ports import open_serial_ports
 from crosvm_py.x86_64.layout import BOOT_LAYOUT, e820
 from devices.virtio.block import Block
 from kernel_loader.image import open_kernel
 from kernel_loader.load import open_initrd, plan_boot
-from seccomp import Policy, load_policy
-from seccomp.syscalls import machine_arch
-from sys_util.errors import ConfigError
 from sys_util.kvm import Kvm, host_has_hardware_virtualization
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, NamedTuple
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.run")
 
-VMM_POLICY = "vmm"
-
 # What crosvm gives every guest: a panic ends the VM instead of leaving it hanging.
 _BASE_PARAMETERS = "panic=-1"
 
@@ -46,14 +42,13 @@ _MAX_BLOCK_QUEUES = 4
 
 
 class Preparation(NamedTuple):
-    """What a run starts from."""
+    """What a run starts from. Without the sandbox there are no policies."""
 
     kvm: Kvm
     plan: BootPlan
     devices: tuple[DeviceOrder, ...]
     serial: SerialPorts
-    device_policies: dict[str, Policy] | None  # None: --disable-sandbox
-    vmm_policy: Policy | None
+    policies: RunPolicies | None
     socket: BoundSocket | None
     vsock_sockets: tuple[BoundSocket, ...]
     cgroup: VmCgroup | None
@@ -92,7 +87,7 @@ def prepare(config: RunConfig, stack: ExitStack, recorded: Recorded | None = Non
             stack.callback(vsock_socket.unlink)
         orders.append(order)
     devices = tuple(orders)
-    device_policies, vmm_policy = _policies(config, devices, recorded)
+    policies = _policies(config, {order.kind for order in devices}, recorded)
     bound = None
     if config.socket is not None:
         from crosvm_py.control.socket_path import bind_control_socket
@@ -100,9 +95,7 @@ def prepare(config: RunConfig, stack: ExitStack, recorded: Recorded | None = Non
         bound = bind_control_socket(config.socket)
         stack.callback(bound.close)
         stack.callback(bound.unlink)
-    return Preparation(
-        kvm, plan, devices, serial, device_policies, vmm_policy, bound, vsock_sockets, cgroup
-    )
+    return Preparation(kvm, plan, devices, serial, policies, bound, vsock_sockets, cgroup)
 
 
 def _make_cgroup(config: RunConfig, stack: ExitStack) -> VmCgroup | None:
@@ -150,32 +143,15 @@ def _device_orders(config: RunConfig) -> list[DeviceOrder]:
     return orders
 
 
-def _policies(
-    config: RunConfig, devices: tuple[DeviceOrder, ...], recorded: Recorded | None
-) -> tuple[dict[str, Policy] | None, Policy | None]:
+def _policies(config: RunConfig, kinds: set[str], recorded: Recorded | None) -> RunPolicies | None:
     if not config.sandbox:
         log.warning("--disable-sandbox: devices and vmm run unconfined; the guest must be trusted")
-        return None, None
+        return None
     if config.seccomp_log_failures:
         log.warning("--seccomp-log-failures: denied system calls are logged, not stopped")
-
-    def load(name: str) -> Policy:
-        if recorded is not None and name in recorded.names:
-            return _recording(name, recorded)
-        return load_policy(
-            name, directory=config.seccomp_policy_dir, log_failures=config.seccomp_log_failures
-        )
-
-    names = {DEVICE_KINDS[device.kind].policy_name for device in devices}
-    if recorded is not None and not recorded.every and recorded.names - names - {VMM_POLICY}:
-        missing = ", ".join(sorted(recorded.names - names - {VMM_POLICY}))
-        raise ConfigError(f"policy record: nothing in this run has the policy {missing}")
-    return {name: load(name) for name in sorted(names)}, load(VMM_POLICY)
-
-
-def _recording(name: str, recorded: Recorded) -> Policy:
-    """Return a filter that asks the recorder, in place of a policy."""
-    from seccomp.record import recording_filter
-
-    arch = machine_arch()
-    return Policy(name, "", recording_filter(arch), arch, recorded.fd)
+    return load_run_policies(
+        kinds,
+        directory=config.seccomp_policy_dir,
+        log_failures=config.seccomp_log_failures,
+        recorded=recorded,
+    )

@@ -39,7 +39,7 @@ def run_vm(config: RunConfig, recorded: Recorded | None = None) -> VmExit:
     with ExitStack() as stack:
         prepared = prepare(config, stack, recorded)
         warden = start_warden(
-            prepared.device_policies,
+            prepared.policies,
             {device.kind for device in prepared.devices},
             _tidying(prepared),
             keep_fds=_kept(prepared, recorded),

@@ -12,6 +12,7 @@ import time
 from crosvm_py import warden_protocol as protocol
 from crosvm_py.device_host import DeviceProcess
 from crosvm_py.device_kinds import DEVICE_KINDS
+from crosvm_py.exit_status import VmExit
 from crosvm_py.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS, NEVER, RestartBudget
 from seccomp import syscall_name
 from sys_util import linux
@@ -152,7 +153,12 @@ class Supervisor:
 
     def report_denied_calls(self) -> None:
         """Have the warden told, in the last moment, which system call the vmm was denied."""
-        linux.report_denied_calls(self._warden.channel.fileno(), protocol.VMM_DENIED_HEAD)
+        linux.report_denied_calls(
+            self._warden.channel.fileno(),
+            protocol.VMM_DENIED_HEAD,
+            status=VmExit.CRASH,
+            names_thread=True,
+        )
 
     def wait_ready(self) -> None:
         """Serve the loop until every device has said ``Ready``.
@@ -269,6 +275,9 @@ class Supervisor:
                 charge.device.death.status = status
                 charge.device.death.cause = cause
                 self._report(charge)
+            case protocol.WardenDenied(number):
+                denied = f"{syscall_name(number)} ({number}), policy warden"
+                self._end_with(f"warden (pid {self._warden.pid}): killed by seccomp: {denied}")
             case protocol.Resized(device_id, size_bytes, reason):
                 then = self._resizes.pop(device_id, None)
                 if then is None:

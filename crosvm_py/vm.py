@@ -12,13 +12,10 @@ from crosvm_py.serial_ports import VIRTIO_CONSOLE_NAME
 from crosvm_py.supervisor import Care, Supervisor
 from crosvm_py.x86_64.layout import ram_ranges
 from crosvm_py.x86_64.machine import Machine, MachineEvents
-from jail.plan import confine_vmm
-from sys_util import linux
-from sys_util.errors import HostError
+from jail.plan import confine_vmm, load_filter
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
 from sys_util.log import get_logger
-from sys_util.seccomp_notify import load_recording_filter
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -96,12 +93,9 @@ class VirtualMachine:
         self._loop.wake_on_signals()
         for signum in END_SIGNALS:
             signal.signal(signum, self._on_signal)
-        if self._prepared.vmm_policy is not None:
-            confine_vmm()
-        vcpus.start(paused=True)
         if self._prepared.socket is not None:
             self._control = self._serve_control(self._prepared.socket, vcpus)
-        self._close_door()
+        self._start(vcpus)
         vcpus.resume()
         if self._exit is None:
             self._loop.run()
@@ -132,19 +126,25 @@ class VirtualMachine:
         handler = request_handler(self._machine, self._supervisor, suspension, self._end)
         return ControlServer(self._loop, socket, handler)
 
-    def _close_door(self) -> None:
-        """Put every thread of this process under the vmm's own filter."""
-        policy = self._prepared.vmm_policy
-        if policy is None:
+    def _start(self, vcpus: VcpuSet) -> None:
+        """Start the vCPU threads, paused, and close the doors: theirs first, ours when all are in.
+
+        Raises:
+            VmmError: a thread could not be confined; no guest has run.
+        """
+        policies = self._prepared.policies
+        if policies is None:
+            vcpus.start(paused=True)
             return
-        try:
-            self._supervisor.report_denied_calls()
-            if policy.recorder is None:
-                linux.load_seccomp_filter(policy.bpf, all_threads=True)
-            else:
-                load_recording_filter(policy.bpf, policy.recorder, policy.name, all_threads=True)
-        except OSError as error:
-            raise HostError("load", f"the seccomp filter {policy.name}") from error
+        self._supervisor.report_denied_calls()
+        sockets = [*filter(None, (self._prepared.socket,)), *self._prepared.vsock_sockets]
+        confine_vmm(
+            cpus=self._config.cpus,
+            removable_in=sorted({os.path.dirname(socket.path) for socket in sockets}),
+        )
+        vcpus.start(paused=True, confine=lambda: load_filter(policies.vcpu))
+        vcpus.wait_confined()
+        load_filter(policies.main)
 
     def _end(self, vm_exit: VmExit, reason: str) -> None:
         """End the VM; only the first reason counts. In the loop's thread."""

@@ -24,8 +24,9 @@ from crosvm_py import warden_protocol as protocol
 from crosvm_py.cgroup_limits import DeviceLimits, memory_of_file
 from crosvm_py.device_kinds import DEVICE_KINDS
 from crosvm_py.device_process import run_device
+from crosvm_py.device_protocol import CALL_DENIED_HEAD
 from jail.namespaces import IdMap, clone_into, id_map_for, write_id_maps
-from jail.plan import confine_warden, device_jail
+from jail.plan import confine_warden, device_jail, load_filter
 from jail.steps import DieWithParent
 from seccomp import syscall_name
 from sys_util import linux
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from crosvm_py.device_kinds import DeviceKind
+    from crosvm_py.run_policies import RunPolicies
     from jail.cgroup import VmCgroup
     from jail.plan import JailPlan
-    from seccomp import Policy
 
 log = get_logger("crosvm.warden")
 
@@ -54,7 +55,7 @@ _SHARED: Final = 2  # guest memory and the page of counters come before the devi
 def be_warden(
     sock: socket.socket,
     null_fd: int,
-    policies: Mapping[str, Policy] | None,
+    policies: RunPolicies | None,
     kinds: Iterable[str],
     cgroup: VmCgroup | None = None,
 ) -> None:
@@ -63,7 +64,7 @@ def be_warden(
     Args:
         sock: the channel to the vmm.
         null_fd: /dev/null, for the devices.
-        policies: the compiled policy of every kind; ``None`` for ``--disable-sandbox``.
+        policies: the compiled ones of the run; ``None`` for ``--disable-sandbox``.
         kinds: the kinds of device that will be asked for, imported ahead.
         cgroup: the VM's, for groups of its devices.
     """
@@ -75,7 +76,12 @@ def be_warden(
         DEVICE_KINDS[kind].preload()
     gc.freeze()
     gc.enable()
-    _Warden(Channel(sock, protocol.WARDEN_CODEC), policies, null_fd, cgroup).run()
+    warden = _Warden(Channel(sock, protocol.WARDEN_CODEC), policies, null_fd, cgroup)
+    if policies is not None:
+        syscall_name(0)  # loads the names, for the vmm's last words
+        linux.report_denied_calls(sock.fileno(), protocol.WARDEN_DENIED_HEAD)
+        load_filter(policies.warden)
+    warden.run()
 
 
 class _Code(NamedTuple):
@@ -128,7 +134,7 @@ class _Warden:
     def __init__(
         self,
         channel: Channel,
-        policies: Mapping[str, Policy] | None,
+        policies: RunPolicies | None,
         null_fd: int,
         cgroup: VmCgroup | None,
     ) -> None:
@@ -169,10 +175,10 @@ class _Warden:
                     self._start(self._ended(device_id), fds, fresh=fresh)
                 case protocol.Kill(device_id):
                     self._kill(device_id)
-                case protocol.VmmDenied(number):
+                case protocol.VmmDenied(number, in_vcpu):
                     # Its last words; the channel is closed next.
-                    name = syscall_name(number)
-                    log.error("vmm: killed by seccomp: %s (%d), policy vmm", name, number)
+                    name, policy = syscall_name(number), "vcpu" if in_vcpu else "vmm"
+                    log.error("vmm: killed by seccomp: %s (%d), policy %s", name, number, policy)
                 case protocol.Resize():
                     self._channel.send(self._resize(message))
                 case _:
@@ -260,7 +266,7 @@ class _Warden:
             return None
         order = device.order
         kind = self._code.kinds[order.kind]
-        policy = self._policies[kind.policy_name]
+        policy = self._policies.devices[kind.policy_name]
         return device_jail(
             policy_name=policy.name,
             bpf=policy.bpf,
@@ -346,6 +352,7 @@ def _be_device(
 ) -> NoReturn:
     status = EXIT_BUG
     try:
+        linux.report_denied_calls(fds[0], CALL_DENIED_HEAD)  # the warden's channel is not ours
         for fd in _STDIO:
             os.dup2(null_fd, fd)
         if os.read(go_fd, 1):  # nothing: the warden died or gave up

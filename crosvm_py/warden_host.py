@@ -17,11 +17,11 @@ from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from typing import NoReturn
 
+    from crosvm_py.run_policies import RunPolicies
     from jail.cgroup import VmCgroup
-    from seccomp import Policy
 
 log = get_logger("crosvm.warden")
 
@@ -41,7 +41,7 @@ class WardenProcess:
 
 
 def start_warden(
-    policies: Mapping[str, Policy] | None,
+    policies: RunPolicies | None,
     kinds: Iterable[str],
     when_vmm_is_gone: Callable[[], None],
     keep_fds: Iterable[int],
@@ -50,7 +50,7 @@ def start_warden(
     """Fork the warden; the caller has one thread and nothing of the guest yet.
 
     Args:
-        policies: the compiled policy of every kind; ``None`` for ``--disable-sandbox``.
+        policies: the compiled ones of the run; ``None`` for ``--disable-sandbox``.
         kinds: the kinds of device that will be asked for, imported ahead.
         when_vmm_is_gone: the tidying that outlives the vmm; runs in the warden.
         keep_fds: what the tidying needs; every other descriptor of the vmm is closed.
@@ -71,7 +71,7 @@ def start_warden(
 
 def _be_warden(
     sock: socket.socket,
-    policies: Mapping[str, Policy] | None,
+    policies: RunPolicies | None,
     kinds: Iterable[str],
     when_vmm_is_gone: Callable[[], None],
     keep_fds: Iterable[int],

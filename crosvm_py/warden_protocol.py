@@ -97,11 +97,12 @@ class Resize:
 
 @fact
 class VmmDenied:
-    """The vmm's last message: its filter trapped a system call. Sent by the handler of SIGSYS."""
+    """The vmm's last message: a filter trapped a system call. Sent by the handler of SIGSYS."""
 
     TYPE: ClassVar[int] = 4
-    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, boolean)
     number: int
+    in_vcpu: bool
 
 
 @fact
@@ -164,8 +165,18 @@ class Resized:
     reason: str
 
 
-# What the handler writes before the call's number: an array of two, and the type.
-VMM_DENIED_HEAD: Final = bytes([0x92, VmmDenied.TYPE])
+@fact
+class WardenDenied:
+    """The warden's last message, of the same kind."""
+
+    TYPE: ClassVar[int] = 36
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
+    number: int
+
+
+# What the handlers write before the call's number: an array of so many, and the type.
+VMM_DENIED_HEAD: Final = bytes([0x93, VmmDenied.TYPE])
+WARDEN_DENIED_HEAD: Final = bytes([0x92, WardenDenied.TYPE])
 
 WARDEN_CODEC: Final = Codec((Spawn, Respawn, Kill, Resize, VmmDenied))
-VMM_CODEC: Final = Codec((Spawned, SpawnFailed, Exited, Resized))
+VMM_CODEC: Final = Codec((Spawned, SpawnFailed, Exited, Resized, WardenDenied))

@@ -32,6 +32,8 @@ from sys_util.typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from seccomp import Policy
+
 # Private memory a device may come to hold: several times what Python and its buffers need.
 MAX_DATA_BYTES: Final = 256 * 1024 * 1024
 
@@ -44,6 +46,18 @@ MAX_STACK_BYTES: Final = 8 * 1024 * 1024
 
 # Two eventfds for each of 64 queues, and the fds of the process itself.
 MAX_OPEN_FILES: Final = 192
+
+# The vmm: as many for each of 31 devices, its consoles, and the clients of the control socket.
+VMM_OPEN_FILES: Final = 8192
+# Private memory of the vmm: Python, what the control socket buffers, and the stack and heap of each
+# vCPU thread.
+_VMM_DATA_BYTES: Final = 512 * 1024 * 1024
+_THREAD_DATA_BYTES: Final = 16 * 1024 * 1024
+
+# What vmm and warden never need. No limit on the size of files: they write logs and consoles, and
+# the warden resizes disks. None on processes: KVM's and vhost's threads in the kernel count too,
+# and the vmm's filters know no clone. None on pending signals: kicks of vCPUs are some.
+_COMMON_LIMITS: Final = (("CORE", 0), ("MEMLOCK", 0), ("MSGQUEUE", 0), ("NICE", 0), ("RTPRIO", 0))
 
 
 # To remove the control socket from a directory that is not root's; to end a device of another
@@ -104,8 +118,14 @@ def _take(step: Step) -> None:
         raise HostError("jail:", step.describe()) from error
 
 
-def confine_vmm() -> None:
-    """Take every capability from the vmm, before it has a second thread or a running guest.
+def confine_vmm(*, cpus: int, removable_in: Iterable[str] = ()) -> None:
+    """Take from the vmm what it does not need for the guest, before it has a second thread.
+
+    Nothing can be imported any more. ``load_filter`` follows, in each thread.
+
+    Args:
+        cpus: how many threads it will start.
+        removable_in: the directories of the sockets that it removes at its end.
 
     Raises:
         HostError: a step was refused.
@@ -113,14 +133,19 @@ def confine_vmm() -> None:
     if os.geteuid() == 0:
         _take(ForgetGroups())
         _take(DropCapabilities())
+    data_bytes = _VMM_DATA_BYTES + cpus * _THREAD_DATA_BYTES
+    _take(LimitResources((*_COMMON_LIMITS, ("DATA", data_bytes), ("NOFILE", VMM_OPEN_FILES))))
     _take(NoNewPrivileges())
+    _take(NotDumpable())
+    _take(ForbidFiles(tuple(removable_in)))
 
 
 def confine_warden(*, maps_root: bool = False) -> None:
     """Leave the warden of root what maps the ids of its devices, ends them and tidies up.
 
-    The warden of an ordinary user has nothing to lose. It stays dumpable, as its children are born:
-    else their id maps would belong to root.
+    It stays dumpable, as its children are born: else their id maps would belong to root. It keeps
+    the file system, since its children mount their roots, which Landlock forbids for good.
+    ``load_filter`` follows when everything is imported.
 
     Args:
         maps_root: a device may have to be root outside its namespace (user_namespaces(7)).
@@ -132,7 +157,19 @@ def confine_warden(*, maps_root: bool = False) -> None:
         extra = {_prctl.CAP_SETFCAP} if maps_root else set()
         _take(ForgetGroups())
         _take(DropCapabilities(_WARDEN_CAPABILITIES | extra))
+    _take(LimitResources(_COMMON_LIMITS))
     _take(NoNewPrivileges())
+
+
+def load_filter(policy: Policy) -> None:
+    """Close the door of the calling thread, be it of the vmm or the warden, for good.
+
+    Raises:
+        HostError: the kernel refused the filter.
+    """
+    # A recorder's socket is closed when it has served a thread.
+    recorder = None if policy.recorder is None else os.dup(policy.recorder)
+    _take(LoadFilter(policy.name, policy.bpf, recorder))
 
 
 def device_jail(

@@ -18,8 +18,11 @@ CROSVM_COUNTS: Final = {
     "rng_device": "70",
     "vhost_net_device": "69",
     "vhost_vsock_device": "70",
+    "vcpu": "none",
     "vmm": "none: crosvm's main process has no filter",
     "vsock_device": "70, for the kernel's vsock",
+    "warden": "none: its main process forks",
+    "warden_vsock": "none",
 }
 
 

@@ -33,7 +33,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def vmm(echo: Path) -> Iterator[Vmm]:
     """A VM on a terminal, whose guest has started."""
-    with Vmm(["-m", "16", echo], terminal=True) as running:
+    with Vmm(["-m", "16", "--device-restart=never", echo], terminal=True) as running:
         running.wait_for(b"echo")
         assert running.is_raw()
         running.processes()

@@ -149,7 +149,7 @@ def test_killed_warden_ends_the_vm_as_a_crash(
 def test_killed_device_ends_the_vm_as_a_crash_and_is_named(
     echo: Path, disk: Path, control: Path, name: str, sandbox: tuple[str, ...]
 ) -> None:
-    with Vmm(options(echo, disk, control, *sandbox)) as vmm:
+    with Vmm(options(echo, disk, control, "--device-restart=never", *sandbox)) as vmm:
         vmm.wait_for(b"echo")
         pid = vmm.processes().devices[name]
         os.kill(pid, signal.SIGKILL)
@@ -172,10 +172,10 @@ def test_killed_device_ends_the_vm_as_a_crash_and_is_named(
             id="device",
         ),
         pytest.param(
-            "vmm",
+            "vcpu",
             "ioctl",
-            r"ERROR crosvm.warden\] vmm: killed by seccomp: ioctl \(16\), policy vmm$",
-            128 + signal.SIGSYS,
+            r"ERROR crosvm.warden\] vmm: killed by seccomp: ioctl \(16\), policy vcpu$",
+            VmExit.CRASH,
             id="vmm",
         ),
     ],
@@ -189,7 +189,8 @@ def test_denied_call_ends_the_vm_and_is_named(
             text = without(text, call)
         (tmp_path / source.name).write_text(text)
     guest = build_guest("pci_block", tmp_path)
-    with Vmm(options(guest, disk, control, "--seccomp-policy-dir", str(tmp_path))) as vmm:
+    more = ("--device-restart=never", "--seccomp-policy-dir", str(tmp_path))
+    with Vmm(options(guest, disk, control, *more)) as vmm:
         assert vmm.wait() == status
         # The warden tells of the vmm's end after it.
         assert eventually(lambda: bool(re.search(words, vmm.log(), re.MULTILINE))), vmm.log()

@@ -192,7 +192,7 @@ def test_vm_ends_with_its_recorder(guests: dict[str, Path], disk: Path, out: Pat
     [
         (("vsock",), (), "policy record: nothing in this run has the policy vsock_device"),
         (("rng",), ("--disable-sandbox",), "policy record: without the sandbox"),
-        (("rng",), ("--seccomp-policy-dir", "/nowhere"), "policy /nowhere/vmm.policy does not"),
+        (("rng",), ("--seccomp-policy-dir", "/nowhere"), "policy /nowhere/warden.policy does not"),
         (("rng",), ("-i", "/nowhere"), "initrd /nowhere"),
     ],
 )

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.bench import devices, direct, testhost
+from tests.bench import devices, direct, filters, testhost
 from tests.bench.results import save
 from tests.bench.watch import WatchError
 from tests.kvmhost.client import HostGoneError
@@ -22,6 +22,7 @@ DEFAULT_RUNS: Final = 5
 RUNS_HELP: Final = f"{DEFAULT_RUNS} by default, {devices.DEFAULT_RUNS} of devices"
 SUBJECTS: Final = {
     "direct": "on this machine's KVM: start of a bare-metal guest, memory",
+    "filters": "on this machine's KVM: exits and system calls, confined and not",
     "testhost": "in the KVM test host: start of Linux, processor time, memory",
     "fio": "the same, with fio in the guest",
     "devices": "in the KVM test host: network, vsock and balloon",
@@ -51,9 +52,11 @@ def _measure(options: argparse.Namespace, directory: Path) -> list[Results]:
     runs: int = default if options.runs is None else options.runs
     if subject in ("direct", "all"):
         measured.append(direct.Bench(directory, realtime=options.realtime).run(runs))
+    if subject == "filters":
+        measured.append(filters.Bench(directory).run(runs))
     if subject == "devices":
         measured += [devices.Bench(host).run(runs) for host in session()]
-    elif subject != "direct":
+    elif subject not in ("direct", "filters"):
         for host in session():
             bench = testhost.Bench(host, directory)
             measured.append(bench.run(runs, fio=subject != "testhost"))

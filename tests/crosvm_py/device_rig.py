@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 from crosvm_py.device_kinds import DEVICE_KINDS, DeviceOrder, pack_spec
 from crosvm_py.restart import NEVER
+from crosvm_py.run_policies import load_run_policies
 from crosvm_py.supervisor import Care, Supervisor
 from crosvm_py.warden_host import start_warden
 from devices.virtio.block import Block, BlockSpec
 from devices.virtio.rng import RngSpec
-from seccomp import load_policy
 from sys_util import log
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
@@ -98,10 +98,7 @@ class DeviceRig:
         self.deaths: list[str] = []
         self.lines: list[str] = []
         log.set_sink(lambda _level, _module, text: self.lines.append(text))
-        policies = None
-        if sandbox:
-            names = {kind.policy_name for kind in DEVICE_KINDS.values()}
-            policies = {name: load_policy(name, directory=policy_directory) for name in names}
+        policies = load_run_policies(DEVICE_KINDS, directory=policy_directory) if sandbox else None
         self.warden = start_warden(policies, sorted(DEVICE_KINDS), tidy, keep_fds)
         self.lock = threading.RLock()
         self.supervisor = Supervisor(self.loop, self.lock, self.warden, self.deaths.append, care)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.device_kinds import DeviceOrder
+from crosvm_py.run_policies import load_run_policies
 from seccomp import Policy
 from sys_util.errors import VmmError
 from tests.crosvm_py.device_rig import FEATURES, DeviceRig
@@ -342,9 +343,11 @@ def test_bad_spec_is_told_by_name(rig: DeviceRig, order: DeviceOrder, reason: st
 def test_refused_filter_is_told_and_no_device_runs_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    policies = load_run_policies(["rng"])
+    broken = Policy("rng_device", "rng_device.policy", b"not bpf!")
     monkeypatch.setattr(
-        "tests.crosvm_py.device_rig.load_policy",
-        lambda name, **_: Policy(name, f"{name}.policy", b"not bpf!"),
+        "tests.crosvm_py.device_rig.load_run_policies",
+        lambda *_, **__: policies._replace(devices={"rng_device": broken}),
     )
     with DeviceRig(sandbox=True) as rig:
         with pytest.raises(VmmError, match=r"^rng \(pid \d+\): exited with status 1$"):

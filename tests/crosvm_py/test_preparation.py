@@ -108,17 +108,17 @@ def test_block_has_a_queue_for_each_of_the_first_processors(
 
 def test_policies_are_those_of_the_devices_and_the_vmm(bench: Bench) -> None:
     prepared = bench.prepare("--no-rng", "-d", bench.disk("disk"))
-    assert prepared.device_policies is not None
-    assert list(prepared.device_policies) == ["block_device"]
-    assert prepared.vmm_policy is not None
-    assert prepared.vmm_policy.name == "vmm"
+    assert prepared.policies is not None
+    devices, *own = prepared.policies
+    assert list(devices) == ["block_device"]
+    assert [policy.name for policy in own] == ["warden", "vmm", "vcpu"]
 
 
 def test_disabled_sandbox_has_no_policies_and_is_told(bench: Bench) -> None:
     lines: list[str] = []
     log.set_sink(lambda _level, _module, text: lines.append(text))
     prepared = bench.prepare("--disable-sandbox")
-    assert (prepared.device_policies, prepared.vmm_policy) == (None, None)
+    assert prepared.policies is None
     assert any("--disable-sandbox: devices and vmm run unconfined" in line for line in lines)
 
 

@@ -60,7 +60,8 @@ def test_vm_without_devices_has_a_warden_without_children(tmp_path: Path) -> Non
 
 def test_device_that_dies_while_the_vm_is_suspended_ends_it(tmp_path: Path) -> None:
     control = tmp_path / "vm.sock"
-    with Vmm(["-m", "16", "-s", control, build_guest("echo", tmp_path)]) as vmm:
+    guest = build_guest("echo", tmp_path)
+    with Vmm(["-m", "16", "--device-restart=never", "-s", control, guest]) as vmm:
         vmm.wait_for(b"echo")
         ask(str(control), Suspend())
         pid = vmm.processes().devices["rng"]

@@ -26,7 +26,7 @@ KEEP_AND_PUNCH: Final = 3
 ZERO: Final = 0x10
 
 
-def denied_call(policy: str, action: Callable[[], None], *, seconds: float = 30) -> str | None:
+def denied_call(policy: str, action: Callable[[], object], *, seconds: float = 30) -> str | None:
     """Run ``action`` in a process under ``policy``; return the call that it was denied."""
     bpf = load_policy(policy).bpf
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -21,7 +21,8 @@ DEVICES: Final = (
     *("balloon_device", "block_device", "console_device", "net_device", "rng_device"),
     *("vhost_net_device", "vhost_vsock_device", "vsock_device"),
 )
-POLICIES: Final = (*DEVICES, "vmm")
+POLICIES: Final = (*DEVICES, "vcpu", "vmm")
+WARDENS: Final = ("warden", "warden_vsock")  # test_doors.py
 MOST_CALLS: Final = {
     "balloon_device": 16,
     "block_device": 24,
@@ -30,8 +31,11 @@ MOST_CALLS: Final = {
     "rng_device": 16,
     "vhost_net_device": 20,
     "vhost_vsock_device": 24,
+    "vcpu": 28,
     "vmm": 48,
     "vsock_device": 24,
+    "warden": 88,
+    "warden_vsock": 92,
 }
 
 RW: Final = C["PROT_READ"] | C["PROT_WRITE"]
@@ -63,6 +67,12 @@ def policy(request: pytest.FixtureRequest) -> Policy:
     return load_policy(name)
 
 
+@pytest.fixture(scope="module", params=[*POLICIES, *WARDENS])
+def any_policy(request: pytest.FixtureRequest) -> Policy:
+    name: str = request.param
+    return load_policy(name)
+
+
 def judged(name: str, call: str, *args: int) -> Action:
     return simulate(load_policy(name).bpf, syscall_number(call), args)
 
@@ -74,15 +84,15 @@ def test_package_is_ours_and_not_the_binding_of_libseccomp() -> None:
 
 def test_every_policy_file_is_known_here() -> None:
     folder = Path(str(seccomp.__file__)).parent / "x86_64"
-    assert {path.stem for path in folder.glob("*.policy")} == {*POLICIES, "common_device"}
+    assert {path.stem for path in folder.glob("*.policy")} == {*POLICIES, *WARDENS, "common_device"}
 
 
-def test_policy_allows_few_calls(policy: Policy) -> None:
-    assert 0 < count(policy) <= MOST_CALLS[policy.name]
+def test_policy_allows_few_calls(any_policy: Policy) -> None:
+    assert 0 < count(any_policy) <= MOST_CALLS[any_policy.name]
 
 
-def test_every_rule_and_every_changed_argument(policy: Policy) -> None:
-    tree, program = parse_policy(policy.path), decode(policy.bpf)
+def test_every_rule_and_every_changed_argument(any_policy: Policy) -> None:
+    tree, program = parse_policy(any_policy.path), decode(any_policy.bpf)
     for rule in tree.rules.values():
         outcomes = set()
         for args in probes(rule):
@@ -94,19 +104,19 @@ def test_every_rule_and_every_changed_argument(policy: Policy) -> None:
         assert (len(outcomes) == 2) == filtered, rule.name
 
 
-def test_everything_else_is_trapped(policy: Policy) -> None:
-    tree, program = parse_policy(policy.path), decode(policy.bpf)
+def test_everything_else_is_trapped(any_policy: Policy) -> None:
+    tree, program = parse_policy(any_policy.path), decode(any_policy.bpf)
     for number in set(range(600)) - set(tree.rules):
         assert run(program, number, (), AUDIT_ARCH_X86_64) == TRAP
 
 
 @pytest.mark.parametrize("arch", [0x40000003, 0xC00000B7, 0])
-def test_wrong_architecture_is_killed(policy: Policy, arch: int) -> None:
-    assert simulate(policy.bpf, 0, (), arch) == KILL_PROCESS
+def test_wrong_architecture_is_killed(any_policy: Policy, arch: int) -> None:
+    assert simulate(any_policy.bpf, 0, (), arch) == KILL_PROCESS
 
 
-def test_x32_call_is_killed(policy: Policy) -> None:
-    assert simulate(policy.bpf, 0x40000000, ()) == KILL_PROCESS
+def test_x32_call_is_killed(any_policy: Policy) -> None:
+    assert simulate(any_policy.bpf, 0x40000000, ()) == KILL_PROCESS
 
 
 @pytest.mark.parametrize("call", NEVER_ALLOWED)
@@ -213,14 +223,20 @@ def test_mmap_gives_private_memory_only(name: str, args: tuple[int, ...], action
         ("vsock_device", "shutdown", (3, C["SHUT_WR"]), ALLOW),
         ("vsock_device", "shutdown", (3, C["SHUT_RDWR"]), TRAP),
         ("vsock_device", "getrandom", (0, 16, 0), TRAP),
-        ("vmm", "ioctl", (3, C["KVM_RUN"]), ALLOW),
+        ("vcpu", "ioctl", (3, C["KVM_RUN"]), ALLOW),
+        ("vcpu", "ioctl", (3, C["KVM_RUN"] | 1 << 32), TRAP),
+        ("vcpu", "ioctl", (3, C["KVM_IRQFD"]), ALLOW),
+        ("vcpu", "ioctl", (3, C["KVM_SET_USER_MEMORY_REGION"]), TRAP),
+        ("vcpu", "sendmsg", (3, 0, C["MSG_NOSIGNAL"]), ALLOW),
+        ("vcpu", "sendmsg", (3, 0, C["MSG_OOB"]), TRAP),
+        ("vcpu", "tgkill", (1, 1, 35), TRAP),
+        ("vmm", "ioctl", (3, C["KVM_RUN"]), TRAP),
         ("vmm", "ioctl", (3, C["KVM_IRQFD"]), ALLOW),
         ("vmm", "ioctl", (0, C["TCSETS"]), ALLOW),
         ("vmm", "ioctl", (0, C["TIOCSTI"]), TRAP),
         ("vmm", "ioctl", (3, C["KVM_CREATE_VM"]), TRAP),
         ("vmm", "ioctl", (3, C["KVM_CREATE_VCPU"]), TRAP),
         ("vmm", "ioctl", (3, C["KVM_SET_USER_MEMORY_REGION"]), TRAP),
-        ("vmm", "ioctl", (3, C["KVM_RUN"] | 1 << 32), TRAP),
         ("vmm", "kill", (123, 9), TRAP),
         ("vmm", "pidfd_open", (123, 0), TRAP),
         ("vmm", "pidfd_send_signal", (7, 9, 0, 0), ALLOW),

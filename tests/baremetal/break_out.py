@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``python -m tests.baremetal.break_out PLACE ATTEMPT …``: ``crosvm …`` with an attack in it.
+
+PLACE is ``vcpu``, ``loop`` or ``warden``: the attempt runs there once, when every door is closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING, Final
+
+from crosvm_py import warden
+from crosvm_py.__main__ import main
+from crosvm_py.vcpu import VcpuSet
+from devices.bus import Bus
+from seccomp.constants_x86_64 import CONSTANTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _open() -> None:
+    try:
+        os.open("/etc/passwd", os.O_RDONLY)
+        os.write(2, b"break-out: opened\n")
+    except OSError as error:
+        os.write(2, f"break-out: {errno.errorcode[error.errno or 0]}\n".encode())
+    os._exit(0)
+
+
+def _ioctl(name: str) -> Callable[[], object]:
+    return lambda: fcntl.ioctl(0, CONSTANTS[name], 0)
+
+
+def _map_executable() -> None:
+    mmap.mmap(-1, 4096, mmap.MAP_PRIVATE, mmap.PROT_EXEC | mmap.PROT_READ)
+
+
+ATTEMPTS: Final[dict[str, Callable[[], object]]] = {
+    "open": _open,
+    "exec": lambda: os.execv("/bin/true", ["true"]),
+    "fork": os.fork,
+    "socket": socket.socket,
+    "executable": _map_executable,
+    "KVM_CREATE_VM": _ioctl("KVM_CREATE_VM"),
+    "KVM_RUN": _ioctl("KVM_RUN"),
+}
+
+
+def _attack_in_vcpu(attempt: Callable[[], object]) -> None:
+    read = Bus.read
+
+    def attack(self: Bus, address: int, size: int) -> int:
+        attempt()
+        return read(self, address, size)
+
+    setattr(Bus, "read", attack)  # noqa: B010 - a method, which a checker guards
+
+
+def _attack_in_loop(attempt: Callable[[], object]) -> None:
+    def attack(_self: VcpuSet) -> None:
+        attempt()
+
+    setattr(VcpuSet, "resume", attack)  # noqa: B010 - as above; it follows the doors
+
+
+def _attack_in_warden(attempt: Callable[[], object]) -> None:
+    serve = warden._Warden._on_message
+
+    def attack(self: warden._Warden, events: int) -> None:
+        serve(self, events)
+        attempt()
+
+    setattr(warden._Warden, "_on_message", attack)  # noqa: B010 - as above
+
+
+PLACES: Final = {"vcpu": _attack_in_vcpu, "loop": _attack_in_loop, "warden": _attack_in_warden}
+
+
+if __name__ == "__main__":
+    PLACES[sys.argv[1]](ATTEMPTS[sys.argv[2]])
+    del sys.argv[1:3]
+    sys.exit(main())

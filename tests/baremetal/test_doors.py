@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The vmm's threads and the warden of a running VM: confined, each for itself, and for good."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from crosvm_py.exit_status import VmExit
+from jail.plan import VMM_OPEN_FILES
+from sys_util import landlock
+from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Vmm
+from tests.guests.baremetal.build import build_guest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+pytestmark = [
+    pytest.mark.kvm,
+    pytest.mark.slow,
+    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm"),
+]
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_guest("echo", tmp_path_factory.mktemp("doors"))
+
+
+def attack(
+    place: str, attempt: str, guest: Path, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.baremetal.break_out", place, attempt]
+    command += ["--extended-status", "run", "-m", "16", *options, str(guest)]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "attempt", "words"),
+    [
+        ("vcpu", "exec", r"vmm: killed by seccomp: execve \(59\), policy vcpu"),
+        ("vcpu", "fork", r"vmm: killed by seccomp: clone \(56\), policy vcpu"),
+        ("vcpu", "socket", r"vmm: killed by seccomp: socket \(41\), policy vcpu"),
+        ("vcpu", "executable", r"vmm: killed by seccomp: mmap \(9\), policy vcpu"),
+        ("vcpu", "KVM_CREATE_VM", r"vmm: killed by seccomp: ioctl \(16\), policy vcpu"),
+        ("loop", "exec", r"vmm: killed by seccomp: execve \(59\), policy vmm"),
+        ("loop", "KVM_RUN", r"vmm: killed by seccomp: ioctl \(16\), policy vmm"),
+        ("warden", "exec", r"warden \(pid \d+\): killed by seccomp: execve \(59\), policy warden"),
+        ("warden", "fork", r"warden \(pid \d+\): killed by seccomp: clone \(56\), policy warden"),
+    ],
+)
+def test_attempt_ends_the_vm_as_a_crash(guest: Path, place: str, attempt: str, words: str) -> None:
+    done = attack(place, attempt, guest)
+    assert done.returncode == (VmExit.ERROR if place == "warden" else VmExit.CRASH)
+    assert re.search(words, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("place", ["vcpu", "loop"])
+def test_file_is_not_there(guest: Path, place: str) -> None:
+    assert "break-out: ENOENT" in attack(place, "open", guest).stderr
+
+
+@pytest.mark.skipif(not landlock.abi_version(), reason="this kernel has no Landlock")
+@pytest.mark.parametrize("place", ["vcpu", "loop"])
+def test_file_is_out_of_reach_whatever_the_filter_says(
+    guest: Path, place: str, tmp_path: Path
+) -> None:
+    for source in (ROOT / "seccomp" / "x86_64").glob("*.policy"):
+        text = source.read_text()
+        if source.stem in ("vmm", "vcpu"):
+            assert "open, openat, stat" in text
+            text = text.replace("open, openat, stat", "stat") + "{open, openat}: 1\n"
+        (tmp_path / source.name).write_text(text)
+    done = attack(place, "open", guest, ["--seccomp-policy-dir", str(tmp_path)])
+    assert "break-out: EACCES" in done.stderr
+
+
+def status_of(task: Path) -> dict[str, str]:
+    lines = (task / "status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def limits_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]
+    return {line[:26].strip(): line[47:68].strip() for line in lines}
+
+
+def test_every_thread_of_every_process_is_confined(guest: Path) -> None:
+    with Vmm(["-m", "16", "--cpus", "3", str(guest)]) as vmm:
+        vmm.wait_for(b"echo")
+        found = vmm.processes()
+        names = set()
+        for pid in found.all():
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                status = status_of(task)
+                assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1"), status["Name"]
+                assert status["Seccomp_filters"] == ("2" if pid in found.devices.values() else "1")
+                names.add(status["Name"])
+                if pid != found.warden:
+                    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) & 0 == 0
+            limits = limits_of(pid)
+            for limit in ("core file size", "locked memory", "msgqueue size"):
+                assert limits[f"Max {limit}"] == "0", (pid, limit)
+        assert limits_of(found.vmm)["Max open files"] == str(VMM_OPEN_FILES)
+        assert {"crosvm_vcpu0", "crosvm_vcpu1", "crosvm_vcpu2", "crosvm-warden"} <= names
+        vmm.type(b"q")
+        assert vmm.wait() == VmExit.RESET
