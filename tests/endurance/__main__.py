@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING
 
 from tests.endurance.load import run_load
 from tests.endurance.many import run_many
+from tests.endurance.restarts import run_restarts
 from tests.endurance.starts import run_starts
 from tests.kvmhost.fixture import session
 
 if TYPE_CHECKING:
     from tests.endurance.load import LoadResult
     from tests.endurance.many import ManyResult
+    from tests.endurance.restarts import RestartsResult
     from tests.endurance.starts import StartsResult
+
+    AnyResult = StartsResult | RestartsResult | ManyResult | LoadResult
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,6 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     subjects = parser.add_subparsers(dest="subject", required=True)
     starts = subjects.add_parser("starts", help="start and end VMs on this machine's KVM")
     starts.add_argument("--count", type=int, default=1000)
+    restarts = subjects.add_parser("restarts", help="kill devices, see how soon they serve again")
+    restarts.add_argument("--count", type=int, default=20)
     many = subjects.add_parser("many", help="Linux guests side by side in the KVM test host")
     many.add_argument("--count", type=int, default=20)
     load = subjects.add_parser("load", help="a Linux guest under load, its devices under fire")
@@ -35,9 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> StartsResult | ManyResult | LoadResult:
-    if options.subject == "starts":
+def _run(options: argparse.Namespace) -> AnyResult:
+    if options.subject in ("starts", "restarts"):
         with tempfile.TemporaryDirectory() as folder:
+            if options.subject == "restarts":
+                return run_restarts(options.count, Path(folder))
             return run_starts(options.count, Path(folder), progress=True)
     for host in session():
         if options.subject == "many":
