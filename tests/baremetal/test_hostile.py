@@ -56,6 +56,7 @@ ATTACKS = {
     "m": "addresses from the end of memory to 4 GiB",
     "n": "buffers that overlap to more than there is memory",
     "o": "a balloon of pages that are its own ring, and another's",
+    "y": "every device driven at random",
     "p": "a flood of console output for a reader who does not read",
     "r": "vsock packets that lie about length, addresses and credit",
     "s": "a second processor that changes requests between check and use",
@@ -217,7 +218,9 @@ def test_guest_that_did_all_that_ends_in_order(lab: Lab) -> None:
 
 @pytest.mark.root
 @pytest.mark.skipif(not may_make_taps(), reason="no TAP without CAP_NET_ADMIN and /dev/net/tun")
-def test_frames_with_absurd_offsets_hurt_nobody(guest: Path, tmp_path: Path) -> None:
+def test_frames_with_absurd_offsets_and_random_buffers_hurt_nobody(
+    guest: Path, tmp_path: Path
+) -> None:
     vm = Hostile(guest, tmp_path, "--net", "host-ip=192.0.2.1,netmask=255.255.255.252")
     assert vm.attack("w") == b"passed w\n"
     assert vm.vmm.processes() == vm.processes

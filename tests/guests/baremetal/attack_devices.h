@@ -126,6 +126,7 @@ static void absurd_frames(struct device *net)
 		tx->desc[1] = (struct desc){ 4 << 20, i % 4 ? 0 : random32() % 70000, 0, 0 };
 		expect(request(net, 1, 0) == 0, "a frame");
 	}
+	act_at_random(net, 0, 100);
 	net->features = 0;
 }
 

@@ -137,6 +137,56 @@ static void rings_as_buffers(struct device *d, struct device *other)
 	expect(block_io(d, 1, 2), "sector 2 as it was");
 }
 
+#define DATA (4u << 20) /* far from the program; devices may write here what they like */
+#define DATA_BYTES 0x10000
+
+/* A descriptor that may be right: mostly in the data, now and then anywhere at all. */
+static struct desc random_desc(struct device *d)
+{
+	const uintptr_t places[] = { (uintptr_t)d->ring[0], (uintptr_t)&d->ring[0]->used,
+				     (16 << 20) - 1,	    16 << 20,
+				     LAPIC,		    0xfffffffffffffff0 };
+	struct desc desc = { DATA + random32() % DATA_BYTES, random32() % 600, random32() % 4,
+			     random32() % QUEUE_SIZE };
+
+	switch (random32() % 12) {
+	case 0:
+		desc.addr = places[random32() % (sizeof(places) / sizeof(places[0]))];
+		break;
+	case 1:
+		desc.len = random32();
+		break;
+	case 2:
+		desc.flags = random32();
+		break;
+	case 3:
+		desc.next = random32();
+	}
+	return desc;
+}
+
+/* Whatever comes into its head, in each queue of a device. The numbers in the data are large, or
+ * a little more than `least`, so that a balloon takes no page that the program needs. */
+static void act_at_random(struct device *d, uint32_t least, int rounds)
+{
+	for (uintptr_t at = DATA; at < DATA + DATA_BYTES; at += 4)
+		write32(at, random32() % 3 ? least + random32() % 16 : random32() | 0x80000000);
+	while (rounds--) {
+		int index = random32() % d->queues;
+		struct ring *r = d->ring[index];
+
+		for (int i = 0; i < QUEUE_SIZE; i++) {
+			if (random32() % 3)
+				r->desc[i] = random_desc(d);
+			r->avail.ring[i] = random32() % (random32() % 50 ? QUEUE_SIZE : 0x10000);
+		}
+		r->avail.idx += random32() % (random32() % 50 ? QUEUE_SIZE : 0x10000);
+		write16(d->notify[index], index);
+		if (device_status(d) & NEEDS_RESET || rounds % 64 == 0)
+			device_start(d);
+	}
+}
+
 /* Steps out of order, features that are not on offer, features after the fact. */
 static void break_negotiation(struct device *d)
 {

@@ -35,6 +35,14 @@ static uint8_t get(void)
 	return inb(COM1);
 }
 
+/* Write the sector that `check` reads. */
+static void restore(struct device *d, uint8_t value)
+{
+	for (int i = 0; i < 512; i++)
+		block_data[i] = value;
+	expect(block_io(d, 1, 1), "sector 1 as it was");
+}
+
 static void attack(uint8_t key)
 {
 	switch (key) {
@@ -97,6 +105,16 @@ static void attack(uint8_t key)
 		break;
 	case 'u':
 		print_sector_0(&victim);
+		break;
+	case 'y':
+		for (size_t i = 0; i < found; i++)
+			act_at_random(devices[i].device,
+				      devices[i].device == &balloon ? DATA / PAGE : 0, 40);
+		device_start(&other);
+		device_start(&rng);
+		device_start(&victim);
+		restore(&other, 0x21);
+		restore(&victim, 0x11);
 		break;
 	case 'x':
 		string_io();
