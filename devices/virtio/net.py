@@ -45,6 +45,9 @@ class Net(NetCard):
     def attach(self, context: DeviceContext) -> None:
         super().attach(context)
         self._set_limits()
+        if context.saved.load() is not None:
+            for limiter in self._limiters:
+                limiter.drain()  # the process before us used them, nobody knows how much
         stats, limiters = self.stats, self._limiters
         for number, end in enumerate(self.ends):
             self._served.append(NetPair(2 * number, end, stats, limiters, context, self._on_gone))

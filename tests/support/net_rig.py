@@ -20,6 +20,8 @@ from tests.support.device_context import DriverSide
 if TYPE_CHECKING:
     import pytest
 
+    from devices.virtio.saved_state import SavedState
+
 MAC = bytes.fromhex("525400123456")
 PLAIN = bytes(12)
 EVENT_IDX = 1 << 29
@@ -71,6 +73,7 @@ class NetRig:
         tap: bool = True,
         without: int = EVENT_IDX,
         limits: RateLimits = NO_LIMITS,
+        saved: SavedState | None = None,
     ) -> None:
         kind = socket.SOCK_DGRAM if tap else socket.SOCK_STREAM
         self.hosts: list[socket.socket] = []
@@ -84,7 +87,7 @@ class NetRig:
         self.spec = NetSpec(MAC, 1500, pairs=pairs, tap=tap, limits=limits)
         self.device = self._start_device()
         self.memory = GuestMemory.create([(0, 16 << 20)])
-        self.driver = DriverSide(self.device, self.memory, without=without)
+        self.driver = DriverSide(self.device, self.memory, without=without, saved=saved)
 
     def _start_device(self) -> Net:
         """Return a device with descriptors of its own."""
