@@ -138,7 +138,7 @@ static void rings_as_buffers(struct device *d, struct device *other)
 }
 
 #define DATA (4u << 20) /* far from the program; devices may write here what they like */
-#define DATA_BYTES 0x10000
+#define DATA_BYTES 0x2000
 
 /* A descriptor that may be right: mostly in the data, now and then anywhere at all. */
 static struct desc random_desc(struct device *d)
