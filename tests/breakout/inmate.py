@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from unittest import mock
 
 from crosvm_py.device_kinds import DEVICE_KINDS
+from crosvm_py.device_protocol import CALL_DENIED_HEAD
 from sys_util import linux
 from sys_util.vhost import Vhost
 from tests.breakout import hands, lies
@@ -100,12 +101,14 @@ def outcome(attempt: Attempt, cell: Cell) -> list[object]:
     return ["out"]
 
 
-def _prepare(report: Callable[[int, bytes], None]) -> Callable[[int, bytes], None]:
-    """What the process does last before its filter: the code moves in."""
+def _prepare(report: Callable[..., None]) -> Callable[..., None]:
+    """What a device does last before its filter: the code moves in."""
 
-    def prepare(fd: int, head: bytes) -> None:
+    def prepare(fd: int, head: bytes, **options: int) -> None:
         global _FDS, _SOCKETS
-        report(fd, head)
+        report(fd, head, **options)
+        if head != CALL_DENIED_HEAD:
+            return  # no device
         hands.arm()
         found = {fd: _mode(fd) for fd in range(_MAX_FDS)}
         _FDS = tuple(fd for fd, mode in found.items() if mode is not None)
