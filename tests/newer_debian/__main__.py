@@ -26,7 +26,7 @@ DEFAULT: Final = (
 def main(arguments: list[str]) -> None:
     """Become pytest in the tree."""
     need_root("the root of a newer Debian")
-    paths = [word for word in arguments if not word.startswith("-")]
+    paths = [word for word in arguments if word.startswith("tests")]
     pytest = ["python3", "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
     words += ["sh", str(ENTER), str(newer.build().tree), str(PROJECT), *pytest]
