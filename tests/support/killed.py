@@ -51,18 +51,30 @@ def shared_state() -> SavedState:
 
 def each_kill(make: Callable[[], S], serve: Callable[[S], object]) -> Iterator[S]:
     """Yield a stage for each moment at which its process can be killed, and one for none."""
+    for stage, _ in each_kill_and_lines(make, serve):
+        yield stage
+
+
+def each_kill_and_lines(
+    make: Callable[[], S], serve: Callable[[S], object]
+) -> Iterator[tuple[S, int]]:
+    """Do so, and tell for how many lines of code each moment stands; 0 for no kill."""
     stage = make()
-    moments = _moments(stage, serve)
+    *moments, lines = _moments(stage, serve)
     stage.close()
-    for moment in (*moments, None):
+    for moment, end in zip(moments, [*moments[1:], lines], strict=True):
         stage = make()
         _run_until(moment, lambda stage=stage: serve(stage))  # type: ignore[misc]
-        yield stage
+        yield stage, end - moment
         stage.close()
+    stage = make()
+    _run_until(None, lambda: serve(stage))
+    yield stage, 0
+    stage.close()
 
 
 def _moments(stage: S, serve: Callable[[S], object]) -> list[int]:
-    """Return the lines at whose beginning something is other than at the line before."""
+    """Return the lines at whose beginning something is other than before, and their number."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -90,8 +102,8 @@ def _moments(stage: S, serve: Callable[[S], object]) -> list[int]:
         data = pipe.read()
     _, status = os.waitpid(pid, 0)
     assert status == 0
-    *moments, lines = struct.unpack(f"{len(data) // 4}I", data)
-    assert len(moments) > 2, f"nothing happens in {lines} lines"
+    moments = list(struct.unpack(f"{len(data) // 4}I", data))
+    assert len(moments) > 3, f"nothing happens in {moments[-1]} lines"
     return moments
 
 

@@ -104,6 +104,8 @@ def test_old_connections_end_on_both_sides_and_new_ones_work(rig: Rig) -> None:
     assert rig.events() == [bytes(EVENT_BYTES)]
     assert rig.driver.interrupted(EVENT)
     rig.give_events()
+    state = rig.driver.worker.states()[EVENT]
+    assert state.next_avail == state.next_used  # no buffer is held any more
     rig.send(RW, b"late")
     assert rig.ops() == [RST]
     host = rig.open_from_guest(src_port=1001)
