@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     Fields = dict[str, object]
 
 VERB: Final = "breakout"
+EARLY: Final = "early_lie"  # a field beside those of a Spec: which one to tell before Ready
 _MAX_FDS: Final = 256
 
 
@@ -43,6 +44,7 @@ class Inmate:
         self.device = device
         self._files = tuple(files)
         self._guest_at = 0
+        self.early_lie: object = None
         self._memory = -1
 
     def __getattr__(self, name: str) -> object:
@@ -52,6 +54,9 @@ class Inmate:
         """Note where guest memory is, and go on as the device does."""
         self._memory = context.memory.fd
         self._guest_at = linux.buffer_address(memoryview(context.memory.mappings[0][1]))
+        if isinstance(self.early_lie, int):
+            _look_around()
+            lies.tell(lies.LIES[self.early_lie], self.channel(), 1, 1)
         self.device.attach(context)
 
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
@@ -105,16 +110,20 @@ def _prepare(report: Callable[..., None]) -> Callable[..., None]:
     """What a device does last before its filter: the code moves in."""
 
     def prepare(fd: int, head: bytes, **options: int) -> None:
-        global _FDS, _SOCKETS
         report(fd, head, **options)
-        if head != CALL_DENIED_HEAD:
-            return  # no device
-        hands.arm()
-        found = {fd: _mode(fd) for fd in range(_MAX_FDS)}
-        _FDS = tuple(fd for fd, mode in found.items() if mode is not None)
-        _SOCKETS = tuple(fd for fd, mode in found.items() if mode and stat.S_ISSOCK(mode))
+        if head == CALL_DENIED_HEAD:  # else it is no device
+            hands.arm()
+            _look_around()
 
     return prepare
+
+
+def _look_around() -> None:
+    """Note what is open."""
+    global _FDS, _SOCKETS
+    found = {fd: _mode(fd) for fd in range(_MAX_FDS)}
+    _FDS = tuple(fd for fd, mode in found.items() if mode is not None)
+    _SOCKETS = tuple(fd for fd, mode in found.items() if mode and stat.S_ISSOCK(mode))
 
 
 def _mode(fd: int) -> int | None:
@@ -131,7 +140,10 @@ def _take_over(
         if kind in stand_ins:
             mock.patch.object(Vhost, "_call", lambda _self, _what, _request, data: data).start()
             mock.patch.object(Vhost, "set_guest_cid", return_value=None).start()
-        return inmate(kind, real.build(fields, fds), fds)  # type: ignore[return-value]  # delegates
+        early_lie = fields.pop(EARLY, None)
+        made = inmate(kind, real.build(fields, fds), fds)
+        made.early_lie = early_lie
+        return made  # type: ignore[return-value]  # it is one by delegation
 
     return real._replace(build=build)
 

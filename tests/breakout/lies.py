@@ -44,6 +44,8 @@ SAMPLES: Final[tuple[Message, ...]] = (
     protocol.Answer(_NEVER_ASKED, True, b"\x80"),
 )
 
+_LATER: Final = ("Done", "QueueFailed", "ConfigChanged", "Answer")
+
 
 class Said(NamedTuple):
     """One datagram on the channel, with how many descriptors."""
@@ -55,13 +57,15 @@ class Said(NamedTuple):
 class Lie(NamedTuple):
     """One row: what is said, given the id of the command that asks for it.
 
-    ``ends``: the vmm ends the device for it. What it does not end it bounds.
+    ``ends``: the vmm ends the device for it. What it does not end it bounds. ``early``: it is said
+    before the device was ready.
     """
 
     name: str
     say: Callable[[int], Sequence[Said]]
     ends: bool = True
     repeated: bool = False
+    early: bool = False
 
 
 def _packed(fields: object) -> bytes:
@@ -141,6 +145,18 @@ def _out_of_order() -> list[Lie]:
     ]
 
 
+def _too_early() -> list[Lie]:
+    answers = (sample for sample in SAMPLES if type(sample).__name__ in _LATER)
+    return [
+        Lie(
+            f"{type(answer).__name__} before Ready",
+            lambda _id, answer=answer: [Said(wire.encode(answer))],  # type: ignore[misc]  # a default binds the loop's variable
+            early=True,
+        )
+        for answer in answers
+    ]
+
+
 def _no_message() -> list[Lie]:
     own: Sequence[Message] = (
         protocol.Activate(1, 1 << 32, ()),
@@ -200,6 +216,7 @@ LIES: Final = (
     *_of_each_type(),
     *_out_of_range(),
     *_out_of_order(),
+    *_too_early(),
     *_no_message(),
     *_bounded(),
 )

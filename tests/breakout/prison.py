@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgpack
+
 from crosvm_py.device_kinds import DEVICE_KINDS, DeviceOrder, pack_spec
 from devices.virtio.rng import RngSpec
 from seccomp import load_policy
@@ -20,7 +22,7 @@ from tests.breakout import lies
 from tests.breakout.attempt import KINDS
 from tests.breakout.descriptors import FILE_BYTES, Orders
 from tests.breakout.hands import SYSCALLS
-from tests.breakout.inmate import VERB, filters_left_out, taken_over
+from tests.breakout.inmate import EARLY, VERB, filters_left_out, taken_over
 from tests.breakout.lies import LIES
 from tests.breakout.table import ATTEMPTS
 from tests.crosvm_py.device_rig import DeviceRig
@@ -57,9 +59,13 @@ class Prison:
         self._devices: dict[str, DeviceProcess] = {}
         self._world = world
 
-    def spawn(self, kind: str) -> DeviceProcess:
-        """Make one more inmate."""
-        return self.rig.spawn(self._orders.order(kind))
+    def spawn(self, kind: str, early_lie: int | None = None) -> DeviceProcess:
+        """Make one more inmate, which may tell a lie before it is ready."""
+        order = self._orders.order(kind)
+        if early_lie is not None:
+            packed = msgpack.packb({**_named(msgpack.unpackb(order.spec)), EARLY: early_lie})
+            order = order._replace(spec=packed)
+        return self.rig.spawn(order)
 
     def device(self, kind: str) -> DeviceProcess:
         """Return the inmate of a kind that makes the attempts."""
@@ -80,8 +86,8 @@ class Prison:
         found: dict[int, str] = {}
         for first in range(0, len(numbers), _LIARS_AT_ONCE):
             chunk = numbers[first : first + _LIARS_AT_ONCE]
-            liars = {number: self.spawn(kind) for number in chunk}
-            self.wait_ready(list(liars.values()))
+            liars = {n: self.spawn(kind, n if LIES[n].early else None) for n in chunk}
+            self.wait_ready([liar for n, liar in liars.items() if not LIES[n].early])
             for number, liar in liars.items():
                 found[number] = self._tell(liar, number, times)
             self.check_unharmed()
@@ -89,6 +95,9 @@ class Prison:
         return found
 
     def _tell(self, liar: DeviceProcess, number: int, times: int) -> str:
+        if LIES[number].early:
+            self.rig.until(lambda: liar.death.status is not None and not liar.is_open)
+            return liar.death.verdict
         answers: list[dict[str, object]] = []
         arguments: dict[str, object] = {"lie": [number, 1, times]}
         liar.command(lies.VERB, arguments, lambda _ok, fields: answers.append(fields))
@@ -224,6 +233,12 @@ def prison(
             stack.enter_context(filters_left_out())
         rig = stack.enter_context(DeviceRig(sandbox=jail))
         yield Prison(rig, orders, world)
+
+
+def _named(fields: object) -> dict[str, object]:
+    if not isinstance(fields, dict):
+        raise TypeError(f"no Spec: {fields!r}")
+    return fields
 
 
 def _refusal(answer: object) -> Refusal | None:
