@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm"),
 ]
 
-RECORDED = ("rng_device", "block_device", "vmm")
+RECORDED = ("rng_device", "block_device", "vmm", "vcpu")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,10 @@ def crosvm(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def record(
-    out: Path, *run: str | Path, devices: tuple[str, ...] = ("rng", "block", "vmm"), more: str = ""
+    out: Path,
+    *run: str | Path,
+    devices: tuple[str, ...] = ("rng", "block", "vmm", "vcpu"),
+    more: str = "",
 ) -> subprocess.CompletedProcess[str]:
     options = [more] if more else []
     return crosvm("policy", "record", *devices, "-o", out, *options, "--", "-m", "16", *run)
@@ -82,7 +85,9 @@ def test_recorded_policies_let_the_same_guest_run_and_nothing_new(
         assert excess(tree, parse_policy(policy_path(name))) == []
         assert f"{out}/{name}.policy: allows " in done.stderr
         assert len(runs_of((out / f"{name}.policy").read_bytes())) == 1
-    assert "rng, block, vmm: next to nothing is denied; the guest must be trusted" in done.stderr
+    assert (
+        "rng, block, vmm, vcpu: next to nothing is denied; the guest must be trusted" in done.stderr
+    )
     again = crosvm("run", "--seccomp-policy-dir", out, "-m", "16", *run)
     assert again.returncode == VmExit.RESET, again.stderr
     assert again.stdout == done.stdout
@@ -108,7 +113,7 @@ def test_policy_of_another_device_is_a_copy_that_is_recorded_later(
 def test_all_records_every_device_of_the_run(
     guests: dict[str, Path], disk: Path, out: Path
 ) -> None:
-    done = record(out, "--rwdisk", disk, guests["pci_block"], devices=("all", "vmm"))
+    done = record(out, "--rwdisk", disk, guests["pci_block"], devices=("all", "vmm", "vcpu"))
     assert done.returncode == VmExit.RESET, done.stderr
     recorded = {path.stem for path in out.iterdir() if not is_copy(path.read_bytes())}
     assert recorded == set(RECORDED)
