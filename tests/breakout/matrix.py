@@ -130,11 +130,11 @@ class Outcomes:
         verdict = self.lies.get((kind, number))
         if verdict is None:
             return Verdict.NONE
-        if LIES[number].ends != bool(verdict):
-            return Verdict.OUT
         if verdict.endswith(": trapped"):
             return Verdict.FILTER
-        return Verdict.VMM if verdict else Verdict.BOUNDED
+        if verdict:  # who floods for longer than a deadline is ended, too
+            return Verdict.VMM
+        return Verdict.OUT if LIES[number].ends else Verdict.BOUNDED
 
     def _attempt(self, kind: str, number: int) -> Verdict:
         if (kind, number) in self.endings:
