@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import _prctl
 
@@ -49,10 +50,11 @@ MAX_OPEN_FILES: Final = 192
 
 # The vmm: as many for each of 31 devices, its consoles, and the clients of the control socket.
 VMM_OPEN_FILES: Final = 8192
-# Private memory of the vmm: Python, what the control socket buffers, and the stack and heap of each
-# vCPU thread.
+# Private memory of the vmm: Python, what the control socket buffers, and the heap of each vCPU
+# thread, beside its stack (pthread_attr_setstacksize(3)).
 _VMM_DATA_BYTES: Final = 512 * 1024 * 1024
-_THREAD_DATA_BYTES: Final = 16 * 1024 * 1024
+_THREAD_DATA_BYTES: Final = 8 * 1024 * 1024
+_UNLIMITED_STACK_BYTES: Final = 8 * 1024 * 1024
 
 # What vmm and warden never need. No limit on the size of files: they write logs and consoles, and
 # the warden resizes disks. None on processes: KVM's and vhost's threads in the kernel count too,
@@ -133,7 +135,10 @@ def confine_vmm(*, cpus: int, removable_in: Iterable[str] = ()) -> None:
     if os.geteuid() == 0:
         _take(ForgetGroups())
         _take(DropCapabilities())
-    data_bytes = _VMM_DATA_BYTES + cpus * _THREAD_DATA_BYTES
+    stack_bytes = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    if stack_bytes == resource.RLIM_INFINITY:
+        stack_bytes = _UNLIMITED_STACK_BYTES
+    data_bytes = _VMM_DATA_BYTES + cpus * (_THREAD_DATA_BYTES + stack_bytes)
     _take(LimitResources((*_COMMON_LIMITS, ("DATA", data_bytes), ("NOFILE", VMM_OPEN_FILES))))
     _take(NoNewPrivileges())
     _take(NotDumpable())

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import threading
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -69,6 +70,25 @@ def test_vmm_is_bounded_and_writes_files_of_any_size() -> None:
         return nothing and files and now["FSIZE"] == before["FSIZE"] and now["DATA"][1] < 1 << 30
 
     assert as_vmm(bounded) == "True"
+
+
+@pytest.mark.parametrize("stack_bytes", [8 << 20, 1 << 30, resource.RLIM_INFINITY])
+def test_vmm_has_room_for_its_threads_whatever_their_stacks(stack_bytes: int) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    if hard != resource.RLIM_INFINITY:
+        stack_bytes = min(stack_bytes, hard) if stack_bytes >= 0 else hard
+
+    def start() -> int:
+        resource.setrlimit(resource.RLIMIT_STACK, (stack_bytes, hard))
+        confine_vmm(cpus=3)
+        if stack_bytes != resource.RLIM_INFINITY:
+            threading.stack_size(stack_bytes)
+        threads = [threading.Thread(target=int) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        return len(threads)
+
+    assert in_child(start) == "3"
 
 
 def test_vmm_cannot_be_traced_and_gains_nothing() -> None:
