@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from crosvm_py.control.devices import (
+    MAX_CGROUP_CHARS,
     CounterInfo,
     DeviceInfo,
     DeviceLimits,
@@ -44,6 +45,7 @@ def _info(device: DeviceProcess) -> DeviceInfo:
         policy=device.policy_name,
         queues=tuple(QueueInfo(*queue) for queue in status.queues(device.queue_sizes)),
         counters=tuple(CounterInfo(name, value) for name, value in counters.items()),
+        cgroup=device.cgroup[:MAX_CGROUP_CHARS],
     )
 
 

@@ -83,6 +83,7 @@ class DeviceProcess:
         self.name = name
         self.policy_name = policy_name
         self.pid = 0
+        self.cgroup = ""  # the directory of its group, if it has one
         self.death = DeviceDeath()
         self.device_type = 0
         self.features = 0

@@ -84,6 +84,8 @@ class VirtualMachine:
         self._supervisor.wait_ready()
         for device in self._supervisor.devices:
             device.events = machine.plug(device)
+            if prepared.cgroup is not None:
+                device.cgroup = f"{prepared.cgroup.path}/{device.name}"
             if prepared.serial.virtio is not None and device.name == VIRTIO_CONSOLE_NAME:
                 prepared.serial.virtio.connect(device.command)
 

@@ -55,6 +55,7 @@ def as_fields(device: DeviceInfo) -> dict[str, object]:
         "pid": device.pid,
         "state": device.state,
         "policy": device.policy,
+        "cgroup": device.cgroup or None,
         "queues": [{"size": queue.size, "enabled": queue.enabled} for queue in device.queues],
         "counters": {counter.name: counter.value for counter in device.counters},
     }

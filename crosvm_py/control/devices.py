@@ -16,6 +16,7 @@ MAX_DISK_BYTES: Final = (1 << 63) - 1  # offsets of files are signed
 _MAX_DEVICES: Final = 32
 _MAX_QUEUES: Final = 64
 _MAX_COUNTERS: Final = 32
+MAX_CGROUP_CHARS: Final = 512
 
 
 @fact
@@ -82,7 +83,10 @@ class CounterInfo(NamedTuple):
 
 
 class DeviceInfo(NamedTuple):
-    """One device as the vmm knows it."""
+    """One device as the vmm knows it.
+
+    ``cgroup`` is the directory of its group of cgroup v2, empty where it has none.
+    """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
     name: str
@@ -91,6 +95,7 @@ class DeviceInfo(NamedTuple):
     policy: str
     queues: tuple[QueueInfo, ...]
     counters: tuple[CounterInfo, ...]
+    cgroup: str = ""
 
 
 @fact
@@ -109,6 +114,7 @@ class DeviceList:
                 text(MAX_NAME_CHARS),
                 sequence(record(QueueInfo, U16, boolean), _MAX_QUEUES),
                 sequence(record(CounterInfo, text(MAX_NAME_CHARS), U64), _MAX_COUNTERS),
+                text(MAX_CGROUP_CHARS),
             ),
             _MAX_DEVICES,
         ),

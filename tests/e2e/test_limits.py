@@ -41,6 +41,7 @@ MIB: Final = 1 << 20
 GUEST_MIB: Final = 128
 DISK_MIB: Final = 96
 VCPUS: Final = 2
+DEVICES: Final = ("block:0", "block:1", "rng")
 # The guest's page cache takes the disk into memory that nothing has touched before.
 READ_DISK: Final = "fact read sh -c 'dd if=/dev/vdb bs=1M of=/dev/null 2>/dev/null && echo all'"
 READ_SOME: Final = "fact random sh -c 'head -c 16 /dev/hwrng | wc -c'; head -c 1M /dev/vdb | wc -c"
@@ -147,6 +148,9 @@ def test_vmm_alone_in_a_group_steps_aside_and_back(place: Place) -> None:
         disk = found[f"crosvm-{vm.pid}/block:1"]
         assert figure(disk, "memory.stat", "shmem") > DISK_MIB * MIB // 2
         assert figure(disk, "memory.events", "oom_kill") == 0
+        shown = json.loads(place.lab.shell(f"crosvm devices --json {vm.socket}"))
+        own = place.lab.shell(f"readlink {place.link}").strip()
+        assert [it["cgroup"] for it in shown] == [f"{own}/crosvm-{vm.pid}/{it}" for it in DEVICES]
         assert vm.control("stop").status == 0
         assert vm.wait() == 0
     assert place.groups() == {}
@@ -179,7 +183,7 @@ def test_next_vm_removes_what_a_killed_warden_left(place: Place) -> None:
         left = f"crosvm-{vm.pid}"
         host.shell(f"kill -9 {warden['pid']}")
         assert vm.wait() == 33
-    devices = [f"{left}/{name}" for name in ("block:0", "block:1", "rng")]
+    devices = [f"{left}/{name}" for name in DEVICES]
     assert sorted(place.groups()) == [left, *devices]
     lab.launch, lab.launcher = 'exec crosvm "$@"', "root"
     with lab.start("--cgroup", place.link, "--block", f"path={lab.folder}/nothing") as vm:

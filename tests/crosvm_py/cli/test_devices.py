@@ -38,6 +38,7 @@ BLOCK = DeviceInfo(
     "block_device",
     (QueueInfo(128, True), QueueInfo(256, False)),
     (CounterInfo("requests", 12345), CounterInfo("bytes_to_guest", 7), CounterInfo("restarts", 0)),
+    "/sys/fs/cgroup/crosvm-40/block:0",
 )
 RNG = DeviceInfo(
     1,
@@ -86,6 +87,10 @@ def test_table_without_devices_is_its_head() -> None:
     assert table([]) == ["INDEX  NAME  PID  STATE  POLICY  QUEUES"]
 
 
+def test_fields_have_no_cgroup_where_there_is_none() -> None:
+    assert as_fields(RNG)["cgroup"] is None
+
+
 def test_fields_have_every_queue_and_counter() -> None:
     assert as_fields(BLOCK) == {
         "index": 0,
@@ -93,6 +98,7 @@ def test_fields_have_every_queue_and_counter() -> None:
         "pid": 41,
         "state": "active",
         "policy": "block_device",
+        "cgroup": "/sys/fs/cgroup/crosvm-40/block:0",
         "queues": [{"size": 128, "enabled": True}, {"size": 256, "enabled": False}],
         "counters": {"requests": 12345, "bytes_to_guest": 7, "restarts": 0},
     }
