@@ -97,6 +97,7 @@ class Hostile:
         self.reader = _fifo_that_is_not_read(folder / "console")
         self.vmm = self.start(folder, *words)
         self.processes: Processes = self.vmm.processes()
+        assert self.settles()  # the guest is ready before the devices know of it
         self.costs = {pid: cost(pid) for pid in self.processes.all()}
 
     def start(self, folder: Path, *words: str) -> Vmm:
