@@ -193,3 +193,15 @@ def test_try_jail_refused_id_map_ends_the_child(
     with pytest.raises(HostError, match="write /proc/1/uid_map"):
         try_jail()
     assert not os.path.exists(f"/proc/{children[0]}")
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "detail"),
+    [(0, Status.WARNING, "none"), (7, Status.OK, "version 7 of its ABI")],
+)
+def test_landlock_is_told_as_the_kernel_has_it(
+    monkeypatch: pytest.MonkeyPatch, version: int, status: Status, detail: str
+) -> None:
+    monkeypatch.setattr("sys_util.landlock.abi_version", lambda: version)
+    (finding,) = dict(checks.CHECKS)["landlock"]("landlock")
+    assert (finding.status, finding.detail) == (status, detail)
