@@ -238,7 +238,7 @@ def plant_trusting_successor(patch: pytest.MonkeyPatch) -> None:
         ("rng", plant_reset_that_forgets_nothing, "in serves"),
         ("rng", plant_trusting_successor, "in restore"),
         ("rng", plant_copy_of_everything, "memory grows"),
-        ("pci", plant_queues_that_can_be_moved, "moved while it runs"),
+        ("pci", plant_queues_that_can_be_moved, "moved while it runs|cannot be started"),
         ("messages", plant_codec_that_looks_up, "AssertionError"),
         ("channel", plant_answer_that_was_not_asked, "KeyError"),
         ("ports", plant_timers_that_pile_up, "timers pile up"),
