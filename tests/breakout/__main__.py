@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--group", action="append", choices=ALL_GROUPS, help="this only; again")
     parser.add_argument("--without", action="append", choices=ALL_GROUPS, default=[])
     parser.add_argument("--sweep-step", type=int, default=1, help="skip numbers in sweeps")
-    parser.add_argument("--flood", type=int, default=10_000, help="messages in each flood")
+    parser.add_argument("--flood", type=int, default=3_000, help="messages in each flood")
     return parser
 
 

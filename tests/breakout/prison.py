@@ -127,12 +127,17 @@ class Prison:
     def attempt(self, kind: str, numbers: Sequence[int]) -> dict[int, Refusal | None]:
         """Have the inmate of ``kind`` make attempts; return how each was refused, if it was.
 
-        The last are missing if the process ended on the way.
+        Raises:
+            RuntimeError: it did not survive them.
         """
         found: dict[int, Refusal | None] = {}
         for first in range(0, len(numbers), _ATTEMPTS_PER_COMMAND):
             chunk = list(numbers[first : first + _ATTEMPTS_PER_COMMAND])
-            for at, answer in self._ask(kind, chunk).items():
+            answers = self._ask(kind, chunk)
+            if len(answers) < len(chunk):
+                death = self.device(kind).death
+                raise RuntimeError(f"{kind}: {death.describe('')} {death.report}")
+            for at, answer in answers.items():
                 found[int(at)] = _refusal(answer)
         return found
 
