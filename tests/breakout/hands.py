@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import os
 from pathlib import Path
@@ -29,6 +30,7 @@ Word = int | bytes | bytearray | memoryview
 
 SYSCALLS: Final = get_arch(machine_arch()).syscalls  # now: in the jail no file can be opened
 MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
+_NONE: Final = -1  # a call that this architecture has never had
 # Calls that return twice, or let something else run in our stead.
 _FORKS: Final = frozenset({"fork", "vfork", "clone", "clone3"})
 
@@ -65,7 +67,9 @@ def call(name: str | int, *words: Word) -> int:
     Raises:
         Refused: it was trapped, or failed.
     """
-    number = name if isinstance(name, int) else SYSCALLS[name]
+    number = name if isinstance(name, int) else SYSCALLS.get(name, _NONE)
+    if number == _NONE:
+        raise Refused(str(name), number, (), errno.ENOSYS)
     kept = [ffi.from_buffer(word) for word in words if not isinstance(word, int)]
     addresses = iter([int(ffi.cast("uintptr_t", buffer)) for buffer in kept])
     plain = tuple(word & MASK if isinstance(word, int) else next(addresses) for word in words)
