@@ -268,6 +268,7 @@ class Supervisor:
                 log.debug("%s is process %d", device.name, pid)
             case protocol.SpawnFailed(device_id, reason):
                 charge = self._charge(device_id)
+                charge.stop_waiting()
                 self._on_lost(charge, f"{charge.device.name}: {reason}")
             case protocol.Exited(device_id, pid, status, cause):
                 charge = self._charge(device_id)
@@ -298,13 +299,9 @@ class Supervisor:
         charge.stop_waiting()
         device = charge.device
         if device.status.restarts:
-            log.info(
-                "%s: process %d goes on after %.0f ms (restart %d)",
-                device.name,
-                device.pid,
-                1000 * (now - charge.ended_at),
-                device.status.restarts,
-            )
+            took_ms = 1000 * (now - charge.ended_at)
+            facts = (device.name, device.pid, took_ms, device.status.restarts)
+            log.info("%s: process %d goes on after %.0f ms (restart %d)", *facts)
         self._fulfil(charge, "")
 
     def _on_failure(self, charge: _Charge) -> None:

@@ -111,21 +111,19 @@ class _Device:
         is_disk = DEVICE_KINDS[self.order.kind].resizable and self.max_file_bytes
         return memory_of_file(self.fds[0], self.max_file_bytes) if is_disk else 0
 
-    def open_fds(self) -> list[int]:
-        """Return the descriptors of one process, the caller's now.
+    def open_fds(self, opened: list[int]) -> None:
+        """Append the descriptors of one process to ``opened``; they are the caller's.
 
         Where the host does not let us open a file anew, the process gets ours: the first one can
         use it, and one after it will say what is wrong.
         """
         first_reopened = len(self.fds) - self.order.reopened
-        opened = []
         for at, fd in enumerate(self.fds):
             copy = -1
             if at >= first_reopened:
                 with contextlib.suppress(OSError):
                     copy = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
             opened.append(os.dup(fd) if copy < 0 else copy)
-        return opened
 
 
 class _Warden:
@@ -217,26 +215,40 @@ class _Warden:
 
     def _start(self, device: _Device, shared: list[int], *, fresh: bool) -> None:
         device_id = device.order.device_id
-        ours, theirs = socket_pair()
-        fds = [theirs.fileno(), *shared]
         try:
             if fresh:
                 self._code = read_anew({device.order.kind for device in self._devices.values()})
-            fds += device.open_fds()
-            device.pid = self._fork(device, fds)
-            device.pidfd = os.pidfd_open(device.pid)
-            self._loop.add(device.pidfd, lambda _events: self._bury(device))
+            ours = self._make(device, shared)
+        except (VmmError, OSError) as error:
+            reason = describe(error) if isinstance(error, VmmError) else f"{error.strerror}"
+            self._channel.send(protocol.SpawnFailed(device_id, reason[:1024]))
+            return
+        with ours:
             self._channel.send(protocol.Spawned(device_id, device.pid), [ours.fileno()])
-        except VmmError as error:
-            self._channel.send(protocol.SpawnFailed(device_id, describe(error)[:1024]))
-        finally:
+
+    def _make(self, device: _Device, shared: list[int]) -> socket.socket:
+        """Make the process and return the vmm's end of its channel.
+
+        Raises:
+            HostError, OSError: the host does not let us; there is no process.
+        """
+        ours, theirs = socket_pair()
+        fds = [theirs.fileno(), *shared]
+        try:
+            device.open_fds(fds)
+            device.pid, device.pidfd = self._fork(device, fds)
+        except (HostError, OSError):
             ours.close()
+            raise
+        finally:
             theirs.close()
             for fd in fds[1 + len(shared) :]:
                 os.close(fd)
+        self._loop.add(device.pidfd, lambda _events: self._bury(device))
+        return ours
 
-    def _fork(self, device: _Device, fds: list[int]) -> int:
-        """Fork a device process and let it go once its ids are mapped."""
+    def _fork(self, device: _Device, fds: list[int]) -> tuple[int, int]:
+        """Fork a device process and let it go once its ids are mapped; return pid and pidfd."""
         policies = self._policies
         cgroup_fd = device.limits.enter(device.file_memory)
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
@@ -249,7 +261,8 @@ class _Warden:
             try:
                 if policies is not None:
                     write_id_maps(pid, id_map_for(pid, _owner(device.order.directory)))
-            except HostError:
+                pidfd = os.pidfd_open(pid)
+            except (HostError, OSError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 raise
@@ -259,7 +272,7 @@ class _Warden:
             os.close(go_write)
             if cgroup_fd >= 0:
                 os.close(cgroup_fd)
-        return pid
+        return pid, pidfd
 
     def _jail(self, device: _Device, fds: list[int]) -> JailPlan | None:
         if self._policies is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py import device_protocol
+from crosvm_py import device_protocol, supervisor
 from crosvm_py.restart import (
     ALWAYS,
     HEALTHY_SECONDS,
@@ -146,6 +146,21 @@ def test_process_that_cannot_be_made_is_tried_again(rig: Rig, lines: list[str]) 
     rig.warden.send(SpawnFailed(0, "clone: Cannot allocate memory"))
     assert lines[-1] == "rng: clone: Cannot allocate memory"
     assert rig.come_again() == Respawn(0, False)
+    assert rig.device.status.word == "idle"
+
+
+def test_process_that_could_not_be_made_has_no_deadline(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "START_SECONDS", 0.2)
+    rig.die()
+    assert rig.warden.take()[0] == Respawn(0, False)
+    rig.warden.send(SpawnFailed(0, "no"))
+    rig.come_again()
+    late: list[bool] = []
+    rig.warden.loop.call_later(0.4, lambda: late.append(True))
+    while not late:
+        rig.warden.loop.run_once(1)
     assert rig.device.status.word == "idle"
 
 

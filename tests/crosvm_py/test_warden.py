@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 import signal
 from contextlib import suppress
@@ -16,6 +17,8 @@ import pytest
 from crosvm_py import supervisor, warden
 from crosvm_py import warden_protocol as protocol
 from crosvm_py.device_kinds import DeviceOrder
+from crosvm_py.restart import ALWAYS
+from crosvm_py.supervisor import Care
 from devices.virtio.block import Block, BlockSpec
 from sys_util.errors import ConfigError, HostError, VmmError
 from sys_util.guest_memory import MemoryRegion
@@ -224,6 +227,26 @@ def test_refused_id_map_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(VmmError, match=r"^rng: write /proc/\d+/uid_map: not permitted$"):
             rig.rng()
         assert children_of(rig.warden.pid) == ""
+
+
+@as_both
+def test_warden_without_descriptors_tries_again_and_leaks_none(sandbox: bool, disk: Path) -> None:
+    with DeviceRig(sandbox=sandbox, care=Care(ALWAYS)) as rig:
+        device = rig.block(disk)
+        before = settled_fds(rig)
+        refused = 0
+        held, limit = len(before), resource.prlimit(rig.warden.pid, resource.RLIMIT_NOFILE)
+        for room in range(1, 8):
+            rig.lines.clear()
+            resource.prlimit(rig.warden.pid, resource.RLIMIT_NOFILE, (held + room, limit[1]))
+            os.kill(device.pid, signal.SIGKILL)
+            rig.until(lambda: len(rig.lines) > 1)  # its end, and what came of it
+            refused += any("Too many open" in line for line in rig.lines)
+            resource.prlimit(rig.warden.pid, resource.RLIMIT_NOFILE, limit)
+            rig.until(lambda: device.status.ready)
+            rig.until(lambda: fds_of(rig.warden.pid) == before)
+        assert refused > 2
+        assert rig.deaths == []
 
 
 def children_of(pid: int) -> str:
