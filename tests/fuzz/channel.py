@@ -38,6 +38,9 @@ class ChannelFuzzer:
         self._fds = len(os.listdir("/proc/self/fd"))
         self._device = HostileDevice()
         self._asked = 0
+        self._device.send(READY)  # the first process says what the device is
+        self._device.turn()
+        self._end()
 
     def episode(self, source: Source) -> None:
         """Live through one process of the device."""
@@ -124,9 +127,13 @@ class ChannelFuzzer:
                 self._answer()
         device.turn()
         assert device.failures == failures, device.verdict
-        device.host.close()
-        device.sock.close()
-        device.attach()
+        self._end()
+
+    def _end(self) -> None:
+        """End the process in order; the next one is there, and has said nothing yet."""
+        self._device.host.close()
+        self._device.sock.close()
+        self._device.attach()
         self._asked = 0
 
     def _answer(self) -> None:
