@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.bench import devices, direct, filters, testhost
+from tests.bench import devices, direct, filters, shares, testhost
 from tests.bench.results import save
 from tests.bench.watch import WatchError
 from tests.kvmhost.client import HostGoneError
@@ -26,6 +26,7 @@ SUBJECTS: Final = {
     "testhost": "in the KVM test host: start of Linux, processor time, memory",
     "fio": "the same, with fio in the guest",
     "devices": "in the KVM test host: network, vsock and balloon",
+    "shares": "in the KVM test host: what a guest has when its devices spin",
     "all": "direct and fio",
 }
 
@@ -56,7 +57,9 @@ def _measure(options: argparse.Namespace, directory: Path) -> list[Results]:
         measured.append(filters.Bench(directory).run(runs))
     if subject == "devices":
         measured += [devices.Bench(host).run(runs) for host in session()]
-    elif subject not in ("direct", "filters"):
+    if subject == "shares":
+        measured += [shares.Bench(host).run(runs) for host in session()]
+    elif subject not in ("direct", "filters", "devices"):
         for host in session():
             bench = testhost.Bench(host, directory)
             measured.append(bench.run(runs, fio=subject != "testhost"))
