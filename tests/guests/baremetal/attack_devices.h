@@ -243,7 +243,7 @@ static void race(struct device *d)
 
 	device_start(d);
 	start_ap(d, change_requests);
-	for (int i = 0; i < 1500; i++) {
+	for (int i = 0; i < 1000; i++) {
 		struct ring *r = d->ring[0];
 
 		block_describe(d, 0, 3);

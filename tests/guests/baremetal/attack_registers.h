@@ -167,7 +167,7 @@ static void string_io(void)
 {
 	static const uint16_t ports[] = { 0x60, 0x61, 0x70, 0x71, 0x2f8, 0x2fd, 0x3e8, 0x402,
 					  0xcf8, 0xcfc, 0xcfe, 0x1000 };
-	static uint8_t data[8192] __attribute__((aligned(4096)));
+	static uint8_t data[4096] __attribute__((aligned(4096)));
 
 	for (size_t i = 0; i < sizeof(data); i++)
 		data[i] = i % 251;
