@@ -4,9 +4,11 @@
 A process of the device may be killed at any moment, and the next one goes on with the socket. So
 nothing is taken out of it but whole frames, and nothing is put in but whole frames:
 
-- A frame is looked at first (MSG_PEEK), and read in one piece once all of it is here. The peer may
-  wait for room with half a frame written; then the kernel is told how long that frame is, counts
-  what is read of it, and a successor learns how many bytes to skip.
+- Frames are looked at first (MSG_PEEK), and read once the driver has them: they may come twice, but
+  are not lost, since some versions of passt never repeat an acknowledgment. A long frame carries
+  data, which passt repeats: it is read into guest memory at once, when all of it is here.
+- The peer may wait for room with half a frame written; then the kernel is told how long that frame
+  is, counts what is read of it, and a successor learns how many bytes to skip.
 - A socket takes a frame of up to ``_ONE_PIECE_BYTES`` at once or not at all; a longer one goes only
   where there is room for all of it.
 """
@@ -33,8 +35,9 @@ _LENGTH: Final = Struct(">I")
 _LENGTH_BYTES: Final = _LENGTH.size
 _MOST_BYTES: Final = _LENGTH_BYTES + MAX_FRAME_BYTES
 
-# Frames that end in here are taken together. A longer one is read into guest memory by itself.
-_WINDOW_BYTES: Final = 16 * 1024
+# How much is looked at; the frames in it are read together. A long one is read by itself.
+_WINDOW_BYTES: Final = 64 * 1024
+_LONG_BYTES: Final = 16 * 1024
 
 # What Linux puts into one socket buffer even where pages are small: unix_stream_sendmsg() allows
 # 32 KiB of whole pages and what fits beside them.
@@ -49,9 +52,9 @@ class StreamEnd:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._stream = UnixStream(fd)
-        self._in = memoryview(bytearray(_MOST_BYTES))  # frames that were taken, or a part of one
-        self._start = 0
-        self._end = 0
+        # Frames: before ``_start`` they were received, before ``_read`` they are out of the stream.
+        self._in = memoryview(bytearray(_MOST_BYTES))
+        self._start = self._read = self._end = 0
         self._length = memoryview(bytearray(_LENGTH_BYTES))
         self._look_bytes = _WINDOW_BYTES  # after a long frame only a length: they come in rows
         # The rest of a frame that an earlier process began: lost, as on a wire.
@@ -103,7 +106,9 @@ class StreamEnd:
         try:
             if whole > _ONE_PIECE_BYTES and not self._has_room(whole):
                 raise BlockingIOError
-            sent = self._stream.write([_LENGTH.pack(length), *frame])
+            parts: list[bytes | memoryview] = [_LENGTH.pack(length), *frame]
+            # A driver that cuts its frame in more pieces than writev(2) takes is no end of ours.
+            sent = self._stream.write(parts if len(parts) <= _IOV_MAX else [b"".join(parts)])
         except BlockingIOError:
             raise
         except OSError as error:
@@ -121,6 +126,17 @@ class StreamEnd:
         except OSError as error:
             self._lose(error)
 
+    def commit(self) -> bool:
+        count = self._start - self._read
+        if count <= 0 or self._missing:
+            return False
+        try:
+            self._stream.read([self._in[self._read : self._start]])
+        except OSError as error:
+            self._lose(error)
+        self._read = self._start
+        return True
+
     def set_offloads(self, flags: int) -> None:
         """None was on offer."""
 
@@ -133,32 +149,26 @@ class StreamEnd:
         return self._stream.queued_bytes() <= most
 
     def _fetch(self) -> int:
-        """Take frames out of the stream; or return the length of one that is here, but long.
+        """Look for frames; return the length of one that is here, but long.
 
         Raises:
-            BlockingIOError: no frame is whole yet.
+            BlockingIOError: no frame is whole yet, or ``commit`` is due.
             EndGoneError: there will be none.
         """
         if self._missing:
             self._fetch_missing()
             return 0
+        if self._read < self._end:
+            raise BlockingIOError
         seen = self._stream.peek(self._in[: self._look_bytes])
         if seen == _LENGTH_BYTES and not self._is_long(0):
             self._look_bytes = _WINDOW_BYTES
             seen = self._stream.peek(self._in[:_WINDOW_BYTES])
         if not seen:
             self._end_of_stream()
-        end, length = 0, 0
-        while end + _LENGTH_BYTES <= seen:
-            length = _LENGTH.unpack_from(self._in, end)[0]
-            if length > MAX_FRAME_BYTES:
-                # passt makes no such frame. The stream has no other place to begin again.
-                raise EndGoneError("user-mode network: what passt sends is no frame")
-            if end + _LENGTH_BYTES + length > seen:
-                break
-            end += _LENGTH_BYTES + length
+        end, length = self._scan(seen)
         if end:
-            self._start, self._end = 0, self._stream.read([self._in[:end]])
+            self._start, self._read, self._end = 0, 0, end
             return 0
         if seen < _LENGTH_BYTES:
             raise BlockingIOError
@@ -168,15 +178,28 @@ class StreamEnd:
             return length
         # Whoever writes this frame may need the room that its first part takes.
         self._stream.announce(whole)
-        self._start, self._end, self._missing = 0, whole, whole
+        self._start, self._read, self._end, self._missing = 0, whole, whole, whole
         return 0
+
+    def _scan(self, seen: int) -> tuple[int, int]:
+        """Return where the short frames end that were seen whole, and the length of the last."""
+        end, length = 0, 0
+        while end + _LENGTH_BYTES <= seen:
+            length = _LENGTH.unpack_from(self._in, end)[0]
+            if length > MAX_FRAME_BYTES:
+                # passt makes no such frame. The stream has no other place to begin again.
+                raise EndGoneError("user-mode network: what passt sends is no frame")
+            if end + _LENGTH_BYTES + length > seen or length > _LONG_BYTES:
+                break
+            end += _LENGTH_BYTES + length
+        return end, length
 
     def _is_long(self, at: int) -> bool:
         length: int = _LENGTH.unpack_from(self._in, at)[0]
-        return length > _WINDOW_BYTES - _LENGTH_BYTES
+        return length > _LONG_BYTES
 
     def _fetch_missing(self) -> None:
-        """Go on with the frame that was announced; it becomes one that was taken."""
+        """Go on with the frame that was announced, which then can be received."""
         at = self._end - self._missing if not self._skipping else 0
         count = self._stream.read([self._in[at : at + self._missing]])
         if not count:
@@ -189,7 +212,7 @@ class StreamEnd:
             self._skipping = 0
 
     def _deliver(self, vectors: Sequence[memoryview]) -> int:
-        """Store the next frame that was taken, and return its length."""
+        """Store the next frame, and return its length."""
         start = self._start + _LENGTH_BYTES
         length: int = _LENGTH.unpack_from(self._in, self._start)[0]
         self._start = start + length
@@ -202,7 +225,7 @@ class StreamEnd:
         whole = _LENGTH_BYTES + length
         parts = [self._length, *_cut(vectors, HEADER_BYTES, length)]
         if len(parts) > _IOV_MAX:
-            self._start, self._end = 0, self._stream.read([self._in[:whole]])
+            self._start, self._read, self._end = 0, whole, self._stream.read([self._in[:whole]])
             return False
         _scatter(PLAIN_HEADER, vectors, 0)
         if self._stream.read(parts) < whole:
