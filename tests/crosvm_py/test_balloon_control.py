@@ -19,7 +19,8 @@ from tests.support.device_context import DriverSide
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from crosvm_py.device_host import CommandResult, DeviceProcess
+    from crosvm_py.device_host import DeviceProcess
+    from crosvm_py.device_link import CommandResult
 
 STATE: dict[str, object] = {
     "target_pages": 512,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from crosvm_py.device_host import CommandResult
+    from crosvm_py.device_link import CommandResult
 
 HVC = "virtio-console"
 

@@ -17,6 +17,7 @@ from devices.virtio.balloon import INFLATE_QUEUE as INFLATE
 from devices.virtio.balloon import REPORTING_QUEUE as REPORTING
 from devices.virtio.balloon import STATS_QUEUE as STATS
 from devices.virtio.balloon import Balloon, BalloonSpec
+from devices.virtio.balloon_state import FIRST_CMD_ID, VIRTIO_BALLOON_CMD_ID_STOP
 from devices.virtio.counters import named
 from devices.virtio.device import CommandError
 from devices.virtio.queue import QueueError
@@ -370,14 +371,14 @@ def test_successor_takes_the_buffer_over(rig: Rig) -> None:
 def test_a_round_of_hints_is_counted_and_ends_with_done(rig: Rig) -> None:
     rig.ask("state", hint=True)
     cmd_id = rig.config()[2]
-    assert cmd_id >= balloon.FIRST_CMD_ID
+    assert cmd_id >= FIRST_CMD_ID
     assert rig.context.config_changes == 1
     rig.send(FREE_PAGE, struct.pack("<I", cmd_id))
     rig.used(FREE_PAGE)
     rig.show(FREE_PAGE, (POOL, 4 * PAGE))
     rig.show(FREE_PAGE, (POOL + 8 * PAGE, 2 * PAGE))
     assert rig.ask("state")["hint_done"] is False
-    rig.send(FREE_PAGE, struct.pack("<I", balloon.VIRTIO_BALLOON_CMD_ID_STOP))
+    rig.send(FREE_PAGE, struct.pack("<I", VIRTIO_BALLOON_CMD_ID_STOP))
     assert rig.config()[2] == balloon.VIRTIO_BALLOON_CMD_ID_DONE
     state = rig.ask("state")
     assert (state["hint_done"], state["hinted_bytes"]) == (True, 6 * PAGE)
@@ -405,7 +406,7 @@ def test_driver_that_never_stops_gets_its_pages_back_in_time(rig: Rig) -> None:
     rig.context.advance(balloon.HINT_SECONDS + 1)
     assert rig.config()[2] == balloon.VIRTIO_BALLOON_CMD_ID_DONE
     assert rig.ask("state", hint=True)
-    assert rig.config()[2] > balloon.FIRST_CMD_ID
+    assert rig.config()[2] > FIRST_CMD_ID
 
 
 def test_time_of_one_round_does_not_end_the_next(rig: Rig) -> None:
@@ -415,7 +416,7 @@ def test_time_of_one_round_does_not_end_the_next(rig: Rig) -> None:
     rig.send(FREE_PAGE, struct.pack("<I", 0))
     rig.ask("state", hint=True)
     rig.context.advance(2)
-    assert rig.config()[2] >= balloon.FIRST_CMD_ID
+    assert rig.config()[2] >= FIRST_CMD_ID
 
 
 def test_hints_of_a_driver_that_knows_none_are_refused() -> None:
