@@ -63,6 +63,14 @@ class NetEnd(Protocol):
         """
         ...
 
+    def commit(self) -> bool:
+        """Let go of the frames received so far, which the driver sees now.
+
+        Returns:
+            Whether there were any; the next ones may be here. ``receive`` may wait for this.
+        """
+        ...
+
     def set_offloads(self, flags: int) -> None:
         """Say what the driver can take, in the TUN_F_* of TUNSETOFFLOAD."""
         ...
@@ -112,6 +120,10 @@ class TapEnd:
 
     def flush(self) -> None:
         """A TAP takes a frame whole or not at all."""
+
+    def commit(self) -> bool:
+        """A TAP keeps no frame that was read."""
+        return False
 
     def set_offloads(self, flags: int) -> None:
         tap.set_offloads(self.fd, flags)

@@ -81,21 +81,23 @@ class ReceiveQueue:
                     continue
                 if not self._hold(port):
                     return self._chains_left == 0
-                self._receive(port)
+                self._receive_next(port)
         except BlockingIOError:
             pass  # no frame is left
         finally:
             port.flush()
+            self._end.commit()
         return True
 
     def drain(self) -> None:
         """Drop what has piled up in the host."""
-        try:
-            for _ in range(MAX_CHAINS_PER_TURN):
+        for _ in range(MAX_CHAINS_PER_TURN):
+            try:
                 self._end.receive([self._spill])
                 self._stats.rx_dropped += 1
-        except BlockingIOError:
-            pass
+            except BlockingIOError:
+                if not self._end.commit():
+                    return
 
     def _pay(self) -> bool:
         """Return whether the limiter lets the last frame have passed, and so the next one come."""
@@ -135,6 +137,19 @@ class ReceiveQueue:
             if not self._merge:
                 break
         return bool(self._held)
+
+    def _receive_next(self, port: QueuePort) -> None:
+        """Take one frame, or let go of those that were taken.
+
+        Raises:
+            BlockingIOError: there is none.
+        """
+        try:
+            self._receive(port)
+        except BlockingIOError:
+            port.flush()
+            if not self._end.commit():
+                raise
 
     def _receive(self, port: QueuePort) -> None:
         """Take one frame into the chains held, and what has no room there into the spill.

@@ -174,6 +174,8 @@ class StreamEnd:
             raise BlockingIOError
         whole = _LENGTH_BYTES + length
         if self._stream.readable_bytes() >= whole:
+            if length <= _LONG_BYTES:  # more of it has come meanwhile
+                return 0
             self._look_bytes = _LENGTH_BYTES
             return length
         # Whoever writes this frame may need the room that its first part takes.
