@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace) -> AnyResult:
     for host in session():
         if options.subject == "many":
             return run_many(host, options.count)
-        return run_load(host, 60 * options.minutes, options.seed)
+        return run_load(host, f"{60 * options.minutes:.0f}s", options.seed)
     raise AssertionError("a session has one host")
 
 
