@@ -31,8 +31,8 @@ def is_free(lab: Lab, disk: str) -> bool:
     return lab.host.run(["python3", "-I", "-c", LOCK, disk]).status == 0
 
 
-def start_loaded(lab: Lab, disk: str) -> Vm:
-    return lab.start("--rwdisk", disk, "-c", "2", script=LOAD, end="stay")
+def start_loaded(lab: Lab, disk: str, *options: str) -> Vm:
+    return lab.start("--rwdisk", disk, "-c", "2", *options, script=LOAD, end="stay")
 
 
 def nothing_is_left(lab: Lab, processes: list[ProcessFacts]) -> bool:
@@ -72,7 +72,7 @@ def test_signal_ends_a_busy_guest_in_order(any_lab: Lab, number: str) -> None:
 )
 def test_killed_process_ends_a_busy_guest_as_a_crash(any_lab: Lab, name: str, words: str) -> None:
     disk = any_lab.disk("data.img", 1)
-    with start_loaded(any_lab, disk) as vm:
+    with start_loaded(any_lab, disk, "--device-restart=never") as vm:
         vm.wait_ready()
         processes = vm.processes()
         pid = pid_of(processes, name)
