@@ -41,7 +41,7 @@ cat "$newer_output"
 # about the same length, reports when the first is done.
 echo "run: guests" >&2
 second="tests/e2e/test_boot.py tests/e2e/test_control_devices.py tests/e2e/test_disks.py
-tests/e2e/test_net.py tests/e2e/test_net_restart.py tests/e2e/test_vsock.py"
+tests/e2e/test_net.py tests/e2e/test_vsock.py"
 first=$(ls tests/e2e/test_*.py | grep -vFx "$(printf '%s\n' $second)")
 output=.cache/second-half.log
 tests second $second "$@" >"$output" 2>&1 &
