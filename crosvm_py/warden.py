@@ -164,11 +164,7 @@ class _Warden:
         try:
             match message:
                 case protocol.Spawn():
-                    limits = self._limits(message)
-                    device = _Device(message, fds[_SHARED:], limits)
-                    self._devices[message.device_id] = device
-                    del fds[_SHARED:]
-                    self._start(device, fds, fresh=False)
+                    self._start(self._new(message, fds), fds, fresh=False)
                 case protocol.Respawn(device_id, fresh):
                     self._start(self._ended(device_id), fds, fresh=fresh)
                 case protocol.Kill(device_id):
@@ -185,9 +181,15 @@ class _Warden:
             for fd in fds:
                 os.close(fd)
 
-    def _limits(self, order: protocol.Spawn) -> DeviceLimits:
+    def _new(self, order: protocol.Spawn, fds: list[int]) -> _Device:
+        """Take up a device; its own descriptors leave ``fds``."""
+        if order.device_id in self._devices:
+            raise ProtocolError(f"device {order.device_id} is there already")
         kind = DEVICE_KINDS[order.kind]
-        return DeviceLimits(self._cgroup, order.name, kind, _guest_bytes(order))
+        limits = DeviceLimits(self._cgroup, order.name, kind, _guest_bytes(order))
+        self._devices[order.device_id] = device = _Device(order, fds[_SHARED:], limits)
+        del fds[_SHARED:]
+        return device
 
     def _ended(self, device_id: int) -> _Device:
         device = self._devices.get(device_id)
@@ -210,7 +212,10 @@ class _Warden:
         except OSError as error:
             return protocol.Resized(device_id, 0, f"{error.strerror}"[:256])
         device.max_file_bytes = size_bytes
-        device.limits.change(device.file_memory)
+        try:
+            device.limits.change(device.file_memory)
+        except OSError as error:  # the file has its size; the group keeps the limit it had
+            log.warning("%s: its memory limit stays: %s", device.order.name, error.strerror)
         return protocol.Resized(device_id, size_bytes, "")
 
     def _start(self, device: _Device, shared: list[int], *, fresh: bool) -> None:
