@@ -15,12 +15,11 @@ class _Lib:
     def crosvm_fallocate(self, fd: int, mode: int, offset: int, length: int) -> int: ...
     def crosvm_prctl(self, option: int, arg2: int, arg3: int, arg4: int, arg5: int) -> int: ...
     def crosvm_set_capabilities(self, mask: int) -> int: ...
-    def crosvm_load_filter(self, program: FFI.CData, length: int, flags: int) -> int: ...
+    def crosvm_load_filter(self, program: FFI.CData, length: int) -> int: ...
     def crosvm_load_recording_filter(
         self,
         program: FFI.CData,
         length: int,
-        all_threads: bool,
         recorder: int,
         name: bytes,
         name_bytes: int,
@@ -59,7 +58,6 @@ class _Lib:
     PR_SET_NAME: int
     PR_SET_NO_NEW_PRIVS: int
     PR_SET_PDEATHSIG: int
-    SECCOMP_FILTER_FLAG_TSYNC: int
     FALLOC_FL_KEEP_SIZE: int
     FALLOC_FL_PUNCH_HOLE: int
     FALLOC_FL_ZERO_RANGE: int

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import struct
@@ -130,15 +129,12 @@ def set_capabilities(mask: int) -> None:
     _check(lib.crosvm_set_capabilities(mask))
 
 
-def load_seccomp_filter(bpf: bytes, *, all_threads: bool = False) -> None:
-    """Put this thread, or every thread of the process, under a compiled filter for good.
+def load_seccomp_filter(bpf: bytes) -> None:
+    """Put this thread, and those it starts later, under a compiled filter for good.
 
     Needs no_new_privs or CAP_SYS_ADMIN (seccomp(2)).
     """
-    flags = lib.SECCOMP_FILTER_FLAG_TSYNC if all_threads else 0
-    result = lib.crosvm_load_filter(ffi.from_buffer(bpf), len(bpf) // SOCK_FILTER_BYTES, flags)
-    if _check(result) > 0:
-        raise OSError(errno.EBUSY, f"thread {result} cannot be put under the filter")
+    _check(lib.crosvm_load_filter(ffi.from_buffer(bpf), len(bpf) // SOCK_FILTER_BYTES))
 
 
 def report_denied_calls(

@@ -81,10 +81,8 @@ class Listener:
             fcntl.ioctl(self._fd, _NOTIF_SEND, answer)
 
 
-def load_recording_filter(
-    bpf: bytes, recorder: int, name: str, *, all_threads: bool = False
-) -> None:
-    """Put this thread, or every thread, under a filter, and send its listener to ``recorder``.
+def load_recording_filter(bpf: bytes, recorder: int, name: str) -> None:
+    """Put this thread, and those it starts, under a filter; send its listener to ``recorder``.
 
     ``recorder`` is a SOCK_SEQPACKET socket, closed here; the message is ``name``. Sending it
     and closing have ``MARK`` as their last argument.
@@ -92,7 +90,6 @@ def load_recording_filter(
     result = lib.crosvm_load_recording_filter(
         ffi.from_buffer(bpf),
         len(bpf) // _SOCK_FILTER_BYTES,
-        all_threads,
         recorder,
         name.encode(),
         len(name.encode()),

@@ -23,8 +23,8 @@ ffibuilder.cdef(
     int crosvm_prctl(int option, unsigned long arg2, unsigned long arg3,
                      unsigned long arg4, unsigned long arg5);
     int crosvm_set_capabilities(unsigned long long mask);
-    int crosvm_load_filter(const void *program, unsigned short length, unsigned int flags);
-    int crosvm_load_recording_filter(const void *program, unsigned short length, int all_threads,
+    int crosvm_load_filter(const void *program, unsigned short length);
+    int crosvm_load_recording_filter(const void *program, unsigned short length,
                                      int recorder, const void *name, unsigned int name_bytes,
                                      unsigned long mark);
     int crosvm_report_denied_calls(int fd, const void *head, unsigned int head_bytes,
@@ -60,7 +60,6 @@ ffibuilder.cdef(
     #define PR_SET_NAME ...
     #define PR_SET_NO_NEW_PRIVS ...
     #define PR_SET_PDEATHSIG ...
-    #define SECCOMP_FILTER_FLAG_TSYNC ...
     #define FALLOC_FL_KEEP_SIZE ...
     #define FALLOC_FL_PUNCH_HOLE ...
     #define FALLOC_FL_ZERO_RANGE ...
@@ -154,17 +153,16 @@ ffibuilder.set_source(
         return result(syscall(SYS_capset, &header, sets));
     }
 
-    /* A thread that cannot be synchronised is reported by its id, a positive result. */
-    static int crosvm_load_filter(const void *program, unsigned short length, unsigned int flags)
+    static int crosvm_load_filter(const void *program, unsigned short length)
     {
         struct sock_fprog fprog = { .len = length, .filter = (struct sock_filter *)program };
-        return result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &fprog));
+        return result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &fprog));
     }
 
     /* From the first instruction under this filter every call waits for the recorder, who has to
      * get the listener first: only calls with the mark pass. There is no room for Python here. */
     static int crosvm_load_recording_filter(const void *program, unsigned short length,
-                                            int all_threads, int recorder, const void *name,
+                                            int recorder, const void *name,
                                             unsigned int name_bytes, unsigned long mark)
     {
         struct sock_fprog fprog = { .len = length, .filter = (struct sock_filter *)program };
@@ -173,7 +171,6 @@ ffibuilder.set_source(
         struct msghdr message;
         unsigned int flags = SECCOMP_FILTER_FLAG_NEW_LISTENER;
         int listener, sent;
-        if (all_threads) flags |= SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_TSYNC_ESRCH;
         memset(&message, 0, sizeof(message));
         memset(&control, 0, sizeof(control));
         message.msg_iov = &text;

@@ -294,7 +294,7 @@ def deny(number: int) -> bytes:
 GETPPID = 110
 
 
-def report_after(act: Callable[[], object], *, all_threads: bool = False) -> tuple[int, bytes]:
+def report_after(act: Callable[[], object]) -> tuple[int, bytes]:
     """Run ``act`` in a process in which getppid is denied; return its status and its report."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
@@ -302,7 +302,7 @@ def report_after(act: Callable[[], object], *, all_threads: bool = False) -> tup
         try:
             linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
             linux.report_denied_calls(theirs.fileno(), b"head")
-            linux.load_seccomp_filter(deny(GETPPID), all_threads=all_threads)
+            linux.load_seccomp_filter(deny(GETPPID))
             act()
         finally:
             os._exit(0)
@@ -331,22 +331,7 @@ def in_thread() -> None:
 
 
 def test_denied_call_of_a_thread_ends_the_whole_process() -> None:
-    assert report_after(in_thread, all_threads=True)[0] == EXIT_DENIED
-
-
-def test_filter_holds_for_threads_that_were_there_before() -> None:
-    import threading
-
-    def act() -> None:
-        go = threading.Event()
-        thread = threading.Thread(target=lambda: go.wait() and os.getppid())
-        thread.start()
-        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-        linux.load_seccomp_filter(deny(GETPPID), all_threads=True)
-        go.set()
-        thread.join()
-
-    assert in_child(act) == f"status {-signal.SIGSYS}"
+    assert report_after(in_thread)[0] == EXIT_DENIED
 
 
 def test_signal_mask_does_not_hide_a_denied_call() -> None:

@@ -31,7 +31,7 @@ PATIENCE_MS: Final = 60_000
 class Subject:
     """A child that does ``action`` under the recording filter; its end is ``status``."""
 
-    def __init__(self, action: Callable[[], None], *, all_threads: bool = False) -> None:
+    def __init__(self, action: Callable[[], None]) -> None:
         bpf = recording_filter(machine_arch())
         ours, theirs = socket_pair()
         self.pid = os.fork()
@@ -39,7 +39,7 @@ class Subject:
             try:
                 ours.close()
                 linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-                load_recording_filter(bpf, theirs.detach(), NAME, all_threads=all_threads)
+                load_recording_filter(bpf, theirs.detach(), NAME)
                 action()
                 os._exit(DONE)
             finally:
@@ -107,7 +107,7 @@ def test_every_thread_is_asked_about() -> None:
         thread.start()
         thread.join()
 
-    subject = Subject(action, all_threads=True)
+    subject = Subject(action)
     assert subject.serve() == DONE
     assert len(subject.arguments("kill")) == 1
 
