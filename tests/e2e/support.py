@@ -109,7 +109,7 @@ class Vm:
     def finish(self) -> dict[str, str]:
         """Wait for the orderly end of a guest whose script succeeds; return its facts."""
         status = self.wait()
-        assert status == 0, (status, self.console[-2000:], self.log)
+        assert status == 0, (status, self.console[-8000:], self.log)
         self.wait_ready()
         return self.facts()
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.endurance.load import run_load
+from tests.endurance.load import DEVICES, run_load
 from tests.endurance.many import run_many
 from tests.endurance.restarts import run_restarts
 from tests.endurance.starts import run_starts
@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     load = subjects.add_parser("load", help="a Linux guest under load, its devices under fire")
     load.add_argument("--minutes", type=float, default=60.0)
     load.add_argument("--seed", type=int, default=1)
+    load.add_argument("--no-kills", action="store_true", help="the same load in peace, to compare")
     return parser
 
 
@@ -50,7 +51,8 @@ def _run(options: argparse.Namespace) -> AnyResult:
     for host in session():
         if options.subject == "many":
             return run_many(host, options.count)
-        return run_load(host, f"{60 * options.minutes:.0f}s", options.seed)
+        victims = () if options.no_kills else DEVICES
+        return run_load(host, f"{60 * options.minutes:.0f}s", options.seed, victims)
     raise AssertionError("a session has one host")
 
 

@@ -11,6 +11,8 @@ from tests.e2e.support import CLOUD, Lab
 from tests.endurance.progress import report
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.kvmhost.fixture import KvmHost
 
 HOST_IP: Final = "10.8.0.1"
@@ -87,8 +89,11 @@ class LoadResult(NamedTuple):
     wrong: list[str]
 
 
-def run_load(host: KvmHost, limit: str, seed: int) -> LoadResult:
-    """Harass a guest as long as ``limit`` of ``harass.py`` says, and say what it saw."""
+def run_load(host: KvmHost, limit: str, seed: int, victims: Sequence[str] = DEVICES) -> LoadResult:
+    """Harass a guest as long as ``limit`` of ``harass.py`` says, and say what it saw.
+
+    Without victims it is the same load in peace, to compare with.
+    """
     started = time.monotonic()
     lab = Lab(host, "root")
     digest = lab.shell(f"head -c {BLOB_MIB}M /dev/urandom | tee blob | sha256sum").split()[0]
@@ -107,7 +112,7 @@ def run_load(host: KvmHost, limit: str, seed: int) -> LoadResult:
     ):
         vm.wait_for("the load runs")
         report("the load runs")
-        words = ["python3", HARASS, vm.socket, str(seed), limit, *DEVICES]
+        words = ["python3", HARASS, vm.socket, str(seed), limit, *victims]
         result = host.run(words, timeout=MAX_SECONDS)
         wrong = [] if result.status == 0 else [result.stderr, vm.log]
         done = json.loads(result.stdout or '{"killed": 0, "stopped": 0, "counters": {}}')
