@@ -2,8 +2,8 @@
 """Kill and stop the device processes of a running VM: ``harass.py SOCKET SEED LIMIT NAME…``.
 
 LIMIT is a number of victims (``14``) or of seconds (``60s``). Each victim is left alone again until
-its next process serves. Without a NAME the time passes in peace. Prints what was done, as JSON; runs
-where crosvm is installed, by itself.
+its next process serves. Without a NAME the time passes in peace. Prints what was done, as JSON;
+runs where crosvm is installed, by itself.
 """
 
 from __future__ import annotations
