@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from crosvm_py.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS
+from crosvm_py.device_process.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING

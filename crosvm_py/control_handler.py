@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from crosvm_py.balloon_control import ask_balloon
 from crosvm_py.control import protocol
 from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery, BalloonSet
 from crosvm_py.control.devices import LimitDevice, ListDevices, ResizeDisk, RestartDevice
 from crosvm_py.control.net import SetLink
-from crosvm_py.device_control import limit_device, list_devices, restart_device
-from crosvm_py.disk_resize import resize_disk
+from crosvm_py.device_process.balloon_control import ask_balloon
+from crosvm_py.device_process.control import limit_device, list_devices, restart_device
+from crosvm_py.device_process.disk_resize import resize_disk
 from crosvm_py.exit_status import VmExit
-from crosvm_py.net_control import set_link
+from crosvm_py.net.control import set_link
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.control.protocol import Request, Response
     from crosvm_py.control.server import Handler, Pending
-    from crosvm_py.supervisor import Supervisor
+    from crosvm_py.device_process.supervisor import Supervisor
     from crosvm_py.suspension import Suspension
     from crosvm_py.x86_64.machine import Machine
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 
-from crosvm_py.cgroup_limits import make_vm_cgroup
-from crosvm_py.device_kinds import DeviceOrder, pack_spec
+from crosvm_py.console.serial_ports import open_serial_ports
+from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
 from crosvm_py.end_signals import hold_end_signals, release_end_signals
 from crosvm_py.kvm_limits import NO_VIRTUALIZATION
 from crosvm_py.run_policies import RunPolicies, load_run_policies
-from crosvm_py.serial_ports import open_serial_ports
+from crosvm_py.warden.cgroup_limits import make_vm_cgroup
 from crosvm_py.x86_64.layout import BOOT_LAYOUT, e820
 from devices.virtio.block import Block
 from kernel_loader.image import open_kernel
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from crosvm_py.config import RunConfig
+    from crosvm_py.console.serial_ports import SerialPorts
     from crosvm_py.control.socket_path import BoundSocket
     from crosvm_py.policy_record import Recorded
-    from crosvm_py.serial_ports import SerialPorts
     from jail.cgroup import VmCgroup
     from kernel_loader.load import BootPlan
 
@@ -133,7 +133,7 @@ def _device_orders(config: RunConfig) -> list[DeviceOrder]:
             )
         )
     if config.networks:
-        from crosvm_py.net_setup import net_orders
+        from crosvm_py.net.setup import net_orders
 
         orders += net_orders(config.networks)
     if config.rng is not None:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from crosvm_py.end_signals import release_end_signals
 from crosvm_py.preparation import prepare
-from crosvm_py.warden_host import start_warden
+from crosvm_py.warden.host import start_warden
 from sys_util import linux
 from sys_util.typing import TYPE_CHECKING
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from crosvm_py.device_kinds import DEVICE_KINDS
+from crosvm_py.device_process.kinds import DEVICE_KINDS
 from seccomp import Policy, load_policy
 from seccomp.syscalls import machine_arch
 from sys_util.errors import ConfigError

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crosvm_py.control.protocol import Response
-    from crosvm_py.device_host import DeviceProcess
-    from crosvm_py.supervisor import Supervisor
+    from crosvm_py.device_process.host import DeviceProcess
+    from crosvm_py.device_process.supervisor import Supervisor
     from crosvm_py.vcpu import VcpuSet
     from crosvm_py.x86_64.machine import Machine
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 import signal
 
+from crosvm_py.console.serial_ports import VIRTIO_CONSOLE_NAME
+from crosvm_py.device_process.supervisor import Care, Supervisor
 from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.exit_status import VmExit
-from crosvm_py.serial_ports import VIRTIO_CONSOLE_NAME
-from crosvm_py.supervisor import Care, Supervisor
 from crosvm_py.x86_64.layout import ram_ranges
 from crosvm_py.x86_64.machine import Machine, MachineEvents
 from jail.plan import confine_vmm, load_filter
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from crosvm_py.preparation import Preparation
     from crosvm_py.vcpu import VcpuSet
     from crosvm_py.vcpu_exit import VmExitReason
-    from crosvm_py.warden_host import WardenProcess
+    from crosvm_py.warden.host import WardenProcess
 
 log = get_logger("crosvm.vm")
 

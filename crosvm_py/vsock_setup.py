@@ -8,8 +8,8 @@ import os
 import socket
 
 from crosvm_py.control.socket_path import SocketUse, bind_socket, control_socket_path
-from crosvm_py.device_kinds import DeviceOrder, pack_spec
-from crosvm_py.warden_protocol import NO_DIRECTORY, Directory
+from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
+from crosvm_py.warden.protocol import NO_DIRECTORY, Directory
 from sys_util.errors import ConfigError, HostError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple

@@ -38,8 +38,8 @@ import sys
 sys.path[:0] = {path!r}
 from crosvm_py.cli.command import COMMANDS
 COMMANDS["run"]()
-import crosvm_py.run, crosvm_py.vm, crosvm_py.log, crosvm_py.warden
-from crosvm_py.device_kinds import DEVICE_KINDS
+import crosvm_py.run, crosvm_py.vm, crosvm_py.log, crosvm_py.warden.warden
+from crosvm_py.device_process.kinds import DEVICE_KINDS
 for kind in DEVICE_KINDS.values():
     kind.preload()
 print(*sorted(sys.modules))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from crosvm_py.cli.command import Command
 from crosvm_py.cli.options import Option, Positional
 from crosvm_py.control.devices import MAX_NAME_CHARS
-from crosvm_py.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS, NEVER
+from crosvm_py.device_process.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS, NEVER
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final
 

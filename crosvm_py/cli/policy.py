@@ -8,7 +8,7 @@ import os
 from crosvm_py.cli.command import Command
 from crosvm_py.cli.options import NO_ARGUMENTS, Option, Positional, suggestion, switch, text_option
 from crosvm_py.cli.output import write_error, write_out
-from crosvm_py.device_kinds import DEVICE_KINDS
+from crosvm_py.device_process.kinds import DEVICE_KINDS
 from seccomp.errors import PolicyError
 from seccomp.loader import policy_path
 from seccomp.syscalls import ARCHITECTURES, machine_arch

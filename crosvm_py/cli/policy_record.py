@@ -12,7 +12,7 @@ from crosvm_py.cli.command import Command
 from crosvm_py.cli.options import Positional, parse, switch, text_option
 from crosvm_py.cli.output import write_error
 from crosvm_py.cli.policy import policy_name
-from crosvm_py.device_kinds import DEVICE_KINDS
+from crosvm_py.device_process.kinds import DEVICE_KINDS
 from sys_util.errors import ConfigError, UsageError
 from sys_util.log import printable
 from sys_util.typing import TYPE_CHECKING, Final

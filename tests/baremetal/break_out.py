@@ -14,9 +14,9 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
-from crosvm_py import warden
 from crosvm_py.__main__ import main
 from crosvm_py.vcpu import VcpuSet
+from crosvm_py.warden import warden
 from devices.bus import Bus
 from seccomp.constants_x86_64 import CONSTANTS
 from sys_util import linux

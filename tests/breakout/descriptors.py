@@ -11,7 +11,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final
 
-from crosvm_py.device_kinds import DeviceOrder, pack_spec
+from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
 from crosvm_py.vsock_setup import KERNEL_DEVICE, prepare_vsock
 from devices.virtio.balloon import BalloonSpec
 from devices.virtio.block import Block, BlockSpec

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgpack
 
-from crosvm_py import device_protocol as protocol
+from crosvm_py.device_process import protocol
 from sys_util import wire
 from sys_util.facts import fields_of
 from tests.breakout.hands import Refused, address, call

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgpack
 
-from crosvm_py.device_kinds import DEVICE_KINDS, DeviceOrder, pack_spec
+from crosvm_py.device_process.kinds import DEVICE_KINDS, DeviceOrder, pack_spec
 from devices.virtio.rng import RngSpec
 from seccomp import load_policy
 from seccomp.simulate import simulate
@@ -30,12 +30,12 @@ from tests.crosvm_py.device_rig import DeviceRig
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from crosvm_py.device_host import DeviceProcess
+    from crosvm_py.device_process.host import DeviceProcess
 
 # One answer has 16 KiB.
 _ATTEMPTS_PER_COMMAND: Final = 40
 _LIARS_AT_ONCE: Final = 16
-# Each of the floods may write 1,000 lines in 10 s; see crosvm_py/device_host.py.
+# Each of the floods may write 1,000 lines in 10 s; see crosvm_py/device_process/host.py.
 _MAX_LINES: Final = 20_000
 
 

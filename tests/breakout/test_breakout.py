@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from crosvm_py import device_protocol as protocol
-from crosvm_py.device_kinds import DEVICE_KINDS
+from crosvm_py.device_process import protocol
+from crosvm_py.device_process.kinds import DEVICE_KINDS
 from tests.breakout import lies
 from tests.breakout.__main__ import main
 from tests.breakout.attempt import KINDS

@@ -13,11 +13,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from crosvm_py.device_kinds import DEVICE_KINDS, DeviceOrder, pack_spec
-from crosvm_py.restart import NEVER
+from crosvm_py.device_process.kinds import DEVICE_KINDS, DeviceOrder, pack_spec
+from crosvm_py.device_process.restart import NEVER
+from crosvm_py.device_process.supervisor import Care, Supervisor
 from crosvm_py.run_policies import load_run_policies
-from crosvm_py.supervisor import Care, Supervisor
-from crosvm_py.warden_host import start_warden
+from crosvm_py.warden.host import start_warden
 from devices.virtio.block import Block, BlockSpec
 from devices.virtio.rng import RngSpec
 from sys_util import log
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from crosvm_py.device_host import DeviceProcess
+    from crosvm_py.device_process.host import DeviceProcess
     from tests.support.driver_queue import Request
 
 # Everything here takes milliseconds; the rest is for a machine that is busy with other things.

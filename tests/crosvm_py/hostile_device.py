@@ -9,8 +9,8 @@ import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from crosvm_py import device_protocol as protocol
-from crosvm_py.device_host import DeviceProcess
+from crosvm_py.device_process import protocol
+from crosvm_py.device_process.host import DeviceProcess
 from devices.virtio.backend import QueueActivation
 from sys_util import wire
 from sys_util.channel import MAX_MESSAGE_FDS, socket_pair

@@ -22,8 +22,8 @@ from crosvm_py.exit_status import VmExit
 
 if TYPE_CHECKING:
     from crosvm_py.control.protocol import Request, Response
-    from crosvm_py.device_host import DeviceProcess
-    from crosvm_py.supervisor import Supervisor
+    from crosvm_py.device_process.host import DeviceProcess
+    from crosvm_py.device_process.supervisor import Supervisor
     from crosvm_py.suspension import Suspension
     from crosvm_py.x86_64.machine import Machine
 

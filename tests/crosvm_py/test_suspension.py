@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from crosvm_py.control.protocol import Response
-    from crosvm_py.supervisor import Supervisor
+    from crosvm_py.device_process.supervisor import Supervisor
     from crosvm_py.vcpu import VcpuSet
     from crosvm_py.x86_64.machine import Machine
 

@@ -16,9 +16,9 @@ import pytest
 from crosvm_py import vsock_setup
 from crosvm_py.cli.options import parse
 from crosvm_py.cli.run import COMMAND, build_config
-from crosvm_py.device_kinds import DeviceOrder
+from crosvm_py.device_process.kinds import DeviceOrder
 from crosvm_py.vsock_setup import PreparedVsock, prepare_vsock
-from crosvm_py.warden_protocol import NO_DIRECTORY
+from crosvm_py.warden.protocol import NO_DIRECTORY
 from devices.virtio.vsock_common import VsockSpec
 from sys_util.errors import ConfigError, HostError, UsageError, VmmError
 from sys_util.vhost import Vhost

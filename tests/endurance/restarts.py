@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from crosvm_py.control import protocol
 from crosvm_py.control.devices import DeviceList, ListDevices
-from crosvm_py.restart import HEALTHY_SECONDS
+from crosvm_py.device_process.restart import HEALTHY_SECONDS
 from sys_util import wire
 from tests.baremetal.vmm import Vmm
 from tests.endurance.progress import report

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgpack
 
-from crosvm_py import device_protocol as protocol
+from crosvm_py.device_process import protocol
 from sys_util import log
 from sys_util.facts import fields_of
 from tests.crosvm_py.hostile_device import READY, HostileDevice, queue

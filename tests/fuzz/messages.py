@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, cast
 
 import msgpack
 
-from crosvm_py import device_protocol, warden_protocol
 from crosvm_py.control import protocol as control_protocol
+from crosvm_py.device_process import protocol as device_protocol
+from crosvm_py.warden import protocol as warden_protocol
 from sys_util import wire
 from sys_util.errors import ProtocolError
 from sys_util.wire import encode

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosvm_py import device_protocol
-from crosvm_py.device_link import DeviceLink
+from crosvm_py.device_process import protocol as device_protocol
+from crosvm_py.device_process.link import DeviceLink
 from devices.cmos import Cmos
 from devices.virtio import queue as queue_module
 from devices.virtio.chain import ChainError, Writer

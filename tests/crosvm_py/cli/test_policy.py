@@ -12,7 +12,7 @@ import pytest
 
 from crosvm_py.cli.command import COMMANDS, execute
 from crosvm_py.cli.policy import EXIT_DENIED, EXIT_NO_POLICY, policy_name, policy_names
-from crosvm_py.device_kinds import DEVICE_KINDS
+from crosvm_py.device_process.kinds import DEVICE_KINDS
 from seccomp.syscalls import ARCHITECTURES
 from sys_util.errors import ConfigError, UsageError
 from tests.baremetal.vmm import ROOT

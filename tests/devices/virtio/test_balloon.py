@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.device_kinds import DEVICE_KINDS
+from crosvm_py.device_process.kinds import DEVICE_KINDS
 from devices.virtio import balloon
 from devices.virtio.balloon import DEFLATE_QUEUE as DEFLATE
 from devices.virtio.balloon import FREE_PAGE_QUEUE as FREE_PAGE

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where a guest's serial output goes: sinks that never make a vCPU wait.
+
+A sink writes at once what the host takes at once, keeps up to ``BACKLOG_BYTES`` of the rest for the
+event loop to write when there is room, and drops what comes after that. A reader that stops costs
+output, never time or memory; one that goes away turns the sink into nothing.
+
+``targets`` opens what they write to.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import time
+from collections import deque
+
+from sys_util import log as logging
+from sys_util.typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from socket import socket
+
+# Writes what fits and says how much; BlockingIOError when nothing does.
+Send: TypeAlias = "Callable[[bytes | bytearray], int]"
+
+log = logging.get_logger("crosvm.serial")
+
+# Minutes of a busy console, and small beside the vmm itself.
+BACKLOG_BYTES: Final = 256 * 1024
+CHUNK_BYTES: Final = 64 * 1024
+# What a stored line costs beside its bytes: empty lines must not make the backlog endless.
+LINE_OVERHEAD_BYTES: Final = 128
+
+# The longest line of a datagram sink, as crosvm's; longer ones are cut.
+MAX_LINE_BYTES: Final = 1024
+
+
+class Loop(Protocol):
+    """What a sink needs of the event loop."""
+
+    def add(self, fd: int, callback: Callable[[int], None], *, events: int = ...) -> None:
+        """Call ``callback`` while ``fd`` is ready."""
+        ...
+
+    def remove(self, fd: int) -> None:
+        """Forget ``fd``."""
+        ...
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` from the loop's thread."""
+        ...
+
+
+class Sink(Protocol):
+    """A ``devices.serial.ByteSink`` with a life."""
+
+    def write(self, data: bytes) -> None:
+        """Take ``data``; never blocks, never raises."""
+        ...
+
+    def attach(self, loop: Loop, lock: AbstractContextManager[bool]) -> None:
+        """Let ``loop`` write the backlog from now on; ``lock`` is held around every write."""
+        ...
+
+    def drain(self, seconds: float) -> None:
+        """Write the backlog, waiting for the reader no longer than ``seconds``."""
+        ...
+
+    def close(self) -> None:
+        """Give the descriptor up, and say what was dropped."""
+        ...
+
+
+class NullSink:
+    """``type=sink``: take everything, keep nothing."""
+
+    def write(self, data: bytes) -> None:
+        """Forget ``data``."""
+
+    def attach(self, loop: Loop, lock: AbstractContextManager[bool]) -> None:
+        """Need nothing."""
+
+    def drain(self, seconds: float) -> None:
+        """Have nothing."""
+
+    def close(self) -> None:
+        """Own nothing."""
+
+
+class StreamSink:
+    """Bytes to a descriptor. Owns it through ``close``; ``send`` writes to it without blocking."""
+
+    def __init__(
+        self,
+        name: str,
+        fd: int,
+        send: Send,
+        *,
+        close: Callable[[], None] | None = None,
+        keeps_on: bool = False,
+    ) -> None:
+        """``keeps_on``: a failed write says nothing about the next one (a full disk)."""
+        self.name = name
+        self._close: Callable[[], None] = close or functools.partial(os.close, fd)
+        self.fd = fd
+        self.dropped_bytes = 0
+        self._send = send
+        self._keeps_on = keeps_on
+        self._coalesce = True
+        self._backlog: deque[bytearray] = deque()
+        self._backlog_bytes = 0
+        self._gone = False
+        self._why = "the reader is too slow"
+        self._loop: Loop | None = None
+        self._lock: AbstractContextManager[bool] | None = None
+        self._armed = False  # the loop will write the backlog
+        self._watched = False  # and knows the descriptor
+
+    def write(self, data: bytes) -> None:
+        """Write ``data`` now or later, or drop it."""
+        if not self._backlog and not self._gone:
+            try:
+                taken = self._send(data)
+            except BlockingIOError:
+                taken = 0
+            except OSError as error:
+                self._failed(error, len(data))
+                return
+            if taken == len(data):
+                return
+            data = data[taken:]
+        self._keep(data)
+
+    def attach(self, loop: Loop, lock: AbstractContextManager[bool]) -> None:
+        """See ``Sink``."""
+        self._loop, self._lock = loop, lock
+        if self._backlog:
+            self._arm()
+
+    def drain(self, seconds: float) -> None:
+        """See ``Sink``. For the end of the run: the loop has stopped for good."""
+        self._loop = None
+        if self.fd < 0:
+            return
+        poller = select.poll()
+        poller.register(self.fd, select.POLLOUT)
+        deadline = time.monotonic() + seconds
+        while self._backlog:
+            self._flush()
+            remaining_ms = (deadline - time.monotonic()) * 1000
+            if not self._backlog or remaining_ms <= 0 or not poller.poll(remaining_ms):
+                return
+
+    def close(self) -> None:
+        """See ``Sink``. May be called again."""
+        self._loop = None
+        self._report(self._backlog_bytes)
+        self._backlog.clear()
+        self._backlog_bytes = 0
+        self._gone = True
+        if self.fd >= 0:
+            self.fd = -1
+            self._close()
+
+    def _keep(self, data: bytes) -> None:
+        if self._gone:
+            return
+        if self._loop is None and self._backlog:
+            self._flush()  # nobody else will
+        cost = len(data) + (0 if self._coalesce else LINE_OVERHEAD_BYTES)
+        if self._backlog_bytes + cost > BACKLOG_BYTES:
+            self.dropped_bytes += len(data)
+            return
+        self._backlog_bytes += cost
+        if self._coalesce and self._backlog and len(self._backlog[-1]) < CHUNK_BYTES:
+            self._backlog[-1] += data
+        else:
+            self._backlog.append(bytearray(data))
+        self._arm()
+
+    def _flush(self) -> None:
+        """Write of the backlog what the host takes now."""
+        while self._backlog:
+            chunk = self._backlog[0]
+            try:
+                taken = self._send(chunk)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._failed(error, self._backlog_bytes)
+                return
+            if self._coalesce:
+                self._backlog_bytes -= taken
+                if taken < len(chunk):
+                    del chunk[:taken]
+                    continue
+            else:
+                self._backlog_bytes -= len(chunk) + LINE_OVERHEAD_BYTES
+            self._backlog.popleft()
+
+    def _failed(self, error: OSError, lost_bytes: int) -> None:
+        self.dropped_bytes += lost_bytes
+        self._backlog.clear()
+        self._backlog_bytes = 0
+        if self._keeps_on:
+            self._why = error.strerror or str(error)
+        elif not self._gone:
+            self._gone = True
+            log.warning("%s: %s; output goes nowhere from here on", self.name, error.strerror)
+
+    def _report(self, unwritten_bytes: int = 0) -> None:
+        # Not before the reader is back: our log may go to the very same pipe.
+        lost, self.dropped_bytes = self.dropped_bytes + unwritten_bytes, 0
+        if lost and not self._gone:
+            log.warning("%s: %d bytes dropped: %s", self.name, lost, self._why)
+
+    # In the event loop
+
+    def _arm(self) -> None:
+        if self._loop is not None and not self._armed:
+            self._armed = True
+            self._loop.call_soon_threadsafe(self._watch)
+
+    def _watch(self) -> None:
+        if self._loop is None or self._lock is None:
+            return
+        with self._lock:
+            if self._backlog and not self._watched:
+                self._watched = True
+                self._loop.add(self.fd, self._on_writable, events=select.EPOLLOUT)
+            elif not self._backlog:
+                self._armed = False
+
+    def _on_writable(self, _events: int) -> None:
+        if self._lock is None:
+            return
+        with self._lock:
+            self._flush()
+            drained = not self._backlog
+            if drained:
+                self._unwatch()
+        if drained:
+            self._report()
+
+    def _unwatch(self) -> None:
+        if self._watched and self._loop is not None:
+            self._loop.remove(self.fd)
+        self._armed = self._watched = False
+
+
+class LineSink(StreamSink):
+    """One datagram for each line, behind a prefix."""
+
+    def __init__(self, name: str, connection: socket, prefix: bytes = b"") -> None:
+        """Take the connection over."""
+        connection.setblocking(False)
+        super().__init__(name, connection.fileno(), connection.send, close=connection.close)
+        self._coalesce = False
+        self._prefix = prefix
+        self._line = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Send the lines that ``data`` completes."""
+        self._line += data
+        while True:
+            end = self._line.find(b"\n", 0, MAX_LINE_BYTES + 1)
+            if end >= 0:
+                self._send_line(end)
+                del self._line[: end + 1]
+            elif len(self._line) > MAX_LINE_BYTES:
+                self._send_line(MAX_LINE_BYTES)
+                del self._line[:MAX_LINE_BYTES]
+            else:
+                return
+
+    def drain(self, seconds: float) -> None:
+        """See ``Sink``; an unfinished line goes too."""
+        if self._line:
+            self._send_line(len(self._line))
+            self._line.clear()
+        super().drain(seconds)
+
+    def _send_line(self, end: int) -> None:
+        line = bytes(self._line[:end]).removesuffix(b"\r")
+        if line or not self._prefix:
+            super().write(self._prefix + line)

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The four COM ports and debug consoles of a machine, from ``--serial`` to the I/O bus.
+
+Everything on the host is opened by ``open_serial_ports``, before anything is forked; ``attach``
+puts the devices on the bus and starts reading; ``close`` gives the guest's last words a moment to
+reach a slow reader, and the terminal back to the user.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from crosvm_py.console.ends import open_ends
+from crosvm_py.console.input import TerminalInput
+from crosvm_py.console.output import NullSink
+from crosvm_py.console.targets import sink_to, stream_to
+from devices.debugcon import DEBUGCON_LENGTH, DebugConsole
+from devices.serial import UART_LENGTH, Uart
+from sys_util import log as logging
+from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from crosvm_py.config import SerialSpec
+    from crosvm_py.console.input import ConsoleInput, TimerLoop
+    from crosvm_py.console.output import Sink
+    from crosvm_py.console.terminal import Terminal
+    from crosvm_py.console.virtio_console import VirtioConsole
+    from devices.bus import Bus, IrqLine
+
+log = logging.get_logger("crosvm.serial")
+
+# I/O port and IRQ of COM1 to COM4.
+COM_PORTS: Final = {1: (0x3F8, 4), 2: (0x2F8, 3), 3: (0x3E8, 4), 4: (0x2E8, 3)}
+COM_IRQS: Final = frozenset(irq for _, irq in COM_PORTS.values())
+
+# The time that a slow reader gets for what is left at the end, all ports together.
+DRAIN_SECONDS: Final = 1.0
+
+VIRTIO_CONSOLE: Final = "virtio-console"
+VIRTIO_CONSOLE_NAME: Final = "console"  # of its process
+
+
+class _Port(NamedTuple):
+    """One device, its ends on the host open."""
+
+    spec: SerialSpec
+    sink: Sink
+    input: ConsoleInput | None
+    pty_fd: int = -1
+
+
+class _SharedIrq:
+    """One interrupt line for several ports: up while any of them asserts it."""
+
+    def __init__(self, line: IrqLine) -> None:
+        self._line = line
+        self._asserted: set[int] = set()
+        self._sources = 0
+
+    def source(self) -> IrqLine:
+        """Return the line as one more port drives it."""
+        self._sources += 1
+        return _IrqSource(self, self._sources)
+
+    def set_source(self, source: int, asserted: bool) -> None:
+        """Drive the line from one port."""
+        was = bool(self._asserted)
+        (self._asserted.add if asserted else self._asserted.discard)(source)
+        if bool(self._asserted) != was:
+            self._line.set_level(not was)
+
+
+class _IrqSource:
+    def __init__(self, shared: _SharedIrq, source: int) -> None:
+        self._shared = shared
+        self._source = source
+
+    def set_level(self, asserted: bool) -> None:
+        self._shared.set_source(self._source, asserted)
+
+
+class SerialPorts:
+    """All serial devices of one machine. Owns their descriptors and the terminal's modes."""
+
+    def __init__(
+        self,
+        ports: Sequence[_Port],
+        terminal: Terminal | None,
+        virtio: VirtioConsole | None = None,
+    ) -> None:
+        self.uarts: dict[int, Uart] = {}
+        self.virtio = virtio
+        # The process that outlives a killed vmm calls terminal.restore().
+        self.terminal = terminal
+        self._ports = tuple(ports)
+        self._help_sink: Sink = NullSink()
+        self._undo_signals: Callable[[], None] | None = None
+
+    @property
+    def kernel_parameters(self) -> tuple[str, ...]:
+        """What the kernel's command line needs: console= and earlycon=."""
+        parameters = []
+        for spec in (port.spec for port in self._ports if port.spec.hardware == "serial"):
+            if spec.console:
+                parameters.append(f"console=ttyS{spec.num - 1}")
+            if spec.earlycon:
+                parameters.append(f"earlycon=uart8250,io,{COM_PORTS[spec.num][0]:#x}")
+        if self.virtio is not None:
+            parameters += self.virtio.kernel_parameters
+        return tuple(parameters)
+
+    def attach(
+        self,
+        bus: Bus,
+        irq_line: Callable[[int], IrqLine],
+        loop: TimerLoop,
+        lock: AbstractContextManager[bool],
+        on_leave: Callable[[], None] | None = None,
+    ) -> None:
+        """Put the devices on ``bus`` and start to read; a terminal becomes raw.
+
+        ``irq_line`` is asked once for each IRQ. ``on_leave`` is called in the loop's thread when
+        the user types Ctrl-A x; without it the process gets SIGTERM. With a terminal, only from the
+        main thread: SIGTTIN, SIGTTOU and SIGCONT are handled until ``close``.
+
+        Raises:
+            ConfigError: the port of a debug console is taken.
+        """
+        lines = {irq: _SharedIrq(irq_line(irq)) for irq in sorted(COM_IRQS)}
+        for port in self._ports:
+            port.sink.attach(loop, lock)
+            if port.spec.hardware == "debugcon":
+                _insert(bus, port.spec.debugcon_port, DEBUGCON_LENGTH, DebugConsole(port.sink))
+                continue
+            base, irq = COM_PORTS[port.spec.num]
+            uart = Uart(port.sink, lines[irq].source())
+            _insert(bus, base, UART_LENGTH, uart)
+            self.uarts[port.spec.num] = uart
+            if isinstance(port.input, TerminalInput):
+                self._attach_terminal(port.input, loop, lock, on_leave)
+            if port.input is not None:
+                port.input.start(uart, loop, lock)
+        if self.virtio is not None:
+            if self.virtio.keys is not None:
+                self._attach_terminal(self.virtio.keys, loop, lock, on_leave)
+            self.virtio.start(loop, lock)
+
+    def close(self) -> None:
+        """Write what is left, as far as it is read soon, and give everything back.
+
+        The event loop no longer runs. May be called again.
+        """
+        if self.terminal is not None:
+            self.terminal.leave()
+        ports, self._ports = self._ports, ()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        for port in ports:
+            port.sink.drain(max(0.0, deadline - time.monotonic()))
+            port.sink.close()
+            if port.input is not None:
+                port.input.close()
+            if port.pty_fd >= 0:
+                os.close(port.pty_fd)
+        if self.virtio is not None:
+            self.virtio.close()
+        self._help_sink.close()
+        if self._undo_signals is not None:
+            self._undo_signals()
+            self._undo_signals = None
+
+    def _on_continue(self) -> None:
+        """Set raw mode again after a stop, when the terminal is still ours; it may have grown."""
+        if self.terminal is not None and self.terminal.is_raw and self.terminal.in_foreground():
+            self.terminal.enter()
+        if self.virtio is not None:
+            self.virtio.check_sizes()
+
+    def _attach_terminal(
+        self,
+        keys: TerminalInput,
+        loop: TimerLoop,
+        lock: AbstractContextManager[bool],
+        on_leave: Callable[[], None] | None,
+    ) -> None:
+        from crosvm_py.console.terminal import HELP, handle_job_control
+
+        def on_continue() -> None:
+            loop.call_soon_threadsafe(self._on_continue)
+
+        self._undo_signals = handle_job_control(on_continue)
+        self._help_sink = help_sink = stream_to(keys.terminal.fd, "terminal")
+        help_sink.attach(loop, lock)
+        keys.on_help = lambda: help_sink.write(HELP)
+        keys.on_leave = on_leave or (lambda: signal.raise_signal(signal.SIGTERM))
+
+
+def open_serial_ports(specs: Sequence[SerialSpec]) -> SerialPorts:
+    """Open what every serial port writes to and reads from; COM ports without a spec are sinks.
+
+    Raises:
+        ConfigError: the specs contradict each other.
+        HostError: something cannot be opened; nothing stays open.
+    """
+    _check(specs)
+    ports: list[_Port] = []
+    terminal: Terminal | None = None
+    virtio: VirtioConsole | None = None
+    try:
+        for spec in specs:
+            if spec.hardware == VIRTIO_CONSOLE:
+                continue
+            ends = open_ends(spec)
+            sink = NullSink() if ends.target is None else sink_to(ends.target)
+            ports.append(_Port(spec, sink, ends.input, ends.pty_fd))
+            terminal = terminal or ends.terminal
+        if any(spec.hardware == VIRTIO_CONSOLE for spec in specs):
+            from crosvm_py.console.virtio_console import open_virtio_console
+
+            virtio = open_virtio_console(specs)
+            terminal = terminal or virtio.terminal
+    except BaseException:
+        SerialPorts(ports, None).close()
+        raise
+    return SerialPorts([*ports, *_unused(specs)], terminal, virtio)
+
+
+def _unused(specs: Sequence[SerialSpec]) -> list[_Port]:
+    from crosvm_py.config import SerialSpec
+
+    used = {spec.num for spec in specs if spec.hardware == "serial"}
+    return [
+        _Port(SerialSpec(type="sink", num=num), NullSink(), None)
+        for num in COM_PORTS
+        if num not in used
+    ]
+
+
+def _check(specs: Sequence[SerialSpec]) -> None:
+    places: set[str] = set()
+    for spec in specs:
+        place = _place(spec)
+        if place in places:
+            raise ConfigError(f"--serial {place}: given twice")
+        places.add(place)
+        if spec.stdin and spec.input is not None:
+            raise ConfigError(f"--serial {place}: input={spec.input} and stdin exclude each other")
+    for name in ("console", "stdin"):
+        if sum(bool(getattr(spec, name)) for spec in specs) > 1:
+            raise ConfigError(f"--serial {name}: only one port can have it")
+
+
+def _place(spec: SerialSpec) -> str:
+    """Check what its hardware can, and return where the port stands."""
+    place = f"num={spec.num}"
+    if spec.hardware == "debugcon":
+        place = f"debugcon-port={spec.debugcon_port:#x}"
+        if spec.console or spec.earlycon or spec.stdin or spec.input is not None:
+            raise ConfigError(f"--serial {place}: a debug console is for output only")
+    elif spec.hardware == VIRTIO_CONSOLE:
+        place = f"hardware={VIRTIO_CONSOLE},num={spec.num}"
+        if spec.earlycon:
+            raise ConfigError(f"--serial {place}: the kernel finds it too late for earlycon")
+    elif spec.hardware != "serial":
+        raise ConfigError(
+            f"--serial hardware={spec.hardware}: not serial, debugcon or {VIRTIO_CONSOLE}"
+        )
+    elif spec.num not in COM_PORTS:
+        raise ConfigError(f"--serial {place}: not in 1..4")
+    return place
+
+
+def _insert(bus: Bus, base: int, length: int, device: Uart | DebugConsole) -> None:
+    try:
+        bus.insert(base, length, device)
+    except ValueError as error:
+        raise ConfigError(f"--serial: port {base:#x} is taken: {error}") from error

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Open what a guest's serial output goes to: stdout, files, sockets, the system log.
+
+Terminals and pipes are shared with other programs, so O_NONBLOCK must not be set on what we were
+given: they are opened anew through /proc, which gives us a description of our own. Where that is
+not allowed (a pipe of another user), poll(2) goes before each small write. All of this happens
+before the guest starts: nothing is opened or connected later.
+
+A file is created if need be and appended to, as in crosvm. ``unix`` is a datagram socket that gets
+each line without its line end. What a full disk does not take is lost, and the console goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import time
+
+from crosvm_py.console.output import LineSink, Send, StreamSink
+from sys_util.errors import raise_host_error
+from sys_util.typing import Final, NamedTuple
+
+# A write of this size never blocks on a pipe that poll(2) calls writable.
+PIPE_BUF: Final = select.PIPE_BUF
+
+# crosvm waits for ever for the socket's owner; a mistyped path should rather be reported.
+CONNECT_SECONDS: Final = 2.0
+CONNECT_STEP_SECONDS: Final = 0.01
+MAX_SOCKET_PATH_BYTES: Final = 107  # unix(7) sun_path, less its null byte
+
+_PTMX: Final = os.makedev(5, 2)  # opening it anew would make another terminal
+_CONSOLE_PRIORITY: Final = 1 << 3 | 6  # syslog(3): LOG_USER, LOG_INFO
+
+
+def _write_to(fd: int) -> Send:
+    return lambda data: os.write(fd, data)
+
+
+def _write_polled(fd: int, limit: int) -> Send:
+    """Write to a descriptor that blocks, never more than fits."""
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+
+    def send(data: bytes | bytearray) -> int:
+        if not poller.poll(0):
+            raise BlockingIOError
+        return os.write(fd, data[:limit])
+
+    return send
+
+
+def reopen(fd: int, flags: int) -> int | None:
+    """Return an own, non-blocking description of a pipe or terminal; None where that cannot be."""
+    try:
+        old = os.fstat(fd)
+        if old.st_rdev == _PTMX:
+            return None
+        path = f"/proc/self/fd/{fd}"
+        return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+class Target(NamedTuple):
+    """A descriptor to write to, and how. Who has the target owns the descriptor.
+
+    ``kind`` is stream (never blocks), socket (with MSG_DONTWAIT), polled (at most ``write_limit``
+    bytes when poll(2) says so) or lines (datagrams behind ``prefix``). ``keeps_on``: a failed write
+    says nothing about the next one.
+    """
+
+    name: str
+    fd: int
+    kind: str = "stream"
+    write_limit: int = 1
+    prefix: bytes = b""
+    keeps_on: bool = False
+
+
+def sink_to(target: Target) -> StreamSink:
+    """Make the sink that writes to ``target``; it owns the descriptor from now on."""
+    name, fd = target.name, target.fd
+    if target.kind in ("socket", "lines"):
+        import socket
+
+        connection = socket.socket(fileno=fd)
+        if target.kind == "lines":
+            return LineSink(name, connection, target.prefix)
+        return StreamSink(
+            name,
+            fd,
+            lambda data: connection.send(data, socket.MSG_DONTWAIT),
+            close=connection.close,
+        )
+    send = _write_polled(fd, target.write_limit) if target.kind == "polled" else _write_to(fd)
+    return StreamSink(name, fd, send, keeps_on=target.keeps_on)
+
+
+def open_stream(fd: int, name: str) -> Target:
+    """Return a target for an open descriptor, which stays the caller's.
+
+    Raises:
+        HostError: the descriptor is closed.
+    """
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISSOCK(mode):
+            return Target(name, os.dup(fd), "socket")
+        terminal = os.isatty(fd)
+        if stat.S_ISFIFO(mode) or terminal:
+            own = reopen(fd, os.O_WRONLY)
+            if own is not None:
+                return Target(name, own)
+            # A terminal is writable when one byte fits.
+            return Target(name, os.dup(fd), "polled", 1 if terminal else PIPE_BUF)
+        return Target(name, os.dup(fd), keeps_on=True)  # an own description has an own offset
+    except OSError as error:
+        raise_host_error("write to", name, error)
+
+
+def stream_to(fd: int, name: str) -> StreamSink:
+    """Make a sink for an open descriptor, which stays the caller's.
+
+    Raises:
+        HostError: the descriptor is closed.
+    """
+    return sink_to(open_stream(fd, name))
+
+
+def inherited_fd(path: str) -> int | None:
+    """Return N for ``/proc/self/fd/N`` and ``/dev/fd/N``: an open descriptor, not a file."""
+    for prefix in ("/proc/self/fd/", "/dev/fd/"):
+        number = path.removeprefix(prefix)
+        if number != path and number.isascii() and number.isdigit():
+            return int(number)
+    return None
+
+
+def open_file(path: str) -> Target:
+    """Append to a file, created if need be; or write to a FIFO, whoever reads it and when.
+
+    Raises:
+        HostError: the file cannot be opened.
+    """
+    name = f"--serial path={path}"
+    fd = inherited_fd(path)
+    if fd is not None:
+        return open_stream(fd, name)
+    flags = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
+            # Open for reading too: this neither waits for a reader nor ends with one.
+            return Target(name, os.open(path, flags | os.O_RDWR))
+        own = os.open(path, flags | os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        return Target(name, own, keeps_on=not os.isatty(own))
+    except OSError as error:
+        raise_host_error("open", name, error)
+
+
+def open_unix(path: str, *, wait_seconds: float = CONNECT_SECONDS) -> Target:
+    """Send lines to the datagram socket at ``path``.
+
+    Raises:
+        HostError: nobody receives there.
+    """
+    import socket
+
+    name = f"--serial type=unix,path={path}"
+    try:
+        return Target(name, _connect(path, socket.SOCK_DGRAM, wait_seconds), "lines")
+    except OSError as error:
+        raise_host_error("connect", name, error, "a datagram socket must be bound there")
+
+
+def open_unix_stream(path: str, *, wait_seconds: float = CONNECT_SECONDS) -> Target:
+    """Send bytes to whoever listens on the stream socket at ``path``.
+
+    Raises:
+        HostError: nobody does.
+    """
+    import socket
+
+    name = f"--serial type=unix-stream,path={path}"
+    try:
+        return Target(name, _connect(path, socket.SOCK_STREAM, wait_seconds), "socket")
+    except OSError as error:
+        raise_host_error("connect", name, error, "a stream socket must listen there")
+
+
+def open_syslog(tag: str, path: str = "/dev/log") -> Target:
+    """Send lines to the log daemon, which adds the time.
+
+    Raises:
+        HostError: there is no log daemon.
+    """
+    import socket
+
+    try:
+        prefix = f"<{_CONSOLE_PRIORITY}>{tag}[{os.getpid()}]: "
+        fd = _connect(path, socket.SOCK_DGRAM, 0.0)
+        return Target("--serial type=syslog", fd, "lines", prefix=prefix.encode())
+    except OSError as error:
+        raise_host_error("connect", f"--serial type=syslog to {path}", error, "is syslog there?")
+
+
+def _connect(path: str, kind: int, wait_seconds: float) -> int:
+    """Connect a socket, waiting for the other side to make its own; return its descriptor."""
+    import socket
+
+    connection = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
+    directory_fd = -1
+    deadline = time.monotonic() + wait_seconds
+    try:
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            directory, base = os.path.split(path)
+            directory_fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+            path = f"/proc/self/fd/{directory_fd}/{base}"
+        while True:
+            try:
+                connection.connect(path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(CONNECT_STEP_SECONDS)
+            else:
+                return connection.detach()
+    finally:
+        connection.close()
+        if directory_fd >= 0:
+            os.close(directory_fd)

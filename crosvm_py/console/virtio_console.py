@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The vmm's part of the virtio console: its ends on the host, the user's keys, the window's size.
+
+The device process gets its descriptors and serves them alone. Only the keys of a terminal pass
+through the vmm, which has to find Ctrl-A x in them whatever the guest and the device do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from functools import partial
+
+from crosvm_py.console.ends import open_ends
+from crosvm_py.console.input import TerminalInput
+from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
+from devices.virtio.console import ConsoleSpec, PortSpec
+from devices.virtio.console_backlog import backlogs_bytes
+from sys_util.errors import raise_host_error
+from sys_util.event_loop import EPOLLOUT
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+    from socket import socket
+
+    from crosvm_py.config import SerialSpec
+    from crosvm_py.console.ends import Ends
+    from crosvm_py.console.input import TimerLoop
+    from crosvm_py.console.terminal import Terminal
+
+    CommandResult = Callable[[bool, dict[str, object]], None]
+    Command = Callable[[str, dict[str, object], CommandResult], None]
+
+log = get_logger("crosvm.serial")
+
+HARDWARE: Final = "virtio-console"
+KIND: Final = "console"
+
+# Keys that the device has not taken yet; then TerminalInput waits, and later drops.
+KEY_BYTES: Final = 4096
+# The key that Linux takes for a break on hvc consoles.
+SYSRQ_KEY: Final = b"\x0f"
+
+# A terminal's size that a device between two processes did not take is told again.
+_RETRY_SECONDS: Final = 0.5
+
+# No terminal has this size.
+_UNTOLD: Final = (-1, -1)
+
+# Nobody signals a change of a pseudo-terminal's size to its other side.
+PTY_SECONDS: Final = 1.0
+
+# What a slow reader gets at the end, and how often we look whether it has read.
+DRAIN_SECONDS: Final = 1.0
+DRAIN_STEP_SECONDS: Final = 0.02
+
+_SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+# Output files may grow as the disk allows.
+_MAX_FILE_BYTES: Final = 1 << 62
+
+
+class KeyPipe:
+    """``Receiver`` of the user's keys, which the device reads from the other end of a socket."""
+
+    def __init__(self, sock: socket) -> None:
+        """Take the socket over."""
+        sock.setblocking(False)
+        self.on_room: Callable[[], None] = _nothing
+        self._socket = sock
+        self._keys = bytearray()
+        self._loop: TimerLoop | None = None
+        self._watched = False
+
+    @property
+    def room(self) -> int:
+        """How many bytes ``receive`` takes now."""
+        return KEY_BYTES - len(self._keys)
+
+    def start(self, loop: TimerLoop) -> None:
+        """Send from now on what the device was too slow for."""
+        self._loop = loop
+
+    def receive(self, data: bytes) -> int:
+        """Pass ``data`` on as far as there is room."""
+        taken = data[: self.room]
+        self._keys += taken
+        self._flush()
+        return len(taken)
+
+    def send_break(self) -> None:
+        """Send the SysRq key."""
+        self.receive(SYSRQ_KEY)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def _flush(self) -> None:
+        try:
+            del self._keys[: self._socket.send(self._keys)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._keys.clear()  # the device has gone, and the VM knows
+        if bool(self._keys) == self._watched or self._loop is None:
+            return
+        self._watched = not self._watched
+        if self._watched:
+            self._loop.add(self._socket.fileno(), self._on_writable, events=EPOLLOUT)
+        else:
+            self._loop.remove(self._socket.fileno())
+
+    def _on_writable(self, _events: int) -> None:
+        self._flush()
+        if self.room:
+            self.on_room()
+
+
+class _OpenPort:
+    """One port: what the device is told of it, and the descriptors that the device gets."""
+
+    def __init__(self, spec: SerialSpec, ends: Ends) -> None:
+        from crosvm_py.console import terminal
+
+        self.spec = spec
+        self.ends = ends
+        self.pty_fd = ends.pty_fd
+        self.device_fds: list[int] = []
+        self.keys: TerminalInput | None = None
+        self.pipe: KeyPipe | None = None
+        self.size = terminal.window_size(ends.size_fd)
+
+    def hand_over(self) -> PortSpec:
+        """Gather what the device gets of the ends; the rest stays here."""
+        target, source = self.ends.target, self.ends.input
+        if target is not None:
+            self.device_fds.append(target.fd)
+        kind = "none"
+        if isinstance(source, TerminalInput):
+            import socket
+
+            ours, theirs = socket.socketpair()
+            self.keys, self.pipe = source, KeyPipe(ours)
+            theirs.setblocking(False)
+            self.device_fds.append(theirs.detach())
+            kind = "stream"
+        elif source is not None:
+            fd, regular = source.release()
+            self.device_fds.append(fd)
+            kind = "regular" if regular else "stream"
+        spec = self.spec
+        return PortSpec(
+            name=spec.name or "",
+            is_console=is_hvc(spec),
+            output="none" if target is None else target.kind,
+            input=kind,
+            columns=self.size[0],
+            rows=self.size[1],
+            has_size=self.ends.size_fd >= 0,
+            write_limit=1 if target is None else target.write_limit,
+            prefix=b"" if target is None else target.prefix,
+        )
+
+
+class VirtioConsole:
+    """Every port of the virtio console. Owns what the device does not get."""
+
+    def __init__(self, ports: Sequence[tuple[SerialSpec, Ends]]) -> None:
+        self._ports = [_OpenPort(spec, ends) for spec, ends in ports]
+        self._specs = [port.hand_over() for port in self._ports]
+        self._command: Command | None = None
+        self._loop: TimerLoop | None = None
+        self._undo_signal: Callable[[], None] = _nothing
+        self._ordered = False
+
+    @property
+    def terminal(self) -> Terminal | None:
+        """The user's terminal, if one of the ports reads it."""
+        return next((port.ends.terminal for port in self._ports if port.ends.terminal), None)
+
+    @property
+    def keys(self) -> TerminalInput | None:
+        """The keys of that terminal."""
+        return next((port.keys for port in self._ports if port.keys), None)
+
+    @property
+    def kernel_parameters(self) -> tuple[str, ...]:
+        """What the kernel's command line needs: console=hvcN, where N counts the consoles."""
+        consoles = [port.spec for port in self._ports if is_hvc(port.spec)]
+        return tuple(f"console=hvc{n}" for n, spec in enumerate(consoles) if spec.console)
+
+    def order(self) -> DeviceOrder:
+        """Return the order for the device process; the descriptors in it are the caller's."""
+        self._ordered = True
+        fds = [fd for port in self._ports for fd in port.device_fds]
+        fds.append(_backlog_memory(len(self._ports)))
+        spec = ConsoleSpec(tuple(self._specs), has_backlogs=True)
+        return DeviceOrder(KIND, KIND, pack_spec(spec), tuple(fds), _MAX_FILE_BYTES)
+
+    def start(self, loop: TimerLoop, lock: AbstractContextManager[bool]) -> None:
+        """Pass keys on from now on."""
+        self._loop = loop
+        for port in self._ports:
+            if port.keys is not None and port.pipe is not None:
+                port.pipe.start(loop)
+                port.keys.start(port.pipe, loop, lock)
+
+    def connect(self, command: Command) -> None:
+        """Reach the device process by ``command`` from now on; main thread only.
+
+        It is told how large its terminals are, whenever that changes.
+        """
+        from crosvm_py.console import terminal
+
+        self._command = command
+        loop = self._loop
+        if loop is None or not any(port.ends.size_fd >= 0 for port in self._ports):
+            return
+
+        def on_resize() -> None:
+            loop.call_soon_threadsafe(self.check_sizes)
+
+        self._undo_signal = terminal.handle_resize(on_resize)
+        self.check_sizes()
+        if any(port.pty_fd >= 0 for port in self._ports):
+            self._watch_ptys(loop)
+
+    def drain(self, turn: Callable[[float], None]) -> None:
+        """Let slow readers have the guest's last words, but no longer than ``DRAIN_SECONDS``.
+
+        The guest stands still. ``turn`` is one round of the event loop.
+        """
+        answers: list[object] = []
+
+        def take(done: bool, answer: dict[str, object]) -> None:
+            answers.append(answer.get("bytes") if done else 0)
+
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self._command is not None and time.monotonic() < deadline:
+            answers.clear()
+            self._command("drain", {}, take)
+            while not answers and time.monotonic() < deadline:
+                turn(DRAIN_STEP_SECONDS)
+            if not answers or answers[0] == 0:
+                return
+            turn(DRAIN_STEP_SECONDS)
+
+    def check_sizes(self) -> None:
+        """Tell the device of every size that is another than it was."""
+        from crosvm_py.console import terminal
+
+        for number, port in enumerate(self._ports):
+            size = terminal.window_size(port.ends.size_fd)
+            if size != port.size and self._command is not None:
+                port.size = size
+                told = partial(self._on_told, port)
+                arguments: dict[str, object] = {
+                    "port": number,
+                    "columns": size[0],
+                    "rows": size[1],
+                }
+                self._command("resize", arguments, told)
+
+    def _on_told(self, port: _OpenPort, done: bool, answer: dict[str, object]) -> None:
+        if done or self._loop is None:
+            return
+        log.debug("the console does not take its size: %s", answer.get("error"))
+        port.size = _UNTOLD
+        self._loop.call_later(_RETRY_SECONDS, self.check_sizes)
+
+    def close(self) -> None:
+        """Close everything; the event loop no longer runs. May be called again."""
+        self._undo_signal()
+        self._undo_signal, self._command = _nothing, None
+        ports, self._ports = self._ports, []
+        for port in ports:
+            if port.keys is not None:
+                port.keys.close()
+            if port.pipe is not None:
+                port.pipe.close()
+            if port.pty_fd >= 0:
+                os.close(port.pty_fd)
+            for fd in port.device_fds if not self._ordered else ():
+                os.close(fd)
+
+    def _watch_ptys(self, loop: TimerLoop) -> None:
+        if self._command is not None:
+            self.check_sizes()
+            loop.call_later(PTY_SECONDS, lambda: self._watch_ptys(loop))
+
+
+def is_hvc(spec: SerialSpec) -> bool:
+    """Return whether Linux makes a terminal (hvcN) of the port; else it is /dev/vportNpM."""
+    return spec.console or not spec.name
+
+
+def open_virtio_console(specs: Sequence[SerialSpec]) -> VirtioConsole:
+    """Open the ends of every virtio port among ``specs``, of which there is one at least.
+
+    Raises:
+        ConfigError: a spec makes no sense.
+        HostError: something cannot be opened; nothing stays open.
+    """
+    wanted = sorted((spec for spec in specs if spec.hardware == HARDWARE), key=_number)
+    opened: list[tuple[SerialSpec, Ends]] = []
+    try:
+        for spec in wanted:
+            opened.append((spec, open_ends(spec)))
+    except BaseException:
+        for _, ends in opened:
+            ends.close()
+        raise
+    return VirtioConsole(opened)
+
+
+def _number(spec: SerialSpec) -> int:
+    return spec.num
+
+
+def _backlog_memory(count: int) -> int:
+    """Return memory for what slow readers of ``count`` ports have not read yet.
+
+    It is the device's alone, but outlives each of its processes.
+    """
+    fd = os.memfd_create("crosvm_console", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, backlogs_bytes(count))
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError as error:
+        os.close(fd)
+        raise_host_error("make", "memory for the virtio console", error)
+    return fd
+
+
+def _nothing() -> None:
+    """Do nothing."""

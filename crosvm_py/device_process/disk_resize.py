@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Give a disk another size while its guest runs.
+
+Three take part, and each can do only its own: the device refuses what lies behind the end and tells
+the driver; the warden, which no guest speaks to, changes the file and the bound on what the device
+may write; the vmm has no part of the file and asks the two in the right order. At no time does the
+guest see blocks that the file does not have.
+
+A device process that ends in the midst of it is no failure once the file has its size: the next one
+is told instead.
+"""
+
+from __future__ import annotations
+
+from crosvm_py.control.devices import DiskSize
+from crosvm_py.control.protocol import MAX_REASON_CHARS, Failed
+from crosvm_py.control.server import Pending
+from crosvm_py.device_process.control import find_device, refusal
+from sys_util.errors import VmmError, describe
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crosvm_py.control.devices import ResizeDisk
+    from crosvm_py.device_process.host import DeviceProcess
+    from crosvm_py.device_process.supervisor import Supervisor
+
+log = get_logger("crosvm.devices")
+
+_SECTOR_BYTES: Final = 512
+
+
+def resize_disk(supervisor: Supervisor, request: ResizeDisk) -> Pending:
+    """Return the answer to come, ``DiskSize`` or ``Failed``.
+
+    Raises:
+        ConfigError: there is no such disk.
+    """
+    device = find_device(supervisor.devices, f"block:{request.index}")
+    resize = _DiskResize(supervisor, device, request.size_bytes)
+    resize.begin()
+    return resize.pending
+
+
+class _DiskResize:
+    """One resize, step by step."""
+
+    def __init__(self, supervisor: Supervisor, device: DeviceProcess, size_bytes: int) -> None:
+        self.pending = Pending()
+        self._supervisor = supervisor
+        self._device = device
+        self._wanted_bytes = size_bytes
+        # What the driver was told, capacity being the first field (virtio 1.3 §5.2.4).
+        self._old_bytes = int.from_bytes(device.config[:8], "little") * _SECTOR_BYTES
+
+    def begin(self) -> None:
+        """Let the device agree; a smaller size holds for it from now on."""
+        shrinks = self._wanted_bytes < self._old_bytes
+        if shrinks:
+            log.warning(
+                "%s: shrinks from %d to %d bytes; what lies behind that is lost",
+                self._device.name,
+                self._old_bytes,
+                self._wanted_bytes,
+            )
+        verb = "resize" if shrinks else "check-size"
+        self._device.command(verb, {"size_bytes": self._wanted_bytes}, self._on_agreed)
+
+    def _on_agreed(self, ok: bool, fields: dict[str, object]) -> None:
+        if not ok:
+            self.pending.complete(refusal(self._device.name, fields))
+            return
+        try:
+            self._supervisor.resize(self._device, self._wanted_bytes, self._on_resized)
+        except VmmError as error:
+            self._fail(describe(error))
+
+    def _on_resized(self, size_bytes: int, reason: str) -> None:
+        if reason:
+            # The device may have been told already: it has to be told that nothing changed.
+            self._tell(self._old_bytes, lambda: self._fail(reason))
+        else:
+            answer = DiskSize(size_bytes)
+            self._tell(size_bytes, lambda: self.pending.complete(answer))
+
+    def _tell(self, size_bytes: int, then: Callable[[], None]) -> None:
+        device = self._device
+
+        def told(ok: bool, fields: dict[str, object]) -> None:
+            if ok:
+                then()
+            elif (device.is_open and device.status.ready) or device.status.dead:
+                self.pending.complete(refusal(device.name, fields))
+            else:
+                device.when_served_again(lambda: self._tell(size_bytes, then))
+
+        device.command("resize", {"size_bytes": size_bytes}, told)
+
+    def _fail(self, reason: str) -> None:
+        self.pending.complete(Failed(f"{self._device.name}: {reason}"[:MAX_REASON_CHARS]))

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every kind of device: its module, its policy and how its process builds it.
+
+The module of a kind is imported when the kind is first asked for, in the warden.
+"""
+
+from __future__ import annotations
+
+import msgpack
+
+from crosvm_py.warden.protocol import NO_DIRECTORY, Directory
+from devices.virtio.net_stats import NET_STATS
+from devices.virtio.vsock_common import COUNTERS as VSOCK_COUNTERS
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from devices.virtio.device import VirtioDevice
+    from devices.virtio.rate_limiter import RateLimits
+
+    Fields = dict[str, object]
+
+
+_MIB: Final = 1 << 20
+
+
+class DeviceKind(NamedTuple):
+    """What is known of a device before it exists.
+
+    ``counters`` names what its kind counts besides requests and bytes, in the order of their cells.
+    ``resizable``: the first of its own descriptors is a file that can get another size.
+    ``sees_sockets``: its jail shows a directory of sockets, whose owner it becomes. ``in_kernel``:
+    the host's kernel serves its queues. The kernel's threads on its behalf count as processes of
+    its user.
+    """
+
+    policy_name: str
+    module: str
+    build: Callable[[Fields, Sequence[int]], VirtioDevice]
+    counters: tuple[str, ...] = ()
+    resizable: bool = False
+    sees_sockets: bool = False
+    in_kernel: bool = False
+    max_open_files: int = 192  # two eventfds for each of 64 queues, and the process's own
+    max_processes: int = 0
+    max_memory_bytes: int = 320 * _MIB  # the process's own and the kernel's for it, in a cgroup
+
+    def preload(self) -> None:
+        """Import what the device's process needs, so that it never has to."""
+        from importlib import import_module
+
+        import_module(self.module)
+
+
+class DeviceOrder(NamedTuple):
+    """A device process to be made: its name and kind, its packed Spec, its descriptors.
+
+    ``max_file_bytes`` is the highest offset it may write at in any file, 0 for none; ``directory``
+    what it sees of the host's files. The last ``reopened`` descriptors are opened anew for each
+    process, since they belong to the first that uses them.
+    """
+
+    name: str
+    kind: str
+    spec: bytes
+    fds: tuple[int, ...]
+    max_file_bytes: int
+    directory: Directory = NO_DIRECTORY
+    reopened: int = 0
+
+
+def _build_balloon(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.balloon import Balloon, BalloonSpec
+
+    return Balloon(BalloonSpec(**fields))  # type: ignore[arg-type]  # the vmm packed these fields
+
+
+def _build_block(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.block import Block, BlockSpec
+
+    queues = fields.pop("num_queues")
+    fields["limits"] = _limits(fields)
+    spec = BlockSpec(**fields)  # type: ignore[arg-type]  # the vmm packed these very fields
+    return Block(spec, fds[0], num_queues=int(str(queues)))
+
+
+def _build_console(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.console import Console, ConsoleSpec
+
+    return Console(ConsoleSpec(**fields), fds)  # type: ignore[arg-type]  # the vmm packed these
+
+
+def _limits(fields: Fields) -> RateLimits:
+    from devices.virtio.rate_limiter import RateLimits
+
+    return RateLimits._make(fields["limits"])  # type: ignore[arg-type]  # six numbers, packed
+
+
+def _build_net(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.net import Net
+    from devices.virtio.net_card import NetSpec
+
+    fields["limits"] = _limits(fields)
+    return Net(NetSpec(**fields), fds)  # type: ignore[arg-type]  # as above
+
+
+def _build_kernel_net(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.net_card import NetSpec
+    from devices.virtio.net_kernel import KernelNet
+    from sys_util.vhost import Vhost
+
+    fields["limits"] = _limits(fields)
+    spec = NetSpec(**fields)  # type: ignore[arg-type]  # as above
+    vhosts = [Vhost(fd) for fd in fds[spec.pairs :]]
+    return KernelNet(spec, fds[: spec.pairs], vhosts)
+
+
+def _build_rng(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.rng import Rng, RngSpec
+
+    fields["limits"] = _limits(fields)
+    return Rng(RngSpec(**fields))  # type: ignore[arg-type]  # as above
+
+
+def _build_kernel_vsock(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.vsock_common import VsockSpec
+    from devices.virtio.vsock_kernel import KernelVsock
+    from sys_util.vhost import Vhost
+
+    return KernelVsock(VsockSpec(**fields), Vhost(fds[0]))  # type: ignore[arg-type]  # as above
+
+
+def _build_vsock(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+    from devices.virtio.vsock import Vsock
+    from devices.virtio.vsock_common import VsockSpec
+
+    connect_path = str(fields.pop("connect_path"))
+    return Vsock(VsockSpec(**fields), connect_path, fds)  # type: ignore[arg-type]  # as above
+
+
+DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
+    "balloon": DeviceKind(
+        "balloon_device",
+        "devices.virtio.balloon",
+        _build_balloon,
+        ("pages_inflated", "pages_deflated", "bytes_reported"),
+    ),
+    "block": DeviceKind(
+        "block_device",
+        "devices.virtio.block",
+        _build_block,
+        resizable=True,
+        max_memory_bytes=1280 * _MIB,  # with what was written and is not on the disk yet
+    ),
+    "console": DeviceKind(
+        "console_device", "devices.virtio.console", _build_console, ("dropped_bytes",)
+    ),
+    "net": DeviceKind("net_device", "devices.virtio.net", _build_net, NET_STATS),
+    "rng": DeviceKind("rng_device", "devices.virtio.rng", _build_rng),
+    "vhost-net": DeviceKind(
+        "vhost_net_device",
+        "devices.virtio.net_kernel",
+        _build_kernel_net,
+        NET_STATS,
+        in_kernel=True,
+        max_processes=17,  # itself and, since Linux 6.4, the kernel's worker for each pair
+    ),
+    "vhost-vsock": DeviceKind(
+        "vhost_vsock_device",
+        "devices.virtio.vsock_kernel",
+        _build_kernel_vsock,
+        in_kernel=True,
+        max_processes=2,  # itself and, since Linux 6.4, the kernel's worker for it
+    ),
+    "vsock": DeviceKind(
+        "vsock_device",
+        "devices.virtio.vsock",
+        _build_vsock,
+        VSOCK_COUNTERS,
+        sees_sockets=True,
+        max_open_files=1280,  # a socket for each of 1,023 connections
+        max_memory_bytes=576 * _MIB,  # with what waits in those sockets
+    ),
+}
+
+
+def pack_spec(spec: object, **extra: object) -> bytes:
+    """Pack the fields of a frozen Spec, and what else the device is built from."""
+    names: tuple[str, ...] = type(spec).__slots__  # type: ignore[attr-defined]  # a slots dataclass
+    return msgpack.packb({name: getattr(spec, name) for name in names} | extra)
+
+
+def build_device(kind: str, spec: bytes, fds: Sequence[int]) -> VirtioDevice:
+    """Build the device that ``spec`` describes; ``fds`` become its own."""
+    fields = msgpack.unpackb(spec)
+    return DEVICE_KINDS[kind].build(fields, fds)  # type: ignore[arg-type]  # a map, see pack_spec

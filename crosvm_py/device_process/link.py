@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One channel to one device process: its requests, their answers, and when those are due.
+
+The process is not trusted. What it sends is decoded strictly, what it is asked has a deadline, and
+the first thing that it does wrong ends the link; a new process gets a new one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from crosvm_py.device_process import protocol
+from sys_util.channel import Channel, ChannelClosed
+from sys_util.errors import ProtocolError
+from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from sys_util.event_loop import EventLoop
+    from sys_util.wire import Message
+
+_CHECK_SECONDS: Final = 1.0
+
+# The most that one turn of the loop takes from one device, so that none starves the others.
+_MESSAGES_PER_TURN: Final = 64
+
+GONE: Final = "the device process has ended"
+
+# What is called with the outcome of a command: whether it was done, and the fields of its result or
+# ``{"error": reason}``. They come from the device: check each of them where it is used.
+CommandResult: TypeAlias = "Callable[[bool, dict[str, object]], None]"
+
+
+class DeviceLink:
+    """The vmm's end of a channel. Requests may come from any thread, all else is the loop's."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: EventLoop,
+        timeout_seconds: float,
+        take: Callable[[Message], None],
+        on_end: Callable[[str], None],
+    ) -> None:
+        """Listen to the process.
+
+        Args:
+            sock: the vmm's end; it becomes the link's.
+            loop: where answers are read.
+            timeout_seconds: the longest that an answer may take.
+            take: gets whatever is no answer to a request; may raise ``ProtocolError``.
+            on_end: is called once, with the rule that was broken or nothing, when the link is
+                closed for another reason than ``close``.
+        """
+        self._channel = Channel(sock, protocol.VMM_CODEC)
+        self._loop = loop
+        self._timeout = timeout_seconds
+        self._take_other = take
+        self._on_end = on_end
+        self._open = True
+        self._next_id = 0
+        self._pending: dict[int, tuple[float, Callable[[], None]]] = {}
+        self._commands: dict[int, CommandResult] = {}
+        self._watching = False
+        loop.add(self._channel.fileno(), self._on_readable)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the process may still be there."""
+        return self._open
+
+    @property
+    def pending(self) -> int:
+        """How many requests wait for an answer."""
+        return len(self._pending)
+
+    def close(self) -> None:
+        """Close the channel: the orderly end of the process. Who asked for something is told."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove(self._channel.fileno())
+        self._channel.close()
+        self._pending.clear()
+        commands, self._commands = self._commands, {}
+        for command in commands.values():
+            command(False, {"error": GONE})
+
+    def fail(self, verdict: str) -> None:
+        """End the link for a rule that the process broke."""
+        if self._open:
+            self.close()
+            self._on_end(verdict)
+
+    def command(self, verb: str, arguments: dict[str, object], then: CommandResult) -> None:
+        """Have the device do what the user asks for; ``then`` is called once, in any case."""
+        packed = protocol.pack_fields(arguments)
+        request_id = self.request(lambda request: protocol.Command(request, verb, packed))
+        self._commands[request_id] = then
+
+    def request(
+        self,
+        build: Callable[[int], Message],
+        *,
+        fds: Sequence[int] = (),
+        then: Callable[[], None] | None = None,
+    ) -> int:
+        """Send a request and return its number; ``then`` is called when it is carried out."""
+        self._next_id = (self._next_id + 1) & 0xFFFF_FFFF
+        request_id = self._next_id
+        self._pending[request_id] = (time.monotonic() + self._timeout, then or _nothing)
+        try:
+            self._channel.send(build(request_id), fds)
+        except ChannelClosed:
+            return request_id  # the loop reads the end, and what came before it
+        except ProtocolError as error:
+            reason = str(error)
+            self._loop.call_soon_threadsafe(lambda: self.fail(reason))
+            return request_id
+        if not self._watching:
+            self._watching = True
+            self._loop.call_soon_threadsafe(self._watch_deadlines)
+        return request_id
+
+    def _watch_deadlines(self) -> None:
+        """Look again while anything is pending; runs in the loop."""
+        self._watching = False  # before the look: a request of another thread is seen, or watches
+        if not self._open or not self._pending:
+            return
+        oldest = min(deadline for deadline, _ in tuple(self._pending.values()))
+        if time.monotonic() > oldest:
+            self.fail(f"no answer within {self._timeout:.10g} s")
+            return
+        self._watching = True
+        self._loop.call_later(min(_CHECK_SECONDS, self._timeout / 4), self._watch_deadlines)
+
+    def _on_readable(self, _events: int) -> None:
+        try:
+            for _ in range(_MESSAGES_PER_TURN):
+                received = self._channel.receive() if self._open else None
+                if received is None:
+                    return
+                message, fds = received
+                if fds:
+                    _close_all(fds)
+                    raise ProtocolError("a device sends no descriptors")
+                self._take(message)
+        except ChannelClosed:
+            self.fail("")
+        except ProtocolError as error:
+            self.fail(str(error))
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case protocol.Done(request_id):
+                if request_id in self._commands or request_id not in self._pending:
+                    raise ProtocolError(f"answer to request {request_id}, which was not asked")
+                self._pending.pop(request_id)[1]()
+            case protocol.Answer(request_id, ok, result):
+                if request_id not in self._commands:
+                    raise ProtocolError(f"result of request {request_id}, which was no command")
+                fields = protocol.unpack_fields(result)
+                del self._pending[request_id]
+                self._commands.pop(request_id)(ok, fields)
+            case _:
+                self._take_other(message)
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

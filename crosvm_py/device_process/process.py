@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The life of one device process, from its jail to its end.
+
+It enters the jail, maps guest memory, builds its device, loads its filter, and only then says
+``Ready`` and reads what a guest wrote. It ends when the vmm closes the channel.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+from crosvm_py.device_process import protocol
+from crosvm_py.device_process.kinds import build_device
+from devices.virtio.context import LoopContext
+from devices.virtio.counters import Counters
+from devices.virtio.device import CommandError
+from devices.virtio.saved_state import SavedState
+from devices.virtio.worker import QueueWorker
+from sys_util import linux, log
+from sys_util.channel import Channel, ChannelClosed
+from sys_util.crash import crash_report
+from sys_util.errors import GuestError, ProtocolError, VmmError, describe
+from sys_util.event_loop import EventLoop
+from sys_util.guest_memory import GuestMemory
+from sys_util.shared_page import SharedPage
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from crosvm_py.warden.protocol import Spawn
+    from devices.virtio.backend import QueueActivation
+    from devices.virtio.device import VirtioDevice
+    from jail.plan import JailPlan
+    from sys_util.wire import Message
+
+EXIT_BUG: Final = 70
+EXIT_HOST: Final = 1
+MAX_REPORT_CHARS: Final = 8192
+
+# Why the callbacks of a device are held.
+_PAUSED: Final = "paused"
+_FAILED: Final = "failed"
+
+
+def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: JailPlan | None) -> int:
+    """Be the device that ``order`` describes; return the exit status.
+
+    ``fds`` are guest memory, the page of counters and then the device's own; all of them become
+    this process's.
+    """
+    channel = Channel(sock, protocol.DEVICE_CODEC)
+    try:
+        _log_through(channel)
+        linux.set_process_name(order.name)
+        if jail is not None:
+            jail.enter()
+        memory = GuestMemory.attach(fds[0], order.regions)
+        page = SharedPage.attach(fds[1])
+        device = build_device(order.kind, order.spec, fds[2:])
+        process = _DeviceProcess(channel, device, memory, page)
+        linux.report_denied_calls(channel.fileno(), protocol.CALL_DENIED_HEAD)
+        if jail is not None:
+            jail.close_door()
+        process.run()
+    except ChannelClosed:
+        return 0
+    except VmmError as error:
+        _last_words(channel, describe(error))
+        return EXIT_HOST
+    except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
+        _last_words(channel, crash_report(error))
+        return EXIT_BUG
+    return 0
+
+
+def _log_through(channel: Channel) -> None:
+    def sink(level: int, module: str, line: str) -> None:
+        try:
+            channel.send(protocol.LogLine(level, module[:128], line[:4096]))
+        except (ChannelClosed, ProtocolError):
+            return  # the vmm is gone or drowning; a log line is not worth the device
+
+    log.set_sink(sink)
+
+
+def _last_words(channel: Channel, report: str) -> None:
+    try:
+        channel.send(protocol.Crashed(report[:MAX_REPORT_CHARS]))
+    except (ChannelClosed, ProtocolError):
+        return
+
+
+class _DeviceProcess:
+    """Turn messages of the vmm and kicks of the driver into calls of the device."""
+
+    def __init__(
+        self, channel: Channel, device: VirtioDevice, memory: GuestMemory, page: SharedPage
+    ) -> None:
+        self._channel = channel
+        self._device = device
+        self._loop = EventLoop()
+        self._room = select.epoll()  # wakes when the vmm has read what was sent
+        self._room.register(channel.fileno(), select.EPOLLOUT)
+        self._worker = QueueWorker(device, memory, Counters(page.cells))
+        self._context = LoopContext(
+            memory,
+            self._loop,
+            self._worker,
+            self._serve_all,
+            self._config_changed,
+            self._give_up_own_queues,
+            SavedState(page.cells),
+        )
+        self._first = 0
+        self._ready = False
+        self._features = 0
+        self._fds: dict[int, tuple[int, int]] = {}  # queue index -> kick, call
+        self._again: dict[int, None] = {}  # queues that have more to do than one turn's worth
+        self._broken: set[int] = set()  # queues that wait for a reset
+        device.attach(self._context)
+
+    def run(self) -> None:
+        """Say ``Ready`` and serve until the vmm closes the channel."""
+        device = self._device
+        self._ready = True
+        self._say(
+            protocol.Ready(
+                device.device_type,
+                self._worker.offered_features,
+                device.queue_sizes,
+                device.config(),
+            )
+        )
+        self._loop.add(self._channel.fileno(), self._on_message)
+        while True:
+            self._loop.run_once(0 if self._again else None)
+            for index in tuple(self._again):
+                self._serve(index)
+
+    def _on_message(self, _events: int) -> None:
+        received = self._channel.receive()
+        if received is None:
+            return
+        message, fds = received
+        if isinstance(message, protocol.Command):
+            self._say(self._answer(message))
+            return
+        request_id = self._carry_out(message, fds)
+        self._say(protocol.Done(request_id))
+
+    def _say(self, message: Message) -> None:
+        """Send what must not be lost; log lines may fill the channel faster than the vmm reads."""
+        while True:
+            try:
+                self._channel.send(message)
+            except ProtocolError:
+                self._room.poll()  # the vmm never waits for us, so it will read
+            else:
+                return
+
+    def _answer(self, command: protocol.Command) -> protocol.Answer:
+        try:
+            arguments = protocol.unpack_fields(command.arguments)
+            result = protocol.pack_fields(self._device.command(command.verb, arguments))
+            if len(result) > protocol.MAX_RESULT_BYTES:
+                raise CommandError(f"{command.verb}: the answer is too long")
+        except CommandError as error:
+            reason = protocol.pack_fields({"error": str(error)[:512]})
+            return protocol.Answer(command.request_id, False, reason)
+        return protocol.Answer(command.request_id, True, result)
+
+    def _carry_out(self, message: Message, fds: list[int]) -> int:
+        match message:
+            case protocol.Activate(request_id, features, queues):
+                self._activate(features, queues, fds)
+            case protocol.EnableQueue(request_id, queue):
+                self._start(queue, fds)
+            case protocol.ResetQueue(request_id, index):
+                self._stop(index)
+            case protocol.Reset(request_id):
+                self._reset()
+            case protocol.WriteConfig(request_id, offset, data):
+                self._write_config(offset, data)
+            case protocol.Pause(request_id):
+                self._context.hold(_PAUSED)
+                self._worker.pause()
+            case protocol.Resume(request_id):
+                self._context.release(_PAUSED)
+                self._worker.resume()
+                self._serve_all()
+            case protocol.Ping(request_id):
+                pass  # Done is the sign of life
+            case _:
+                raise ProtocolError(f"unexpected {type(message).__name__}")
+        return request_id
+
+    def _activate(
+        self, features: int, queues: Sequence[QueueActivation], fds: Sequence[int]
+    ) -> None:
+        self._features = features
+        self._context.release(_FAILED)
+        self._device.activate(features)
+        for at, queue in enumerate(queues):
+            self._start(queue, fds[2 * at : 2 * at + 2])
+
+    def _reset(self) -> None:
+        for index in tuple(self._fds):
+            self._stop(index)
+        self._change_config(self._device.reset)
+        self._context.release(_FAILED)
+
+    def _start(self, queue: QueueActivation, fds: Sequence[int]) -> None:
+        kick_fd, call_fd = fds
+        index = queue.index
+        self._fds[index] = (kick_fd, call_fd)
+        if index not in self._device.kernel_queues:
+            self._loop.add(kick_fd, lambda _events: self._serve(index))
+        try:
+            activation = queue._replace(kick_fd=kick_fd, call_fd=call_fd)
+            self._worker.start_queue(activation, self._features)
+        except GuestError as error:
+            self._give_up(index, error)
+        else:
+            self._again[index] = None
+
+    def _stop(self, index: int) -> None:
+        self._worker.stop_queue(index)
+        self._again.pop(index, None)
+        if index not in self._fds:
+            return
+        if index not in self._broken:
+            self._stop_listening(index)
+        self._broken.discard(index)
+        for fd in self._fds.pop(index):
+            os.close(fd)
+
+    def _stop_listening(self, index: int) -> None:
+        if index not in self._device.kernel_queues:
+            self._loop.remove(self._fds[index][0])
+
+    def _serve(self, index: int) -> None:
+        self._again.pop(index, None)
+        try:
+            if self._worker.on_kick(index):
+                self._again[index] = None
+        except GuestError as error:
+            if index in self._device.own_queues:
+                self._give_up_own_queues(error)
+            else:
+                self._give_up(index, error)
+
+    def _serve_all(self) -> None:
+        """Give every queue a turn, each time another one the first: what is limited is shared."""
+        order = sorted(index for index in self._fds if index not in self._broken)
+        self._first += 1
+        for at in range(len(order)):
+            self._again[order[(at + self._first) % len(order)]] = None
+
+    def _write_config(self, offset: int, data: bytes) -> None:
+        self._change_config(lambda: self._device.write_config(offset, data))
+
+    def _change_config(self, change: Callable[[], None]) -> None:
+        """Make a change that is the driver's own doing, so that it is not told of it."""
+        before = self._device.config()
+        change()
+        after = self._device.config()
+        if after != before:
+            self._say(protocol.ConfigChanged(after, by_driver=True))
+
+    def _config_changed(self) -> None:
+        if self._ready:  # before, Ready will say it
+            self._say(protocol.ConfigChanged(self._device.config()))
+
+    def _give_up_own_queues(self, error: GuestError) -> None:
+        """A callback of the device broke off: hold the others back until the driver resets it."""
+        self._context.hold(_FAILED)
+        for index in self._worker.abandon_own_queues():
+            self._give_up(index, error)
+
+    def _give_up(self, index: int, error: GuestError) -> None:
+        """Tell the vmm that the driver must reset us, and stop listening to the queue."""
+        self._broken.add(index)
+        self._again.pop(index, None)
+        self._stop_listening(index)
+        self._say(protocol.QueueFailed(index, str(error)[:512]))

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The cgroups of a run: the vmm makes the VM's where it can, the warden puts devices in theirs."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from jail.cgroup import Limits, OomCount, VmCgroup, memory_limit
+from jail.cgroup_site import NoCgroupError, find_site
+from sys_util.errors import ConfigError, HostError, describe
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.device_process.kinds import DeviceKind
+
+log = get_logger("crosvm.cgroup")
+
+NO_CGROUP: Final = "none"
+
+_LOOP_MAJOR: Final = 7  # Documentation/admin-guide/devices.txt
+
+
+def make_vm_cgroup(choice: str | None, cpus: int, *, sandbox: bool) -> VmCgroup | None:
+    """Make the group of this VM, or return ``None`` where devices have resource limits alone.
+
+    Args:
+        choice: a group below which it must be, ``NO_CGROUP``, or ``None`` for where it can be.
+        cpus: how many vCPUs there are.
+        sandbox: without one no device has limits.
+
+    Raises:
+        ConfigError: it cannot be where it must be.
+    """
+    if choice == NO_CGROUP or not (sandbox or choice):
+        return None
+    if not sandbox:
+        raise ConfigError(f"--cgroup {choice}: without a sandbox devices have no limits")
+    try:
+        return VmCgroup.create(find_site(choice), cpus)
+    except NoCgroupError as error:
+        reason = f"{error} ({error.hint})"
+    except HostError as error:
+        reason = describe(error)
+    if choice:
+        raise ConfigError(f"--cgroup {choice}: {reason}")
+    log.debug("devices have resource limits alone: %s", reason)
+    return None
+
+
+class DeviceLimits:
+    """The limits of one device, whichever process it has."""
+
+    def __init__(
+        self, group: VmCgroup | None, name: str, kind: DeviceKind, guest_bytes: int
+    ) -> None:
+        self._group = group
+        self._name = name
+        self._guest_bytes = guest_bytes
+        self._own_bytes = kind.max_memory_bytes
+        self._processes = max(kind.max_processes, 1)
+        self._memory_bytes = 0
+        self._count = OomCount(0, 0)
+
+    def enter(self, file_bytes: int) -> int:
+        """Return the directory of the group for the next process, the caller's; -1 without one.
+
+        ``file_bytes`` is how much memory the file can take that the device writes.
+
+        Raises:
+            HostError: the kernel refuses it.
+        """
+        if self._group is None:
+            return -1
+        limits = self._limits(file_bytes)
+        fd = self._group.device(self._name, limits)
+        self._memory_bytes = limits.memory_bytes
+        self._count = self._group.oom_count(self._name)
+        return fd
+
+    def change(self, file_bytes: int) -> None:
+        """Allow for another size of the file.
+
+        Raises:
+            OSError: the kernel refuses it.
+        """
+        if self._group is None:
+            return
+        limits = self._limits(file_bytes)
+        self._group.limit(self._name, limits)
+        self._memory_bytes = limits.memory_bytes
+
+    def cause_of_death(self) -> str:
+        """Say why the kernel killed the last process, if it was for its memory."""
+        if self._group is None:
+            return ""
+        count = self._group.oom_count(self._name)
+        if count.kills == self._count.kills:
+            return ""
+        if count.at_limit == self._count.at_limit:
+            return "the host ran out of memory"
+        return f"over its memory limit of {self._memory_bytes >> 20} MiB"
+
+    def _limits(self, file_bytes: int) -> Limits:
+        limit = memory_limit(self._guest_bytes, self._own_bytes, file_bytes)
+        return Limits(limit, self._processes)
+
+
+def memory_of_file(fd: int, size_bytes: int) -> int:
+    """Return how much memory a file of this size takes that nobody can take back.
+
+    Pages of a file on a disk are only a cache. Those of a file in memory, such as tmpfs or what an
+    overlay or a loop device makes of one, are charged to whoever wrote them.
+    """
+    status = os.fstat(fd)
+    if stat.S_ISBLK(status.st_mode):
+        return size_bytes if os.major(status.st_rdev) == _LOOP_MAJOR else 0
+    return 0 if os.major(status.st_dev) else size_bytes
