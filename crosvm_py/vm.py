@@ -97,6 +97,7 @@ class VirtualMachine:
             signal.signal(signum, self._on_signal)
         if self._prepared.socket is not None:
             self._control = self._serve_control(self._prepared.socket, vcpus)
+        self._supervisor.seal()
         self._start(vcpus)
         vcpus.resume()
         if self._exit is None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,13 @@ def test_source_has_licence_and_bounded_length(path: Path) -> None:
 
 def test_tests_are_seen_by_the_layering_test() -> None:
     assert len(SOURCES) > 40, "the folders moved and this test reads nothing"
+
+
+def test_every_folder_is_installed() -> None:
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    folders = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in SOURCES}
+    assert set(config["options"]["packages"].split()) == folders
 
 
 def test_the_packages_are_ours() -> None:

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import os
-import select
-import signal
 import socket
 import time
 
@@ -23,7 +21,7 @@ from sys_util.shared_page import SharedPage
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from crosvm_py.device_process.kinds import DeviceOrder
@@ -36,9 +34,6 @@ log = get_logger("crosvm.devices")
 
 # From the request for a process to its ``Ready``; a slow host needs a fraction of it.
 START_SECONDS: Final = 60.0
-
-# How long the warden may take to end everything when the vmm closes the channel.
-END_SECONDS: Final = 10.0
 
 # What is called with the size that a file has now, or with a reason why it is what it was.
 ResizeResult: TypeAlias = "Callable[[int, str], None]"
@@ -143,13 +138,19 @@ class Supervisor:
             order.reopened,
         )
         try:
-            self._warden.channel.send(message, [memory.fd, charge.page.fd, *order.fds])
-        except ChannelClosed as error:
-            raise VmmError("the warden has gone") from error
+            self._order(message, [memory.fd, charge.page.fd, *order.fds])
         finally:
             for fd in order.fds:
                 os.close(fd)
         return device
+
+    def seal(self) -> None:
+        """Have the warden refuse any further device.
+
+        Raises:
+            VmmError: the warden has gone.
+        """
+        self._order(protocol.Seal())
 
     def report_denied_calls(self) -> None:
         """Have the warden told, in the last moment, which system call the vmm was denied."""
@@ -189,10 +190,7 @@ class Supervisor:
             raise ConfigError("it writes no file that could be resized")
         if device_id in self._resizes:
             raise ConfigError("another resize is under way")
-        try:
-            self._warden.channel.send(protocol.Resize(device_id, size_bytes))
-        except ChannelClosed as error:
-            raise VmmError("the warden has gone") from error
+        self._order(protocol.Resize(device_id, size_bytes))
         self._resizes[device_id] = then
 
     def restart(self, device: DeviceProcess, then: RestartResult) -> None:
@@ -215,10 +213,15 @@ class Supervisor:
         for charge in self._charges:
             charge.device.close()
         self._loop.remove(self._warden.channel.fileno())
-        self._warden.channel.close()
-        _reap(self._warden)
+        self._warden.end()
         for charge in self._charges:
             charge.page.close()
+
+    def _order(self, message: Message, fds: Sequence[int] = ()) -> None:
+        try:
+            self._warden.channel.send(message, fds)
+        except ChannelClosed as error:
+            raise VmmError("the warden has gone") from error
 
     def _look_after(self) -> None:
         """Look for processes that hang, now and then."""
@@ -384,14 +387,3 @@ class Supervisor:
             return
         self._failure = reason
         self._on_death(reason)
-
-
-def _reap(warden: WardenProcess) -> None:
-    """Wait for the warden, which ends by itself; a stuck one is killed."""
-    poll = select.poll()
-    poll.register(warden.pidfd, select.POLLIN)
-    if not poll.poll(END_SECONDS * 1000):
-        log.error("warden (pid %d): does not end, killed", warden.pid)
-        linux.pidfd_send_signal(warden.pidfd, signal.SIGKILL)
-    os.waitpid(warden.pid, 0)
-    os.close(warden.pidfd)

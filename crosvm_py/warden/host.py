@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import signal
 
 from crosvm_py.end_signals import END_SIGNALS
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 log = get_logger("crosvm.warden")
 
 EXIT_BUG: Final = 70
+
+# How long the warden may take to end everything when the vmm closes the channel.
+END_SECONDS: Final = 10.0
+
 _STDERR: Final = 2
 _STDIO: Final = frozenset({0, 1, _STDERR})
 
@@ -38,6 +43,17 @@ class WardenProcess:
         self.pid = pid
         # Taken while the vmm may still make descriptors: its filter knows no way to name a process.
         self.pidfd = os.pidfd_open(pid)
+
+    def end(self) -> None:
+        """Close the channel and wait for the warden to end by itself; a stuck one is killed."""
+        self.channel.close()
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        if not poll.poll(END_SECONDS * 1000):
+            log.error("warden (pid %d): does not end, killed", self.pid)
+            linux.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
 
 
 def start_warden(

@@ -120,6 +120,14 @@ class Respawn:
 
 
 @fact
+class Seal:
+    """No device comes after these: a guest runs next, which may take over the vmm."""
+
+    TYPE: ClassVar[int] = 6
+    FIELDS: ClassVar[tuple[Check, ...]] = ()
+
+
+@fact
 class Spawned:
     """The process exists; ``pid`` is the host's number for it, the descriptor its channel."""
 
@@ -178,5 +186,5 @@ class WardenDenied:
 VMM_DENIED_HEAD: Final = bytes([0x93, VmmDenied.TYPE])
 WARDEN_DENIED_HEAD: Final = bytes([0x92, WardenDenied.TYPE])
 
-WARDEN_CODEC: Final = Codec((Spawn, Respawn, Kill, Resize, VmmDenied))
+WARDEN_CODEC: Final = Codec((Spawn, Respawn, Kill, Resize, VmmDenied, Seal))
 VMM_CODEC: Final = Codec((Spawned, SpawnFailed, Exited, Resized, WardenDenied))

@@ -141,6 +141,7 @@ class _Warden:
         self._policies = policies
         self._null_fd = null_fd
         self._devices: dict[int, _Device] = {}
+        self._sealed = False
         self._code = _Code(DEVICE_KINDS, run_device)
         self._loop = EventLoop()
 
@@ -150,6 +151,8 @@ class _Warden:
             self._loop.run()
         except ChannelClosed:
             log.debug("the vmm has gone")
+        except ProtocolError as error:
+            log.error("the vmm broke the protocol: %s", error)
         finally:
             for device in self._devices.values():
                 if device.pid:
@@ -167,6 +170,8 @@ class _Warden:
                     self._start(self._new(message, fds), fds, fresh=False)
                 case protocol.Respawn(device_id, fresh):
                     self._start(self._ended(device_id), fds, fresh=fresh)
+                case protocol.Seal():
+                    self._sealed = True
                 case protocol.Kill(device_id):
                     self._kill(device_id)
                 case protocol.VmmDenied(number, in_vcpu):
@@ -183,6 +188,8 @@ class _Warden:
 
     def _new(self, order: protocol.Spawn, fds: list[int]) -> _Device:
         """Take up a device; its own descriptors leave ``fds``."""
+        if self._sealed:
+            raise ProtocolError(f"it asks for device {order.device_id} while the guest runs")
         if order.device_id in self._devices:
             raise ProtocolError(f"device {order.device_id} is there already")
         kind = DEVICE_KINDS[order.kind]

@@ -97,7 +97,8 @@ class DeviceRig:
         self.memory = GuestMemory.create([(0, MEMORY_BYTES)])
         self.deaths: list[str] = []
         self.lines: list[str] = []
-        log.set_sink(lambda _level, _module, text: self.lines.append(text))
+        self._pid = os.getpid()
+        log.set_sink(self._log)
         policies = load_run_policies(DEVICE_KINDS, directory=policy_directory) if sandbox else None
         self.warden = start_warden(policies, sorted(DEVICE_KINDS), tidy, keep_fds)
         self.lock = threading.RLock()
@@ -119,6 +120,13 @@ class DeviceRig:
         self.memory.close()
         self.loop.close()
         log.set_sink(log.stderr_sink)
+
+    def _log(self, _level: int, _module: str, text: str) -> None:
+        """Keep our lines; those of the warden and the devices, which fork from us, are told."""
+        if os.getpid() == self._pid:
+            self.lines.append(text)
+        else:
+            os.write(2, f"{text}\n".encode())
 
     def end(self) -> None:
         """End the warden and its devices as the vmm does."""

@@ -13,6 +13,7 @@ import pytest
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.device_process import supervisor
 from crosvm_py.device_process.kinds import DeviceOrder
+from crosvm_py.warden import host
 from crosvm_py.warden.protocol import Exited, Kill, Spawned, SpawnFailed
 from sys_util import log, wire
 from sys_util.errors import VmmError
@@ -239,7 +240,7 @@ def test_channel_that_nobody_asked_for_is_closed_and_ends_the_vm(
 
 
 def test_end_kills_a_warden_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "END_SECONDS", 0.01)
+    monkeypatch.setattr(host, "END_SECONDS", 0.01)
     lines: list[str] = []
     log.set_sink(lambda _level, _module, text: lines.append(text))
     warden = FakeWarden(ends=False)

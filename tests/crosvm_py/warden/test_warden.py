@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.device_process import supervisor
-from crosvm_py.device_process.kinds import DeviceOrder
+from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
 from crosvm_py.device_process.restart import ALWAYS
 from crosvm_py.device_process.supervisor import Care
-from crosvm_py.warden import protocol, warden
+from crosvm_py.warden import host, protocol, warden
 from devices.virtio.block import Block, BlockSpec
+from devices.virtio.rng import RngSpec
 from sys_util.errors import ConfigError, HostError, VmmError
 from sys_util.guest_memory import MemoryRegion
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig
 from tests.crosvm_py.probe_device import ORDER, add_probe_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 TIDIED = "tidied"
 
@@ -142,7 +142,7 @@ def test_killed_warden_takes_its_devices_along_and_is_told(rig: DeviceRig, disk:
 def test_stopped_warden_is_killed_with_its_devices(
     rig: DeviceRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "END_SECONDS", 0.05)
+    monkeypatch.setattr(host, "END_SECONDS", 0.05)
     device = rig.start(ORDER)
     os.kill(device.pid, signal.SIGSTOP)
     os.kill(rig.warden.pid, signal.SIGSTOP)
@@ -177,17 +177,81 @@ def test_bug_in_the_warden_ends_the_devices_with_it(
 
     add_probe_kind(monkeypatch)
     monkeypatch.setattr("crosvm_py.warden.warden._Warden._kill", fail)
-    monkeypatch.setattr(
-        "sys_util.log._sink", lambda _level, _module, text: os.write(2, text.encode())
-    )
     with DeviceRig(sandbox=False) as rig:
         device = rig.start(ORDER)
         rig.warden.channel.send(protocol.Kill(0))
         assert "warden (pid" in rig.death()
         assert rig.is_gone(device)
+    assert "ZeroDivisionError: a bug in the warden" in capfd.readouterr().err
 
 
 # Orders
+
+
+@as_both
+def test_sealed_warden_makes_its_own_devices_again(sandbox: bool) -> None:
+    with DeviceRig(sandbox=sandbox, care=Care(ALWAYS)) as rig:
+        device = rig.rng()
+        rig.supervisor.seal()
+        os.kill(device.pid, signal.SIGKILL)
+        rig.until(lambda: device.status.restarts == 1 and device.status.ready)
+
+
+def ask_for_another(rig: DeviceRig) -> None:
+    rig.supervisor.seal()
+    rig.spawn(DeviceOrder("rng:1", "rng", pack_spec(RngSpec()), (), 0))
+
+
+def ask_for_the_same(rig: DeviceRig) -> None:
+    spawn = protocol.Spawn(0, "rng", "rng", pack_spec(RngSpec()), rig.memory.regions, 0)
+    rig.warden.channel.send(spawn, [rig.memory.fd, rig.memory.fd])
+
+
+def ask_again_for_one_that_serves(rig: DeviceRig) -> None:
+    rig.warden.channel.send(protocol.Respawn(0, fresh=False), [rig.memory.fd, rig.memory.fd])
+
+
+def say_what_the_warden_says(rig: DeviceRig) -> None:
+    rig.warden.channel.send(protocol.Exited(0, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("ask", "reason"),
+    [
+        (ask_for_another, "it asks for device 1 while the guest runs"),
+        (ask_for_the_same, "device 0 is there already"),
+        (ask_again_for_one_that_serves, "device 0 is not one that has ended"),
+        (say_what_the_warden_says, "message of unknown type 34"),
+    ],
+    ids=["another", "the-same", "again", "nonsense"],
+)
+def test_vmm_that_asks_for_what_it_may_not_loses_every_device(
+    ask: Callable[[DeviceRig], None], reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with DeviceRig(sandbox=False) as rig:
+        device = rig.rng()
+        ask(rig)
+        assert "ended, and its devices with it" in rig.death()
+        assert rig.is_gone(device)
+    assert f"the vmm broke the protocol: {reason}" in capfd.readouterr().err
+
+
+def test_group_that_refuses_a_new_limit_does_not_undo_a_resize(
+    monkeypatch: pytest.MonkeyPatch, disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_self: object, _file_bytes: int) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr("crosvm_py.warden.warden.DeviceLimits.change", refuse)
+    answers: list[tuple[int, str]] = []
+    with DeviceRig(sandbox=False) as rig:
+        device = rig.block(disk)
+        rig.supervisor.resize(device, 16384, lambda size, reason: answers.append((size, reason)))
+        rig.until(lambda: bool(answers))
+        assert rig.activate(device)
+    assert answers == [(16384, "")]
+    assert disk.stat().st_size == 16384
+    assert "block:0: its memory limit stays: Device or resource busy" in capfd.readouterr().err
 
 
 def test_kill_of_an_unknown_device_is_nothing(rig: DeviceRig) -> None:
