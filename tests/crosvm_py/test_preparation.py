@@ -16,7 +16,6 @@ from crosvm_py.cli.run import COMMAND, OPTIONS, build_config
 from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.preparation import prepare
 from devices.virtio.block import Block, BlockSpec
-from sys_util import log
 from sys_util.errors import ConfigError, VmmError
 from tests.kernel_loader.images import Elf
 
@@ -61,12 +60,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    log.set_sink(lambda *_: None)
+def bench(tmp_path: Path, lines: list[str]) -> Iterator[Bench]:
     bench = Bench(tmp_path)
     yield bench
     bench.close()
-    log.set_sink(log.stderr_sink)
 
 
 def test_disks_become_devices_in_their_order_with_the_rng_last(bench: Bench) -> None:
@@ -114,17 +111,13 @@ def test_policies_are_those_of_the_devices_and_the_vmm(bench: Bench) -> None:
     assert [policy.name for policy in own] == ["warden", "vmm", "vcpu"]
 
 
-def test_disabled_sandbox_has_no_policies_and_is_told(bench: Bench) -> None:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
+def test_disabled_sandbox_has_no_policies_and_is_told(bench: Bench, lines: list[str]) -> None:
     prepared = bench.prepare("--disable-sandbox")
     assert prepared.policies is None
     assert any("--disable-sandbox: devices and vmm run unconfined" in line for line in lines)
 
 
-def test_failures_that_are_only_logged_are_told(bench: Bench) -> None:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
+def test_failures_that_are_only_logged_are_told(bench: Bench, lines: list[str]) -> None:
     bench.prepare("--seccomp-log-failures")
     assert any("denied system calls are logged, not stopped" in line for line in lines)
 

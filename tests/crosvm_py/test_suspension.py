@@ -10,15 +10,17 @@ import pytest
 from crosvm_py.control.protocol import Done, Failed
 from crosvm_py.control.server import Pending
 from crosvm_py.suspension import Suspension
-from sys_util import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from crosvm_py.control.protocol import Response
     from crosvm_py.device_process.supervisor import Supervisor
     from crosvm_py.vcpu import VcpuSet
     from crosvm_py.x86_64.machine import Machine
+
+
+pytestmark = pytest.mark.usefixtures("lines")
 
 
 class FakeDevice:
@@ -82,13 +84,6 @@ class FakeVm:
     def take(self) -> list[str]:
         events, self.events = self.events, []
         return events
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    log.set_sink(lambda _level, _module, _text: None)
-    yield
-    log.set_sink(log.stderr_sink)
 
 
 @pytest.fixture

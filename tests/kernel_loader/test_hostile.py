@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel_loader.image import open_kernel
-from sys_util import log
 from sys_util.errors import ConfigError
 from sys_util.guest_memory import GuestMemory
 from tests.kernel_loader.images import (
@@ -29,20 +27,13 @@ from tests.kernel_loader.images import (
     write,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("lines")]
 
 ELF = Elf(
     loads=[Load(), Load(gpa=TEXT_GPA + 0x1000, size_bytes=0x2000)], notes=PVH_NOTE + LINUX_NOTE
 ).build()
 FILES = {"elf": ELF} | {name: bzimage(compress(ELF)) for name, compress in COMPRESSORS.items()}
 EDGES = (0, 1, 7, 0x7F, 0x80, 0xFF)
-
-
-@pytest.fixture(autouse=True)
-def _silent_log() -> Iterator[None]:
-    log.set_sink(lambda level, module, text: None)
-    yield
-    log.set_sink(log.stderr_sink)
 
 
 def boot(content: bytes) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kernel_loader.image import KernelImage, open_kernel
-from sys_util import log
 from sys_util.errors import ConfigError, GuestAddressError, HostError, describe
 from sys_util.guest_memory import GuestMemory
 from tests.kernel_loader.images import (
@@ -28,17 +26,11 @@ from tests.kernel_loader.images import (
     write,
 )
 
+pytestmark = pytest.mark.usefixtures("lines")
+
 LOW_END = 0x10_0000
 RAM = [(0, 0xA_0000), (LOW_END, 31 * MIB)]
 LZO = b"\x89LZO\0\r\n\x1a\n" + bytes(100)
-
-
-@pytest.fixture(autouse=True)
-def log_lines() -> Iterator[list[str]]:
-    lines: list[str] = []
-    log.set_sink(lambda level, module, text: lines.append(text))
-    yield lines
-    log.set_sink(log.stderr_sink)
 
 
 def opened(directory: Path, content: bytes) -> KernelImage:
@@ -115,7 +107,7 @@ def test_open_kernel_unpacks_a_bzimage(tmp_path: Path, ram: GuestMemory, name: s
 def test_open_kernel_leaves_unpacking_to_the_guest(
     tmp_path: Path,
     ram: GuestMemory,
-    log_lines: list[str],
+    lines: list[str],
     content: bytes,
     protocol: str,
     entry: int,
@@ -127,7 +119,7 @@ def test_open_kernel_leaves_unpacking_to_the_guest(
     assert (image.protocol, image.entry) == (protocol, entry)
     load_gpa = entry & ~0xFFF
     assert ram.read(load_gpa, len(content) - 1024) == content[1024:]
-    assert any("in the guest" in line for line in log_lines)
+    assert any("in the guest" in line for line in lines)
 
 
 def test_in_guest_kernel_claims_the_memory_it_unpacks_into(tmp_path: Path) -> None:

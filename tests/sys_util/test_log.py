@@ -19,11 +19,8 @@ Line = tuple[int, str, str]
 
 
 @pytest.fixture
-def lines() -> Iterator[list[Line]]:
-    written: list[Line] = []
-    log.set_sink(lambda level, module, text: written.append((level, module, text)))
-    yield written
-    log.set_sink(log.stderr_sink)
+def lines(records: list[Line]) -> Iterator[list[Line]]:
+    yield records
     log.set_filter(Filter(log.INFO))
 
 

@@ -17,12 +17,9 @@ from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery, BalloonSet, B
 from crosvm_py.control.protocol import Done
 from devices.virtio.balloon import BalloonSpec
 from devices.virtio.balloon_stats import STAT_NAMES
-from sys_util import log
 from sys_util.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from crosvm_py.control.protocol import Request, Response
 
 MIB = 1 << 20
@@ -34,14 +31,6 @@ MIB = 1 << 20
 def balloon_of(*words: str) -> BalloonSpec | None:
     arguments = parse([*words, "vmlinux"], OPTIONS, COMMAND.positional)
     return build_config(arguments, extended_status=False).balloon
-
-
-@pytest.fixture
-def lines() -> Iterator[list[str]]:
-    written: list[str] = []
-    log.set_sink(lambda _level, _module, text: written.append(text))
-    yield written
-    log.set_sink(log.stderr_sink)
 
 
 @pytest.mark.parametrize(

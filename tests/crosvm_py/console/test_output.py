@@ -21,7 +21,6 @@ from crosvm_py.console.output import (
     StreamSink,
 )
 from crosvm_py.console.targets import open_file, open_syslog, open_unix, sink_to, stream_to
-from sys_util import log
 from sys_util.errors import HostError
 from sys_util.event_loop import EventLoop
 
@@ -37,14 +36,6 @@ def loop() -> Iterator[EventLoop]:
     loop = EventLoop()
     yield loop
     loop.close()
-
-
-@pytest.fixture
-def messages() -> Iterator[list[str]]:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
-    yield lines
-    log.set_sink(log.stderr_sink)
 
 
 class Pipe:
@@ -143,7 +134,7 @@ def test_stopped_reader_neither_blocks_nor_grows(pipe: Pipe, loop: EventLoop) ->
 
 
 def test_reader_that_returns_gets_the_backlog_in_order(
-    pipe: Pipe, loop: EventLoop, messages: list[str]
+    pipe: Pipe, loop: EventLoop, lines: list[str]
 ) -> None:
     sink = stream_to(pipe.writer, "test")
     sink.attach(loop, threading.RLock())
@@ -156,7 +147,7 @@ def test_reader_that_returns_gets_the_backlog_in_order(
         received += pipe.read()
         loop.run_once(0)
     assert received == sent
-    assert messages == []
+    assert lines == []
     sink.write(b"!")
     assert pipe.read_exactly(1) == b"!"
     assert not sink._watched
@@ -164,7 +155,7 @@ def test_reader_that_returns_gets_the_backlog_in_order(
 
 
 def test_drops_are_counted_in_one_message_when_the_reader_is_back(
-    loop: EventLoop, messages: list[str]
+    loop: EventLoop, lines: list[str]
 ) -> None:
     pair = make_pipe("pipe")
     sink = stream_to(pair.writer, "test")
@@ -172,28 +163,28 @@ def test_drops_are_counted_in_one_message_when_the_reader_is_back(
     capacity = fcntl.fcntl(pair.writer, fcntl.F_GETPIPE_SZ) + BACKLOG_BYTES
     for _ in range(capacity // len(LINE) + 10):
         sink.write(LINE)
-    assert messages == []
+    assert lines == []
     while sink._backlog_bytes:
         pair.read()
         loop.run_once(0)
-    assert messages == [f"test: {10 * len(LINE)} bytes dropped: the reader is too slow"]
+    assert lines == [f"test: {10 * len(LINE)} bytes dropped: the reader is too slow"]
     sink.close()
     pair.close()
-    assert len(messages) == 1
+    assert len(lines) == 1
 
 
-def test_closed_reader_turns_the_sink_into_nothing(pipe: Pipe, messages: list[str]) -> None:
+def test_closed_reader_turns_the_sink_into_nothing(pipe: Pipe, lines: list[str]) -> None:
     sink = stream_to(pipe.writer, "test")
     pipe.close_reader()
     for _ in range(100):
         sink.write(LINE)
     assert sink._backlog_bytes == 0
-    assert len(messages) == 1
-    assert "output goes nowhere from here on" in messages[0]
+    assert len(lines) == 1
+    assert "output goes nowhere from here on" in lines[0]
     sink.close()
 
 
-def test_reader_that_closes_with_a_backlog_frees_it(loop: EventLoop, messages: list[str]) -> None:
+def test_reader_that_closes_with_a_backlog_frees_it(loop: EventLoop, lines: list[str]) -> None:
     pair = make_pipe("pipe")
     sink = stream_to(pair.writer, "test")
     sink.attach(loop, threading.RLock())
@@ -204,7 +195,7 @@ def test_reader_that_closes_with_a_backlog_frees_it(loop: EventLoop, messages: l
     loop.run_once(0)
     assert sink._backlog_bytes == 0
     assert not sink._watched
-    assert messages == ["test: Broken pipe; output goes nowhere from here on"]
+    assert lines == ["test: Broken pipe; output goes nowhere from here on"]
     sink.close()
     pair.close()
 
@@ -223,7 +214,7 @@ def test_backlog_before_the_loop_exists_is_written_by_later_writes() -> None:
     pair.close()
 
 
-def test_drain_gives_a_stopped_reader_no_more_than_its_time(messages: list[str]) -> None:
+def test_drain_gives_a_stopped_reader_no_more_than_its_time(lines: list[str]) -> None:
     pair = make_pipe("pipe")
     sink = stream_to(pair.writer, "test")
     for _ in range(2 * BACKLOG_BYTES // len(LINE)):
@@ -233,7 +224,7 @@ def test_drain_gives_a_stopped_reader_no_more_than_its_time(messages: list[str])
     sink.close()
     sink.write(b"late")
     pair.close()
-    assert len(messages) == 1
+    assert len(lines) == 1
 
 
 def test_file_offset_is_shared_with_the_program_that_gave_it(tmp_path: Path) -> None:
@@ -295,12 +286,12 @@ def test_file_that_cannot_be_written_names_the_option(
     assert reason in str(caught.value.__cause__)
 
 
-def test_full_disk_loses_output_and_goes_on(messages: list[str]) -> None:
+def test_full_disk_loses_output_and_goes_on(lines: list[str]) -> None:
     sink = sink_to(open_file("/dev/full"))
     sink.write(b"lost")
     sink.write(b"too")
     sink.close()
-    assert messages == [
+    assert lines == [
         "--serial path=/dev/full: 7 bytes dropped: No space left on device",
     ]
 

@@ -20,7 +20,6 @@ from crosvm_py.device_process.disk_resize import resize_disk
 from crosvm_py.device_process.kinds import DeviceOrder
 from crosvm_py.device_process.restart import ALWAYS, NEVER
 from crosvm_py.warden import protocol, warden
-from sys_util import log
 from sys_util.errors import ConfigError, ProtocolError
 from sys_util.wire import encode
 from tests.crosvm_py.device_rig import DeviceRig
@@ -37,14 +36,6 @@ if TYPE_CHECKING:
 OLD, NEW_SMALL, NEW_LARGE = 4096, 1024, 8192
 SECTOR = 512
 CONFIG = struct.pack("<Q", OLD // SECTOR) + bytes(8)
-
-
-@pytest.fixture
-def lines() -> Iterator[list[str]]:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
-    yield lines
-    log.set_sink(log.stderr_sink)
 
 
 class FakeVm:

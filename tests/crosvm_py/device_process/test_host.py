@@ -11,7 +11,7 @@ import pytest
 
 from crosvm_py.device_process import protocol
 from crosvm_py.device_process.host import DeviceDeath
-from sys_util import log, wire
+from sys_util import wire
 from tests.crosvm_py.hostile_device import CONFIG, READY, HostileDevice, queue
 
 if TYPE_CHECKING:
@@ -35,14 +35,6 @@ def ready(device: HostileDevice) -> HostileDevice:
     device.send(READY)
     device.turn()
     return device
-
-
-@pytest.fixture
-def lines() -> Iterator[list[Line]]:
-    written: list[Line] = []
-    log.set_sink(lambda level, module, text: written.append((level, module, text)))
-    yield written
-    log.set_sink(log.stderr_sink)
 
 
 def open_fds() -> set[str]:

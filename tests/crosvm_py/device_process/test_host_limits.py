@@ -33,49 +33,43 @@ def ready(device: HostileDevice) -> HostileDevice:
     return device
 
 
-@pytest.fixture
-def lines() -> Iterator[list[Line]]:
-    written: list[Line] = []
-    log.set_sink(lambda level, module, text: written.append((level, module, text)))
-    yield written
-    log.set_sink(log.stderr_sink)
-
-
 def test_flood_of_messages_leaves_the_others_their_turn(
-    ready: HostileDevice, lines: list[Line]
+    ready: HostileDevice, records: list[Line]
 ) -> None:
     sent = ready.flood(protocol.LogLine(log.ERROR, "m", "x"))
     turns: list[int] = []
-    ready.loop.call_later(0, lambda: turns.append(len(lines)))
+    ready.loop.call_later(0, lambda: turns.append(len(records)))
     ready.turn()
     assert sent > turns[0] == 64
 
 
 def test_flood_of_lines_does_not_flood_the_log(
-    ready: HostileDevice, lines: list[Line], monkeypatch: pytest.MonkeyPatch
+    ready: HostileDevice, records: list[Line], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ready.host, "_lines", log.LineLimit(20, 1000.0))
     sent = ready.flood(protocol.LogLine(log.ERROR, "m", "x"))
     for _ in range(sent // 64 + 1):
         ready.turn()
-    assert len(lines) == 20 < sent
+    assert len(records) == 20 < sent
 
 
 def test_flood_of_failed_queues_does_not_flood_the_log(
-    ready: HostileDevice, lines: list[Line]
+    ready: HostileDevice, records: list[Line]
 ) -> None:
     sent = ready.flood(protocol.QueueFailed(0, "again"))
     for _ in range(sent // 64 + 1):
         ready.turn()
     assert len(ready.events.calls) == sent
-    assert len(lines) <= 10
+    assert len(records) <= 10
 
 
-def test_log_line_is_the_devices_whatever_it_says(ready: HostileDevice, lines: list[Line]) -> None:
+def test_log_line_is_the_devices_whatever_it_says(
+    ready: HostileDevice, records: list[Line]
+) -> None:
     ready.send(protocol.LogLine(0xFFFF, "x\n", "rng: fine"))
     ready.send(protocol.LogLine(0, "m", "\x1b[2J\r\nblock:1: gone"))
     ready.turn()
-    assert lines == [(log.ERROR, "m", "block:0: \\x1b[2J\\r\\nblock:1: gone")]
+    assert records == [(log.ERROR, "m", "block:0: \\x1b[2J\\r\\nblock:1: gone")]
 
 
 @contextmanager

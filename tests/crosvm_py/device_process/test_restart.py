@@ -20,7 +20,6 @@ from crosvm_py.device_process.restart import (
 )
 from crosvm_py.warden.protocol import Exited, Kill, Respawn, SpawnFailed
 from devices.virtio.counters import KICKS
-from sys_util import log
 from sys_util.errors import ConfigError
 from tests.crosvm_py.fake_warden import FakeWarden
 from tests.crosvm_py.hostile_device import (
@@ -36,14 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sys_util.wire import Message
-
-
-@pytest.fixture
-def lines() -> Iterator[list[str]]:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
-    yield lines
-    log.set_sink(log.stderr_sink)
 
 
 # How long a device waits for its next process.

@@ -15,7 +15,7 @@ from crosvm_py.device_process import supervisor
 from crosvm_py.device_process.kinds import DeviceOrder
 from crosvm_py.warden import host
 from crosvm_py.warden.protocol import Exited, Kill, Spawned, SpawnFailed
-from sys_util import log, wire
+from sys_util import wire
 from sys_util.errors import VmmError
 from tests.crosvm_py.fake_warden import FakeWarden
 
@@ -102,14 +102,11 @@ def test_only_the_first_death_is_told(warden: FakeWarden) -> None:
     assert warden.deaths == ["rng (pid 78): exited with status 1"]
 
 
-def test_last_words_are_logged_line_by_line(warden: FakeWarden) -> None:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
+def test_last_words_are_logged_line_by_line(warden: FakeWarden, lines: list[str]) -> None:
     warden.spawn("rng")
     warden.devices[0].send(device_protocol.Crashed("first\nsecond \x1b[2J"))
     warden.devices[0].close()
     warden.send(Exited(0, 77, 70))
-    log.set_sink(log.stderr_sink)
     assert lines == ["rng: first", "rng: second \\x1b[2J"]
     assert warden.deaths == ["rng (pid 77): exited with status 70"]
 
@@ -239,13 +236,12 @@ def test_channel_that_nobody_asked_for_is_closed_and_ends_the_vm(
     assert warden.deaths == [f"warden (pid {warden.pid}): {reason}"]
 
 
-def test_end_kills_a_warden_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_kills_a_warden_that_does_not_end(
+    monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
     monkeypatch.setattr(host, "END_SECONDS", 0.01)
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
     warden = FakeWarden(ends=False)
     warden.close()
-    log.set_sink(log.stderr_sink)
     assert lines == [f"warden (pid {warden.pid}): does not end, killed"]
     with pytest.raises(ChildProcessError):
         os.waitpid(warden.pid, os.WNOHANG)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 
 from crosvm_py.x86_64.clocks import MSR_IA32_TSC, TSC_SECONDS, GuestClocks
-from sys_util import log
 
 
 class FakeVm:
@@ -92,13 +91,12 @@ def test_host_without_the_register_holds_kvmclock(vm: FakeVm, clocks: GuestClock
     assert (vm.kvmclock, vm.written) == (5_000_000_000, [])
 
 
-def test_host_that_refuses_the_register_is_told_once(vm: FakeVm, clocks: GuestClocks) -> None:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
+def test_host_that_refuses_the_register_is_told_once(
+    vm: FakeVm, clocks: GuestClocks, lines: list[str]
+) -> None:
     vm.takes_tsc = False
     clocks.hold()
     vm.pass_time(10)
     clocks.go_on()
-    log.set_sink(log.stderr_sink)
     assert lines == ["KVM does not let the time stamp counter stand still"]
     assert vm.kvmclock == 5_000_000_000

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One guest's memory and one queue of eight, for every test of the virtqueue."""
+"""What several files of tests begin with: one queue of eight, and a log in which nothing is new."""
 
 from __future__ import annotations
 
@@ -31,3 +31,10 @@ def driver(memory: GuestMemory) -> DriverQueue:
 @pytest.fixture
 def queue(memory: GuestMemory, driver: DriverQueue) -> SplitQueue:
     return SplitQueue(memory, driver.activation(), 1 << VIRTIO_RING_F_INDIRECT_DESC)
+
+
+@pytest.fixture
+def every_line_is_expected(lines: list[str]) -> Iterator[None]:
+    """Fail where something is logged that the test did not take."""
+    yield
+    assert lines == []

@@ -8,10 +8,7 @@ import os
 import resource
 from typing import TYPE_CHECKING
 
-import pytest
-
 from devices.virtio.block import Block, BlockSpec
-from sys_util import log
 from tests.support.block_driver import (
     DISCARD,
     FLUSH,
@@ -26,18 +23,10 @@ from tests.support.block_driver import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 SECTORS = 64
 VERSION_1 = 1 << 32
-
-
-@pytest.fixture
-def lines() -> Iterator[list[str]]:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
-    yield lines
-    log.set_sink(log.stderr_sink)
 
 
 def image() -> int:

@@ -15,7 +15,6 @@ from devices.virtio import console_backlog
 from devices.virtio.console import Console, ConsoleSpec, PortSpec
 from devices.virtio.counters import named
 from devices.virtio.device import CommandError
-from sys_util import log
 from tests.support.console_driver import LONE, PIPE_BYTES, RECEIVE, TRANSMIT, Pipes
 from tests.support.driver_queue import DATA, INDIRECT, NEXT, WRITE, Desc
 
@@ -23,12 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture(autouse=True)
-def lines() -> Iterator[list[str]]:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
-    yield lines
-    log.set_sink(log.stderr_sink)
+pytestmark = pytest.mark.usefixtures("lines")
 
 
 @pytest.fixture

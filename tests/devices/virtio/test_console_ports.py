@@ -13,13 +13,14 @@ from devices.virtio.console import Console, ConsoleSpec, PortSpec
 from devices.virtio.console_control import Event
 from devices.virtio.console_port import BYTES_PER_TURN
 from devices.virtio.worker import QueueWorker
-from sys_util import log
 from tests.support.console_driver import DATA_PORT, LONE, PIPE_BYTES, Pipes
 from tests.support.device_context import FakeContext
 from tests.support.driver_queue import DATA, NEXT, WRITE, Desc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+pytestmark = pytest.mark.usefixtures("lines")
 
 CONTROL_RECEIVE, CONTROL_TRANSMIT = 2, 3
 RECEIVE_1, TRANSMIT_1 = 4, 5
@@ -62,14 +63,6 @@ class Ports(Pipes):
         self.say(0, Event.PORT_OPEN)
         self.say(1, Event.PORT_OPEN)
         self.hear()
-
-
-@pytest.fixture(autouse=True)
-def lines() -> Iterator[list[str]]:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
-    yield lines
-    log.set_sink(log.stderr_sink)
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ from devices.virtio.vsock import Vsock
 from devices.virtio.vsock_common import VsockSpec
 from devices.virtio.vsock_packet import VMADDR_CID_HOST, Header, Op, SocketType, reset_reply
 from devices.virtio.worker import QueueWorker
-from sys_util import log
 from sys_util.errors import ProtocolError
 from sys_util.facts import fields_of
 from sys_util.guest_memory import GuestMemory
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from devices.virtio.device import VirtioDevice
+
+pytestmark = pytest.mark.usefixtures("lines")
 
 VERSION_1 = 1 << VIRTIO_F_VERSION_1
 GUEST_BYTES = 0x100000
@@ -164,13 +165,6 @@ def _close_sockets() -> Iterator[None]:
     while VSOCKS:
         for listener, _ in VSOCKS.pop()._muxer._entrance._listeners:
             listener.close()
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    log.set_sink(lambda _level, _module, _text: None)
-    yield
-    log.set_sink(log.stderr_sink)
 
 
 @pytest.fixture(params=DEVICES, ids=str)

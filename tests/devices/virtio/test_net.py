@@ -15,7 +15,6 @@ from devices.virtio.net import Net
 from devices.virtio.net_card import NetSpec
 from devices.virtio.net_ends import TapEnd
 from devices.virtio.net_stats import NET_STATS
-from sys_util import log
 from sys_util.event_loop import EPOLLOUT
 from sys_util.tap import IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUNSETOFFLOAD, TUNSETQUEUE
 from tests.support.net_rig import EVENT_IDX, MAC, PLAIN, Ioctls, NetRig, frame
@@ -23,16 +22,11 @@ from tests.support.net_rig import EVENT_IDX, MAC, PLAIN, Ioctls, NetRig, frame
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.usefixtures("lines")
+
 MQ = 1 << 22
 GUEST_CSUM = 1 << 1
 TSO4 = 1 << 7
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    log.set_sink(lambda _level, _module, _text: None)
-    yield
-    log.set_sink(log.stderr_sink)
 
 
 @pytest.fixture

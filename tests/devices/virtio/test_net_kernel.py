@@ -13,7 +13,6 @@ from devices.virtio.device import CommandError
 from devices.virtio.net_card import NetSpec
 from devices.virtio.net_kernel import KernelNet
 from devices.virtio.queue import QueueError
-from sys_util import log
 from sys_util.guest_memory import GuestMemory
 from sys_util.tap import IFF_ATTACH_QUEUE, TUNSETOFFLOAD, TUNSETQUEUE
 from sys_util.vhost import Vhost, VhostRing
@@ -86,10 +85,8 @@ class Scene:
 
 
 @pytest.fixture
-def ioctls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ioctls]:
-    log.set_sink(lambda _level, _module, _text: None)
-    yield Ioctls(monkeypatch)
-    log.set_sink(log.stderr_sink)
+def ioctls(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> Ioctls:
+    return Ioctls(monkeypatch)
 
 
 @pytest.fixture

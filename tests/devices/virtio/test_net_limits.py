@@ -9,7 +9,6 @@ import pytest
 
 from devices.virtio.device import CommandError
 from devices.virtio.rate_limiter import RateLimits
-from sys_util import log
 from sys_util.event_loop import EPOLLOUT
 from tests.support.net_rig import PLAIN, Ioctls, NetRig, frame
 
@@ -23,14 +22,14 @@ TWO_HUNDRED_BYTES = RateLimits(bw_size=200, bw_refill_time=HOUR_MS)
 
 
 @pytest.fixture(params=[TWO_FRAMES, TWO_HUNDRED_BYTES], ids=["ops", "bytes"])
-def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[NetRig]:
+def rig(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> Iterator[NetRig]:
     Ioctls(monkeypatch)
-    log.set_sink(lambda _level, _module, _text: None)
     rig = NetRig(limits=request.param)
     rig.driver.start()
     yield rig
     rig.close()
-    log.set_sink(log.stderr_sink)
 
 
 def lift(rig: NetRig) -> dict[str, object]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sys_util import log
 from tests.support.driver_queue import WRITE, Desc
 from tests.support.net_rig import EVENT_IDX, MRG_RXBUF, PLAIN, Ioctls, NetRig, frame, header
 
@@ -20,11 +19,8 @@ GUEST_CSUM = 1 << 1
 
 
 @pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _ioctls(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
     Ioctls(monkeypatch)
-    log.set_sink(lambda _level, _module, _text: None)
-    yield
-    log.set_sink(log.stderr_sink)
 
 
 def started(without: int = 0) -> Iterator[NetRig]:

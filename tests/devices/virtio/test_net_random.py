@@ -10,11 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from devices.virtio.net_header import HEADER_BYTES, HeaderRules
-from sys_util import log
 from tests.support.net_rig import EVENT_IDX, MRG_RXBUF, PLAIN, Ioctls, NetRig, frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 RANDOMLY = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -23,11 +22,8 @@ QUEUE = 64
 
 
 @pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _ioctls(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
     Ioctls(monkeypatch)
-    log.set_sink(lambda _level, _module, _text: None)
-    yield
-    log.set_sink(log.stderr_sink)
 
 
 @RANDOMLY

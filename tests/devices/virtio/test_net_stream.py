@@ -17,7 +17,6 @@ import pytest
 
 from devices.virtio.net_ends import EndGoneError
 from devices.virtio.net_stream import StreamEnd
-from sys_util import log
 from sys_util.event_loop import EPOLLOUT
 from sys_util.unix_stream import SO_PEEK_OFF
 from tests.support.net_rig import EVENT_IDX, PLAIN, NetRig, frame
@@ -40,13 +39,11 @@ HALVES = [
 
 
 @pytest.fixture
-def rig() -> Iterator[NetRig]:
-    log.set_sink(lambda _level, _module, _text: None)
+def rig(lines: list[str]) -> Iterator[NetRig]:
     rig = NetRig(tap=False, without=EVENT_IDX)
     rig.driver.start(0, 1, size=256)
     yield rig
     rig.close()
-    log.set_sink(log.stderr_sink)
 
 
 class Pair:

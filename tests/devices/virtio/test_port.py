@@ -10,7 +10,6 @@ import pytest
 from devices.virtio import port as port_module
 from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.queue import QueueError, QueueState
-from sys_util import log
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
 from tests.support.driver_queue import SIZE, WRITE, Desc, Used
@@ -68,15 +67,13 @@ def device() -> Parking:
 
 
 @pytest.fixture
-def side(device: Parking) -> Iterator[DriverSide]:
-    log.set_sink(lambda _level, _module, _text: None)
+def side(device: Parking, lines: list[str]) -> Iterator[DriverSide]:
     memory = GuestMemory.create([(0, 4 << 20)])
     side = DriverSide(device, memory)
     side.start(size=SIZE)
     yield side
     side.close()
     memory.close()
-    log.set_sink(log.stderr_sink)
 
 
 @pytest.fixture

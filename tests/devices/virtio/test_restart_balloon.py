@@ -17,7 +17,6 @@ from devices.virtio.balloon import REPORTING_QUEUE as REPORTING
 from devices.virtio.balloon import STATS_QUEUE as STATS
 from devices.virtio.balloon_state import VIRTIO_BALLOON_CMD_ID_STOP
 from devices.virtio.saved_state import MAX_STATE_BYTES
-from sys_util import log
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
 from tests.support.driver_queue import WRITE, Desc
@@ -26,6 +25,8 @@ from tests.support.killed import each_kill, shared_state
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.usefixtures("every_line_is_expected")
+
 PAGE = 4096
 MIB = 1 << 20
 GUEST_BYTES = 12 * MIB
@@ -33,15 +34,6 @@ POOL = 8 * MIB  # queues and buffers are below
 POOL_PFN = POOL // PAGE
 ACTUAL_OFFSET, POISON_OFFSET = 4, 12
 SPEC = BalloonSpec(size_bytes=MIB, page_reporting=True)
-
-
-@pytest.fixture(autouse=True)
-def lines() -> Iterator[list[str]]:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
-    yield lines
-    log.set_sink(log.stderr_sink)
-    assert lines == []
 
 
 class Rig(DriverSide):

@@ -12,27 +12,19 @@ import pytest
 from devices.virtio.block import Block, BlockSpec
 from devices.virtio.rate_limiter import RateLimits
 from devices.virtio.rng import Rng, RngSpec
-from sys_util import log
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
 from tests.support.killed import each_kill, shared_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.usefixtures("every_line_is_expected")
 
 SECTOR = 512
 SECTORS = 64
 IN, OUT, FLUSH, DISCARD, WRITE_ZEROES = 0, 1, 4, 11, 13
 OPS = RateLimits(ops_size=2, ops_one_time_burst=3, ops_refill_time=100_000)
-
-
-@pytest.fixture(autouse=True)
-def lines() -> Iterator[list[str]]:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
-    yield lines
-    log.set_sink(log.stderr_sink)
-    assert lines == []
 
 
 class Disk:

@@ -23,7 +23,6 @@ from devices.virtio.console_backlog import BACKLOG_BYTES, backlogs_bytes
 from devices.virtio.console_control import Event
 from devices.virtio.console_state import ConsoleState, PortState
 from devices.virtio.saved_state import MAX_STATE_BYTES
-from sys_util import log
 from tests.support.console_driver import DATA_PORT, LONE, PIPE_BYTES, RECEIVE, TRANSMIT, Pipes
 from tests.support.device_context import DriverSide
 from tests.support.killed import each_kill, each_kill_and_lines, shared_state
@@ -31,17 +30,10 @@ from tests.support.killed import each_kill, each_kill_and_lines, shared_state
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+pytestmark = pytest.mark.usefixtures("every_line_is_expected")
+
 CONTROL_RECEIVE, CONTROL_TRANSMIT = 2, 3
 BAD_ID = 0xFFFF_FFFF
-
-
-@pytest.fixture(autouse=True)
-def lines() -> Iterator[list[str]]:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
-    yield lines
-    log.set_sink(log.stderr_sink)
-    assert lines == []
 
 
 @pytest.fixture(autouse=True, scope="module")

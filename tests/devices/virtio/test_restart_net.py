@@ -12,7 +12,6 @@ import pytest
 
 from devices.virtio.net_state import CardState
 from devices.virtio.rate_limiter import RateLimits
-from sys_util import log
 from sys_util.tap import IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUNSETOFFLOAD, TUNSETQUEUE
 from sys_util.unix_stream import FIONREAD, SO_PEEK_OFF
 from tests.support.killed import each_kill, shared_state
@@ -46,31 +45,30 @@ class Scene(NamedTuple):
 
 
 def started(
-    monkeypatch: pytest.MonkeyPatch, *, pairs: int = 1, tap: bool = True
+    monkeypatch: pytest.MonkeyPatch, lines: list[str], *, pairs: int = 1, tap: bool = True
 ) -> Iterator[Scene]:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
     ioctls = Ioctls(monkeypatch)
     scene = Scene(NetRig(pairs=pairs, tap=tap), ioctls, lines)
     scene.rig.driver.start()
     yield scene
     scene.rig.close()
-    log.set_sink(log.stderr_sink)
 
 
 @pytest.fixture(params=[True, False], ids=["tap", "stream"])
-def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    yield from started(monkeypatch, tap=request.param)
+def scene(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> Iterator[Scene]:
+    yield from started(monkeypatch, lines, tap=request.param)
 
 
 @pytest.fixture
-def tap_scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    yield from started(monkeypatch)
+def tap_scene(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> Iterator[Scene]:
+    yield from started(monkeypatch, lines)
 
 
 @pytest.fixture
-def scene_of_three(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    yield from started(monkeypatch, pairs=3)
+def scene_of_three(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> Iterator[Scene]:
+    yield from started(monkeypatch, lines, pairs=3)
 
 
 def test_restart_goes_on_with_every_queue(scene: Scene) -> None:
@@ -298,12 +296,11 @@ class Traffic(NetRig):
 
 
 @pytest.fixture(params=[True, False], ids=["tap", "stream"])
-def is_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+def is_tap(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> Iterator[bool]:
     Ioctls(monkeypatch)
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
     yield request.param
-    log.set_sink(log.stderr_sink)
     assert lines == []
 
 

@@ -14,7 +14,6 @@ from devices.virtio import vsock_muxer
 from devices.virtio.vsock import Vsock
 from devices.virtio.vsock_common import PATIENCE_SECONDS, VsockSpec
 from devices.virtio.vsock_muxer import FIRST_LOCAL_PORT, LOCAL_PORTS, PORT_BLOCK
-from sys_util import log
 from tests.support.device_context import DriverSide
 from tests.support.killed import each_kill, shared_state
 from tests.support.vsock_rig import (
@@ -292,12 +291,11 @@ def test_block_of_ports_is_followed_by_the_next(rig: Rig, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("port", [None, -PORT_BLOCK, 1, LOCAL_PORTS, "0", True, 1.0])
-def test_nonsense_of_the_last_process_is_one_line_and_no_more(rig: Rig, port: object) -> None:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
+def test_nonsense_of_the_last_process_is_one_line_and_no_more(
+    rig: Rig, port: object, lines: list[str]
+) -> None:
     rig.driver.context.saved.store({"next_port": port})
     rig.take_over_and_echo()
-    log.set_sink(log.stderr_sink)
     assert len(lines) == 1
     assert "saved state is not used" in lines[0]
     rig.give_events()

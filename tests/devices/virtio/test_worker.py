@@ -19,7 +19,6 @@ from devices.virtio.features import (
 )
 from devices.virtio.queue import QueueError, QueueState
 from devices.virtio.worker import LOG_LINES, QueueWorker
-from sys_util import log
 from sys_util.errors import GuestError, ProtocolError
 from sys_util.guest_memory import GuestMemory
 from tests.support.driver_queue import DATA, NEXT, SIZE, WRITE, Desc, DriverQueue, Used
@@ -110,14 +109,6 @@ def worker(device: Echo, memory: GuestMemory, guest: Guest) -> QueueWorker:
     worker = QueueWorker(device, memory)
     worker.start_queue(guest.activation(), guest.features)
     return worker
-
-
-@pytest.fixture
-def lines() -> Iterator[list[str]]:
-    lines: list[str] = []
-    log.set_sink(lambda _level, _module, text: lines.append(text))
-    yield lines
-    log.set_sink(log.stderr_sink)
 
 
 def test_offered_features_are_the_devices_and_the_base(worker: QueueWorker) -> None:
