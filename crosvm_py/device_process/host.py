@@ -335,7 +335,7 @@ class DeviceProcess:
         with self._lock:  # so that what a vCPU asks for comes after what it asked for before
             self.config = ready.config
             self.status.ready = True
-            self.status.needs_reset = False
+            needs_reset = self.status.needs_reset
             self.status.paused = self._paused
             if self._paused:
                 self._request(protocol.Pause)
@@ -344,6 +344,7 @@ class DeviceProcess:
                 self._pass_write(number)
             if self.events is not None:
                 self.events.reactivate(self)
+            self.status.needs_reset = needs_reset  # as before, until the driver has done it
 
     def _repeat_reset(self) -> None:
         """Let the process forget a driver that its predecessor was still to forget."""

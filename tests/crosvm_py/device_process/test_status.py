@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from crosvm_py.device_process import protocol
 from crosvm_py.device_process.status import DeviceStatus
 from devices.virtio.backend import QueueActivation
 from tests.crosvm_py import hostile_device
-from tests.crosvm_py.hostile_device import READY, HostileDevice
+from tests.crosvm_py.hostile_device import READY, HostileDevice, RecordedEvents
+
+if TYPE_CHECKING:
+    from devices.virtio.backend import VirtioBackend
 
 
 def queue(index: int, size: int) -> QueueActivation:
@@ -94,6 +99,32 @@ def test_status_follows_what_the_vmm_asks_and_hears() -> None:
     words.append(host.status.word)
     before = ["starting", "idle", "active", "idle", "needs-reset", "idle", "idle"]
     assert words == [*before, "paused", "idle", "restarting", "dead"]
+
+
+class ResettingEvents(RecordedEvents):
+    """The transport of a device that needs a reset: a new process begins with one."""
+
+    def reactivate(self, backend: VirtioBackend) -> None:
+        backend.reset()
+
+
+@pytest.mark.parametrize("resets", [True, False])
+def test_need_of_a_reset_outlives_the_process_and_ends_with_the_reset(*, resets: bool) -> None:
+    device = HostileDevice()
+    device.host.events = ResettingEvents(device.lock)
+    device.send(READY, protocol.QueueFailed(0, "nonsense"))
+    device.turn()
+    device.sock.close()
+    device.turn()
+    if resets:
+        device.host.reset()
+    device.attach()
+    device.send(READY)
+    device.turn()
+    assert device.host.status.word == ("idle" if resets else "needs-reset")
+    device.host.reset()
+    assert device.host.status.word == "idle"
+    device.close()
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume"])
