@@ -15,7 +15,7 @@ from jail.plan import VMM_OPEN_FILES, confine_vmm, confine_warden, load_filter
 from seccomp import Policy
 from sys_util import landlock, linux
 from sys_util.errors import HostError
-from tests.sys_util.test_linux import in_child
+from tests.support.processes import in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sys_util import landlock, linux
-from tests.sys_util.test_linux import in_child
+from tests.support.processes import in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
