@@ -16,6 +16,7 @@ from sys_util.guest_memory import GuestMemory
 from sys_util.tap import IFF_DETACH_QUEUE, TUNGETIFF
 from sys_util.unix_stream import FIONREAD, TIOCOUTQ
 from tests.support.device_context import DriverSide
+from tests.support.sockets import arrived
 
 if TYPE_CHECKING:
     import pytest
@@ -27,6 +28,8 @@ PLAIN = bytes(12)
 EVENT_IDX = 1 << 29
 MRG_RXBUF = 1 << 15
 NO_LIMITS = RateLimits()
+# The shortest and longest frame of a stream, and those about as long as what is read ahead.
+STREAM_LENGTHS = (14, 60, 66, 1514, 9014, 16380, 16381, 32764, 32765, 65534, 65550)
 
 
 def header(
@@ -43,6 +46,16 @@ def header(
 def frame(length: int, seed: int = 0) -> bytes:
     """Return an Ethernet frame of this length that differs by its seed."""
     return bytes((at * 7 + seed * 31 + at // 256) & 0xFF for at in range(length))
+
+
+def on_wire(data: bytes) -> bytes:
+    """Return a frame as it stands in a stream."""
+    return struct.pack(">I", len(data)) + data
+
+
+def set_send_buffer(fd: int, size_bytes: int) -> None:
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size_bytes)
 
 
 class Ioctls:
@@ -134,12 +147,7 @@ class NetRig:
 
     def sent(self) -> list[bytes]:
         """Return what came out at the host's side."""
-        found = []
-        try:
-            while True:
-                found.append(self.host.recv(1 << 17))
-        except BlockingIOError:
-            return found
+        return arrived(self.host)
 
     def command(self, group: int, command: int, data: bytes = b"", *, queue: int = 2) -> int:
         """Send a control command and return its ack."""

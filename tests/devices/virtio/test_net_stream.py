@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The socket to user-mode networking: whole frames in, whole frames out, whoever is killed."""
+"""The socket to user-mode networking: whole frames in, whole frames out, however they are cut."""
 
 from __future__ import annotations
 
 import os
 import random
-import select
-import signal
 import socket
 import struct
-import zlib
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,20 +16,22 @@ from devices.virtio.net_ends import EndGoneError
 from devices.virtio.net_stream import StreamEnd
 from sys_util.event_loop import EPOLLOUT
 from sys_util.unix_stream import SO_PEEK_OFF
-from tests.support.net_rig import EVENT_IDX, PLAIN, NetRig, frame
+from tests.support.net_rig import (
+    EVENT_IDX,
+    PLAIN,
+    STREAM_LENGTHS,
+    NetRig,
+    frame,
+    on_wire,
+    set_send_buffer,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-# What a peer writes at once: passt takes many frames from its own sockets before.
-BATCH_FRAMES = 16
-KILLS = 30
-FRAMES = 4000
-REPORT = struct.Struct("<III")
-LENGTHS = (14, 60, 66, 1514, 9014, 16380, 16381, 32764, 32765, 65534, 65550)
 HALVES = [
     pytest.param(length, at, id=f"{at}-of-{length}")
-    for length in LENGTHS
+    for length in STREAM_LENGTHS
     for at in (1, 4, 5, 17, 9000, length + 3)
     if at < length + 4
 ]
@@ -85,15 +84,6 @@ def pair() -> Iterator[Pair]:
     pair = Pair()
     yield pair
     pair.close()
-
-
-def set_send_buffer(fd: int, size_bytes: int) -> None:
-    with socket.socket(fileno=os.dup(fd)) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size_bytes)
-
-
-def on_wire(data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + data
 
 
 def test_stream_carries_frames_after_their_length(rig: NetRig) -> None:
@@ -159,7 +149,7 @@ def test_stream_short_frames_are_skipped(rig: NetRig) -> None:
     assert [data[12:] for data in rig.received()] == [frame(60)]
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", STREAM_LENGTHS)
 @pytest.mark.parametrize("before", [0, 100])
 def test_receive_any_length(pair: Pair, length: int, before: int) -> None:
     sent = [frame(60, 1)] * before + [frame(length)] + [frame(61, 2)]
@@ -241,7 +231,7 @@ def test_send_is_whole_or_not_at_all(pair: Pair, buffer_bytes: int) -> None:
     pair.replace()
     pair.peer.settimeout(0)
     choose = random.Random(1)
-    frames = [frame(length, seed) for seed, length in enumerate(LENGTHS)]
+    frames = [frame(length, seed) for seed, length in enumerate(STREAM_LENGTHS)]
     sent, got = bytearray(), bytearray()
     for _ in range(500):
         data = choose.choice(frames)
@@ -268,137 +258,3 @@ def test_send_with_hardly_any_buffer_gets_through(pair: Pair) -> None:
         got += pair.peer.recv(1 << 20)
         pair.end.flush()
     assert got == sent
-
-
-@contextmanager
-def forked(work: Callable[[], None]) -> Iterator[int]:
-    """Run ``work`` in a process of its own; it is killed in the end."""
-    pid = os.fork()
-    if not pid:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    try:
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-def lengths_of(seed: int) -> list[int]:
-    choose = random.Random(seed)
-    return [choose.choice(LENGTHS) for _ in range(FRAMES)]
-
-
-def numbered(number: int, length: int) -> bytes:
-    """Return a frame that tells its number."""
-    return struct.pack(">I", number) + frame(64, number)[:10] + bytes(length - 14)
-
-
-def read_exactly(fd: int, length: int) -> bytes:
-    data = b""
-    while len(data) < length:
-        more = os.read(fd, length - len(data))
-        assert more, "the other process has ended"
-        data += more
-    return data
-
-
-def talk(sock: socket.socket) -> None:
-    """Send every frame as passt does: what there is room for, and the rest of a frame waiting."""
-    frames = [on_wire(numbered(at, length)) for at, length in enumerate(lengths_of(2))]
-    while frames:
-        batch, frames = frames[:BATCH_FRAMES], frames[BATCH_FRAMES:]
-        sock.sendall(b"".join(batch))
-
-
-def report_frames(fd: int, report_fd: int) -> None:
-    """Be a device that says what it receives."""
-    end = StreamEnd(fd)
-    room = memoryview(bytearray(70000))
-    while True:
-        try:
-            length = end.receive([room])
-        except BlockingIOError:
-            if not end.commit():
-                os.sched_yield()
-            continue
-        except EndGoneError as error:
-            if "passt has ended" in str(error):
-                os.write(report_fd, REPORT.pack(FRAMES, 0, 0))
-            return
-        data = room[12:length]
-        (number,) = struct.unpack_from(">I", data)
-        os.write(report_fd, REPORT.pack(number, len(data), zlib.crc32(data)))
-
-
-@contextmanager
-def reporting(fd: int) -> Iterator[int]:
-    """Have a device that is killed in the end; yield where it says what it received."""
-    report_fd, device_fd = os.pipe()
-    try:
-        with forked(lambda: report_frames(fd, device_fd)):
-            os.close(device_fd)
-            yield report_fd
-    finally:
-        os.close(report_fd)
-
-
-def test_receiver_killed_at_any_moment_leaves_whole_frames() -> None:
-    peer, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    lengths, moments = lengths_of(2), random.Random(3)
-    number, received, kills = -1, 0, 0
-    with peer, ours, forked(lambda: talk(peer)):
-        peer.close()
-        while number < FRAMES:
-            with reporting(ours.fileno()) as report_fd:
-                last = -1  # what was received and not read comes again
-                for _ in range(moments.randrange(1, 2 * FRAMES // KILLS)):
-                    number, length, crc = REPORT.unpack(read_exactly(report_fd, REPORT.size))
-                    assert last < number
-                    last = number
-                    if number == FRAMES:
-                        break
-                    assert length == lengths[number]
-                    assert crc == zlib.crc32(numbered(number, length))
-                    received += 1
-            kills += 1
-    assert kills > KILLS / 4
-    assert received > FRAMES / 4
-
-
-def send_frames(fd: int, first: int) -> None:
-    """Be a device that sends as much as it can."""
-    end = StreamEnd(fd)
-    for number, length in enumerate(lengths_of(4), first):
-        frame_parts = [memoryview(numbered(number, length))]
-        while True:
-            with suppress(BlockingIOError):
-                end.send(PLAIN, frame_parts)
-                break
-            os.sched_yield()
-
-
-def test_sender_killed_at_any_moment_leaves_whole_frames() -> None:
-    peer, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    moments = random.Random(5)
-    with peer, ours:
-        set_send_buffer(ours.fileno(), 100_000)
-        for kill in range(KILLS):
-            first = kill << 16
-            with forked(lambda: send_frames(ours.fileno(), first)):  # noqa: B023 - used at once
-                _receive_until(peer, first + moments.randrange(100))
-                while select.select([], [ours], [], 0)[1]:
-                    os.sched_yield()  # until it has filled the socket
-
-
-def _receive_until(peer: socket.socket, last: int) -> None:
-    """Read frames, some of them of an earlier process, until this one has come."""
-    number = -1
-    while number < last:
-        (length,) = struct.unpack(">I", read_exactly(peer.fileno(), 4))
-        assert 14 <= length <= 65550
-        data = read_exactly(peer.fileno(), length)
-        (number,) = struct.unpack_from(">I", data)
-        assert data == numbered(number, length)
