@@ -23,6 +23,7 @@ from devices.virtio.rng import RngSpec
 from sys_util import log
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
+from tests.crosvm_py.hostile_device import RecordedEvents, WatchedLock
 from tests.support.driver_queue import DriverQueue
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from crosvm_py.device_process.host import DeviceProcess
+    from devices.virtio.backend import VirtioBackend
     from tests.support.driver_queue import Request
 
 # Everything here takes milliseconds; the rest is for a machine that is busy with other things.
@@ -79,6 +81,18 @@ class RigQueue:
         self._rig.loop.remove(self.call_fd)
         os.close(self.kick_fd)
         os.close(self.call_fd)
+
+
+class Transport(RecordedEvents):
+    """Activate the queues again, as the transport of a driver that is ready does."""
+
+    def __init__(self, queues: Sequence[RigQueue]) -> None:
+        super().__init__(WatchedLock())
+        self._queues = queues
+
+    def reactivate(self, backend: VirtioBackend) -> None:
+        again = [queue.activation._replace(resume=True) for queue in self._queues]
+        backend.activate(FEATURES, again)
 
 
 class DeviceRig:

@@ -9,23 +9,12 @@ import msgpack
 import pytest
 
 from crosvm_py.device_process import protocol
-from tests.crosvm_py.hostile_device import READY, HostileDevice
+from tests.crosvm_py.hostile_device import HostileDevice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sys_util.wire import Message
 
 Result = tuple[bool, dict[str, object]]
-
-
-@pytest.fixture
-def device() -> Iterator[HostileDevice]:
-    device = HostileDevice()
-    device.send(READY)
-    device.turn()
-    yield device
-    device.close()
 
 
 def command(device: HostileDevice) -> list[Result]:

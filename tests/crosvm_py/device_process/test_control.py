@@ -21,24 +21,13 @@ from crosvm_py.device_process.control import find_device, limit_device, list_dev
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from sys_util.errors import ConfigError
 from sys_util.wire import encode
-from tests.crosvm_py.hostile_device import READY, HostileDevice
+from tests.crosvm_py.hostile_device import HostileDevice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from crosvm_py.control.protocol import Response
 
 LIMITS = {name: at for at, name in enumerate(LIMIT_NAMES)}
 NOTHING = (None,) * len(LIMIT_NAMES)
-
-
-@pytest.fixture
-def device() -> Iterator[HostileDevice]:
-    device = HostileDevice()
-    device.send(READY)
-    device.turn()
-    yield device
-    device.close()
 
 
 def limit(device: HostileDevice, *values: int | None) -> list[Response]:

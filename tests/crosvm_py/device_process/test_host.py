@@ -15,26 +15,12 @@ from sys_util import wire
 from tests.crosvm_py.hostile_device import CONFIG, READY, HostileDevice, queue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from crosvm_py.device_process.host import DeviceProcess
     from sys_util.wire import Message
 
 Line = tuple[int, str, str]
-
-
-@pytest.fixture
-def device() -> Iterator[HostileDevice]:
-    device = HostileDevice()
-    yield device
-    device.close()
-
-
-@pytest.fixture
-def ready(device: HostileDevice) -> HostileDevice:
-    device.send(READY)
-    device.turn()
-    return device
 
 
 def open_fds() -> set[str]:
@@ -44,35 +30,35 @@ def open_fds() -> set[str]:
 # What it may say
 
 
-def test_ready_tells_what_the_device_offers(device: HostileDevice) -> None:
-    device.send(READY)
-    device.turn()
-    host = device.host
-    assert device.ready == 1
+def test_ready_tells_what_the_device_offers(fresh: HostileDevice) -> None:
+    fresh.send(READY)
+    fresh.turn()
+    host = fresh.host
+    assert fresh.ready == 1
     assert (host.device_type, host.features) == (2, 0x1_3000_0000)
     assert (host.queue_sizes, host.config) == ((256, 256), CONFIG)
 
 
-def test_done_after_reset_reaches_the_transport_under_the_lock(ready: HostileDevice) -> None:
-    ready.host.reset()
-    message, _ = ready.take()
+def test_done_after_reset_reaches_the_transport_under_the_lock(device: HostileDevice) -> None:
+    device.host.reset()
+    message, _ = device.take()
     assert isinstance(message, protocol.Reset)
-    ready.send(protocol.Done(message.request_id))
-    ready.turn()
-    assert ready.events.calls == ["reset_done"]
+    device.send(protocol.Done(message.request_id))
+    device.turn()
+    assert device.events.calls == ["reset_done"]
 
 
-def test_answers_in_any_order_reach_whom_they_are_for(ready: HostileDevice) -> None:
+def test_answers_in_any_order_reach_whom_they_are_for(device: HostileDevice) -> None:
     for index in (1, 0):
-        ready.host.reset_queue(index)
-    asked = [ready.take()[0] for _ in range(2)]
+        device.host.reset_queue(index)
+    asked = [device.take()[0] for _ in range(2)]
     assert asked == [protocol.ResetQueue(1, 1), protocol.ResetQueue(2, 0)]
-    ready.send(protocol.Done(2), protocol.Done(1))
-    ready.turn()
-    assert ready.events.calls == ["queue_reset_done 0", "queue_reset_done 1"]
+    device.send(protocol.Done(2), protocol.Done(1))
+    device.turn()
+    assert device.events.calls == ["queue_reset_done 0", "queue_reset_done 1"]
 
 
-def test_requests_arrive_in_the_order_of_the_calls(ready: HostileDevice) -> None:
+def test_requests_arrive_in_the_order_of_the_calls(device: HostileDevice) -> None:
     calls: list[Callable[[DeviceProcess], None]] = [
         lambda host: host.activate(1 << 32, ()),
         lambda host: host.write_config(3, b"x"),
@@ -82,8 +68,8 @@ def test_requests_arrive_in_the_order_of_the_calls(ready: HostileDevice) -> None
         lambda host: host.reset(),
     ]
     for call in calls:
-        call(ready.host)
-    assert [ready.take()[0] for _ in calls] == [
+        call(device.host)
+    assert [device.take()[0] for _ in calls] == [
         protocol.Activate(1, 1 << 32, ()),
         protocol.WriteConfig(2, 3, b"x"),
         protocol.ResetQueue(3, 0),
@@ -93,10 +79,10 @@ def test_requests_arrive_in_the_order_of_the_calls(ready: HostileDevice) -> None
     ]
 
 
-def test_queues_cross_with_their_descriptors_beside_them(ready: HostileDevice) -> None:
+def test_queues_cross_with_their_descriptors_beside_them(device: HostileDevice) -> None:
     with queue(0) as first, queue(1) as second:
-        ready.host.activate(1 << 32, (first, second))
-        message, fds = ready.take()
+        device.host.activate(1 << 32, (first, second))
+        message, fds = device.take()
         assert message == protocol.Activate(
             1, 1 << 32, tuple(q._replace(kick_fd=-1, call_fd=-1) for q in (first, second))
         )
@@ -107,57 +93,57 @@ def test_queues_cross_with_their_descriptors_beside_them(ready: HostileDevice) -
         os.close(fd)
 
 
-def test_enabled_queue_crosses_with_its_descriptors(ready: HostileDevice) -> None:
+def test_enabled_queue_crosses_with_its_descriptors(device: HostileDevice) -> None:
     with queue(1) as one:
-        ready.host.enable_queue(one)
-        message, fds = ready.take()
+        device.host.enable_queue(one)
+        message, fds = device.take()
     assert message == protocol.EnableQueue(1, one._replace(kick_fd=-1, call_fd=-1))
     assert len(fds) == 2
     for fd in fds:
         os.close(fd)
 
 
-def test_pause_and_resume_call_back(ready: HostileDevice) -> None:
+def test_pause_and_resume_call_back(device: HostileDevice) -> None:
     done: list[str] = []
-    ready.host.pause(lambda: done.append("paused"))
-    ready.host.resume(lambda: done.append("resumed"))
-    ready.send(protocol.Done(1))
-    ready.turn()
+    device.host.pause(lambda: done.append("paused"))
+    device.host.resume(lambda: done.append("resumed"))
+    device.send(protocol.Done(1))
+    device.turn()
     assert done == ["paused"]
-    ready.send(protocol.Done(2))
-    ready.turn()
+    device.send(protocol.Done(2))
+    device.turn()
     assert done == ["paused", "resumed"]
 
 
-def test_changed_configuration_is_kept_and_passed_on(ready: HostileDevice) -> None:
-    ready.send(protocol.ConfigChanged(CONFIG[::-1]))
-    ready.turn()
-    assert ready.host.config == CONFIG[::-1]
-    assert ready.events.calls == [f"config_changed {CONFIG[::-1].hex()}"]
+def test_changed_configuration_is_kept_and_passed_on(device: HostileDevice) -> None:
+    device.send(protocol.ConfigChanged(CONFIG[::-1]))
+    device.turn()
+    assert device.host.config == CONFIG[::-1]
+    assert device.events.calls == [f"config_changed {CONFIG[::-1].hex()}"]
 
 
 def test_configuration_that_the_driver_wrote_is_kept_without_telling_it(
-    ready: HostileDevice,
+    device: HostileDevice,
 ) -> None:
-    ready.send(protocol.ConfigChanged(CONFIG[::-1], by_driver=True))
-    ready.turn()
-    assert ready.host.config == CONFIG[::-1]
-    assert ready.events.calls == [f"config_written {CONFIG[::-1].hex()}"]
+    device.send(protocol.ConfigChanged(CONFIG[::-1], by_driver=True))
+    device.turn()
+    assert device.host.config == CONFIG[::-1]
+    assert device.events.calls == [f"config_written {CONFIG[::-1].hex()}"]
 
 
-def test_failed_queue_makes_the_device_need_a_reset(ready: HostileDevice) -> None:
-    ready.send(protocol.QueueFailed(0xFFFF, "the driver is mad"))
-    ready.turn()
-    assert ready.events.calls == ["set_needs_reset"]
-    assert ready.host.is_open
+def test_failed_queue_makes_the_device_need_a_reset(device: HostileDevice) -> None:
+    device.send(protocol.QueueFailed(0xFFFF, "the driver is mad"))
+    device.turn()
+    assert device.events.calls == ["set_needs_reset"]
+    assert device.host.is_open
 
 
-def test_what_arrives_before_there_is_a_transport_reaches_nobody(ready: HostileDevice) -> None:
-    ready.host.events = None
-    ready.send(protocol.QueueFailed(0, "early"), protocol.ConfigChanged(CONFIG[::-1]))
-    ready.turn()
-    assert ready.host.is_open
-    assert ready.host.config == CONFIG[::-1]
+def test_what_arrives_before_there_is_a_transport_reaches_nobody(device: HostileDevice) -> None:
+    device.host.events = None
+    device.send(protocol.QueueFailed(0, "early"), protocol.ConfigChanged(CONFIG[::-1]))
+    device.turn()
+    assert device.host.is_open
+    assert device.host.config == CONFIG[::-1]
 
 
 # What it must not say: the process is ended, with the reason as the verdict.
@@ -204,28 +190,30 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("payload", "reason"), HOSTILE)
-def test_hostile_message_ends_the_device(ready: HostileDevice, payload: bytes, reason: str) -> None:
+def test_hostile_message_ends_the_device(
+    device: HostileDevice, payload: bytes, reason: str
+) -> None:
     before = open_fds()
-    ready.send_raw(payload)
-    ready.send_raw(payload)
-    ready.turn()
-    assert reason in ready.verdict
-    assert ready.host.death.describe("p") == f"ended by the vmm: {ready.verdict}"
-    assert not ready.host.is_open
-    assert ready.failures == 1
-    assert ready.events.calls == []
+    device.send_raw(payload)
+    device.send_raw(payload)
+    device.turn()
+    assert reason in device.verdict
+    assert device.host.death.describe("p") == f"ended by the vmm: {device.verdict}"
+    assert not device.host.is_open
+    assert device.failures == 1
+    assert device.events.calls == []
     assert len(open_fds()) == len(before) - 1  # the channel's
 
 
 @pytest.mark.parametrize(
     "payload", [b"", b"\xc1", wire.encode(protocol.LogLine(3, "m", "fine")), bytes(70_000)]
 )
-def test_descriptors_are_closed_and_end_the_device(ready: HostileDevice, payload: bytes) -> None:
+def test_descriptors_are_closed_and_end_the_device(device: HostileDevice, payload: bytes) -> None:
     before = open_fds()
-    ready.send_raw(payload, [0] * 100)
-    ready.turn()
-    assert not ready.host.is_open
-    assert ready.failures == 1
+    device.send_raw(payload, [0] * 100)
+    device.turn()
+    assert not device.host.is_open
+    assert device.failures == 1
     assert len(open_fds()) == len(before) - 1
 
 
@@ -237,77 +225,77 @@ def test_descriptors_are_closed_and_end_the_device(ready: HostileDevice, payload
     ],
     ids=lambda message: type(message).__name__,
 )
-def test_message_before_ready_ends_the_device(device: HostileDevice, message: Message) -> None:
-    device.send(message)
+def test_message_before_ready_ends_the_device(fresh: HostileDevice, message: Message) -> None:
+    fresh.send(message)
+    fresh.turn()
+    assert "before it was ready" in fresh.verdict
+
+
+def test_ready_twice_with_type_0_ends_the_device(fresh: HostileDevice) -> None:
+    fresh.send(protocol.Ready(0, 0, (), b""), READY)
+    fresh.turn()
+    assert fresh.verdict == "ready a second time"
+    assert fresh.host.queue_sizes == ()
+
+
+def test_second_answer_to_one_request_ends_the_device(device: HostileDevice) -> None:
+    device.host.reset()
+    device.send(protocol.Done(1), protocol.Done(1))
     device.turn()
-    assert "before it was ready" in device.verdict
+    assert device.events.calls == ["reset_done"]
+    assert device.verdict == "answer to request 1, which was not asked"
 
 
-def test_ready_twice_with_type_0_ends_the_device(device: HostileDevice) -> None:
-    device.send(protocol.Ready(0, 0, (), b""), READY)
+def test_nothing_is_taken_after_the_first_wrong_message(device: HostileDevice) -> None:
+    device.host.reset()
+    device.send_raw(b"\xc1")
+    device.send(protocol.Done(1))
     device.turn()
-    assert device.verdict == "ready a second time"
-    assert device.host.queue_sizes == ()
-
-
-def test_second_answer_to_one_request_ends_the_device(ready: HostileDevice) -> None:
-    ready.host.reset()
-    ready.send(protocol.Done(1), protocol.Done(1))
-    ready.turn()
-    assert ready.events.calls == ["reset_done"]
-    assert ready.verdict == "answer to request 1, which was not asked"
-
-
-def test_nothing_is_taken_after_the_first_wrong_message(ready: HostileDevice) -> None:
-    ready.host.reset()
-    ready.send_raw(b"\xc1")
-    ready.send(protocol.Done(1))
-    ready.turn()
-    ready.turn()
-    assert ready.events.calls == []
+    device.turn()
+    assert device.events.calls == []
 
 
 # Its end
 
 
-def test_end_without_a_word_is_noticed_once(ready: HostileDevice) -> None:
-    ready.sock.close()
-    ready.turn()
-    ready.turn()
-    assert (ready.failures, ready.verdict, ready.host.is_open) == (1, "", False)
+def test_end_without_a_word_is_noticed_once(device: HostileDevice) -> None:
+    device.sock.close()
+    device.turn()
+    device.turn()
+    assert (device.failures, device.verdict, device.host.is_open) == (1, "", False)
 
 
-def test_empty_message_counts_as_its_end(ready: HostileDevice) -> None:
-    ready.send_raw(b"")
-    ready.turn()
-    assert (ready.failures, ready.host.is_open) == (1, False)
+def test_empty_message_counts_as_its_end(device: HostileDevice) -> None:
+    device.send_raw(b"")
+    device.turn()
+    assert (device.failures, device.host.is_open) == (1, False)
 
 
-def test_last_words_are_kept(ready: HostileDevice) -> None:
-    ready.send(protocol.Crashed("it was\nme"), protocol.CallDenied(257))
-    ready.sock.close()
-    ready.turn()
-    assert ready.host.death.report == "it was\nme"
-    assert ready.host.death.denied_call == 257
+def test_last_words_are_kept(device: HostileDevice) -> None:
+    device.send(protocol.Crashed("it was\nme"), protocol.CallDenied(257))
+    device.sock.close()
+    device.turn()
+    assert device.host.death.report == "it was\nme"
+    assert device.host.death.denied_call == 257
 
 
-def test_calls_after_the_end_do_nothing(ready: HostileDevice) -> None:
-    ready.sock.close()
-    ready.host.reset()  # the vmm does not know yet
-    ready.turn()
-    ready.host.reset()
-    ready.host.write_config(0, b"x")
-    ready.host.pause(lambda: None)
-    ready.host.close()
-    ready.turn()
-    assert (ready.failures, ready.verdict) == (1, "")
+def test_calls_after_the_end_do_nothing(device: HostileDevice) -> None:
+    device.sock.close()
+    device.host.reset()  # the vmm does not know yet
+    device.turn()
+    device.host.reset()
+    device.host.write_config(0, b"x")
+    device.host.pause(lambda: None)
+    device.host.close()
+    device.turn()
+    assert (device.failures, device.verdict) == (1, "")
 
 
-def test_close_tells_the_device_and_is_no_failure(ready: HostileDevice) -> None:
-    ready.host.close()
-    ready.turn()
-    assert ready.sock.recv(1) == b""
-    assert ready.failures == 0
+def test_close_tells_the_device_and_is_no_failure(device: HostileDevice) -> None:
+    device.host.close()
+    device.turn()
+    assert device.sock.recv(1) == b""
+    assert device.failures == 0
 
 
 @pytest.mark.parametrize(

@@ -19,56 +19,42 @@ if TYPE_CHECKING:
 Line = tuple[int, str, str]
 
 
-@pytest.fixture
-def device() -> Iterator[HostileDevice]:
-    device = HostileDevice()
-    yield device
-    device.close()
-
-
-@pytest.fixture
-def ready(device: HostileDevice) -> HostileDevice:
-    device.send(READY)
-    device.turn()
-    return device
-
-
 def test_flood_of_messages_leaves_the_others_their_turn(
-    ready: HostileDevice, records: list[Line]
+    device: HostileDevice, records: list[Line]
 ) -> None:
-    sent = ready.flood(protocol.LogLine(log.ERROR, "m", "x"))
+    sent = device.flood(protocol.LogLine(log.ERROR, "m", "x"))
     turns: list[int] = []
-    ready.loop.call_later(0, lambda: turns.append(len(records)))
-    ready.turn()
+    device.loop.call_later(0, lambda: turns.append(len(records)))
+    device.turn()
     assert sent > turns[0] == 64
 
 
 def test_flood_of_lines_does_not_flood_the_log(
-    ready: HostileDevice, records: list[Line], monkeypatch: pytest.MonkeyPatch
+    device: HostileDevice, records: list[Line], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ready.host, "_lines", log.LineLimit(20, 1000.0))
-    sent = ready.flood(protocol.LogLine(log.ERROR, "m", "x"))
+    monkeypatch.setattr(device.host, "_lines", log.LineLimit(20, 1000.0))
+    sent = device.flood(protocol.LogLine(log.ERROR, "m", "x"))
     for _ in range(sent // 64 + 1):
-        ready.turn()
+        device.turn()
     assert len(records) == 20 < sent
 
 
 def test_flood_of_failed_queues_does_not_flood_the_log(
-    ready: HostileDevice, records: list[Line]
+    device: HostileDevice, records: list[Line]
 ) -> None:
-    sent = ready.flood(protocol.QueueFailed(0, "again"))
+    sent = device.flood(protocol.QueueFailed(0, "again"))
     for _ in range(sent // 64 + 1):
-        ready.turn()
-    assert len(ready.events.calls) == sent
+        device.turn()
+    assert len(device.events.calls) == sent
     assert len(records) <= 10
 
 
 def test_log_line_is_the_devices_whatever_it_says(
-    ready: HostileDevice, records: list[Line]
+    device: HostileDevice, records: list[Line]
 ) -> None:
-    ready.send(protocol.LogLine(0xFFFF, "x\n", "rng: fine"))
-    ready.send(protocol.LogLine(0, "m", "\x1b[2J\r\nblock:1: gone"))
-    ready.turn()
+    device.send(protocol.LogLine(0xFFFF, "x\n", "rng: fine"))
+    device.send(protocol.LogLine(0, "m", "\x1b[2J\r\nblock:1: gone"))
+    device.turn()
     assert records == [(log.ERROR, "m", "block:0: \\x1b[2J\\r\\nblock:1: gone")]
 
 
@@ -82,11 +68,11 @@ def device_with(timeout_seconds: float) -> Iterator[HostileDevice]:
 
 
 def test_device_that_never_answers_is_ended() -> None:
-    with device_with(-1.0) as ready:
-        ready.host.write_config(0, b"x")
-        ready.turn()
-        assert "no answer within" in ready.verdict
-        assert ready.failures == 1
+    with device_with(-1.0) as device:
+        device.host.write_config(0, b"x")
+        device.turn()
+        assert "no answer within" in device.verdict
+        assert device.failures == 1
 
 
 class Clock:
@@ -99,46 +85,46 @@ class Clock:
 
 def test_deadline_is_that_of_the_oldest_request(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    with device_with(10.0) as ready:
-        ready.host.write_config(0, b"x")
+    with device_with(10.0) as device:
+        device.host.write_config(0, b"x")
         clock.now = 9.0
-        ready.host.write_config(0, b"x")
-        ready.send(protocol.Done(2))
-        ready.turn()
-        assert not ready.verdict
+        device.host.write_config(0, b"x")
+        device.send(protocol.Done(2))
+        device.turn()
+        assert not device.verdict
         clock.now = 11.0
-        ready.turn()
-        assert "no answer within 10 s" in ready.verdict
+        device.turn()
+        assert "no answer within 10 s" in device.verdict
 
 
 def test_answered_request_has_no_deadline_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    with device_with(10.0) as ready:
-        ready.host.write_config(0, b"x")
-        ready.turn()
-        ready.send(protocol.Done(1))
+    with device_with(10.0) as device:
+        device.host.write_config(0, b"x")
+        device.turn()
+        device.send(protocol.Done(1))
         clock.now = 11.0
-        ready.turn()
-        ready.host.write_config(0, b"x")
-        ready.turn()
-        assert not ready.verdict
+        device.turn()
+        device.host.write_config(0, b"x")
+        device.turn()
+        assert not device.verdict
         clock.now = 22.0
-        ready.turn()
-        assert "no answer within 10 s" in ready.verdict
+        device.turn()
+        assert "no answer within 10 s" in device.verdict
 
 
-def test_device_that_reads_nothing_is_ended_and_no_call_waits(ready: HostileDevice) -> None:
+def test_device_that_reads_nothing_is_ended_and_no_call_waits(device: HostileDevice) -> None:
     for _ in range(2000):
-        ready.host.reset_queue(0)
-    ready.turn()
-    assert ready.verdict == "the peer does not read its messages"
-    assert ready.failures == 1
+        device.host.reset_queue(0)
+    device.turn()
+    assert device.verdict == "the peer does not read its messages"
+    assert device.failures == 1
 
 
 def test_guest_that_floods_the_configuration_loses_writes_and_not_the_device(
-    ready: HostileDevice,
+    device: HostileDevice,
 ) -> None:
     for _ in range(2000):
-        ready.host.write_config(0, b"12345678")
-    ready.turn()
-    assert (ready.failures, ready.host.is_open) == (0, True)
+        device.host.write_config(0, b"12345678")
+    device.turn()
+    assert (device.failures, device.host.is_open) == (0, True)

@@ -13,38 +13,19 @@ import pytest
 from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
 from crosvm_py.device_process.supervisor import Care
 from devices.virtio.net_card import NetSpec
-from tests.crosvm_py.device_rig import FEATURES, DeviceRig
-from tests.crosvm_py.hostile_device import RecordedEvents, WatchedLock
-from tests.support.net_rig import MAC, PLAIN, frame
+from tests.crosvm_py.device_rig import DeviceRig, Transport
+from tests.support.net_rig import MAC, PLAIN, frame, on_wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from crosvm_py.device_process.host import DeviceProcess
-    from devices.virtio.backend import VirtioBackend
-    from tests.crosvm_py.device_rig import RigQueue
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 # Longer than what the device looks at, so that it is read into guest memory itself.
 LONG = frame(20000)
 SHORT = frame(60, 1)
-
-
-def on_wire(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
-
-
-class Transport(RecordedEvents):
-    """Let the queues go on in the next process."""
-
-    def __init__(self, queues: Sequence[RigQueue]) -> None:
-        super().__init__(WatchedLock())
-        self._queues = queues
-
-    def reactivate(self, backend: VirtioBackend) -> None:
-        again = [queue.activation._replace(resume=True) for queue in self._queues]
-        backend.activate(FEATURES, again)
 
 
 class Card:

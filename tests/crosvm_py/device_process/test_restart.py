@@ -19,7 +19,6 @@ from crosvm_py.device_process.restart import (
     RestartBudget,
 )
 from crosvm_py.warden.protocol import Exited, Kill, Respawn, SpawnFailed
-from devices.virtio.counters import KICKS
 from sys_util.errors import ConfigError
 from tests.crosvm_py.fake_warden import FakeWarden
 from tests.crosvm_py.hostile_device import (
@@ -235,15 +234,6 @@ def test_code_that_cannot_be_read_is_an_answer_and_the_old_code_serves(rig: Rig)
 # What the next process is told, message by message.
 
 
-@pytest.fixture
-def device() -> Iterator[HostileDevice]:
-    device = HostileDevice()
-    device.send(BLOCK_READY)
-    device.turn()
-    yield device
-    device.close()
-
-
 def reattach(device: HostileDevice) -> None:
     device.sock.close()
     device.turn()
@@ -328,77 +318,3 @@ def test_another_device_is_no_successor(
     assert device.verdict == "not the device that its predecessor was"
     assert device.events.calls == []
     assert device.host.features == BLOCK_READY.features
-
-
-# Signs of life.
-
-
-class Patient:
-    """A device with one queue, whose health is looked at."""
-
-    def __init__(self, device: HostileDevice) -> None:
-        self.device = device
-        self.cells = [0] * 16
-        device.host.cells = self.cells
-
-    def look(self, timeout_seconds: float = 0.0) -> None:
-        self.device.host.check_health(timeout_seconds)
-
-
-@pytest.fixture
-def patient(device: HostileDevice) -> Patient:
-    return Patient(device)
-
-
-def test_idle_device_is_asked_for_a_sign_of_life_once(patient: Patient) -> None:
-    patient.look()
-    patient.look()
-    asked = patient.device.take()[0]
-    assert asked == device_protocol.Ping(1)
-    patient.device.send(device_protocol.Done(1))
-    patient.device.turn()
-    patient.look()
-    assert patient.device.take()[0] == device_protocol.Ping(2)
-
-
-def test_kick_that_nobody_serves_ends_the_device(patient: Patient) -> None:
-    with queue(0) as one:
-        patient.device.host.activate(1 << 32, [one])
-        os.eventfd_write(one.kick_fd, 1)
-        patient.look()
-        assert patient.device.failures == 0
-        patient.look()
-        assert patient.device.verdict == "serves no queue for 0 s"
-
-
-def test_device_that_serves_other_kicks_meanwhile_lives(patient: Patient) -> None:
-    with queue(0) as one:
-        patient.device.host.activate(1 << 32, [one])
-        for served in range(3):
-            os.eventfd_write(one.kick_fd, 1)
-            patient.cells[KICKS] = served
-            patient.look()
-        os.eventfd_read(one.kick_fd)
-        patient.look()
-        os.eventfd_write(one.kick_fd, 1)
-        patient.look()
-    assert not patient.device.verdict
-
-
-@pytest.mark.parametrize("why", ["needs reset", "kernel's", "stopped", "reset"])
-def test_kick_that_nobody_has_to_serve_is_none(patient: Patient, why: str) -> None:
-    host = patient.device.host
-    with queue(0) as one:
-        host.activate(1 << 32, [one])
-        os.eventfd_write(one.kick_fd, 1)
-        if why == "needs reset":
-            host.status.needs_reset = True
-        elif why == "kernel's":
-            host.watches_kicks = False
-        elif why == "stopped":
-            host.reset_queue(0)
-        else:
-            host.reset()
-        patient.look()
-        patient.look()
-    assert not patient.device.verdict

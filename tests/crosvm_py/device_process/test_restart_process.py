@@ -15,31 +15,17 @@ import pytest
 
 from crosvm_py.device_process.restart import ALWAYS
 from crosvm_py.device_process.supervisor import Care
-from tests.crosvm_py.device_rig import FEATURES, DeviceRig
-from tests.crosvm_py.hostile_device import RecordedEvents, WatchedLock
+from tests.crosvm_py.device_rig import DeviceRig, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from crosvm_py.device_process.host import DeviceProcess
-    from devices.virtio.backend import VirtioBackend
     from tests.crosvm_py.device_rig import RigQueue
 
 ROOT = Path(__file__).parents[3]
 SECTOR = 512
 TIMEOUT_SECONDS = 1.0
-
-
-class Transport(RecordedEvents):
-    """Activate the queues again, as the transport of a driver that is ready does."""
-
-    def __init__(self, queues: Sequence[RigQueue]) -> None:
-        super().__init__(WatchedLock())
-        self._queues = queues
-
-    def reactivate(self, backend: VirtioBackend) -> None:
-        again = [queue.activation._replace(resume=True) for queue in self._queues]
-        backend.activate(FEATURES, again)
 
 
 @pytest.fixture(params=[pytest.param(True, marks=pytest.mark.root), False], ids=["jailed", "open"])
