@@ -53,13 +53,6 @@ def uart() -> FakeUart:
     return FakeUart()
 
 
-@pytest.fixture
-def loop() -> Iterator[EventLoop]:
-    loop = EventLoop()
-    yield loop
-    loop.close()
-
-
 def serve(loop: EventLoop, uart: FakeUart, rounds: int = 5) -> bytes:
     """Let the guest read all there is."""
     data = b""

@@ -54,13 +54,6 @@ def told(console: VirtioConsole) -> tuple[list[PortSpec], tuple[int, ...]]:
     return [PortSpec._make(port) for port in fields["ports"]], tuple(fds)
 
 
-@pytest.fixture
-def loop() -> Iterator[EventLoop]:
-    loop = EventLoop()
-    yield loop
-    loop.close()
-
-
 class Device:
     """The other side of ``connect``: keeps what it was asked, and answers."""
 
