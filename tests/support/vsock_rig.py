@@ -200,3 +200,11 @@ class VsockRig:
         self.device.close()
         self.driver.close()
         self.memory.close()
+
+
+def closed(sock: socket.socket) -> bool:
+    """Return whether the device closed its end and everything before that was read."""
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True

@@ -6,7 +6,6 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
-from typing import TYPE_CHECKING
 
 from devices.virtio.block import Block, BlockSpec
 from tests.support.block_driver import (
@@ -21,9 +20,6 @@ from tests.support.block_driver import (
     BlockDriver,
     ranges,
 )
-
-if TYPE_CHECKING:
-    pass
 
 SECTORS = 64
 VERSION_1 = 1 << 32

@@ -17,6 +17,7 @@ from devices.virtio.counters import named
 from devices.virtio.device import CommandError
 from tests.support.console_driver import LONE, PIPE_BYTES, RECEIVE, TRANSMIT, Pipes
 from tests.support.driver_queue import DATA, INDIRECT, NEXT, WRITE, Desc
+from tests.support.sockets import arrived
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -267,21 +268,12 @@ def lines_console(prefix: bytes) -> tuple[Pipes, socket.socket]:
     return pipes, ours
 
 
-def datagrams(sock: socket.socket) -> list[bytes]:
-    found = []
-    try:
-        while True:
-            found.append(sock.recv(65536))
-    except BlockingIOError:
-        return found
-
-
 def test_lines_go_out_one_by_one_behind_their_prefix() -> None:
     pipes, ours = lines_console(b"<14>")
     pipes.transmit(b"one\r\n\r\ntw", b"o\nthr")
-    assert datagrams(ours) == [b"<14>one", b"<14>two"]
+    assert arrived(ours) == [b"<14>one", b"<14>two"]
     pipes.transmit(b"ee" + b"e" * 2000 + b"\n")
-    assert [len(line) for line in datagrams(ours)] == [1028, 985]
+    assert [len(line) for line in arrived(ours)] == [1028, 985]
     pipes.close()
     ours.close()
 
@@ -291,9 +283,9 @@ def test_log_daemon_that_stops_costs_lines_only(monkeypatch: pytest.MonkeyPatch)
     pipes, ours = lines_console(b"")
     for _ in range(300):
         assert pipes.transmit(b"x" * 1000 + b"\n")
-    first = datagrams(ours)
+    first = arrived(ours)
     pipes.room()
-    assert set(first + datagrams(ours)) == {b"x" * 1000}
+    assert set(first + arrived(ours)) == {b"x" * 1000}
     pipes.close()
     ours.close()
 

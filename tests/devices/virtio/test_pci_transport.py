@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -34,14 +33,6 @@ from tests.devices.virtio.pci_driver import (
     VERSION_1,
     Machine,
 )
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    machine = Machine()
-    yield machine
-    machine.close()
-
 
 # Discovery.
 

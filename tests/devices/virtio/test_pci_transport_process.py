@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from sys_util.errors import ProtocolError
@@ -26,13 +24,6 @@ from tests.devices.virtio.pci_driver import (
 )
 
 FEATURES = VERSION_1 | RING_RESET | BLK_F_FLUSH
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    machine = Machine()
-    yield machine
-    machine.close()
 
 
 # Device configuration.

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.devices.virtio.pci_driver import (
@@ -33,11 +31,9 @@ ONES = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFF_FFFF, 8: 0xFFFF_FFFF_FFFF_FFFF}
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
-    machine = Machine()
+def machine(machine: Machine) -> Machine:
     machine.command(MEMORY | MASTER)
-    yield machine
-    machine.close()
+    return machine
 
 
 # Queue registers.

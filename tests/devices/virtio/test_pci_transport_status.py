@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.devices.fakes import FakeBackend, readable
@@ -33,11 +31,9 @@ from tests.devices.virtio.pci_driver import (
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
-    machine = Machine()
+def machine(machine: Machine) -> Machine:
     machine.command(MEMORY | MASTER)
-    yield machine
-    machine.close()
+    return machine
 
 
 # Status and features.

@@ -26,6 +26,7 @@ from devices.virtio.saved_state import MAX_STATE_BYTES
 from tests.support.console_driver import DATA_PORT, LONE, PIPE_BYTES, RECEIVE, TRANSMIT, Pipes
 from tests.support.device_context import DriverSide
 from tests.support.killed import each_kill, each_kill_and_lines, shared_state
+from tests.support.sockets import arrived
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -296,22 +297,13 @@ def test_lines_go_out_whole_wherever_the_process_ends() -> None:
     doubled = 0
     for scene, lines_of_code in each_kill_and_lines(make, transmit):
         scene.take_over()
-        found = datagrams(pairs[-1][0])
+        found = arrived(pairs[-1][0])
         assert has_once(b"".join(found), [b"one", b"two", b"three"])
         doubled += lines_of_code * (len(found) > 3)
     assert doubled <= 6
     for ends in pairs:
         for end in ends:
             end.close()
-
-
-def datagrams(sock: socket.socket) -> list[bytes]:
-    found = []
-    try:
-        while True:
-            found.append(sock.recv(65536))
-    except BlockingIOError:
-        return found
 
 
 PORT = [80, 25, 3, 0, 0, -1, 0, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,18 +31,10 @@ from tests.support.vsock_rig import (
 )
 
 
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[VsockRig]:
-    rig = VsockRig(tmp_path)
-    rig.start()
-    yield rig
-    rig.close()
-
-
-def alive(rig: VsockRig) -> bool:
+def alive(vsock: VsockRig) -> bool:
     """Return whether a connection to another port works as ever."""
-    host = rig.open_from_guest(port=99, src_port=9999)
-    rig.send(RW, b"alive", src_port=9999, dst_port=99)
+    host = vsock.open_from_guest(port=99, src_port=9999)
+    vsock.send(RW, b"alive", src_port=9999, dst_port=99)
     return host.recv(100) == b"alive"
 
 
@@ -74,13 +66,13 @@ def alive(rig: VsockRig) -> bool:
     ],
 )
 def test_packet_without_a_connection(
-    rig: VsockRig, fields: dict[str, int], answer: list[int]
+    vsock: VsockRig, fields: dict[str, int], answer: list[int]
 ) -> None:
     fields = dict(fields)
     op = fields.pop("op", REQUEST)
-    rig.send(op, b"", **fields)
-    assert rig.ops() == answer
-    assert alive(rig)
+    vsock.send(op, b"", **fields)
+    assert vsock.ops() == answer
+    assert alive(vsock)
 
 
 @pytest.mark.parametrize(
@@ -100,128 +92,128 @@ def test_packet_without_a_connection(
         pytest.param(Packet(op=CREDIT_UPDATE, fwd_cnt=0x7FFFFFFF), id="took-two-gigabytes"),
     ],
 )
-def test_broken_rule_ends_the_connection_and_no_other(rig: VsockRig, packet: Packet) -> None:
-    host = rig.open_from_guest()
-    rig.send_raw(packet.header(), b"data")
-    assert rig.ops() == [RST]
+def test_broken_rule_ends_the_connection_and_no_other(vsock: VsockRig, packet: Packet) -> None:
+    host = vsock.open_from_guest()
+    vsock.send_raw(packet.header(), b"data")
+    assert vsock.ops() == [RST]
     assert host.recv(1) == b""
-    assert alive(rig)
-    assert rig.driver.context.counters.errors == 1
+    assert alive(vsock)
+    assert vsock.driver.context.counters.errors == 1
 
 
 @pytest.mark.parametrize("op", [RW, SHUTDOWN, REQUEST, CREDIT_REQUEST, CREDIT_UPDATE])
-def test_guest_that_is_asked_may_only_answer(rig: VsockRig, op: int) -> None:
-    host = rig.connect(b"CONNECT 80\n")
-    (request,) = rig.packets()
-    rig.send(op, src_port=80, dst_port=request.src_port)
-    assert rig.ops() == [RST]
+def test_guest_that_is_asked_may_only_answer(vsock: VsockRig, op: int) -> None:
+    host = vsock.connect(b"CONNECT 80\n")
+    (request,) = vsock.packets()
+    vsock.send(op, src_port=80, dst_port=request.src_port)
+    assert vsock.ops() == [RST]
     assert host.recv(1) == b""
 
 
 def test_guest_cannot_answer_before_it_is_asked(tmp_path: Path) -> None:
-    rig = VsockRig(tmp_path)
-    rig.start(buffers=0)
-    host = rig.connect(b"CONNECT 80\n")
-    rig.send(RESPONSE, src_port=80, dst_port=1 << 30)
-    rig.offer(4)
-    assert rig.ops() == [RST]
+    vsock = VsockRig(tmp_path)
+    vsock.start(buffers=0)
+    host = vsock.connect(b"CONNECT 80\n")
+    vsock.send(RESPONSE, src_port=80, dst_port=1 << 30)
+    vsock.offer(4)
+    assert vsock.ops() == [RST]
     assert host.recv(1) == b""
-    rig.close()
+    vsock.close()
 
 
-def test_second_response_ends_the_connection(rig: VsockRig) -> None:
-    host, port = rig.open_from_host()
-    rig.send(RESPONSE, src_port=80, dst_port=port)
-    assert rig.ops() == [RST]
+def test_second_response_ends_the_connection(vsock: VsockRig) -> None:
+    host, port = vsock.open_from_host()
+    vsock.send(RESPONSE, src_port=80, dst_port=port)
+    assert vsock.ops() == [RST]
     assert host.recv(1) == b""
 
 
-def test_data_after_the_end_of_data_ends_the_connection(rig: VsockRig) -> None:
-    rig.open_from_guest()
-    rig.send(SHUTDOWN, flags=SHUT_SEND)
-    rig.send(RW, b"one more thing")
-    assert rig.ops() == [RST]
+def test_data_after_the_end_of_data_ends_the_connection(vsock: VsockRig) -> None:
+    vsock.open_from_guest()
+    vsock.send(SHUTDOWN, flags=SHUT_SEND)
+    vsock.send(RW, b"one more thing")
+    assert vsock.ops() == [RST]
 
 
-def test_data_without_credit_ends_the_connection_and_frees_its_memory(rig: VsockRig) -> None:
-    host = rig.open_from_guest()
+def test_data_without_credit_ends_the_connection_and_frees_its_memory(vsock: VsockRig) -> None:
+    host = vsock.open_from_guest()
     for _ in range(20):
-        rig.send(RW, bytes(65536))
-    assert RST in rig.ops()
-    assert alive(rig)
+        vsock.send(RW, bytes(65536))
+    assert RST in vsock.ops()
+    assert alive(vsock)
     host.close()
 
 
-def test_buffer_of_four_gigabytes_costs_us_nothing(rig: VsockRig) -> None:
-    host = rig.open_from_guest(buf_alloc=0xFFFFFFFF)
+def test_buffer_of_four_gigabytes_costs_us_nothing(vsock: VsockRig) -> None:
+    host = vsock.open_from_guest(buf_alloc=0xFFFFFFFF)
     host.send(bytes(100_000))
-    assert sum(packet.len for packet in rig.packets()) == 100_000
+    assert sum(packet.len for packet in vsock.packets()) == 100_000
 
 
-def test_buffer_that_shrinks_below_what_is_under_way_stops_us(rig: VsockRig) -> None:
-    host = rig.open_from_guest()
+def test_buffer_that_shrinks_below_what_is_under_way_stops_us(vsock: VsockRig) -> None:
+    host = vsock.open_from_guest()
     host.send(bytes(1000))
-    assert rig.ops() == [RW]
-    rig.send(CREDIT_UPDATE, buf_alloc=10)
+    assert vsock.ops() == [RW]
+    vsock.send(CREDIT_UPDATE, buf_alloc=10)
     host.send(b"x")
-    assert rig.ops() == [CREDIT_REQUEST]
+    assert vsock.ops() == [CREDIT_REQUEST]
 
 
-def test_port_of_the_hosts_own_choice_cannot_be_taken_over(rig: VsockRig) -> None:
-    host, port = rig.open_from_host()
-    rig.listen(port)
-    rig.send(REQUEST, src_port=80, dst_port=port)
-    assert rig.ops() == [RST]
+def test_port_of_the_hosts_own_choice_cannot_be_taken_over(vsock: VsockRig) -> None:
+    host, port = vsock.open_from_host()
+    vsock.listen(port)
+    vsock.send(REQUEST, src_port=80, dst_port=port)
+    assert vsock.ops() == [RST]
     assert host.recv(1) == b""
 
 
-def test_hosts_port_is_not_given_out_twice(rig: VsockRig) -> None:
-    rig.listen(1 << 30)
-    rig.send(REQUEST, src_port=80, dst_port=1 << 30)
-    assert rig.ops() == [RESPONSE]
-    rig.connect(b"CONNECT 80\n")
-    (request,) = rig.packets()
+def test_hosts_port_is_not_given_out_twice(vsock: VsockRig) -> None:
+    vsock.listen(1 << 30)
+    vsock.send(REQUEST, src_port=80, dst_port=1 << 30)
+    assert vsock.ops() == [RESPONSE]
+    vsock.connect(b"CONNECT 80\n")
+    (request,) = vsock.packets()
     assert request.src_port == (1 << 30) + 1
 
 
 def test_resets_without_receive_buffers_are_bounded_and_none_is_lost(tmp_path: Path) -> None:
-    rig = VsockRig(tmp_path, size=256)
-    rig.start(buffers=0)
-    tx = rig.driver.queues[TX]
+    vsock = VsockRig(tmp_path, size=256)
+    vsock.start(buffers=0)
+    tx = vsock.driver.queues[TX]
     sent = 0
     for _ in range(3):
         for _ in range(200):
             tx.submit([Packet(op=RW, src_port=sent).header()])
             sent += 1
-        rig.driver.kick(TX)
+        vsock.driver.kick(TX)
         tx.collect()
         if tx.requests:
             break
-    assert len(rig.device._muxer._resets) == MAX_WAITING_RESETS
-    rig.offer(250, HEADER.size + 4)
-    answered = [packet.dst_port for packet in rig.packets()]
+    assert len(vsock.device._muxer._resets) == MAX_WAITING_RESETS
+    vsock.offer(250, HEADER.size + 4)
+    answered = [packet.dst_port for packet in vsock.packets()]
     assert answered == list(range(sent))
-    rig.close()
+    vsock.close()
 
 
-def test_flood_of_requests_ends_at_the_limit(rig: VsockRig) -> None:
-    rig.listen(52, backlog=2000)
+def test_flood_of_requests_ends_at_the_limit(vsock: VsockRig) -> None:
+    vsock.listen(52, backlog=2000)
     ops = []
     for port in range(1500):
-        rig.send(REQUEST, src_port=port)
-        ops += rig.ops()
+        vsock.send(REQUEST, src_port=port)
+        ops += vsock.ops()
     assert (ops.count(RESPONSE), ops.count(RST)) == (1023, 477)
 
 
-def test_flood_of_requests_and_resets_leaves_nothing_behind(rig: VsockRig) -> None:
-    with rig.listen(52, backlog=4000) as listener:
+def test_flood_of_requests_and_resets_leaves_nothing_behind(vsock: VsockRig) -> None:
+    with vsock.listen(52, backlog=4000) as listener:
         for port in range(3000):
-            rig.send(REQUEST, src_port=port % 7)
-            rig.send(RST, src_port=port % 7)
+            vsock.send(REQUEST, src_port=port % 7)
+            vsock.send(RST, src_port=port % 7)
             listener.accept()[0].close()
-        rig.packets()
-    assert len(rig.driver.context.fds) == 2
-    assert alive(rig)
+        vsock.packets()
+    assert len(vsock.driver.context.fds) == 2
+    assert alive(vsock)
 
 
 # Chains that are no packets
@@ -235,52 +227,52 @@ def test_flood_of_requests_and_resets_leaves_nothing_behind(rig: VsockRig) -> No
         pytest.param([bytes(22), bytes(21)], id="a-byte-short-in-two"),
     ],
 )
-def test_short_chain_goes_back_unused(rig: VsockRig, parts: list[bytes]) -> None:
-    rig.send_raw(*parts)
-    assert rig.packets() == []
-    assert rig.driver.context.counters.errors == 1
-    assert alive(rig)
+def test_short_chain_goes_back_unused(vsock: VsockRig, parts: list[bytes]) -> None:
+    vsock.send_raw(*parts)
+    assert vsock.packets() == []
+    assert vsock.driver.context.counters.errors == 1
+    assert alive(vsock)
 
 
-def test_writable_packet_goes_back_unused(rig: VsockRig) -> None:
-    tx = rig.driver.queues[TX]
+def test_writable_packet_goes_back_unused(vsock: VsockRig) -> None:
+    tx = vsock.driver.queues[TX]
     tx.submit(into=[44])
-    rig.driver.kick(TX)
+    vsock.driver.kick(TX)
     ((_, length, data),) = tx.collect()
     assert (length, data) == (0, b"\xee" * 44)
-    assert alive(rig)
+    assert alive(vsock)
 
 
 @pytest.mark.parametrize("length", [1, 43, 44])
 def test_short_receive_buffer_goes_back_unused(tmp_path: Path, length: int) -> None:
-    rig = VsockRig(tmp_path)
-    rig.start(buffers=0)
-    rig.offer(2, length)
-    rig.send(REQUEST)
-    assert [used for _, used, _ in rig.driver.queues[RX].collect()] == [0, 0]
-    rig.offer(2)
-    assert rig.ops() == [RST]
-    rig.close()
+    vsock = VsockRig(tmp_path)
+    vsock.start(buffers=0)
+    vsock.offer(2, length)
+    vsock.send(REQUEST)
+    assert [used for _, used, _ in vsock.driver.queues[RX].collect()] == [0, 0]
+    vsock.offer(2)
+    assert vsock.ops() == [RST]
+    vsock.close()
 
 
 def test_readable_receive_buffer_goes_back_unused(tmp_path: Path) -> None:
-    rig = VsockRig(tmp_path)
-    rig.start(buffers=0)
-    rig.driver.queues[RX].submit([b"readable"], [4096])
-    rig.driver.queues[RX].submit([], [4096])
-    rig.send(REQUEST)
-    assert [used for _, used, _ in rig.driver.queues[RX].collect()] == [0, 44]
-    rig.close()
+    vsock = VsockRig(tmp_path)
+    vsock.start(buffers=0)
+    vsock.driver.queues[RX].submit([b"readable"], [4096])
+    vsock.driver.queues[RX].submit([], [4096])
+    vsock.send(REQUEST)
+    assert [used for _, used, _ in vsock.driver.queues[RX].collect()] == [0, 44]
+    vsock.close()
 
 
 def test_receive_buffer_outside_memory_goes_back_unused(tmp_path: Path) -> None:
-    rig = VsockRig(tmp_path)
-    rig.start(buffers=0)
-    rig.driver.queues[RX].offer(0, {0: Desc(1 << 40, 4096, WRITE)})
-    rig.driver.queues[RX].offer(1, {1: Desc(0x200000, 4096, WRITE)})
-    rig.send(REQUEST)
-    assert [used.len for used in rig.driver.queues[RX].take_used()] == [0, 44]
-    rig.close()
+    vsock = VsockRig(tmp_path)
+    vsock.start(buffers=0)
+    vsock.driver.queues[RX].offer(0, {0: Desc(1 << 40, 4096, WRITE)})
+    vsock.driver.queues[RX].offer(1, {1: Desc(0x200000, 4096, WRITE)})
+    vsock.send(REQUEST)
+    assert [used.len for used in vsock.driver.queues[RX].take_used()] == [0, 44]
+    vsock.close()
 
 
 def random_packet(rng: random.Random) -> bytes:
@@ -304,10 +296,10 @@ def random_packet(rng: random.Random) -> bytes:
 class RandomHost:
     """Processes of the host that do anything."""
 
-    def __init__(self, rig: VsockRig, rng: random.Random) -> None:
-        self._rig = rig
+    def __init__(self, vsock: VsockRig, rng: random.Random) -> None:
+        self._rig = vsock
         self._rng = rng
-        self._listeners = [rig.listen(1), rig.listen(2, socket.SOCK_SEQPACKET)]
+        self._listeners = [vsock.listen(1), vsock.listen(2, socket.SOCK_SEQPACKET)]
         self._ends: list[socket.socket] = []
 
     def act(self) -> None:
@@ -338,15 +330,17 @@ class RandomHost:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_packets_and_a_random_host_leave_the_device_sound(rig: VsockRig, seed: int) -> None:
+def test_random_packets_and_a_random_host_leave_the_device_sound(
+    vsock: VsockRig, seed: int
+) -> None:
     rng = random.Random(seed)
-    host = RandomHost(rig, rng)
+    host = RandomHost(vsock, rng)
     for _ in range(300):
         host.act()
-        rig.send_raw(random_packet(rng))
+        vsock.send_raw(random_packet(rng))
         if rng.random() < 0.3:
-            rig.packets()
+            vsock.packets()
         if rng.random() < 0.02:
-            rig.pass_time(9)
-    rig.packets()
-    assert alive(rig)
+            vsock.pass_time(9)
+    vsock.packets()
+    assert alive(vsock)
