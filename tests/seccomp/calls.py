@@ -33,3 +33,16 @@ def read_call(text: str, arch: str) -> Call:
 
     words = [word for word in found[2].split(",") if word.strip()]
     return Call(get_arch(arch).syscalls[found[1]], tuple(value(word) for word in words))
+
+
+class Calls(NamedTuple):
+    """Calls in strace's notation: for both architectures, and for one of them."""
+
+    both: tuple[str, ...] = ()
+    x86_64: tuple[str, ...] = ()
+    aarch64: tuple[str, ...] = ()
+
+    def on(self, arch: str) -> tuple[str, ...]:
+        """Return all for one architecture."""
+        own = self.x86_64 if arch == "x86_64" else self.aarch64
+        return (*self.both, *own)

@@ -21,15 +21,12 @@ from seccomp.parser import parse
 from seccomp.simulate import decode, run, simulate
 from seccomp.syscalls import ARCHITECTURES, AUDIT_ARCH_X86_64, get_arch
 from seccomp.verify import probes
-from tests.seccomp.calls import read_call
-from tests.seccomp.policy_calls import (
-    ALLOWED,
-    ALLOWED_IN_DEVICES,
-    DENIED,
-    DENIED_IN_DEVICES,
-    Calls,
-)
+from tests.seccomp import device_calls, vmm_calls
+from tests.seccomp.calls import Calls, read_call
+from tests.seccomp.device_calls import ALLOWED_IN_DEVICES, DENIED_IN_DEVICES
 
+ALLOWED: Final = device_calls.ALLOWED | vmm_calls.ALLOWED
+DENIED: Final = device_calls.DENIED | vmm_calls.DENIED
 FOLDERS: Final = {arch: Path(policy_path("vmm", arch=arch)).parent for arch in ARCHITECTURES}
 POLICIES: Final = tuple(sorted(ALLOWED))
 ARM: Final = get_arch("aarch64")
