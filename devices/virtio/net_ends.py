@@ -55,6 +55,10 @@ class NetEnd(Protocol):
         """
         ...
 
+    def may_repeat(self, frame: Sequence[memoryview]) -> bool:
+        """Return whether a frame may come twice, as when the sender is killed in the middle."""
+        ...
+
     def flush(self) -> None:
         """Write what is ``unsent``, as far as ``fd`` takes it.
 
@@ -117,6 +121,10 @@ class TapEnd:
             if error.errno == errno.EBADFD:
                 raise EndGoneError(f"TAP: {error.strerror}") from error
             raise
+
+    def may_repeat(self, frame: Sequence[memoryview]) -> bool:
+        """A network may repeat any frame."""
+        return True
 
     def flush(self) -> None:
         """A TAP takes a frame whole or not at all."""

@@ -9,6 +9,7 @@ nothing is taken out of it but whole frames, and nothing is put in but whole fra
   data, which passt repeats: it is read into guest memory at once, when all of it is here.
 - The peer may wait for room with half a frame written; then the kernel is told how long that frame
   is, counts what is read of it, and a successor learns how many bytes to skip.
+- passt resets a connection whose SYN comes again; every other frame may.
 - A socket takes a frame of up to ``_ONE_PIECE_BYTES`` at once or not at all; a longer one goes only
   where there is room for all of it.
 """
@@ -44,6 +45,18 @@ _LONG_BYTES: Final = 16 * 1024
 _ONE_PIECE_BYTES: Final = 32 * 1024
 
 _IOV_MAX: Final = 1024
+
+# Ethernet, and IPv4 and TCP with as many options as they have; with IPv6 it is less.
+_MOST_SYN_BYTES: Final = 14 + 60 + 60
+_ETHER_TYPE: Final = slice(12, 14)
+_IPV4: Final = b"\x08\x00"
+_IPV6: Final = b"\x86\xdd"
+_IP_AT: Final = 14
+_IPV6_BYTES: Final = 40
+_PROTOCOL_TCP: Final = 6
+_TCP_BYTES: Final = 20
+_TCP_FLAGS_AT: Final = 13
+_SYN: Final = 2
 
 
 class StreamEnd:
@@ -115,6 +128,10 @@ class StreamEnd:
             self._lose(error)
         if sent < whole:  # the host had no memory for its second piece, or its buffers are tiny
             self._out = b"".join((_LENGTH.pack(length), *frame))[sent:]
+
+    def may_repeat(self, frame: Sequence[memoryview]) -> bool:
+        short = sum(len(part) for part in frame) <= _MOST_SYN_BYTES
+        return not (short and _has_syn(b"".join(frame)))
 
     def flush(self) -> None:
         if not self._out:
@@ -239,6 +256,19 @@ class StreamEnd:
 
     def _lose(self, error: OSError) -> NoReturn:
         raise EndGoneError(f"user-mode network: {error.strerror}") from error
+
+
+def _has_syn(frame: bytes) -> bool:
+    """Return whether a frame opens, or accepts, a TCP connection (RFC 9293 §3.1)."""
+    if frame[_ETHER_TYPE] == _IPV4 and len(frame) >= _IP_AT + _TCP_BYTES:
+        protocol, tcp_at = frame[_IP_AT + 9], _IP_AT + 4 * (frame[_IP_AT] & 15)
+    elif frame[_ETHER_TYPE] == _IPV6 and len(frame) >= _IP_AT + _IPV6_BYTES:
+        protocol, tcp_at = frame[_IP_AT + 6], _IP_AT + _IPV6_BYTES
+    else:
+        return False
+    if protocol != _PROTOCOL_TCP or len(frame) < tcp_at + _TCP_BYTES:
+        return False
+    return bool(frame[tcp_at + _TCP_FLAGS_AT] & _SYN)
 
 
 def _cut(vectors: Sequence[memoryview], skip: int, length: int) -> list[memoryview]:

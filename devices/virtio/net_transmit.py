@@ -21,9 +21,12 @@ MAX_FRAMES_PER_TURN: Final = 64
 
 
 class _Frame(NamedTuple):
-    """A frame that was accepted and not yet passed on."""
+    """A frame that was accepted and not yet passed on.
 
-    chain: DescriptorChain
+    ``chain`` is ``None`` when the driver has it back already.
+    """
+
+    chain: DescriptorChain | None
     header: bytes
     parts: list[memoryview]
     readable_bytes: int
@@ -57,8 +60,9 @@ class TransmitQueue:
 
     def pause(self) -> None:
         """Hold nothing of the driver's any more."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None and self.port is not None:
+        waiting = self._waiting
+        if waiting is not None and waiting.chain is not None and self.port is not None:
+            self._waiting = None
             self.port.put_back(waiting.chain)
 
     def serve(self) -> bool:
@@ -81,11 +85,15 @@ class TransmitQueue:
                         return False
                     continue
                 self._waiting = frame
-                if not (self._paid or self._pay(frame)) or not self._send(frame):
+                if not (self._paid or self._pay(frame)):
+                    return False
+                self._waiting = frame = self._let_go(frame, port)
+                if not self._send(frame):
                     return False
                 self._waiting = None
                 self._paid = False
-                port.give_back(frame.chain)
+                if frame.chain is not None:
+                    port.give_back(frame.chain)
         finally:
             port.flush()
         return True
@@ -114,6 +122,15 @@ class TransmitQueue:
             return False
         self._paid = True
         return True
+
+    def _let_go(self, frame: _Frame, port: QueuePort) -> _Frame:
+        """Give a frame that must not come twice back before it is sent: a kill may lose it."""
+        if frame.chain is None or self._end.may_repeat(frame.parts):
+            return frame
+        parts = [memoryview(b"".join(frame.parts))]
+        port.give_back(frame.chain)
+        port.flush()
+        return _Frame(None, frame.header, parts, frame.readable_bytes)
 
     def _send(self, frame: _Frame) -> bool:
         """Pass a frame on or drop it; return whether either was possible."""
