@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is logged, for every test that looks at it or does not want it on stderr."""
+"""For every test: what is logged while it runs, and whether this machine can run it."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,14 @@ from sys_util import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return
+    for item in items:
+        if item.get_closest_marker("kvm"):
+            item.add_marker(pytest.mark.skip(reason="no usable /dev/kvm"))
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,17 +13,13 @@ import pytest
 from crosvm_py.exit_status import VmExit
 from jail.plan import VMM_OPEN_FILES
 from sys_util import landlock
-from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Vmm
+from tests.baremetal.vmm import ROOT, Vmm, run_module
 from tests.guests.baremetal.build import build_guest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-pytestmark = [
-    pytest.mark.kvm,
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm"),
-]
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +30,8 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def attack(
     place: str, attempt: str, guest: Path, options: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.baremetal.break_out", place, attempt]
-    command += ["--extended-status", "run", "-m", "16", *options, str(guest)]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
+    options = ("--extended-status", "run", "-m", "16", *options)
+    return run_module("tests.baremetal.break_out", place, attempt, *options, guest)
 
 
 @pytest.mark.parametrize(

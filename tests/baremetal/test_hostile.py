@@ -8,8 +8,6 @@ attacked one after a reset. From outside we see that no process died, grew or st
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,17 +15,13 @@ import pytest
 
 from crosvm_py.exit_status import VmExit
 from sys_util.tap import open_queue
-from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Processes, Vmm, eventually
+from tests.baremetal.vmm import Processes, Vmm, crosvm, eventually
 from tests.guests.baremetal.build import build_guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [
-    pytest.mark.kvm,
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm"),
-]
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
 
 SECTOR_BYTES = 512
 SECTORS = 64
@@ -61,13 +55,6 @@ ATTACKS = {
     "r": "vsock packets that lie about length, addresses and credit",
     "s": "a second processor that changes requests between check and use",
 }
-
-
-def crosvm(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "crosvm_py", *words]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
-    )
 
 
 class Cost(NamedTuple):

@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,17 +16,13 @@ from crosvm_py.exit_status import VmExit
 from devices.virtio.block import Block, BlockSpec
 from sys_util import wire
 from sys_util.errors import ConfigError
-from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Vmm, eventually
+from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Vmm, crosvm, eventually
 from tests.guests.baremetal.build import build_guest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [
-    pytest.mark.kvm,
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm"),
-]
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
 
 
 @pytest.fixture(scope="session")
@@ -59,13 +53,6 @@ def is_free(disk: Path) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def crosvm(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "crosvm_py", *map(str, words)]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
-    )
 
 
 def assert_alive(vmm: Vmm, key: bytes) -> None:

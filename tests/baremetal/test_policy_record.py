@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,17 +17,13 @@ from seccomp import load_policy
 from seccomp.loader import parse_policy, policy_path
 from seccomp.policy_text import is_copy, runs_of
 from seccomp.record import excess
-from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Vmm, children, eventually
+from tests.baremetal.vmm import Vmm, children, crosvm, eventually
 from tests.guests.baremetal.build import build_guest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [
-    pytest.mark.kvm,
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm"),
-]
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
 
 RECORDED = ("rng_device", "block_device", "vmm", "vcpu")
 
@@ -51,19 +46,6 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "policies"
 
 
-def crosvm(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "crosvm_py", "--extended-status", *map(str, words)]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
-
-
 def record(
     out: Path,
     *run: str | Path,
@@ -71,7 +53,19 @@ def record(
     more: str = "",
 ) -> subprocess.CompletedProcess[str]:
     options = [more] if more else []
-    return crosvm("policy", "record", *devices, "-o", out, *options, "--", "-m", "16", *run)
+    return crosvm(
+        "--extended-status",
+        "policy",
+        "record",
+        *devices,
+        "-o",
+        out,
+        *options,
+        "--",
+        "-m",
+        "16",
+        *run,
+    )
 
 
 def test_recorded_policies_let_the_same_guest_run_and_nothing_new(
@@ -88,7 +82,7 @@ def test_recorded_policies_let_the_same_guest_run_and_nothing_new(
     assert (
         "rng, block, vmm, vcpu: next to nothing is denied; the guest must be trusted" in done.stderr
     )
-    again = crosvm("run", "--seccomp-policy-dir", out, "-m", "16", *run)
+    again = crosvm("--extended-status", "run", "--seccomp-policy-dir", out, "-m", "16", *run)
     assert again.returncode == VmExit.RESET, again.stderr
     assert again.stdout == done.stdout
     assert "interrupts 3" in done.stdout

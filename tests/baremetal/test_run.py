@@ -3,25 +3,18 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from crosvm_py.exit_status import VmExit
 from sys_util.kvm import host_has_hardware_virtualization
+from tests.baremetal.vmm import crosvm
 from tests.guests.baremetal.build import build_guest
 
-pytestmark = [
-    pytest.mark.kvm,
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm"),
-]
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 120
 SECTOR_BYTES = 512
 SECTORS = 8
 
@@ -39,16 +32,7 @@ def disk(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "crosvm_py", "--extended-status", "run", *arguments]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
+    return crosvm("--extended-status", "run", *arguments)
 
 
 def sector_line(sector: int) -> str:

@@ -63,6 +63,24 @@ def eventually(condition: Callable[[], bool]) -> bool:
     return True
 
 
+def run_module(module: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a module as a command, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, words)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+
+
+def crosvm(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends by itself."""
+    return run_module("crosvm_py", *words)
+
+
 class Vmm:
     """One run; use it in a ``with`` statement. With ``terminal`` its stdio is a pseudo-terminal.
 

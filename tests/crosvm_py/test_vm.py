@@ -18,11 +18,7 @@ from tests.guests.baremetal.build import build_guest
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [
-    pytest.mark.kvm,
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm"),
-]
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
 
 
 def test_reset_after_a_panic_is_a_panic(tmp_path: Path) -> None:

@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 
     from sys_util.kvm_vcpu import Vcpu
 
-needs_kvm = [
-    pytest.mark.kvm,
-    pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no usable /dev/kvm"),
-]
-
 DOORBELL = 0xD000_0000
 TSS = 0xFEFF_D000
 IDENTITY_MAP = 0xFEFF_C000
@@ -109,7 +104,7 @@ def test_open_another_device_raises_and_closes_it() -> None:
 
 
 class TestOnKvm:
-    pytestmark = needs_kvm
+    pytestmark = pytest.mark.kvm
 
     def test_descriptors_are_not_inherited(self, kvm: Kvm, vm: Vm, vcpu: Vcpu) -> None:
         assert not any(os.get_inheritable(owner.fd) for owner in (kvm, vm, vcpu))
