@@ -13,11 +13,10 @@ import pytest
 
 from crosvm_py.control import protocol
 from crosvm_py.exit_status import VmExit
-from devices.virtio.block import Block, BlockSpec
 from sys_util import wire
-from sys_util.errors import ConfigError
 from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Vmm, crosvm, eventually
 from tests.guests.baremetal.build import build_guest
+from tests.support.block_driver import is_free
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,15 +43,6 @@ def control(tmp_path: Path) -> Path:
 
 def options(echo: Path, disk: Path, control: Path, *more: str) -> list[str | Path]:
     return ["-m", "16", *more, "--rwdisk", disk, "-s", control, echo]
-
-
-def is_free(disk: Path) -> bool:
-    """Return whether another VM could have the disk."""
-    try:
-        os.close(Block.open(BlockSpec(str(disk))))
-    except ConfigError:
-        return False
-    return True
 
 
 def assert_alive(vmm: Vmm, key: bytes) -> None:

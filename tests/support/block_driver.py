@@ -7,15 +7,15 @@ import os
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from devices.virtio.block import Block
+from devices.virtio.block import Block, BlockSpec
 from devices.virtio.worker import QueueWorker
+from sys_util.errors import ConfigError
 from sys_util.guest_memory import GuestMemory
 from tests.support.driver_queue import DriverQueue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from devices.virtio.block import BlockSpec
+    from pathlib import Path
 
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 OK, IOERR, UNSUPP = 0, 1, 2
@@ -31,6 +31,15 @@ class Answer(NamedTuple):
     status: int
     data: bytes
     used_len: int
+
+
+def is_free(disk: Path) -> bool:
+    """Return whether another VM could have the disk."""
+    try:
+        os.close(Block.open(BlockSpec(str(disk))))
+    except ConfigError:
+        return False
+    return True
 
 
 def ranges(*segments: tuple[int, int, int]) -> bytes:

@@ -18,12 +18,12 @@ from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
 from crosvm_py.device_process.restart import ALWAYS
 from crosvm_py.device_process.supervisor import Care
 from crosvm_py.warden import host, protocol, warden
-from devices.virtio.block import Block, BlockSpec
 from devices.virtio.rng import RngSpec
-from sys_util.errors import ConfigError, HostError, VmmError
+from sys_util.errors import HostError, VmmError
 from sys_util.guest_memory import MemoryRegion
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig
 from tests.crosvm_py.probe_device import ORDER, add_probe_kind
+from tests.support.block_driver import is_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,15 +72,6 @@ def fds_of(pid: int) -> list[str]:
         with suppress(FileNotFoundError):  # the folder that we read
             links.append(os.readlink(entry).split(":[")[0])
     return sorted(links)
-
-
-def is_free(disk: Path) -> bool:
-    """Return whether another VM could have the disk."""
-    try:
-        os.close(Block.open(BlockSpec(str(disk))))
-    except ConfigError:
-        return False
-    return True
 
 
 def has_ended(pidfd: int) -> bool:
