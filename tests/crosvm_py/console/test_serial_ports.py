@@ -198,18 +198,6 @@ def test_input_file_reaches_the_guest(board: Board, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def user(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Make a terminal our stdin and stdout, as the module sees them; yield the user's end."""
-    user, program = os.openpty()
-    monkeypatch.setattr(ends, "STDIN", program)
-    monkeypatch.setattr(ends, "STDOUT", program)
-    os.set_blocking(user, False)
-    yield user
-    os.close(user)
-    os.close(program)
-
-
-@pytest.fixture
 def console_ports(user: int, board: Board) -> Iterator[SerialPorts]:
     ports = open_serial_ports([SerialSpec("stdout", console=True, stdin=True)])
     board.plug(ports)

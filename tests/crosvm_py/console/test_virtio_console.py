@@ -15,7 +15,7 @@ import msgpack
 import pytest
 
 from crosvm_py.config import SerialSpec
-from crosvm_py.console import ends, virtio_console
+from crosvm_py.console import virtio_console
 from crosvm_py.console.serial_ports import open_serial_ports
 from crosvm_py.console.targets import open_unix_stream
 from crosvm_py.console.terminal import save
@@ -27,7 +27,6 @@ from sys_util.errors import ConfigError, HostError
 from sys_util.event_loop import EventLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from crosvm_py.device_process.link import CommandResult
@@ -241,16 +240,9 @@ def test_size_that_no_process_took_is_told_again(
 
 
 @pytest.fixture
-def user(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The user's side of a terminal that is stdin and stdout."""
-    user, program = os.openpty()
-    termios.tcsetwinsize(program, (24, 80))
-    monkeypatch.setattr(ends, "STDIN", program)
-    monkeypatch.setattr(ends, "STDOUT", program)
-    os.set_blocking(user, False)
-    yield user
-    os.close(user)
-    os.close(program)
+def user(user: int) -> int:
+    termios.tcsetwinsize(user, (24, 80))
+    return user
 
 
 def test_keys_and_size_of_the_users_terminal_reach_the_device(user: int, loop: EventLoop) -> None:
