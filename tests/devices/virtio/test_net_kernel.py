@@ -15,9 +15,10 @@ from devices.virtio.net_kernel import KernelNet
 from devices.virtio.queue import QueueError
 from sys_util.guest_memory import GuestMemory
 from sys_util.tap import IFF_ATTACH_QUEUE, TUNSETOFFLOAD, TUNSETQUEUE
-from sys_util.vhost import Vhost, VhostRing
+from sys_util.vhost import VhostRing
 from tests.support.device_context import DriverSide
 from tests.support.net_rig import EVENT_IDX, MAC, MRG_RXBUF, Ioctls
+from tests.support.noting_vhost import NotingVhost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,36 +29,17 @@ MQ = 1 << 22
 TAP_FDS = (901, 902)
 
 
-class NotingVhost(Vhost):
-    """A kernel device that remembers what it was asked for."""
+class NotingVhostNet(NotingVhost):
+    """Rings that may be set while no TAP is behind them."""
 
     def __init__(self, features: int) -> None:
-        super().__init__(-1)
-        self.offered = features
-        self.accepted = 0
-        self.owned = 0
+        super().__init__(features)
         self.served = 0  # chains of each ring since it was started
-        self.rings: dict[int, tuple[VhostRing, int]] = {}
-        self.eventfds: dict[int, tuple[int, int, int]] = {}
         self.backends: dict[int, int] = {}
-
-    def features(self) -> int:
-        return self.offered
-
-    def set_features(self, features: int) -> None:
-        self.accepted = features
-
-    def set_owner(self) -> None:
-        self.owned += 1
-
-    def set_memory(self, memory: GuestMemory) -> None: ...
 
     def set_ring(self, ring: VhostRing, next_avail: int, memory: GuestMemory) -> None:
         assert self.backends.get(ring.number, -1) == -1
-        self.rings[ring.number] = (ring, next_avail)
-
-    def set_eventfds(self, number: int, kick_fd: int, call_fd: int, error_fd: int) -> None:
-        self.eventfds[number] = (kick_fd, call_fd, error_fd)
+        super().set_ring(ring, next_avail, memory)
 
     def ring_base(self, number: int) -> int:
         assert self.backends[number] == -1
@@ -72,7 +54,7 @@ class Scene:
         self.ioctls = ioctls
         self.memory = GuestMemory.create([(0, 16 << 20)])
         offered = kernel | VERSION_1 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29
-        self.vhosts = [NotingVhost(offered) for _ in range(pairs)]
+        self.vhosts = [NotingVhostNet(offered) for _ in range(pairs)]
         self.device = KernelNet(NetSpec(MAC, 1500, pairs), TAP_FDS[:pairs], self.vhosts)
         self.driver = DriverSide(self.device, self.memory, without=0)
 
@@ -204,7 +186,7 @@ def test_restart_hands_the_rings_on_where_they_stand(ioctls: Ioctls, scene_of_tw
     scene.memory.write(scene.driver.queues[1].used_ring + 2, struct.pack("<H", 7))
     ioctls.calls.clear()
     ioctls.attached = [True, True]
-    vhosts = [NotingVhost(scene.vhosts[0].offered) for _ in range(2)]
+    vhosts = [NotingVhostNet(scene.vhosts[0].offered) for _ in range(2)]
     scene.driver.replace(KernelNet(NetSpec(MAC, 1500, 2), TAP_FDS, vhosts))
     assert [vhost.backends for vhost in vhosts] == [{0: 901, 1: 901}, {0: 902, 1: 902}]
     assert [base for _, base in vhosts[0].rings.values()] == [0, 7]

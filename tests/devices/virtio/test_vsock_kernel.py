@@ -14,8 +14,9 @@ from devices.virtio.vsock_common import PATIENCE_SECONDS, VsockSpec
 from devices.virtio.vsock_kernel import KernelVsock
 from sys_util.errors import HostError
 from sys_util.guest_memory import GuestMemory
-from sys_util.vhost import Vhost, VhostRing
+from sys_util.vhost import VhostRing
 from tests.support.device_context import DriverSide
+from tests.support.noting_vhost import NotingVhost
 from tests.support.vsock_rig import CID, EVENT, RX, TX
 
 SEQPACKET = 1 << 1
@@ -23,40 +24,19 @@ VERSION_1 = 1 << 32
 RING_RESET = 1 << 40
 
 
-class NotingVhost(Vhost):
-    """A kernel device that remembers what it was asked for."""
+class NotingVhostVsock(NotingVhost):
+    """Rings that may be set while it does not run."""
 
     def __init__(self, features: int = SEQPACKET | VERSION_1 | 1 << 28 | 1 << 29 | 1 << 26) -> None:
-        super().__init__(-1)
-        self.offered = features
-        self.accepted = 0
-        self.owned = 0
+        super().__init__(features)
         self.cid = 0
-        self.memory: GuestMemory | None = None
-        self.rings: dict[int, tuple[VhostRing, int]] = {}
-        self.eventfds: dict[int, tuple[int, int, int]] = {}
         self.running = False
         self.starts = 0
         self.bases = {RX: 0, TX: 0}
 
-    def features(self) -> int:
-        return self.offered
-
-    def set_features(self, features: int) -> None:
-        self.accepted = features
-
-    def set_owner(self) -> None:
-        self.owned += 1
-
-    def set_memory(self, memory: GuestMemory) -> None:
-        self.memory = memory
-
     def set_ring(self, ring: VhostRing, next_avail: int, memory: GuestMemory) -> None:
         assert not self.running
-        self.rings[ring.number] = (ring, next_avail)
-
-    def set_eventfds(self, number: int, kick_fd: int, call_fd: int, error_fd: int) -> None:
-        self.eventfds[number] = (kick_fd, call_fd, error_fd)
+        super().set_ring(ring, next_avail, memory)
 
     def ring_base(self, number: int) -> int:
         assert not self.running
@@ -73,7 +53,7 @@ class NotingVhost(Vhost):
 class Scene:
     def __init__(self) -> None:
         self.memory = GuestMemory.create([(0, 4 << 20)])
-        self.vhost = NotingVhost()
+        self.vhost = NotingVhostVsock()
         self.device = KernelVsock(VsockSpec(CID), self.vhost)
         self.driver = DriverSide(self.device, self.memory, without=0)
 
@@ -141,7 +121,7 @@ def test_kernel_waits_until_the_driver_has_closed_its_connections(scene: Scene) 
     for _ in range(4):
         events.submit(into=[8])
     scene.driver.kick(EVENT)
-    successor = NotingVhost()
+    successor = NotingVhostVsock()
     scene.driver.replace(KernelVsock(VsockSpec(CID), successor))
     assert [used for _, used, _ in events.collect()] == [4]
     started_at = [successor.starts]
@@ -219,7 +199,7 @@ def test_fresh_device_sends_no_event(scene: Scene) -> None:
 
 
 def test_address_that_another_vm_has_ends_the_device() -> None:
-    class TakenVhost(NotingVhost):
+    class TakenVhost(NotingVhostVsock):
         def set_guest_cid(self, cid: int) -> None:
             raise OSError(errno.EADDRINUSE, "in use")
 
