@@ -199,7 +199,8 @@ class Vm:
     def drop_missed_pit_ticks(self) -> None:
         """Let ticks that the guest could not take be lost, where KVM would deliver them later.
 
-        A VM that was suspended for an hour would get 3.6 million of them at once.
+        A VM that was suspended for an hour would get 3.6 million of them at once. The first call
+        waits for readers of KVM's interrupt tables, up to 20 ms; a second one does nothing.
         """
         control = ffi.new("struct kvm_reinject_control *", {"pit_reinject": 0})
         ioctl(self.fd, lib.KVM_REINJECT_CONTROL, control, "KVM_REINJECT_CONTROL")

@@ -108,7 +108,6 @@ class Machine:
         vm.set_tss_address(layout.TSS_GPA)
         vm.create_irqchip()
         vm.create_pit2()
-        vm.drop_missed_pit_ticks()
 
     def _insert_board(self, events: MachineEvents) -> None:
         low, *high = (region.size_bytes for region in self._memory.regions)

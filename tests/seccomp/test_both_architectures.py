@@ -49,14 +49,14 @@ REPLACED: Final[dict[str, tuple[str, str | None]]] = {
     "access": ("faccessat", None),
     "readlink": ("readlinkat", None),
 }
-# Registers and interrupt controllers in one piece, and the clock and MSRs of x86; on Arm registers
+# Registers and interrupt controllers in one piece, and clocks and MSRs of x86; on Arm registers
 # one by one, and the interrupt controller as a device of KVM.
 IOCTLS: Final[dict[str, str | None]] = {
     **dict.fromkeys(("GET_REGS", "GET_SREGS", "GET_MSRS"), "GET_ONE_REG"),
     **dict.fromkeys(("SET_REGS", "SET_SREGS", "SET_MSRS"), "SET_ONE_REG"),
     **dict.fromkeys(("GET_LAPIC", "GET_IRQCHIP"), "GET_DEVICE_ATTR"),
     **dict.fromkeys(("SET_LAPIC", "SET_IRQCHIP"), "SET_DEVICE_ATTR"),
-    **dict.fromkeys(("GET_CLOCK", "SET_CLOCK", "GET_TSC_KHZ", "KVMCLOCK_CTRL")),
+    **dict.fromkeys(("GET_CLOCK", "SET_CLOCK", "GET_TSC_KHZ", "KVMCLOCK_CTRL", "REINJECT_CONTROL")),
 }
 
 # What the warden does of these is in test_doors.py.

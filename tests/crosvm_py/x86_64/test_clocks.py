@@ -17,6 +17,7 @@ class FakeVm:
         self.tscs: list[int | None] = [7_000_000 + index for index in range(vcpus)]
         self.written: list[tuple[int, int]] = []
         self.takes_tsc = True
+        self.drops_ticks = False
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -28,6 +29,9 @@ class FakeVm:
 
     def set_clock_ns(self, clock_ns: int) -> None:
         self.kvmclock = clock_ns
+
+    def drop_missed_pit_ticks(self) -> None:
+        self.drops_ticks = True
 
 
 class FakeVcpu:
@@ -58,7 +62,9 @@ def clocks(vm: FakeVm) -> GuestClocks:
 
 
 def test_no_time_passes_for_the_guest(vm: FakeVm, clocks: GuestClocks) -> None:
+    assert not vm.drops_ticks
     clocks.hold()
+    assert vm.drops_ticks
     vm.pass_time(3600)
     clocks.go_on()
     assert vm.kvmclock == 5_000_000_000
