@@ -16,7 +16,7 @@ def main() -> int:
     gc.disable()  # imports make no garbage; collections would cost a run several milliseconds
     _open_standard_fds()
     try:
-        from crosvm_py.cli.command import execute
+        from crosvm_py.cli.dispatch import execute
 
         return execute(sys.argv[1:])
     except UsageError as error:

@@ -36,7 +36,7 @@ LIGHTER = {"typing": "sys_util.typing", "dataclasses": "sys_util.facts (fact)"}
 RUN = """
 import sys
 sys.path[:0] = {path!r}
-from crosvm_py.cli.command import COMMANDS
+from crosvm_py.cli.dispatch import COMMANDS
 COMMANDS["run"]()
 import crosvm_py.run, crosvm_py.vm, crosvm_py.log, crosvm_py.warden.warden
 from crosvm_py.device_process.kinds import DEVICE_KINDS

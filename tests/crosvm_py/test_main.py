@@ -13,7 +13,7 @@ import msgpack
 import pytest
 
 from crosvm_py.__main__ import main
-from crosvm_py.cli.command import COMMANDS, GLOBAL_OPTIONS
+from crosvm_py.cli.dispatch import COMMANDS, GLOBAL_OPTIONS
 from crosvm_py.cli.options import Option
 from crosvm_py.config import RunConfig
 from crosvm_py.exit_status import VmExit, exit_status

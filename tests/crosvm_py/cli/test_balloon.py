@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.cli import balloon as commands
-from crosvm_py.cli.command import execute
+from crosvm_py.cli.dispatch import execute
 from crosvm_py.cli.options import parse
 from crosvm_py.cli.run import COMMAND, OPTIONS, build_config
 from crosvm_py.control import client

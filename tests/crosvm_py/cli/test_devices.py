@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.cli import devices as cli
-from crosvm_py.cli.command import execute
 from crosvm_py.cli.devices import as_fields, table
+from crosvm_py.cli.dispatch import execute
 from crosvm_py.control import client
 from crosvm_py.control.client import ControlError
 from crosvm_py.control.devices import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.cli import disk as cli
-from crosvm_py.cli.command import execute
+from crosvm_py.cli.dispatch import execute
 from crosvm_py.control import client
 from crosvm_py.control.client import ControlError
 from crosvm_py.control.devices import DiskSize, ResizeDisk

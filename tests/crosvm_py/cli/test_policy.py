@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.cli.command import COMMANDS, execute
+from crosvm_py.cli.dispatch import COMMANDS, execute
 from crosvm_py.cli.policy import EXIT_DENIED, EXIT_NO_POLICY, policy_name, policy_names
 from crosvm_py.device_process.kinds import DEVICE_KINDS
 from seccomp.syscalls import ARCHITECTURES
@@ -219,7 +219,7 @@ def test_overview_lists_the_commands_of_groups(capfd: pytest.CaptureFixture[str]
 
 def test_simulate_imports_nothing_of_a_vm() -> None:
     script = (
-        "import sys; from crosvm_py.cli.command import execute; "
+        "import sys; from crosvm_py.cli.dispatch import execute; "
         "execute(['policy', 'simulate', 'rng', 'read']); "
         "sys.exit(bool({'crosvm_py.vm', 'sys_util._kvm', 'argparse'} & set(sys.modules)))"
     )
