@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import os
-
 from crosvm_py.cli.command import Command
-from crosvm_py.cli.options import NO_ARGUMENTS, Option, Positional, suggestion, switch, text_option
+from crosvm_py.cli.options import NO_ARGUMENTS, Option, Positional, switch, text_option
 from crosvm_py.cli.output import write_error, write_out
-from crosvm_py.device_process.kinds import DEVICE_KINDS
+from crosvm_py.cli.policy_names import policy_name, policy_names
 from seccomp.errors import PolicyError
-from seccomp.loader import policy_path
 from seccomp.syscalls import ARCHITECTURES, machine_arch
-from sys_util.errors import ConfigError, UsageError, describe
+from sys_util.errors import UsageError, describe
 from sys_util.log import printable
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -22,9 +19,6 @@ if TYPE_CHECKING:
 
 EXIT_DENIED: Final = 1
 EXIT_NO_POLICY: Final = 2
-
-_SUFFIX: Final = ".policy"
-_PARTS: Final = "common"  # files that are there to be included begin so
 
 
 def _read_arch(option: str, text: str) -> str:
@@ -41,39 +35,6 @@ POLICY_DIR: Final = text_option(
 _DEVICE_HELP: Final = (
     "device such as block, net:0 or vhost-vsock, or policy such as block_device or vmm"
 )
-
-
-def policy_names(directory: str | None, arch: str | None = None) -> list[str]:
-    """Return the policies of a directory, or the built-in ones.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    folder = os.path.dirname(policy_path("vmm", directory, arch)) or "."
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise ConfigError(f"policies of {folder}") from error
-    stems = [name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)]
-    return [stem for stem in stems if stem and not stem.startswith((_PARTS, "."))]
-
-
-def policy_name(device: str, directory: str | None, arch: str | None = None) -> str:
-    """Return the policy of a device, which may be named as ``crosvm devices`` does.
-
-    Raises:
-        UsageError: there is none.
-    """
-    kinds = {kind.replace("_", "-"): each.policy_name for kind, each in DEVICE_KINDS.items()}
-    kind, colon, index = device.partition(":")
-    if kind in kinds and (not colon or index.isdecimal()):
-        return kinds[kind]
-    known = policy_names(directory, arch)
-    if device in known:
-        return device
-    where = "" if directory is None else f" in {directory}"
-    hint = suggestion(device, [*kinds, *known])
-    raise UsageError(f"no device or policy {device!r:.60}{where}{hint}")
 
 
 def _show(arguments: Arguments, _settings: GlobalSettings) -> int:

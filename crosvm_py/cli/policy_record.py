@@ -11,7 +11,7 @@ import time
 from crosvm_py.cli.command import Command
 from crosvm_py.cli.options import Positional, parse, switch, text_option
 from crosvm_py.cli.output import write_error
-from crosvm_py.cli.policy import policy_name
+from crosvm_py.cli.policy_names import policy_name, policy_names
 from crosvm_py.device_process.kinds import DEVICE_KINDS
 from sys_util.errors import ConfigError, UsageError
 from sys_util.log import printable
@@ -211,7 +211,6 @@ def _extent(recording: Recording) -> str:
 
 def _complete(directory: str) -> None:
     """Copy what the directory lacks, so that a run can be told to use it as it is."""
-    from crosvm_py.cli.policy import policy_names
     from seccomp.loader import policy_path
     from seccomp.policy_text import complete
     from seccomp.sources import read_sources
