@@ -10,7 +10,7 @@ from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from devices.virtio.balloon import BalloonSpec
-    from devices.virtio.block import BlockSpec
+    from devices.virtio.block_image import BlockSpec
     from devices.virtio.rng import RngSpec
     from devices.virtio.vsock_common import VsockSpec
 

@@ -10,7 +10,7 @@ from crosvm_py.cli import keyvalue
 from crosvm_py.cli.limits import FIELDS as LIMIT_FIELDS
 from crosvm_py.cli.limits import limits
 from crosvm_py.cli.options import Option
-from devices.virtio.block import BlockSpec
+from devices.virtio.block_image import BlockSpec
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final
 

@@ -77,7 +77,8 @@ def _build_balloon(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
 
 
 def _build_block(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
-    from devices.virtio.block import Block, BlockSpec
+    from devices.virtio.block import Block
+    from devices.virtio.block_image import BlockSpec
 
     queues = fields.pop("num_queues")
     fields["limits"] = _limits(fields)
@@ -99,15 +100,15 @@ def _limits(fields: Fields) -> RateLimits:
 
 def _build_net(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
     from devices.virtio.net import Net
-    from devices.virtio.net_card import NetSpec
+    from devices.virtio.net_state import NetSpec
 
     fields["limits"] = _limits(fields)
     return Net(NetSpec(**fields), fds)  # type: ignore[arg-type]  # as above
 
 
 def _build_kernel_net(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
-    from devices.virtio.net_card import NetSpec
     from devices.virtio.net_kernel import KernelNet
+    from devices.virtio.net_state import NetSpec
     from sys_util.vhost import Vhost
 
     fields["limits"] = _limits(fields)

@@ -16,11 +16,10 @@ from devices.virtio.block_image import MAX_ID_BYTES, SECTOR_BYTES, disk_id, open
 from devices.virtio.chain import ChainError
 from devices.virtio.device import CommandError, RequestError
 from devices.virtio.limited import LimitedDevice
-from devices.virtio.rate_limiter import RateLimits
-from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Self
 
 if TYPE_CHECKING:
+    from devices.virtio.block_image import BlockSpec
     from devices.virtio.chain import DescriptorChain, Reader, Writer
 
 VIRTIO_BLK_F_SEG_MAX: Final = 2
@@ -67,22 +66,6 @@ _SEGMENT: Final = Struct("<QII")  # sector, num_sectors, flags
 _CONFIG: Final = Struct("<Q I I 4x I 8x B x H 3I 2I B 3x")
 
 _STATUS_OK: Final = bytes([VIRTIO_BLK_S_OK])
-
-
-@fact
-class BlockSpec:
-    """One disk as the user asked for it. ``option`` is the spelling to name in messages."""
-
-    path: str
-    read_only: bool = False
-    root: bool = False
-    sparse: bool = True
-    block_size: int = 512
-    id: str | None = None
-    direct: bool = False
-    lock: bool = True
-    option: str = "--block"
-    limits: RateLimits = RateLimits()
 
 
 class BlockRequestError(RequestError):

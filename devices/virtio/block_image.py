@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Open the image of a block device, in the process of the user who named it.
+"""A disk as the user asked for it; open its image, in the process of that user.
 
 The device process gets the descriptor and nothing else: it can neither open nor lock. The lock
 belongs to the open file, so it lasts as long as any process of this VM holds the descriptor.
@@ -10,16 +10,31 @@ from __future__ import annotations
 import os
 import stat
 
+from devices.virtio.rate_limiter import RateLimits
 from sys_util.errors import ConfigError, HostError
+from sys_util.facts import fact
 from sys_util.linux import ofd_lock
-from sys_util.typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from devices.virtio.block import BlockSpec
+from sys_util.typing import Final
 
 SECTOR_BYTES: Final = 512
 MAX_BLOCK_BYTES: Final = 4096  # Linux guests take no logical block above their page size
 MAX_ID_BYTES: Final = 20  # virtio 1.3 §5.2.6
+
+
+@fact
+class BlockSpec:
+    """One disk as the user asked for it. ``option`` is the spelling to name in messages."""
+
+    path: str
+    read_only: bool = False
+    root: bool = False
+    sparse: bool = True
+    block_size: int = 512
+    id: str | None = None
+    direct: bool = False
+    lock: bool = True
+    option: str = "--block"
+    limits: RateLimits = RateLimits()
 
 
 def open_image(spec: BlockSpec) -> int:

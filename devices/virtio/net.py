@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from devices.virtio.context import DeviceContext
-    from devices.virtio.net_card import NetSpec
     from devices.virtio.net_ends import EndGoneError
+    from devices.virtio.net_state import NetSpec
 
 
 class Net(NetCard):

@@ -15,8 +15,6 @@ from devices.virtio.net_control import ControlQueue
 from devices.virtio.net_ends import TapEnd
 from devices.virtio.net_state import CardState
 from devices.virtio.net_stats import NetStats
-from devices.virtio.rate_limiter import RateLimits
-from sys_util.facts import fact
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain
     from devices.virtio.context import DeviceContext
     from devices.virtio.net_ends import NetEnd
+    from devices.virtio.net_state import NetSpec
 
 VIRTIO_NET_S_LINK_UP: Final = 1
 VIRTIO_NET_S_ANNOUNCE: Final = 2
@@ -46,18 +45,6 @@ LOG_SECONDS: Final = 5.0
 
 # Commands are few; a driver that sends more waits for its next turn.
 _MAX_COMMANDS_PER_TURN: Final = 16
-
-
-@fact
-class NetSpec:
-    """One card as the vmm found that it can be. ``tap``: else the descriptor is a stream socket."""
-
-    mac: bytes
-    mtu: int
-    pairs: int = 1
-    tap: bool = True
-    uso: bool = False
-    limits: RateLimits = RateLimits()  # for each direction
 
 
 class CardPair(Protocol):

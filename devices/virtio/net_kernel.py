@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from devices.virtio.backend import QueueActivation
     from devices.virtio.context import DeviceContext
-    from devices.virtio.net_card import NetSpec
+    from devices.virtio.net_state import NetSpec
 
 _NO_BACKEND: Final = -1
 

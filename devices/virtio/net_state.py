@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a network card was told, by its driver and by the user, and nobody will say again.
+"""What a network card can be, and what it was told by its driver and by the user.
 
-A process that takes the place of another one goes on with it. Which frames the driver said that it
-wants (receive modes, tables of addresses) is not among it, since nothing depends on that.
+Nobody will say the latter again: a process that takes the place of another one goes on with it.
+Which frames the driver said that it wants (receive modes, tables of addresses) is not among it,
+since nothing depends on that.
 """
 
 from __future__ import annotations
@@ -10,13 +11,23 @@ from __future__ import annotations
 from devices.virtio import net_features as bits
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.errors import ConfigError
-from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
-
-if TYPE_CHECKING:
-    from devices.virtio.net_card import NetSpec
+from sys_util.facts import fact
+from sys_util.typing import Final, NamedTuple, NoReturn
 
 MAC_BYTES: Final = 6
 _GROUP_BIT: Final = 1
+
+
+@fact
+class NetSpec:
+    """One card as the vmm found that it can be. ``tap``: else the descriptor is a stream socket."""
+
+    mac: bytes
+    mtu: int
+    pairs: int = 1
+    tap: bool = True
+    uso: bool = False
+    limits: RateLimits = RateLimits()  # for each direction
 
 
 class CardState(NamedTuple):

@@ -15,7 +15,8 @@ from crosvm_py.cli.options import parse
 from crosvm_py.cli.run import COMMAND, OPTIONS, build_config
 from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.preparation import prepare
-from devices.virtio.block import Block, BlockSpec
+from devices.virtio.block import Block
+from devices.virtio.block_image import BlockSpec
 from sys_util.errors import ConfigError, VmmError
 from tests.kernel_loader.images import Elf
 

@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from devices.virtio.balloon import Balloon, BalloonSpec
-from devices.virtio.block import Block, BlockSpec
+from devices.virtio.block import Block
+from devices.virtio.block_image import BlockSpec
 from devices.virtio.device import SimpleDevice
 from devices.virtio.rng import Rng, RngSpec
 from devices.virtio.saved_state import PAGE_CELLS

@@ -7,7 +7,8 @@ import os
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from devices.virtio.block import Block, BlockSpec
+from devices.virtio.block import Block
+from devices.virtio.block_image import BlockSpec
 from devices.virtio.worker import QueueWorker
 from sys_util.errors import ConfigError
 from sys_util.guest_memory import GuestMemory

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from crosvm_py.cli.options import parse
 from crosvm_py.cli.run import COMMAND, OPTIONS, build_config
 from crosvm_py.config import RunConfig, SerialSpec, disk_name
-from devices.virtio.block import BlockSpec
+from devices.virtio.block_image import BlockSpec
 from devices.virtio.rng import RngSpec
 from sys_util.errors import ConfigError, UsageError
 

@@ -13,7 +13,7 @@ import msgpack
 import pytest
 
 from crosvm_py.device_process.kinds import DEVICE_KINDS, build_device, pack_spec
-from devices.virtio.block import BlockSpec
+from devices.virtio.block_image import BlockSpec
 from devices.virtio.rng import Rng, RngSpec
 from seccomp import load_policy
 

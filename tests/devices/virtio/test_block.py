@@ -20,8 +20,8 @@ from devices.virtio.block import (
     VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES,
     Block,
-    BlockSpec,
 )
+from devices.virtio.block_image import BlockSpec
 from tests.support.block_driver import (
     DISCARD,
     FLUSH,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devices.virtio import block_file
-from devices.virtio.block import Block, BlockSpec
+from devices.virtio.block import Block
 from devices.virtio.block_file import direct_alignment
+from devices.virtio.block_image import BlockSpec
 from sys_util.errors import ConfigError
 from tests.support.block_driver import (
     IN,

@@ -7,7 +7,8 @@ import fcntl
 import os
 import resource
 
-from devices.virtio.block import Block, BlockSpec
+from devices.virtio.block import Block
+from devices.virtio.block_image import BlockSpec
 from tests.support.block_driver import (
     DISCARD,
     FLUSH,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio.block import Block, BlockSpec
+from devices.virtio.block import Block
+from devices.virtio.block_image import BlockSpec
 from sys_util.errors import ConfigError, HostError, describe
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from devices.virtio.block import (
     VIRTIO_BLK_F_DISCARD,
     VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_WRITE_ZEROES,
-    BlockSpec,
 )
+from devices.virtio.block_image import BlockSpec
 from sys_util.linux import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
 from tests.support.block_driver import (
     DISCARD,

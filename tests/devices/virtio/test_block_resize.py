@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio.block import MAX_SIZE_BYTES, BlockSpec
+from devices.virtio.block import MAX_SIZE_BYTES
+from devices.virtio.block_image import BlockSpec
 from devices.virtio.device import CommandError
 from tests.support.block_driver import IN, IOERR, OK, OUT, SECTOR, BlockDriver
 from tests.support.device_context import FakeContext

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.virtio.balloon import Balloon, BalloonSpec
-from devices.virtio.block import Block, BlockSpec
+from devices.virtio.block import Block
+from devices.virtio.block_image import BlockSpec
 from devices.virtio.console import Console, ConsoleSpec, PortSpec
 from devices.virtio.features import (
     BASE_FEATURES,
@@ -23,7 +24,7 @@ from devices.virtio.features import (
     VIRTIO_RING_F_INDIRECT_DESC,
 )
 from devices.virtio.net import Net
-from devices.virtio.net_card import NetSpec
+from devices.virtio.net_state import NetSpec
 from devices.virtio.net_stream import StreamEnd
 from devices.virtio.queue import QueueError, QueueState
 from devices.virtio.rng import Rng, RngSpec

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devices.virtio import limited
-from devices.virtio.block import Block, BlockSpec
+from devices.virtio.block import Block
+from devices.virtio.block_image import BlockSpec
 from devices.virtio.device import CommandError
 from devices.virtio.rate_limiter import RateLimiter, RateLimits
 from devices.virtio.rng import Rng, RngSpec

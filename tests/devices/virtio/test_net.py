@@ -12,8 +12,8 @@ import pytest
 from devices.virtio.counters import named
 from devices.virtio.device import CommandError
 from devices.virtio.net import Net
-from devices.virtio.net_card import NetSpec
 from devices.virtio.net_ends import TapEnd
+from devices.virtio.net_state import NetSpec
 from devices.virtio.net_stats import NET_STATS
 from sys_util.event_loop import EPOLLOUT
 from sys_util.tap import IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUNSETOFFLOAD, TUNSETQUEUE

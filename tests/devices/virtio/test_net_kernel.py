@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devices.virtio.device import CommandError
-from devices.virtio.net_card import NetSpec
 from devices.virtio.net_kernel import KernelNet
+from devices.virtio.net_state import NetSpec
 from devices.virtio.queue import QueueError
 from sys_util.guest_memory import GuestMemory
 from sys_util.tap import IFF_ATTACH_QUEUE, TUNSETOFFLOAD, TUNSETQUEUE

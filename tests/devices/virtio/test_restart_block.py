@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio.block import Block, BlockSpec
+from devices.virtio.block import Block
+from devices.virtio.block_image import BlockSpec
 from devices.virtio.rate_limiter import RateLimits
 from devices.virtio.rng import Rng, RngSpec
 from sys_util.guest_memory import GuestMemory
