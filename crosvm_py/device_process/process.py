@@ -12,9 +12,9 @@ import select
 
 from crosvm_py.device_process import protocol
 from crosvm_py.device_process.kinds import build_device
-from devices.virtio.context import LoopContext
 from devices.virtio.counters import Counters
 from devices.virtio.device import CommandError
+from devices.virtio.loop_context import LoopContext
 from devices.virtio.saved_state import SavedState
 from devices.virtio.worker import QueueWorker
 from sys_util import linux, log

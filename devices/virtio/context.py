@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from devices.virtio.saved_state import SavedState
-from sys_util.errors import GuestError
 from sys_util.event_loop import EPOLLIN
 from sys_util.typing import TYPE_CHECKING, Protocol
 
@@ -13,8 +11,8 @@ if TYPE_CHECKING:
 
     from devices.virtio.counters import Counters
     from devices.virtio.port import QueuePort
-    from devices.virtio.worker import QueueWorker
-    from sys_util.event_loop import EventLoop, Timer
+    from devices.virtio.saved_state import SavedState
+    from sys_util.event_loop import Timer
     from sys_util.guest_memory import GuestMemory
 
 
@@ -68,94 +66,3 @@ class DeviceContext(Protocol):
     def config_changed(self) -> None:
         """Say that ``device.config()`` is now another, of the same length; the driver is told."""
         ...
-
-
-class LoopContext:
-    """``DeviceContext`` over the event loop of a device process."""
-
-    def __init__(
-        self,
-        memory: GuestMemory,
-        loop: EventLoop,
-        worker: QueueWorker,
-        serve_again: Callable[[], None],
-        config_changed: Callable[[], None],
-        on_guest_error: Callable[[GuestError], None],
-        saved: SavedState | None = None,
-    ) -> None:
-        """``on_guest_error`` is told what left a callback of the device."""
-        self.memory = memory
-        self.saved = SavedState() if saved is None else saved
-        self.counters = worker.counters
-        self.port = worker.port
-        self.serve_again = serve_again
-        self.config_changed = config_changed
-        self._loop = loop
-        self._on_guest_error = on_guest_error
-        self._fds: dict[int, tuple[Callable[[int], None], int]] = {}
-        self._held: set[str] = set()  # why callbacks are held
-        self._deferred: list[Callable[[], None]] = []  # timers that ran out meanwhile
-
-    def add_fd(self, fd: int, callback: Callable[[int], None], *, events: int = EPOLLIN) -> None:
-        def guarded(ready: int) -> None:
-            try:
-                callback(ready)
-            except GuestError as error:
-                self._on_guest_error(error)
-
-        if not self._held:
-            self._loop.add(fd, guarded, events=events)
-        self._fds[fd] = (guarded, events)
-
-    def modify_fd(self, fd: int, events: int) -> None:
-        self._fds[fd] = (self._fds[fd][0], events)
-        if not self._held:
-            self._loop.modify(fd, events)
-
-    def remove_fd(self, fd: int) -> None:
-        del self._fds[fd]
-        if not self._held:
-            self._loop.remove(fd)
-
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        timer: Timer
-
-        def run() -> None:
-            if self._held:
-                timer.callback = run  # so that it can still be cancelled
-                self._deferred.append(lambda: _run_timer(timer))
-                return
-            try:
-                callback()
-            except GuestError as error:
-                self._on_guest_error(error)
-
-        timer = self._loop.call_later(seconds, run)
-        return timer
-
-    def hold(self, reason: str) -> None:
-        """Let no callback come until every reason was released."""
-        if not self._held:
-            for fd in self._fds:
-                # Not with an empty set of events: the end of a peer would still be told, for ever.
-                self._loop.remove(fd)
-        self._held.add(reason)
-
-    def release(self, reason: str) -> None:
-        """Take one reason away; harmless when it is none."""
-        if reason not in self._held:
-            return
-        self._held.remove(reason)
-        if self._held:
-            return
-        for fd, (callback, events) in self._fds.items():
-            self._loop.add(fd, callback, events=events)
-        deferred, self._deferred = self._deferred, []
-        for call in deferred:
-            self._loop.call_later(0, call)
-
-
-def _run_timer(timer: Timer) -> None:
-    callback, timer.callback = timer.callback, None
-    if callback is not None:
-        callback()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio.context import LoopContext
+from devices.virtio.loop_context import LoopContext
 from devices.virtio.queue import QueueError
 from devices.virtio.rng import Rng, RngSpec
 from devices.virtio.worker import QueueWorker
