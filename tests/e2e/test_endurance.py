@@ -25,4 +25,5 @@ def test_guest_sees_no_error_while_its_devices_are_killed(kvmhost: KvmHost) -> N
     assert sum(result.restarts.values()) == result.killed + result.stopped
     assert int(result.facts["fio_rounds"]) > 0
     assert int(result.facts["tcp_rounds"]) > 0
+    assert float(result.facts["iperf_mib"]) > 0
     assert int(result.facts["vsock_answers"]) > 0

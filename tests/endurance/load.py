@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tests.e2e.support import CLOUD, Lab
@@ -23,8 +24,9 @@ BLOB_MIB: Final = 8
 MAX_SECONDS: Final = 86400.0
 
 # fio writes blocks with checksums at depth 16 and reads each of them back; files of another disk
-# are written and compared; the network brings the same bytes on each new connection; vsock, whose
-# connections end with their device, asks again. A line on the console ends it.
+# are written and compared; the network brings the same bytes on each new connection, and iperf3
+# keeps one open from the beginning to the end, both ways; vsock, whose connections end with their
+# device, asks again. A line on the console ends it.
 SCRIPT: Final = f"""
 ip addr add {GUEST_IP}/24 dev eth0; ip link set eth0 up
 (until [ -e /tmp/stop ]; do
@@ -36,6 +38,7 @@ fio=$!
 (while sleep 0.1; do head -c 256 /dev/hwrng >/dev/null || echo failed; done) >/tmp/rng 2>&1 &
 /sbin/mke2fs -q -t ext4 /dev/vdc && mount /dev/vdc /mnt
 (while :; do socat -u TCP:{HOST_IP}:5000,retry=9 - | sha256sum; done) >/tmp/tcp 2>/tmp/tcp.err &
+iperf3 -c {HOST_IP} -t 86000 -b 2M --bidir -i 0 >/tmp/iperf 2>&1 & iperf=$!
 (while sleep 0.2; do echo hello | socat - VSOCK-CONNECT:2:52 | grep -c hello
 done) >/tmp/vsock 2>&1 &
 (read word </dev/ttyS0; echo >/tmp/stop) &
@@ -51,6 +54,9 @@ while [ ! -e /tmp/stop ]; do
     n=0; rounds=$((rounds + 1)); >/tmp/sums
 done
 until [ -s /tmp/tcp ] && grep -q '^1' /tmp/vsock; do sleep 1; done
+kill -INT $iperf; wait $iperf
+fact iperf_end grep iperf3: /tmp/iperf
+fact iperf_mib sh -c 'sed -n "s/.*RX-C.* \\([0-9.]*\\) MBytes.*receiver.*/\\1/p" /tmp/iperf'
 sync; echo 1 >/proc/sys/vm/drop_caches
 fact files sh -c 'cd /mnt; [ ! -s /tmp/sums ] || sha256sum -c -s /tmp/sums; echo $?'
 umount /mnt
@@ -73,6 +79,7 @@ EXPECTED: Final = {
     "check": "0",
     "fio_errors": "",
     "tcp_errors": "",
+    "iperf_end": "iperf3: interrupt - the client has terminated",
     "rng_failures": "0",
     "errors": "",
 }
@@ -104,12 +111,14 @@ def run_load(host: KvmHost, limit: str, seed: int, victims: Sequence[str] = DEVI
     servers = (
         ["socat", "-U", "TCP-LISTEN:5000,reuseaddr,fork", f"OPEN:{lab.folder}/blob"],
         ["socat", f"UNIX-LISTEN:{vsock}_52,fork", "PIPE"],
+        ["iperf3", "-s"],
     )
-    with (
-        host.start(servers[0]),
-        host.start(servers[1]),
-        lab.start(*disks, *net, *more, "-c", "2", "-m", "512", kernel=CLOUD, script=SCRIPT) as vm,
-    ):
+    with ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(host.start(server))
+        vm = stack.enter_context(
+            lab.start(*disks, *net, *more, "-c", "2", "-m", "512", kernel=CLOUD, script=SCRIPT)
+        )
         vm.wait_for("the load runs")
         report("the load runs")
         words = ["python3", HARASS, vm.socket, str(seed), limit, *victims]
