@@ -9,18 +9,14 @@ import pytest
 
 from kernel_loader.image import open_kernel
 
-CACHE = Path(__file__).parents[2] / ".cache"
-KERNELS = sorted(
-    path
-    for pattern in ("**/vmlinuz*", "**/bzImage", "**/vmlinux")
-    for path in CACHE.glob(pattern)
-    if path.is_file() and not path.is_symlink()
-)[:4]
+GUESTS = Path(__file__).parents[2] / ".cache" / "guests"
+KERNELS = sorted((*GUESTS.glob("*/bzImage"), *GUESTS.glob("*/vmlinux")))
+NAMES = [f"{path.parent.name.partition('-')[0]}-{path.name}" for path in KERNELS]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not KERNELS, reason=f"no kernel below {CACHE}")
-@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
+@pytest.mark.skipif(not KERNELS, reason=f"no kernel in {GUESTS}")
+@pytest.mark.parametrize("path", KERNELS, ids=NAMES)
 def test_open_kernel_real_kernel_starts_in_64_bit_mode(path: Path) -> None:
     image = open_kernel(str(path))
     image.check([(0, 0xA_0000), (0x10_0000, 0x1000_0000)], 0x10_0000)
