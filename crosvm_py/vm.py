@@ -67,7 +67,7 @@ class VirtualMachine:
         """Start every device and build the machine around them.
 
         Raises:
-            VmmError: a device did not start.
+            VmmError: a device did not start, or the warden is no more.
             HostError: KVM refuses something.
         """
         prepared, machine = self._prepared, self._machine
@@ -82,6 +82,7 @@ class VirtualMachine:
         )
         machine.load(prepared.plan, self._config.cpus)
         self._supervisor.wait_ready()
+        self._supervisor.seal()
         for device in self._supervisor.devices:
             device.events = machine.plug(device)
             if prepared.cgroup is not None:
@@ -97,7 +98,6 @@ class VirtualMachine:
             signal.signal(signum, self._on_signal)
         if self._prepared.socket is not None:
             self._control = self._serve_control(self._prepared.socket, vcpus)
-        self._supervisor.seal()
         self._start(vcpus)
         vcpus.resume()
         if self._exit is None:

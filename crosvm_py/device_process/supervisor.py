@@ -99,6 +99,7 @@ class Supervisor:
         self._waiting: set[int] = set()
         self._resizes: dict[int, ResizeResult] = {}
         self._failure = ""
+        self._sealed = False
         self._ending = False
         self._looks_after = False
         loop.add(warden.channel.fileno(), self._on_warden)
@@ -145,12 +146,13 @@ class Supervisor:
         return device
 
     def seal(self) -> None:
-        """Have the warden refuse any further device.
+        """Have the warden refuse any further device; it has confined itself when this returns.
 
         Raises:
-            VmmError: the warden has gone.
+            VmmError: the warden has gone, or gives no answer.
         """
         self._order(protocol.Seal())
+        self._serve_until(lambda: self._sealed, lambda: "warden")
 
     def report_denied_calls(self) -> None:
         """Have the warden told, in the last moment, which system call the vmm was denied."""
@@ -167,13 +169,8 @@ class Supervisor:
         Raises:
             VmmError: a device did not start; it says which and why.
         """
-        timer = self._loop.call_later(START_SECONDS, self._give_up_waiting)
         syscall_name(0)  # loads the names while the devices start: under the filter it is too late
-        while self._waiting and not self._failure:
-            self._loop.run_once()
-        timer.cancel()
-        if self._failure:
-            raise VmmError(self._failure)
+        self._serve_until(lambda: not self._waiting, self._names_waited_for)
         if not self._looks_after:
             self._looks_after = True
             self._look_after()
@@ -233,9 +230,19 @@ class Supervisor:
 
         self._loop.call_later(self._care.timeout_seconds / 4, look)
 
-    def _give_up_waiting(self) -> None:
-        names = ", ".join(self._charges[at].device.name for at in sorted(self._waiting))
-        self._failure = f"{names}: not ready after {START_SECONDS:.0f} s"
+    def _serve_until(self, done: Callable[[], bool], whom: Callable[[], str]) -> None:
+        def give_up() -> None:
+            self._failure = f"{whom()}: not ready after {START_SECONDS:.0f} s"
+
+        timer = self._loop.call_later(START_SECONDS, give_up)
+        while not (done() or self._failure):
+            self._loop.run_once()
+        timer.cancel()
+        if self._failure:
+            raise VmmError(self._failure)
+
+    def _names_waited_for(self) -> str:
+        return ", ".join(self._charges[at].device.name for at in sorted(self._waiting))
 
     # What the warden says.
 
@@ -282,6 +289,8 @@ class Supervisor:
             case protocol.WardenDenied(number):
                 denied = f"{syscall_name(number)} ({number}), policy warden"
                 self._end_with(f"warden (pid {self._warden.pid}): killed by seccomp: {denied}")
+            case protocol.Sealed():
+                self._sealed = True
             case protocol.Resized(device_id, size_bytes, reason):
                 then = self._resizes.pop(device_id, None)
                 if then is None:

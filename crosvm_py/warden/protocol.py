@@ -174,6 +174,14 @@ class Resized:
 
 
 @fact
+class Sealed:
+    """The warden's answer to ``Seal``: it has closed its own door, too."""
+
+    TYPE: ClassVar[int] = 37
+    FIELDS: ClassVar[tuple[Check, ...]] = ()
+
+
+@fact
 class WardenDenied:
     """The warden's last message, of the same kind."""
 
@@ -187,4 +195,4 @@ VMM_DENIED_HEAD: Final = bytes([0x93, VmmDenied.TYPE])
 WARDEN_DENIED_HEAD: Final = bytes([0x92, WardenDenied.TYPE])
 
 WARDEN_CODEC: Final = Codec((Spawn, Respawn, Kill, Resize, VmmDenied, Seal))
-VMM_CODEC: Final = Codec((Spawned, SpawnFailed, Exited, Resized, WardenDenied))
+VMM_CODEC: Final = Codec((Spawned, SpawnFailed, Exited, Resized, WardenDenied, Sealed))

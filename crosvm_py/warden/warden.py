@@ -172,6 +172,7 @@ class _Warden:
                     self._start(self._ended(device_id), fds, fresh=fresh)
                 case protocol.Seal():
                     self._sealed = True
+                    self._channel.send(protocol.Sealed())
                 case protocol.Kill(device_id):
                     self._kill(device_id)
                 case protocol.VmmDenied(number, in_vcpu):

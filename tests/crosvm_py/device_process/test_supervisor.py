@@ -14,7 +14,15 @@ from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.device_process import supervisor
 from crosvm_py.device_process.kinds import DeviceOrder
 from crosvm_py.warden import host
-from crosvm_py.warden.protocol import Exited, Kill, Spawned, SpawnFailed
+from crosvm_py.warden.protocol import (
+    Exited,
+    Kill,
+    Seal,
+    Sealed,
+    Spawned,
+    SpawnFailed,
+    WardenDenied,
+)
 from sys_util import wire
 from sys_util.errors import VmmError
 from tests.crosvm_py.fake_warden import FakeWarden
@@ -176,6 +184,26 @@ def test_devices_that_are_never_ready_are_told_by_name(
         warden.spawn(name, ready=ready)
     with pytest.raises(VmmError, match=r"^block:0, rng: not ready after 0 s"):
         warden.supervisor.wait_ready()
+
+
+def test_seal_waits_for_the_warden(warden: FakeWarden) -> None:
+    warden.channel.send(Sealed())
+    warden.supervisor.seal()
+    assert warden.take()[0] == Seal()
+
+
+def test_warden_that_does_not_seal_itself_is_told(
+    warden: FakeWarden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "START_SECONDS", 0.0)
+    with pytest.raises(VmmError, match=r"^warden: not ready after 0 s"):
+        warden.supervisor.seal()
+
+
+def test_warden_that_ends_before_it_is_sealed_is_told(warden: FakeWarden) -> None:
+    warden.channel.send(WardenDenied(59))
+    with pytest.raises(VmmError, match=r"killed by seccomp: execve \(59\), policy warden$"):
+        warden.supervisor.seal()
 
 
 # The warden: ours, and still read strictly
