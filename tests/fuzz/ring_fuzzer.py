@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import select
 import time
 from typing import TYPE_CHECKING
@@ -53,6 +52,7 @@ class RingFuzzer:
         self.restarts = 0
         self._began = time.monotonic()
         self._lines = 0
+        _forget_peak()
         self._peak_kib = _peak_kib()
         self._fds = _open_fds()
         log.set_sink(self._count_line)
@@ -211,7 +211,15 @@ def _scribble(source: Source, view: memoryview) -> None:
 
 
 def _peak_kib() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Return the most memory that this process had since ``_forget_peak`` (proc_pid_status(5))."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+
+
+def _forget_peak() -> None:
+    """Begin anew with what this process has now (proc_pid_clear_refs(5))."""
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as peak:
+        peak.write("5")
 
 
 def _open_fds() -> int:

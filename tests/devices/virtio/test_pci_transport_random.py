@@ -101,8 +101,9 @@ class RandomTransport(RuleBasedStateMachine):
     @rule()
     def answer_reset(self) -> None:
         self.backend.calls.append("answered")
+        by_driver = self.state._reset_pending  # else a new process forgets a dead driver
         self.machine.transport.reset_done()
-        assert self.state.status == 0
+        assert self.state.status == 0 or not by_driver
 
     @rule(index=st.integers(-1, 3))
     def answer_queue_reset(self, index: int) -> None:
