@@ -68,7 +68,8 @@ LATCH_SECONDS: Final = 0.01
 # The fastest rates (up to 8 kHz) would keep the event loop busy; Linux uses timers of its own.
 MIN_PERIOD_SECONDS: Final = 1 / 1024
 # A timer for a distant alarm looks again in between, which also follows steps of the host's clock.
-MAX_TICK_SECONDS: Final = 60.0
+# One whose place an earlier one took runs on: in a second there cannot be many.
+MAX_TICK_SECONDS: Final = 1.0
 NEVER: Final = float("inf")
 
 B_INTERRUPTS: Final = B_PIE | B_AIE | B_UIE  # the same bits as in register C
