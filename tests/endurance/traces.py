@@ -12,7 +12,8 @@ from typing import NamedTuple
 class Traces(NamedTuple):
     """Everything of ours, or that only grows if we leak, on this host.
 
-    A vmm is known by its command line, which its warden and its devices have, too.
+    A vmm is known by its command line, which its warden and its devices have, too. Other VMs may
+    come and go meanwhile: what processes hold is looked for in these and in our own.
     """
 
     processes: frozenset[str]
@@ -34,6 +35,8 @@ class Traces(NamedTuple):
             with suppress(OSError):  # it ends meanwhile
                 if os.fsencode(folder) in (process / "cmdline").read_bytes():
                     processes.add(process.name)
+                elif process.name != str(os.getpid()):
+                    continue
                 namespaces |= {os.readlink(link) for link in (process / "ns").iterdir()}
                 maps = (process / "maps").read_text()
                 shared += maps.count("/memfd:crosvm_")
