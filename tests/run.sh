@@ -8,17 +8,9 @@ cd "$(dirname "$0")/.."
 sh tests/setup.sh
 python=.venv/bin/python
 
-# tests NAME PATH…: run them; what failed is told and has one more try, in a test host of its own.
-# An emulated machine that shares its processors may miss a moment; a defect fails twice. Whatever
-# else ends pytest (status 2 and up) left tests out, which a second try would leave out, too.
+# tests NAME PATH…: run them; what failed has one more try, which is told and counted.
 tests() {
-    cache=.cache/pytest-$1
-    shift
-    ended=0
-    $python -m pytest -q -rs -o "cache_dir=$cache" "$@" || ended=$?
-    [ "$ended" = 1 ] || return "$ended"
-    echo "run: one more try for what failed" >&2
-    $python -m pytest -q -rs -o "cache_dir=$cache" --last-failed "$@"
+    $python -m tests.second_try "$@"
 }
 
 # newer: what meets the kernel and the C library, once more on a newer Debian.
@@ -52,4 +44,5 @@ other=$!
 tests first $first "$@" || status=$?
 wait "$other" || status=$?
 cat "$output"
+$python -m tests.second_try report || status=$?
 exit "$status"
