@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What a run may import is everything but these, which cost milliseconds each and have a lighter
-# way beside them: sys_util.typing, sys_util.facts, sys_util.log, crosvm_py.cli.options.
+# way beside them: sys_util.typing, sys_util.facts, sys_util.log, crosvm_py.cli.grammar.options.
 DEAR = {
     *("argparse", "asyncio", "ctypes", "dataclasses", "importlib.metadata", "inspect", "json"),
     *("logging", "multiprocessing", "pathlib", "pyseccomp", "random", "re", "shutil"),

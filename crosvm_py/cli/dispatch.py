@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from crosvm_py.cli.command import GlobalSettings
-from crosvm_py.cli.options import Option, parse, suggestion, switch, text_option
+from crosvm_py.cli.grammar.command import GlobalSettings
+from crosvm_py.cli.grammar.options import Option, parse, suggestion, switch, text_option
 from sys_util import log
 from sys_util.errors import UsageError
 from sys_util.typing import TYPE_CHECKING, Final
@@ -12,8 +12,8 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from crosvm_py.cli.command import Command
-    from crosvm_py.cli.options import Arguments
+    from crosvm_py.cli.grammar.command import Command
+    from crosvm_py.cli.grammar.options import Arguments
 
 
 def _read_filter(option: str, text: str) -> log.Filter:
@@ -39,91 +39,91 @@ GLOBAL_OPTIONS: Final = (EXTENDED_STATUS, LOG_LEVEL, SYSLOG_TAG, NO_SYSLOG)
 
 # Every command is imported only when it is the one: `crosvm stop` needs no machine.
 def _load_run() -> Command:
-    from crosvm_py.cli.run import COMMAND
+    from crosvm_py.cli.commands.run import COMMAND
 
     return COMMAND
 
 
 def _load_stop() -> Command:
-    from crosvm_py.cli.control import STOP
+    from crosvm_py.cli.commands.control import STOP
 
     return STOP
 
 
 def _load_suspend() -> Command:
-    from crosvm_py.cli.control import SUSPEND
+    from crosvm_py.cli.commands.control import SUSPEND
 
     return SUSPEND
 
 
 def _load_resume() -> Command:
-    from crosvm_py.cli.control import RESUME
+    from crosvm_py.cli.commands.control import RESUME
 
     return RESUME
 
 
 def _load_powerbtn() -> Command:
-    from crosvm_py.cli.control import POWERBTN
+    from crosvm_py.cli.commands.control import POWERBTN
 
     return POWERBTN
 
 
 def _load_devices() -> Command:
-    from crosvm_py.cli.devices import DEVICES
+    from crosvm_py.cli.commands.devices import DEVICES
 
     return DEVICES
 
 
 def _load_restart_device() -> Command:
-    from crosvm_py.cli.care import RESTART_DEVICE
+    from crosvm_py.cli.commands.care import RESTART_DEVICE
 
     return RESTART_DEVICE
 
 
 def _load_disk() -> Command:
-    from crosvm_py.cli.disk import DISK
+    from crosvm_py.cli.commands.disk import DISK
 
     return DISK
 
 
 def _load_limit() -> Command:
-    from crosvm_py.cli.devices import LIMIT
+    from crosvm_py.cli.commands.devices import LIMIT
 
     return LIMIT
 
 
 def _load_link() -> Command:
-    from crosvm_py.cli.link import LINK
+    from crosvm_py.cli.commands.link import LINK
 
     return LINK
 
 
 def _load_balloon() -> Command:
-    from crosvm_py.cli.balloon import BALLOON
+    from crosvm_py.cli.commands.balloon import BALLOON
 
     return BALLOON
 
 
 def _load_balloon_stats() -> Command:
-    from crosvm_py.cli.balloon import STATS
+    from crosvm_py.cli.commands.balloon import STATS
 
     return STATS
 
 
 def _load_policy() -> Command:
-    from crosvm_py.cli.policy import POLICY
+    from crosvm_py.cli.commands.policy import POLICY
 
     return POLICY
 
 
 def _load_doctor() -> Command:
-    from crosvm_py.cli.doctor import COMMAND
+    from crosvm_py.cli.commands.doctor import COMMAND
 
     return COMMAND
 
 
 def _load_version() -> Command:
-    from crosvm_py.cli.version import COMMAND
+    from crosvm_py.cli.commands.version import COMMAND
 
     return COMMAND
 
@@ -206,7 +206,7 @@ def _settings(before: Arguments) -> GlobalSettings:
 
 
 def _print_overview() -> int:
-    from crosvm_py.cli.help import overview
+    from crosvm_py.cli.grammar.help import overview
     from crosvm_py.cli.output import write_out
 
     commands = []
@@ -218,7 +218,7 @@ def _print_overview() -> int:
 
 
 def _print_help(command: Command) -> int:
-    from crosvm_py.cli.help import command_help
+    from crosvm_py.cli.grammar.help import command_help
     from crosvm_py.cli.output import write_out
 
     write_out(command_help(command))

@@ -14,7 +14,7 @@ import pytest
 
 from crosvm_py.__main__ import main
 from crosvm_py.cli.dispatch import COMMANDS, GLOBAL_OPTIONS
-from crosvm_py.cli.options import Option
+from crosvm_py.cli.grammar.options import Option
 from crosvm_py.config import RunConfig
 from crosvm_py.exit_status import VmExit, exit_status
 from crosvm_py.version import VERSION
@@ -210,7 +210,9 @@ def _modules_of(statement: str) -> set[str]:
     return set(run.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["crosvm_py.cli.control", "crosvm_py.cli.version"])
+@pytest.mark.parametrize(
+    "module", ["crosvm_py.cli.commands.control", "crosvm_py.cli.commands.version"]
+)
 def test_small_commands_do_not_import_the_machine(module: str) -> None:
     heavy = {"jail", "seccomp", "kernel_loader", "argparse", "logging", "json"}
     heavy |= {"devices.bus", "devices.virtio.device", "sys_util.guest_memory"}
@@ -219,4 +221,4 @@ def test_small_commands_do_not_import_the_machine(module: str) -> None:
 
 def test_run_command_line_imports_no_heavy_module() -> None:
     heavy = {"argparse", "logging", "json", "asyncio", "subprocess", "pathlib", "difflib"}
-    assert _modules_of("import crosvm_py.__main__, crosvm_py.cli.run") & heavy == set()
+    assert _modules_of("import crosvm_py.__main__, crosvm_py.cli.commands.run") & heavy == set()

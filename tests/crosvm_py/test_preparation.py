@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import msgpack
 import pytest
 
-from crosvm_py.cli.options import parse
-from crosvm_py.cli.run import COMMAND, OPTIONS, build_config
+from crosvm_py.cli.commands.run import COMMAND, OPTIONS, build_config
+from crosvm_py.cli.grammar.options import parse
 from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.preparation import prepare
 from devices.virtio.block import Block

@@ -14,8 +14,8 @@ import msgpack
 import pytest
 
 from crosvm_py import vsock_setup
-from crosvm_py.cli.options import parse
-from crosvm_py.cli.run import COMMAND, build_config
+from crosvm_py.cli.commands.run import COMMAND, build_config
+from crosvm_py.cli.grammar.options import parse
 from crosvm_py.device_process.kinds import DeviceOrder
 from crosvm_py.vsock_setup import PreparedVsock, prepare_vsock
 from crosvm_py.warden.protocol import NO_DIRECTORY

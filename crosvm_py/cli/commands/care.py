@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How devices are looked after: ``--device-restart``, ``--device-timeout``, ``restart-device``."""
+
+from __future__ import annotations
+
+from crosvm_py.cli.grammar.command import Command
+from crosvm_py.cli.grammar.options import Option, Positional
+from crosvm_py.control.devices import MAX_NAME_CHARS
+from crosvm_py.device_process.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS, NEVER
+from sys_util.errors import ConfigError, UsageError
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.cli.grammar.command import GlobalSettings
+    from crosvm_py.cli.grammar.options import Arguments
+
+_MAX_RESTARTS: Final = 1_000_000
+_MIN_SECONDS: Final = 1.0
+_MAX_SECONDS: Final = 86400.0
+
+_WORDS: Final = {"always": ALWAYS, "never": NEVER}
+
+
+class _Restarts:
+    """How often, wrapped: an option that was not given is ``None``, as is ``ALWAYS``."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+
+
+def _read_restarts(option: str, text: str) -> _Restarts:
+    if text in _WORDS:
+        return _Restarts(_WORDS[text])
+    if not (text.isascii() and text.isdigit()):
+        raise UsageError(f"{option}: {text!r:.40} is neither always, never nor a number")
+    if int(text[:12]) > _MAX_RESTARTS or len(text) > 12:
+        raise ConfigError(f"{option}: {text:.40} is more than {_MAX_RESTARTS}")
+    return _Restarts(int(text))
+
+
+def _read_timeout(option: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise UsageError(f"{option}: {text!r:.40} is no number of seconds") from None
+    if not _MIN_SECONDS <= seconds <= _MAX_SECONDS:  # nor is NaN
+        limits = f"{_MIN_SECONDS:.0f} to {_MAX_SECONDS:.0f} seconds"
+        raise ConfigError(f"{option}: {text:.40} is outside the limits, {limits}")
+    return seconds
+
+
+RESTARTS: Final = Option(
+    "--device-restart",
+    "always|never|N",
+    "how often a device that fails gets a new process (always); never: the VM ends instead",
+    _read_restarts,
+)
+TIMEOUT: Final = Option(
+    "--device-timeout",
+    "SECONDS",
+    "end a device process that answers nothing, or serves no queue, for so long (30)",
+    _read_timeout,
+)
+OPTIONS: Final = (RESTARTS, TIMEOUT)
+
+
+def restarts(arguments: Arguments) -> int | None:
+    """Return how often each device may be restarted, ``None`` for always."""
+    given = arguments.get(RESTARTS)
+    return ALWAYS if given is None else given.limit
+
+
+def timeout_seconds(arguments: Arguments) -> float:
+    """Return how long a device process may hang."""
+    return arguments.get(TIMEOUT) or DEFAULT_TIMEOUT_SECONDS
+
+
+def _restart_device(arguments: Arguments, _settings: GlobalSettings) -> int:
+    from crosvm_py.control import client
+    from crosvm_py.control.devices import RestartDevice
+    from crosvm_py.control.protocol import Done
+
+    device, path = arguments.positional
+    if len(device) > MAX_NAME_CHARS:
+        raise UsageError(f"restart-device: {device:.80}: no device has such a name")
+    answer = client.ask(path, RestartDevice(device))
+    if not isinstance(answer, Done):
+        raise client.ControlError(f"{path}: an answer to something else")
+    return 0
+
+
+RESTART_DEVICE: Final = Command(
+    "restart-device",
+    "give a device, such as block:0, a new process with the code that is installed now",
+    (),
+    Positional("DEVICE SOCKET", "device, control socket", 2, 2),
+    _restart_device,
+)

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``crosvm stop``, ``suspend``, ``resume`` and ``powerbtn``: requests to VMs that run."""
+
+from __future__ import annotations
+
+from crosvm_py.cli.grammar.command import Command
+from crosvm_py.cli.grammar.options import Positional
+from crosvm_py.cli.output import write_error
+from crosvm_py.control import client
+from crosvm_py.control.protocol import PowerButton, Request, Resume, Stop, Suspend
+from sys_util.errors import VmmError, describe
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.cli.grammar.command import GlobalSettings
+    from crosvm_py.cli.grammar.options import Arguments
+
+MAX_SOCKETS: Final = 1024
+
+
+def _command(name: str, summary: str, request: Request, *, until_gone: bool = False) -> Command:
+    def run(arguments: Arguments, _settings: GlobalSettings) -> int:
+        failed = False
+        for path in arguments.positional:
+            try:
+                client.ask(path, request, until_gone=until_gone)
+            except VmmError as error:
+                write_error(f"{name}: {describe(error)}")
+                failed = True
+        return 1 if failed else 0
+
+    sockets = Positional("SOCKET", "control socket of a VM (run --socket)", 1, MAX_SOCKETS)
+    return Command(name, summary, (), sockets, run)
+
+
+STOP: Final = _command("stop", "end VMs, and wait until they are gone", Stop(), until_gone=True)
+SUSPEND: Final = _command("suspend", "hold the vCPUs of VMs still", Suspend())
+RESUME: Final = _command("resume", "let suspended VMs go on", Resume())
+POWERBTN: Final = _command("powerbtn", "press the ACPI power button of VMs", PowerButton())

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``crosvm link``: the cables of network cards of VMs that run."""
+
+from __future__ import annotations
+
+from crosvm_py.cli.grammar.command import Command
+from crosvm_py.cli.grammar.options import Positional
+from crosvm_py.control import client
+from crosvm_py.control.devices import MAX_NAME_CHARS
+from crosvm_py.control.net import SetLink
+from crosvm_py.control.protocol import Done
+from sys_util.errors import UsageError
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.cli.grammar.command import GlobalSettings
+    from crosvm_py.cli.grammar.options import Arguments
+
+_WORDS: Final = {"up": True, "down": False}
+
+
+def _link(arguments: Arguments, _settings: GlobalSettings) -> int:
+    device, word, path = arguments.positional
+    if word not in _WORDS:
+        raise UsageError(f"link: {word!r:.40} is neither up nor down")
+    if len(device) > MAX_NAME_CHARS:
+        raise UsageError(f"link: {device:.80}: no device has such a name")
+    answer = client.ask(path, SetLink(device, _WORDS[word]))
+    if not isinstance(answer, Done):
+        raise client.ControlError(f"{path}: an answer to something else")
+    return 0
+
+
+LINK: Final = Command(
+    "link",
+    "pull the cable of a network card, such as net:0, or put it back",
+    (),
+    Positional("DEVICE up|down SOCKET", "card, up or down, control socket", 3, 3),
+    _link,
+)

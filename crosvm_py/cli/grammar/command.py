@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a command is, and what it is told of the options that stand before it."""
+
+from __future__ import annotations
+
+from sys_util.typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from crosvm_py.cli.grammar.options import Arguments, Option, Positional
+    from sys_util import log
+
+
+class GlobalSettings(NamedTuple):
+    """What the options before the command say."""
+
+    extended_status: bool
+    syslog: bool
+    syslog_tag: str
+    log_filter: log.Filter
+
+
+class Command(NamedTuple):
+    """One command: its command line, and the function that does it and returns the exit status.
+
+    Where there are ``subcommands``, the next word is one of them; their names have two words.
+    """
+
+    name: str
+    summary: str
+    options: tuple[Option[object], ...]
+    positional: Positional
+    run: Callable[[Arguments, GlobalSettings], int]
+    subcommands: Mapping[str, Callable[[], Command]] = {}

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The ``key=value,key,…`` grammar of option values, as crosvm's serde_keyvalue reads it.
+
+    path=disk.img,ro,id="a, b",sizes=[1,0x10]
+
+The first key may be left out and a bare key is true. Strings may be quoted: with ``"``, where a
+backslash escapes ``"`` and itself, or with ``'``, where nothing is special. Lists stand in
+brackets. ``-`` and ``_`` in keys are the same; unknown and repeated keys are errors. Fields are
+typed, and ``--help`` prints them.
+"""
+
+from __future__ import annotations
+
+from crosvm_py.cli.grammar.scanner import Scanner, parse_number, parse_size
+from sys_util.errors import UsageError
+from sys_util.typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Field(Generic[T_co]):
+    """One key: how its value is read, what it is when absent, what ``--help`` says of it."""
+
+    __slots__ = ("default", "help", "kind", "name", "names", "read", "required")
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[Scanner], T_co],
+        default: T_co,
+        kind: str,
+        help: str,  # noqa: A002 - the word for it in every option table
+    ) -> None:
+        self.name = name
+        self.names: tuple[str, ...] = (name,)
+        self.read = read
+        self.default = default
+        self.kind = kind
+        self.help = help
+        self.required = False
+
+    def also(self, *names: str) -> Field[T_co]:
+        """Accept other spellings of the key."""
+        self.names += names
+        return self
+
+    def needed(self) -> Field[T_co]:
+        """Make the key compulsory."""
+        self.required = True
+        return self
+
+
+def flag(name: str, help: str, *, default: bool = False) -> Field[bool]:  # noqa: A002
+    """Return a field that is true or false; only such a key may stand alone."""
+    return Field(name, _read_bool, default, "true|false", help)
+
+
+def string(name: str, help: str, default: str | None = None) -> Field[str | None]:  # noqa: A002
+    """Return a field for text; an empty one needs quotes."""
+    return Field(name, Scanner.string, default, "TEXT", help)
+
+
+def path(name: str, help: str) -> Field[str]:  # noqa: A002
+    """Return a field for a file name, which is never empty."""
+    return Field(name, _read_path, "", "PATH", help)
+
+
+def integer(name: str, help: str, default: int) -> Field[int]:  # noqa: A002
+    """Return a field for an unsigned number."""
+    return Field(name, lambda scanner: parse_number(scanner.word()), default, "N", help)
+
+
+def size(name: str, help: str, default: int, unit_bytes: int = 1) -> Field[int]:  # noqa: A002
+    """Return a field for a size in bytes, written in ``unit_bytes`` or with a suffix."""
+    return Field(
+        name, lambda scanner: parse_size(scanner.word(), unit_bytes), default, "SIZE", help
+    )
+
+
+def choice(name: str, help: str, options: Sequence[str], default: str) -> Field[str]:  # noqa: A002
+    """Return a field for one word out of ``options``."""
+
+    def read(scanner: Scanner) -> str:
+        word = scanner.string()
+        if word.replace("_", "-") not in options:
+            raise ValueError(f"must be one of {', '.join(options)}")
+        return word.replace("_", "-")
+
+    return Field(name, read, default, "|".join(options), help)
+
+
+def list_of(item: Field[T]) -> Field[tuple[T, ...]]:
+    """Return a field for a list in brackets, its items read as ``item``."""
+
+    def read(scanner: Scanner) -> tuple[T, ...]:
+        if not scanner.accept("["):
+            raise ValueError("a list needs [ and ]")
+        items: list[T] = []
+        while not scanner.accept("]"):
+            items.append(item.read(scanner))
+            if not scanner.accept(",") and scanner.peek() != "]":
+                raise ValueError("no closing ]")
+        return tuple(items)
+
+    return Field(item.name, read, (), f"[{item.kind},…]", item.help)
+
+
+def _read_bool(scanner: Scanner) -> bool:
+    word = scanner.word()
+    if word not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return word == "true"
+
+
+def _read_path(scanner: Scanner) -> str:
+    value = scanner.string()
+    if not value:
+        raise ValueError("a file name is missing")
+    return value
+
+
+class Values:
+    """What one option value said: ``values[FIELD]`` has the type of the field."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, object] = {}
+
+    def __getitem__(self, field: Field[T]) -> T:
+        # Stored by parse() under the same field, so it is what field.read returned.
+        return cast("T", self._values.get(field.name, field.default))
+
+    def __contains__(self, field: Field[T]) -> bool:
+        return field.name in self._values
+
+    def store(self, field: Field[T], value: T) -> None:
+        """Keep the value of ``field``. Raises ValueError when there is one already."""
+        if field.name in self._values:
+            raise ValueError("given twice")
+        self._values[field.name] = value
+
+
+def parse(option: str, text: str, fields: Sequence[Field[object]]) -> Values:
+    """Read the value of ``option``; the first of ``fields`` is the one whose key may be left out.
+
+    Raises:
+        UsageError: with the option, the key, its value and what is wrong.
+    """
+    scanner = Scanner(text)
+    values = Values()
+    by_name = {name: field for field in fields for name in field.names}
+    first = True
+    while first or scanner.peek():
+        field, bare = _read_key(option, scanner, by_name, fields[0] if first else None)
+        start = scanner.at
+        try:
+            values.store(field, True if bare else field.read(scanner))
+            if not scanner.accept(",") and scanner.peek():
+                raise ValueError(f"{scanner.text[scanner.at :]!r} after the value")
+        except ValueError as error:
+            raise UsageError(_explain(option, field, text[start:], error)) from None
+        first = False
+    for field in fields:
+        if field.required and field not in values:
+            raise UsageError(f"{option}: {field.name} is missing (in {text!r})")
+    return values
+
+
+def _read_key(
+    option: str,
+    scanner: Scanner,
+    by_name: dict[str, Field[object]],
+    implied: Field[object] | None,
+) -> tuple[Field[object], bool]:
+    """Read ``key=`` or a bare key, or nothing where the key is implied: (field, is it bare)."""
+    start = scanner.at
+    word = scanner.identifier()
+    field = by_name.get(word.replace("_", "-"))
+    if word and scanner.accept("="):
+        if field is None:
+            raise UsageError(f"{option}: unknown key {word!r} (known: {_names(by_name)})")
+        return field, False
+    if field is not None and scanner.at_separator():
+        if not isinstance(field.default, bool):
+            raise UsageError(f"{option}: {field.name} needs a value ({field.name}={field.kind})")
+        return field, True
+    if implied is not None:
+        scanner.at = start
+        return implied, False
+    if word and scanner.at_separator():
+        raise UsageError(f"{option}: unknown key {word!r} (known: {_names(by_name)})")
+    raise UsageError(f"{option}: no key at {scanner.text[start:]!r}")
+
+
+def _names(by_name: dict[str, Field[object]]) -> str:
+    return ", ".join(name for name, field in by_name.items() if name == field.name)
+
+
+def _explain(option: str, field: Field[object], rest: str, error: ValueError) -> str:
+    value = rest if rest[:1] in ("[", '"', "'") else rest.partition(",")[0]
+    return (
+        f"{option}: {field.name}={value!r}: {error}"
+        if value
+        else f"{option}: {field.name}: {error}"
+    )

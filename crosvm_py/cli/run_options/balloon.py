@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The balloon on the command line of ``run``: crosvm's switches and Cloud Hypervisor's keys.
+
+crosvm gives every VM a balloon. Ours is a process, whose start and memory a VM that is never
+ballooned would pay for nothing, so it is there when it is asked for.
+"""
+
+from __future__ import annotations
+
+from crosvm_py.cli.grammar import keyvalue
+from crosvm_py.cli.grammar.options import Option, switch
+from sys_util.errors import ConfigError
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.cli.grammar.options import Arguments
+    from crosvm_py.cli.grammar.scanner import Scanner
+    from devices.virtio.balloon import BalloonSpec
+
+PAGE_BYTES: Final = 4096
+
+log = get_logger("crosvm.run")
+
+_WORDS: Final = {"true": True, "on": True, "false": False, "off": False}
+
+
+def _read_switch(scanner: Scanner) -> bool:
+    word = scanner.word()
+    if word not in _WORDS:
+        raise ValueError("must be true, false, on or off")
+    return _WORDS[word]
+
+
+def _flag(name: str, help: str, *, default: bool) -> keyvalue.Field[bool]:  # noqa: A002
+    return keyvalue.Field(name, _read_switch, default, "true|false", help)
+
+
+_SIZE: Final = keyvalue.size("size", "bytes or with a suffix: its size at the start", 0)
+_OOM: Final = _flag(
+    "deflate-on-oom", "the guest takes memory back before it kills a process", default=True
+)
+_REPORTING: Final = _flag(
+    "free-page-reporting", "the guest gives free memory back by itself", default=False
+)
+_FIELDS: Final = (_SIZE, _OOM, _REPORTING)
+
+
+def _read_balloon(option: str, text: str) -> BalloonSpec:
+    from devices.virtio.balloon import BalloonSpec
+
+    values = keyvalue.parse(option, text, _FIELDS)
+    if values[_SIZE] % PAGE_BYTES:
+        raise ConfigError(f"{option}: {values[_SIZE]} bytes is not a multiple of {PAGE_BYTES}")
+    return BalloonSpec(values[_SIZE], values[_OOM], values[_REPORTING])
+
+
+BALLOON: Final = Option(
+    "--balloon",
+    "SIZE[,KEY=VALUE…]",
+    "a memory balloon, most often of size 0 at the start; there is none unless asked for",
+    _read_balloon,
+    fields=_FIELDS,
+)
+REPORTING: Final = switch(
+    "--balloon-page-reporting", "the same as --balloon 0,free-page-reporting=true, or added to it"
+)
+NO_BALLOON: Final = switch("--no-balloon", "no memory balloon; so it is by default")
+OPTIONS: Final[tuple[Option[object], ...]] = (BALLOON, REPORTING, NO_BALLOON)
+
+
+def balloon(arguments: Arguments, memory_bytes: int) -> BalloonSpec | None:
+    """Return the balloon that was asked for; one larger than the memory is made smaller.
+
+    Raises:
+        ConfigError: it was asked for and forbidden.
+    """
+    spec = arguments.get(BALLOON)
+    wanted = [option.name for option in (BALLOON, REPORTING) if arguments.has(option)]
+    if not wanted:
+        return None
+    if arguments.has(NO_BALLOON):
+        raise ConfigError(f"--no-balloon and {wanted[0]} exclude each other")
+    from devices.virtio.balloon import BalloonSpec
+
+    spec = spec or BalloonSpec()
+    size_bytes = min(spec.size_bytes, memory_bytes)
+    if size_bytes < spec.size_bytes:
+        log.warning(
+            "--balloon: %d MiB is more than the memory of %d MiB, which it becomes",
+            spec.size_bytes >> 20,
+            memory_bytes >> 20,
+        )
+    reporting = spec.page_reporting or arguments.has(REPORTING)
+    return BalloonSpec(size_bytes, spec.deflate_on_oom, reporting)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Disks on the command line: ``--block``, and the four spellings of 2018.
+
+What the values of one disk must be is checked where its image is opened.
+"""
+
+from __future__ import annotations
+
+from crosvm_py.cli.grammar import keyvalue
+from crosvm_py.cli.grammar.options import Option
+from crosvm_py.cli.run_options.limits import FIELDS as LIMIT_FIELDS
+from crosvm_py.cli.run_options.limits import limits
+from devices.virtio.block_image import BlockSpec
+from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from crosvm_py.cli.grammar.options import Arguments
+
+# /dev/vda to /dev/vdz; and the PCI bus has 31 slots.
+MAX_DISKS: Final = 26
+
+_PATH: Final = keyvalue.path("path", "the image, a raw file or a block device").needed()
+_RO: Final = keyvalue.flag("ro", "the guest cannot write")
+_ROOT: Final = keyvalue.flag("root", "append root=/dev/vdX to the kernel command line")
+_SPARSE: Final = keyvalue.flag("sparse", "the guest may discard blocks", default=True)
+_BLOCK_SIZE: Final = keyvalue.integer("block-size", "bytes in a logical block", 512)
+_ID: Final = keyvalue.string("id", "serial number, up to 20 bytes")
+_DIRECT: Final = keyvalue.flag("direct", "bypass the page cache (O_DIRECT)").also("o-direct")
+_LOCK: Final = keyvalue.flag("lock", "refuse an image that another VM uses", default=True)
+
+_PACKED: Final = keyvalue.flag("packed-queue", "packed virtqueues; only false, there are none")
+
+_OTHERS: Final = (_SPARSE, _BLOCK_SIZE, _ID, _DIRECT, _LOCK, _PACKED, *LIMIT_FIELDS)
+_COMMON: Final = (_PATH, *_OTHERS)
+_ALL: Final = (_PATH, _RO, _ROOT, *_OTHERS)
+
+
+def _build_spec(option: str, values: keyvalue.Values, *, read_only: bool, root: bool) -> BlockSpec:
+    if values[_PACKED]:
+        raise ConfigError(f"{option}: packed-queue=true: there are only split virtqueues")
+    return BlockSpec(
+        path=values[_PATH],
+        read_only=read_only,
+        root=root,
+        sparse=values[_SPARSE],
+        block_size=values[_BLOCK_SIZE],
+        id=values[_ID],
+        direct=values[_DIRECT],
+        lock=values[_LOCK],
+        option=option,
+        limits=limits(option, values),
+    )
+
+
+def _read_block(option: str, text: str) -> BlockSpec:
+    values = keyvalue.parse(option, text, _ALL)
+    return _build_spec(option, values, read_only=values[_RO], root=values[_ROOT])
+
+
+def _fixed(*, read_only: bool, root: bool) -> Callable[[str, str], BlockSpec]:
+    def read(option: str, text: str) -> BlockSpec:
+        values = keyvalue.parse(option, text, _COMMON)
+        return _build_spec(option, values, read_only=read_only, root=root)
+
+    return read
+
+
+BLOCK: Final = Option(
+    "-b --block",
+    "PATH[,KEY=VALUE…]",
+    "a disk; repeat for more, the first is /dev/vda",
+    _read_block,
+    repeatable=True,
+    fields=_ALL,
+)
+ROOT: Final = Option(
+    "-r --root",
+    "PATH",
+    "a read-only root disk; root= is appended",
+    _fixed(read_only=True, root=True),
+    repeatable=True,
+)
+RWROOT: Final = Option(
+    "--rwroot",
+    "PATH",
+    "a writable root disk; root= is appended",
+    _fixed(read_only=False, root=True),
+    repeatable=True,
+)
+DISK: Final = Option(
+    "-d --disk",
+    "PATH",
+    "a read-only disk",
+    _fixed(read_only=True, root=False),
+    repeatable=True,
+)
+RWDISK: Final = Option(
+    "--rwdisk",
+    "PATH",
+    "a writable disk",
+    _fixed(read_only=False, root=False),
+    repeatable=True,
+)
+OPTIONS: Final[Sequence[Option[BlockSpec]]] = (ROOT, RWROOT, DISK, RWDISK, BLOCK)
+
+
+def disks(arguments: Arguments) -> tuple[BlockSpec, ...]:
+    """Return the disks in the order of the command line.
+
+    Raises:
+        ConfigError: there are too many of them, or more than one root.
+    """
+    specs = tuple(arguments.every(*OPTIONS))
+    if len(specs) > MAX_DISKS:
+        raise ConfigError(f"--block: {len(specs)} disks are above the limit of {MAX_DISKS}")
+    roots = [spec.path for spec in specs if spec.root]
+    if len(roots) > 1:
+        raise ConfigError(f"--root: only one disk can be the root, got {' and '.join(roots)}")
+    return specs

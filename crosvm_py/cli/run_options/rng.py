@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""virtio-rng on the command line: there unless ``--no-rng``, and limited by ``--rng``."""
+
+from __future__ import annotations
+
+from crosvm_py.cli.grammar import keyvalue
+from crosvm_py.cli.grammar.options import Option, switch
+from crosvm_py.cli.run_options.limits import FIELDS, limits
+from devices.virtio.rng import RngSpec
+from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.cli.grammar.options import Arguments
+
+
+def _read_rng(option: str, text: str) -> RngSpec:
+    return RngSpec(limits=limits(option, keyvalue.parse(option, text, FIELDS)))
+
+
+RNG: Final = Option(
+    "--rng",
+    "KEY=VALUE…",
+    "limit the virtio-rng device, which every VM has",
+    _read_rng,
+    fields=FIELDS,
+)
+NO_RNG: Final = switch("--no-rng", "no virtio-rng device")
+OPTIONS: Final[tuple[Option[object], ...]] = (RNG, NO_RNG)
+
+
+def rng(arguments: Arguments) -> RngSpec | None:
+    """Return the device to make, if any.
+
+    Raises:
+        ConfigError: it is wanted and not wanted.
+    """
+    spec = arguments.get(RNG)
+    if not arguments.has(NO_RNG):
+        return spec or RngSpec()
+    if spec is not None:
+        raise ConfigError("--rng and --no-rng exclude each other")
+    return None

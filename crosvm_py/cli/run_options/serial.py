@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``--serial``: the COM ports and the debug console, and what they are when nobody asks."""
+
+from __future__ import annotations
+
+from crosvm_py.cli.grammar import keyvalue
+from crosvm_py.cli.grammar.options import Option
+from crosvm_py.config import SerialSpec
+from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.cli.grammar.options import Arguments
+
+COM_PORTS: Final = 4
+TYPES: Final = ("stdout", "file", "sink", "syslog", "unix", "unix-stream", "pty")
+PATH_TYPES: Final = ("file", "unix", "unix-stream")
+HARDWARE: Final = ("serial", "virtio-console", "debugcon")
+# hvc0 to hvc15 is what Linux has.
+VIRTIO_PORTS: Final = 16
+MAX_NAME_CHARS: Final = 64
+DEFAULT_DEBUGCON_PORT: Final = 0x402
+
+# Where the machine has other devices: PIC, PIT, i8042, RTC, UARTs, pvpanic, ACPI PM, PCI.
+_TAKEN_PORTS: Final = (
+    range(0x20, 0x22),
+    range(0x40, 0x44),
+    range(0x60, 0x65),
+    range(0x70, 0x72),
+    range(0xA0, 0xA2),
+    range(0x2E8, 0x2F0),
+    range(0x2F8, 0x300),
+    range(0x3E8, 0x3F0),
+    range(0x3F8, 0x400),
+    range(0x4D0, 0x4D2),
+    range(0x505, 0x506),
+    range(0x600, 0x608),
+    range(0xCF8, 0xD00),
+)
+
+_TYPE: Final = keyvalue.choice("type", "where the guest's output goes", TYPES, "").needed()
+_HARDWARE: Final = keyvalue.choice("hardware", "a UART, hvcN or port 0x402", HARDWARE, "serial")
+_NUM: Final = keyvalue.integer("num", "which COM port, 1 to 4, or virtio port, 1 to 16", 1)
+_PATH: Final = keyvalue.string("path", "of the file or the unix socket")
+_INPUT: Final = keyvalue.string("input", "a file or FIFO that the guest reads")
+_CONSOLE: Final = keyvalue.flag("console", "append console=ttySN or hvcN to the command line")
+_EARLYCON: Final = keyvalue.flag("earlycon", "the kernel's early messages come here")
+_STDIN: Final = keyvalue.flag("stdin", "the guest reads our stdin")
+_NAME: Final = keyvalue.string(
+    "name", "of a virtio port, which without console is /dev/vportNpM and no terminal"
+)
+_INPUT_STREAM: Final = keyvalue.flag("input-unix-stream", "the guest reads the unix-stream too")
+_PORT: Final = keyvalue.integer("debugcon-port", "I/O port of a debugcon", DEFAULT_DEBUGCON_PORT)
+
+_FIELDS: Final = (
+    _TYPE,
+    _HARDWARE,
+    _NUM,
+    _PATH,
+    _INPUT,
+    _CONSOLE,
+    _EARLYCON,
+    _STDIN,
+    _NAME,
+    _INPUT_STREAM,
+    _PORT,
+)
+
+
+def _read_serial(option: str, text: str) -> SerialSpec:
+    values = keyvalue.parse(option, text, _FIELDS)
+    spec = SerialSpec(
+        type=values[_TYPE],
+        hardware=values[_HARDWARE],
+        num=values[_NUM],
+        path=values[_PATH],
+        input=values[_INPUT],
+        console=values[_CONSOLE],
+        earlycon=values[_EARLYCON],
+        stdin=values[_STDIN],
+        debugcon_port=values[_PORT],
+        name=values[_NAME],
+        input_unix_stream=values[_INPUT_STREAM],
+    )
+    problem = _problem(spec)
+    if problem:
+        raise ConfigError(f"{option}: {problem} (in {text!r})")
+    return spec
+
+
+def _problem(spec: SerialSpec) -> str | None:
+    """Return what one --serial asks for that cannot be, or None."""
+    serial, debugcon = spec.hardware == "serial", spec.hardware == "debugcon"
+    virtio = spec.hardware == "virtio-console"
+    checks = {
+        f"num={spec.num} is not in 1..{COM_PORTS}": serial and not 1 <= spec.num <= COM_PORTS,
+        f"num={spec.num} is not in 1..{VIRTIO_PORTS}": virtio and not 1 <= spec.num <= VIRTIO_PORTS,
+        f"debugcon-port={spec.debugcon_port:#x} is not in 1..0xffff": not (
+            1 <= spec.debugcon_port <= 0xFFFF
+        ),
+        f"debugcon-port={spec.debugcon_port:#x} is another device's": any(
+            spec.debugcon_port in ports for ports in _TAKEN_PORTS
+        ),
+        f"type={spec.type} needs path=": spec.type in PATH_TYPES and not spec.path,
+        f"type={spec.type} takes no path=": spec.type not in PATH_TYPES and spec.path is not None,
+        "a debugcon can be no console": debugcon and (spec.console or spec.earlycon),
+        "a debugcon has no input": debugcon and _inputs(spec) > 0,
+        "a virtio-console is found too late for earlycon": virtio and spec.earlycon,
+        "only a virtio-console has a name=": spec.name is not None and not virtio,
+        f"name={spec.name!r:.80} is not 1 to {MAX_NAME_CHARS} letters, digits, '.', '_' or '-'": (
+            spec.name is not None and not _is_name(spec.name)
+        ),
+    }
+    return next((problem for problem, wrong in checks.items() if wrong), _input_problem(spec))
+
+
+def _input_problem(spec: SerialSpec) -> str | None:
+    checks = {
+        "input= is empty": spec.input == "",
+        "input= and stdin exclude each other": spec.input is not None and spec.stdin,
+        "input-unix-stream is for type=unix-stream": spec.input_unix_stream
+        and spec.type != "unix-stream",
+        "input-unix-stream and other input exclude each other": spec.input_unix_stream
+        and _inputs(spec) > 1,
+        "a pty is the input too": spec.type == "pty" and _inputs(spec) > 0,
+    }
+    return next((problem for problem, wrong in checks.items() if wrong), None)
+
+
+def _inputs(spec: SerialSpec) -> int:
+    return spec.stdin + (spec.input is not None) + spec.input_unix_stream
+
+
+def _is_name(text: str) -> bool:
+    """Return whether a name can stand in a command line and in /dev/virtio-ports."""
+    plain = text.isascii() and text.replace("-", "").replace("_", "").replace(".", "").isalnum()
+    return plain and len(text) <= MAX_NAME_CHARS
+
+
+SERIAL: Final = Option(
+    "--serial",
+    "type=TYPE[,KEY=VALUE…]",
+    "a serial port; COM1 is the console on stdin and stdout unless you say otherwise",
+    _read_serial,
+    repeatable=True,
+    fields=_FIELDS,
+)
+
+
+def serial_ports(arguments: Arguments) -> tuple[SerialSpec, ...]:
+    """Return all serial ports: those asked for, then crosvm's defaults for the other COM ports.
+
+    COM1 becomes the console when no port is one and nobody configured it; the rest are sinks.
+
+    Raises:
+        ConfigError: two ports claim the same place, the console, or stdin.
+    """
+    specs = list(arguments.every(SERIAL))
+    places = [_place(spec) for spec in specs]
+    for place in places:
+        if places.count(place) > 1:
+            raise ConfigError(f"--serial: {place} is configured twice")
+    for claim in ("console", "earlycon", "stdin"):
+        claimants = [_place(spec) for spec in specs if getattr(spec, claim)]
+        if len(claimants) > 1:
+            raise ConfigError(
+                f"--serial: only one port can have {claim}, got {' and '.join(claimants)}"
+            )
+    if "COM1" not in places and not any(spec.console for spec in specs):
+        stdin = not any(spec.stdin for spec in specs)
+        specs.append(SerialSpec(type="stdout", num=1, console=True, stdin=stdin))
+    taken = {_place(spec) for spec in specs}
+    specs += [
+        SerialSpec(type="sink", num=num)
+        for num in range(1, COM_PORTS + 1)
+        if f"COM{num}" not in taken
+    ]
+    return tuple(specs)
+
+
+def _place(spec: SerialSpec) -> str:
+    if spec.hardware == "serial":
+        return f"COM{spec.num}"
+    if spec.hardware == "virtio-console":
+        return f"virtio port {spec.num}"
+    return f"port {spec.debugcon_port:#x}"

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""vsock on the command line: ``--vsock``, and the ``--cid`` of 2018."""
+
+from __future__ import annotations
+
+from crosvm_py.cli.grammar import keyvalue
+from crosvm_py.cli.grammar.options import Option
+from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.cli.grammar.options import Arguments
+    from devices.virtio.vsock_common import VsockSpec
+
+# Below are the hypervisor's, the loopback's and the host's; the highest means any (§5.10.4).
+MIN_CID: Final = 3
+MAX_CID: Final = 0xFFFF_FFFE
+
+_CID: Final = keyvalue.integer("cid", "the guest's address, 3 or higher", 0).needed()
+_SOCKET: Final = keyvalue.string(
+    "socket", "UNIX socket of the host's side; without it /dev/vhost-vsock"
+)
+_FIELDS: Final = (_CID, _SOCKET)
+
+
+def _read_vsock(option: str, text: str) -> VsockSpec:
+    from devices.virtio.vsock_common import VsockSpec
+
+    values = keyvalue.parse(option, text, _FIELDS)
+    cid, path = values[_CID], values[_SOCKET]
+    if not MIN_CID <= cid <= MAX_CID:
+        raise ConfigError(f"{option}: cid {cid} is not in {MIN_CID}..{MAX_CID}")
+    if path == "":
+        raise ConfigError(f"{option}: the path of the socket is empty")
+    return VsockSpec(cid, path)
+
+
+VSOCK: Final = Option(
+    "--vsock",
+    "CID[,socket=PATH]",
+    "sockets between host and guest (AF_VSOCK)",
+    _read_vsock,
+    fields=_FIELDS,
+)
+CID: Final = Option("--cid", "CID", "the same as --vsock CID", _read_vsock)
+OPTIONS: Final[tuple[Option[VsockSpec], ...]] = (VSOCK, CID)
+
+
+def vsock(arguments: Arguments) -> VsockSpec | None:
+    """Return the vsock device that was asked for.
+
+    Raises:
+        ConfigError: it was asked for in both ways.
+    """
+    specs = tuple(arguments.every(*OPTIONS))
+    if len(specs) > 1:
+        raise ConfigError("--vsock and --cid exclude each other")
+    return specs[0] if specs else None
