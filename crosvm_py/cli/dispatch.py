@@ -75,7 +75,7 @@ def _load_devices() -> Command:
 
 
 def _load_restart_device() -> Command:
-    from crosvm_py.cli.commands.care import RESTART_DEVICE
+    from crosvm_py.cli.commands.restart_device import RESTART_DEVICE
 
     return RESTART_DEVICE
 
@@ -87,7 +87,7 @@ def _load_disk() -> Command:
 
 
 def _load_limit() -> Command:
-    from crosvm_py.cli.commands.devices import LIMIT
+    from crosvm_py.cli.commands.limit import LIMIT
 
     return LIMIT
 
@@ -105,7 +105,7 @@ def _load_balloon() -> Command:
 
 
 def _load_balloon_stats() -> Command:
-    from crosvm_py.cli.commands.balloon import STATS
+    from crosvm_py.cli.commands.balloon_stats import STATS
 
     return STATS
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 import msgpack
 import pytest
 
-from crosvm_py.cli.commands.run import COMMAND, OPTIONS, build_config
-from crosvm_py.cli.grammar.options import parse
 from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.preparation import prepare
 from devices.virtio.block import Block
 from devices.virtio.block_image import BlockSpec
 from sys_util.errors import ConfigError, VmmError
 from tests.kernel_loader.images import Elf
+from tests.support.command_line import config_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,8 +45,7 @@ class Bench:
 
     def prepare(self, *words: object) -> Preparation:
         options = ["--serial", SINK, *map(str, words), str(self.folder / "vmlinux")]
-        config = build_config(parse(options, OPTIONS, COMMAND.positional), extended_status=False)
-        prepared = prepare(config, self._stack)
+        prepared = prepare(config_of(*options), self._stack)
         for order in prepared.devices:
             for fd in order.fds:
                 self._stack.callback(os.close, fd)

@@ -14,14 +14,13 @@ import msgpack
 import pytest
 
 from crosvm_py import vsock_setup
-from crosvm_py.cli.commands.run import COMMAND, build_config
-from crosvm_py.cli.grammar.options import parse
 from crosvm_py.device_process.kinds import DeviceOrder
 from crosvm_py.vsock_setup import PreparedVsock, prepare_vsock
 from crosvm_py.warden.protocol import NO_DIRECTORY
 from devices.virtio.vsock_common import VsockSpec
 from sys_util.errors import ConfigError, HostError, UsageError, VmmError
 from sys_util.vhost import Vhost
+from tests.support.command_line import config_of
 
 Prepare = Callable[..., PreparedVsock]
 
@@ -47,8 +46,7 @@ def prepare(tmp_path: Path) -> Iterator[Prepare]:
 
 def asked(*words: str) -> VsockSpec | None:
     """Return what these words of a command line make of vsock."""
-    arguments = parse([*words, "kernel"], COMMAND.options, COMMAND.positional)
-    return build_config(arguments, extended_status=False).vsock
+    return config_of(*words, "kernel").vsock
 
 
 def unpacked(order: DeviceOrder) -> dict[str, object]:

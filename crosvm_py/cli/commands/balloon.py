@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm balloon`` and ``crosvm balloon_stats``: memory of VMs that run."""
+"""``crosvm balloon``: memory of VMs that run."""
 
 from __future__ import annotations
 
 import os
 import time
 
+from crosvm_py.cli.commands.asking import MAX_SOCKETS, ask_for
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Option, Positional, switch
 from crosvm_py.cli.grammar.scanner import parse_number, parse_size
-from crosvm_py.cli.output import write_error, write_out
+from crosvm_py.cli.output import write_error
 from crosvm_py.control import client
 from crosvm_py.control.balloon import (
     PAGE_BYTES,
@@ -22,20 +23,15 @@ from sys_util.errors import UsageError, VmmError, describe
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from crosvm_py.cli.grammar.command import GlobalSettings
     from crosvm_py.cli.grammar.options import Arguments
     from crosvm_py.control.protocol import Request
 
-MAX_SOCKETS: Final = 1024
 MAX_ADJUST_PAGES: Final = 1 << 32
 
 # How often to look, and how long a guest may do nothing at all before we give up.
 POLL_SECONDS: Final = 0.1
 STALL_SECONDS: Final = 30.0
-# How long the guest may take to answer.
-ANSWER_SECONDS: Final = 15.0
 
 
 def _read_pages(option: str, text: str) -> int:
@@ -56,9 +52,6 @@ PAGES: Final = Option(
     _read_pages,
 )
 WAIT: Final = switch("--wait", "wait until the guest has followed")
-HINTS: Final = switch(
-    "--free-page-hints", "also ask the guest which memory is free, and add its size"
-)
 
 
 def _balloon(arguments: Arguments, _settings: GlobalSettings) -> int:
@@ -66,7 +59,7 @@ def _balloon(arguments: Arguments, _settings: GlobalSettings) -> int:
     failed = False
     for path in paths:
         try:
-            state = _ask(path, request)
+            state = ask_for(path, request, BalloonState)
             if state.clamped:
                 size = _mib(state.target_pages)
                 write_error(f"balloon: {path}: no such size is possible, it becomes {size} MiB")
@@ -94,13 +87,6 @@ def _target(arguments: Arguments) -> tuple[Request, list[str]]:
         raise UsageError(f"balloon: SIZE {words[0]!r}: {error}") from None
 
 
-def _ask(path: str, request: Request) -> BalloonState:
-    answer = client.ask(path, request)
-    if not isinstance(answer, BalloonState):
-        raise client.ControlError(f"{path}: an answer to another question")
-    return answer
-
-
 def _wait(path: str, state: BalloonState) -> None:
     """Follow the guest until its balloon has the size that it should have."""
     shown = os.isatty(2)
@@ -111,7 +97,7 @@ def _wait(path: str, state: BalloonState) -> None:
             where = f"{_mib(state.actual_pages)} of {_mib(state.target_pages)} MiB"
             raise client.ControlError(f"{path}: the guest goes no further: {where}")
         time.sleep(POLL_SECONDS)
-        state = _ask(path, BalloonQuery(refresh=False, hint=False))
+        state = ask_for(path, BalloonQuery(refresh=False, hint=False), BalloonState)
         if state.actual_pages != size:
             size = state.actual_pages
             deadline = time.monotonic() + STALL_SECONDS
@@ -125,65 +111,10 @@ def _mib(pages: int) -> str:
     return f"{pages * PAGE_BYTES / (1 << 20):g}"
 
 
-def _stats(arguments: Arguments, _settings: GlobalSettings) -> int:
-    import json
-
-    from devices.virtio.balloon_stats import STAT_NAMES
-
-    (path,) = arguments.positional
-    hint = arguments.has(HINTS)
-    state = _fresh_state(path)
-    stats: dict[str, int | None] = dict.fromkeys(STAT_NAMES)
-    stats |= {STAT_NAMES[tag]: value for tag, value in state.stats if tag < len(STAT_NAMES)}
-    told: dict[str, object] = {
-        "balloon_actual": state.actual_pages * PAGE_BYTES,
-        "balloon_target": state.target_pages * PAGE_BYTES,
-        "released_total": state.released_bytes,
-        "stats": stats,
-    }
-    if hint:
-        told["free_page_hints"] = _free_page_hints(path)
-    write_out(json.dumps({"BalloonStats": told}, indent=2) + "\n")
-    return 0
-
-
-def _fresh_state(path: str) -> BalloonState:
-    """Ask the guest for statistics, and look until it has answered."""
-    before = _ask(path, BalloonQuery(refresh=True, hint=False))
-    if not before.has_driver:
-        raise client.ControlError(f"{path}: no balloon driver in the guest")
-    return _look(path, lambda now: now.updates > before.updates or not now.has_stats)
-
-
-def _free_page_hints(path: str) -> int:
-    """Ask the guest for its free pages; meanwhile it counts them as used."""
-    _ask(path, BalloonQuery(refresh=False, hint=True))
-    return _look(path, lambda now: now.hint_done).hinted_bytes
-
-
-def _look(path: str, is_there: Callable[[BalloonState], bool]) -> BalloonState:
-    """Look again and again until the guest has answered."""
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while True:
-        state = _ask(path, BalloonQuery(refresh=False, hint=False))
-        if is_there(state):
-            return state
-        if time.monotonic() > deadline:
-            raise client.ControlError(f"{path}: the guest does not answer")
-        time.sleep(POLL_SECONDS)
-
-
 BALLOON: Final = Command(
     "balloon",
     "set how much of their memory VMs give back: SIZE bytes, or with a suffix k, m, g or t",
     (PAGES, WAIT),
     Positional("SIZE SOCKET…", "and the control sockets of VMs", 1, MAX_SOCKETS + 1),
     _balloon,
-)
-STATS: Final = Command(
-    "balloon_stats",
-    "print a VM's balloon and memory statistics as JSON",
-    (HINTS,),
-    Positional("SOCKET", "control socket of a VM (run --socket)"),
-    _stats,
 )

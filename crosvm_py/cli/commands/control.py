@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from crosvm_py.cli.commands.asking import MAX_SOCKETS
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional
 from crosvm_py.cli.output import write_error
@@ -14,8 +15,6 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from crosvm_py.cli.grammar.command import GlobalSettings
     from crosvm_py.cli.grammar.options import Arguments
-
-MAX_SOCKETS: Final = 1024
 
 
 def _command(name: str, summary: str, request: Request, *, until_gone: bool = False) -> Command:

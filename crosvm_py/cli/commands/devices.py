@@ -1,23 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm devices`` and ``crosvm limit``: the devices of a VM that runs."""
+"""``crosvm devices``: the devices of a VM that runs."""
 
 from __future__ import annotations
 
+from crosvm_py.cli.commands.asking import ask_for
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional, switch
 from crosvm_py.cli.output import write_out
-from crosvm_py.cli.run_options.limits import FIELDS, given_limits
-from crosvm_py.control import client
-from crosvm_py.control.client import ControlError
-from crosvm_py.control.devices import (
-    MAX_NAME_CHARS,
-    DeviceInfo,
-    DeviceLimits,
-    DeviceList,
-    LimitDevice,
-    ListDevices,
-)
-from sys_util.errors import UsageError
+from crosvm_py.control.devices import DeviceList, ListDevices
 from sys_util.log import printable
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -26,6 +16,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.cli.grammar.command import GlobalSettings
     from crosvm_py.cli.grammar.options import Arguments
+    from crosvm_py.control.devices import DeviceInfo
 
 JSON: Final = switch("--json", "for programs: every queue and every counter")
 
@@ -34,9 +25,7 @@ _GAP: Final = "  "
 
 def _devices(arguments: Arguments, _settings: GlobalSettings) -> int:
     (path,) = arguments.positional
-    answer = client.ask(path, ListDevices())
-    if not isinstance(answer, DeviceList):
-        raise ControlError(f"{path}: an answer to something else")
+    answer = ask_for(path, ListDevices(), DeviceList)
     if arguments.has(JSON):
         import json
 
@@ -84,32 +73,10 @@ def _common_counters(devices: Sequence[DeviceInfo]) -> list[str]:
     return [name for name in names[0] if all(name in of for of in names)] if names else []
 
 
-def _limit(arguments: Arguments, _settings: GlobalSettings) -> int:
-    device, *changes, path = arguments.positional
-    if len(device) > MAX_NAME_CHARS:
-        raise UsageError(f"limit: {device:.80}: no device has such a name")
-    values = given_limits("limit", changes[0]) if changes else (None,) * len(FIELDS)
-    answer = client.ask(path, LimitDevice(device, values))
-    if not isinstance(answer, DeviceLimits):
-        raise ControlError(f"{path}: an answer to something else")
-    pairs = zip(FIELDS, answer.values, strict=True)
-    write_out(",".join(f"{field.name}={value}" for field, value in pairs) + "\n")
-    return 0
-
-
 DEVICES: Final = Command(
     "devices",
     "tell the devices of a VM: processes, states, queues, counters",
     (JSON,),
     Positional("SOCKET", "control socket of a VM (run --socket)"),
     _devices,
-)
-LIMIT: Final = Command(
-    "limit",
-    "change the rate limits of a device, such as block:0, and tell them",
-    (),
-    Positional(
-        "DEVICE [KEY=VALUE,…] SOCKET", "device, limits as of run --rng, control socket", 2, 3
-    ),
-    _limit,
 )

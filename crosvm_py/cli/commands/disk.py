@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
+from crosvm_py.cli.commands.asking import ask_for
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional, suggestion
 from crosvm_py.cli.grammar.scanner import parse_number, parse_size
 from crosvm_py.cli.output import write_error
-from crosvm_py.control import client
-from crosvm_py.control.client import ControlError
 from crosvm_py.control.devices import MAX_DISK_BYTES, DiskSize, ResizeDisk
 from sys_util.errors import UsageError
 from sys_util.typing import TYPE_CHECKING, Final
@@ -26,9 +25,7 @@ def _disk(arguments: Arguments, _settings: GlobalSettings) -> int:
     if subcommand not in _SUBCOMMANDS:
         raise UsageError(f"disk: unknown {subcommand!r}{suggestion(subcommand, _SUBCOMMANDS)}")
     size_bytes = _size_bytes(size)
-    answer = client.ask(path, ResizeDisk(_index(index), size_bytes))
-    if not isinstance(answer, DiskSize):
-        raise ControlError(f"{path}: an answer to something else")
+    answer = ask_for(path, ResizeDisk(_index(index), size_bytes), DiskSize)
     if answer.size_bytes != size_bytes:
         write_error(f"disk resize: {path}: a block device has its own size, {answer.size_bytes}")
     return 0

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
+from crosvm_py.cli.commands.asking import ask_for, device_name
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional
-from crosvm_py.control import client
-from crosvm_py.control.devices import MAX_NAME_CHARS
 from crosvm_py.control.net import SetLink
 from crosvm_py.control.protocol import Done
 from sys_util.errors import UsageError
@@ -23,11 +22,7 @@ def _link(arguments: Arguments, _settings: GlobalSettings) -> int:
     device, word, path = arguments.positional
     if word not in _WORDS:
         raise UsageError(f"link: {word!r:.40} is neither up nor down")
-    if len(device) > MAX_NAME_CHARS:
-        raise UsageError(f"link: {device:.80}: no device has such a name")
-    answer = client.ask(path, SetLink(device, _WORDS[word]))
-    if not isinstance(answer, Done):
-        raise client.ControlError(f"{path}: an answer to something else")
+    ask_for(path, SetLink(device_name("link", device), _WORDS[word]), Done)
     return 0
 
 

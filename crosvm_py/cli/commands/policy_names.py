@@ -1,18 +1,37 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The names of policies, as commands take them."""
+"""What the commands about policies share: names, options, text that is safe to show."""
 
 from __future__ import annotations
 
 import os
 
-from crosvm_py.cli.grammar.options import suggestion
+from crosvm_py.cli.grammar.options import Option, suggestion, text_option
 from crosvm_py.device_process.kinds import DEVICE_KINDS
 from seccomp.loader import policy_path
+from seccomp.syscalls import ARCHITECTURES
 from sys_util.errors import ConfigError, UsageError
+from sys_util.log import printable
 from sys_util.typing import Final
 
 _SUFFIX: Final = ".policy"
 _PARTS: Final = "common"  # files that are there to be included begin so
+
+
+DEVICE_HELP: Final = (
+    "device such as block, net:0 or vhost-vsock, or policy such as block_device or vmm"
+)
+
+
+def _read_arch(option: str, text: str) -> str:
+    if text not in ARCHITECTURES:
+        raise UsageError(f"{option}: {text!r:.40} is none of {', '.join(ARCHITECTURES)}")
+    return text
+
+
+ARCH: Final = Option("--arch", "ARCH", "x86_64 or aarch64 (this machine's)", _read_arch)
+POLICY_DIR: Final = text_option(
+    "--policy-dir", "DIR", "read the policies there, not those that are built in"
+)
 
 
 def policy_names(directory: str | None, arch: str | None = None) -> list[str]:
@@ -46,3 +65,20 @@ def policy_name(device: str, directory: str | None, arch: str | None = None) -> 
     where = "" if directory is None else f" in {directory}"
     hint = suggestion(device, [*kinds, *known])
     raise UsageError(f"no device or policy {device!r:.60}{where}{hint}")
+
+
+def named_policy(command: str, device: str, directory: str | None, arch: str) -> str:
+    """Return the policy of a device, as ``policy_name`` does, for ``crosvm policy COMMAND``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return policy_name(device, directory, arch)
+    except UsageError as error:
+        raise UsageError(f"policy {command}: {error}") from None
+
+
+def printable_lines(text: str) -> str:
+    """Return ``text`` without what a terminal would obey; policies may be anybody's."""
+    return "\n".join(printable(line) for line in text.split("\n"))

@@ -91,7 +91,8 @@ def _policies(device: str) -> list[str]:
 
 
 def _read_run(words: Sequence[str], *, extended_status: bool) -> RunConfig:
-    from crosvm_py.cli.commands.run import COMMAND, build_config
+    from crosvm_py.cli.commands.run import COMMAND
+    from crosvm_py.cli.run_options.run_config import build_config
 
     words = words[1:] if words[0] == COMMAND.name else words
     try:

@@ -74,7 +74,7 @@ def test_command_asks_the_vm(monkeypatch: pytest.MonkeyPatch, word: str, *, up: 
 
 def test_command_takes_no_other_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "ask", lambda _path, _request: DeviceList(()))
-    with pytest.raises(ControlError, match=r"vm\.sock: an answer to something else"):
+    with pytest.raises(ControlError, match=r"vm\.sock: an answer to another question"):
         execute(["link", "net:0", "up", "vm.sock"])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm balloon``, ``balloon_stats``, and the balloon's options of ``run``."""
+"""``crosvm balloon`` and ``crosvm balloon_stats``."""
 
 from __future__ import annotations
 
@@ -8,86 +8,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.cli.commands import balloon as commands
-from crosvm_py.cli.commands.run import COMMAND, OPTIONS, build_config
+from crosvm_py.cli.commands import balloon, balloon_stats
 from crosvm_py.cli.dispatch import execute
-from crosvm_py.cli.grammar.options import parse
 from crosvm_py.control import client
 from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery, BalloonSet, BalloonState
 from crosvm_py.control.protocol import Done
-from devices.virtio.balloon import BalloonSpec
 from devices.virtio.balloon_stats import STAT_NAMES
-from sys_util.errors import ConfigError, UsageError
+from sys_util.errors import UsageError
 
 if TYPE_CHECKING:
     from crosvm_py.control.protocol import Request, Response
 
 MIB = 1 << 20
-
-
-# The options of run
-
-
-def balloon_of(*words: str) -> BalloonSpec | None:
-    arguments = parse([*words, "vmlinux"], OPTIONS, COMMAND.positional)
-    return build_config(arguments, extended_status=False).balloon
-
-
-@pytest.mark.parametrize(
-    ("words", "spec"),
-    [
-        pytest.param([], None, id="none"),
-        pytest.param(["--no-balloon"], None, id="forbidden"),
-        pytest.param(["--balloon", "0"], BalloonSpec(), id="empty"),
-        pytest.param(["--balloon", "64m"], BalloonSpec(64 * MIB), id="size"),
-        pytest.param(["--balloon=size=8192"], BalloonSpec(8192), id="bytes"),
-        pytest.param(
-            ["--balloon", "size=1m,deflate_on_oom=off,free_page_reporting=on"],
-            BalloonSpec(MIB, deflate_on_oom=False, page_reporting=True),
-            id="cloud-hypervisor",
-        ),
-        pytest.param(["--balloon", "0,deflate-on-oom=false"], BalloonSpec(0, False), id="no-oom"),
-        pytest.param(["--balloon-page-reporting"], BalloonSpec(0, True, True), id="reporting"),
-        pytest.param(
-            ["--balloon", "1m", "--balloon_page_reporting"], BalloonSpec(MIB, True, True), id="both"
-        ),
-        pytest.param(["--balloon", "256m"], BalloonSpec(256 * MIB), id="all-memory"),
-    ],
-)
-def test_balloon_options(words: list[str], spec: BalloonSpec | None, lines: list[str]) -> None:
-    assert balloon_of(*words) == spec
-    assert lines == []
-
-
-def test_balloon_larger_than_the_memory_is_made_smaller_and_said(lines: list[str]) -> None:
-    assert balloon_of("-m", "128", "--balloon", "1g") == BalloonSpec(128 * MIB)
-    assert lines == ["--balloon: 1024 MiB is more than the memory of 128 MiB, which it becomes"]
-
-
-@pytest.mark.parametrize(
-    ("words", "error", "reason"),
-    [
-        (["--balloon", "100"], ConfigError, "--balloon: 100 bytes is not a multiple of 4096"),
-        (["--balloon", "-1"], UsageError, "--balloon: "),
-        (["--balloon", "1m,deflate_on_oom=maybe"], UsageError, "must be true, false, on or off"),
-        (["--balloon", "1m,bubbles"], UsageError, "unknown key 'bubbles'"),
-        (["--balloon", "99999999t"], UsageError, "more bytes than 64 bits"),
-        (["--balloon", "0", "--no-balloon"], ConfigError, "--no-balloon and --balloon exclude"),
-        (
-            ["--no-balloon", "--balloon-page-reporting"],
-            ConfigError,
-            "--no-balloon and --balloon-page-reporting exclude",
-        ),
-    ],
-)
-def test_balloon_options_that_make_no_sense(
-    words: list[str], error: type[Exception], reason: str
-) -> None:
-    with pytest.raises(error, match=reason):
-        balloon_of(*words)
-
-
-# The commands
 
 
 def state(target: int, actual: int, **changes: object) -> BalloonState:
@@ -129,7 +61,8 @@ class FakeVms:
 def vms(monkeypatch: pytest.MonkeyPatch) -> FakeVms:
     vms = FakeVms()
     monkeypatch.setattr(client, "ask", vms.ask)
-    monkeypatch.setattr(commands, "time", vms)
+    monkeypatch.setattr(balloon, "time", vms)
+    monkeypatch.setattr(balloon_stats, "time", vms)
     return vms
 
 
@@ -183,7 +116,7 @@ def test_balloon_wait_gives_up_when_nothing_moves(
     vms.answers = [state(512, 0), state(512, 256)]
     assert execute(["balloon", "--wait", "2m", "s"]) == 1
     assert capfd.readouterr().err == "crosvm: balloon: s: the guest goes no further: 1 of 2 MiB\n"
-    assert commands.STALL_SECONDS < vms.now < 2 * commands.STALL_SECONDS
+    assert balloon.STALL_SECONDS < vms.now < 2 * balloon.STALL_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.cli.commands import devices as cli
+from crosvm_py.cli.commands import devices, limit
 from crosvm_py.cli.commands.devices import as_fields, table
 from crosvm_py.cli.dispatch import execute
 from crosvm_py.control import client
@@ -56,7 +56,8 @@ Asked = list[tuple[str, "Request"]]
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     written: list[str] = []
-    monkeypatch.setattr(cli, "write_out", written.append)
+    for module in (devices, limit):
+        monkeypatch.setattr(module, "write_out", written.append)
     return written
 
 
@@ -145,7 +146,7 @@ def test_answer_to_something_else_is_refused(
     answer_with: Callable[[Response], Asked], command: list[str]
 ) -> None:
     answer_with(Done())
-    with pytest.raises(ControlError, match="s: an answer to something else"):
+    with pytest.raises(ControlError, match="s: an answer to another question"):
         execute(command)
 
 

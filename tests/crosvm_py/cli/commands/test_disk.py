@@ -56,7 +56,7 @@ def test_resize_of_a_block_device_tells_its_own_size(
 
 def test_answer_to_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, Done())
-    with pytest.raises(ControlError, match="s: an answer to something else"):
+    with pytest.raises(ControlError, match="s: an answer to another question"):
         execute(["disk", "resize", "0", "1m", "s"])
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.cli.commands.policy import EXIT_DENIED, EXIT_NO_POLICY
 from crosvm_py.cli.commands.policy_names import policy_name, policy_names
+from crosvm_py.cli.commands.policy_simulate import EXIT_DENIED, EXIT_NO_POLICY
 from crosvm_py.cli.dispatch import COMMANDS, execute
 from crosvm_py.device_process.kinds import DEVICE_KINDS
 from seccomp.syscalls import ARCHITECTURES

@@ -5,17 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from crosvm_py.cli.commands.run import COMMAND, OPTIONS, build_config
-from crosvm_py.cli.grammar.options import parse
 from crosvm_py.cli.run_options.limits import given_limits
-from crosvm_py.config import RunConfig
 from devices.virtio.rate_limiter import RateLimits
 from devices.virtio.rng import RngSpec
 from sys_util.errors import ConfigError, UsageError
-
-
-def config(*words: str) -> RunConfig:
-    return build_config(parse(words, OPTIONS, COMMAND.positional), extended_status=False)
+from tests.support.command_line import config_of
 
 
 def test_every_limit_of_a_disk_reaches_its_field() -> None:
@@ -23,35 +17,35 @@ def test_every_limit_of_a_disk_reaches_its_field() -> None:
         "disk.img,bw-size=1m,bw-one-time-burst=2m,bw_refill_time=100,"
         "ops-size=1000,ops_one_time_burst=50,ops-refill-time=200"
     )
-    made = config("--block", text, "vmlinux")
+    made = config_of("--block", text, "vmlinux")
     assert made.disks[0].limits == RateLimits(1 << 20, 2 << 20, 100, 1000, 50, 200)
 
 
 def test_old_spellings_of_disks_take_limits_too() -> None:
-    made = config("--rwdisk", "disk.img,ops-size=5,ops-refill-time=1", "vmlinux")
+    made = config_of("--rwdisk", "disk.img,ops-size=5,ops-refill-time=1", "vmlinux")
     assert made.disks[0].limits == RateLimits(ops_size=5, ops_refill_time=1)
 
 
 def test_rng_is_there_with_limits_without_and_not_at_all() -> None:
     limited = RngSpec(limits=RateLimits(bw_size=1024, bw_refill_time=1000))
-    assert config("--rng", "bw-size=1k,bw-refill-time=1000", "vmlinux").rng == limited
-    assert config("vmlinux").rng == RngSpec()
-    assert config("--no-rng", "vmlinux").rng is None
+    assert config_of("--rng", "bw-size=1k,bw-refill-time=1000", "vmlinux").rng == limited
+    assert config_of("vmlinux").rng == RngSpec()
+    assert config_of("--no-rng", "vmlinux").rng is None
 
 
 def test_rng_wanted_and_not_wanted_is_refused() -> None:
     with pytest.raises(ConfigError, match="--rng and --no-rng exclude each other"):
-        config("--rng", "ops-size=1,ops-refill-time=1", "--no-rng", "vmlinux")
+        config_of("--rng", "ops-size=1,ops-refill-time=1", "--no-rng", "vmlinux")
 
 
 def test_packed_queue_is_accepted_when_it_is_false() -> None:
-    assert config("--block", "d,packed-queue=false", "v") == config("--block", "d", "v")
+    assert config_of("--block", "d,packed-queue=false", "v") == config_of("--block", "d", "v")
 
 
 @pytest.mark.parametrize("text", ["d,packed-queue", "d,packed-queue=true", "d,packed_queue=true"])
 def test_packed_queue_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--block: packed-queue=true: there are only split"):
-        config("--block", text, "vmlinux")
+        config_of("--block", text, "vmlinux")
 
 
 @pytest.mark.parametrize(
@@ -86,11 +80,11 @@ def test_limit_that_makes_no_sense_is_refused(
     option: str, before: str, text: str, kind: type[Exception], reason: str
 ) -> None:
     with pytest.raises(kind, match=f"{option}: .*{reason}"):
-        config(option, before + text, "vmlinux")
+        config_of(option, before + text, "vmlinux")
 
 
 def test_zero_disables() -> None:
-    made = config("--rng", "bw-size=0,bw-refill-time=0,ops-size=0,ops-refill-time=5", "vmlinux")
+    made = config_of("--rng", "bw-size=0,bw-refill-time=0,ops-size=0,ops-refill-time=5", "vmlinux")
     assert made.rng == RngSpec(limits=RateLimits(ops_refill_time=5))
 
 

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How devices are looked after: ``--device-restart``, ``--device-timeout``, ``restart-device``."""
+"""How devices are looked after: ``--device-restart`` and ``--device-timeout``."""
 
 from __future__ import annotations
 
-from crosvm_py.cli.grammar.command import Command
-from crosvm_py.cli.grammar.options import Option, Positional
-from crosvm_py.control.devices import MAX_NAME_CHARS
+from crosvm_py.cli.grammar.options import Option
 from crosvm_py.device_process.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS, NEVER
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from crosvm_py.cli.grammar.command import GlobalSettings
     from crosvm_py.cli.grammar.options import Arguments
 
 _MAX_RESTARTS: Final = 1_000_000
@@ -73,26 +70,3 @@ def restarts(arguments: Arguments) -> int | None:
 def timeout_seconds(arguments: Arguments) -> float:
     """Return how long a device process may hang."""
     return arguments.get(TIMEOUT) or DEFAULT_TIMEOUT_SECONDS
-
-
-def _restart_device(arguments: Arguments, _settings: GlobalSettings) -> int:
-    from crosvm_py.control import client
-    from crosvm_py.control.devices import RestartDevice
-    from crosvm_py.control.protocol import Done
-
-    device, path = arguments.positional
-    if len(device) > MAX_NAME_CHARS:
-        raise UsageError(f"restart-device: {device:.80}: no device has such a name")
-    answer = client.ask(path, RestartDevice(device))
-    if not isinstance(answer, Done):
-        raise client.ControlError(f"{path}: an answer to something else")
-    return 0
-
-
-RESTART_DEVICE: Final = Command(
-    "restart-device",
-    "give a device, such as block:0, a new process with the code that is installed now",
-    (),
-    Positional("DEVICE SOCKET", "device, control socket", 2, 2),
-    _restart_device,
-)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the commands share that ask a VM which runs."""
+
+from __future__ import annotations
+
+from crosvm_py.control import client
+from crosvm_py.control.devices import MAX_NAME_CHARS
+from sys_util.errors import UsageError
+from sys_util.typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from crosvm_py.control.protocol import Request
+
+T = TypeVar("T")
+
+# How many VMs one command line may name.
+MAX_SOCKETS: Final = 1024
+
+
+def ask_for(path: str, request: Request, kind: type[T]) -> T:
+    """Send ``request`` to the VM at ``path`` and return its answer, which must be of this kind.
+
+    Raises:
+        ControlError: the VM refused, or answered something else.
+        HostError: there is nothing to connect to.
+    """
+    answer = client.ask(path, request)
+    if not isinstance(answer, kind):
+        raise client.ControlError(f"{path}: an answer to another question")
+    return answer
+
+
+def device_name(command: str, text: str) -> str:
+    """Return ``text``, which may be the name of a device.
+
+    Raises:
+        UsageError: it is too long for one.
+    """
+    if len(text) > MAX_NAME_CHARS:
+        raise UsageError(f"{command}: {text:.80}: no device has such a name")
+    return text

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``crosvm limit``: the rate limits of a device of a VM that runs."""
+
+from __future__ import annotations
+
+from crosvm_py.cli.commands.asking import ask_for, device_name
+from crosvm_py.cli.grammar.command import Command
+from crosvm_py.cli.grammar.options import Positional
+from crosvm_py.cli.output import write_out
+from crosvm_py.cli.run_options.limits import FIELDS, given_limits
+from crosvm_py.control.devices import DeviceLimits, LimitDevice
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.cli.grammar.command import GlobalSettings
+    from crosvm_py.cli.grammar.options import Arguments
+
+
+def _limit(arguments: Arguments, _settings: GlobalSettings) -> int:
+    device, *changes, path = arguments.positional
+    values = given_limits("limit", changes[0]) if changes else (None,) * len(FIELDS)
+    answer = ask_for(path, LimitDevice(device_name("limit", device), values), DeviceLimits)
+    pairs = zip(FIELDS, answer.values, strict=True)
+    write_out(",".join(f"{field.name}={value}" for field, value in pairs) + "\n")
+    return 0
+
+
+LIMIT: Final = Command(
+    "limit",
+    "change the rate limits of a device, such as block:0, and tell them",
+    (),
+    Positional(
+        "DEVICE [KEY=VALUE,…] SOCKET", "device, limits as of run --rng, control socket", 2, 3
+    ),
+    _limit,
+)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``crosvm restart-device``: a new process for a device of a VM that runs."""
+
+from __future__ import annotations
+
+from crosvm_py.cli.commands.asking import ask_for, device_name
+from crosvm_py.cli.grammar.command import Command
+from crosvm_py.cli.grammar.options import Positional
+from crosvm_py.control.devices import RestartDevice
+from crosvm_py.control.protocol import Done
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.cli.grammar.command import GlobalSettings
+    from crosvm_py.cli.grammar.options import Arguments
+
+
+def _restart_device(arguments: Arguments, _settings: GlobalSettings) -> int:
+    device, path = arguments.positional
+    ask_for(path, RestartDevice(device_name("restart-device", device)), Done)
+    return 0
+
+
+RESTART_DEVICE: Final = Command(
+    "restart-device",
+    "give a device, such as block:0, a new process with the code that is installed now",
+    (),
+    Positional("DEVICE SOCKET", "device, control socket", 2, 2),
+    _restart_device,
+)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The machine on the command line: processors, memory, and how it is called and reached."""
+
+from __future__ import annotations
+
+from crosvm_py.cli.grammar import keyvalue
+from crosvm_py.cli.grammar.options import Option, switch, text_option
+from sys_util.errors import ConfigError, UsageError
+from sys_util.typing import Final
+
+# An x86 local APIC ID has 8 bits; 255 means all of them, and one is the I/O APIC's.
+MAX_CPUS: Final = 254
+
+MIB: Final = 1 << 20
+PAGE_BYTES: Final = 4096
+DEFAULT_MEMORY_BYTES: Final = 256 * MIB
+# Below this not even the boot tables and a bare-metal guest fit.
+MIN_MEMORY_BYTES: Final = 4 * MIB
+# One KVM memory slot has at most 2^31 pages; half of that leaves room below 46 address bits.
+MAX_MEMORY_BYTES: Final = 4 << 40
+
+_NUM_CORES: Final = keyvalue.integer("num-cores", "number of vCPUs", 1)
+_SIZE: Final = keyvalue.size("size", "memory, in MiB or with a suffix", DEFAULT_MEMORY_BYTES, MIB)
+
+
+def _read_cpus(option: str, text: str) -> int:
+    try:
+        cpus = keyvalue.parse(option, text, (_NUM_CORES,))[_NUM_CORES]
+    except UsageError as error:
+        raise UsageError(f"{error} (1 to {MAX_CPUS} vCPUs)") from None
+    if not 1 <= cpus <= MAX_CPUS:
+        raise ConfigError(f"{option}: {cpus} vCPUs are not in 1..{MAX_CPUS}")
+    return cpus
+
+
+def _read_memory(option: str, text: str) -> int:
+    limits = f"{MIN_MEMORY_BYTES // MIB} MiB to {MAX_MEMORY_BYTES >> 40} TiB"
+    try:
+        size_bytes = keyvalue.parse(option, text, (_SIZE,))[_SIZE]
+    except UsageError as error:
+        raise UsageError(f"{error} (memory is {limits})") from None
+    if not MIN_MEMORY_BYTES <= size_bytes <= MAX_MEMORY_BYTES:
+        raise ConfigError(f"{option}: {text} is outside the limits, {limits}")
+    if size_bytes % PAGE_BYTES:
+        raise ConfigError(f"{option}: {text} is not a multiple of {PAGE_BYTES} bytes")
+    return size_bytes
+
+
+CPUS: Final = Option("-c --cpus", "N", f"vCPUs, 1 to {MAX_CPUS} (1)", _read_cpus)
+MEMORY: Final = Option(
+    "-m --mem", "SIZE", "guest memory in MiB, or with a suffix k, m, g or t (256)", _read_memory
+)
+SOCKET: Final = text_option(
+    "-s --socket", "PATH", "control socket; in a directory it is called crosvm-PID.sock"
+)
+NAME: Final = text_option("--name", "NAME", "name of the monitor process, as ps shows it (crosvm)")
+MULTIPROCESS: Final = switch("-u --multiprocess", "one process per device; always so, accepted")
