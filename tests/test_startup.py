@@ -37,7 +37,8 @@ RUN = """
 import sys
 sys.path[:0] = {path!r}
 from crosvm_py.cli.dispatch import COMMANDS
-COMMANDS["run"]()
+from crosvm_py.cli.grammar.command import load_command
+load_command(COMMANDS["run"])
 import crosvm_py.run, crosvm_py.vm, crosvm_py.log, crosvm_py.warden.warden
 from crosvm_py.device_process.kinds import DEVICE_KINDS
 for kind in DEVICE_KINDS.values():

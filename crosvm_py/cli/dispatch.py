@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from crosvm_py.cli.grammar.command import GlobalSettings
+from crosvm_py.cli.grammar.command import GlobalSettings, load_command
 from crosvm_py.cli.grammar.options import Option, parse, suggestion, switch, text_option
 from sys_util import log
 from sys_util.errors import UsageError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from crosvm_py.cli.grammar.command import Command
+    from crosvm_py.cli.grammar.command import Command, CommandTable
     from crosvm_py.cli.grammar.options import Arguments
 
 
@@ -38,112 +38,22 @@ GLOBAL_OPTIONS: Final = (EXTENDED_STATUS, LOG_LEVEL, SYSLOG_TAG, NO_SYSLOG)
 
 
 # Every command is imported only when it is the one: `crosvm stop` needs no machine.
-def _load_run() -> Command:
-    from crosvm_py.cli.commands.run import COMMAND
-
-    return COMMAND
-
-
-def _load_stop() -> Command:
-    from crosvm_py.cli.commands.control import STOP
-
-    return STOP
-
-
-def _load_suspend() -> Command:
-    from crosvm_py.cli.commands.control import SUSPEND
-
-    return SUSPEND
-
-
-def _load_resume() -> Command:
-    from crosvm_py.cli.commands.control import RESUME
-
-    return RESUME
-
-
-def _load_powerbtn() -> Command:
-    from crosvm_py.cli.commands.control import POWERBTN
-
-    return POWERBTN
-
-
-def _load_devices() -> Command:
-    from crosvm_py.cli.commands.devices import DEVICES
-
-    return DEVICES
-
-
-def _load_restart_device() -> Command:
-    from crosvm_py.cli.commands.restart_device import RESTART_DEVICE
-
-    return RESTART_DEVICE
-
-
-def _load_disk() -> Command:
-    from crosvm_py.cli.commands.disk import DISK
-
-    return DISK
-
-
-def _load_limit() -> Command:
-    from crosvm_py.cli.commands.limit import LIMIT
-
-    return LIMIT
-
-
-def _load_link() -> Command:
-    from crosvm_py.cli.commands.link import LINK
-
-    return LINK
-
-
-def _load_balloon() -> Command:
-    from crosvm_py.cli.commands.balloon import BALLOON
-
-    return BALLOON
-
-
-def _load_balloon_stats() -> Command:
-    from crosvm_py.cli.commands.balloon_stats import STATS
-
-    return STATS
-
-
-def _load_policy() -> Command:
-    from crosvm_py.cli.commands.policy import POLICY
-
-    return POLICY
-
-
-def _load_doctor() -> Command:
-    from crosvm_py.cli.commands.doctor import COMMAND
-
-    return COMMAND
-
-
-def _load_version() -> Command:
-    from crosvm_py.cli.commands.version import COMMAND
-
-    return COMMAND
-
-
-COMMANDS: Final[dict[str, Callable[[], Command]]] = {
-    "run": _load_run,
-    "stop": _load_stop,
-    "suspend": _load_suspend,
-    "resume": _load_resume,
-    "powerbtn": _load_powerbtn,
-    "devices": _load_devices,
-    "restart-device": _load_restart_device,
-    "disk": _load_disk,
-    "limit": _load_limit,
-    "link": _load_link,
-    "balloon": _load_balloon,
-    "balloon_stats": _load_balloon_stats,
-    "policy": _load_policy,
-    "doctor": _load_doctor,
-    "version": _load_version,
+COMMANDS: Final[CommandTable] = {
+    "run": "crosvm_py.cli.commands.run:COMMAND",
+    "stop": "crosvm_py.cli.commands.control:STOP",
+    "suspend": "crosvm_py.cli.commands.control:SUSPEND",
+    "resume": "crosvm_py.cli.commands.control:RESUME",
+    "powerbtn": "crosvm_py.cli.commands.control:POWERBTN",
+    "devices": "crosvm_py.cli.commands.devices:DEVICES",
+    "restart-device": "crosvm_py.cli.commands.restart_device:RESTART_DEVICE",
+    "disk": "crosvm_py.cli.commands.disk:DISK",
+    "limit": "crosvm_py.cli.commands.limit:LIMIT",
+    "link": "crosvm_py.cli.commands.link:LINK",
+    "balloon": "crosvm_py.cli.commands.balloon:BALLOON",
+    "balloon_stats": "crosvm_py.cli.commands.balloon_stats:STATS",
+    "policy": "crosvm_py.cli.commands.policy:POLICY",
+    "doctor": "crosvm_py.cli.commands.doctor:COMMAND",
+    "version": "crosvm_py.cli.commands.version:COMMAND",
 }
 
 
@@ -162,9 +72,9 @@ def execute(argv: Sequence[str]) -> int:
     words = _help_asked(before.rest)
     if not words:
         return _print_overview()
-    command = _load(words.pop(0), COMMANDS)
+    command = _find(words.pop(0), COMMANDS)
     if command.subcommands and words and not words[0].startswith("-"):
-        command = _load(words.pop(0), command.subcommands, f"{command.name} ")
+        command = _find(words.pop(0), command.subcommands, f"{command.name} ")
     arguments = _parse_command(command, words)
     if arguments.help_wanted:
         return _print_help(command)
@@ -178,12 +88,12 @@ def _help_asked(words: Sequence[str]) -> list[str]:
     return [*words[1:], *["--help"] * (len(words) > 1)] if words[0] == "help" else list(words)
 
 
-def _load(name: str, commands: Mapping[str, Callable[[], Command]], group: str = "") -> Command:
-    load = commands.get(name)
-    if load is None:
+def _find(name: str, commands: CommandTable, group: str = "") -> Command:
+    place = commands.get(name)
+    if place is None:
         hint = suggestion(name, commands)
         raise UsageError(f"unknown command {f'{group}{name}'!r}{hint}")
-    return load()
+    return load_command(place)
 
 
 def _parse_command(command: Command, words: Sequence[str]) -> Arguments:
@@ -210,9 +120,9 @@ def _print_overview() -> int:
     from crosvm_py.cli.output import write_out
 
     commands = []
-    for load in COMMANDS.values():
-        command = load()
-        commands += [each() for each in command.subcommands.values()] or [command]
+    for place in COMMANDS.values():
+        command = load_command(place)
+        commands += [load_command(each) for each in command.subcommands.values()] or [command]
     write_out(overview(commands, GLOBAL_OPTIONS))
     return 0
 

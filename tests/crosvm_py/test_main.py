@@ -14,6 +14,7 @@ import pytest
 
 from crosvm_py.__main__ import main
 from crosvm_py.cli.dispatch import COMMANDS, GLOBAL_OPTIONS
+from crosvm_py.cli.grammar.command import load_command
 from crosvm_py.cli.grammar.options import Option
 from crosvm_py.config import RunConfig
 from crosvm_py.exit_status import VmExit, exit_status
@@ -81,7 +82,7 @@ def test_help_lists_commands_and_global_options(cli: Cli, words: list[str]) -> N
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_help_lists_every_option_and_key(cli: Cli, name: str) -> None:
     assert cli.run(name, "--help") == 0
-    options: tuple[Option[object], ...] = COMMANDS[name]().options
+    options: tuple[Option[object], ...] = load_command(COMMANDS[name]).options
     expected = [spelling for option in options for spelling in option.names]
     expected += [f"{field.name}=" for option in options for field in option.fields]
     assert [word for word in expected if word not in cli.out] == []

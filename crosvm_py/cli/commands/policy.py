@@ -13,24 +13,6 @@ if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
 
 
-def _load_record() -> Command:
-    from crosvm_py.cli.commands.policy_record import RECORD
-
-    return RECORD
-
-
-def _load_show() -> Command:
-    from crosvm_py.cli.commands.policy_show import SHOW
-
-    return SHOW
-
-
-def _load_simulate() -> Command:
-    from crosvm_py.cli.commands.policy_simulate import SIMULATE
-
-    return SIMULATE
-
-
 def _none(_arguments: Arguments, _settings: GlobalSettings) -> int:
     raise UsageError("policy: what of it? record, show or simulate")
 
@@ -41,5 +23,9 @@ POLICY: Final = Command(
     (),
     NO_ARGUMENTS,
     _none,
-    {"record": _load_record, "show": _load_show, "simulate": _load_simulate},
+    {
+        "record": "crosvm_py.cli.commands.policy_record:RECORD",
+        "show": "crosvm_py.cli.commands.policy_show:SHOW",
+        "simulate": "crosvm_py.cli.commands.policy_simulate:SIMULATE",
+    },
 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from crosvm_py.cli.grammar.command import load_command
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def command_help(command: Command) -> str:
     lines += [f"{command.summary[0].upper()}{command.summary[1:]}."]
     if command.subcommands:
         lines += ["", "Commands:"]
-        for load in command.subcommands.values():
-            each = load()
+        for place in command.subcommands.values():
+            each = load_command(place)
             lines += _entry(f"{each.name} {_arguments(each)}".rstrip(), each.summary)
     if command.positional.metavar:
         lines += ["", *_entry(command.positional.metavar, command.positional.help)]
