@@ -12,12 +12,15 @@ from itertools import pairwise
 from struct import Struct
 
 from sys_util.errors import ConfigError
-from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kernel_loader.source import Source
+
+log = get_logger("kernel_loader")
 
 ELF_MAGIC: Final = b"\x7fELF"
 ELFCLASS32: Final = 1
@@ -84,6 +87,9 @@ class ElfKernel(NamedTuple):
     entry: int
     pvh_entry: int | None
     is_linux: bool
+
+
+_Note: TypeAlias = "tuple[bytes, int, bytes]"  # owner, type, content
 
 
 class _Notes(NamedTuple):
@@ -189,53 +195,77 @@ def _read_notes(source: Source, headers: list[tuple[int, ...]]) -> _Notes:
     """Look for the PVH entry, and for what only a Linux kernel says about itself.
 
     Linux has notes of the owner "Linux" since 4.19 (include/linux/build-salt.h), and with Xen
-    support names itself in XEN_ELFNOTE_GUEST_OS.
+    support names itself in XEN_ELFNOTE_GUEST_OS. A note that makes no sense is ignored with a
+    warning: the kernel may well start without it, and if not, its entry is refused later.
     """
     pvh_entry: int | None = None
     is_linux = False
+    wrong_bytes: int | None = None
     for owner, kind, content in _iterate_notes(source, headers):
         if owner == b"Linux":
             is_linux = True
         elif owner == b"Xen" and kind == XEN_ELFNOTE_GUEST_OS:
             is_linux |= content.rstrip(b"\0") == b"linux"
-        elif owner == b"Xen" and kind == XEN_ELFNOTE_PHYS32_ENTRY:
+        elif owner == b"Xen" and kind == XEN_ELFNOTE_PHYS32_ENTRY and pvh_entry is None:
             # An address of the guest's word size; Linux stores 8 bytes, other guests 4.
-            if len(content) not in (4, 8):
-                raise ConfigError(f"{source.what}: PVH entry note of {len(content):#x} bytes")
-            pvh_entry = int.from_bytes(content, "little")
+            if len(content) in (4, 8):
+                pvh_entry = int.from_bytes(content, "little")
+            else:
+                wrong_bytes = len(content)
+    if wrong_bytes is not None:
+        log.warning("%s: ignored a PVH note of %#x bytes, not 4 or 8", source.what, wrong_bytes)
     return _Notes(pvh_entry, is_linux)
 
 
-def _iterate_notes(
-    source: Source, headers: list[tuple[int, ...]]
-) -> Iterator[tuple[bytes, int, bytes]]:
+def _iterate_notes(source: Source, headers: list[tuple[int, ...]]) -> Iterator[_Note]:
     total_bytes = 0
     for index, (kind, _, offset, _, _, file_bytes, _, alignment) in enumerate(headers):
         if kind != PT_NOTE:
             continue
         total_bytes += file_bytes
         if offset + file_bytes > source.size or total_bytes > MAX_NOTE_BYTES:
-            raise ConfigError(
-                f"{source.what}: notes in segment {index} at {offset:#x}+{file_bytes:#x}: "
-                f"the file has {source.size:#x} bytes, notes may have {MAX_NOTE_BYTES:#x}"
+            log.warning(
+                "%s: ignored the notes of segment %d at %#x+%#x: "
+                "the file has %#x bytes, and notes may have %#x",
+                *(source.what, index, offset, file_bytes, source.size, MAX_NOTE_BYTES),
             )
-        yield from _split_notes(source.what, source.read(offset, file_bytes), alignment)
+            return
+        notes, whole = _split_notes(source.read(offset, file_bytes), alignment)
+        if not whole:
+            log.warning("%s: ignored a note over the end of segment %d", source.what, index)
+        yield from notes
 
 
-def _split_notes(what: str, data: bytes, alignment: int) -> Iterator[tuple[bytes, int, bytes]]:
-    # The gABI says 8 for ELF64, every tool writes 4 unless the segment itself says 8.
-    mask = 7 if alignment == 8 else 3
+def _split_notes(data: bytes, alignment: int) -> tuple[list[_Note], bool]:
+    """Return the notes of a segment, and whether they fill it to its end.
+
+    The alignment of the segment should tell how its notes are padded: to 8 bytes if it is 8, else
+    to 4. It does not where a linker put a property note of binutils, which is aligned to 8, into
+    one segment with notes padded to 4. So both are tried, and what either finds counts: the wrong
+    one goes astray, but it does not come upon an owner and a type that we look for.
+    """
+    likely, other = (8, 4) if alignment == 8 else (4, 8)
+    notes, whole = _walk_notes(data, likely)
+    others, others_whole = _walk_notes(data, other)
+    return list(dict.fromkeys((*notes, *others))), whole or others_whole
+
+
+def _walk_notes(data: bytes, padding: int) -> tuple[list[_Note], bool]:
+    """Return the notes up to the first that runs over the end, and whether there is none."""
+    mask = padding - 1
+    notes: list[_Note] = []
     at = 0
     while len(data) - at >= NOTE.size:
         name_bytes, content_bytes, kind = NOTE.unpack_from(data, at)
+        if name_bytes == 0 and at % 8:
+            at += 4  # no note has no owner: a gap in front of one that is aligned to 8
+            continue
         name_at = at + NOTE.size
         content_at = (name_at + name_bytes + mask) & ~mask
         content_end = content_at + content_bytes
         if content_end > len(data):
-            raise ConfigError(f"{what}: a note at {at:#x} of {len(data):#x} runs over the end")
-        yield (
-            data[name_at : name_at + name_bytes].rstrip(b"\0"),
-            kind,
-            data[content_at:content_end],
-        )
+            return notes, False
+        owner = data[name_at : name_at + name_bytes].rstrip(b"\0")
+        notes.append((owner, kind, data[content_at:content_end]))
         at = (content_end + mask) & ~mask
+    return notes, True

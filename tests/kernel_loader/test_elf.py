@@ -54,6 +54,73 @@ def test_parse_elf_finds_the_pvh_entry_behind_other_notes(tmp_path: Path, alignm
     assert not elf.is_linux
 
 
+# What binutils adds (-mx86-used-note=yes): aligned to 8, and as long.
+PROPERTY_NOTE = note(b"GNU", 5, bytes(range(32)), 8)
+XEN_ENTRY = PVH_ENTRY.to_bytes(4, "little")
+XEN_NOTE = note(b"Xen", 18, XEN_ENTRY)
+
+
+@pytest.mark.parametrize("alignment", [0, 1, 4, 8, 16])
+@pytest.mark.parametrize(
+    "notes",
+    [
+        pytest.param(PROPERTY_NOTE + LINUX_NOTE + PVH_NOTE, id="property-first"),
+        pytest.param(LINUX_NOTE + PVH_NOTE + PROPERTY_NOTE, id="property-last"),
+        pytest.param(XEN_NOTE + LINUX_NOTE + bytes(4) + PROPERTY_NOTE, id="gap-before-property"),
+        pytest.param(XEN_NOTE + bytes(4) + PROPERTY_NOTE + LINUX_NOTE, id="property-between"),
+        pytest.param(note(b"Linux", 1, b"1234", 8) + note(b"Xen", 18, XEN_ENTRY, 8), id="all-8"),
+        pytest.param(note(b"Long Name", 9, b"12345") + LINUX_NOTE + XEN_NOTE, id="all-4"),
+    ],
+)
+def test_parse_elf_reads_notes_of_either_padding(
+    tmp_path: Path, notes: bytes, alignment: int, lines: list[str]
+) -> None:
+    source = source_of(tmp_path, Elf(notes=notes, note_alignment=alignment).build())
+    elf = parse_elf(source)
+    source.close()
+    assert elf.pvh_entry == PVH_ENTRY
+    assert elf.is_linux
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("elf", "warning"),
+    [
+        pytest.param(Elf(notes=PVH_NOTE[:-1]), "over the end of segment 1", id="cut"),
+        pytest.param(Elf(notes=b"\xff" * 12), "over the end of segment 1", id="sizes"),
+        pytest.param(
+            Elf(notes=b"\xff" * 12, note_alignment=8),
+            "over the end of segment 1",
+            id="sizes-8",
+        ),
+        pytest.param(
+            Elf(notes=PVH_NOTE, note_bytes=1 << 40), "the notes of segment 1 at", id="outside"
+        ),
+        pytest.param(Elf(notes=bytes(1 << 20) + PVH_NOTE), "notes may have 0x100000", id="large"),
+        pytest.param(Elf(notes=note(b"Xen", 18, b"12")), "a PVH note of 0x2 bytes", id="pvh-size"),
+        pytest.param(Elf(notes=bytes(64)), None, id="zeros"),
+        pytest.param(Elf(notes=b"\0" * 11), None, id="shorter-than-a-note"),
+    ],
+)
+def test_parse_elf_ignores_notes_that_make_no_sense(
+    tmp_path: Path, elf: Elf, warning: str | None, lines: list[str]
+) -> None:
+    source = source_of(tmp_path, elf.build())
+    parsed = parse_elf(source)
+    source.close()
+    assert (parsed.entry, parsed.pvh_entry) == (ENTRY, None)
+    assert len(lines) == (warning is not None)
+    assert not warning or warning in lines[0]
+
+
+def test_parse_elf_takes_the_first_of_two_pvh_entries(tmp_path: Path) -> None:
+    second = note(b"Xen", 18, ENTRY.to_bytes(8, "little"))
+    source = source_of(tmp_path, Elf(notes=PVH_NOTE + second).build())
+    elf = parse_elf(source)
+    source.close()
+    assert elf.pvh_entry == PVH_ENTRY
+
+
 @pytest.mark.parametrize(
     "notes",
     [
@@ -118,13 +185,6 @@ def test_parse_elf_accepts_an_interpreter_beside_a_pvh_note(tmp_path: Path) -> N
             id="overlap-bss",
         ),
         pytest.param(Elf(extra_headers=[INTERP]).build(), "interpreter", id="user-program"),
-        pytest.param(Elf(notes=PVH_NOTE[:-1]).build(), "runs over the end", id="note-cut"),
-        pytest.param(
-            Elf(notes=b"\xff" * 12).build(), "a note at 0x0 of 0xc runs over", id="note-size"
-        ),
-        pytest.param(Elf(notes=PVH_NOTE, note_bytes=1 << 21).build(), "notes in segment 1",
-                     id="notes-outside"),
-        pytest.param(Elf(notes=note(b"Xen", 18, b"12")).build(), "note of 0x2 bytes", id="pvh"),
     ],
 )  # fmt: skip
 def test_parse_elf_refuses_and_names_the_file(tmp_path: Path, content: bytes, reason: str) -> None:
