@@ -33,6 +33,8 @@ _MAX_ENTRY_BYTES: Final = 64 * 1024  # 4096 instructions are half of it
 _MAX_ENTRIES: Final = 128
 _SUFFIX: Final = ".bpf"
 
+_warned = False  # whether this process has said what is wrong with the cache
+
 
 class LibraryStamp(NamedTuple):
     """Which libseccomp compiled a program; another file at ``path`` makes the entry stale."""
@@ -83,7 +85,8 @@ def load(key: str) -> bytes | None:
         except FileNotFoundError:
             return None
         except OSError as error:
-            warn(f"seccomp cache entry {key}: {error.strerror}")
+            name = key + _SUFFIX
+            warn(f"{name} of the seccomp cache {cache_folder()} is not used: {error.strerror}")
             return None
     return None if entry is None else _decode(key, entry)
 
@@ -134,7 +137,7 @@ def _open_folder(*, create: bool) -> Iterator[int | None]:
         problem = None if create else error.strerror
     try:
         if problem:
-            warn(f"seccomp cache {path} is not used: {problem}")
+            warn(f"the seccomp cache {path} is not used: {problem}")
         yield None if problem else fd
     finally:
         if fd is not None:
@@ -156,7 +159,7 @@ def _problem(status: os.stat_result) -> str | None:
     if status.st_uid != os.geteuid():
         return f"belongs to uid {status.st_uid}"
     if status.st_mode & 0o022:
-        return f"mode {stat.S_IMODE(status.st_mode):04o} lets others write"
+        return f"mode {stat.S_IMODE(status.st_mode):04o} lets others write (chmod go-w)"
     return None
 
 
@@ -167,7 +170,7 @@ def _read_private(folder: int, name: str) -> bytes | None:
         status = os.fstat(fd)
         problem = _problem(status) if stat.S_ISREG(status.st_mode) else "is not a regular file"
         if problem:
-            warn(f"seccomp cache entry {name} is not used: {problem}")
+            warn(f"{name} of the seccomp cache {cache_folder()} is not used: {problem}")
             return None
         return os.read(fd, _MAX_ENTRY_BYTES)
     finally:
@@ -197,7 +200,14 @@ def _prune(folder: int) -> None:
 
 
 def warn(message: str) -> None:
-    """Log a warning; a good cache never needs the log."""
+    """Log the first warning of this process: a run loads eight policies, and each finds the same.
+
+    The log is imported only now: a good cache never needs it.
+    """
+    global _warned
+    if _warned:
+        return
+    _warned = True
     from sys_util.log import get_logger
 
-    get_logger(__name__).warning("%s", message)
+    get_logger(__name__).warning("%s; policies are compiled anew at each start", message)

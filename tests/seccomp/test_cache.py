@@ -64,7 +64,8 @@ def lines() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _restore_log() -> object:
+def _restore_log(monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.setattr(cache, "_warned", False)
     yield
     log.set_sink(log.stderr_sink)
 
@@ -203,6 +204,20 @@ def test_folder_others_may_write_is_bypassed(
     load(policies)
     assert compiler.runs == 2
     assert f"mode {mode:04o} lets others write" in lines[0]
+
+
+def test_a_process_says_once_what_is_wrong_with_the_cache(
+    policies: Path, home: Path, lines: list[str]
+) -> None:
+    load(policies)
+    load(policies, log_failures=True)
+    for path in home.iterdir():
+        path.chmod(0o622)
+    load(policies)
+    load(policies, log_failures=True)
+    home.chmod(0o777)
+    load(policies)
+    assert len(lines) == 1
 
 
 def test_folder_that_is_a_symlink_is_bypassed(
