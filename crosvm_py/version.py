@@ -6,3 +6,4 @@ from __future__ import annotations
 from sys_util.typing import Final
 
 VERSION: Final = "0.1.0"
+VERSION_LINE: Final = f"crosvm-py {VERSION}\n"

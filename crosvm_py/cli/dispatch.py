@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from crosvm_py.cli.grammar.command import GlobalSettings, load_command
-from crosvm_py.cli.grammar.options import Option, parse, suggestion, switch, text_option
+from crosvm_py.cli.grammar.options import Option, UnknownOptionError, parse, switch, text_option
+from crosvm_py.cli.grammar.suggest import suggestion
 from sys_util import log
 from sys_util.errors import UsageError
 from sys_util.typing import TYPE_CHECKING, Final
@@ -24,17 +25,23 @@ def _read_filter(option: str, text: str) -> log.Filter:
 
 
 EXTENDED_STATUS: Final = switch(
-    "--extended-status", "exit with 32 after a reset, 34 a guest panic, 36 a watchdog reset"
+    "--extended-status",
+    "let the exit status of run tell how the guest ended: 32 reset, 34 panic, 36 watchdog",
 )
 LOG_LEVEL: Final = Option(
     "--log-level",
     "FILTER",
-    "off, error, warn, info or debug; also per module: info,block=debug",
+    "lowest level that is logged: off, error, warn, info or debug; also for a part of the "
+    "program: info,block=debug",
     _read_filter,
+    default="info",
 )
-SYSLOG_TAG: Final = text_option("--syslog-tag", "TAG", "name of the program in syslog (crosvm)")
-NO_SYSLOG: Final = switch("--no-syslog", "log to stderr only")
-GLOBAL_OPTIONS: Final = (EXTENDED_STATUS, LOG_LEVEL, SYSLOG_TAG, NO_SYSLOG)
+SYSLOG_TAG: Final = text_option(
+    "--syslog-tag", "TAG", "name of the program in syslog", default="crosvm"
+)
+NO_SYSLOG: Final = switch("--no-syslog", "log to stderr only, not to syslog")
+VERSION: Final = switch("-V --version", "print the version, as crosvm version does")
+GLOBAL_OPTIONS: Final = (EXTENDED_STATUS, LOG_LEVEL, SYSLOG_TAG, NO_SYSLOG, VERSION)
 
 
 # Every command is imported only when it is the one: `crosvm stop` needs no machine.
@@ -64,11 +71,13 @@ def execute(argv: Sequence[str]) -> int:
         UsageError: it cannot be read.
         VmmError: it cannot be done.
     """
-    before = parse(argv, GLOBAL_OPTIONS, stop_at_argument=True)
+    before = _parse_before(argv)
     if before.help_wanted:
         return _print_overview()
+    if before.has(VERSION):
+        return _print_version()
     if not before.rest:
-        raise UsageError("a command is missing, see crosvm --help")
+        raise UsageError("a command is missing, such as run; crosvm --help lists them")
     words = _help_asked(before.rest)
     if not words:
         return _print_overview()
@@ -96,13 +105,27 @@ def _find(name: str, commands: CommandTable, group: str = "") -> Command:
     return load_command(place)
 
 
+def _parse_before(argv: Sequence[str]) -> Arguments:
+    """Read the options before the command."""
+    try:
+        return parse(argv, GLOBAL_OPTIONS, stop_at_argument=True)
+    except UnknownOptionError as error:
+        run = load_command(COMMANDS["run"])
+        if any(error.name in option.names for option in run.options):
+            reason = f"{error.name} is an option of run and goes behind it: crosvm run {error.name}"
+            raise UsageError(f"{reason} …") from None
+        raise
+
+
 def _parse_command(command: Command, words: Sequence[str]) -> Arguments:
     try:
         return parse(words, command.options, command.positional)
+    except UnknownOptionError as error:
+        if any(error.name in option.names for option in GLOBAL_OPTIONS):
+            reason = f"{error.name} goes before the command: crosvm {error.name} {command.name} …"
+            raise UsageError(f"{command.name}: {reason}") from None
+        raise UsageError(f"{command.name}: {error}") from None
     except UsageError as error:
-        for option in GLOBAL_OPTIONS:
-            if f"unknown option {option.name}" == str(error).partition(",")[0]:
-                error = UsageError(f"{option.name} goes before the command")
         raise UsageError(f"{command.name}: {error}") from None
 
 
@@ -116,6 +139,7 @@ def _settings(before: Arguments) -> GlobalSettings:
 
 
 def _print_overview() -> int:
+    from crosvm_py.cli.first_steps import ABOUT, FIRST_STEPS
     from crosvm_py.cli.grammar.help import overview
     from crosvm_py.cli.output import write_out
 
@@ -123,7 +147,7 @@ def _print_overview() -> int:
     for place in COMMANDS.values():
         command = load_command(place)
         commands += [load_command(each) for each in command.subcommands.values()] or [command]
-    write_out(overview(commands, GLOBAL_OPTIONS))
+    write_out(overview(ABOUT, FIRST_STEPS, commands, GLOBAL_OPTIONS))
     return 0
 
 
@@ -132,4 +156,12 @@ def _print_help(command: Command) -> int:
     from crosvm_py.cli.output import write_out
 
     write_out(command_help(command))
+    return 0
+
+
+def _print_version() -> int:
+    from crosvm_py.cli.output import write_out
+    from crosvm_py.version import VERSION_LINE
+
+    write_out(VERSION_LINE)
     return 0

@@ -14,8 +14,6 @@ import pytest
 
 from crosvm_py.__main__ import main
 from crosvm_py.cli.dispatch import COMMANDS, GLOBAL_OPTIONS
-from crosvm_py.cli.grammar.command import load_command
-from crosvm_py.cli.grammar.options import Option
 from crosvm_py.config import RunConfig
 from crosvm_py.exit_status import VmExit, exit_status
 from crosvm_py.version import VERSION
@@ -60,8 +58,9 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
     return Cli(monkeypatch, capfd)
 
 
-def test_version_prints_name_and_number(cli: Cli) -> None:
-    assert cli.run("version") == 0
+@pytest.mark.parametrize("word", ["version", "--version", "-V"])
+def test_version_prints_name_and_number(cli: Cli, word: str) -> None:
+    assert cli.run(word) == 0
     assert cli.out == f"crosvm-py {VERSION}\n"
 
 
@@ -79,20 +78,12 @@ def test_help_lists_commands_and_global_options(cli: Cli, words: list[str]) -> N
         assert word in cli.out
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_command_help_lists_every_option_and_key(cli: Cli, name: str) -> None:
-    assert cli.run(name, "--help") == 0
-    options: tuple[Option[object], ...] = load_command(COMMANDS[name]).options
-    expected = [spelling for option in options for spelling in option.names]
-    expected += [f"{field.name}=" for option in options for field in option.fields]
-    assert [word for word in expected if word not in cli.out] == []
-    assert all(len(line) <= 100 for line in cli.out.splitlines())
-
-
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        pytest.param([], "crosvm: a command is missing, see crosvm --help", id="nothing"),
+        pytest.param(
+            [], "crosvm: a command is missing, such as run; crosvm --help lists them", id="nothing"
+        ),
         pytest.param(["rnu"], "crosvm: unknown command 'rnu', did you mean run?", id="command"),
         pytest.param(["run"], "crosvm: run: KERNEL is missing", id="kernel"),
         pytest.param(["stop"], "crosvm: stop: SOCKET is missing", id="socket"),
@@ -104,8 +95,19 @@ def test_command_help_lists_every_option_and_key(cli: Cli, name: str) -> None:
         ),
         pytest.param(
             ["run", "--extended-status", "k"],
-            "crosvm: run: --extended-status goes before the command",
-            id="misplaced",
+            "crosvm: run: --extended-status goes before the command: "
+            "crosvm --extended-status run …",
+            id="behind-the-command",
+        ),
+        pytest.param(
+            ["--mem", "512", "run", "k"],
+            "crosvm: --mem is an option of run and goes behind it: crosvm run --mem …",
+            id="before-the-command",
+        ),
+        pytest.param(
+            ["--no-sysloog", "run", "k"],
+            "crosvm: unknown option --no-sysloog, did you mean --no-syslog?",
+            id="near-a-global-one",
         ),
         pytest.param(
             ["run", "--x\x1b[2J\n"], "crosvm: run: unknown option --x\\x1b[2J\\n", id="escape"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from crosvm_py.cli.grammar.options import Positional
 from crosvm_py.control import client
 from crosvm_py.control.devices import MAX_NAME_CHARS
 from sys_util.errors import UsageError
@@ -13,8 +14,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SOCKET: Final = Positional("SOCKET", "control socket of a VM (crosvm run -s SOCKET)")
 # How many VMs one command line may name.
-MAX_SOCKETS: Final = 1024
+SOCKETS: Final = SOCKET._replace(at_most=1024)
+DEVICE: Final = Positional(
+    "DEVICE", "device of that VM, as crosvm devices names it: block:0, net:1"
+)
 
 
 def ask_for(path: str, request: Request, kind: type[T]) -> T:

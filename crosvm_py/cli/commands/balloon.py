@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 
-from crosvm_py.cli.commands.asking import MAX_SOCKETS, ask_for
+from crosvm_py.cli.commands.asking import SOCKETS, ask_for
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Option, Positional, switch
 from crosvm_py.cli.grammar.scanner import parse_number, parse_size
@@ -48,7 +48,7 @@ def _read_pages(option: str, text: str) -> int:
 PAGES: Final = Option(
     "--pages",
     "±N",
-    "no SIZE: grow by N pages of 4 KiB, or shrink by them where N is negative (crosvm of 2018)",
+    "instead of SIZE: N pages of 4 KiB more than now, or less where N is negative",
     _read_pages,
 )
 WAIT: Final = switch("--wait", "wait until the guest has followed")
@@ -113,8 +113,11 @@ def _mib(pages: int) -> str:
 
 BALLOON: Final = Command(
     "balloon",
-    "set how much of their memory VMs give back: SIZE bytes, or with a suffix k, m, g or t",
+    "set how much of their memory VMs give back to the host",
     (PAGES, WAIT),
-    Positional("SIZE SOCKET…", "and the control sockets of VMs", 1, MAX_SOCKETS + 1),
+    (
+        Positional("SIZE", "how much: bytes, or a number with a suffix k, m, g or t", 0),
+        SOCKETS,
+    ),
     _balloon,
 )

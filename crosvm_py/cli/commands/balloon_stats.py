@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import time
 
-from crosvm_py.cli.commands.asking import ask_for
+from crosvm_py.cli.commands.asking import SOCKET, ask_for
 from crosvm_py.cli.grammar.command import Command
-from crosvm_py.cli.grammar.options import Positional, switch
+from crosvm_py.cli.grammar.options import switch
 from crosvm_py.cli.output import write_out
 from crosvm_py.control import client
 from crosvm_py.control.balloon import PAGE_BYTES, BalloonQuery, BalloonState
@@ -80,6 +80,6 @@ STATS: Final = Command(
     "balloon_stats",
     "print a VM's balloon and memory statistics as JSON",
     (HINTS,),
-    Positional("SOCKET", "control socket of a VM (run --socket)"),
+    (SOCKET,),
     _stats,
 )

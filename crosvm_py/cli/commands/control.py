@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from crosvm_py.cli.commands.asking import MAX_SOCKETS
+from crosvm_py.cli.commands.asking import SOCKETS
 from crosvm_py.cli.grammar.command import Command
-from crosvm_py.cli.grammar.options import Positional
 from crosvm_py.cli.output import write_error
 from crosvm_py.control import client
 from crosvm_py.control.protocol import PowerButton, Request, Resume, Stop, Suspend
@@ -28,11 +27,14 @@ def _command(name: str, summary: str, request: Request, *, until_gone: bool = Fa
                 failed = True
         return 1 if failed else 0
 
-    sockets = Positional("SOCKET", "control socket of a VM (run --socket)", 1, MAX_SOCKETS)
-    return Command(name, summary, (), sockets, run)
+    return Command(name, summary, (), (SOCKETS,), run)
 
 
-STOP: Final = _command("stop", "end VMs, and wait until they are gone", Stop(), until_gone=True)
-SUSPEND: Final = _command("suspend", "hold the vCPUs of VMs still", Suspend())
-RESUME: Final = _command("resume", "let suspended VMs go on", Resume())
-POWERBTN: Final = _command("powerbtn", "press the ACPI power button of VMs", PowerButton())
+STOP: Final = _command(
+    "stop", "end VMs at once, and wait until they are gone", Stop(), until_gone=True
+)
+SUSPEND: Final = _command("suspend", "hold VMs still", Suspend())
+RESUME: Final = _command("resume", "let VMs go on that were suspended", Resume())
+POWERBTN: Final = _command(
+    "powerbtn", "press the power button of VMs (ACPI): the guest shuts down", PowerButton()
+)

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from crosvm_py.cli.commands.asking import ask_for
+from crosvm_py.cli.commands.asking import SOCKET, ask_for
 from crosvm_py.cli.grammar.command import Command
-from crosvm_py.cli.grammar.options import Positional, switch
+from crosvm_py.cli.grammar.options import switch
 from crosvm_py.cli.output import write_out
 from crosvm_py.control.devices import DeviceList, ListDevices
 from sys_util.log import printable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
     from crosvm_py.control.devices import DeviceInfo
 
-JSON: Final = switch("--json", "for programs: every queue and every counter")
+JSON: Final = switch("--json", "print JSON for programs, with every queue and every counter")
 
 _GAP: Final = "  "
 
@@ -75,8 +75,8 @@ def _common_counters(devices: Sequence[DeviceInfo]) -> list[str]:
 
 DEVICES: Final = Command(
     "devices",
-    "tell the devices of a VM: processes, states, queues, counters",
+    "list the devices of a VM: processes, states, queues, counters",
     (JSON,),
-    Positional("SOCKET", "control socket of a VM (run --socket)"),
+    (SOCKET,),
     _devices,
 )

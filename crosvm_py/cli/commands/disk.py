@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from crosvm_py.cli.commands.asking import ask_for
-from crosvm_py.cli.grammar.command import Command
-from crosvm_py.cli.grammar.options import Positional, suggestion
+from crosvm_py.cli.commands.asking import SOCKET, ask_for
+from crosvm_py.cli.grammar.command import Command, command_group
+from crosvm_py.cli.grammar.options import Positional
 from crosvm_py.cli.grammar.scanner import parse_number, parse_size
 from crosvm_py.cli.output import write_error
 from crosvm_py.control.devices import MAX_DISK_BYTES, DiskSize, ResizeDisk
@@ -17,13 +17,10 @@ if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
 
 MAX_INDEX: Final = 25
-_SUBCOMMANDS: Final = ("resize",)
 
 
-def _disk(arguments: Arguments, _settings: GlobalSettings) -> int:
-    subcommand, index, size, path = arguments.positional
-    if subcommand not in _SUBCOMMANDS:
-        raise UsageError(f"disk: unknown {subcommand!r}{suggestion(subcommand, _SUBCOMMANDS)}")
+def _resize(arguments: Arguments, _settings: GlobalSettings) -> int:
+    index, size, path = arguments.positional
     size_bytes = _size_bytes(size)
     answer = ask_for(path, ResizeDisk(_index(index), size_bytes), DiskSize)
     if answer.size_bytes != size_bytes:
@@ -35,9 +32,9 @@ def _index(text: str) -> int:
     try:
         index = parse_number(text)
     except ValueError as error:
-        raise UsageError(f"disk: INDEX {text!r}: {error}") from None
+        raise UsageError(f"disk resize: INDEX {text!r}: {error}") from None
     if index > MAX_INDEX:
-        raise UsageError(f"disk: INDEX {index} is not in 0..{MAX_INDEX}")
+        raise UsageError(f"disk resize: INDEX {index} is not in 0..{MAX_INDEX}")
     return index
 
 
@@ -45,16 +42,25 @@ def _size_bytes(text: str) -> int:
     try:
         size_bytes = parse_size(text, 1)
     except ValueError as error:
-        raise UsageError(f"disk: SIZE {text!r}: {error}") from None
+        raise UsageError(f"disk resize: SIZE {text!r}: {error}") from None
     if not 1 <= size_bytes <= MAX_DISK_BYTES:
-        raise UsageError(f"disk: SIZE {text}: {size_bytes} bytes is not in 1..{MAX_DISK_BYTES}")
+        limits = f"1..{MAX_DISK_BYTES}"
+        raise UsageError(f"disk resize: SIZE {text}: {size_bytes} bytes is not in {limits}")
     return size_bytes
 
 
-DISK: Final = Command(
-    "disk",
-    "change the size of a disk: INDEX 0 is /dev/vda; SIZE in bytes or with a suffix k, m, g or t",
+RESIZE: Final = Command(
+    "disk resize",
+    "change the size of a disk, which the guest sees at once",
     (),
-    Positional("resize INDEX SIZE SOCKET", "disk, its new size, control socket", 4, 4),
-    _disk,
+    (
+        Positional("INDEX", "number of the disk: 0 is /dev/vda, 1 is /dev/vdb"),
+        Positional("SIZE", "its new size: bytes, or a number with a suffix k, m, g or t"),
+        SOCKET,
+    ),
+    _resize,
+    examples=("crosvm disk resize 0 20g vm.sock",),
+)
+DISK: Final = command_group(
+    "disk", "change disks", {"resize": "crosvm_py.cli.commands.disk:RESIZE"}
 )

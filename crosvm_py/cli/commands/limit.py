@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from crosvm_py.cli.commands.asking import ask_for, device_name
+from crosvm_py.cli.commands.asking import DEVICE, SOCKET, ask_for, device_name
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional
 from crosvm_py.cli.output import write_out
@@ -27,10 +27,17 @@ def _limit(arguments: Arguments, _settings: GlobalSettings) -> int:
 
 LIMIT: Final = Command(
     "limit",
-    "change the rate limits of a device, such as block:0, and tell them",
+    "change the rate limits of a device, and print them",
     (),
-    Positional(
-        "DEVICE [KEY=VALUE,…] SOCKET", "device, limits as of run --rng, control socket", 2, 3
+    (
+        DEVICE,
+        Positional(
+            "KEY=VALUE,…",
+            f"limits to change: {', '.join(field.name for field in FIELDS)}, as for crosvm run "
+            "--rng; 0 lifts one. Without this only the limits are printed",
+            0,
+        ),
+        SOCKET,
     ),
     _limit,
 )

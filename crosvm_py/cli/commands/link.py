@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from crosvm_py.cli.commands.asking import ask_for, device_name
+from crosvm_py.cli.commands.asking import DEVICE, SOCKET, ask_for, device_name
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional
 from crosvm_py.control.net import SetLink
@@ -28,8 +28,8 @@ def _link(arguments: Arguments, _settings: GlobalSettings) -> int:
 
 LINK: Final = Command(
     "link",
-    "pull the cable of a network card, such as net:0, or put it back",
+    "pull the cable of a network card, or put it back",
     (),
-    Positional("DEVICE up|down SOCKET", "card, up or down, control socket", 3, 3),
+    (DEVICE, Positional("up|down", "what becomes of its cable"), SOCKET),
     _link,
 )

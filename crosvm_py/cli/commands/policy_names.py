@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 
-from crosvm_py.cli.grammar.options import Option, suggestion, text_option
+from crosvm_py.cli.grammar.options import Option, text_option
+from crosvm_py.cli.grammar.suggest import suggestion
 from crosvm_py.device_process.kinds import DEVICE_KINDS
 from seccomp.loader import policy_path
 from seccomp.syscalls import ARCHITECTURES

@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from seccomp.record import Recording
     from seccomp.rules import PolicyTree
 
-OUTPUT: Final = text_option("-o --output", "DIR", "where the policies go; made if it is not there")
+OUTPUT: Final = text_option(
+    "-o --output", "DIR", "write the policies to DIR, which is made if it is not there"
+)
 MERGE: Final = switch(
-    "--merge", "add to the policies of DIR, which lose their comments, instead of refusing"
+    "--merge", "add to policies that are in DIR already; they lose their comments"
 )
 EXACT: Final = switch(
-    "--exact", "leave out what may be called at any time (memory, time, signals) and was not"
+    "--exact",
+    "allow only what was called: leave out memory, time and signals, which any process may need",
 )
 
 _EVERY: Final = "all"  # every device of the run
@@ -241,13 +244,19 @@ RECORD: Final = Command(
     "policy record",
     "run a VM whose guest you trust, and write policies that allow what its devices called",
     (OUTPUT, MERGE, EXACT),
-    Positional(
-        "DEVICE",
-        "device of that VM such as block or net, all for all of them, vmm or vcpu; after -- the "
-        "arguments of crosvm run, whose exit status is passed on",
-        1,
-        64,
-        "RUN ARGUMENTS",
+    (
+        Positional(
+            "DEVICE",
+            "device of that VM such as block or net, vmm or vcpu; or all for every device",
+            1,
+            64,
+        ),
+        Positional(
+            "RUN ARGUMENTS",
+            "the arguments of crosvm run, whose exit status is passed on",
+            behind_dashes=True,
+        ),
     ),
     _record,
+    examples=("crosvm policy record all -o policies -- -r rootfs.img vmlinux",),
 )

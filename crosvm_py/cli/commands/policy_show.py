@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from crosvm_py.cli.grammar.command import GlobalSettings
     from crosvm_py.cli.grammar.options import Arguments
 
-JSON: Final = switch("--json", "for programs: every rule and every condition")
+JSON: Final = switch("--json", "print JSON for programs, with every rule and every condition")
 
 
 def _show(arguments: Arguments, _settings: GlobalSettings) -> int:
@@ -46,8 +46,8 @@ def _show(arguments: Arguments, _settings: GlobalSettings) -> int:
 
 SHOW: Final = Command(
     "policy show",
-    "explain what a policy allows, of every policy without DEVICE",
+    "explain what policies allow",
     (ARCH, JSON, POLICY_DIR),
-    Positional("DEVICE", DEVICE_HELP, 0, 64),
+    (Positional("DEVICE", f"{DEVICE_HELP}; without any, all policies", 0, 64),),
     _show,
 )

@@ -53,13 +53,21 @@ SIMULATE: Final = Command(
     "policy simulate",
     "tell what a policy does with a call, and which rule says so",
     (ARCH, POLICY_DIR),
-    Positional(
-        "DEVICE SYSCALL [ARG…]",
-        f"{DEVICE_HELP}; call; up to six numbers or constants such as PROT_READ|PROT_WRITE, 0 "
-        "where left out, after -- if one is negative. The exit status is 0 for allowed, 1 for "
-        "denied, 2 for a policy that cannot be used, 35 for words that cannot be read",
-        2,
-        8,
+    (
+        Positional("DEVICE", DEVICE_HELP),
+        Positional("SYSCALL", "name of the system call, such as ioctl"),
+        Positional(
+            "ARG",
+            "up to six numbers or constants such as PROT_READ|PROT_WRITE; 0 where left out",
+            0,
+            6,
+        ),
     ),
     _simulate,
+    examples=(
+        "crosvm policy simulate vmm ioctl 3 KVM_CREATE_VM",
+        "crosvm policy simulate block -- lseek 3 -1",
+    ),
+    details="The exit status is 0 for allowed, 1 for denied, 2 for a policy that cannot be used, "
+    "and 35 for words that cannot be read. Write -- before a negative number.",
 )

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from crosvm_py.cli.commands.asking import ask_for, device_name
+from crosvm_py.cli.commands.asking import DEVICE, SOCKET, ask_for, device_name
 from crosvm_py.cli.grammar.command import Command
-from crosvm_py.cli.grammar.options import Positional
 from crosvm_py.control.devices import RestartDevice
 from crosvm_py.control.protocol import Done
 from sys_util.typing import TYPE_CHECKING, Final
@@ -23,8 +22,8 @@ def _restart_device(arguments: Arguments, _settings: GlobalSettings) -> int:
 
 RESTART_DEVICE: Final = Command(
     "restart-device",
-    "give a device, such as block:0, a new process with the code that is installed now",
+    "give a device a new process, with the code that is installed now",
     (),
-    Positional("DEVICE SOCKET", "device, control socket", 2, 2),
+    (DEVICE, SOCKET),
     _restart_device,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional
-from crosvm_py.cli.run_options.run_config import OPTIONS, build_config
+from crosvm_py.cli.run_options.run_config import GROUPS, OPTIONS, build_config
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ COMMAND: Final = Command(
     "run",
     "boot a virtual machine",
     OPTIONS,
-    Positional("KERNEL", "ELF vmlinux or bzImage"),
+    (Positional("KERNEL", "the kernel: an ELF vmlinux or a bzImage"),),
     _run,
+    groups=GROUPS,
+    details="The console of the guest is this terminal: Ctrl-A x leaves the guest, Ctrl-A h shows "
+    "the other keys. In key=value lists the key in [brackets] may be left out, and a key alone "
+    "is true.",
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import NO_ARGUMENTS
 from crosvm_py.cli.output import write_out
-from crosvm_py.version import VERSION
+from crosvm_py.version import VERSION_LINE
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _version(_arguments: Arguments, _settings: GlobalSettings) -> int:
-    write_out(f"crosvm-py {VERSION}\n")
+    write_out(VERSION_LINE)
     return 0
 
 

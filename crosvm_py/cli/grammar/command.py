@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from sys_util.errors import UsageError
 from sys_util.typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from crosvm_py.cli.grammar.options import Arguments, Option, Positional
+    from crosvm_py.cli.grammar.options import Arguments, Option, OptionGroup, Positional
     from sys_util import log
 
 
@@ -28,15 +29,28 @@ class GlobalSettings(NamedTuple):
 class Command(NamedTuple):
     """One command: its command line, and the function that does it and returns the exit status.
 
-    Where there are ``subcommands``, the next word is one of them; their names have two words.
+    Where there are ``subcommands``, the next word is one of them; their names have two words. With
+    many ``options`` these are sorted into ``groups``, which is for ``--help`` alone.
     """
 
     name: str
     summary: str
     options: tuple[Option[object], ...]
-    positional: Positional
+    positional: tuple[Positional, ...]
     run: Callable[[Arguments, GlobalSettings], int]
     subcommands: Mapping[str, str] = {}  # a CommandTable
+    examples: tuple[str, ...] = ()
+    groups: tuple[OptionGroup, ...] = ()
+    details: str = ""
+
+
+def command_group(name: str, summary: str, subcommands: CommandTable) -> Command:
+    """Return a command that is nothing without one of ``subcommands``."""
+
+    def refuse(_arguments: Arguments, _settings: GlobalSettings) -> int:
+        raise UsageError(f"{name}: a command is missing: {', '.join(subcommands)}")
+
+    return Command(name, summary, (), (), refuse, subcommands)
 
 
 def load_command(place: str) -> Command:

@@ -1,85 +1,149 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The text of ``--help``, made from the tables that the parser reads."""
+"""The text of ``--help``, made from the tables that the parser reads, for 80 columns."""
 
 from __future__ import annotations
 
 from crosvm_py.cli.grammar.command import load_command
-from sys_util.typing import TYPE_CHECKING, Final
+from crosvm_py.cli.grammar.options import OptionGroup
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from crosvm_py.cli.grammar.command import Command
     from crosvm_py.cli.grammar.keyvalue import Field
-    from crosvm_py.cli.grammar.options import Option
+    from crosvm_py.cli.grammar.options import Option, Positional
 
-_COLUMN: Final = 30
-_WIDTH: Final = 100
+    _Shared: TypeAlias = dict[Field[object], list[str]]
+
+_COLUMN: Final = 28
+_WIDTH: Final = 79  # the last column of a terminal with 80 stays empty
 
 
-def overview(commands: Iterable[Command], options: Sequence[Option[object]]) -> str:
+class FirstStep(NamedTuple):
+    """A command line that people type first, and what it is good for."""
+
+    line: str
+    purpose: str
+
+
+def overview(
+    about: str,
+    steps: Iterable[FirstStep],
+    commands: Iterable[Command],
+    options: Sequence[Option[object]],
+) -> str:
     """Return what ``crosvm --help`` prints."""
-    lines = ["usage: crosvm [OPTIONS] COMMAND …", "", "Commands:"]
+    lines = ["usage: crosvm [OPTIONS] COMMAND …", "", *_wrap(about, _WIDTH), ""]
+    lines += ["What people do first:"]
+    for step in steps:
+        lines += [f"  {step.line}", *(f"      {row}" for row in _wrap(step.purpose, _WIDTH - 6))]
+    lines += ["", "Commands:"]
     for command in commands:
         lines += _entry(f"{command.name} {_arguments(command)}".rstrip(), command.summary)
-    lines += ["", "Options:"]
-    lines += _options(options)
-    lines += ["", "crosvm COMMAND --help, or crosvm help COMMAND, tells more of one command."]
+    lines += ["", "Options:", *_options(options), *_HELP, ""]
+    lines += ["crosvm COMMAND --help, or crosvm help COMMAND, tells more of one command."]
     return "\n".join(lines) + "\n"
 
 
 def command_help(command: Command) -> str:
     """Return what ``crosvm COMMAND --help`` prints."""
     options = " [OPTIONS]" if command.options else ""
-    lines = [f"usage: crosvm {command.name}{options} {_arguments(command)}".rstrip(), ""]
-    lines += [f"{command.summary[0].upper()}{command.summary[1:]}."]
+    arguments = "COMMAND …" if command.subcommands else _arguments(command)
+    usage = f"usage: crosvm {command.name}{options} {arguments}".rstrip()
+    lines = [usage, "", *_wrap(f"{command.summary[0].upper()}{command.summary[1:]}.", _WIDTH)]
+    if command.details:
+        lines += ["", *_wrap(command.details, _WIDTH)]
     if command.subcommands:
         lines += ["", "Commands:"]
         for place in command.subcommands.values():
             each = load_command(place)
             lines += _entry(f"{each.name} {_arguments(each)}".rstrip(), each.summary)
-    if command.positional.metavar:
-        lines += ["", *_entry(command.positional.metavar, command.positional.help)]
-    lines += ["", "Options:", *_options(command.options)]
-    for option in command.options:
-        if option.fields:
-            lines += ["", f"Keys of {option.name}:", *_keys(option.fields)]
+    if command.positional:
+        lines += ["", "Arguments:"]
+        for argument in command.positional:
+            lines += _entry(argument.metavar, argument.help)
+    shared = _shared_fields(command.options)
+    groups = command.groups or (OptionGroup("Options", command.options),)
+    for group in groups:
+        lines += ["", f"{group.title}:", *_options(group.options)]
+        if group is groups[-1]:
+            lines += _HELP
+        lines += _group_details(group, shared)
+    for names, fields in _by_users(shared).items():
+        lines += ["", *_keys(f"Keys of {names}:", fields)]
+    if command.examples:
+        lines += ["", "Examples:", *(f"  {example}" for example in command.examples)]
     return "\n".join(lines) + "\n"
 
 
 def _arguments(command: Command) -> str:
-    positional = command.positional
-    if not positional.at_most:
-        return ""
-    metavar = positional.metavar
-    repeated = positional.at_most > positional.at_least and "…" not in metavar
-    shown = metavar if positional.at_least else f"[{metavar}…]"
-    shown += f" [{metavar}…]" if repeated and positional.at_least else ""
-    return f"{shown} -- {positional.rest}" if positional.rest else shown
+    return " ".join(_argument(argument) for argument in command.positional)
+
+
+def _argument(argument: Positional) -> str:
+    """Return an argument as a usage line shows it."""
+    if argument.behind_dashes:
+        return f"-- {argument.metavar}"
+    shown = argument.metavar + "…" * (argument.at_most > 1)
+    return shown if argument.at_least else f"[{shown}]"
 
 
 def _options(options: Iterable[Option[object]]) -> list[str]:
     lines = []
     for option in options:
         names = ", ".join(option.names)
-        lines += _entry(f"{names} {option.metavar}".rstrip(), option.help)
-    return lines + _entry("-h, --help", "print this")
-
-
-def _keys(fields: Sequence[Field[object]]) -> list[str]:
-    lines = []
-    for index, field in enumerate(fields):
-        form = f"[{field.name}=]{field.kind}" if index == 0 else f"{field.name}={field.kind}"
-        default = field.default
-        shown = f"{default}".lower() if isinstance(default, bool) else default
-        lines += _entry(form, field.help + (f" ({shown})" if shown not in (None, "") else ""))
+        lines += _entry(f"{names} {option.metavar}".rstrip(), option.help + _shown(option.default))
     return lines
 
 
-def _entry(term: str, text: str) -> list[str]:
+def _shown(default: str) -> str:
+    return f" (default: {default})" if default else ""
+
+
+def _group_details(group: OptionGroup, shared: _Shared) -> list[str]:
+    """Return what else is to be said of the options of a group: a note, keys, examples."""
+    lines = [f"  {row}" for row in _wrap(group.note, _WIDTH - 2) if row]
+    for option in group.options:
+        own = [field for field in option.fields if field not in shared]
+        if own:
+            lines += _keys(f"  Keys of {option.name}:", own, option)
+    return lines + [f"  Example: {example}" for example in group.examples]
+
+
+def _shared_fields(options: Iterable[Option[object]]) -> _Shared:
+    """Return the fields that several options have, and the names of these."""
+    users: _Shared = {}
+    for option in options:
+        for field in option.fields:
+            users.setdefault(field, []).append(option.name)
+    return {field: names for field, names in users.items() if len(names) > 1}
+
+
+def _by_users(shared: _Shared) -> dict[str, list[Field[object]]]:
+    found: dict[str, list[Field[object]]] = {}
+    for field, names in shared.items():
+        found.setdefault(" and ".join((", ".join(names[:-1]), names[-1])), []).append(field)
+    return found
+
+
+def _keys(
+    title: str, fields: Iterable[Field[object]], option: Option[object] | None = None
+) -> list[str]:
+    """Return the keys under a title; the first key of ``option`` may be left out."""
+    lines = [title]
+    for field in fields:
+        implied = option is not None and field is option.fields[0]
+        form = f"[{field.name}=]{field.kind}" if implied else f"{field.name}={field.kind}"
+        default = " (required)" if field.required else _shown(field.shown)
+        lines += _entry(form, field.help + default, indent=4)
+    return lines
+
+
+def _entry(term: str, text: str, indent: int = 2) -> list[str]:
     """Return ``term`` and ``text`` in two columns; a long term has a line of its own."""
     rows = _wrap(text, _WIDTH - _COLUMN)
-    left = f"  {term}"
+    left = " " * indent + term
     if len(left) + 2 > _COLUMN:
         return [left, *(" " * _COLUMN + row for row in rows)]
     return [left.ljust(_COLUMN) + rows[0], *(" " * _COLUMN + row for row in rows[1:])]
@@ -93,3 +157,6 @@ def _wrap(text: str, width: int) -> list[str]:
         else:
             rows[-1] = f"{rows[-1]} {word}".strip()
     return rows
+
+
+_HELP: Final = _entry("-h, --help", "print this")

@@ -11,9 +11,10 @@ typed, and ``--help`` prints them.
 
 from __future__ import annotations
 
-from crosvm_py.cli.grammar.scanner import Scanner, parse_number, parse_size
+from crosvm_py.cli.grammar.scanner import Scanner, parse_number, parse_size, typed_size
+from crosvm_py.cli.grammar.suggest import suggestion
 from sys_util.errors import UsageError
-from sys_util.typing import TYPE_CHECKING, Generic, TypeVar, cast
+from sys_util.typing import TYPE_CHECKING, Generic, NoReturn, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,9 +24,13 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Field(Generic[T_co]):
-    """One key: how its value is read, what it is when absent, what ``--help`` says of it."""
+    """One key: how its value is read, what it is when absent, what ``--help`` says of it.
 
-    __slots__ = ("default", "help", "kind", "name", "names", "read", "required")
+    ``shown`` is the default as a user would type it, or a word for it; nothing where ``help`` says
+    enough. A field that ``is_text`` takes quotes.
+    """
+
+    __slots__ = ("default", "help", "is_text", "kind", "name", "names", "read", "required", "shown")
 
     def __init__(
         self,
@@ -34,6 +39,9 @@ class Field(Generic[T_co]):
         default: T_co,
         kind: str,
         help: str,  # noqa: A002 - the word for it in every option table
+        *,
+        shown: str = "",
+        is_text: bool = False,
     ) -> None:
         self.name = name
         self.names: tuple[str, ...] = (name,)
@@ -41,7 +49,9 @@ class Field(Generic[T_co]):
         self.default = default
         self.kind = kind
         self.help = help
+        self.is_text = is_text
         self.required = False
+        self.shown = shown
 
     def also(self, *names: str) -> Field[T_co]:
         """Accept other spellings of the key."""
@@ -56,29 +66,47 @@ class Field(Generic[T_co]):
 
 def flag(name: str, help: str, *, default: bool = False) -> Field[bool]:  # noqa: A002
     """Return a field that is true or false; only such a key may stand alone."""
-    return Field(name, _read_bool, default, "true|false", help)
+    return Field(name, _read_bool, default, "true|false", help, shown=typed_bool(default))
 
 
 def string(name: str, help: str, default: str | None = None) -> Field[str | None]:  # noqa: A002
     """Return a field for text; an empty one needs quotes."""
-    return Field(name, Scanner.string, default, "TEXT", help)
+    shown = default or ""
+    return Field(name, Scanner.string, default, "TEXT", help, shown=shown, is_text=True)
 
 
 def path(name: str, help: str) -> Field[str]:  # noqa: A002
     """Return a field for a file name, which is never empty."""
-    return Field(name, _read_path, "", "PATH", help)
+    return Field(name, _read_path, "", "PATH", help, is_text=True)
 
 
-def integer(name: str, help: str, default: int) -> Field[int]:  # noqa: A002
-    """Return a field for an unsigned number."""
-    return Field(name, lambda scanner: parse_number(scanner.word()), default, "N", help)
+def integer(
+    name: str,
+    help: str,  # noqa: A002
+    default: int,
+    *,
+    shown: str | None = None,
+) -> Field[int]:
+    """Return a field for an unsigned number; ``shown`` where a word says more than ``default``."""
+    shown = str(default) if shown is None else shown
+    return Field(name, _read_number, default, "N", help, shown=shown)
 
 
-def size(name: str, help: str, default: int, unit_bytes: int = 1) -> Field[int]:  # noqa: A002
+def size(
+    name: str,
+    help: str,  # noqa: A002
+    default: int,
+    unit_bytes: int = 1,
+    *,
+    shown: str | None = None,
+) -> Field[int]:
     """Return a field for a size in bytes, written in ``unit_bytes`` or with a suffix."""
-    return Field(
-        name, lambda scanner: parse_size(scanner.word(), unit_bytes), default, "SIZE", help
-    )
+
+    def read(scanner: Scanner) -> int:
+        return parse_size(scanner.word(), unit_bytes)
+
+    shown = typed_size(default) if shown is None else shown
+    return Field(name, read, default, "SIZE", help, shown=shown)
 
 
 def choice(name: str, help: str, options: Sequence[str], default: str) -> Field[str]:  # noqa: A002
@@ -87,10 +115,11 @@ def choice(name: str, help: str, options: Sequence[str], default: str) -> Field[
     def read(scanner: Scanner) -> str:
         word = scanner.string()
         if word.replace("_", "-") not in options:
-            raise ValueError(f"must be one of {', '.join(options)}")
+            near = suggestion(word, options)
+            raise ValueError(f"must be one of {', '.join(options)}{near}")
         return word.replace("_", "-")
 
-    return Field(name, read, default, "|".join(options), help)
+    return Field(name, read, default, "|".join(options), help, shown=default)
 
 
 def list_of(item: Field[T]) -> Field[tuple[T, ...]]:
@@ -107,6 +136,15 @@ def list_of(item: Field[T]) -> Field[tuple[T, ...]]:
         return tuple(items)
 
     return Field(item.name, read, (), f"[{item.kind},…]", item.help)
+
+
+def typed_bool(value: bool) -> str:
+    """Return how a user types it."""
+    return "true" if value else "false"
+
+
+def _read_number(scanner: Scanner) -> int:
+    return parse_number(scanner.word())
 
 
 def _read_bool(scanner: Scanner) -> bool:
@@ -152,9 +190,16 @@ def parse(option: str, text: str, fields: Sequence[Field[object]]) -> Values:
     scanner = Scanner(text)
     values = Values()
     by_name = {name: field for field in fields for name in field.names}
-    first = True
-    while first or scanner.peek():
-        field, bare = _read_key(option, scanner, by_name, fields[0] if first else None)
+    implied: Field[object] | None = fields[0]
+    before: tuple[Field[object], int] | None = None  # the field before, and where its value starts
+    while implied is not None or scanner.peek():
+        key_at = scanner.at
+        try:
+            field, bare = _read_key(scanner, by_name, implied)
+        except _UnknownKeyError as error:
+            raise UsageError(f"{option}: {error}{_quotes(option, text, before, key_at)}") from None
+        except ValueError as error:
+            raise UsageError(f"{option}: {error}") from None
         start = scanner.at
         try:
             values.store(field, True if bare else field.read(scanner))
@@ -162,41 +207,65 @@ def parse(option: str, text: str, fields: Sequence[Field[object]]) -> Values:
                 raise ValueError(f"{scanner.text[scanner.at :]!r} after the value")
         except ValueError as error:
             raise UsageError(_explain(option, field, text[start:], error)) from None
-        first = False
+        implied = None
+        before = (field, start)
     for field in fields:
         if field.required and field not in values:
             raise UsageError(f"{option}: {field.name} is missing (in {text!r})")
     return values
 
 
+class _UnknownKeyError(ValueError):
+    """Where a key should be stands something else; perhaps the rest of the value before it."""
+
+
 def _read_key(
-    option: str,
-    scanner: Scanner,
-    by_name: dict[str, Field[object]],
-    implied: Field[object] | None,
+    scanner: Scanner, by_name: dict[str, Field[object]], implied: Field[object] | None
 ) -> tuple[Field[object], bool]:
-    """Read ``key=`` or a bare key, or nothing where the key is implied: (field, is it bare)."""
+    """Read ``key=`` or a bare key, or nothing where the key is implied: (field, is it bare).
+
+    Raises:
+        ValueError: there is no such key, or none at all, or its value is missing.
+    """
     start = scanner.at
     word = scanner.identifier()
     field = by_name.get(word.replace("_", "-"))
     if word and scanner.accept("="):
         if field is None:
-            raise UsageError(f"{option}: unknown key {word!r} (known: {_names(by_name)})")
+            _refuse_key(word, by_name)
         return field, False
     if field is not None and scanner.at_separator():
         if not isinstance(field.default, bool):
-            raise UsageError(f"{option}: {field.name} needs a value ({field.name}={field.kind})")
+            raise ValueError(f"{field.name} needs a value ({field.name}={field.kind})")
         return field, True
     if implied is not None:
         scanner.at = start
         return implied, False
     if word and scanner.at_separator():
-        raise UsageError(f"{option}: unknown key {word!r} (known: {_names(by_name)})")
-    raise UsageError(f"{option}: no key at {scanner.text[start:]!r}")
+        _refuse_key(word, by_name)
+    raise _UnknownKeyError(f"no key at {scanner.text[start:]!r}")
 
 
-def _names(by_name: dict[str, Field[object]]) -> str:
-    return ", ".join(name for name, field in by_name.items() if name == field.name)
+def _refuse_key(word: str, by_name: dict[str, Field[object]]) -> NoReturn:
+    near = suggestion(word, by_name)
+    if near:
+        raise ValueError(f"unknown key {word!r}{near}")
+    known = ", ".join(name for name, field in by_name.items() if name == field.name)
+    raise _UnknownKeyError(f"unknown key {word!r} (known: {known})")
+
+
+def _quotes(option: str, text: str, before: tuple[Field[object], int] | None, key_at: int) -> str:
+    """Return how to write a value with a comma, where one without quotes may have been meant."""
+    if before is None or not before[0].is_text or text[before[1]] in ('"', "'"):
+        return ""
+    from shlex import quote
+
+    field, start = before
+    end = text.find(",", key_at)
+    value = text[start : end if end >= 0 else len(text)]
+    value = value.replace("\\", "\\\\").replace('"', '\\"')
+    written = quote(f'{field.name}="{value}"')
+    return f"; a value with a comma needs quotes: {option} {written}"
 
 
 def _explain(option: str, field: Field[object], rest: str, error: ValueError) -> str:

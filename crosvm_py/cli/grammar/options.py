@@ -9,11 +9,12 @@ before an argument that starts with a dash; an option once, unless it may be rep
 
 from __future__ import annotations
 
+from crosvm_py.cli.grammar.suggest import suggestion
 from sys_util.errors import UsageError
 from sys_util.typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from crosvm_py.cli.grammar.keyvalue import Field
 
@@ -21,13 +22,23 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
+class UnknownOptionError(UsageError):
+    """There is no option called ``name`` where it was given."""
+
+    def __init__(self, name: str, hint: str) -> None:
+        super().__init__(f"unknown option {name}{hint}")
+        self.name = name
+
+
 class Option(Generic[T_co]):
     """One option: its spellings, the metavar of its value (none for a switch), how it is read.
 
-    ``read`` gets the main spelling, for its messages, and the text of the value.
+    ``read`` gets the main spelling, for its messages, and the text of the value. ``default`` is
+    what holds without the option, as the user would type it, for ``--help``; ``fields`` are the
+    keys of a ``key=value`` text.
     """
 
-    __slots__ = ("fields", "help", "metavar", "names", "read", "repeatable")
+    __slots__ = ("default", "fields", "help", "metavar", "names", "read", "repeatable")
 
     def __init__(
         self,
@@ -36,6 +47,7 @@ class Option(Generic[T_co]):
         help: str,  # noqa: A002 - the word for it in every option table
         read: Callable[[str, str], T_co],
         *,
+        default: str = "",
         repeatable: bool = False,
         fields: Sequence[Field[object]] = (),
     ) -> None:
@@ -43,6 +55,7 @@ class Option(Generic[T_co]):
         self.metavar = metavar
         self.help = help
         self.read = read
+        self.default = default
         self.repeatable = repeatable
         self.fields = fields
 
@@ -62,11 +75,12 @@ def text_option(
     metavar: str,
     help: str,  # noqa: A002
     *,
+    default: str = "",
     repeatable: bool = False,
 ) -> Option[str]:
     """Return an option whose value is text; only a repeatable one may be empty."""
     read = _read_any if repeatable else _read_text
-    return Option(names, metavar, help, read, repeatable=repeatable)
+    return Option(names, metavar, help, read, default=default, repeatable=repeatable)
 
 
 def _read_any(_option: str, text: str) -> str:
@@ -80,25 +94,35 @@ def _read_text(option: str, text: str) -> str:
 
 
 class Positional(NamedTuple):
-    """The arguments without a dash: what they are called and how many there may be.
+    """An argument without a dash: what it is called, what it is, how many there may be.
 
-    With ``rest``, words of another command follow after ``--``; that is what they are called.
+    With ``behind_dashes`` it is the words of another command, which follow ``--``; then it is the
+    last one of a command line.
     """
 
     metavar: str
     help: str
     at_least: int = 1
     at_most: int = 1
-    rest: str = ""
+    behind_dashes: bool = False
 
 
-NO_ARGUMENTS = Positional("", "", 0, 0)
+NO_ARGUMENTS: tuple[Positional, ...] = ()
+
+
+class OptionGroup(NamedTuple):
+    """Options about one thing, as ``--help`` shows them: with examples and a note."""
+
+    title: str
+    options: tuple[Option[object], ...]
+    examples: tuple[str, ...] = ()
+    note: str = ""
 
 
 class Arguments:
     """A command line that was read: options in their order, arguments, and what is left over.
 
-    ``rest`` are the words from the first argument on, or those of ``Positional.rest``.
+    ``rest`` are the words from the first argument on, or those behind ``--``.
     """
 
     def __init__(self) -> None:
@@ -130,7 +154,7 @@ class Arguments:
 def parse(
     argv: Sequence[str],
     options: Sequence[Option[object]],
-    positional: Positional = NO_ARGUMENTS,
+    positional: Sequence[Positional] = NO_ARGUMENTS,
     *,
     stop_at_argument: bool = False,
 ) -> Arguments:
@@ -142,13 +166,14 @@ def parse(
         UsageError: with the option and what is wrong.
     """
     by_name = {name: option for option in options for name in option.names}
+    has_rest = any(argument.behind_dashes for argument in positional)
     arguments = Arguments()
     words = iter(argv)
     for word in words:
         if word in ("-h", "--help"):
             arguments.help_wanted = True
             return arguments
-        if word == "--" and positional.rest:
+        if word == "--" and has_rest:
             arguments.rest += words
         elif word == "--":
             arguments.positional += words
@@ -170,7 +195,7 @@ def _read_option(
         name = "--" + name[2:].replace("_", "-")
     option = by_name.get(name)
     if option is None:
-        raise UsageError(f"unknown option {word.partition('=')[0]}{suggestion(name, by_name)}")
+        raise UnknownOptionError(word.partition("=")[0], _nearest(name, by_name))
     if arguments.has(option) and not option.repeatable:
         raise UsageError(f"{option.name}: given twice")
     if not option.metavar:
@@ -184,21 +209,35 @@ def _read_option(
     arguments.add(option, option.read(option.name, value))
 
 
-def _check_count(given: Sequence[str], rest: Sequence[str], wanted: Positional) -> None:
-    if len(given) < wanted.at_least:
-        raise UsageError(f"{wanted.metavar} is missing")
-    if len(given) > wanted.at_most:
-        raise UsageError(f"unexpected argument {given[wanted.at_most]!r}")
+def _nearest(name: str, by_name: dict[str, Option[object]]) -> str:
+    """Return what an unknown option may have been meant to be, or nothing."""
+    short = by_name.get(name[:2])
+    if short is not None and short.metavar and not name.startswith("--"):
+        return f"; the value of {name[:2]} is a word of its own: {name[:2]} {name[2:]}"
+    return suggestion(name, by_name)
+
+
+def _check_count(given: Sequence[str], rest: Sequence[str], wanted: Sequence[Positional]) -> None:
+    plain = [argument for argument in wanted if not argument.behind_dashes]
+    needed = [argument.metavar for argument in plain for _ in range(argument.at_least)]
+    if len(given) < len(needed):
+        raise UsageError(f"{needed[len(given)]} is missing")
+    at_most = sum(argument.at_most for argument in plain)
+    if len(given) > at_most:
+        raise UsageError(f"unexpected argument {given[at_most]!r}")
     if "" in given:
-        raise UsageError(f"{wanted.metavar}: the value is empty")
-    if wanted.rest and not rest:
-        raise UsageError(f"-- {wanted.rest} is missing")
+        name = _names(plain, len(given))[given.index("")]
+        raise UsageError(f"{name}: the value is empty")
+    if len(plain) < len(wanted) and not rest:
+        raise UsageError(f"-- {wanted[-1].metavar} is missing")
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return a hint at a known word that is close to a mistyped one, or nothing."""
-    import difflib
-
-    by_letters = {name.lstrip("-"): name for name in known}
-    close = difflib.get_close_matches(word.lstrip("-"), by_letters, 1)
-    return f", did you mean {by_letters[close[0]]}?" if close else ""
+def _names(arguments: Sequence[Positional], count: int) -> list[str]:
+    """Return what each of ``count`` words is called; an argument takes as many as it may."""
+    names: list[str] = []
+    spare = count - sum(argument.at_least for argument in arguments)
+    for argument in arguments:
+        extra = min(spare, argument.at_most - argument.at_least)
+        spare -= extra
+        names += [argument.metavar] * (argument.at_least + extra)
+    return names

@@ -110,3 +110,11 @@ def parse_size(text: str, unit_bytes: int) -> int:
     if size_bytes > MAX_NUMBER:
         raise ValueError("more bytes than 64 bits can count")
     return size_bytes
+
+
+def typed_size(size_bytes: int) -> str:
+    """Return a size as a user would type it where a plain number is one of bytes."""
+    for power in range(len(_SUFFIXES), 0, -1):
+        if size_bytes and size_bytes % 1024**power == 0:
+            return f"{size_bytes // 1024**power}{_SUFFIXES[power - 1]}"
+    return str(size_bytes)

@@ -8,7 +8,7 @@ ballooned would pay for nothing, so it is there when it is asked for.
 from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
-from crosvm_py.cli.grammar.options import Option, switch
+from crosvm_py.cli.grammar.options import Option, OptionGroup, switch
 from sys_util.errors import ConfigError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
@@ -33,10 +33,13 @@ def _read_switch(scanner: Scanner) -> bool:
 
 
 def _flag(name: str, help: str, *, default: bool) -> keyvalue.Field[bool]:  # noqa: A002
-    return keyvalue.Field(name, _read_switch, default, "true|false", help)
+    shown = keyvalue.typed_bool(default)
+    return keyvalue.Field(name, _read_switch, default, "true|false", help, shown=shown)
 
 
-_SIZE: Final = keyvalue.size("size", "bytes or with a suffix: its size at the start", 0)
+_SIZE: Final = keyvalue.size(
+    "size", "memory that it takes at the start, in bytes or with a suffix", 0
+)
 _OOM: Final = _flag(
     "deflate-on-oom", "the guest takes memory back before it kills a process", default=True
 )
@@ -58,15 +61,20 @@ def _read_balloon(option: str, text: str) -> BalloonSpec:
 BALLOON: Final = Option(
     "--balloon",
     "SIZE[,KEY=VALUE…]",
-    "a memory balloon, most often of size 0 at the start; there is none unless asked for",
+    "a balloon, which crosvm balloon inflates later; most often of size 0 at the start",
     _read_balloon,
     fields=_FIELDS,
 )
 REPORTING: Final = switch(
-    "--balloon-page-reporting", "the same as --balloon 0,free-page-reporting=true, or added to it"
+    "--balloon-page-reporting",
+    "the same as --balloon 0,free-page-reporting=true, or added to a --balloon",
 )
-NO_BALLOON: Final = switch("--no-balloon", "no memory balloon; so it is by default")
-OPTIONS: Final[tuple[Option[object], ...]] = (BALLOON, REPORTING, NO_BALLOON)
+NO_BALLOON: Final = switch("--no-balloon", "no balloon; that is the default")
+GROUP: Final = OptionGroup(
+    "Memory balloon, which gives memory of the guest back to the host",
+    (BALLOON, REPORTING, NO_BALLOON),
+    examples=("crosvm run --balloon 0 -s vm.sock … ; crosvm balloon 2g vm.sock",),
+)
 
 
 def balloon(arguments: Arguments, memory_bytes: int) -> BalloonSpec | None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from crosvm_py.cli.grammar.options import Option
+from crosvm_py.cli.grammar.options import Option, OptionGroup
 from crosvm_py.device_process.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS, NEVER
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final
@@ -49,16 +49,23 @@ def _read_timeout(option: str, text: str) -> float:
 RESTARTS: Final = Option(
     "--device-restart",
     "always|never|N",
-    "how often a device that fails gets a new process (always); never: the VM ends instead",
+    "how often a device whose process fails gets a new one; after that the device is lost to "
+    "the guest. never: the VM ends instead",
     _read_restarts,
+    default="always",
 )
 TIMEOUT: Final = Option(
     "--device-timeout",
     "SECONDS",
-    "end a device process that answers nothing, or serves no queue, for so long (30)",
+    "end a device process that answers nothing, or serves no queue, for so long",
     _read_timeout,
+    default=f"{DEFAULT_TIMEOUT_SECONDS:g}",
 )
-OPTIONS: Final = (RESTARTS, TIMEOUT)
+GROUP: Final = OptionGroup(
+    "Devices that fail",
+    (RESTARTS, TIMEOUT),
+    examples=("crosvm run --device-restart 3 -r rootfs.img vmlinux",),
+)
 
 
 def restarts(arguments: Arguments) -> int | None:

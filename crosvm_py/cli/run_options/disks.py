@@ -7,7 +7,7 @@ What the values of one disk must be is checked where its image is opened.
 from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
-from crosvm_py.cli.grammar.options import Option
+from crosvm_py.cli.grammar.options import Option, OptionGroup
 from crosvm_py.cli.run_options.limits import FIELDS as LIMIT_FIELDS
 from crosvm_py.cli.run_options.limits import limits
 from devices.virtio.block_image import BlockSpec
@@ -15,23 +15,25 @@ from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from crosvm_py.cli.grammar.options import Arguments
 
 # /dev/vda to /dev/vdz; and the PCI bus has 31 slots.
 MAX_DISKS: Final = 26
 
-_PATH: Final = keyvalue.path("path", "the image, a raw file or a block device").needed()
+_PATH: Final = keyvalue.path("path", "the image: a raw file, or a block device").needed()
 _RO: Final = keyvalue.flag("ro", "the guest cannot write")
 _ROOT: Final = keyvalue.flag("root", "append root=/dev/vdX to the kernel command line")
-_SPARSE: Final = keyvalue.flag("sparse", "the guest may discard blocks", default=True)
+_SPARSE: Final = keyvalue.flag(
+    "sparse", "the guest may give blocks back to the file system of the image", default=True
+)
 _BLOCK_SIZE: Final = keyvalue.integer("block-size", "bytes in a logical block", 512)
-_ID: Final = keyvalue.string("id", "serial number, up to 20 bytes")
-_DIRECT: Final = keyvalue.flag("direct", "bypass the page cache (O_DIRECT)").also("o-direct")
+_ID: Final = keyvalue.string("id", "serial number that the guest sees, up to 20 bytes")
+_DIRECT: Final = keyvalue.flag("direct", "bypass the host's page cache (O_DIRECT)").also("o-direct")
 _LOCK: Final = keyvalue.flag("lock", "refuse an image that another VM uses", default=True)
 
-_PACKED: Final = keyvalue.flag("packed-queue", "packed virtqueues; only false, there are none")
+_PACKED: Final = keyvalue.flag("packed-queue", "packed virtqueues are not supported: only false")
 
 _OTHERS: Final = (_SPARSE, _BLOCK_SIZE, _ID, _DIRECT, _LOCK, _PACKED, *LIMIT_FIELDS)
 _COMMON: Final = (_PATH, *_OTHERS)
@@ -71,7 +73,7 @@ def _fixed(*, read_only: bool, root: bool) -> Callable[[str, str], BlockSpec]:
 BLOCK: Final = Option(
     "-b --block",
     "PATH[,KEY=VALUE…]",
-    "a disk; repeat for more, the first is /dev/vda",
+    "a disk, with any of the keys below",
     _read_block,
     repeatable=True,
     fields=_ALL,
@@ -79,14 +81,14 @@ BLOCK: Final = Option(
 ROOT: Final = Option(
     "-r --root",
     "PATH",
-    "a read-only root disk; root= is appended",
+    "a read-only root disk",
     _fixed(read_only=True, root=True),
     repeatable=True,
 )
 RWROOT: Final = Option(
     "--rwroot",
     "PATH",
-    "a writable root disk; root= is appended",
+    "a writable root disk",
     _fixed(read_only=False, root=True),
     repeatable=True,
 )
@@ -104,7 +106,19 @@ RWDISK: Final = Option(
     _fixed(read_only=False, root=False),
     repeatable=True,
 )
-OPTIONS: Final[Sequence[Option[BlockSpec]]] = (ROOT, RWROOT, DISK, RWDISK, BLOCK)
+OPTIONS: Final[tuple[Option[BlockSpec], ...]] = (ROOT, RWROOT, DISK, RWDISK, BLOCK)
+GROUP: Final = OptionGroup(
+    "Disks",
+    OPTIONS,
+    examples=(
+        "crosvm run -r rootfs.img --rwdisk data.img vmlinux",
+        "crosvm run --block path=a.img,ro,root --block b.img,id=data vmlinux",
+    ),
+    note="All may be repeated and mixed: the first disk is /dev/vda, the next /dev/vdb. For a "
+    "root disk, root=/dev/vdX is appended to the kernel's command line. -r, --rwroot, -d and "
+    "--rwdisk take the keys of --block but for ro and root. A value with a comma needs quotes: "
+    "-b 'path=\"a,b.img\"'.",
+)
 
 
 def disks(arguments: Arguments) -> tuple[BlockSpec, ...]:

@@ -8,14 +8,22 @@ from devices.virtio.rate_limiter import RateLimits
 from sys_util.errors import ConfigError
 from sys_util.typing import Final
 
-_BW_SIZE: Final = keyvalue.size("bw-size", "bytes that may pass in bw-refill-time", 0)
+_NO_LIMIT: Final = "0, no limit"
+
+_BW_SIZE: Final = keyvalue.size(
+    "bw-size", "bytes that may pass in bw-refill-time", 0, shown=_NO_LIMIT
+)
 _BW_BURST: Final = keyvalue.size("bw-one-time-burst", "bytes that may pass before that, once", 0)
-_BW_TIME: Final = keyvalue.integer("bw-refill-time", "milliseconds for bw-size bytes", 0)
-_OPS_SIZE: Final = keyvalue.integer("ops-size", "requests that may pass in ops-refill-time", 0)
+_BW_TIME: Final = keyvalue.integer("bw-refill-time", "milliseconds for bw-size bytes", 0, shown="")
+_OPS_SIZE: Final = keyvalue.integer(
+    "ops-size", "requests that may pass in ops-refill-time", 0, shown=_NO_LIMIT
+)
 _OPS_BURST: Final = keyvalue.integer(
     "ops-one-time-burst", "requests that may pass before that, once", 0
 )
-_OPS_TIME: Final = keyvalue.integer("ops-refill-time", "milliseconds for ops-size requests", 0)
+_OPS_TIME: Final = keyvalue.integer(
+    "ops-refill-time", "milliseconds for ops-size requests", 0, shown=""
+)
 
 # In the order of RateLimits.
 FIELDS: Final = (_BW_SIZE, _BW_BURST, _BW_TIME, _OPS_SIZE, _OPS_BURST, _OPS_TIME)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The machine on the command line: processors, memory, and how it is called and reached."""
+"""The machine on the command line: processors and memory."""
 
 from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
-from crosvm_py.cli.grammar.options import Option, switch, text_option
+from crosvm_py.cli.grammar.options import Option, OptionGroup
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import Final
 
@@ -46,12 +46,17 @@ def _read_memory(option: str, text: str) -> int:
     return size_bytes
 
 
-CPUS: Final = Option("-c --cpus", "N", f"vCPUs, 1 to {MAX_CPUS} (1)", _read_cpus)
+CPUS: Final = Option("-c --cpus", "N", f"number of vCPUs, 1 to {MAX_CPUS}", _read_cpus, default="1")
 MEMORY: Final = Option(
-    "-m --mem", "SIZE", "guest memory in MiB, or with a suffix k, m, g or t (256)", _read_memory
+    "-m --mem",
+    "SIZE",
+    "memory of the guest in MiB, or with a suffix k, m, g or t",
+    _read_memory,
+    default=str(DEFAULT_MEMORY_BYTES // MIB),
 )
-SOCKET: Final = text_option(
-    "-s --socket", "PATH", "control socket; in a directory it is called crosvm-PID.sock"
+
+GROUP: Final = OptionGroup(
+    "Processors and memory",
+    (CPUS, MEMORY),
+    examples=("crosvm run -c 4 -m 2g vmlinux",),
 )
-NAME: Final = text_option("--name", "NAME", "name of the monitor process, as ps shows it (crosvm)")
-MULTIPROCESS: Final = switch("-u --multiprocess", "one process per device; always so, accepted")

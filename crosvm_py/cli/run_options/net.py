@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 
 from crosvm_py.cli.grammar import keyvalue
-from crosvm_py.cli.grammar.options import Option, switch, text_option
+from crosvm_py.cli.grammar.options import Option, OptionGroup, switch, text_option
 from crosvm_py.cli.grammar.scanner import parse_number
 from crosvm_py.cli.run_options.limits import FIELDS as LIMIT_FIELDS
 from crosvm_py.cli.run_options.limits import limits
@@ -150,34 +150,53 @@ def _read_list(scanner: Scanner, item: Callable[[Scanner], T]) -> tuple[T, ...]:
     return tuple(items)
 
 
-_TAP_NAME: Final = keyvalue.Field("tap-name", _read_name, "", "NAME", "a TAP that exists")
+_TAP_NAME: Final = keyvalue.Field(
+    "tap-name", _read_name, "", "NAME", "a TAP that exists", is_text=True
+)
 _TAP_FD: Final[keyvalue.Field[tuple[int, ...]]] = keyvalue.Field(
-    "tap-fd", _read_fds, (), "N|[N,…]", "an open TAP, or one descriptor for each queue pair"
+    "tap-fd",
+    _read_fds,
+    (),
+    "N|[N,…]",
+    "an inherited descriptor of a TAP, or one for each pair of queues",
 )
 _HOST_IP: Final = keyvalue.Field(
-    "host-ip", lambda scanner: read_ip(scanner.string()), b"", "IP", "make a TAP with this address"
+    "host-ip",
+    lambda scanner: read_ip(scanner.string()),
+    b"",
+    "IP",
+    "make a TAP, on which the host has this address",
 )
 _NETMASK: Final = keyvalue.Field(
-    "netmask", lambda scanner: read_netmask(scanner.string()), b"", "MASK", "its netmask"
+    "netmask", lambda scanner: read_netmask(scanner.string()), b"", "MASK", "netmask of host-ip"
 )
-_USER: Final = keyvalue.flag("user", "user-mode networking through passt; needs no privileges")
+_USER: Final = keyvalue.flag(
+    "user", "user-mode networking through passt, without privileges and without a TAP"
+)
 _HOSTFWD: Final[keyvalue.Field[tuple[Forward, ...]]] = keyvalue.Field(
     "hostfwd",
     _read_forwards,
     (),
     "[[tcp:|udp:][IP/]PORT[:PORT],…]",
-    "ports of the host that lead into the guest; with user",
+    "with user: ports of the host that lead into the guest",
 )
 _HOST_LOOPBACK: Final = keyvalue.flag(
-    "host-loopback", "the gateway's address leads to 127.0.0.1 of the host; with user"
+    "host-loopback", "with user: the address of the gateway leads to 127.0.0.1 of the host"
 )
 _MAC: Final = keyvalue.Field(
-    "mac", lambda scanner: read_mac(scanner.string()), b"", "MAC", "the guest's address (random)"
+    "mac",
+    lambda scanner: read_mac(scanner.string()),
+    b"",
+    "MAC",
+    "the guest's address",
+    shown="random",
 )
 _PAIRS: Final = keyvalue.integer("vq-pairs", f"pairs of queues, 1 to {MAX_PAIRS}", 1)
-_MTU: Final = keyvalue.integer("mtu", f"longest packet, {MIN_MTU} to {MAX_MTU}", 0)
+_MTU: Final = keyvalue.integer(
+    "mtu", f"longest packet, {MIN_MTU} to {MAX_MTU}", 0, shown="that of the TAP"
+)
 _VHOST: Final = keyvalue.flag(
-    "vhost-net", "the host's kernel moves the frames (/dev/vhost-net); with a TAP"
+    "vhost-net", "with a TAP: the kernel of the host moves the frames (/dev/vhost-net)"
 )
 
 FIELDS: Final = (
@@ -256,21 +275,28 @@ def _check_address(option: str, address: bytes, netmask: bytes) -> None:
 NET: Final = Option(
     "-n --net",
     "TAP|KEY=VALUE…",
-    "a network card, on a TAP or with user-mode networking; repeat for more",
+    "a network card, on a TAP or with user-mode networking; may be repeated",
     _read_net,
     repeatable=True,
     fields=FIELDS,
 )
-HOST_IP: Final = text_option("--host-ip", "IP", "a card on a new TAP: the host's address in it")
+HOST_IP: Final = text_option(
+    "--host-ip", "IP", "a card on a new TAP, and the address of the host there"
+)
 NETMASK: Final = text_option("--netmask", "MASK", "the netmask for --host-ip")
 MAC: Final = text_option("--mac", "MAC", "the guest's MAC address for --host-ip")
 TAP_NAME: Final = text_option(
     "--tap-name", "NAME", "the same as --net tap-name=NAME", repeatable=True
 )
 TAP_FD: Final = text_option("--tap-fd", "N", "the same as --net tap-fd=N", repeatable=True)
-VHOST_NET: Final = switch("--vhost-net", "the same as vhost-net for every card with a TAP")
-OPTIONS: Final[tuple[Option[object], ...]] = (
-    *(NET, TAP_NAME, TAP_FD, HOST_IP, NETMASK, MAC, VHOST_NET),
+VHOST_NET: Final = switch("--vhost-net", "the key vhost-net for every card with a TAP")
+GROUP: Final = OptionGroup(
+    "Network",
+    (NET, TAP_NAME, TAP_FD, HOST_IP, NETMASK, MAC, VHOST_NET),
+    examples=(
+        "crosvm run --net 'user,hostfwd=[8080:80]' -r rootfs.img vmlinux",
+        "crosvm run --net tap-name=tap0,vhost-net -r rootfs.img vmlinux",
+    ),
 )
 
 

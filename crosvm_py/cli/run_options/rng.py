@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
-from crosvm_py.cli.grammar.options import Option, switch
+from crosvm_py.cli.grammar.options import Option, OptionGroup, switch
 from crosvm_py.cli.run_options.limits import FIELDS, limits
 from devices.virtio.rng import RngSpec
 from sys_util.errors import ConfigError
@@ -21,12 +21,14 @@ def _read_rng(option: str, text: str) -> RngSpec:
 RNG: Final = Option(
     "--rng",
     "KEY=VALUE…",
-    "limit the virtio-rng device, which every VM has",
+    "limit how fast the guest may take entropy",
     _read_rng,
     fields=FIELDS,
 )
-NO_RNG: Final = switch("--no-rng", "no virtio-rng device")
-OPTIONS: Final[tuple[Option[object], ...]] = (RNG, NO_RNG)
+NO_RNG: Final = switch("--no-rng", "give the guest no entropy device (virtio-rng)")
+GROUP: Final = OptionGroup(
+    "Entropy", (RNG, NO_RNG), examples=("crosvm run --rng ops-size=50,ops-refill-time=100 …",)
+)
 
 
 def rng(arguments: Arguments) -> RngSpec | None:

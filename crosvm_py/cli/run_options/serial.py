@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
-from crosvm_py.cli.grammar.options import Option
+from crosvm_py.cli.grammar.options import Option, OptionGroup
 from crosvm_py.config import SerialSpec
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final
@@ -39,18 +39,36 @@ _TAKEN_PORTS: Final = (
 )
 
 _TYPE: Final = keyvalue.choice("type", "where the guest's output goes", TYPES, "").needed()
-_HARDWARE: Final = keyvalue.choice("hardware", "a UART, hvcN or port 0x402", HARDWARE, "serial")
-_NUM: Final = keyvalue.integer("num", "which COM port, 1 to 4, or virtio port, 1 to 16", 1)
-_PATH: Final = keyvalue.string("path", "of the file or the unix socket")
-_INPUT: Final = keyvalue.string("input", "a file or FIFO that the guest reads")
-_CONSOLE: Final = keyvalue.flag("console", "append console=ttySN or hvcN to the command line")
-_EARLYCON: Final = keyvalue.flag("earlycon", "the kernel's early messages come here")
-_STDIN: Final = keyvalue.flag("stdin", "the guest reads our stdin")
-_NAME: Final = keyvalue.string(
-    "name", "of a virtio port, which without console is /dev/vportNpM and no terminal"
+_HARDWARE: Final = keyvalue.choice(
+    "hardware",
+    "what the guest sees: a COM port, a virtio port, or a debug console",
+    HARDWARE,
+    "serial",
 )
-_INPUT_STREAM: Final = keyvalue.flag("input-unix-stream", "the guest reads the unix-stream too")
-_PORT: Final = keyvalue.integer("debugcon-port", "I/O port of a debugcon", DEFAULT_DEBUGCON_PORT)
+_NUM: Final = keyvalue.integer(
+    "num", "number of the COM port, 1 to 4, or of the virtio port, 1 to 16", 1
+)
+_PATH: Final = keyvalue.string("path", "the file, or the socket of unix and unix-stream")
+_INPUT: Final = keyvalue.string("input", "a file or FIFO that the guest reads as its input")
+_CONSOLE: Final = keyvalue.flag(
+    "console", "the kernel's console: console=ttySN or hvcN is appended to its command line"
+)
+_EARLYCON: Final = keyvalue.flag("earlycon", "the kernel's earliest messages come here, too")
+_STDIN: Final = keyvalue.flag("stdin", "the guest reads the stdin of crosvm")
+_NAME: Final = keyvalue.string(
+    "name",
+    "name of a virtio port; without console the guest sees a byte channel /dev/vportNpM, and no "
+    "terminal",
+)
+_INPUT_STREAM: Final = keyvalue.flag(
+    "input-unix-stream", "the guest reads the socket of a unix-stream, too"
+)
+_PORT: Final = keyvalue.integer(
+    "debugcon-port",
+    "I/O port of a debug console",
+    DEFAULT_DEBUGCON_PORT,
+    shown=f"{DEFAULT_DEBUGCON_PORT:#x}",
+)
 
 _FIELDS: Final = (
     _TYPE,
@@ -140,10 +158,15 @@ def _is_name(text: str) -> bool:
 SERIAL: Final = Option(
     "--serial",
     "type=TYPE[,KEY=VALUE…]",
-    "a serial port; COM1 is the console on stdin and stdout unless you say otherwise",
+    "a serial port; may be repeated. Without any, COM1 is the console, on stdin and stdout",
     _read_serial,
     repeatable=True,
     fields=_FIELDS,
+)
+GROUP: Final = OptionGroup(
+    "Consoles and serial ports",
+    (SERIAL,),
+    examples=("crosvm run --serial type=file,path=console.log,console vmlinux",),
 )
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
-from crosvm_py.cli.grammar.options import Option
+from crosvm_py.cli.grammar.options import Option, OptionGroup
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -18,7 +18,8 @@ MAX_CID: Final = 0xFFFF_FFFE
 
 _CID: Final = keyvalue.integer("cid", "the guest's address, 3 or higher", 0).needed()
 _SOCKET: Final = keyvalue.string(
-    "socket", "UNIX socket of the host's side; without it /dev/vhost-vsock"
+    "socket",
+    "UNIX socket for programs of the host; without it they use AF_VSOCK, through /dev/vhost-vsock",
 )
 _FIELDS: Final = (_CID, _SOCKET)
 
@@ -38,12 +39,17 @@ def _read_vsock(option: str, text: str) -> VsockSpec:
 VSOCK: Final = Option(
     "--vsock",
     "CID[,socket=PATH]",
-    "sockets between host and guest (AF_VSOCK)",
+    "connections between programs of the host and of the guest",
     _read_vsock,
     fields=_FIELDS,
 )
 CID: Final = Option("--cid", "CID", "the same as --vsock CID", _read_vsock)
 OPTIONS: Final[tuple[Option[VsockSpec], ...]] = (VSOCK, CID)
+GROUP: Final = OptionGroup(
+    "Sockets between host and guest (vsock)",
+    OPTIONS,
+    examples=("crosvm run --vsock cid=3,socket=/run/vm/v.sock vmlinux",),
+)
 
 
 def vsock(arguments: Arguments) -> VsockSpec | None:

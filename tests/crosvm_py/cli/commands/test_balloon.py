@@ -122,7 +122,7 @@ def test_balloon_wait_gives_up_when_nothing_moves(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["balloon"], "SIZE SOCKET… is missing"),
+        (["balloon"], "balloon: SOCKET is missing"),
         (["balloon", "1m"], "SIZE or SOCKET is missing"),
         (["balloon", "big", "s"], "SIZE 'big': not a number"),
         (["balloon", "--pages", "1k", "s"], "--pages: '1k': not a number"),

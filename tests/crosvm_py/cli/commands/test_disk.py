@@ -63,22 +63,23 @@ def test_answer_to_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        pytest.param(["resize", "0", "1m"], "SOCKET is missing", id="no-socket"),
+        pytest.param([], "disk: a command is missing: resize", id="nothing"),
+        pytest.param(["resize", "0", "1m"], "disk resize: SOCKET is missing", id="no-socket"),
         pytest.param(["resize", "0", "1m", "s", "t"], "unexpected argument 't'", id="two-sockets"),
         pytest.param(
-            ["resise", "0", "1m", "s"], "unknown 'resise', did you mean resize", id="word"
+            ["resise", "0", "1m", "s"], "command 'disk resise', did you mean resize", id="word"
         ),
-        pytest.param(["resize", "vda", "1m", "s"], "INDEX 'vda': not a number", id="name"),
+        pytest.param(["resize", "vda", "1m", "s"], "disk resize: INDEX 'vda': not", id="name"),
         pytest.param(["resize", "-1", "1m", "s"], "unknown option -1", id="negative-index"),
         pytest.param(["resize", "26", "1m", "s"], r"INDEX 26 is not in 0\.\.25", id="index"),
         pytest.param(["resize", "0", "0", "s"], r"SIZE 0: 0 bytes is not in 1\.\.", id="zero"),
         pytest.param(["resize", "0", "-1", "s"], "unknown option -1", id="negative"),
-        pytest.param(["resize", "0", "big", "s"], "SIZE 'big': not a number", id="text"),
+        pytest.param(["resize", "0", "big", "s"], "disk resize: SIZE 'big': not", id="text"),
         pytest.param(["resize", "0", "1.5g", "s"], "SIZE '1.5g': not a number", id="fraction"),
         pytest.param(["resize", "0", "8e", "s"], r"bytes is not in 1\.\.", id="63-bits"),
         pytest.param(["resize", "0", "16e", "s"], "more bytes than 64 bits", id="64-bits"),
     ],
 )
 def test_command_line_that_makes_no_sense_is_refused(words: list[str], reason: str) -> None:
-    with pytest.raises(UsageError, match=f"disk: .*{reason}"):
+    with pytest.raises(UsageError, match=reason):
         execute(["disk", *words])

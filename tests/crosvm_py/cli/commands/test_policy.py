@@ -155,7 +155,7 @@ def test_simulate_of_a_wrong_policy_is_no_verdict(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["policy"], "policy: what of it"),
+        (["policy"], "policy: a command is missing: record, show, simulate"),
         (["policy", "sho"], "unknown command 'policy sho', did you mean show?"),
         (["policy", "show", "rngg"], "policy show: no device or policy 'rngg', did you mean rng?"),
         (["policy", "show", "--arch", "mips"], "--arch: 'mips' is none of x86_64, aarch64"),
@@ -169,7 +169,7 @@ def test_simulate_of_a_wrong_policy_is_no_verdict(
         (["policy", "record", "rng", "-o", "d", "--", "run"], "record: run: KERNEL is missing"),
         (["policy", "record", "rng", "-o", "d", "--", "-x"], "record: run: unknown option -x"),
         (["policy", "record", "rng", "-o", "d", "--", "-h"], "crosvm run --help tells"),
-        (["policy", "simulate", "rng"], "DEVICE SYSCALL .* is missing"),
+        (["policy", "simulate", "rng"], "policy simulate: SYSCALL is missing"),
         (["policy", "simulate", "rng", "rread"], "policy simulate: unknown system call 'rread'"),
         (["policy", "simulate", "rng", "read", "KVM_RUM"], "did you mean KVM_RUN?"),
         (["policy", "simulate", "rng", "read", *"1234567"], "unexpected argument '7'"),

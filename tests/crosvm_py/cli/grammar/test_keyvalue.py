@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 
 import pytest
 from hypothesis import given
@@ -73,7 +74,11 @@ def test_parse_valid_text_gives_value(
         pytest.param("x,foo=1", r"unknown key 'foo' \(known: path, ro, sparse,", id="unknown"),
         pytest.param("x,foo", r"unknown key 'foo'", id="unknown-bare"),
         pytest.param("foo=x", r"unknown key 'foo'", id="unknown-first"),
-        pytest.param("x,RO", r"unknown key 'RO'", id="case"),
+        pytest.param("x,RO", r"unknown key 'RO', did you mean ro\?", id="case"),
+        pytest.param("x,blok_size=1", r"'blok_size', did you mean block-size\?", id="near"),
+        pytest.param(
+            "x,mode=pivot", r"pivot-root, none, did you mean pivot-root\?", id="choice-near"
+        ),
         pytest.param("x,ro,ro", r"ro: given twice", id="twice-bare"),
         pytest.param("x,path=y", r"path='y': given twice", id="twice-first"),
         pytest.param("x,block-size=1,block_size=1", r"block-size='1': given twice", id="alike"),
@@ -114,6 +119,35 @@ def test_parse_valid_text_gives_value(
 )
 def test_parse_hostile_text_raises(text: str, reason: str) -> None:
     with pytest.raises(UsageError, match=rf"^--block: .*{reason}|^{reason}"):
+        parse("--block", text, FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        pytest.param("a,b.img", 'path="a,b.img"', id="word"),
+        pytest.param("path=/srv/a,b.img,ro", 'path="/srv/a,b.img"', id="more-behind"),
+        pytest.param("a, 2026.img", 'path="a, 2026.img"', id="space"),
+        pytest.param("ro,path=a,=b", 'path="a,=b"', id="equals"),
+        pytest.param("a,b=c.img", 'path="a,b=c.img"', id="like-a-key"),
+        pytest.param("a\\b,c.img", 'path="a\\\\b,c.img"', id="backslash"),
+        pytest.param("x,id=1,2", 'id="1,2"', id="other-text"),
+        pytest.param("a,b'c.img", 'path="a,b\'c.img"', id="single-quote"),
+    ],
+)
+def test_parse_text_with_a_comma_tells_how_to_quote_it(text: str, written: str) -> None:
+    with pytest.raises(UsageError, match="needs quotes: --block") as caught:
+        parse("--block", text, FIELDS)
+    _, _, hint = str(caught.value).partition("; a value with a comma needs quotes: ")
+    option, quoted = shlex.split(hint)
+    assert (option, quoted) == ("--block", written)
+    values = parse("--block", f"ro,{quoted},path=x" if "id=" in quoted else quoted, FIELDS)
+    assert values[PATH]
+
+
+@pytest.mark.parametrize("text", ["x,ro,foo", "'a,b',foo", "x,RO", "x,id", "x,block-size=1,foo"])
+def test_parse_other_faults_do_not_speak_of_quotes(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^(?!.*quotes)"):
         parse("--block", text, FIELDS)
 
 

@@ -14,7 +14,8 @@ RWDISK = text_option("--rw-disk", "PATH", "disk", repeatable=True)
 NAME = text_option("--name", "NAME", "name")
 QUIET = switch("-q --quiet", "less")
 OPTIONS: tuple[Option[object], ...] = (PARAMS, DISK, RWDISK, NAME, QUIET)
-FILES = Positional("FILE", "file", 1, 2)
+FILES = (Positional("FILE", "file", 1, 2),)
+MORE = Positional("MORE", "words of another command", behind_dashes=True)
 
 
 def read(*words: str) -> Arguments:
@@ -64,7 +65,7 @@ def test_parse_help_as_a_value_is_a_value() -> None:
 
 
 def test_parse_leaves_the_words_of_another_command_alone() -> None:
-    arguments = parse(["a", "-q", "--", "b", "--", "--help"], OPTIONS, FILES._replace(rest="MORE"))
+    arguments = parse(["a", "-q", "--", "b", "--", "--help"], OPTIONS, (*FILES, MORE))
     assert (arguments.positional, arguments.rest) == (["a"], ["b", "--", "--help"])
     assert arguments.has(QUIET)
     assert not arguments.help_wanted
@@ -72,7 +73,29 @@ def test_parse_leaves_the_words_of_another_command_alone() -> None:
 
 def test_parse_wants_the_words_of_another_command() -> None:
     with pytest.raises(UsageError, match="-- MORE is missing"):
-        parse(["a"], OPTIONS, FILES._replace(rest="MORE"))
+        parse(["a"], OPTIONS, (*FILES, MORE))
+
+
+DEVICE = Positional("DEVICE", "a device")
+LIMITS = Positional("LIMITS", "limits", 0)
+SOCKETS = Positional("SOCKET", "sockets", 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "DEVICE is missing"),
+        (["d"], "SOCKET is missing"),
+        (["", "s"], "DEVICE: the value is empty"),
+        (["d", ""], "SOCKET: the value is empty"),
+        (["d", "", "s"], "LIMITS: the value is empty"),
+        (["d", "l", "s", ""], "SOCKET: the value is empty"),
+        (["d", "l", "1", "2", "3", "4"], "unexpected argument '4'"),
+    ],
+)
+def test_parse_names_the_argument_that_is_wrong(words: list[str], reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        parse(words, OPTIONS, (DEVICE, LIMITS, SOCKETS))
 
 
 def test_parse_stop_at_argument_leaves_the_rest() -> None:
@@ -89,6 +112,11 @@ def test_parse_stop_at_argument_leaves_the_rest() -> None:
         pytest.param(["--frob=1", "f"], "unknown option --frob$", id="unknown-with-value"),
         pytest.param(["-x", "f"], "unknown option -x", id="unknown-short"),
         pytest.param(["-qd", "f"], "unknown option -qd", id="joined-shorts"),
+        pytest.param(
+            ["-dx", "f"],
+            "unknown option -dx; the value of -d is a word of its own: -d x",
+            id="joined",
+        ),
         pytest.param(["---", "f"], "unknown option ---", id="dashes"),
         pytest.param(["f", "--name"], r"--name: a value is missing \(NAME\)", id="no-value"),
         pytest.param(["f", "--name="], "--name: the value is empty", id="empty-value"),

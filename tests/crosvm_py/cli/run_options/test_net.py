@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from crosvm_py.cli.grammar.options import parse
-from crosvm_py.cli.run_options.net import OPTIONS, networks
+from crosvm_py.cli.run_options.net import GROUP, networks
 from crosvm_py.config import Forward, NetworkSpec
 from sys_util.errors import ConfigError, UsageError
 
@@ -14,7 +14,7 @@ MAC = bytes.fromhex("525400123456")
 
 
 def cards(*argv: str) -> tuple[NetworkSpec, ...]:
-    return networks(parse(argv, OPTIONS))
+    return networks(parse(argv, GROUP.options))
 
 
 def card(text: str) -> NetworkSpec:
