@@ -10,14 +10,18 @@ from crosvm_py.cli.grammar import keyvalue
 from crosvm_py.cli.grammar.options import Option, OptionGroup
 from crosvm_py.cli.run_options.limits import FIELDS as LIMIT_FIELDS
 from crosvm_py.cli.run_options.limits import limits
+from crosvm_py.cli.run_options.twice import first_twice
 from devices.virtio.block_image import BlockSpec
 from sys_util.errors import ConfigError
+from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crosvm_py.cli.grammar.options import Arguments
+
+log = get_logger("crosvm.run")
 
 # /dev/vda to /dev/vdz; and the PCI bus has 31 slots.
 MAX_DISKS: Final = 26
@@ -133,4 +137,7 @@ def disks(arguments: Arguments) -> tuple[BlockSpec, ...]:
     roots = [spec.path for spec in specs if spec.root]
     if len(roots) > 1:
         raise ConfigError(f"--root: only one disk can be the root, got {' and '.join(roots)}")
+    name = first_twice(spec.id for spec in specs)
+    if name is not None:
+        log.warning("--block: two disks have id=%s; a guest that looks for it finds one", name)
     return specs

@@ -10,21 +10,29 @@ import socket
 
 from crosvm_py.cli.grammar import keyvalue
 from crosvm_py.cli.grammar.options import Option, OptionGroup, switch, text_option
-from crosvm_py.cli.grammar.scanner import parse_number
 from crosvm_py.cli.run_options.limits import FIELDS as LIMIT_FIELDS
 from crosvm_py.cli.run_options.limits import limits
-from crosvm_py.config import Forward, NetworkSpec
+from crosvm_py.cli.run_options.net_values import (
+    read_fds,
+    read_forwards,
+    read_ip,
+    read_mac,
+    read_name,
+    read_netmask,
+)
+from crosvm_py.cli.run_options.twice import first_twice
+from crosvm_py.config import NetworkSpec
 from sys_util.errors import ConfigError, UsageError
-from sys_util.tap import IFNAMSIZ
-from sys_util.typing import TYPE_CHECKING, Final, TypeVar
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from crosvm_py.cli.grammar.options import Arguments
-    from crosvm_py.cli.grammar.scanner import Scanner
+    from crosvm_py.config import Forward
 
-T = TypeVar("T")
+log = get_logger("crosvm.run")
 
 MAX_CARDS: Final = 8
 MAX_PAIRS: Final = 16
@@ -33,129 +41,15 @@ MIN_MTU: Final = 68
 MAX_MTU: Final = 65521
 # The longest that passt knows; it cuts and joins, so that longer is faster.
 USER_MTU: Final = 65520
-MAX_PORT: Final = 65535
-_MAC_BYTES: Final = 6
 
-
-def read_mac(text: str) -> bytes:
-    """Return the address of one card.
-
-    Raises:
-        ValueError: it is no such address.
-    """
-    parts = text.split(":")
-    try:
-        mac = bytes(int(part, 16) if len(part) < 3 and part.isalnum() else 256 for part in parts)
-    except ValueError:
-        mac = b""
-    if len(mac) != _MAC_BYTES:
-        raise ValueError("not a MAC address (like 52:54:00:12:34:56)")
-    if mac[0] & 1:
-        raise ValueError("a multicast address (the first byte must be even)")
-    if not any(mac):
-        raise ValueError("no card has the address 0")
-    return mac
-
-
-def read_ip(text: str) -> bytes:
-    """Return an IPv4 address that a host can have.
-
-    Raises:
-        ValueError: it is no such address.
-    """
-    try:
-        address = socket.inet_pton(socket.AF_INET, text)
-    except OSError:
-        raise ValueError("not an IPv4 address") from None
-    if address[0] in (0, 127) or address[0] >= 224:  # this network, loopback, multicast and above
-        raise ValueError("no address that a host on a network can have")
-    return address
-
-
-def read_netmask(text: str) -> bytes:
-    """Return a netmask of ones and then zeros, with room for a host and a guest.
-
-    Raises:
-        ValueError: it is no such mask.
-    """
-    try:
-        mask = socket.inet_pton(socket.AF_INET, text)
-    except OSError:
-        raise ValueError("not a netmask (like 255.255.255.0)") from None
-    hosts = int.from_bytes(mask, "big") ^ 0xFFFF_FFFF
-    if hosts & (hosts + 1):
-        raise ValueError("ones behind a zero")
-    if not 1 <= hosts < 0xFFFF_FFFF:
-        raise ValueError("no room for a host and a guest")
-    return mask
-
-
-def read_forward(text: str) -> Forward:
-    """Read ``[tcp:|udp:][ADDRESS/]HOST-PORT[:GUEST-PORT]``.
-
-    Raises:
-        ValueError: it is no such thing.
-    """
-    protocol, colon, rest = text.partition(":")
-    if not colon or protocol not in ("tcp", "udp"):
-        protocol, rest = "tcp", text
-    address, slash, ports = rest.rpartition("/")
-    if slash and not (
-        _is_address(socket.AF_INET, address) or _is_address(socket.AF_INET6, address)
-    ):
-        raise ValueError(f"{address!r} is not an address to listen at")
-    host, colon, guest = ports.partition(":")
-    return Forward(protocol, address, _read_port(host), _read_port(guest if colon else host))
-
-
-def _is_address(family: int, text: str) -> bool:
-    try:
-        return bool(socket.inet_pton(family, text))
-    except OSError:
-        return False
-
-
-def _read_port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_PORT):
-        raise ValueError(f"{text!r} is not a port (1 to {MAX_PORT})")
-    return int(text)
-
-
-def _read_name(scanner: Scanner) -> str:
-    name = scanner.string()
-    if not 0 < len(name.encode()) < IFNAMSIZ or "/" in name or "%" in name or name in (".", ".."):
-        raise ValueError("not the name of a network interface")
-    return name
-
-
-def _read_forwards(scanner: Scanner) -> tuple[Forward, ...]:
-    return _read_list(scanner, lambda item: read_forward(item.string()))
-
-
-def _read_fds(scanner: Scanner) -> tuple[int, ...]:
-    return _read_list(scanner, lambda item: parse_number(item.word()))
-
-
-def _read_list(scanner: Scanner, item: Callable[[Scanner], T]) -> tuple[T, ...]:
-    """Read a list in brackets, or its one item without them."""
-    if not scanner.accept("["):
-        return (item(scanner),)
-    items: list[T] = []
-    while not scanner.accept("]"):
-        items.append(item(scanner))
-        if not scanner.accept(",") and scanner.peek() != "]":
-            raise ValueError("no closing ]")
-    if not items:
-        raise ValueError("the list is empty")
-    return tuple(items)
-
+_ANY_ADDRESS: Final = frozenset({"", "0.0.0.0", "::"})
 
 _TAP_NAME: Final = keyvalue.Field(
-    "tap-name", _read_name, "", "NAME", "a TAP that exists", is_text=True
+    "tap-name", read_name, "", "NAME", "a TAP that exists", is_text=True
 )
 _TAP_FD: Final[keyvalue.Field[tuple[int, ...]]] = keyvalue.Field(
     "tap-fd",
-    _read_fds,
+    read_fds,
     (),
     "N|[N,…]",
     "an inherited descriptor of a TAP, or one for each pair of queues",
@@ -175,7 +69,7 @@ _USER: Final = keyvalue.flag(
 )
 _HOSTFWD: Final[keyvalue.Field[tuple[Forward, ...]]] = keyvalue.Field(
     "hostfwd",
-    _read_forwards,
+    read_forwards,
     (),
     "[[tcp:|udp:][IP/]PORT[:PORT],…]",
     "with user: ports of the host that lead into the guest",
@@ -318,11 +212,46 @@ def networks(arguments: Arguments) -> tuple[NetworkSpec, ...]:
         specs.append(_read_net("--host-ip", f'host-ip="{ip}",netmask="{mask}",mac="{mac}"'))
     if len(specs) > MAX_CARDS:
         raise ConfigError(f"--net: {len(specs)} cards are above the limit of {MAX_CARDS}")
+    _check_together(specs)
     if arguments.has(VHOST_NET):
         if all(spec.user for spec in specs):
             raise ConfigError("--vhost-net: there is no card with a TAP")
         specs = [spec if spec.user else _with_vhost(spec) for spec in specs]
     return tuple(specs)
+
+
+def _check_together(specs: Sequence[NetworkSpec]) -> None:
+    """Refuse what two cards claim, each of which could have it alone.
+
+    The kernel and passt would say that another process has it, or nothing.
+    """
+    name = first_twice(spec.tap_name for spec in specs)
+    if name:
+        raise ConfigError(
+            f"--net: two cards on the TAP {name}; vq-pairs=2 gives one card two queues"
+        )
+    fd = first_twice(str(fd) for spec in specs for fd in spec.tap_fds)
+    if fd:
+        raise ConfigError(f"--net: tap-fd={fd} is given twice")
+    address = first_twice(spec.host_ip for spec in specs)
+    if address:
+        shown = socket.inet_ntop(socket.AF_INET, address)
+        raise ConfigError(f"--net: host-ip={shown} is given to two cards")
+    mac = first_twice(spec.mac for spec in specs)
+    if mac:
+        log.warning("--net: two cards have mac=%s; in one network neither works", mac.hex(":"))
+    forwards = [forward for spec in specs for forward in spec.forwards]
+    for index, forward in enumerate(forwards):
+        if any(_same_port(forward, other) for other in forwards[:index]):
+            at = f"{forward.protocol} port {forward.host_port}"
+            raise ConfigError(f"--net: hostfwd: {at} of the host is forwarded twice")
+
+
+def _same_port(one: Forward, other: Forward) -> bool:
+    """Return whether both listen at the same port; without an address it is that of every one."""
+    if (one.protocol, one.host_port) != (other.protocol, other.host_port):
+        return False
+    return one.address == other.address or not {one.address, other.address}.isdisjoint(_ANY_ADDRESS)
 
 
 def _with_vhost(spec: NetworkSpec) -> NetworkSpec:

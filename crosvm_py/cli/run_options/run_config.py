@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from crosvm_py.cli.run_options import (
     balloon,
     boot,
@@ -16,7 +18,9 @@ from crosvm_py.cli.run_options import (
     serial,
     vsock,
 )
+from crosvm_py.cli.run_options.twice import first_twice
 from crosvm_py.config import RunConfig
+from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         ConfigError: each option can be read, but together they make no sense.
     """
     memory_bytes = arguments.get(machine.MEMORY) or machine.DEFAULT_MEMORY_BYTES
+    socket, device = arguments.get(control.SOCKET), vsock.vsock(arguments)
+    _check_sockets(socket, None if device is None else device.socket)
     return RunConfig(
         kernel=arguments.positional[0],
         params=tuple(arguments.every(boot.PARAMS)),
@@ -47,7 +53,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         disks=disks.disks(arguments),
         serial=serial.serial_ports(arguments),
         rng=rng.rng(arguments),
-        socket=arguments.get(control.SOCKET),
+        socket=socket,
         name=arguments.get(control.NAME) or "crosvm",
         seccomp_policy_dir=arguments.get(sandbox.POLICY_DIR),
         seccomp_log_failures=arguments.has(sandbox.LOG_FAILURES),
@@ -55,8 +61,15 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         extended_status=extended_status,
         networks=net.networks(arguments),
         balloon=balloon.balloon(arguments, memory_bytes),
-        vsock=vsock.vsock(arguments),
+        vsock=device,
         device_restarts=care.restarts(arguments),
         device_timeout_seconds=care.timeout_seconds(arguments),
         cgroup=arguments.get(sandbox.CGROUP),
     )
+
+
+def _check_sockets(*paths: str | None) -> None:
+    """Refuse one path for two sockets of ours: each would find that another process listens."""
+    path = first_twice(os.path.normpath(path) for path in paths if path)
+    if path is not None:
+        raise ConfigError(f"--socket and --vsock: both are to make a socket at {path}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
 from crosvm_py.cli.grammar.options import Option, OptionGroup
+from crosvm_py.cli.run_options.twice import first_twice
 from crosvm_py.config import SerialSpec
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final
@@ -176,13 +177,17 @@ def serial_ports(arguments: Arguments) -> tuple[SerialSpec, ...]:
     COM1 becomes the console when no port is one and nobody configured it; the rest are sinks.
 
     Raises:
-        ConfigError: two ports claim the same place, the console, or stdin.
+        ConfigError: two ports claim the same place, name, the console, or stdin.
     """
     specs = list(arguments.every(SERIAL))
     places = [_place(spec) for spec in specs]
-    for place in places:
-        if places.count(place) > 1:
-            raise ConfigError(f"--serial: {place} is configured twice")
+    place = first_twice(places)
+    if place is not None:
+        raise ConfigError(f"--serial: {place} is configured twice")
+    name = first_twice(spec.name for spec in specs)
+    if name is not None:
+        named = " and ".join(_place(spec) for spec in specs if spec.name == name)
+        raise ConfigError(f"--serial: name={name} is given to {named}, of which each needs its own")
     for claim in ("console", "earlycon", "stdin"):
         claimants = [_place(spec) for spec in specs if getattr(spec, claim)]
         if len(claimants) > 1:

@@ -104,6 +104,47 @@ def test_too_many_cards_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("one", "other", "reason"),
+    [
+        ("tap0", "tap-name=tap0", "two cards on the TAP tap0; vq-pairs=2"),
+        ("tap-fd=7", "tap-fd=[6,7]", "tap-fd=7 is given twice"),
+        (
+            "host-ip=10.0.0.1,netmask=255.0.0.0",
+            "host-ip=10.0.0.1,netmask=255.255.0.0",
+            r"host-ip=10\.0\.0\.1 is given to two cards",
+        ),
+        ("user,hostfwd=80", "user,hostfwd=80:8080", "tcp port 80 of the host is forwarded twice"),
+        ("user,hostfwd=127.0.0.1/80", "user,hostfwd=[81,80]", "tcp port 80 of the host is"),
+        ("user,hostfwd=0.0.0.0/80", "user,hostfwd=127.0.0.1/80", "tcp port 80 of the host is"),
+        ("user,hostfwd=[udp:53,udp:53:54]", "user", "udp port 53 of the host is forwarded twice"),
+    ],
+)
+def test_two_cards_do_not_claim_the_same(one: str, other: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"--net: .*{reason}"):
+        cards("--net", one, "--net", other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("tap0", "tap1"),
+        ("tap-fd=7", "tap-fd=8"),
+        ("user,hostfwd=[80,udp:80]", "user,hostfwd=81:80"),
+        ("user,hostfwd=127.0.0.1/80", "user,hostfwd=127.0.0.2/80"),
+        ("user", "user"),
+    ],
+)
+def test_two_cards_may_differ(one: str, other: str, lines: list[str]) -> None:
+    assert len(cards("--net", one, "--net", other)) == 2
+    assert lines == []
+
+
+def test_two_cards_with_one_address_are_warned_of(lines: list[str]) -> None:
+    assert len(cards(*["--net", "user,mac=52:54:00:12:34:56"] * 2)) == 2
+    assert lines == ["--net: two cards have mac=52:54:00:12:34:56; in one network neither works"]
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("mtu=1500", "one of tap-name, tap-fd, host-ip, user is missing"),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crosvm_py.cli.run_options.run_config import OPTIONS
 from crosvm_py.config import RunConfig, SerialSpec, disk_name
 from devices.virtio.block_image import BlockSpec
 from devices.virtio.rng import RngSpec
@@ -100,6 +101,12 @@ def test_run_block_reads_every_key() -> None:
     )
 
 
+def test_run_two_disks_with_one_id_are_warned_of(lines: list[str]) -> None:
+    made = config_of("--block", "a,id=x", "--block", "b,id=x", "--block", "c", "--block", "d", "k")
+    assert len(made.disks) == 4
+    assert lines == ["--block: two disks have id=x; a guest that looks for it finds one"]
+
+
 def test_run_serial_on_other_ports_keeps_com1_as_console() -> None:
     made = config_of("--serial", "type=file,path=log,num=2", "k")
     assert made.serial == (
@@ -175,6 +182,11 @@ def test_run_text_that_cannot_be_read_raises(words: list[str], reason: str) -> N
         pytest.param(["-c", "255"], r"--cpus: 255 vCPUs are not in 1\.\.254", id="cpus-255"),
         pytest.param(["-r", "a", "--rwroot", "b"], "only one disk can be the root, got a and b"),
         pytest.param(["--disk=x"] * 27, "--block: 27 disks are above the limit of 26", id="disks"),
+        pytest.param(
+            ["-s", "/run/./x", "--vsock", "3,socket=/run/x"],
+            "--socket and --vsock: both are to make a socket at /run/x",
+            id="one-path-for-two-sockets",
+        ),
         pytest.param(["--serial", "sink,num=5"], r"num=5 is not in 1\.\.4", id="serial-5"),
         pytest.param(["--serial", "sink,num=0"], r"num=0 is not in 1\.\.4", id="serial-0"),
         pytest.param(["--serial", "file"], "type=file needs path=", id="serial-file"),
@@ -220,6 +232,14 @@ def test_run_text_that_cannot_be_read_raises(words: list[str], reason: str) -> N
             id="virtio-twice",
         ),
         pytest.param(
+            [
+                *("--serial", "sink,hardware=virtio-console,name=agent"),
+                *("--serial", "pty,hardware=virtio-console,num=3,name=agent"),
+            ],
+            "name=agent is given to virtio port 1 and virtio port 3",
+            id="name-twice",
+        ),
+        pytest.param(
             ["--serial", "sink,console", "--serial", "sink,num=2,console"],
             "only one port can have console, got COM1 and COM2",
         ),
@@ -235,12 +255,23 @@ def test_run_request_that_cannot_be_met_raises(words: list[str], reason: str) ->
     assert not isinstance(caught.value, UsageError)
 
 
+# A command line can have any bytes, those that are no UTF-8 as lone surrogates.
+ODD = "\udcff"
 WORDS = st.sampled_from(
-    ["-m", "-c", "--block", "-r", "--serial", "-p", "--", "k", "1", "a,ro", "stdout,num=2", "-x"]
+    [
+        *("-m", "-c", "--block", "-r", "--serial", "-p", "--", "k", "1", "a,ro", "stdout,num=2"),
+        *("-x", ODD, f"--{ODD}", f"{ODD}=1", f"1,{ODD}", f"id={ODD}", f"a,b{ODD}"),
+    ]
 )
-
-
 TEXT = st.text(max_size=8).filter(lambda word: word not in ("-h", "--help"))
+KEYS = [(option.name, field.name) for option in OPTIONS for field in option.fields]
+
+
+@pytest.mark.parametrize(("option", "key"), KEYS)
+def test_run_bytes_that_are_no_text_give_a_config_or_a_config_error(option: str, key: str) -> None:
+    for value in (ODD, f"'{ODD}'", f"[{ODD}]", f"1{ODD}", f"{ODD},{ODD}"):
+        with contextlib.suppress(ConfigError):
+            assert config_of(option, f"{key}={value}", "k").kernel
 
 
 @given(st.lists(WORDS | TEXT, max_size=8))
