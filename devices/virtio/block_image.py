@@ -10,11 +10,15 @@ from __future__ import annotations
 import os
 import stat
 
+from devices.virtio.block_format import foreign_format
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.errors import ConfigError, HostError
 from sys_util.facts import fact
 from sys_util.linux import ofd_lock
+from sys_util.log import get_logger
 from sys_util.typing import Final
+
+log = get_logger("devices.virtio.block")
 
 SECTOR_BYTES: Final = 512
 MAX_BLOCK_BYTES: Final = 4096  # Linux guests take no logical block above their page size
@@ -51,7 +55,9 @@ def open_image(spec: BlockSpec) -> int:
     fd = _open(label, spec)
     try:
         _check_kind(label, fd)
-        _check_size(label, spec, os.lseek(fd, 0, os.SEEK_END))
+        size_bytes = os.lseek(fd, 0, os.SEEK_END)
+        _warn_of_format(label, fd, size_bytes)
+        _check_size(label, spec, size_bytes)
         if spec.direct:
             _check_direct(label, fd)
         if spec.lock:
@@ -100,6 +106,16 @@ def _check_kind(label: str, fd: int) -> None:
         raise ConfigError(f"{label}: is a directory")
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise ConfigError(f"{label}: neither a regular file nor a block device")
+
+
+def _warn_of_format(label: str, fd: int, size_bytes: int) -> None:
+    looks_like = foreign_format(fd, size_bytes)
+    if looks_like is not None:
+        log.warning(
+            "%s: looks like %s, but is used as a raw image, as every image is: the guest sees "
+            "these bytes as they are (%s)",
+            *(label, looks_like.name, looks_like.remedy),
+        )
 
 
 def _check_size(label: str, spec: BlockSpec, size_bytes: int) -> None:
