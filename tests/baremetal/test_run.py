@@ -78,6 +78,17 @@ def test_guest_prints_and_ends_by_reset(guests: Path, name: str, output: str) ->
     assert "Traceback" not in done.stderr
 
 
+def test_heap_of_huge_pages_in_the_environment_ends_no_device(
+    guests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "v").mkdir()
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=2")
+    words = ["--balloon", "0", "--vsock", f"3,socket={tmp_path}/v/s"]
+    done = run("-m", "16", *words, build_guest("hello", guests))
+    assert done.returncode == VmExit.RESET, done.stderr
+    assert "killed" not in done.stderr
+
+
 def test_guest_without_a_disk_finds_none(guests: Path) -> None:
     done = run("-m", "16", "--no-rng", build_guest("pci_block", guests))
     assert done.stdout.strip() == "pci_block: no device", done.stderr

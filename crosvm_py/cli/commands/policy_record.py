@@ -13,6 +13,7 @@ from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional, parse, switch, text_option
 from crosvm_py.cli.output import write_error
 from crosvm_py.device_process.kinds import DEVICE_KINDS
+from crosvm_py.tunables import leave_huge_pages
 from sys_util.errors import ConfigError, UsageError
 from sys_util.log import printable
 from sys_util.typing import TYPE_CHECKING, Final
@@ -47,6 +48,7 @@ def _record(arguments: Arguments, settings: GlobalSettings) -> int:
     directory = arguments.get(OUTPUT)
     if directory is None:
         raise UsageError("policy record: -o DIR is missing")
+    leave_huge_pages()
     config = _read_run(arguments.rest, extended_status=settings.extended_status)
     every = _EVERY in arguments.positional
     names = dict.fromkeys(name for device in arguments.positional for name in _policies(device))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional
 from crosvm_py.cli.run_options.run_config import GROUPS, OPTIONS, build_config
+from crosvm_py.tunables import leave_huge_pages
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def _run(arguments: Arguments, settings: GlobalSettings) -> int:
+    leave_huge_pages()
     config = build_config(arguments, extended_status=settings.extended_status)
     from crosvm_py import log
     from crosvm_py.exit_status import exit_status
