@@ -13,6 +13,7 @@ import socket
 import sys
 
 from sys_util.errors import ConfigError, HostError
+from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -20,10 +21,24 @@ if TYPE_CHECKING:
 
     from crosvm_py.config import Forward, NetworkSpec
 
+log = get_logger("crosvm.net")
+
 RESOLV_CONF: Final = "/etc/resolv.conf"
 # Interface, destination, gateway, flags, …, mask: addresses as the processor stores them, in hex.
 ROUTES: Final = "/proc/net/route"
 _ROUTE_MASK: Final = 7
+# Destination, its prefix, source, its prefix, next hop, …: addresses in hex as they are.
+ROUTES_6: Final = "/proc/net/ipv6_route"
+_ROUTE_6_NEXT_HOP: Final = 4
+
+# The network of a guest whose host has none to give: what QEMU gives its guests. passt translates
+# whatever they send to sockets, so that the addresses mean nothing outside.
+ISLAND_ADDRESS: Final = "10.0.2.15"
+ISLAND_GATEWAY: Final = "10.0.2.2"
+_ISLAND: Final = (
+    *("--interface", "lo", "--address", ISLAND_ADDRESS, "--netmask", "24"),
+    *("--gateway", ISLAND_GATEWAY, "--mac-addr", "52:55:0a:00:02:02"),
+)
 
 _PROGRAM: Final = "passt"
 _ITS_FD: Final = 3
@@ -70,8 +85,18 @@ def _find(option: str) -> str:
 
 def _arguments(spec: NetworkSpec) -> list[str]:
     words = ["--quiet", "--fd", str(_ITS_FD), "--mtu", str(spec.mtu)]
+    gateway = _gateway()
+    if not gateway and not _has_gateway_6():
+        # passt takes addresses from the interface of the default route, and ends where there is
+        # none (older versions; passt(1), --interface).
+        words += _ISLAND
+        gateway = ISLAND_GATEWAY
+        log.info(
+            "%s: this host has no gateway; the guest is %s, and reaches what the host reaches",
+            *(spec.option, ISLAND_ADDRESS),
+        )
     if not spec.host_loopback:
-        words += ["--no-map-gw", *_resolver_arguments()]
+        words += ["--no-map-gw", *_resolver_arguments(gateway)]
     for forward in spec.forwards:
         option = "--tcp-ports" if forward.protocol == "tcp" else "--udp-ports"
         address = f"{forward.address}/" if forward.address else ""
@@ -79,7 +104,7 @@ def _arguments(spec: NetworkSpec) -> list[str]:
     return words
 
 
-def _resolver_arguments() -> list[str]:
+def _resolver_arguments(gateway: str) -> list[str]:
     """Let the guest use a resolver at the host's loopback, which it otherwise does not see.
 
     The gateway's address then answers at port 53, and only there. Any other address would get
@@ -88,7 +113,6 @@ def _resolver_arguments() -> list[str]:
     servers = [
         words[1] for words in _words(RESOLV_CONF) if len(words) > 1 and words[0] == "nameserver"
     ]
-    gateway = _gateway()
     if not servers or not gateway or not all(it.startswith(("127.", "::1")) for it in servers):
         return []
     return ["--dns", gateway, "--dns-forward", gateway]
@@ -101,6 +125,15 @@ def _gateway() -> str:
             raw = int(words[2], 16).to_bytes(4, sys.byteorder)
             return socket.inet_ntop(socket.AF_INET, raw) if any(raw) else ""
     return ""
+
+
+def _has_gateway_6() -> bool:
+    """Return whether there is an IPv6 default route that leads to a gateway."""
+    return any(
+        words[:2] == ["0" * 32, "00"] and words[_ROUTE_6_NEXT_HOP].strip("0")
+        for words in _words(ROUTES_6)
+        if len(words) > _ROUTE_6_NEXT_HOP
+    )
 
 
 def _words(path: str) -> list[list[str]]:

@@ -296,7 +296,33 @@ def test_user_mode_needs_no_privileges(server: Server, tester_lab: Lab, forwarde
     assert tester_lab.host.run(["pgrep", "passt"]).stdout == ""
 
 
-def test_user_mode_without_a_network_is_explained(tester_lab: Lab) -> None:
-    with tester_lab.start("--net", "user") as vm:
-        assert vm.wait() == 1
-    assert "--net: passt: " in vm.log
+@pytest.fixture
+def local_network(kvmhost: KvmHost) -> Iterator[None]:
+    """A network that the host is in, with no gateway."""
+    kvmhost.shell(
+        "ip link add local type dummy; ip link set local up; ip addr add 10.5.0.1/24 dev local"
+    )
+    yield
+    kvmhost.shell("ip link del local")
+
+
+@pytest.mark.usefixtures("local_network")
+def test_user_mode_without_a_default_route_reaches_what_the_host_reaches(
+    tester_lab: Lab, forwarded: Command
+) -> None:
+    answer = "echo from the host | socat -u - TCP-LISTEN:5000,bind=10.5.0.1,reuseaddr"
+    before, _, _ = DHCP.partition("fact lookup")
+    script = (
+        before
+        + "fact answer socat -u TCP:10.5.0.1:5000,retry=9 -\n"
+        + "(echo hello; sleep 9) | socat - TCP-LISTEN:80,reuseaddr\n"
+    )
+    with (
+        tester_lab.host.start(["sh", "-c", answer]),
+        tester_lab.start("--net", "user,hostfwd=8080:80", script=script) as vm,
+    ):
+        forwarded.wait_for("got hello")
+        facts = vm.finish()
+    assert "inet 10.0.2.15/24" in facts["address"]
+    assert facts["answer"] == "from the host"
+    assert "this host has no gateway" in vm.log

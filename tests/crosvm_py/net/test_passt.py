@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAC = bytes.fromhex("525400123456")
 DEFAULT_ROUTE = "eth0 00000000 010200C0 0003 0 0 0 00000000 0 0 0\n"
+POINT_TO_POINT = "tun0 00000000 00000000 0001 0 0 0 00000000 0 0 0\n"
 LOCAL_ROUTE = "eth0 000200C0 00000000 0001 0 0 0 00FFFFFF 0 0 0\n"
 
 
@@ -39,6 +40,8 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(passt, "RESOLV_CONF", str(tmp_path / "resolv.conf"))
     monkeypatch.setattr(passt, "ROUTES", str(tmp_path / "route"))
+    monkeypatch.setattr(passt, "ROUTES_6", str(tmp_path / "route6"))
+    (tmp_path / "route").write_text(DEFAULT_ROUTE)
     return tmp_path
 
 
@@ -74,8 +77,8 @@ def test_passt_may_lead_to_the_host_if_asked_to(path: Path) -> None:
         ("nameserver 127.0.0.1\nnameserver 192.0.2.9\n", DEFAULT_ROUTE, []),
         ("nameserver 192.0.2.9\n", DEFAULT_ROUTE, []),
         ("nameserver\n# 127.0.0.1", DEFAULT_ROUTE, []),
-        ("nameserver 127.0.0.1\n", LOCAL_ROUTE, []),
-        ("nameserver 127.0.0.1\n", "tun0 00000000 00000000 0001 0 0 0 00000000 0 0 0\n", []),
+        ("nameserver 127.0.0.1\n", LOCAL_ROUTE, ["10.0.2.2"] * 2),
+        ("nameserver 127.0.0.1\n", POINT_TO_POINT, ["10.0.2.2"] * 2),
     ],
 )
 def test_passt_answers_for_a_resolver_at_the_loopback(
@@ -87,6 +90,37 @@ def test_passt_answers_for_a_resolver_at_the_loopback(
     close_all(open_network(NetworkSpec(user=True, mtu=1500)).fds)
     words = (path / "arguments").read_text().split()
     assert [words[words.index(it) + 1] for it in ("--dns", "--dns-forward") if it in words] == dns
+
+
+UNREACHABLE_6 = f"{'0' * 32} 00 {'0' * 32} 00 {'0' * 32} ffffffff 1 0 00200200 lo\n"
+LOCAL_6 = f"fe80{'0' * 28} 40 {'0' * 32} 00 {'0' * 32} 00000100 1 0 00000001 eth0\n"
+DEFAULT_6 = f"{'0' * 32} 00 {'0' * 32} 00 fe80{'0' * 27}1 00000400 1 0 00000003 eth0\n"
+
+
+@pytest.mark.parametrize(
+    ("routes", "routes_6", "island"),
+    [
+        pytest.param(LOCAL_ROUTE + DEFAULT_ROUTE, "", False, id="ipv4"),
+        pytest.param(LOCAL_ROUTE, LOCAL_6 + DEFAULT_6 + UNREACHABLE_6, False, id="ipv6"),
+        pytest.param("", "", True, id="no-route"),
+        pytest.param(LOCAL_ROUTE, LOCAL_6 + UNREACHABLE_6, True, id="local-routes"),
+        pytest.param(POINT_TO_POINT, UNREACHABLE_6, True, id="without-a-gateway"),
+        pytest.param("Iface Destination\n", "nonsense 00\n", True, id="nonsense"),
+    ],
+)
+def test_passt_gets_addresses_where_the_host_has_none_to_give(
+    path: Path, routes: str, routes_6: str, island: bool, lines: list[str]
+) -> None:
+    fake_passt(path, f'echo "$@" >{path}/arguments')
+    (path / "route").write_text(routes)
+    (path / "route6").write_text(routes_6)
+    close_all(open_network(NetworkSpec(user=True, mtu=1500)).fds)
+    words = (path / "arguments").read_text().split()
+    names = ("--interface", "--address", "--netmask", "--gateway", "--mac-addr")
+    given = [words[words.index(name) + 1] for name in names if name in words]
+    assert given == (["lo", "10.0.2.15", "24", "10.0.2.2", "52:55:0a:00:02:02"] if island else [])
+    assert [line for line in lines if "no gateway; the guest is 10.0.2.15" in line] == lines
+    assert len(lines) == island
 
 
 def test_passt_that_refuses_is_quoted(path: Path) -> None:
