@@ -13,7 +13,10 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crosvm_py.device_process.kinds import DeviceKind
+    from jail.cgroup_site import CgroupSite
 
 log = get_logger("crosvm.cgroup")
 
@@ -33,20 +36,37 @@ def make_vm_cgroup(choice: str | None, cpus: int, *, sandbox: bool) -> VmCgroup 
     Raises:
         ConfigError: it cannot be where it must be.
     """
+    site = find_vm_site(choice, sandbox=sandbox)
+    if site is None:
+        return None
+    try:
+        return VmCgroup.create(site, cpus)
+    except HostError as error:
+        _do_without(choice, describe(error))
+        return None
+
+
+def find_vm_site(choice: str | None, *, sandbox: bool) -> CgroupSite | None:
+    """Return where the group of a VM would be made, or ``None``; the arguments are as above.
+
+    Raises:
+        ConfigError: it cannot be where it must be.
+    """
     if choice == NO_CGROUP or not (sandbox or choice):
         return None
     if not sandbox:
         raise ConfigError(f"--cgroup {choice}: without a sandbox devices have no limits")
     try:
-        return VmCgroup.create(find_site(choice), cpus)
+        return find_site(choice)
     except NoCgroupError as error:
-        reason = f"{error} ({error.hint})"
-    except HostError as error:
-        reason = describe(error)
+        _do_without(choice, f"{error} ({error.hint})")
+        return None
+
+
+def _do_without(choice: str | None, reason: str) -> None:
     if choice:
         raise ConfigError(f"--cgroup {choice}: {reason}")
     log.debug("devices have resource limits alone: %s", reason)
-    return None
 
 
 class DeviceLimits:
@@ -73,7 +93,7 @@ class DeviceLimits:
         """
         if self._group is None:
             return -1
-        limits = self._limits(file_bytes)
+        limits = self.limits(file_bytes)
         fd = self._group.device(self._name, limits)
         self._memory_bytes = limits.memory_bytes
         self._count = self._group.oom_count(self._name)
@@ -87,7 +107,7 @@ class DeviceLimits:
         """
         if self._group is None:
             return
-        limits = self._limits(file_bytes)
+        limits = self.limits(file_bytes)
         self._group.limit(self._name, limits)
         self._memory_bytes = limits.memory_bytes
 
@@ -102,9 +122,15 @@ class DeviceLimits:
             return "the host ran out of memory"
         return f"over its memory limit of {self._memory_bytes >> 20} MiB"
 
-    def _limits(self, file_bytes: int) -> Limits:
+    def limits(self, file_bytes: int) -> Limits:
+        """Return what the group of the device allows, whether it has one or not."""
         limit = memory_limit(self._guest_bytes, self._own_bytes, file_bytes)
         return Limits(limit, self._processes)
+
+
+def file_memory(kind: DeviceKind, fds: Sequence[int], max_file_bytes: int) -> int:
+    """Return how much memory the disk can take that a device of this kind writes, if it does."""
+    return memory_of_file(fds[0], max_file_bytes) if kind.resizable and max_file_bytes else 0
 
 
 def memory_of_file(fd: int, size_bytes: int) -> int:

@@ -24,9 +24,10 @@ from crosvm_py.device_process.kinds import DEVICE_KINDS
 from crosvm_py.device_process.process import run_device
 from crosvm_py.device_process.protocol import CALL_DENIED_HEAD
 from crosvm_py.warden import protocol
-from crosvm_py.warden.cgroup_limits import DeviceLimits, memory_of_file
+from crosvm_py.warden.cgroup_limits import DeviceLimits, file_memory
+from crosvm_py.warden.device_jail import jail_for
 from jail.namespaces import IdMap, clone_into, id_map_for, write_id_maps
-from jail.plan import confine_warden, device_jail, load_filter
+from jail.plan import confine_warden, load_filter
 from jail.steps import DieWithParent
 from seccomp import syscall_name
 from sys_util import linux
@@ -108,8 +109,7 @@ class _Device:
     @property
     def file_memory(self) -> int:
         """How much memory the disk can take that it writes."""
-        is_disk = DEVICE_KINDS[self.order.kind].resizable and self.max_file_bytes
-        return memory_of_file(self.fds[0], self.max_file_bytes) if is_disk else 0
+        return file_memory(DEVICE_KINDS[self.order.kind], self.fds, self.max_file_bytes)
 
     def open_fds(self, opened: list[int]) -> None:
         """Append the descriptors of one process to ``opened``; they are the caller's.
@@ -293,17 +293,13 @@ class _Warden:
         order = device.order
         kind = self._code.kinds[order.kind]
         policy = self._policies.devices[kind.policy_name]
-        return device_jail(
-            policy_name=policy.name,
-            bpf=policy.bpf,
+        return jail_for(
+            kind,
+            policy,
+            order.directory,
             keep_fds=_STDIO.union(fds),
             max_file_bytes=device.max_file_bytes,
-            directory=order.directory.path,
-            hidden=order.directory.hidden,
-            max_open_files=kind.max_open_files,
-            max_processes=kind.max_processes,
-            recorder=policy.recorder,
-            memory_bytes=_guest_bytes(order),
+            guest_bytes=_guest_bytes(order),
         )
 
     def _bury(self, device: _Device) -> None:

@@ -83,6 +83,8 @@ CMOS_IRQ: Final = 8
 SCI_IRQ: Final = 9
 PCI_INTX_GSIS: Final = (10, 11)
 PCI_SLOTS: Final = 32
+FIRST_DEVICE_SLOT: Final = 1  # slot 0 is the host bridge
+MAX_DEVICES: Final = PCI_SLOTS - FIRST_DEVICE_SLOT
 PCI_PINS: Final = 4
 
 # One byte names a CPU in the MP table, 255 is the broadcast address.

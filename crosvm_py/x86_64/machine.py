@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from sys_util.kvm_vcpu import Vcpu
 
 SEED_BYTES: Final = 64
-_FIRST_SLOT: Final = 1
 
 
 class MachineEvents(NamedTuple):
@@ -150,9 +149,9 @@ class Machine:
         Raises:
             ConfigError: every slot is taken.
         """
-        slot = _FIRST_SLOT + len(self._transports)
+        slot = layout.FIRST_DEVICE_SLOT + len(self._transports)
         if slot >= layout.PCI_SLOTS:
-            limit = layout.PCI_SLOTS - _FIRST_SLOT
+            limit = layout.MAX_DEVICES
             raise ConfigError(f"{backend.name}: the machine has {limit} slots for devices")
         gsi = layout.pci_intx_gsi(slot, 0)
         transport = VirtioPciTransport(backend, self._services, self._intx[gsi].add_source(), gsi)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The jail of a device's process, from what is known of its kind and of the device."""
+
+from __future__ import annotations
+
+from jail.plan import device_jail
+from sys_util.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from crosvm_py.device_process.kinds import DeviceKind
+    from crosvm_py.warden.protocol import Directory
+    from jail.plan import JailPlan
+    from seccomp import Policy
+
+
+def jail_for(
+    kind: DeviceKind,
+    policy: Policy,
+    directory: Directory,
+    *,
+    keep_fds: Iterable[int],
+    max_file_bytes: int,
+    guest_bytes: int,
+) -> JailPlan:
+    """Return the jail of one process.
+
+    Args:
+        kind: the kind of the device.
+        policy: the compiled policy of that kind.
+        directory: what the device sees of the host's files.
+        keep_fds: the descriptors that stay open.
+        max_file_bytes: the highest offset it may write at in any file.
+        guest_bytes: the size of guest memory.
+    """
+    return device_jail(
+        policy_name=policy.name,
+        bpf=policy.bpf,
+        keep_fds=keep_fds,
+        max_file_bytes=max_file_bytes,
+        directory=directory.path,
+        hidden=directory.hidden,
+        max_open_files=kind.max_open_files,
+        max_processes=kind.max_processes,
+        recorder=policy.recorder,
+        memory_bytes=guest_bytes,
+    )
