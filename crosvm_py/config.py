@@ -35,6 +35,14 @@ class SerialSpec:
     name: str | None = None
     input_unix_stream: bool = False
 
+    def place(self) -> str:
+        """Return where the guest finds the port, for people."""
+        if self.hardware == "serial":
+            return f"COM{self.num}"
+        if self.hardware == "virtio-console":
+            return f"virtio port {self.num}"
+        return f"port {self.debugcon_port:#x}"
+
 
 @fact
 class Forward:

@@ -14,10 +14,11 @@ from crosvm_py.end_signals import hold_end_signals, release_end_signals
 from crosvm_py.kvm_limits import NO_VIRTUALIZATION
 from crosvm_py.run_policies import RunPolicies, load_run_policies
 from crosvm_py.warden.cgroup_limits import make_vm_cgroup
-from crosvm_py.x86_64.layout import BOOT_LAYOUT, e820
+from crosvm_py.x86_64.layout import BOOT_LAYOUT, MAX_DEVICES, e820
 from devices.virtio.block import Block
 from kernel_loader.image import open_kernel
 from kernel_loader.load import open_initrd, plan_boot
+from sys_util.errors import ConfigError
 from sys_util.kvm import Kvm, host_has_hardware_virtualization
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, NamedTuple
@@ -25,7 +26,7 @@ from sys_util.typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from crosvm_py.config import RunConfig
+    from crosvm_py.config import RunConfig, SerialSpec
     from crosvm_py.console.serial_ports import SerialPorts
     from crosvm_py.control.socket_path import BoundSocket
     from crosvm_py.policy_record import Recorded
@@ -54,10 +55,19 @@ class Preparation(NamedTuple):
     cgroup: VmCgroup | None
 
 
-def prepare(config: RunConfig, stack: ExitStack, recorded: Recorded | None = None) -> Preparation:
+def prepare(
+    config: RunConfig,
+    stack: ExitStack,
+    recorded: Recorded | None = None,
+    *,
+    rehearsal: bool = False,
+) -> Preparation:
     """Open and check what the run needs; ``stack`` closes what the vmm keeps.
 
     The signals that end a VM are held when this returns: release them when the warden is there.
+    In a ``rehearsal`` nothing of the host is changed that ``stack`` does not put back, no program
+    is started, and nobody else notices: files are not made, sockets and FIFOs of others not opened,
+    network interfaces not configured, and there is no cgroup.
 
     Raises:
         ConfigError: the user asked for what cannot be.
@@ -67,13 +77,14 @@ def prepare(config: RunConfig, stack: ExitStack, recorded: Recorded | None = Non
     stack.callback(kvm.close)
     if not host_has_hardware_virtualization():
         log.warning("%s", NO_VIRTUALIZATION)
-    serial = open_serial_ports(config.serial)
+    serial = open_serial_ports(_rehearsed(config.serial) if rehearsal else config.serial)
     stack.callback(serial.close)
     plan = _plan_boot(config, serial, stack)
     hold_end_signals()  # what is made from here on stays in the file system; nothing takes long
     stack.callback(release_end_signals)
-    cgroup = _make_cgroup(config, stack)  # before passt is there, while we are alone
-    orders = _device_orders(config)
+    # Before passt is there, while we are alone.
+    cgroup = None if rehearsal else _make_cgroup(config, stack)
+    orders = _device_orders(config, rehearsal=rehearsal)
     if serial.virtio is not None:
         orders.append(serial.virtio.order())
     vsock_sockets: tuple[BoundSocket, ...] = ()
@@ -87,6 +98,8 @@ def prepare(config: RunConfig, stack: ExitStack, recorded: Recorded | None = Non
             stack.callback(vsock_socket.unlink)
         orders.append(order)
     devices = tuple(orders)
+    if len(devices) > MAX_DEVICES:
+        raise ConfigError(f"{len(devices)} devices are above the limit of {MAX_DEVICES} PCI slots")
     policies = _policies(config, {order.kind for order in devices}, recorded)
     bound = None
     if config.socket is not None:
@@ -96,6 +109,13 @@ def prepare(config: RunConfig, stack: ExitStack, recorded: Recorded | None = Non
         stack.callback(bound.close)
         stack.callback(bound.unlink)
     return Preparation(kvm, plan, devices, serial, policies, bound, vsock_sockets, cgroup)
+
+
+def _rehearsed(specs: tuple[SerialSpec, ...]) -> tuple[SerialSpec, ...]:
+    """Check serial ports for a rehearsal; what comes back opens nothing of others."""
+    from crosvm_py.console.rehearsal import rehearse_serial_ports
+
+    return rehearse_serial_ports(specs)
 
 
 def _make_cgroup(config: RunConfig, stack: ExitStack) -> VmCgroup | None:
@@ -117,7 +137,7 @@ def _plan_boot(config: RunConfig, serial: SerialPorts, stack: ExitStack) -> Boot
     return plan_boot(image, initrd, cmdline, e820(config.memory_bytes), BOOT_LAYOUT)
 
 
-def _device_orders(config: RunConfig) -> list[DeviceOrder]:
+def _device_orders(config: RunConfig, *, rehearsal: bool) -> list[DeviceOrder]:
     orders = []
     queues = min(config.cpus, _MAX_BLOCK_QUEUES)
     for index, spec in enumerate(config.disks):
@@ -130,12 +150,13 @@ def _device_orders(config: RunConfig) -> list[DeviceOrder]:
                 pack_spec(spec, path="", num_queues=queues),
                 (fd,),
                 0 if spec.read_only else size_bytes,
+                source=spec.path,
             )
         )
     if config.networks:
         from crosvm_py.net.setup import net_orders
 
-        orders += net_orders(config.networks)
+        orders += net_orders(config.networks, rehearsal=rehearsal)
     if config.rng is not None:
         orders.append(DeviceOrder("rng", "rng", pack_spec(config.rng), (), 0))
     if config.balloon is not None:

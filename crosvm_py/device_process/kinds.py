@@ -58,7 +58,8 @@ class DeviceOrder(NamedTuple):
 
     ``max_file_bytes`` is the highest offset it may write at in any file, 0 for none; ``directory``
     what it sees of the host's files. The last ``reopened`` descriptors are opened anew for each
-    process, since they belong to the first that uses them.
+    process, since they belong to the first that uses them. ``source`` says for people what of the
+    host is behind the device, which never learns it.
     """
 
     name: str
@@ -68,6 +69,7 @@ class DeviceOrder(NamedTuple):
     max_file_bytes: int
     directory: Directory = NO_DIRECTORY
     reopened: int = 0
+    source: str = ""
 
 
 def _build_balloon(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:

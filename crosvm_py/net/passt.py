@@ -75,6 +75,21 @@ def start_passt(spec: NetworkSpec) -> int:
         return ours.detach()
 
 
+def rehearse_passt(spec: NetworkSpec) -> int:
+    """Check what can be checked without passt, and return one end of a socket, the caller's.
+
+    Raises:
+        ConfigError: passt is not there.
+        HostError: a port cannot be forwarded.
+    """
+    _find(spec.option)
+    for forward in spec.forwards:
+        _check_free(spec.option, forward)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    theirs.close()
+    return ours.detach()
+
+
 def _find(option: str) -> str:
     for folder in os.get_exec_path():
         path = f"{folder}/{_PROGRAM}"

@@ -10,7 +10,7 @@ import errno
 import os
 
 from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
-from crosvm_py.net.passt import start_passt
+from crosvm_py.net.passt import rehearse_passt, start_passt
 from devices.virtio.net_header import HEADER_BYTES
 from devices.virtio.net_state import NetSpec
 from sys_util import tap
@@ -47,14 +47,17 @@ class Network(NamedTuple):
     vhosts: int = 0
 
 
-def net_orders(specs: Sequence[NetworkSpec]) -> list[DeviceOrder]:
+def net_orders(specs: Sequence[NetworkSpec], *, rehearsal: bool = False) -> list[DeviceOrder]:
     """Open what is behind every card and say which processes they need.
+
+    In a ``rehearsal`` no program is started, and no interface configured.
 
     Raises:
         ConfigError: there is no such TAP, or it is none.
         HostError: the host does not let us have it.
     """
-    opened = [open_network(spec) for spec in specs]
+    open_one = rehearse_network if rehearsal else open_network
+    opened = [(spec, open_one(spec)) for spec in specs]
     return [
         DeviceOrder(
             f"net:{index}",
@@ -63,9 +66,42 @@ def net_orders(specs: Sequence[NetworkSpec]) -> list[DeviceOrder]:
             network.fds,
             0,
             reopened=network.vhosts,
+            source=_source(spec),
         )
-        for index, network in enumerate(opened)
+        for index, (spec, network) in enumerate(opened)
     ]
+
+
+def _source(spec: NetworkSpec) -> str:
+    """Say what is behind a card."""
+    if spec.user:
+        return "passt"
+    if spec.tap_fds:
+        return "TAP of " + ", ".join(f"descriptor {fd}" for fd in spec.tap_fds)
+    return f"TAP {spec.tap_name}" if spec.tap_name else "a new TAP"
+
+
+def rehearse_network(spec: NetworkSpec) -> Network:
+    """Open what is behind one card, as far as that starts and configures nothing.
+
+    Raises:
+        ConfigError: there is no such TAP, or it is none.
+        HostError: the host does not let us have it.
+    """
+    facts = NetSpec(
+        spec.mac or _random_mac(), spec.mtu, spec.pairs, tap=not spec.user, limits=spec.limits
+    )
+    if spec.user:
+        return Network(facts, (rehearse_passt(spec),))
+    fds = [os.dup(fd) for fd in _check_adopted(spec)] if spec.tap_fds else _open(spec)
+    if not spec.vhost:
+        return Network(facts, tuple(fds))
+    try:
+        vhosts = _open_vhost(spec)
+    except HostError:
+        _close(fds)
+        raise
+    return Network(facts, (*fds, *vhosts), "vhost-net", len(vhosts))
 
 
 def open_network(spec: NetworkSpec) -> Network:
@@ -105,6 +141,15 @@ def _random_mac() -> bytes:
 
 def _adopt(spec: NetworkSpec) -> list[int]:
     """Check descriptors that we were started with, and make them ours alone."""
+    fds = _check_adopted(spec)
+    for fd in fds:
+        os.set_inheritable(fd, False)
+        os.set_blocking(fd, False)
+    return fds
+
+
+def _check_adopted(spec: NetworkSpec) -> list[int]:
+    """Check descriptors that we were started with."""
     fds = list(spec.tap_fds)
     if len(set(fds)) != len(fds):
         raise ConfigError(f"{spec.option}: tap-fd={fds[0]} stands there twice")
@@ -122,8 +167,6 @@ def _adopt(spec: NetworkSpec) -> list[int]:
         if not tap.is_tap(flags):
             raise ConfigError(f"{what} ({name}) must be a TAP with IFF_NO_PI and IFF_VNET_HDR")
         names.add(name)
-        os.set_inheritable(fd, False)
-        os.set_blocking(fd, False)
     if len(names) > 1:
         shown = " and ".join(sorted(names))
         raise ConfigError(f"{spec.option}: descriptors of different TAPs: {shown}")

@@ -86,6 +86,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(params=[[], ["--dry-run"]], ids=["run", "dry-run"])
+def mode(request: pytest.FixtureRequest) -> list[str]:
+    """Both a run and its rehearsal, which has to meet the same errors."""
+    words: list[str] = request.param
+    return words
+
+
 def run(
     folder: Path, words: list[str], *, wrapper: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
@@ -140,8 +147,10 @@ def assert_refused(done: subprocess.CompletedProcess[str], status: int, words: s
         ("old-bz", r"kernel old-bz: .*(protocol|version)"),
     ],
 )
-def test_kernel_that_is_none_is_named(folder: Path, kernel: str, words: str) -> None:
-    assert_refused(run(folder, ["-m", "64", kernel]), ERROR, words)
+def test_kernel_that_is_none_is_named(
+    folder: Path, kernel: str, words: str, mode: list[str]
+) -> None:
+    assert_refused(run(folder, [*mode, "-m", "64", kernel]), ERROR, words)
 
 
 @pytest.mark.parametrize(
@@ -205,11 +214,11 @@ def test_kernel_that_is_none_is_named(folder: Path, kernel: str, words: str) -> 
     ],
 )
 def test_option_that_cannot_be_is_named(
-    folder: Path, options: str, status: int, words: str
+    folder: Path, options: str, status: int, words: str, mode: list[str]
 ) -> None:
     before = sorted(folder.rglob("*"))
     sizes = [path.stat().st_size for path in before]
-    assert_refused(run(folder, [*options.split(" "), "vmlinux"]), status, words)
+    assert_refused(run(folder, [*mode, *options.split(" "), "vmlinux"]), status, words)
     assert sorted(folder.rglob("*")) == before  # nothing was created, nothing truncated
     assert [path.stat().st_size for path in before] == sizes
 
@@ -228,9 +237,9 @@ def test_option_that_cannot_be_is_named(
     ],
 )
 def test_policy_that_is_wrong_is_named_and_no_device_runs(
-    folder: Path, policies: str, words: str
+    folder: Path, policies: str, words: str, mode: list[str]
 ) -> None:
-    assert_refused(run(folder, ["--seccomp-policy-dir", policies, "vmlinux"]), ERROR, words)
+    assert_refused(run(folder, [*mode, "--seccomp-policy-dir", policies, "vmlinux"]), ERROR, words)
 
 
 @pytest.mark.parametrize(
@@ -242,19 +251,23 @@ def test_policy_that_is_wrong_is_named_and_no_device_runs(
         ("nowhere/vm.sock", "--socket nowhere/vm.sock: No such file"),
     ],
 )
-def test_socket_path_that_cannot_be_is_refused(folder: Path, path: str, words: str) -> None:
-    assert_refused(run(folder, ["-s", path, "vmlinux"]), ERROR, words)
+def test_socket_path_that_cannot_be_is_refused(
+    folder: Path, path: str, words: str, mode: list[str]
+) -> None:
+    assert_refused(run(folder, [*mode, "-s", path, "vmlinux"]), ERROR, words)
     assert (folder / "good.img").stat().st_size == 8192
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_STREAM, socket.SOCK_DGRAM])
-def test_live_socket_is_refused_and_stays(folder: Path, tmp_path: Path, kind: int) -> None:
+def test_live_socket_is_refused_and_stays(
+    folder: Path, tmp_path: Path, kind: int, mode: list[str]
+) -> None:
     path = str(tmp_path / "live.sock")
     with socket.socket(socket.AF_UNIX, kind) as owner:
         owner.bind(path)
         if kind != socket.SOCK_DGRAM:
             owner.listen()
-        assert_refused(run(folder, ["-s", path, "vmlinux"]), ERROR, "live.sock: .*in use")
+        assert_refused(run(folder, [*mode, "-s", path, "vmlinux"]), ERROR, "live.sock: .*in use")
         assert os.path.exists(path)
 
 

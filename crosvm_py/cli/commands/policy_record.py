@@ -97,6 +97,7 @@ def _policies(device: str) -> list[str]:
 
 def _read_run(words: Sequence[str], *, extended_status: bool) -> RunConfig:
     from crosvm_py.cli.commands.run import COMMAND
+    from crosvm_py.cli.run_options.control import DRY_RUN
     from crosvm_py.cli.run_options.run_config import build_config
 
     words = words[1:] if words[0] == COMMAND.name else words
@@ -106,6 +107,8 @@ def _read_run(words: Sequence[str], *, extended_status: bool) -> RunConfig:
         raise UsageError(f"policy record: run: {error}") from None
     if arguments.help_wanted:
         raise UsageError("policy record: crosvm run --help tells the arguments of run")
+    if arguments.has(DRY_RUN):
+        raise ConfigError("policy record: with --dry-run nothing runs, and nothing is recorded")
     config = build_config(arguments, extended_status=extended_status)
     if not config.sandbox:
         raise ConfigError("policy record: without the sandbox (--disable-sandbox) is no filter")

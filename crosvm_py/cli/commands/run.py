@@ -5,24 +5,47 @@ from __future__ import annotations
 
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional
+from crosvm_py.cli.run_options.control import DRY_RUN, JSON
 from crosvm_py.cli.run_options.run_config import GROUPS, OPTIONS, build_config
 from crosvm_py.tunables import leave_huge_pages
+from sys_util.errors import UsageError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.cli.grammar.command import GlobalSettings
     from crosvm_py.cli.grammar.options import Arguments
+    from crosvm_py.config import RunConfig
 
 
 def _run(arguments: Arguments, settings: GlobalSettings) -> int:
     leave_huge_pages()
     config = build_config(arguments, extended_status=settings.extended_status)
+    if arguments.has(DRY_RUN):
+        return _print_plan(config, as_json=arguments.has(JSON))
+    if arguments.has(JSON):
+        raise UsageError("run: --json is for --dry-run")
     from crosvm_py import log
     from crosvm_py.exit_status import exit_status
     from crosvm_py.run import run_vm
 
     log.configure(settings.syslog_tag if settings.syslog else None)
     return exit_status(run_vm(config), extended=config.extended_status)
+
+
+def _print_plan(config: RunConfig, *, as_json: bool) -> int:
+    from crosvm_py.cli.output import write_out
+    from crosvm_py.run_plan import as_fields, plan_run
+
+    plan = plan_run(config)
+    if as_json:
+        import json
+
+        write_out(json.dumps(as_fields(plan), indent=2) + "\n")
+    else:
+        from crosvm_py.cli.commands.run_plan_text import as_text
+
+        write_out(as_text(plan))
+    return 0
 
 
 COMMAND: Final = Command(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from crosvm_py.cli.grammar.options import OptionGroup, text_option
+from crosvm_py.cli.grammar.options import OptionGroup, switch, text_option
 from sys_util.typing import Final
 
 SOCKET: Final = text_option(
@@ -16,8 +16,18 @@ NAME: Final = text_option(
     "--name", "NAME", "name of the main process, as ps shows it", default="crosvm"
 )
 
+DRY_RUN: Final = switch(
+    "--dry-run",
+    "start nothing: check what can be checked, and print what would run: kernel parameters, "
+    "memory, devices, policies, jails",
+)
+JSON: Final = switch("--json", "print the plan of --dry-run as JSON for programs")
+
 GROUP: Final = OptionGroup(
     "Control",
-    (SOCKET, NAME),
-    examples=("crosvm run -s vm.sock … ; crosvm stop vm.sock",),
+    (SOCKET, NAME, DRY_RUN, JSON),
+    examples=(
+        "crosvm run -s vm.sock … ; crosvm stop vm.sock",
+        "crosvm run --dry-run --net user -r rootfs.img vmlinux",
+    ),
 )

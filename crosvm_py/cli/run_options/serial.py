@@ -180,16 +180,16 @@ def serial_ports(arguments: Arguments) -> tuple[SerialSpec, ...]:
         ConfigError: two ports claim the same place, name, the console, or stdin.
     """
     specs = list(arguments.every(SERIAL))
-    places = [_place(spec) for spec in specs]
+    places = [spec.place() for spec in specs]
     place = first_twice(places)
     if place is not None:
         raise ConfigError(f"--serial: {place} is configured twice")
     name = first_twice(spec.name for spec in specs)
     if name is not None:
-        named = " and ".join(_place(spec) for spec in specs if spec.name == name)
+        named = " and ".join(spec.place() for spec in specs if spec.name == name)
         raise ConfigError(f"--serial: name={name} is given to {named}, of which each needs its own")
     for claim in ("console", "earlycon", "stdin"):
-        claimants = [_place(spec) for spec in specs if getattr(spec, claim)]
+        claimants = [spec.place() for spec in specs if getattr(spec, claim)]
         if len(claimants) > 1:
             raise ConfigError(
                 f"--serial: only one port can have {claim}, got {' and '.join(claimants)}"
@@ -197,18 +197,10 @@ def serial_ports(arguments: Arguments) -> tuple[SerialSpec, ...]:
     if "COM1" not in places and not any(spec.console for spec in specs):
         stdin = not any(spec.stdin for spec in specs)
         specs.append(SerialSpec(type="stdout", num=1, console=True, stdin=stdin))
-    taken = {_place(spec) for spec in specs}
+    taken = {spec.place() for spec in specs}
     specs += [
         SerialSpec(type="sink", num=num)
         for num in range(1, COM_PORTS + 1)
         if f"COM{num}" not in taken
     ]
     return tuple(specs)
-
-
-def _place(spec: SerialSpec) -> str:
-    if spec.hardware == "serial":
-        return f"COM{spec.num}"
-    if spec.hardware == "virtio-console":
-        return f"virtio port {spec.num}"
-    return f"port {spec.debugcon_port:#x}"

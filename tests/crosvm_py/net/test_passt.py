@@ -12,7 +12,7 @@ import pytest
 
 from crosvm_py.config import Forward, NetworkSpec
 from crosvm_py.net import passt
-from crosvm_py.net.setup import open_network
+from crosvm_py.net.setup import open_network, rehearse_network
 from sys_util.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
@@ -164,3 +164,20 @@ def test_forward_of_a_port_in_use_is_refused(
         forward = Forward(protocol, "127.0.0.1", port, 80)
         with pytest.raises(HostError, match=f"listen at {protocol} port {port} of 127.0.0.1"):
             passt.start_passt(NetworkSpec(user=True, mtu=1500, forwards=(forward,)))
+
+
+def test_rehearsal_starts_no_passt_but_checks_its_ports(path: Path) -> None:
+    with pytest.raises(ConfigError, match="user needs passt, which is not installed"):
+        rehearse_network(NetworkSpec(user=True, mtu=1500))
+    fake_passt(path, f"touch {path}/started")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        forwards = (Forward("tcp", "127.0.0.1", port, 80),)
+        with pytest.raises(HostError, match=f"listen at tcp port {port} of 127.0.0.1"):
+            rehearse_network(NetworkSpec(user=True, mtu=1500, forwards=forwards))
+    network = rehearse_network(NetworkSpec(user=True, mtu=1500, forwards=forwards))
+    close_all(network.fds)
+    assert (network.kind, network.spec.tap) == ("net", False)
+    assert not (path / "started").exists()

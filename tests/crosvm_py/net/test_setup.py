@@ -301,3 +301,48 @@ def test_vhost_net_refused_says_what_to_do(
     monkeypatch.setattr(setup, "VHOST_NET", path)
     with pytest.raises(HostError, match=f"--net: open {path} .*{reason}"):
         open_network(NetworkSpec(tap_name="tap0", vhost=True))
+
+
+@pytest.mark.parametrize(
+    ("spec", "opened"),
+    [
+        (NetworkSpec(tap_name="tap0"), [("open", "tap0", False)]),
+        (NetworkSpec(host_ip=b"\n\0\0\1", netmask=b"\xff\0\0\0"), [("open", "crosvm%d", False)]),
+        (NetworkSpec(tap_name="tap0", mtu=9000, mac=MAC), [("open", "tap0", False)]),
+    ],
+)
+def test_rehearsal_opens_a_tap_and_configures_nothing(
+    taps: FakeTaps, spec: NetworkSpec, opened: list[tuple[object, ...]]
+) -> None:
+    (order,) = net_orders([spec], rehearsal=True)
+    assert taps.calls == opened
+    assert (order.name, order.kind) == ("net:0", "net")
+    close(order.fds)
+
+
+def test_rehearsal_leaves_inherited_descriptors_as_they_are(taps: FakeTaps) -> None:
+    fd = taps.add_queue("tap0")
+    os.set_inheritable(fd, True)
+    os.set_blocking(fd, True)
+    (order,) = net_orders([NetworkSpec(tap_fds=(fd,))], rehearsal=True)
+    close(order.fds)
+    assert (os.get_inheritable(fd), os.get_blocking(fd)) == (True, True)
+    assert taps.calls == []
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (NetworkSpec(tap_name="tapZ"), "there is no TAP tapZ"),
+        (NetworkSpec(tap_fds=(999_999,)), "tap-fd=999999 is not open"),
+        (NetworkSpec(tap_name="tap0", pairs=2), "tap0 is not a TAP with 2 queues"),
+    ],
+)
+def test_rehearsal_meets_the_errors_of_a_run(
+    taps: FakeTaps, spec: NetworkSpec, reason: str
+) -> None:
+    for rehearsal in (False, True):
+        with pytest.raises(ConfigError, match=reason):
+            net_orders([spec], rehearsal=rehearsal)
+    assert set(taps.existing) == {"tap0"}

@@ -185,6 +185,11 @@ def test_warden_is_not_recorded() -> None:
         execute(["policy", "record", "warden", "-o", "d", "--", "k"])
 
 
+def test_rehearsal_is_not_recorded() -> None:
+    with pytest.raises(ConfigError, match="with --dry-run nothing runs"):
+        execute(["policy", "record", "rng", "-o", "d", "--", "--dry-run", "k"])
+
+
 @pytest.mark.parametrize(
     "words",
     [
