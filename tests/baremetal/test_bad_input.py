@@ -194,7 +194,7 @@ def test_kernel_that_is_none_is_named(
         pytest.param("-b good.img,id=" + "a" * 21, ERROR, "id is longer than 20 bytes", id="id"),
         pytest.param("-b good.img,colour=1", USAGE, "--block: unknown key 'colour'", id="key"),
         pytest.param("-b good.img,ro=maybe", USAGE, "--block: ro='maybe'", id="value"),
-        pytest.param("-b ro", USAGE, "--block: path is missing", id="path"),
+        pytest.param("-b ro", USAGE, "--block: path=PATH is missing", id="path"),
         pytest.param("-m 0", ERROR, "--mem: 0 is outside the limits, 4 MiB to 4 TiB", id="no mem"),
         pytest.param("-m 3", ERROR, "--mem: 3 is outside the limits, 4 MiB to 4 TiB", id="little"),
         pytest.param("-m -5", USAGE, "--mem: .*'-5': not a number .*4 MiB to 4 TiB", id="mem < 0"),

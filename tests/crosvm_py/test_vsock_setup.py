@@ -86,7 +86,7 @@ def test_cid_that_cannot_be_a_guests_is_refused(option: str, cid: str) -> None:
         ("cid=-3", "cid='-3'"),
         ("cid=three", "cid='three'"),
         ("cid=3,cid=4", "given twice"),
-        ("socket=/run/v", "cid is missing"),
+        ("socket=/run/v", "cid=N is missing"),
         ("cid=3,port=4", "unknown key 'port'"),
         ("cid=3,socket", "socket needs a value"),
     ],

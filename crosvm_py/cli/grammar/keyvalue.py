@@ -211,7 +211,7 @@ def parse(option: str, text: str, fields: Sequence[Field[object]]) -> Values:
         before = (field, start)
     for field in fields:
         if field.required and field not in values:
-            raise UsageError(f"{option}: {field.name} is missing (in {text!r})")
+            raise UsageError(f"{option}: {field.name}={field.kind} is missing (in {text!r})")
     return values
 
 

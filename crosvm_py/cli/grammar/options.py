@@ -224,7 +224,8 @@ def _check_count(given: Sequence[str], rest: Sequence[str], wanted: Sequence[Pos
         raise UsageError(f"{needed[len(given)]} is missing")
     at_most = sum(argument.at_most for argument in plain)
     if len(given) > at_most:
-        raise UsageError(f"unexpected argument {given[at_most]!r}")
+        there = f"; {plain[0].metavar} is {given[0]!r}" if at_most == 1 else ""
+        raise UsageError(f"unexpected argument {given[at_most]!r}{there}")
     if "" in given:
         name = _names(plain, len(given))[given.index("")]
         raise UsageError(f"{name}: the value is empty")

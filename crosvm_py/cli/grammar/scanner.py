@@ -106,7 +106,7 @@ def parse_size(text: str, unit_bytes: int) -> int:
     try:
         size_bytes = parse_number(number) * unit_bytes
     except ValueError as error:
-        raise ValueError(f"{error} with k, m, g or t behind it") from None
+        raise ValueError(f"{error} (a size may have k, m, g or t behind its number)") from None
     if size_bytes > MAX_NUMBER:
         raise ValueError("more bytes than 64 bits can count")
     return size_bytes

@@ -270,13 +270,6 @@ def test_fds_of_two_taps_are_refused(taps: FakeTaps) -> None:
     close(fds)
 
 
-def test_fd_given_twice_is_refused(taps: FakeTaps) -> None:
-    fd = taps.add_queue("tap0")
-    with pytest.raises(ConfigError, match="stands there twice"):
-        open_network(NetworkSpec(tap_fds=(fd, fd), pairs=2))
-    os.close(fd)
-
-
 def test_vhost_net_is_opened_once_for_each_pair(
     taps: FakeTaps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

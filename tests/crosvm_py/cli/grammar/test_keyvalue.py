@@ -68,7 +68,7 @@ def test_parse_valid_text_gives_value(
     ("text", "reason"),
     [
         pytest.param("", r"--block: path: a value is missing", id="empty"),
-        pytest.param("ro", r"--block: path is missing \(in 'ro'\)", id="needed"),
+        pytest.param("ro", r"--block: path=PATH is missing \(in 'ro'\)", id="needed"),
         pytest.param("path=", r"--block: path: a value is missing", id="no-value"),
         pytest.param("path=''", r"path=\"''\": a file name is missing", id="empty-path"),
         pytest.param("x,foo=1", r"unknown key 'foo' \(known: path, ro, sparse,", id="unknown"),

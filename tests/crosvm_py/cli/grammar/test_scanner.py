@@ -32,11 +32,11 @@ def test_parse_size_knows_suffixes(text: str, size_bytes: int) -> None:
     ("text", "reason"),
     [
         ("16e", "more bytes than 64 bits can count"),
-        ("g", "not a number with k, m, g or t behind it"),
-        ("", "not a number with"),
-        ("1x", "not a number with"),
-        ("1gg", "not a number with"),
-        ("-1g", "not a number with"),
+        ("g", "not a number .a size may have k, m, g or t behind its"),
+        ("", "not a number .a size"),
+        ("1x", "not a number .a size"),
+        ("1gg", "not a number .a size"),
+        ("-1g", "not a number .a size"),
         ("99999999999999999999999", "above the limit"),
     ],
 )

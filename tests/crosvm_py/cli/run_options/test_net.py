@@ -108,6 +108,7 @@ def test_too_many_cards_are_refused() -> None:
     [
         ("tap0", "tap-name=tap0", "two cards on the TAP tap0; vq-pairs=2"),
         ("tap-fd=7", "tap-fd=[6,7]", "tap-fd=7 is given twice"),
+        ("tap-fd=[8,8]", "user", "tap-fd=8 is given twice"),
         (
             "host-ip=10.0.0.1,netmask=255.0.0.0",
             "host-ip=10.0.0.1,netmask=255.255.0.0",
