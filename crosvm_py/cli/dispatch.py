@@ -60,6 +60,7 @@ COMMANDS: Final[CommandTable] = {
     "balloon_stats": "crosvm_py.cli.commands.balloon_stats:STATS",
     "policy": "crosvm_py.cli.commands.policy:POLICY",
     "doctor": "crosvm_py.cli.commands.doctor:COMMAND",
+    "completion": "crosvm_py.cli.commands.completion:COMMAND",
     "version": "crosvm_py.cli.commands.version:COMMAND",
 }
 
