@@ -128,14 +128,19 @@ def list_of(item: Field[T]) -> Field[tuple[T, ...]]:
     def read(scanner: Scanner) -> tuple[T, ...]:
         if not scanner.accept("["):
             raise ValueError("a list needs [ and ]")
-        items: list[T] = []
-        while not scanner.accept("]"):
-            items.append(item.read(scanner))
-            if not scanner.accept(",") and scanner.peek() != "]":
-                raise ValueError("no closing ]")
-        return tuple(items)
+        return read_items(scanner, item.read)
 
     return Field(item.name, read, (), f"[{item.kind},…]", item.help)
+
+
+def read_items(scanner: Scanner, read: Callable[[Scanner], T]) -> tuple[T, ...]:
+    """Read the items of a list behind its opening bracket, and the closing one."""
+    items: list[T] = []
+    while not scanner.accept("]"):
+        items.append(read(scanner))
+        if not scanner.accept(",") and scanner.peek() != "]":
+            raise ValueError("no closing ]")
+    return tuple(items)
 
 
 def typed_bool(value: bool) -> str:

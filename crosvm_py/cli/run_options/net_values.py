@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 
+from crosvm_py.cli.grammar.keyvalue import read_items
 from crosvm_py.cli.grammar.scanner import parse_number
 from crosvm_py.config import Forward
 from sys_util.tap import IFNAMSIZ
@@ -145,11 +146,7 @@ def _read_list(scanner: Scanner, item: Callable[[Scanner], T]) -> tuple[T, ...]:
     """Read a list in brackets, or its one item without them."""
     if not scanner.accept("["):
         return (item(scanner),)
-    items: list[T] = []
-    while not scanner.accept("]"):
-        items.append(item(scanner))
-        if not scanner.accept(",") and scanner.peek() != "]":
-            raise ValueError("no closing ]")
+    items = read_items(scanner, item)
     if not items:
         raise ValueError("the list is empty")
-    return tuple(items)
+    return items
