@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
-from tests.e2e.support import BUILTIN, CLOUD, GENERIC_BZIMAGE, Kernel, Lab
+from tests.e2e.support import BUILTIN, CLOUD, GENERIC_BZIMAGE, GUEST_SECONDS, Kernel, Lab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -285,7 +285,7 @@ def test_user_mode_needs_no_privileges(server: Server, tester_lab: Lab, forwarde
         tester_lab.host.start(["sh", "-c", secret]),
         tester_lab.start("--net", "user,hostfwd=8080:80", "-m", "512", script=script) as vm,
     ):
-        forwarded.wait_for("got hello")
+        forwarded.wait_for("got hello", GUEST_SECONDS)
         facts = vm.finish()
     assert f"inet {UPLINK_IP}/24" in facts["address"]
     assert "192.0.2.77" in facts["lookup"]
@@ -321,7 +321,7 @@ def test_user_mode_without_a_default_route_reaches_what_the_host_reaches(
         tester_lab.host.start(["sh", "-c", answer]),
         tester_lab.start("--net", "user,hostfwd=8080:80", script=script) as vm,
     ):
-        forwarded.wait_for("got hello")
+        forwarded.wait_for("got hello", GUEST_SECONDS)
         facts = vm.finish()
     assert "inet 10.0.2.15/24" in facts["address"]
     assert facts["answer"] == "from the host"
