@@ -67,15 +67,9 @@ class Channel:
             ProtocolError: the message breaks the protocol; its descriptors are closed.
         """
         try:
-            payload, ancillary, flags, _ = self._sock.recvmsg(
-                MAX_MESSAGE_BYTES + 1,
-                socket.CMSG_SPACE(MAX_MESSAGE_FDS * _FD_BYTES),
-                socket.MSG_CMSG_CLOEXEC,
-            )
+            payload, ancillary, flags = self._receive_raw()
         except BlockingIOError:
             return None
-        except ConnectionResetError as error:
-            raise ChannelClosed from error
         fds = _received_fds(ancillary)
         if not payload and not fds:
             raise ChannelClosed
@@ -87,6 +81,17 @@ class Channel:
             for fd in fds:
                 os.close(fd)
             raise
+
+    def _receive_raw(self) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
+        room = socket.CMSG_SPACE(MAX_MESSAGE_FDS * _FD_BYTES)
+        arguments = (MAX_MESSAGE_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
+        try:
+            payload, ancillary, flags, _ = self._sock.recvmsg(*arguments)
+        except ConnectionResetError:
+            # The peer ended without having read everything. The kernel says so once, before it
+            # hands over what the peer had sent.
+            payload, ancillary, flags, _ = self._sock.recvmsg(*arguments)
+        return payload, ancillary, flags
 
     def close(self) -> None:
         """Close the socket; the other side sees the end."""

@@ -73,6 +73,22 @@ def test_receive_after_the_peer_closed_takes_what_it_sent_first(
         channel.receive()
 
 
+@pytest.mark.parametrize("sends_again", [False, True], ids=["at once", "after a send"])
+def test_last_words_of_a_peer_that_had_not_read_everything_arrive(
+    pair: tuple[Channel, socket.socket], sends_again: bool
+) -> None:
+    channel, peer = pair
+    channel.send(Note("unread"))
+    peer.send(wire.encode(Note("last words")))
+    peer.close()
+    if sends_again:
+        with pytest.raises(ChannelClosed):
+            channel.send(Note("x"))
+    assert channel.receive() == (Note("last words"), [])
+    with pytest.raises(ChannelClosed):
+        channel.receive()
+
+
 def test_send_to_a_peer_that_closed_says_so(pair: tuple[Channel, socket.socket]) -> None:
     channel, peer = pair
     peer.close()
