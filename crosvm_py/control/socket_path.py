@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where our sockets lie: made with mode 0600, never over something that is in use."""
+"""Where our sockets lie: made for their user alone, never over something that is in use."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from sys_util.typing import Final, NamedTuple
 
 # sockaddr_un.sun_path has 108 bytes, the last of them NUL.
 MAX_PATH_BYTES: Final = 107
+
+# The sticky bit says nothing on a socket, so it is what tells ours from those of other programs.
+# The broker of a vsock device connects to none that has it: where sockets of several VMs lie in one
+# directory, the name of one can be that of another's with a port.
+_MODE: Final = 0o600 | stat.S_ISVTX
 
 _BACKLOG: Final = 64
 _ATTEMPTS: Final = 8
@@ -94,6 +99,11 @@ def unlink_if_ours(path: str, dev: int, ino: int) -> None:
         return
 
 
+def is_socket_of_a_vm(mode: int) -> bool:
+    """Return whether a file of this mode is a socket that ``bind_socket`` has made."""
+    return stat.S_ISSOCK(mode) and bool(mode & stat.S_ISVTX)
+
+
 def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
     """Return (pid, uid, gid) of the process that connected, or that listens (unix(7))."""
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
@@ -107,7 +117,7 @@ def _try_bind(path: str, use: SocketUse) -> BoundSocket | None:
     try:
         # Linux takes the mode of the file from the socket's own inode (unix_bind_bsd), so it is
         # never more open than this, whatever the umask.
-        os.fchmod(sock.fileno(), 0o600)
+        os.fchmod(sock.fileno(), _MODE)
         sock.bind(path)
         sock.listen(_BACKLOG)
     except OSError as error:

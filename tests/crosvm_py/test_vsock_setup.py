@@ -149,7 +149,7 @@ def test_sockets_are_the_users_alone_and_go_away(prepare: Prepare, tmp_path: Pat
     prepared = prepare()
     names = sorted(entry.name for entry in tmp_path.iterdir())
     assert names == ["v", "v.seqpacket"]
-    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in names] == [0o600] * 2
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in names] == [0o1600] * 2
     for bound in prepared.sockets:
         bound.unlink()
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 from crosvm_py.control import socket_path
-from crosvm_py.control.socket_path import BoundSocket, bind_control_socket, unlink_if_ours
+from crosvm_py.control.socket_path import (
+    BoundSocket,
+    bind_control_socket,
+    is_socket_of_a_vm,
+    unlink_if_ours,
+)
 from sys_util.errors import ConfigError, HostError
 
 Bind = Callable[[Path], BoundSocket]
@@ -49,13 +54,30 @@ def test_bind_directory_gets_the_name_of_the_process(bind: Bind, tmp_path: Path)
     assert _connects(Path(bound.path))
 
 
-def test_bind_open_umask_still_gives_mode_0600(bind: Bind, tmp_path: Path) -> None:
-    umask = os.umask(0)
+@pytest.mark.parametrize("mask", [0, 0o077])
+def test_bind_is_for_the_user_alone_and_marked_whatever_the_umask(
+    bind: Bind, tmp_path: Path, mask: int
+) -> None:
+    umask = os.umask(mask)
     try:
         bind(tmp_path / "s")
     finally:
         os.umask(umask)
-    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o1600
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_ours"),
+    [
+        (stat.S_IFSOCK | 0o1600, True),
+        (stat.S_IFSOCK | 0o1777, True),
+        (stat.S_IFSOCK | 0o600, False),
+        (stat.S_IFDIR | 0o1777, False),
+        (stat.S_IFREG | 0o1600, False),
+    ],
+)
+def test_socket_of_a_vm_is_told_by_its_mark(mode: int, is_ours: bool) -> None:
+    assert is_socket_of_a_vm(mode) == is_ours
 
 
 def test_bind_stale_socket_is_taken_over(bind: Bind, tmp_path: Path) -> None:
