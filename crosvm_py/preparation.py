@@ -91,9 +91,7 @@ def prepare(
     if config.vsock is not None:
         from crosvm_py.vsock_setup import prepare_vsock
 
-        order, vsock_sockets = prepare_vsock(
-            config.vsock, sandbox=config.sandbox, control=config.socket
-        )
+        order, vsock_sockets = prepare_vsock(config.vsock)
         for vsock_socket in vsock_sockets:
             stack.callback(vsock_socket.unlink)
         orders.append(order)

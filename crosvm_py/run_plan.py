@@ -314,7 +314,6 @@ def _jail(order: DeviceOrder, config: RunConfig, policies: RunPolicies | None) -
     plan = jail_for(
         kind,
         policies.devices[kind.policy_name],
-        order.directory,
         keep_fds=range(_SHARED_FDS + len(order.fds)),
         max_file_bytes=order.max_file_bytes,
         guest_bytes=config.memory_bytes,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from crosvm_py.device_process.kinds import DEVICE_KINDS
+from crosvm_py.device_process.kinds import DEVICE_KINDS, policies_of
 from seccomp import Policy, load_policy
 from seccomp.syscalls import machine_arch
 from sys_util.errors import ConfigError
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 _MAIN: Final = "vmm"
 _VCPU: Final = "vcpu"
-# Devices inherit the warden's, which contains theirs: without and with one that makes sockets.
+# Its children inherit the warden's, which contains theirs: without and with a broker.
 _WARDENS: Final = ("warden", "warden_vsock")
 
 
 class RunPolicies(NamedTuple):
-    """The filters of one run; those of devices by name."""
+    """The filters of one run; those of devices and their brokers by name."""
 
     devices: dict[str, Policy]
     warden: Policy
@@ -42,7 +42,7 @@ def load_run_policies(
         PolicyError: one is missing or wrong.
         ConfigError: nothing in the run has a policy that shall be recorded.
     """
-    names = sorted({DEVICE_KINDS[kind].policy_name for kind in kinds})
+    names = policies_of(kinds)
     if recorded is not None:
         missing = recorded.names - {*names, _MAIN, _VCPU}
         if missing and not recorded.every:
@@ -54,7 +54,7 @@ def load_run_policies(
             return _recording(name, recorded)
         return load_policy(name, directory=directory, log_failures=log_failures)
 
-    warden = _WARDENS[any(DEVICE_KINDS[kind].sees_sockets for kind in kinds)]
+    warden = _WARDENS[any(DEVICE_KINDS[kind].broker is not None for kind in kinds)]
     return RunPolicies(
         {name: load(name) for name in names},
         # The filter around one that is recorded must stop nothing.

@@ -7,9 +7,10 @@ import errno
 import os
 import socket
 
-from crosvm_py.control.socket_path import SocketUse, bind_socket, control_socket_path
+from crosvm_py.control.socket_path import SocketUse, bind_socket
 from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
-from crosvm_py.warden.protocol import NO_DIRECTORY, Directory
+from crosvm_py.warden.protocol import Connects
+from devices.virtio.vsock_common import VsockSpec
 from sys_util.errors import ConfigError, HostError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
@@ -17,7 +18,6 @@ from sys_util.vhost import Vhost
 
 if TYPE_CHECKING:
     from crosvm_py.control.socket_path import BoundSocket
-    from devices.virtio.vsock_common import VsockSpec
 
 OPTION: Final = "--vsock"
 
@@ -32,6 +32,8 @@ _LONGEST_PORT: Final = len("_4294967295")
 _STREAM: Final = SocketUse(OPTION, socket.SOCK_STREAM)
 _SEQPACKET: Final = SocketUse(OPTION, socket.SOCK_SEQPACKET)
 
+_REMOVED: Final = "the working directory was removed; give an absolute path"
+
 _WORLD_WRITABLE: Final = 0o002
 
 log = get_logger("crosvm.run")
@@ -44,30 +46,18 @@ class PreparedVsock(NamedTuple):
     sockets: tuple[BoundSocket, ...]
 
 
-def prepare_vsock(spec: VsockSpec, *, sandbox: bool, control: str | None = None) -> PreparedVsock:
+def prepare_vsock(spec: VsockSpec) -> PreparedVsock:
     """Open what the device needs of the host.
-
-    ``control`` is where the control socket was asked for, out of reach for the device.
 
     Raises:
         ConfigError: the socket or the address is taken, or cannot be.
         HostError: the host does not let us.
     """
-    if spec.socket is None:
-        fd = _open_kernel_device(spec.cid)
-        order = DeviceOrder("vsock", "vhost-vsock", pack_spec(spec), (fd,), 0, reopened=1)
-        return PreparedVsock(order, ())
-    path = spec.socket
-    if os.path.isdir(path):
-        raise ConfigError(f"{OPTION}: {path}: is a directory")
-    if not sandbox:
-        return _bind(spec, path, path, NO_DIRECTORY)
-    directory = _directory(os.path.dirname(os.path.abspath(path)))
-    if control is not None:
-        folder, name = os.path.split(os.path.abspath(control_socket_path(control)))
-        if os.path.realpath(folder) == directory.path:
-            directory = directory._replace(hidden=name)
-    return _bind(spec, path, f"/{os.path.basename(path)}", directory)
+    if spec.socket is not None:
+        return _open_sockets(spec.cid, spec.socket)
+    fd = _open_kernel_device(spec.cid)
+    order = DeviceOrder("vsock", "vhost-vsock", pack_spec(spec), (fd,), 0, reopened=1)
+    return PreparedVsock(order, ())
 
 
 def _open_kernel_device(cid: int) -> int:
@@ -101,61 +91,54 @@ def _open_fresh() -> int:
         raise HostError(f"open for {OPTION}", KERNEL_DEVICE, _PERMISSION) from error
 
 
-def _bind(spec: VsockSpec, path: str, connect_path: str, directory: Directory) -> PreparedVsock:
-    stream = bind_socket(path, _STREAM, reserve_bytes=_LONGEST_PORT)
-    try:
-        messages = bind_socket(path + SEQPACKET_SUFFIX, _SEQPACKET)
-    except (ConfigError, HostError):
-        stream.close()
-        stream.unlink()
-        raise
-    sockets = (stream, messages)
-    order = DeviceOrder(
-        "vsock",
-        "vsock",
-        pack_spec(spec, connect_path=connect_path),
-        tuple(bound.sock.detach() for bound in sockets),
-        0,
-        directory,
-    )
-    return PreparedVsock(order, sockets)
+def _open_sockets(cid: int, path: str) -> PreparedVsock:
+    """Bind the device's sockets and open their directory, which is for its broker.
 
-
-def _directory(path: str) -> Directory:
-    """Return what the device's jail is to show.
-
-    Raises:
-        ConfigError: it would show other file systems too.
-        HostError: there is no such directory.
+    The directory is the one that is at ``path`` now, whatever becomes of that path later.
     """
-    path = os.path.realpath(path)
+    if os.path.isdir(path):
+        raise ConfigError(f"{OPTION}: {path}: is a directory")
+    folder, name = os.path.split(path)
+    folder = folder or "."
+    directory_fd = _open_directory(folder)
     try:
-        found = os.stat(path)
-    except OSError as error:
-        raise HostError("find the directory of --vsock", path) from error
-    below = _mounted_below(path)
-    if below is not None:
-        raise ConfigError(
-            f"{OPTION}: {path}: {below} is mounted in it; give the socket a directory of its own, "
-            "which is all that the device will see"
-        )
+        found = os.fstat(directory_fd)
+        if not found.st_nlink:
+            raise ConfigError(f"{OPTION}: {path}: {_REMOVED}")
+        sockets = _bind(path)
+    except (ConfigError, HostError):
+        os.close(directory_fd)
+        raise
     if found.st_mode & _WORLD_WRITABLE:
         log.warning(
             "--vsock: every user can put sockets into %s, where the guest reaches those that are "
             "called as its own; a directory of its own is safer",
-            path,
+            folder,
         )
-    if os.geteuid() != 0:
-        return Directory(path, os.geteuid(), os.getegid())
-    return Directory(path, found.st_uid, found.st_gid)
+    order = DeviceOrder(
+        "vsock",
+        "vsock",
+        pack_spec(VsockSpec(cid)),  # the path is not for the device, which has none
+        (*(bound.sock.detach() for bound in sockets), directory_fd),
+        0,
+        Connects(os.fsencode(name), found.st_uid, found.st_gid),
+    )
+    return PreparedVsock(order, sockets)
 
 
-def _mounted_below(path: str) -> str | None:
-    """Return a mount point inside ``path``, if there is one (proc_pid_mountinfo(5))."""
-    prefix = path.rstrip("/") + "/"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            point = line.split()[4].replace("\\040", " ")
-            if point.startswith(prefix):
-                return point
-    return None
+def _open_directory(path: str) -> int:
+    """Return a descriptor by which names in the directory can be found, and nothing else done."""
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"find the directory of {OPTION}", path) from error
+
+
+def _bind(path: str) -> tuple[BoundSocket, BoundSocket]:
+    stream = bind_socket(path, _STREAM, reserve_bytes=_LONGEST_PORT)
+    try:
+        return stream, bind_socket(path + SEQPACKET_SUFFIX, _SEQPACKET)
+    except (ConfigError, HostError):
+        stream.close()
+        stream.unlink()
+        raise

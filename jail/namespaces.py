@@ -41,22 +41,32 @@ _USERNS_HINT: Final = (
 
 
 class IdMap(NamedTuple):
-    """The one user and the one group that exist in a jail, as the host knows them."""
+    """The one user and the one group that exist in a jail, as the host knows them.
 
-    uid: int
-    gid: int
+    ``None``: none exists there. The process keeps the id of the one that cloned it, by which the
+    host judges it, and can take no other.
+    """
+
+    uid: int | None
+    gid: int | None
+
+    def inside(self) -> tuple[int | None, int | None]:
+        """Return the ids that the process can assume."""
+        uid, gid = (None if host is None else JAILED_ID for host in self)
+        return uid, gid
 
 
 def id_map_for(pid: int, owner: IdMap | None = None) -> IdMap:
     """Choose the host's ids for a jailed process: unprivileged, and its own where we are root.
 
-    ``owner`` instead for a device that has to reach sockets of that user; only root can give it.
+    ``owner``: instead the ids of a user whose sockets the process has to reach; only root can give
+    them. It gives its own without a map, for which it would need a capability (CAP_SETFCAP).
     """
     uid, gid = os.geteuid(), os.getegid()
     if uid != 0:
         return IdMap(uid, gid)
     if owner is not None:
-        return owner
+        return IdMap(owner.uid or None, owner.gid or None)
     return IdMap(FIRST_DEVICE_UID + pid, FIRST_DEVICE_UID + pid)
 
 
@@ -109,9 +119,11 @@ def write_id_maps(pid: int, ids: IdMap) -> None:
     """
     for name, content in (
         ("setgroups", "deny"),
-        ("uid_map", f"{JAILED_ID} {ids.uid} 1"),
-        ("gid_map", f"{JAILED_ID} {ids.gid} 1"),
+        ("uid_map", None if ids.uid is None else f"{JAILED_ID} {ids.uid} 1"),
+        ("gid_map", None if ids.gid is None else f"{JAILED_ID} {ids.gid} 1"),
     ):
+        if content is None:
+            continue
         path = f"/proc/{pid}/{name}"
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)

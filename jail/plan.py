@@ -6,13 +6,12 @@ from __future__ import annotations
 import os
 import resource
 
-import _prctl
-
 from jail.namespaces import JAILED_ID
 from jail.steps import (
     AssumeIds,
     CloseFds,
     DieWithParent,
+    DirectoryRoot,
     DropCapabilities,
     EmptyRoot,
     ForbidFiles,
@@ -23,7 +22,6 @@ from jail.steps import (
     LoadFilter,
     NoNewPrivileges,
     NotDumpable,
-    OneDirectoryRoot,
 )
 from sys_util import linux
 from sys_util.errors import HostError
@@ -145,23 +143,19 @@ def confine_vmm(*, cpus: int, removable_in: Iterable[str] = ()) -> None:
     _take(ForbidFiles(tuple(removable_in)))
 
 
-def confine_warden(*, maps_root: bool = False) -> None:
+def confine_warden() -> None:
     """Leave the warden of root what maps the ids of its devices, ends them and tidies up.
 
     It stays dumpable, as its children are born: else their id maps would belong to root. It keeps
     the file system, since its children mount their roots, which Landlock forbids for good.
     ``load_filter`` follows when everything is imported.
 
-    Args:
-        maps_root: a device may have to be root outside its namespace (user_namespaces(7)).
-
     Raises:
         HostError: a step was refused.
     """
     if os.geteuid() == 0:
-        extra = {_prctl.CAP_SETFCAP} if maps_root else set()
         _take(ForgetGroups())
-        _take(DropCapabilities(_WARDEN_CAPABILITIES | extra))
+        _take(DropCapabilities(_WARDEN_CAPABILITIES))
     _take(LimitResources(_COMMON_LIMITS))
     _take(NoNewPrivileges())
 
@@ -183,14 +177,14 @@ def device_jail(
     bpf: bytes,
     keep_fds: Iterable[int],
     max_file_bytes: int,
-    directory: str = "",
-    hidden: str = "",
+    ids: tuple[int | None, int | None] = (JAILED_ID, JAILED_ID),
+    root_fd: int | None = None,
     max_open_files: int = MAX_OPEN_FILES,
     max_processes: int = 0,
     memory_bytes: int | None = None,
     recorder: int | None = None,
 ) -> JailPlan:
-    """Return the one jail that every device process enters.
+    """Return the one jail that every device process enters, and every broker.
 
     Args:
         policy_name: the policy's name, for messages.
@@ -198,8 +192,9 @@ def device_jail(
         keep_fds: the descriptors that stay open.
         max_file_bytes: the largest file offset the device may write at, which the warden changes
             when it resizes the file; 0 for none.
-        directory: what it sees of the host's files, read-only; nothing for nearly every device.
-        hidden: a socket in there that it cannot reach.
+        ids: user and group that it becomes; see ``AssumeIds``.
+        root_fd: a directory of the host that becomes its root, for a broker of sockets; any device
+            has an empty one.
         max_open_files: descriptors at one time.
         max_processes: processes and threads of its user; the kernel's own on its behalf count too.
         memory_bytes: guest memory, which it will map; ``None`` for as many addresses as it likes.
@@ -210,10 +205,11 @@ def device_jail(
         steps=(
             CloseFds(frozenset(keep_fds).union(() if recorder is None else (recorder,))),
             LeaveGroup(),
-            AssumeIds(JAILED_ID, JAILED_ID),
+            AssumeIds(*ids),
             DieWithParent(),  # after the change of ids, which clears the request
             ForbidUserNamespaces(),
-            OneDirectoryRoot(directory, hidden) if directory else EmptyRoot(),
+            EmptyRoot(),
+            *(() if root_fd is None else (DirectoryRoot(root_fd),)),
             LimitResources(
                 (
                     *addresses,

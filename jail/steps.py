@@ -124,19 +124,25 @@ class ForbidUserNamespaces:
 
 @fact
 class AssumeIds:
-    """The process becomes the one user of its user namespace."""
+    """The process becomes the one user of its user namespace.
 
-    uid: int
-    gid: int
+    ``None``: it stays who it is, for the namespace has no such user or group.
+    """
+
+    uid: int | None
+    gid: int | None
 
     def describe(self) -> str:
         """Say what the step does."""
-        return f"become uid {self.uid}, gid {self.gid}"
+        uid, gid = ("as it was" if one is None else one for one in (self.uid, self.gid))
+        return f"become uid {uid}, gid {gid}"
 
     def apply(self) -> None:
         """Set all three of each; the capabilities of the namespace stay for the next steps."""
-        os.setresgid(self.gid, self.gid, self.gid)
-        os.setresuid(self.uid, self.uid, self.uid)
+        if self.gid is not None:
+            os.setresgid(self.gid, self.gid, self.gid)
+        if self.uid is not None:
+            os.setresuid(self.uid, self.uid, self.uid)
 
 
 @fact
@@ -173,39 +179,24 @@ class EmptyRoot:
 
 
 @fact
-class OneDirectoryRoot:
-    """The process sees ``path`` and what lies in it, and can write to none of it.
+class DirectoryRoot:
+    """The process sees the directory behind ``fd`` and what lies in it; the descriptor is closed.
 
-    Sockets in it can be connected to: a read-only mount does not forbid that (unix(7)). The one
-    called ``hidden`` cannot.
+    It follows ``EmptyRoot``: the directory is in none of the mounts of this jail, and nothing leads
+    back to it once the process has neither a descriptor nor a capability.
     """
 
-    path: str
-    hidden: str = ""
+    fd: int
 
     def describe(self) -> str:
         """Say what the step does."""
-        but = f" without {self.hidden}" if self.hidden else ""
-        return f"pivot into {self.path} alone{but}, read-only"
+        return f"make the directory of descriptor {self.fd} the root"
 
     def apply(self) -> None:
-        """Mount the directory over itself, make it the root, and let go of everything else."""
-        flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-        linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount(self.path, self.path, "", linux.MS_BIND)
-        if self.hidden:
-            self._hide(f"{self.path}/{self.hidden}")
-        os.chdir(self.path)
-        linux.pivot_root(".", ".")
-        linux.umount2(".", linux.MNT_DETACH)
-        os.chdir("/")
-        linux.mount("", "/", "", linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | flags)
-
-    def _hide(self, path: str) -> None:
-        try:
-            linux.mount(os.devnull, path, "", linux.MS_BIND)
-        except FileNotFoundError:
-            return  # it has gone
+        """Change the root, which takes search permission on that directory alone (chroot(2))."""
+        os.fchdir(self.fd)
+        os.chroot(".")
+        os.close(self.fd)
 
 
 @fact

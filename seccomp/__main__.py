@@ -20,6 +20,7 @@ CROSVM_COUNTS: Final = {
     "vhost_vsock_device": "70",
     "vcpu": "none",
     "vmm": "none: crosvm's main process has no filter",
+    "vsock_broker": "none",
     "vsock_device": "70, for the kernel's vsock",
     "warden": "none: its main process forks",
     "warden_vsock": "none",

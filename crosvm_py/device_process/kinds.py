@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import msgpack
 
-from crosvm_py.warden.protocol import NO_DIRECTORY, Directory
+from crosvm_py.warden.protocol import NO_CONNECTS, Connects
 from devices.virtio.net_stats import NET_STATS
 from devices.virtio.vsock_common import COUNTERS as VSOCK_COUNTERS
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from devices.virtio.device import VirtioDevice
     from devices.virtio.rate_limiter import RateLimits
@@ -25,14 +25,21 @@ if TYPE_CHECKING:
 _MIB: Final = 1 << 20
 
 
+class BrokerKind(NamedTuple):
+    """The process beside a device that connects it to sockets of the host."""
+
+    policy_name: str
+    module: str  # has run_broker()
+
+
 class DeviceKind(NamedTuple):
     """What is known of a device before it exists.
 
     ``counters`` names what its kind counts besides requests and bytes, in the order of their cells.
     ``resizable``: the first of its own descriptors is a file that can get another size.
-    ``sees_sockets``: its jail shows a directory of sockets, whose owner it becomes. ``in_kernel``:
-    the host's kernel serves its queues. The kernel's threads on its behalf count as processes of
-    its user.
+    ``broker``: a process beside it that connects it to sockets of the host, if it needs one; the
+    device's last descriptor is the channel to it. ``in_kernel``: the host's kernel serves its
+    queues. The kernel's threads on its behalf count as processes of its user.
     """
 
     policy_name: str
@@ -40,7 +47,7 @@ class DeviceKind(NamedTuple):
     build: Callable[[Fields, Sequence[int]], VirtioDevice]
     counters: tuple[str, ...] = ()
     resizable: bool = False
-    sees_sockets: bool = False
+    broker: BrokerKind | None = None
     in_kernel: bool = False
     max_open_files: int = 192  # two eventfds for each of 64 queues, and the process's own
     max_processes: int = 0
@@ -51,15 +58,17 @@ class DeviceKind(NamedTuple):
         from importlib import import_module
 
         import_module(self.module)
+        if self.broker is not None:
+            import_module(self.broker.module)
 
 
 class DeviceOrder(NamedTuple):
     """A device process to be made: its name and kind, its packed Spec, its descriptors.
 
-    ``max_file_bytes`` is the highest offset it may write at in any file, 0 for none; ``directory``
-    what it sees of the host's files. The last ``reopened`` descriptors are opened anew for each
-    process, since they belong to the first that uses them. ``source`` says for people what of the
-    host is behind the device, which never learns it.
+    ``max_file_bytes`` is the highest offset it may write at in any file, 0 for none. ``connects``:
+    the sockets for which its broker is asked. The last ``reopened`` descriptors are opened anew for
+    each process, since they belong to the first that uses them. ``source`` says for people what of
+    the host is behind the device, which never learns it.
     """
 
     name: str
@@ -67,7 +76,7 @@ class DeviceOrder(NamedTuple):
     spec: bytes
     fds: tuple[int, ...]
     max_file_bytes: int
-    directory: Directory = NO_DIRECTORY
+    connects: Connects = NO_CONNECTS
     reopened: int = 0
     source: str = ""
 
@@ -138,8 +147,7 @@ def _build_vsock(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
     from devices.virtio.vsock import Vsock
     from devices.virtio.vsock_common import VsockSpec
 
-    connect_path = str(fields.pop("connect_path"))
-    return Vsock(VsockSpec(**fields), connect_path, fds)  # type: ignore[arg-type]  # as above
+    return Vsock(VsockSpec(**fields), fds)  # type: ignore[arg-type]  # as above
 
 
 DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
@@ -181,11 +189,18 @@ DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
         "devices.virtio.vsock",
         _build_vsock,
         VSOCK_COUNTERS,
-        sees_sockets=True,
+        broker=BrokerKind("vsock_broker", "crosvm_py.device_process.vsock_broker"),
         max_open_files=1280,  # a socket for each of 1,023 connections
         max_memory_bytes=576 * _MIB,  # with what waits in those sockets
     ),
 }
+
+
+def policies_of(kinds: Iterable[str]) -> list[str]:
+    """Return the names of the policies for devices of these kinds, and for their brokers."""
+    found = {DEVICE_KINDS[kind].policy_name for kind in kinds}
+    brokers = (DEVICE_KINDS[kind].broker for kind in kinds)
+    return sorted(found.union(broker.policy_name for broker in brokers if broker is not None))
 
 
 def pack_spec(spec: object, **extra: object) -> bytes:

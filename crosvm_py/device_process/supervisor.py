@@ -135,7 +135,7 @@ class Supervisor:
             order.spec,
             memory.regions,
             order.max_file_bytes,
-            order.directory,
+            order.connects,
             order.reopened,
         )
         try:

@@ -70,7 +70,7 @@ def _do_without(choice: str | None, reason: str) -> None:
 
 
 class DeviceLimits:
-    """The limits of one device, whichever process it has."""
+    """The limits of one device and its broker, whichever processes they have."""
 
     def __init__(
         self, group: VmCgroup | None, name: str, kind: DeviceKind, guest_bytes: int
@@ -80,6 +80,8 @@ class DeviceLimits:
         self._guest_bytes = guest_bytes
         self._own_bytes = kind.max_memory_bytes
         self._processes = max(kind.max_processes, 1)
+        if kind.broker is not None:  # beside it, and both of the process before may not be buried
+            self._processes = 2 * (self._processes + 1)
         self._memory_bytes = 0
         self._count = OomCount(0, 0)
 

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from crosvm_py.device_process.kinds import DeviceKind
-    from crosvm_py.warden.protocol import Directory
     from jail.plan import JailPlan
     from seccomp import Policy
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 def jail_for(
     kind: DeviceKind,
     policy: Policy,
-    directory: Directory,
     *,
     keep_fds: Iterable[int],
     max_file_bytes: int,
@@ -29,7 +27,6 @@ def jail_for(
     Args:
         kind: the kind of the device.
         policy: the compiled policy of that kind.
-        directory: what the device sees of the host's files.
         keep_fds: the descriptors that stay open.
         max_file_bytes: the highest offset it may write at in any file.
         guest_bytes: the size of guest memory.
@@ -39,8 +36,6 @@ def jail_for(
         bpf=policy.bpf,
         keep_fds=keep_fds,
         max_file_bytes=max_file_bytes,
-        directory=directory.path,
-        hidden=directory.hidden,
         max_open_files=kind.max_open_files,
         max_processes=kind.max_processes,
         recorder=policy.recorder,

@@ -28,19 +28,19 @@ _MAX_REGIONS: Final = 16
 MAX_FILE_BYTES: Final = (1 << 63) - 1  # offsets of files are signed
 
 
-class Directory(NamedTuple):
-    """A directory of sockets that a device sees, and its owner, whom the device becomes.
+class Connects(NamedTuple):
+    """Which sockets of the host a device's broker connects to: ``<name>_<port>`` in a directory.
 
-    Without ``path`` there is none. ``hidden`` is a socket in it that the device cannot reach.
+    Without ``name`` there is no broker. The last descriptor of the device is that directory then,
+    and the broker of a warden of root has the ids of its owner.
     """
 
-    path: str
+    name: bytes
     uid: int
     gid: int
-    hidden: str = ""
 
 
-NO_DIRECTORY: Final = Directory("", 0, 0)
+NO_CONNECTS: Final = Connects(b"", 0, 0)
 
 
 @fact
@@ -60,7 +60,7 @@ class Spawn:
         blob(8192),
         sequence(record(MemoryRegion, U64, U64, U64), _MAX_REGIONS),
         U64,
-        record(Directory, text(4096), U32, U32, text(256)),
+        record(Connects, blob(255), U32, U32),
         U16,
     )
     device_id: int
@@ -69,7 +69,7 @@ class Spawn:
     spec: bytes
     regions: tuple[MemoryRegion, ...]
     max_file_bytes: int
-    directory: Directory = NO_DIRECTORY
+    connects: Connects = NO_CONNECTS
     reopened: int = 0
 
 

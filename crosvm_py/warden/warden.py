@@ -24,9 +24,10 @@ from crosvm_py.device_process.kinds import DEVICE_KINDS
 from crosvm_py.device_process.process import run_device
 from crosvm_py.device_process.protocol import CALL_DENIED_HEAD
 from crosvm_py.warden import protocol
+from crosvm_py.warden.broker import Broker, Role
 from crosvm_py.warden.cgroup_limits import DeviceLimits, file_memory
 from crosvm_py.warden.device_jail import jail_for
-from jail.namespaces import IdMap, clone_into, id_map_for, write_id_maps
+from jail.namespaces import clone_into, id_map_for, write_id_maps
 from jail.plan import confine_warden, load_filter
 from jail.steps import DieWithParent
 from seccomp import syscall_name
@@ -72,7 +73,7 @@ def be_warden(
     os.setsid()
     linux.set_process_name("crosvm-warden")
     if policies is not None:
-        confine_warden(maps_root=any(DEVICE_KINDS[kind].sees_sockets for kind in kinds))
+        confine_warden()
     for kind in kinds:
         DEVICE_KINDS[kind].preload()
     gc.freeze()
@@ -98,7 +99,10 @@ class _Device:
     Owns its descriptors.
     """
 
-    def __init__(self, order: protocol.Spawn, fds: list[int], limits: DeviceLimits) -> None:
+    def __init__(
+        self, order: protocol.Spawn, fds: list[int], limits: DeviceLimits, broker: Broker | None
+    ) -> None:
+        self.broker = broker
         self.order = order
         self.limits = limits
         self.fds = fds
@@ -158,6 +162,8 @@ class _Warden:
                 if device.pid:
                     linux.pidfd_send_signal(device.pidfd, signal.SIGKILL)
                     os.waitpid(device.pid, 0)
+                if device.broker is not None:
+                    device.broker.end()
 
     def _on_message(self, _events: int) -> None:
         received = self._channel.receive()
@@ -195,7 +201,10 @@ class _Warden:
             raise ProtocolError(f"device {order.device_id} is there already")
         kind = DEVICE_KINDS[order.kind]
         limits = DeviceLimits(self._cgroup, order.name, kind, _guest_bytes(order))
-        self._devices[order.device_id] = device = _Device(order, fds[_SHARED:], limits)
+        broker = None
+        if kind.broker is not None:
+            broker = Broker(order.name, kind.broker, order.connects, fds.pop(), self._loop)
+        self._devices[order.device_id] = device = _Device(order, fds[_SHARED:], limits, broker)
         del fds[_SHARED:]
         return device
 
@@ -249,8 +258,15 @@ class _Warden:
         fds = [theirs.fileno(), *shared]
         try:
             device.open_fds(fds)
-            device.pid, device.pidfd = self._fork(device, fds)
+            if device.broker is not None:
+                fork = partial(self._fork, device)
+                fds.append(device.broker.start(self._policies, fork))
+            run = partial(self._code.run, device.order)
+            role = Role(run, self._jail(device, fds), CALL_DENIED_HEAD)
+            device.pid, device.pidfd = self._fork(device, role, fds)
         except (HostError, OSError):
+            if device.broker is not None:
+                device.broker.let_go()
             ours.close()
             raise
         finally:
@@ -260,8 +276,8 @@ class _Warden:
         self._loop.add(device.pidfd, lambda _events: self._bury(device))
         return ours
 
-    def _fork(self, device: _Device, fds: list[int]) -> tuple[int, int]:
-        """Fork a device process and let it go once its ids are mapped; return pid and pidfd."""
+    def _fork(self, device: _Device, role: Role, fds: list[int]) -> tuple[int, int]:
+        """Fork a process and let it go once its ids are mapped; return pid and pidfd."""
         policies = self._policies
         cgroup_fd = device.limits.enter(device.file_memory)
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
@@ -269,11 +285,10 @@ class _Warden:
             pid = os.fork() if policies is None else clone_into(cgroup_fd)
             if pid == 0:
                 os.close(go_write)
-                be_device = partial(self._code.run, device.order)
-                _be_device(be_device, fds, go_read, self._null_fd, self._jail(device, fds))
+                _be_child(role, fds, go_read, self._null_fd)
             try:
                 if policies is not None:
-                    write_id_maps(pid, id_map_for(pid, _owner(device.order.directory)))
+                    write_id_maps(pid, id_map_for(pid, role.owner))
                 pidfd = os.pidfd_open(pid)
             except (HostError, OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -296,7 +311,6 @@ class _Warden:
         return jail_for(
             kind,
             policy,
-            order.directory,
             keep_fds=_STDIO.union(fds),
             max_file_bytes=device.max_file_bytes,
             guest_bytes=_guest_bytes(order),
@@ -304,6 +318,8 @@ class _Warden:
 
     def _bury(self, device: _Device) -> None:
         pid, device.pid = device.pid, 0
+        if device.broker is not None:
+            device.broker.let_go()
         _, wait_status = os.waitpid(pid, 0)
         self._loop.remove(device.pidfd)
         os.close(device.pidfd)
@@ -361,26 +377,16 @@ def _guest_bytes(order: protocol.Spawn) -> int:
     return sum(region.size_bytes for region in order.regions)
 
 
-def _owner(directory: protocol.Directory) -> IdMap | None:
-    return IdMap(directory.uid, directory.gid) if directory.path else None
-
-
-def _be_device(
-    run: Callable[[socket.socket, list[int], JailPlan | None], int],
-    fds: list[int],
-    go_fd: int,
-    null_fd: int,
-    jail: JailPlan | None,
-) -> NoReturn:
+def _be_child(role: Role, fds: list[int], go_fd: int, null_fd: int) -> NoReturn:
     status = EXIT_BUG
     try:
-        linux.report_denied_calls(fds[0], CALL_DENIED_HEAD)  # the warden's channel is not ours
+        linux.report_denied_calls(fds[0], role.denied_head)  # the warden's channel is not ours
         for fd in _STDIO:
             os.dup2(null_fd, fd)
         if os.read(go_fd, 1):  # nothing: the warden died or gave up
-            if jail is None:
+            if role.jail is None:
                 linux.close_all_fds_except({*_STDIO, *fds})
                 DieWithParent().apply()
-            status = run(socket.socket(fileno=fds[0]), fds[1:], jail)
+            status = role.run(socket.socket(fileno=fds[0]), fds[1:], role.jail)
     finally:
         os._exit(status)

@@ -4,16 +4,17 @@
 Queues:      0 rx and 1 tx, one packet in each chain; 2 events for the driver
 Features:    VIRTIO_VSOCK_F_STREAM, VIRTIO_VSOCK_F_SEQPACKET, VIRTIO_VSOCK_F_NO_IMPLIED_STREAM
 Config:      guest_cid, read-only
-Kept fds:    the listening sockets; more are accepted and connected while the guest runs
+Kept fds:    the listening sockets, and the channel to the broker; more are accepted, and come from
+             the broker, while the guest runs
 """
 
 from __future__ import annotations
 
-import os
 import socket
 
 from devices.virtio.chain import ChainError
 from devices.virtio.device import SimpleDevice
+from devices.virtio.vsock_broker import UNIX_TYPES
 from devices.virtio.vsock_common import (
     EVENT_QUEUE,
     RX_QUEUE,
@@ -51,19 +52,16 @@ class Vsock(SimpleDevice):
     in_order: ClassVar[bool] = True
     own_queues: ClassVar[frozenset[int]] = frozenset((RX_QUEUE, TX_QUEUE, EVENT_QUEUE))
 
-    def __init__(self, spec: VsockSpec, connect_path: str, listeners: Sequence[int]) -> None:
-        """Take over ``listeners``: a stream socket, and one for messages.
-
-        ``connect_path`` is the socket's path as the device sees it.
-        """
+    def __init__(self, spec: VsockSpec, fds: Sequence[int]) -> None:
+        """Take over ``fds``: a listening stream socket, one for messages, the broker's channel."""
         self._cid = spec.cid
-        types = (SocketType.STREAM, SocketType.SEQPACKET)
-        unix_types = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
-        sockets = [
-            (socket.socket(socket.AF_UNIX, unix_type, 0, fileno=fd), socket_type)
-            for fd, unix_type, socket_type in zip(listeners, unix_types, types, strict=True)
+        stream, messages, channel = fds
+        listeners = [
+            (socket.socket(socket.AF_UNIX, UNIX_TYPES[socket_type], 0, fd), socket_type)
+            for fd, socket_type in ((stream, SocketType.STREAM), (messages, SocketType.SEQPACKET))
         ]
-        self._muxer = Muxer(spec.cid, os.fsencode(connect_path), sockets, self._schedule)
+        broker = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, channel)
+        self._muxer = Muxer(spec.cid, broker, listeners, self._schedule)
         self._transport_reset = TransportReset()
         self._transport_reset.on_settled = self._on_settled
         self._echo_due = False

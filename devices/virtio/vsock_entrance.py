@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How host processes reach the guest, and how the guest reaches them: sockets with paths.
+"""How host processes reach the guest: they connect to the device's socket.
 
-Host to guest: a process connects to the device's socket and writes ``CONNECT <port>\\n``. Guest to
-host: the device connects to ``<path>_<port>``, by a socket of the guest's type.
+Such a process writes ``CONNECT <port>\\n`` and is then connected with that port of the guest.
 """
 
 from __future__ import annotations
@@ -20,12 +19,6 @@ if TYPE_CHECKING:
 
     # socket, its type, the guest's port, what came behind the line
     OnConnect = Callable[[socket.socket, SocketType, int, bytes], None]
-
-_UNIX_TYPES: Final = {
-    SocketType.STREAM: socket.SOCK_STREAM,
-    SocketType.SEQPACKET: socket.SOCK_SEQPACKET,
-}
-_NEW: Final = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 # "CONNECT ", ten digits and a newline fit twice over.
 MAX_LINE_BYTES: Final = 32
@@ -52,30 +45,6 @@ def parse_connect(line: bytes) -> int:
     if port > 0xFFFF_FFFF:
         raise ValueError(f"port {port} is above 32 bits")
     return port
-
-
-class Connector:
-    """Connect to the sockets on which host processes wait for the guest."""
-
-    def __init__(self, path: bytes) -> None:
-        """``path`` gets ``_<port>`` appended."""
-        self._path = path
-
-    def open(self, socket_type: SocketType) -> socket.socket:
-        """Return a new socket for ``connect``."""
-        return socket.socket(socket.AF_UNIX, _UNIX_TYPES[socket_type] | _NEW)
-
-    def connect(self, sock: socket.socket, port: int) -> bool:
-        """Connect to the listener for ``port``; return False when its backlog is full.
-
-        Raises:
-            OSError: nobody listens there, or not for us.
-        """
-        try:
-            sock.connect(b"%s_%d" % (self._path, port))
-        except BlockingIOError:
-            return False
-        return True
 
 
 class _Greeting(NamedTuple):

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """All connections of one guest: who is who, who speaks next, who comes and goes.
 
-The host's side is what Firecracker and Cloud Hypervisor made of it: see ``vsock_entrance``. Their
-sockets are streams; a second socket, ``<path>.seqpacket``, takes messages in the same manner.
+The host's side is what Firecracker and Cloud Hypervisor made of it. Host to guest: a process
+connects to the device's socket (``vsock_entrance``). Guest to host: the listener at
+``<path>_<port>`` is connected to, by a socket of the guest's type (``vsock_attempts``). Their
+sockets are streams; a second one of ours, ``<path>.seqpacket``, takes messages in the same manner.
 """
 
 from __future__ import annotations
 
-import errno
 from collections import deque
 
+from devices.virtio.vsock_attempts import Attempts
 from devices.virtio.vsock_common import FROM_GUEST, FROM_HOST, REFUSED, RESETS
 from devices.virtio.vsock_connection import Connection
-from devices.virtio.vsock_entrance import Connector, Entrance
+from devices.virtio.vsock_entrance import Entrance
 from devices.virtio.vsock_hub import WATCH_NOTHING, State
 from devices.virtio.vsock_outbox import MessagePool
 from devices.virtio.vsock_packet import (
@@ -52,10 +54,6 @@ MAX_WAITING_RESETS: Final = 256
 DEADLINE_TICKS: Final = 8
 TICK_SECONDS: Final = 1.0
 
-# While the backlog of a listener of the host is full: two seconds, as Linux waits to connect.
-RETRIES: Final = 100
-RETRY_SECONDS: Final = 0.02
-
 # The host's ports for connections that the host begins, as in Firecracker.
 FIRST_LOCAL_PORT: Final = 1 << 30
 LOCAL_PORTS: Final = 1 << 30
@@ -71,41 +69,32 @@ _log = get_logger("devices.virtio.vsock")
 _limited = _log.limited()  # for what either side can cause
 
 
-class _Attempt:
-    """A connection of the guest that waits for room in a listener's backlog."""
-
-    def __init__(self, request: Header, sock: socket.socket) -> None:
-        self.request = request
-        self.sock = sock
-        self.retries_left = RETRIES
-
-
 class Muxer:
     """The table of connections, and the ``Hub`` of each of them."""
 
     def __init__(
         self,
         guest_cid: int,
-        connect_path: bytes,
+        broker: socket.socket,
         listeners: Sequence[tuple[socket.socket, SocketType]],
         on_output: Callable[[], None],
     ) -> None:
-        """``listeners`` become ours; ``on_output`` is called when there are packets to fetch."""
+        """``on_output`` is called when there are packets to fetch.
+
+        ``broker``, the channel to the broker, and ``listeners`` become ours.
+        """
         self.guest_cid = guest_cid
         self.messages = MessagePool()
         self.scratch = memoryview(bytearray(LARGE_BUFFER_BYTES))
         self.socket_types: frozenset[int] = frozenset()  # what the driver negotiated
-        self._connector = Connector(connect_path)
+        self._attempts = Attempts(broker, self._on_connected, self._on_refused)
         self._entrance = Entrance(listeners, self._on_host_connect)
         self._on_output = on_output
         self._connections: dict[tuple[int, int], Connection] = {}
         self._draining: set[Connection] = set()
         self._line: deque[Connection] = deque()  # who has something for the guest
         self._resets: deque[Header] = deque()
-        self._attempts: dict[tuple[int, int], _Attempt] = {}
         self._on_echo: Callable[[], None] | None = None
-        self._full_ports: set[int] = set()  # whose listeners had no room at the last look
-        self._retrying = False
         self._deadlines: dict[Connection, int] = {}  # ticks; soonest first
         self._now = 0
         self._ticking = False
@@ -116,14 +105,12 @@ class Muxer:
         """Start to listen for host processes."""
         self._context = context
         self._next_port = self._first_port()
+        self._attempts.attach(context)
         self._entrance.attach(context, self._has_room)
 
     def reset(self) -> None:
         """Close everything that the guest knows of."""
-        for attempt in self._attempts.values():
-            attempt.sock.close()
         self._attempts.clear()
-        self._full_ports.clear()
         for connection in tuple(self._connections.values()):
             self.forget(connection)
         self._line.clear()
@@ -136,6 +123,7 @@ class Muxer:
         self.reset()
         for connection in tuple(self._draining):
             self.forget(connection)
+        self._attempts.close()
         self._entrance.close()
 
     # Packets to and from the guest
@@ -219,11 +207,8 @@ class Muxer:
             self._resets.append(reset_reply(header))
 
     def _on_unknown(self, header: Header) -> None:
-        key = (header.dst_port, header.src_port)
-        attempt = self._attempts.pop(key, None)
-        if attempt is not None:
-            attempt.sock.close()  # the guest gave up, or talks before it was answered
-            self._refuse(header)
+        if self._attempts.cancel((header.dst_port, header.src_port)):
+            self._refuse(header)  # the guest gave up, or talks before it was answered
         elif header.op == Op.REQUEST:
             self._on_request(header)
         else:
@@ -236,64 +221,21 @@ class Muxer:
             _limited.warning("the guest has %d connections, that is all", MAX_CONNECTIONS)
             self._refuse(header)
             return
-        try:
-            sock = self._connector.open(SocketType(header.socket_type))
-        except OSError as error:
-            _limited.warning("no socket for the guest: %s", error.strerror)
-            self._refuse(header)
-            return
-        attempt, port = _Attempt(header, sock), header.dst_port
-        if port in self._full_ports or not self._try(attempt):
-            self._full_ports.add(port)
-            self._attempts[port, header.src_port] = attempt
-            self._start_retries()
+        self._attempts.begin(header)
 
-    def _try(self, attempt: _Attempt) -> bool:
-        """Connect; return whether that is settled, well or not."""
-        header, sock = attempt.request, attempt.sock
-        try:
-            if not self._connector.connect(sock, header.dst_port):
-                return False
-        except OSError as error:
-            refused = error.errno in (errno.EACCES, errno.EPERM)
-            level = _limited.warning if refused else _limited.debug
-            level("the guest cannot reach port %d: %s", header.dst_port, error.strerror)
-            sock.close()
-            self._refuse(header)
-            return True
-        connection = self._add(
-            (header.dst_port, header.src_port), SocketType(header.socket_type), sock
-        )
+    def _on_connected(self, request: Header, sock: socket.socket) -> None:
+        ports = (request.dst_port, request.src_port)
+        connection = self._add(ports, SocketType(request.socket_type), sock)
         self._context.counters.add(FROM_GUEST)
         try:
-            connection.accept(header)
+            connection.accept(request)
         except PacketError as error:
             _limited.warning("%s", error)
             connection.kill()
-        return True
+        self._on_output()
 
-    def _start_retries(self) -> None:
-        if self._attempts and not self._retrying:
-            self._retrying = True
-            self._context.call_later(RETRY_SECONDS, self._retry)
-
-    def _retry(self) -> None:
-        """Try again, in the order of the requests; of those for one port, until the first fails."""
-        self._retrying = False
-        self._full_ports.clear()
-        for key, attempt in tuple(self._attempts.items()):
-            port = key[0]
-            attempt.retries_left -= 1
-            if port not in self._full_ports and self._try(attempt):
-                del self._attempts[key]
-                continue
-            self._full_ports.add(port)
-            if attempt.retries_left <= 0:
-                _limited.warning("port %d: the backlog of its listener stays full", port)
-                del self._attempts[key]
-                attempt.sock.close()
-                self._refuse(attempt.request)
-        self._start_retries()
+    def _on_refused(self, request: Header) -> None:
+        self._refuse(request)
         self._on_output()
 
     # Connections that the host begins

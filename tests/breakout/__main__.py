@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LEGEND: Final = """\
 F J  the filter stops it, and so does the jail where only the filter is left out
 F    the filter stops it
-J    the filter lets the call pass, and the jail refuses it
+J    the filter lets the call pass, and the jail refuses it, or the broker
 V    the vmm ends the device for it          B  the vmm bounds what comes of it
 K    the kernel ends the process for it      -  there is nothing to try it on
 OUT  it succeeded                            GAP  the filter alone stops it, and should not be alone

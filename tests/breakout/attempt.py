@@ -49,6 +49,7 @@ class Cell:
     sibling: int
     abstract: bytes
     beside: bytes
+    control: bytes
     port: int
     file_bytes: int
     allowed_ioctls: tuple[int, ...]

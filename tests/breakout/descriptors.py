@@ -23,6 +23,7 @@ from devices.virtio.rng import RngSpec
 from devices.virtio.vsock_common import VsockSpec
 from sys_util import tap
 from sys_util.errors import VmmError
+from tests.breakout import brokering
 from tests.breakout.attempt import KINDS
 
 if TYPE_CHECKING:
@@ -116,16 +117,18 @@ class Orders:
     def _vsock(self) -> DeviceOrder:
         path = self._new_path("sockets") / "v"
         path.parent.mkdir()
+        self._kept += brokering.lay_out(path)
         if os.geteuid() == 0:  # as SECURITY.md asks of root
-            os.chown(path.parent, _SOCKETS_OWNER, _SOCKETS_OWNER)
-        prepared = prepare_vsock(VsockSpec(CID, str(path)), sandbox=True)
-        return prepared.order
+            for name in (".", *os.listdir(path.parent)):
+                owner = (_SOCKETS_OWNER, _SOCKETS_OWNER)
+                os.chown(path.parent / name, *owner, follow_symlinks=False)
+        return prepare_vsock(VsockSpec(CID, str(path))).order
 
     def _vhost_vsock(self) -> DeviceOrder:
         self._count += 1  # each has an address of its own in the host's kernel
         spec = VsockSpec(CID + self._count)
         if "vhost-vsock" not in self.stand_ins:
-            return prepare_vsock(spec, sandbox=True).order._replace(name="vsock:1")
+            return prepare_vsock(spec).order._replace(name="vsock:1")
         packed = pack_spec(spec)
         return DeviceOrder("vsock:1", "vhost-vsock", packed, (os.eventfd(0),), 0)
 

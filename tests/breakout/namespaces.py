@@ -25,8 +25,6 @@ AT_EMPTY_PATH: Final = 0x1000
 ROOT: Final = b"/\0"
 TMPFS: Final = b"tmpfs\0"
 PROC: Final = b"proc\0"
-# Where only the vsock device finds a directory to stay in.
-SEES: Final = frozenset({"vsock"})
 
 _NEW: Final = {
     "user": 0x10000000,

@@ -26,9 +26,6 @@ _TEST_NET: Final = b"\xc0\x00\x02\x01"  # 192.0.2.1, RFC 5737
 _LOOPBACK: Final = b"\x7f\x00\x00\x01"
 _VMADDR_CID_HOST: Final = 2
 
-# The one device that makes sockets: these of its own, to talk to the host's programs.
-SOCKETS: Final = frozenset({"vsock"})
-
 
 def inet(address: bytes, port: int) -> bytes:
     return struct.pack("<H", socket.AF_INET) + struct.pack(">H", port) + address + bytes(8)
@@ -98,6 +95,11 @@ def beside(prefix: bytes) -> Callable[[Cell], object]:
     )
 
 
+def control(cell: Cell) -> None:
+    """Connect to a control socket: ours is at such a path, and may lie in vsock's directory."""
+    connect(socket.AF_UNIX, socket.SOCK_SEQPACKET, unix(cell.control + b"\0"))
+
+
 def redirect(cell: Cell) -> None:
     """Connect the channel itself to somebody else."""
     address = unix(b"\0" + cell.abstract)
@@ -162,6 +164,7 @@ ATTEMPTS: Final = (
     ),
     Attempt(GROUP, "connect to a UNIX socket by its path", beside(b""), jail=True, proof=True),
     Attempt(GROUP, "connect to a UNIX socket through ..", beside(b"/.."), jail=True, proof=True),
+    Attempt(GROUP, "connect to a control socket", control, jail=True, proof=True),
     Attempt(GROUP, "datagram socket of UNIX", lambda _cell: make(1, socket.SOCK_DGRAM), proof=True),
     Attempt(GROUP, "pair of sockets", pair, proof=True),
     Attempt(GROUP, "listen", listen, only=EVERYBODY, proof=True),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgpack
 
+from crosvm_py.control.socket_path import bind_control_socket
 from crosvm_py.device_process.kinds import DEVICE_KINDS, DeviceOrder, pack_spec
 from devices.virtio.rng import RngSpec
 from seccomp import load_policy
@@ -183,6 +184,9 @@ class World:
             self._listen(socket.AF_UNIX, self._beside),
             self._listen(socket.AF_INET, ("127.0.0.1", 0)),
         ]
+        control = bind_control_socket(str(folder / "control"))
+        self._control = control.path.encode()
+        self._sockets.append(control.sock)
         self._port: int = self._sockets[2].getsockname()[1]
 
     @staticmethod
@@ -204,6 +208,7 @@ class World:
             "sibling": prison.sibling.pid,
             "abstract": self._abstract,
             "beside": self._beside,
+            "control": self._control,
             "port": self._port,
             "file_bytes": FILE_BYTES,
             "allowed_ioctls": allowed_ioctls(DEVICE_KINDS[kind].policy_name),

@@ -5,11 +5,22 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.breakout import files, ioctls, kernel, limits, namespaces, network, processes, programs
+from tests.breakout import (
+    brokering,
+    files,
+    ioctls,
+    kernel,
+    limits,
+    namespaces,
+    network,
+    processes,
+    programs,
+)
 
 ATTEMPTS: Final = (
     *files.ATTEMPTS,
     *network.ATTEMPTS,
+    *brokering.ATTEMPTS,
     *processes.ATTEMPTS,
     *programs.ATTEMPTS,
     *namespaces.ATTEMPTS,

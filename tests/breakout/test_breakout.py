@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from crosvm_py.device_process import protocol
+from crosvm_py.device_process import protocol, vsock_broker
 from crosvm_py.device_process.kinds import DEVICE_KINDS
-from tests.breakout import lies
+from tests.breakout import brokering, inmate, lies
 from tests.breakout.__main__ import main
-from tests.breakout.attempt import KINDS
+from tests.breakout.attempt import KINDS, Attempt
 from tests.breakout.inmate import filters_left_out
 from tests.breakout.matrix import ALL_GROUPS, Outcomes, Plan, Row, Verdict, summary
 from tests.breakout.prison import numbers_for, prison
@@ -67,6 +67,24 @@ def test_what_is_refused_works_where_there_is_no_wall() -> None:
     failed = {ATTEMPTS[at].name: refusal for at, refusal in found.items() if refusal is not None}
     missing = {name for name, refusal in failed.items() if refusal.error == errno.ENOSYS}
     assert failed.keys() <= missing  # what this kernel was built without
+
+
+def test_broker_hands_over_what_is_the_devices_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the attempts to get more of it prove nothing."""
+    allowed = Attempt(brokering.GROUP, "", brokering.asks(brokering.LISTENED))
+    monkeypatch.setattr(inmate, "ATTEMPTS", (allowed,))
+    with prison(("vsock",)) as inside:
+        assert inside.attempt("vsock", [0]) == {0: None}
+
+
+def test_hole_in_the_broker_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vsock_broker, "is_socket_of_a_vm", lambda _mode: False)
+    outcomes = Outcomes(Plan(kinds=("vsock",), groups=("network",)))
+    outcomes.find_out()
+    assert [row.name for row in outcomes.rows() if not row.is_good] == [
+        "have the broker connect to a control socket",
+        "have the broker connect to the socket of another VM",
+    ]
 
 
 def test_hole_in_the_filter_is_seen(capsys: pytest.CaptureFixture[str]) -> None:

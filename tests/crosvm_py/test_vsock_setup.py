@@ -16,10 +16,12 @@ import pytest
 from crosvm_py import vsock_setup
 from crosvm_py.device_process.kinds import DeviceOrder
 from crosvm_py.vsock_setup import PreparedVsock, prepare_vsock
-from crosvm_py.warden.protocol import NO_DIRECTORY
+from crosvm_py.warden import protocol
+from crosvm_py.warden.protocol import NO_CONNECTS
 from devices.virtio.vsock_common import VsockSpec
 from sys_util.errors import ConfigError, HostError, UsageError, VmmError
 from sys_util.vhost import Vhost
+from sys_util.wire import encode
 from tests.support.command_line import config_of
 
 Prepare = Callable[..., PreparedVsock]
@@ -29,11 +31,8 @@ Prepare = Callable[..., PreparedVsock]
 def prepare(tmp_path: Path) -> Iterator[Prepare]:
     made: list[PreparedVsock] = []
 
-    def call(
-        path: str | Path | None = None, *, sandbox: bool = True, control: str | None = None
-    ) -> PreparedVsock:
-        spec = VsockSpec(3, str(path or tmp_path / "v"))
-        made.append(prepare_vsock(spec, sandbox=sandbox, control=control))
+    def call(path: str | Path | None = None) -> PreparedVsock:
+        made.append(prepare_vsock(VsockSpec(3, str(path or tmp_path / "v"))))
         return made[-1]
 
     yield call
@@ -106,15 +105,11 @@ def test_both_spellings_at_once_are_refused() -> None:
         asked("--vsock", "3", "--cid", "3")
 
 
-def test_device_gets_its_two_listeners_and_its_own_view_of_the_path(
-    prepare: Prepare, tmp_path: Path
-) -> None:
-    prepared = prepare()
-    order = prepared.order
-    assert unpacked(order) == {"cid": 3, "socket": f"{tmp_path}/v", "connect_path": "/v"}
-    assert order.directory.path == str(tmp_path)
+def test_device_gets_its_two_listeners_and_no_path(prepare: Prepare) -> None:
+    order = prepare().order
+    assert unpacked(order) == {"cid": 3, "socket": None}
     kinds = []
-    for fd in order.fds:
+    for fd in order.fds[:2]:
         with socket.socket(fileno=os.dup(fd)) as sock:
             kinds.append(sock.type)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
@@ -122,33 +117,58 @@ def test_device_gets_its_two_listeners_and_its_own_view_of_the_path(
     assert kinds == [socket.SOCK_STREAM, socket.SOCK_SEQPACKET]
 
 
-def test_device_becomes_the_owner_of_the_directory(prepare: Prepare, tmp_path: Path) -> None:
-    directory = prepare().order.directory
-    found = tmp_path.stat()
-    assert (directory.uid, directory.gid) == (found.st_uid, found.st_gid)
-
-
-@pytest.mark.parametrize(
-    ("control", "hidden"),
-    [("ctl", "ctl"), (".", f"crosvm-{os.getpid()}.sock"), ("inner/ctl", ""), ("../ctl", "")],
-)
-def test_control_socket_is_out_of_reach(
-    prepare: Prepare, tmp_path: Path, control: str, hidden: str
+def test_broker_gets_the_directory_and_the_ids_of_its_owner(
+    prepare: Prepare, tmp_path: Path
 ) -> None:
-    order = prepare(control=str(tmp_path / control)).order
-    assert order.directory.hidden == hidden
+    order = prepare().order
+    found = tmp_path.stat()
+    assert order.connects == (b"v", found.st_uid, found.st_gid)
+    assert os.readlink(f"/proc/self/fd/{order.fds[2]}") == str(tmp_path)
+    with pytest.raises(OSError, match="Bad file descriptor"):  # good for paths alone (O_PATH)
+        os.listdir(order.fds[2])
 
 
-def test_without_a_sandbox_the_path_stays_as_it_is(prepare: Prepare, tmp_path: Path) -> None:
-    order = prepare(sandbox=False).order
-    assert unpacked(order)["connect_path"] == str(tmp_path / "v")
-    assert order.directory == NO_DIRECTORY
+def test_directory_is_the_one_that_was_there_at_the_start(prepare: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    order = prepare(tmp_path / "d" / "v").order
+    (tmp_path / "d").rename(tmp_path / "old")
+    (tmp_path / "d").mkdir()
+    assert os.readlink(f"/proc/self/fd/{order.fds[2]}") == str(tmp_path / "old")
+
+
+def test_path_of_any_bytes_is_possible(prepare: Prepare, tmp_path: Path) -> None:
+    order = prepare(os.fsdecode(bytes(tmp_path) + b"/\xff \xc3\n")).order
+    assert order.connects.name == b"\xff \xc3\n"
+    message = protocol.Spawn(0, order.name, order.kind, order.spec, (), 0, order.connects)
+    assert protocol.WARDEN_CODEC.decode(encode(message)) == message
+
+
+@pytest.mark.parametrize("path", ["v", "./v", "../d/v"])
+def test_relative_path_is_possible(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (tmp_path / "d").mkdir()
+    monkeypatch.chdir(tmp_path / "d")
+    prepared = prepare(path)
+    assert os.readlink(f"/proc/self/fd/{prepared.order.fds[2]}") == str(tmp_path / "d")
+    assert prepared.sockets[0].path == str(tmp_path / "d" / "v")
+
+
+def test_working_directory_that_is_gone_is_one_line(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d").mkdir()
+    monkeypatch.chdir(tmp_path / "d")
+    (tmp_path / "d").rmdir()
+    with pytest.raises(ConfigError, match="--vsock: v: the working directory was removed; give an"):
+        prepare("v")
+    assert prepare(tmp_path / "v")
 
 
 def test_sockets_are_the_users_alone_and_go_away(prepare: Prepare, tmp_path: Path) -> None:
     prepared = prepare()
     names = sorted(entry.name for entry in tmp_path.iterdir())
-    assert names == ["v", "v.seqpacket"]
+    assert names == ["v", "v.seqpacket"]  # with the mark of a VM's own
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in names] == [0o1600] * 2
     for bound in prepared.sockets:
         bound.unlink()
@@ -156,7 +176,7 @@ def test_sockets_are_the_users_alone_and_go_away(prepare: Prepare, tmp_path: Pat
 
 
 def test_stale_sockets_are_replaced(prepare: Prepare, tmp_path: Path) -> None:
-    for fd in prepare().order.fds:
+    for fd in prepare().order.fds[:2]:
         with socket.socket(fileno=os.dup(fd)) as sock:
             sock.shutdown(socket.SHUT_RDWR)
     assert prepare()
@@ -200,19 +220,13 @@ def test_missing_directory_is_the_hosts_refusal(prepare: Prepare, tmp_path: Path
         prepare(tmp_path / "no" / "v")
 
 
-def test_directory_with_mounts_in_it_is_refused(
-    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    point = f"{tmp_path}/inner"
-    monkeypatch.setattr(vsock_setup, "_mounted_below", lambda _path: point)
-    with pytest.raises(ConfigError, match="/inner is mounted in it; give the socket a directory"):
-        prepare()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_mount_points_are_found() -> None:
-    assert vsock_setup._mounted_below("/") is not None
-    assert vsock_setup._mounted_below("/proc/self/task") is None
+@pytest.mark.parametrize("taken", ["v", "v.seqpacket"])
+def test_refusal_leaves_nothing_open(tmp_path: Path, taken: str) -> None:
+    (tmp_path / taken).write_bytes(b"mine")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ConfigError, match="exists and is not a socket"):
+        prepare_vsock(VsockSpec(3, str(tmp_path / "v")))
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_directory_of_everybody_is_warned_about(
@@ -236,7 +250,7 @@ def test_kernel_device_that_is_none_is_refused(
 ) -> None:
     monkeypatch.setattr(vsock_setup, "KERNEL_DEVICE", device)
     with pytest.raises(error, match=reason):
-        prepare_vsock(VsockSpec(3), sandbox=True)
+        prepare_vsock(VsockSpec(3))
 
 
 def test_address_of_another_vm_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -248,16 +262,16 @@ def test_address_of_another_vm_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "device").touch()
     before = os.listdir("/proc/self/fd")
     with pytest.raises(ConfigError, match="--vsock: cid 9 is in use by another VM"):
-        prepare_vsock(VsockSpec(9), sandbox=True)
+        prepare_vsock(VsockSpec(9))
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_kernel_device_needs_no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_kernel_device_needs_no_broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     claimed: list[int] = []
     monkeypatch.setattr(vsock_setup, "KERNEL_DEVICE", str(tmp_path / "device"))
     monkeypatch.setattr(Vhost, "set_guest_cid", lambda _vhost, cid: claimed.append(cid))
     (tmp_path / "device").touch()
-    order, sockets = prepare_vsock(VsockSpec(9), sandbox=True)
-    assert (order.kind, order.directory, sockets) == ("vhost-vsock", NO_DIRECTORY, ())
+    order, sockets = prepare_vsock(VsockSpec(9))
+    assert (order.kind, order.connects, sockets) == ("vhost-vsock", NO_CONNECTS, ())
     assert claimed == [9]
     os.close(order.fds[0])

@@ -14,6 +14,7 @@ import msgpack
 from crosvm_py.control import protocol as control_protocol
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.warden import protocol as warden_protocol
+from devices.virtio import vsock_broker
 from sys_util import wire
 from sys_util.errors import ProtocolError
 from sys_util.wire import encode
@@ -28,6 +29,8 @@ CODECS = {
     "vmm to device": device_protocol.DEVICE_CODEC,
     "vmm to warden": warden_protocol.WARDEN_CODEC,
     "warden to vmm": warden_protocol.VMM_CODEC,
+    "vsock device to broker": vsock_broker.BROKER_CODEC,
+    "broker to vsock device": vsock_broker.DEVICE_CODEC,
     "control request": control_protocol.REQUESTS,
     "control response": control_protocol.RESPONSES,
 }

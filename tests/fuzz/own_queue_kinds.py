@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 from devices.virtio.console import Console, ConsoleSpec
 from devices.virtio.console_backlog import backlogs_bytes
 from devices.virtio.rate_limiter import RateLimits
-from devices.virtio.vsock import Vsock
-from devices.virtio.vsock_common import VsockSpec
 from sys_util.event_loop import EPOLLIN, EPOLLOUT
 from sys_util.tap import TUNGETIFF
 from tests.fuzz.kinds import spoil_saved
@@ -23,7 +21,7 @@ from tests.fuzz.source import number, one_in, pick
 from tests.support.console_driver import DATA_PORT, LONE, Pipes
 from tests.support.device_context import DriverSide
 from tests.support.net_rig import PLAIN, NetRig, frame, header
-from tests.support.vsock_rig import CID, HEADER, HOST, TX, Packet, VsockRig
+from tests.support.vsock_rig import HEADER, HOST, TX, Packet, VsockRig
 
 if TYPE_CHECKING:
     from devices.virtio.console import PortSpec
@@ -156,7 +154,8 @@ class VsockKind:
         spoil_saved(source, self.side.context.saved)
         self._rig.device._muxer.close()
         fds = [os.dup(fd) for fd in self._kept]
-        self._rig.device = Vsock(VsockSpec(CID), f"{self._rig.path}", fds)
+        self._rig.broker.channel.close()
+        self._rig.device = self._rig.new_device(fds)
         self.side.replace(self._rig.device)
 
     def _act(self, source: Source) -> None:

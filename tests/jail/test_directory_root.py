@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The jail of a device that sees one directory: what it reaches there, and nothing beside it."""
+"""The jail of a broker, whose root is one directory: what it reaches there, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from jail.namespaces import IdMap
+from jail.namespaces import IdMap, id_map_for
 from jail.plan import device_jail
 from sys_util import landlock, linux
 from tests.support.jailed import in_jail
 
 pytestmark = pytest.mark.root
 
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has one id only")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Return a directory with a listener, a stream, and files; a secret lies beside it."""
+    """Return a directory with a listener, links and a file; a listener lies beside it."""
     folder = tmp_path / "sockets"
     (folder / "inner").mkdir(parents=True)
     (tmp_path / "secret").write_text("outside")
@@ -35,13 +37,17 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         outside.bind(str(tmp_path / "o"))
         outside.listen()
         (folder / "elsewhere").symlink_to("../o")
+        (folder / "absolute").symlink_to(tmp_path / "o")
         yield folder
 
 
-def probe(folder: Path, attempt: Callable[[], object], *, landlock: bool = False) -> object:
+def owner_of(folder: Path) -> IdMap:
     found = folder.stat()
-    owner = IdMap(found.st_uid, found.st_gid)
-    return in_jail(attempt, directory=str(folder), owner=owner, landlock=landlock)
+    return IdMap(found.st_uid, found.st_gid)
+
+
+def probe(folder: Path, attempt: Callable[[], object], *, landlock: bool = False) -> object:
+    return in_jail(attempt, root=str(folder), owner=owner_of(folder), landlock=landlock)
 
 
 def connect(path: str) -> Callable[[], object]:
@@ -53,17 +59,9 @@ def connect(path: str) -> Callable[[], object]:
     return attempt
 
 
-def write(path: str) -> Callable[[], object]:
-    return lambda: os.open(path, os.O_CREAT | os.O_WRONLY)
-
-
-def bind() -> None:
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind("/mine")
-
-
-def test_listener_in_the_directory_is_reached(folder: Path) -> None:
-    assert probe(folder, connect("/v_52")) is True
+@pytest.mark.parametrize("path", ["v_52", "/v_52", "inner/../v_52", "/../v_52"])
+def test_listener_in_the_directory_is_reached(folder: Path, path: str) -> None:
+    assert probe(folder, connect(path)) is True
 
 
 @pytest.mark.skipif(not landlock.abi_version(), reason="this kernel has no Landlock")
@@ -72,27 +70,26 @@ def test_listener_in_the_directory_is_reached(folder: Path) -> None:
     [
         pytest.param(lambda: os.listdir("/"), "Permission denied", id="list"),
         pytest.param(lambda: os.open("/script", os.O_RDONLY), "Permission denied", id="read"),
-        pytest.param(connect("/v_52"), True, id="connect"),
+        pytest.param(lambda: os.unlink("/v_52"), "Permission denied", id="unlink"),
+        pytest.param(lambda: os.rename("/v_52", "/v"), "Permission denied", id="rename"),
+        pytest.param(lambda: socket.socket(socket.AF_UNIX).bind("/m"), "Permission", id="bind"),
+        pytest.param(connect("v_52"), True, id="connect"),
+        pytest.param(lambda: bool(os.lstat("v_52")), True, id="look"),
     ],
 )
 def test_with_landlock_only_sockets_are_left(
     folder: Path, attempt: Callable[[], object], answer: object
 ) -> None:
-    assert probe(folder, attempt, landlock=True) == answer
+    found = probe(folder, attempt, landlock=True)
+    assert found == answer or (isinstance(answer, str) and answer in str(found))
 
 
 def test_directory_is_the_root_and_all_there_is(folder: Path) -> None:
-    names = ["elsewhere", "inner", "out", "script", "up", "v_52"]
+    names = ["absolute", "elsewhere", "inner", "out", "script", "up", "v_52"]
     assert probe(folder, lambda: sorted(os.listdir("/"))) == names
     assert probe(folder, lambda: sorted(os.listdir("/../.."))) == names
+    assert probe(folder, lambda: sorted(os.listdir("../.."))) == names
     assert probe(folder, os.getcwd) == "/"
-
-
-def test_mount_is_read_only_and_runs_nothing(folder: Path) -> None:
-    flags = probe(folder, lambda: os.statvfs("/").f_flag)
-    wanted = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
-    assert isinstance(flags, int)
-    assert flags & wanted == wanted
 
 
 @pytest.mark.parametrize(
@@ -102,24 +99,12 @@ def test_mount_is_read_only_and_runs_nothing(folder: Path) -> None:
         pytest.param(lambda: os.open("/out", os.O_RDONLY), "No such file", id="absolute-link"),
         pytest.param(lambda: os.open("/up", os.O_RDONLY), "No such file", id="relative-link"),
         pytest.param(connect("/elsewhere"), "No such file", id="socket-beside"),
+        pytest.param(connect("/absolute"), "No such file", id="socket-by-its-path"),
         pytest.param(connect("/../o"), "No such file", id="socket-above"),
-        pytest.param(write("/new"), "Read-only file system", id="create"),
-        pytest.param(write("/script"), "Read-only file system", id="write"),
-        pytest.param(lambda: os.unlink("/v_52"), "Read-only file system", id="unlink"),
-        pytest.param(lambda: os.rename("/v_52", "/v"), "Read-only file system", id="rename"),
-        pytest.param(lambda: os.mkdir("/inner/more"), "Read-only file system", id="mkdir"),
-        pytest.param(lambda: os.chmod("/script", 0o777), "Read-only file system", id="chmod"),
-        pytest.param(bind, "Read-only file system", id="bind"),
-        pytest.param(lambda: os.execv("/script", ["x"]), "Permission denied", id="exec"),
-        pytest.param(
-            lambda: linux.mount("", "/", "", linux.MS_REMOUNT | linux.MS_BIND),
-            "Operation not permitted",
-            id="remount-writable",
-        ),
+        pytest.param(connect("../o"), "No such file", id="socket-above-where-it-stands"),
         pytest.param(
             lambda: linux.mount("/", "/inner", "", linux.MS_BIND), "not permitted", id="bind-mount"
         ),
-        pytest.param(lambda: linux.umount2("/", linux.MNT_DETACH), "not permitted", id="unmount"),
         pytest.param(lambda: linux.pivot_root("/", "/"), "not permitted", id="pivot"),
         pytest.param(lambda: os.chroot("/inner"), "not permitted", id="chroot"),
         pytest.param(lambda: os.setuid(0), "Invalid|not permitted", id="setuid"),
@@ -134,30 +119,71 @@ def test_attempt_from_inside_fails(
     assert any(part in found for part in answer.split("|")), found
 
 
+def test_descriptor_of_the_directory_is_gone(folder: Path) -> None:
+    inside = probe(folder, lambda: [fd for fd in range(64) if is_directory(fd)])
+    assert inside == []
+
+
+def is_directory(fd: int) -> bool:
+    try:
+        os.open(".", os.O_PATH, dir_fd=fd)
+    except OSError:
+        return False
+    return True
+
+
+def test_directory_with_a_mount_below_it_is_no_obstacle() -> None:
+    """A bind mount of such a directory is not for an ordinary user (mount_namespaces(7))."""
+    assert in_jail(lambda: os.path.isdir("proc"), root="/", owner=owner_of(Path("/"))) is True
+
+
 def test_owner_of_the_directory_is_who_connects(folder: Path) -> None:
     (folder / "v_52").chmod(0o600)
     assert probe(folder, connect("/v_52")) is True
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has no other id to give away")
+@as_root
+@pytest.mark.parametrize("owner", [IdMap(0, 0), IdMap(0, 61_000), IdMap(61_000, 0)])
+def test_ids_of_the_owner_are_the_hosts_and_no_others(folder: Path, owner: IdMap) -> None:
+    uid, gid = owner
+    assert uid is not None
+    assert gid is not None
+    folder.parent.chmod(0o711)
+    os.chown(folder, uid, gid)
+    folder.chmod(0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "v_53"))
+        listener.listen()
+        os.chown(folder / "v_53", uid, gid)
+        (folder / "v_53").chmod(0o600)
+        assert in_jail(connect("v_53"), root=str(folder), owner=owner) is True
+        with listener.accept()[0] as peer:
+            credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    assert credentials[4:] == uid.to_bytes(4, "little") + gid.to_bytes(4, "little")
+
+
+@as_root
+def test_ids_of_root_take_no_map() -> None:
+    assert id_map_for(7, IdMap(0, 0)) == (None, None)
+    assert id_map_for(7, IdMap(0, 5)).inside() == (None, 1000)
+    assert id_map_for(7, IdMap(5, 6)) == (5, 6)
+
+
+@as_root
 def test_another_user_cannot_connect_to_what_is_not_for_it() -> None:
     with TemporaryDirectory(dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as listener:
         Path(folder).chmod(0o755)
         listener.bind(f"{folder}/v_52")
         listener.listen()
-        assert in_jail(connect("/v_52"), directory=folder) == "Permission denied"
-
-
-@pytest.mark.parametrize("hidden", ["v_52", "no-such"])
-def test_hidden_socket_cannot_be_reached(folder: Path, hidden: str) -> None:
-    found = folder.stat()
-    owner = IdMap(found.st_uid, found.st_gid)
-    answer = in_jail(connect("/v_52"), directory=str(folder), hidden=hidden, owner=owner)
-    assert answer == ("Connection refused" if hidden == "v_52" else True)
+        answer = in_jail(connect("/v_52"), root=folder, owner=IdMap(61_000, 61_000))
+        assert answer == "Permission denied"
 
 
 def test_plan_names_the_directory() -> None:
     plan = device_jail(
-        policy_name="vsock_device", bpf=b"", keep_fds=[], max_file_bytes=0, directory="/run/v"
+        policy_name="vsock_broker", bpf=b"", keep_fds=[], max_file_bytes=0, root_fd=7
     )
-    assert "pivot into /run/v alone, read-only" in plan.describe()
+    steps = plan.describe()
+    assert steps.index("make the directory of descriptor 7 the root") == 1 + steps.index(
+        "pivot into an empty, read-only root"
+    )

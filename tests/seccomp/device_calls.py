@@ -141,9 +141,6 @@ ALLOWED: Final[dict[str, Calls]] = {
     ),
     "vsock_device": Calls(
         (
-            "socket(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
-            "socket(AF_UNIX, SOCK_SEQPACKET|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
-            "connect(9, 0x1000, 16)",
             "accept4(8, 0, 0, SOCK_CLOEXEC)",
             "getsockname(9, 0x1000, 0x1000)",
             "shutdown(9, SHUT_RD)",
@@ -215,12 +212,10 @@ DENIED: Final[dict[str, Calls]] = {
     ),
     "vsock_device": Calls(
         (
-            "socket(AF_UNIX, SOCK_DGRAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
-            "socket(AF_UNIX, SOCK_STREAM, 0)",
-            "socket(AF_INET, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
-            "socket(AF_VSOCK, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
+            "socket(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
+            "socket(AF_UNIX, SOCK_SEQPACKET|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
             "socketpair(AF_UNIX, SOCK_STREAM, 0, 0x1000)",
-            "connect(9, 0x1000, 111)",
+            "connect(9, 0x1000, 16)",
             "bind(9, 0x1000, 16)",
             "listen(9, 1)",
             "accept4(8, 0, 0, 0)",

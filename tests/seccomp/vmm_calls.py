@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the policies of the vmm, its vCPUs and the warden must allow and deny, call by call.
+"""What the policies of all but devices must allow and deny, call by call.
 
 What stands where, and why, is told in ``device_calls``.
 """
@@ -112,9 +112,32 @@ ALLOWED: Final[dict[str, Calls]] = {
             *_WARDEN_ALLOWED.both,
             "socket(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
             "connect(9, 0x1000, 110)",
+            "fchdir(9)",
+            "chroot(0x1000)",
+            "setsockopt(9, SOL_SOCKET, SO_SNDBUF, 0x1000, 4)",
         ),
         _WARDEN_ALLOWED.x86_64,
         _WARDEN_ALLOWED.aarch64,
+    ),
+    "vsock_broker": Calls(
+        (
+            "recvmsg(3, 0x1000, MSG_CMSG_CLOEXEC)",
+            "newfstatat(AT_FDCWD, 0x1000, 0x1000, AT_SYMLINK_NOFOLLOW)",
+            "socket(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
+            "socket(AF_UNIX, SOCK_SEQPACKET|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
+            "connect(9, 0x1000, 16)",
+            "sendmsg(3, 0x1000, 0)",
+            "sendto(3, 0x1000, 3, MSG_DONTWAIT|MSG_NOSIGNAL, 0, 0)",
+            "close(9)",
+            "clock_nanosleep(CLOCK_MONOTONIC, 1, 0x1000, 0)",
+            "brk(0)",
+            "mmap(0, 0x100000, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
+            "munmap(0x1000, 0x1000)",
+            "write(3, 0x1000, 7)",
+            "exit_group(0)",
+        ),
+        x86_64=("poll(0x1000, 1, -1)",),
+        aarch64=("ppoll(0x1000, 1, 0, 0, 0)",),
     ),
 }
 
@@ -203,4 +226,35 @@ DENIED: Final[dict[str, Calls]] = {
         (*_WARDEN_DENIED, "socket(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)")
     ),
     "warden_vsock": Calls((*_WARDEN_DENIED, "socket(AF_UNIX, SOCK_STREAM, 0)")),
+    "vsock_broker": Calls(
+        (
+            "socket(AF_UNIX, SOCK_DGRAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
+            "socket(AF_UNIX, SOCK_STREAM, 0)",
+            "socket(AF_INET, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
+            "socket(AF_VSOCK, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
+            "socketpair(AF_UNIX, SOCK_STREAM, 0, 0x1000)",
+            "connect(9, 0x1000, 111)",
+            "bind(9, 0x1000, 16)",
+            "listen(9, 1)",
+            "accept4(8, 0, 0, SOCK_CLOEXEC)",
+            "sendto(3, 0x1000, 8, 0, 0x1000, 16)",
+            "sendmsg(3, 0x1000, MSG_OOB)",
+            "sendmmsg(3, 0x1000, 8, 0)",
+            "recvmsg(3, 0x1000, MSG_PEEK)",
+            "setsockopt(3, SOL_SOCKET, SO_SNDBUF, 0x1000, 4)",
+            "clock_nanosleep(CLOCK_REALTIME, 1, 0x1000, 0)",
+            "fchdir(3)",
+            "chroot(0x1000)",
+            "read(3, 0x1000, 8)",
+            "write(3, 0x1000, 129)",
+            "mmap(0, 0x1000, PROT_READ|PROT_EXEC, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
+            "mmap(0, 0x1000, PROT_READ|PROT_WRITE, MAP_SHARED, 3, 0)",
+            "openat2(AT_FDCWD, 0x1000, 0x1000, 24)",
+            "unlinkat(AT_FDCWD, 0x1000, 0)",
+            "fcntl(3, F_SETFL)",
+            "kill(1, SIGKILL)",
+            "rt_sigaction(SIGSYS, 0x1000, 0, 8)",
+        ),
+        aarch64=("ppoll(0x1000, 1, 0, 0x1000, 8)",),
+    ),
 }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import msgpack
 
-from jail.namespaces import IdMap, clone_into, id_map_for, write_id_maps
+from jail.namespaces import JAILED_ID, IdMap, clone_into, id_map_for, write_id_maps
 from jail.plan import MAX_DATA_BYTES, JailPlan, Step, device_jail
 from jail.steps import ForbidFiles, LimitResources
 
@@ -18,7 +18,11 @@ ROOMY_DATA_BYTES = 8 << 30
 
 
 def jail_without_filter(
-    keep: set[int], directory: str = "", hidden: str = "", *, landlock: bool = False
+    keep: set[int],
+    root_fd: int | None = None,
+    ids: tuple[int | None, int | None] = (JAILED_ID, JAILED_ID),
+    *,
+    landlock: bool = False,
 ) -> JailPlan:
     """Return the jail without the walls that would hide the others."""
     plan = device_jail(
@@ -26,8 +30,8 @@ def jail_without_filter(
         bpf=b"",
         keep_fds=keep,
         max_file_bytes=0,
-        directory=directory,
-        hidden=hidden,
+        ids=ids,
+        root_fd=root_fd,
     )
     steps = (roomy(step) for step in plan.steps if landlock or not isinstance(step, ForbidFiles))
     return JailPlan(tuple(steps), plan.door)
@@ -45,20 +49,24 @@ def in_jail(
     probe: Callable[[], object],
     extra_fds: tuple[int, ...] = (),
     *,
-    directory: str = "",
-    hidden: str = "",
+    root: str = "",
     owner: IdMap | None = None,
     landlock: bool = False,
 ) -> object:
-    """Return what ``probe`` returns (msgpack-able) from inside the device jail, door open."""
+    """Return what ``probe`` returns (msgpack-able) from inside the device jail, door open.
+
+    With ``root``, a directory, from inside that of a broker.
+    """
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY) if root else None
+    ids = id_map_for(0, owner).inside()
     result_read, result_write = os.pipe()
     go_read, go_write = os.pipe()
     pid = clone_into()
     if pid == 0:
         try:
             os.read(go_read, 1)
-            keep = {0, 1, 2, result_write, *extra_fds}
-            jail_without_filter(keep, directory, hidden, landlock=landlock).enter()
+            keep = {0, 1, 2, result_write, *extra_fds, *(() if root_fd is None else (root_fd,))}
+            jail_without_filter(keep, root_fd, ids, landlock=landlock).enter()
             try:
                 found = probe()
             except OSError as error:
@@ -70,7 +78,7 @@ def in_jail(
             os._exit(0)
     write_id_maps(pid, id_map_for(pid, owner))
     os.write(go_write, b"!")
-    for fd in (result_write, go_read, go_write):
+    for fd in (result_write, go_read, go_write, *(() if root_fd is None else (root_fd,))):
         os.close(fd)
     with open(result_read, "rb") as pipe:
         packed = pipe.read()

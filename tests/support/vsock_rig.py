@@ -11,12 +11,15 @@ import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from crosvm_py.device_process.vsock_broker import Broker
 from devices.virtio.vsock import Vsock
 from devices.virtio.vsock_common import VsockSpec
+from sys_util.channel import ChannelClosed, socket_pair
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 RX, TX, EVENT = 0, 1, 2
@@ -29,6 +32,7 @@ HEADER = struct.Struct("<QQIIIHHIII")
 CID = 42
 HOST = 2
 GUEST_BUFFER = 256 * 1024
+DEVICE_FDS = 3  # what a device without connections listens to: two sockets, and its broker
 BUFFER = 4096
 
 
@@ -62,10 +66,16 @@ class VsockRig:
         ]
         fds = [listener.detach() for listener in self.listeners]
         self.memory = GuestMemory.create([(0, 4 << 20)])
-        self.device = Vsock(VsockSpec(CID), f"{self.path}", fds)
+        self.device = self.new_device(fds)
         self.driver = DriverSide(self.device, self.memory, without=without)
         self.size = size
         self._sockets: list[socket.socket] = []
+
+    def new_device(self, listeners: Sequence[int]) -> Vsock:
+        """Return a device for these listeners, with a broker of its own, which answers here."""
+        devices_end, brokers_end = socket_pair()
+        self.broker = Broker(brokers_end, f"{self.path}".encode())
+        return Vsock(VsockSpec(CID), [*listeners, devices_end.detach()])
 
     def _listen(self, path: str, kind: int, backlog: int = 128) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
@@ -93,14 +103,22 @@ class VsockRig:
             poll = select.poll()
             for fd, (_, events) in context.fds.items():
                 poll.register(fd, events)
+            answered = self.serve_broker()
             ready = poll.poll(0)
-            if not ready:
+            if not ready and not answered:
                 return
             for fd, events in ready:
                 if fd in context.fds:
                     context.fds[fd][0](events)
             context.advance(0)
         raise AssertionError("the device turns in circles")
+
+    def serve_broker(self) -> bool:
+        """Let the broker answer one question; return whether there was one."""
+        try:
+            return self.broker.serve()
+        except ChannelClosed:  # its device has gone, and the next one has another
+            return False
 
     def pass_time(self, seconds: float) -> None:
         self.driver.context.advance(seconds)
@@ -198,6 +216,7 @@ class VsockRig:
             sock.close()
         self.driver.reset()
         self.device.close()
+        self.broker.channel.close()
         self.driver.close()
         self.memory.close()
 

@@ -85,8 +85,8 @@ class TalkativeVsock(Vsock):
 
 
 def build_vsock() -> Vsock:
-    fds = [socket.socket(socket.AF_UNIX).detach() for _ in range(2)]
-    VSOCKS.append(TalkativeVsock(VsockSpec(3), "/v", fds))
+    fds = [socket.socket(socket.AF_UNIX).detach() for _ in range(3)]
+    VSOCKS.append(TalkativeVsock(VsockSpec(3), fds))
     return VSOCKS[-1]
 
 
@@ -164,7 +164,9 @@ def _close_sockets() -> Iterator[None]:
     while ENDS:
         ENDS.pop().close()
     while VSOCKS:
-        for listener, _ in VSOCKS.pop()._muxer._entrance._listeners:
+        muxer = VSOCKS.pop()._muxer
+        muxer._attempts._broker._channel.close()
+        for listener, _ in muxer._entrance._listeners:
             listener.close()
 
 

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devices.virtio import vsock_muxer
-from devices.virtio.vsock import Vsock
-from devices.virtio.vsock_common import PATIENCE_SECONDS, VsockSpec
+from devices.virtio.vsock_common import PATIENCE_SECONDS
 from devices.virtio.vsock_muxer import FIRST_LOCAL_PORT, LOCAL_PORTS, PORT_BLOCK
 from tests.support.device_context import DriverSide
 from tests.support.killed import each_kill, shared_state
 from tests.support.vsock_rig import (
-    CID,
     CREDIT_REQUEST,
     EVENT,
     REQUEST,
@@ -54,7 +52,8 @@ class Rig(VsockRig):
     def take_over(self) -> None:
         """Let a new process take the place of this one, whose sockets are closed with it."""
         self.device._muxer.close()
-        self.device = Vsock(VsockSpec(CID), f"{self.path}", [os.dup(fd) for fd in self.kept])
+        self.broker.channel.close()
+        self.device = self.new_device([os.dup(fd) for fd in self.kept])
         self.driver.replace(self.device)
         self.settle()
 

@@ -15,6 +15,7 @@ from tests.support.driver_queue import WRITE, Desc
 from tests.support.vsock_rig import (
     CREDIT_REQUEST,
     CREDIT_UPDATE,
+    DEVICE_FDS,
     HEADER,
     HOST,
     REQUEST,
@@ -212,7 +213,7 @@ def test_flood_of_requests_and_resets_leaves_nothing_behind(vsock: VsockRig) -> 
             vsock.send(RST, src_port=port % 7)
             listener.accept()[0].close()
         vsock.packets()
-    assert len(vsock.driver.context.fds) == 2
+    assert len(vsock.driver.context.fds) == DEVICE_FDS
     assert alive(vsock)
 
 

@@ -16,6 +16,7 @@ from tests.support.vsock_rig import (
     CID,
     CREDIT_REQUEST,
     CREDIT_UPDATE,
+    DEVICE_FDS,
     HEADER,
     HOST,
     RST,
@@ -212,7 +213,7 @@ def test_closed_host_is_told_as_a_whole_and_ends_with_the_guests_reset(vsock: Vs
     assert (data.data, end.op, end.flags) == (b"bye", SHUTDOWN, SHUT_BOTH)
     vsock.send(RST)
     assert vsock.packets() == []
-    assert len(vsock.driver.context.fds) == 2
+    assert len(vsock.driver.context.fds) == DEVICE_FDS
 
 
 def test_half_closed_host_that_closes_is_noticed(vsock: VsockRig) -> None:
@@ -285,7 +286,7 @@ def test_reset_of_a_closed_guest_leaves_the_host_what_was_sent(vsock: VsockRig) 
     vsock.send(RST)
     again = vsock.open_from_guest()  # the ports are free
     assert drain(vsock, host) == sent
-    assert len(vsock.driver.context.fds) == 3
+    assert len(vsock.driver.context.fds) == DEVICE_FDS + 1
     vsock.send(RW, b"new")
     assert again.recv(10) == b"new"
 
