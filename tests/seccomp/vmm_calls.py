@@ -175,6 +175,7 @@ _WARDEN_DENIED: Final = (
     "setresuid(0, 0, 0)",
     "setresgid(1000, 1000, 0)",
     "mount(0x1000, 0x1000, 0x1000, 0, 0)",
+    "mount(0x1000, 0x1000, 0, MS_BIND, 0)",
     "mount(0x1000, 0x1000, 0, MS_BIND|MS_REC, 0)",
     "umount2(0x1000, 0)",
     "prctl(PR_SET_PTRACER, 1, 0, 0, 0)",
