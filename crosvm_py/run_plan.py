@@ -44,6 +44,7 @@ from devices.virtio.rate_limiter import LIMIT_NAMES
 from jail.namespaces import NAMESPACES
 from kernel_loader.boot_params import E820_RAM
 from seccomp.loader import count
+from sys_util.channel import socket_pair
 from sys_util.errors import VmmError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
@@ -284,7 +285,7 @@ def _queues(prepared: Preparation) -> list[tuple[DeviceOrder, tuple[int, ...]]]:
     pid = os.fork()
     if pid == 0:
         try:
-            built = [build_device(it.kind, it.spec, it.fds) for it in prepared.devices]
+            built = [build_device(it.kind, it.spec, _given(it)) for it in prepared.devices]
             os.write(write_fd, msgpack.packb([device.queue_sizes for device in built]))
         except Exception as error:  # noqa: BLE001 - the entry of a process: a bug ends here, told
             get_logger("crosvm").exception(error, "internal error, please report it")
@@ -298,6 +299,17 @@ def _queues(prepared: Preparation) -> list[tuple[DeviceOrder, tuple[int, ...]]]:
         raise VmmError("the devices cannot be built")
     sizes: list[list[int]] = msgpack.unpackb(packed)  # type: ignore[assignment]  # as packed
     return [(order, tuple(each)) for order, each in zip(prepared.devices, sizes, strict=True)]
+
+
+def _given(order: DeviceOrder) -> tuple[int, ...]:
+    """Return the descriptors that a process of this device gets.
+
+    Its broker has the last one of the order, and the device a channel to the broker instead.
+    """
+    if DEVICE_KINDS[order.kind].broker is None:
+        return order.fds
+    channel, _ = socket_pair()
+    return (*order.fds[:-1], channel.detach())
 
 
 def _rate_limits(order: DeviceOrder) -> dict[str, int]:
@@ -323,12 +335,19 @@ def _jail(order: DeviceOrder, config: RunConfig, policies: RunPolicies | None) -
 
 def _policies(policies: RunPolicies, prepared: Preparation) -> Iterable[PolicyUse]:
     for name, policy in policies.devices.items():
-        orders = prepared.devices
-        users = [order.name for order in orders if DEVICE_KINDS[order.kind].policy_name == name]
-        yield _use(policy, *users)
+        yield _use(policy, *_users(name, prepared.devices))
     yield _use(policies.main, "vmm")
     yield _use(policies.vcpu, "each vCPU thread of the vmm")
     yield _use(policies.warden, "warden")
+
+
+def _users(policy_name: str, orders: Iterable[DeviceOrder]) -> Iterable[str]:
+    for order in orders:
+        kind = DEVICE_KINDS[order.kind]
+        if kind.policy_name == policy_name:
+            yield order.name
+        if kind.broker is not None and kind.broker.policy_name == policy_name:
+            yield f"broker of {order.name}"
 
 
 def _use(policy: Policy, *users: str) -> PolicyUse:
