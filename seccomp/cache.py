@@ -48,7 +48,7 @@ class LibraryStamp(NamedTuple):
         """Stamp a library file; ``None`` when there is none, and nothing can be cached."""
         try:
             status = os.stat(path)
-        except OSError:
+        except (OSError, ValueError):  # the latter of a path with a zero byte
             return None
         return cls(path, status.st_size, status.st_mtime_ns)
 

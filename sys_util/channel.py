@@ -11,7 +11,7 @@ import array
 import os
 import socket
 
-from sys_util.errors import ProtocolError
+from sys_util.errors import ChannelClosed, ChannelFull, ProtocolError
 from sys_util.typing import TYPE_CHECKING, Final
 from sys_util.wire import MAX_MESSAGE_BYTES, Codec, Message, encode
 
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 MAX_MESSAGE_FDS: Final = 130
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _FD_BYTES: Final = array.array("i").itemsize
-
-
-class ChannelClosed(Exception):  # noqa: N818 - the peer's orderly end, not an error
-    """The other side has gone."""
 
 
 class Channel:
@@ -44,8 +40,9 @@ class Channel:
         """Send one message; ``fds`` are duplicated for the receiver and stay the caller's.
 
         Raises:
-            ChannelClosed: the other side has gone.
-            ProtocolError: it does not read what it is sent.
+            ChannelClosed: the other side has gone, or ``close`` was called.
+            ChannelFull: it does not read what it is sent.
+            ProtocolError: the kernel does not pass the message on.
         """
         payload = encode(message)
         try:
@@ -55,9 +52,13 @@ class Channel:
             else:  # by a call that cannot carry descriptors: a device is not allowed the other
                 self._sock.send(payload, _FLAGS)
         except BlockingIOError as error:
-            raise ProtocolError("the peer does not read its messages") from error
+            raise ChannelFull("the peer does not read its messages") from error
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ChannelClosed from error
+        except OSError as error:
+            if self._sock.fileno() < 0:
+                raise ChannelClosed from error
+            raise ProtocolError(f"no message reaches the peer: {error.strerror}") from error
 
     def receive(self) -> tuple[Message, list[int]] | None:
         """Take the next message and the descriptors with it, which become the caller's.
@@ -70,6 +71,8 @@ class Channel:
             payload, ancillary, flags = self._receive_raw()
         except BlockingIOError:
             return None
+        except OSError as error:
+            raise ChannelClosed from error
         fds = _received_fds(ancillary)
         if not payload and not fds:
             raise ChannelClosed

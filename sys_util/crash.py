@@ -20,8 +20,13 @@ def crash_report(error: BaseException) -> str:
         if lines:
             lines.append("which led to:")
         lines += _frames(each)[-_MAX_FRAMES:]
-        lines.append(f"{type(each).__qualname__}: {_words(each)}")
+        lines.append(name_and_words(each))
     return "\n".join(lines)
+
+
+def name_and_words(error: BaseException) -> str:
+    """Return what an error is called, and what it says, if it can be told."""
+    return f"{type(error).__qualname__}: {_words(error)}"
 
 
 def _with_causes(error: BaseException) -> list[BaseException]:

@@ -48,6 +48,14 @@ class ProtocolError(VmmError):
     """A peer process or a control client sent something that it must not send."""
 
 
+class ChannelClosed(Exception):  # noqa: N818 - the peer's orderly end, not an error
+    """The other side of a channel has gone."""
+
+
+class ChannelFull(ProtocolError):  # noqa: N818 - what it is of a peer that reads later
+    """The other side of a channel does not read what it is sent."""
+
+
 def describe(error: BaseException) -> str:
     """Return one line for people: the error and the operating system's reason behind it."""
     cause = error.__cause__

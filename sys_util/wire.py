@@ -3,7 +3,7 @@
 
 A message is ``[type, field, ...]``. Each class says with ``TYPE`` and ``FIELDS`` what it accepts;
 ``decode`` refuses everything else: another type, another number of fields, a value of the wrong
-type, size or range. Nothing is coerced, and nothing that was received is ever evaluated.
+type, size, depth or range. Nothing is coerced, and nothing that was received is ever evaluated.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import msgpack
 
 from sys_util.errors import ProtocolError
 from sys_util.facts import fields_of
+from sys_util.stranger import brief, judged, unpack
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 # Above every message of ours: 64 queues with their addresses, or a long traceback.
 MAX_MESSAGE_BYTES: Final = 64 * 1024
@@ -44,7 +45,7 @@ def integer(low: int, high: int) -> Check:
 
     def check(value: object) -> object:
         if type(value) is not int or not low <= value <= high:
-            raise ProtocolError(f"{value!r:.40} is not a whole number in {low}..{high:#x}")
+            raise ProtocolError(f"{brief(value)} is not a whole number in {low}..{high:#x}")
         return value
 
     return check
@@ -59,7 +60,7 @@ I32: Final = integer(-0x8000_0000, 0x7FFF_FFFF)
 def boolean(value: object) -> object:
     """Accept true or false, and no number."""
     if type(value) is not bool:
-        raise ProtocolError(f"{value!r:.40} is not a boolean")
+        raise ProtocolError(f"{brief(value)} is not a boolean")
     return value
 
 
@@ -68,7 +69,7 @@ def text(max_chars: int) -> Check:
 
     def check(value: object) -> object:
         if type(value) is not str or len(value) > max_chars:
-            raise ProtocolError(f"{value!r:.40} is not a string of up to {max_chars} characters")
+            raise ProtocolError(f"{brief(value)} is not a string of up to {max_chars} characters")
         return value
 
     return check
@@ -79,7 +80,7 @@ def blob(max_bytes: int) -> Check:
 
     def check(value: object) -> object:
         if type(value) is not bytes or len(value) > max_bytes:
-            raise ProtocolError(f"{value!r:.40} is not a byte string of up to {max_bytes:#x}")
+            raise ProtocolError(f"{brief(value)} is not a byte string of up to {max_bytes:#x}")
         return value
 
     return check
@@ -99,7 +100,7 @@ def sequence(item: Check, max_items: int) -> Check:
 
     def check(value: object) -> object:
         if type(value) is not list or len(value) > max_items:
-            raise ProtocolError(f"{value!r:.40} is not an array of up to {max_items}")
+            raise ProtocolError(f"{brief(value)} is not an array of up to {max_items}")
         return tuple(item(element) for element in value)
 
     return check
@@ -110,15 +111,23 @@ def record(build: Callable[..., object], *fields: Check) -> Check:
 
     def check(value: object) -> object:
         if type(value) is not list or len(value) != len(fields):
-            raise ProtocolError(f"{value!r:.40} is not an array of {len(fields)}")
+            raise ProtocolError(f"{brief(value)} is not an array of {len(fields)}")
         return build(*(field(element) for field, element in zip(fields, value, strict=True)))
 
     return check
 
 
 def encode(message: Message) -> bytes:
-    """Return the message as bytes."""
-    return msgpack.packb([message.TYPE, *fields_of(message).values()])
+    """Return the message as bytes.
+
+    A file name need not be UTF-8, and then neither is the text of an error that names it: what
+    cannot be encoded crosses as escapes.
+    """
+    values = [message.TYPE, *fields_of(message).values()]
+    try:
+        return msgpack.packb(values)
+    except UnicodeEncodeError:
+        return msgpack.packb(values, unicode_errors="backslashreplace")
 
 
 class Codec:
@@ -135,10 +144,7 @@ class Codec:
         """
         if len(payload) > MAX_MESSAGE_BYTES:
             raise ProtocolError(f"message of {len(payload):#x} bytes")
-        try:
-            fields = msgpack.unpackb(payload, use_list=True, strict_map_key=True)
-        except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
-            raise ProtocolError("message is not msgpack") from error
+        fields = unpack(payload)
         if type(fields) is not list or not fields or type(fields[0]) is not int:
             raise ProtocolError("message is not an array that begins with its type")
         kind = self._types.get(fields[0])
@@ -146,6 +152,10 @@ class Codec:
             raise ProtocolError(f"message of unknown type {fields[0]}")
         if len(fields) - 1 != len(kind.FIELDS):
             raise ProtocolError(f"{kind.__name__} with {len(fields) - 1} fields")
-        checked = [check(value) for check, value in zip(kind.FIELDS, fields[1:], strict=True)]
-        build: Callable[..., Message] = kind
-        return build(*checked)
+        return judged(kind.__name__, _build, kind, fields[1:])
+
+
+def _build(kind: type[Message], values: Sequence[object]) -> Message:
+    checked = [check(value) for check, value in zip(kind.FIELDS, values, strict=True)]
+    build: Callable[..., Message] = kind
+    return build(*checked)

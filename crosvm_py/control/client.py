@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from crosvm_py.control.protocol import MAX_RESPONSE_BYTES, RESPONSES, Failed
 from crosvm_py.control.socket_path import MAX_PATH_BYTES, peer_credentials
-from sys_util.errors import ConfigError, HostError, VmmError
+from sys_util.errors import ConfigError, HostError, ProtocolError, VmmError
 from sys_util.typing import TYPE_CHECKING, Final, cast
 from sys_util.wire import encode
 
@@ -62,7 +62,10 @@ def ask(
         if not payload:
             raise ControlError(f"{path}: the VM closed the connection without an answer")
         # The codec was made from the classes of Response and gives back nothing else.
-        answer = cast("Response", RESPONSES.decode(payload))
+        try:
+            answer = cast("Response", RESPONSES.decode(payload))
+        except ProtocolError as error:
+            raise ControlError(f"{path}: no answer of a VM of ours: {error}") from None
         if isinstance(answer, Failed):
             raise ControlError(f"{path}: {answer.reason}")
         if until_gone and not _ends(sock, vmm, deadline):

@@ -127,7 +127,9 @@ class DeviceLimits:
     """The limits of a device's requests as they are now, in the order of ``LIMIT_NAMES``."""
 
     TYPE: ClassVar[int] = 67
-    FIELDS: ClassVar[tuple[Check, ...]] = (sequence(U64, len(LIMIT_NAMES)),)
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        record(lambda *values: values, *(U64,) * len(LIMIT_NAMES)),
+    )
     values: tuple[int, ...]
 
 

@@ -24,6 +24,7 @@ from crosvm_py.control.socket_path import peer_credentials
 from sys_util.errors import ProtocolError, VmmError, describe
 from sys_util.event_loop import EPOLLIN
 from sys_util.log import get_logger
+from sys_util.stranger import judged
 from sys_util.typing import TYPE_CHECKING, Final, Protocol, TypeAlias, cast
 from sys_util.wire import encode
 
@@ -191,7 +192,7 @@ class ControlServer:
     def _serve(self, client: _Client, request: Request) -> None:
         client.waits_for_end |= isinstance(request, Stop)
         try:
-            answer = self._handler(request)
+            answer = judged("the request", self._handler, request)
         except VmmError as error:
             answer = Failed(describe(error)[:MAX_REASON_CHARS])
         if not isinstance(answer, Pending):

@@ -17,6 +17,7 @@ from crosvm_py.device_process.kinds import DEVICE_KINDS
 from devices.virtio.counters import named
 from devices.virtio.rate_limiter import LIMIT_NAMES, MAX_TOKENS
 from sys_util.errors import ConfigError
+from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def find_device(devices: Iterable[DeviceProcess], name: str) -> DeviceProcess:
     device = known.get(name) or known.get(f"{name}:0")
     if device is None:
         names = ", ".join(known) or "none at all"
-        raise ConfigError(f"this VM has no device {name!r:.80} (it has {names})")
+        raise ConfigError(f"this VM has no device {brief(name)} (it has {names})")
     return device
 
 

@@ -125,7 +125,9 @@ class DeviceProcess:
         self.death = DeviceDeath()
         with self._lock:
             self._unserved = None
-            self._link = DeviceLink(sock, self._loop, self._timeout, self._take, self._on_end)
+            self._link = DeviceLink(
+                sock, self._loop, self._lock, self._timeout, self._take, self._on_end
+            )
 
     def close(self) -> None:
         """Close the channel: the orderly end of the device process."""
@@ -282,7 +284,9 @@ class DeviceProcess:
         if self.status.needs_reset or not self.watches_kicks:
             return False
         poll = select.poll()
-        for fd in tuple(self._kick_fds.values()):
+        with self._lock:
+            kick_fds = tuple(self._kick_fds.values())
+        for fd in kick_fds:
             poll.register(fd, select.POLLIN)
         return bool(poll.poll(0))
 
@@ -359,6 +363,8 @@ class DeviceProcess:
     def _take_event(self, message: Message) -> None:
         match message:
             case protocol.QueueFailed(index, reason):
+                if index >= len(self.queue_sizes):
+                    raise ProtocolError(f"queue {index} of {len(self.queue_sizes)} failed")
                 self._log.warning("%s queue %d: %s", self.name, index, reason)
                 self.status.needs_reset = True
                 self._tell(lambda to: to.set_needs_reset())

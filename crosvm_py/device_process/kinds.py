@@ -11,6 +11,7 @@ import msgpack
 from crosvm_py.warden.protocol import NO_CONNECTS, Connects
 from devices.virtio.net_stats import NET_STATS
 from devices.virtio.vsock_common import COUNTERS as VSOCK_COUNTERS
+from sys_util.stranger import unpack_fields
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -211,5 +212,4 @@ def pack_spec(spec: object, **extra: object) -> bytes:
 
 def build_device(kind: str, spec: bytes, fds: Sequence[int]) -> VirtioDevice:
     """Build the device that ``spec`` describes; ``fds`` become its own."""
-    fields = msgpack.unpackb(spec)
-    return DEVICE_KINDS[kind].build(fields, fds)  # type: ignore[arg-type]  # a map, see pack_spec
+    return DEVICE_KINDS[kind].build(unpack_fields(spec), fds)

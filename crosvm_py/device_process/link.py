@@ -2,7 +2,8 @@
 """One channel to one device process: its requests, their answers, and when those are due.
 
 The process is not trusted. What it sends is decoded strictly, what it is asked has a deadline, and
-the first thing that it does wrong ends the link; a new process gets a new one.
+the first thing that it does wrong, or that we cannot deal with, ends the link; a new process gets a
+new one.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import os
 import time
 
 from crosvm_py.device_process import protocol
-from sys_util.channel import Channel, ChannelClosed
-from sys_util.errors import ProtocolError
+from sys_util.channel import Channel
+from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
+from sys_util.stranger import judged, unpack_fields
 from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from sys_util.event_loop import EventLoop
     from sys_util.wire import Message
@@ -35,12 +38,18 @@ CommandResult: TypeAlias = "Callable[[bool, dict[str, object]], None]"
 
 
 class DeviceLink:
-    """The vmm's end of a channel. Requests may come from any thread, all else is the loop's."""
+    """The vmm's end of a channel.
+
+    Requests may come from any thread, all else is the loop's. The socket, and what is pending on
+    it, belong to the device-model lock: whoever sends holds it, and so does the loop when it closes
+    the socket, so that no thread ever sends through a descriptor that is closed or another one.
+    """
 
     def __init__(
         self,
         sock: socket.socket,
         loop: EventLoop,
+        lock: AbstractContextManager[bool],
         timeout_seconds: float,
         take: Callable[[Message], None],
         on_end: Callable[[str], None],
@@ -50,17 +59,20 @@ class DeviceLink:
         Args:
             sock: the vmm's end; it becomes the link's.
             loop: where answers are read.
+            lock: the device-model lock, which a thread may take again.
             timeout_seconds: the longest that an answer may take.
-            take: gets whatever is no answer to a request; may raise ``ProtocolError``.
+            take: gets whatever is no answer to a request; may raise any exception.
             on_end: is called once, with the rule that was broken or nothing, when the link is
                 closed for another reason than ``close``.
         """
         self._channel = Channel(sock, protocol.VMM_CODEC)
         self._loop = loop
+        self._lock = lock
         self._timeout = timeout_seconds
         self._take_other = take
         self._on_end = on_end
         self._open = True
+        self._stuck = False  # a request could not be sent, and the loop will close the link
         self._next_id = 0
         self._pending: dict[int, tuple[float, Callable[[], None]]] = {}
         self._commands: dict[int, CommandResult] = {}
@@ -79,13 +91,14 @@ class DeviceLink:
 
     def close(self) -> None:
         """Close the channel: the orderly end of the process. Who asked for something is told."""
-        if not self._open:
-            return
-        self._open = False
-        self._loop.remove(self._channel.fileno())
-        self._channel.close()
-        self._pending.clear()
-        commands, self._commands = self._commands, {}
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+            self._loop.remove(self._channel.fileno())
+            self._channel.close()
+            self._pending.clear()
+            commands, self._commands = self._commands, {}
         for command in commands.values():
             command(False, {"error": GONE})
 
@@ -99,7 +112,10 @@ class DeviceLink:
         """Have the device do what the user asks for; ``then`` is called once, in any case."""
         packed = protocol.pack_fields(arguments)
         request_id = self.request(lambda request: protocol.Command(request, verb, packed))
-        self._commands[request_id] = then
+        if self._open:
+            self._commands[request_id] = then
+        else:
+            then(False, {"error": GONE})
 
     def request(
         self,
@@ -109,33 +125,39 @@ class DeviceLink:
         then: Callable[[], None] | None = None,
     ) -> int:
         """Send a request and return its number; ``then`` is called when it is carried out."""
-        self._next_id = (self._next_id + 1) & 0xFFFF_FFFF
-        request_id = self._next_id
-        self._pending[request_id] = (time.monotonic() + self._timeout, then or _nothing)
+        with self._lock:
+            self._next_id = (self._next_id + 1) & 0xFFFF_FFFF
+            if not self._open:
+                return self._next_id
+            self._pending[self._next_id] = (time.monotonic() + self._timeout, then or _nothing)
+            if not self._stuck:
+                self._send(build(self._next_id), fds)
+            return self._next_id
+
+    def _send(self, message: Message, fds: Sequence[int]) -> None:
         try:
-            self._channel.send(build(request_id), fds)
+            self._channel.send(message, fds)
         except ChannelClosed:
-            return request_id  # the loop reads the end, and what came before it
+            return  # the loop reads the end, and what came before it
         except ProtocolError as error:
-            reason = str(error)
+            self._stuck, reason = True, str(error)
             self._loop.call_soon_threadsafe(lambda: self.fail(reason))
-            return request_id
+            return
         if not self._watching:
             self._watching = True
             self._loop.call_soon_threadsafe(self._watch_deadlines)
-        return request_id
 
     def _watch_deadlines(self) -> None:
         """Look again while anything is pending; runs in the loop."""
-        self._watching = False  # before the look: a request of another thread is seen, or watches
-        if not self._open or not self._pending:
+        with self._lock:
+            self._watching = bool(self._pending)
+            oldest = min((deadline for deadline, _ in self._pending.values()), default=None)
+        if oldest is None:
             return
-        oldest = min(deadline for deadline, _ in tuple(self._pending.values()))
         if time.monotonic() > oldest:
             self.fail(f"no answer within {self._timeout:.10g} s")
-            return
-        self._watching = True
-        self._loop.call_later(min(_CHECK_SECONDS, self._timeout / 4), self._watch_deadlines)
+        else:
+            self._loop.call_later(min(_CHECK_SECONDS, self._timeout / 4), self._watch_deadlines)
 
     def _on_readable(self, _events: int) -> None:
         try:
@@ -147,26 +169,34 @@ class DeviceLink:
                 if fds:
                     _close_all(fds)
                     raise ProtocolError("a device sends no descriptors")
-                self._take(message)
+                judged(f"its {type(message).__name__}", self._take, message)
         except ChannelClosed:
             self.fail("")
-        except ProtocolError as error:
-            self.fail(str(error))
+        except VmmError as error:
+            self.fail(describe(error))
 
     def _take(self, message: Message) -> None:
         match message:
             case protocol.Done(request_id):
-                if request_id in self._commands or request_id not in self._pending:
+                if request_id in self._commands:
                     raise ProtocolError(f"answer to request {request_id}, which was not asked")
-                self._pending.pop(request_id)[1]()
+                self._answered(request_id)()
             case protocol.Answer(request_id, ok, result):
                 if request_id not in self._commands:
                     raise ProtocolError(f"result of request {request_id}, which was no command")
-                fields = protocol.unpack_fields(result)
-                del self._pending[request_id]
+                fields = unpack_fields(result)
+                if not ok and type(fields.get("error")) is not str:
+                    raise ProtocolError("a command refused without a reason")
+                self._answered(request_id)
                 self._commands.pop(request_id)(ok, fields)
             case _:
                 self._take_other(message)
+
+    def _answered(self, request_id: int) -> Callable[[], None]:
+        with self._lock:
+            if request_id not in self._pending:
+                raise ProtocolError(f"answer to request {request_id}, which was not asked")
+            return self._pending.pop(request_id)[1]
 
 
 def _nothing() -> None:

@@ -18,12 +18,20 @@ from devices.virtio.loop_context import LoopContext
 from devices.virtio.saved_state import SavedState
 from devices.virtio.worker import QueueWorker
 from sys_util import linux, log
-from sys_util.channel import Channel, ChannelClosed
+from sys_util.channel import Channel
 from sys_util.crash import crash_report
-from sys_util.errors import GuestError, ProtocolError, VmmError, describe
+from sys_util.errors import (
+    ChannelClosed,
+    ChannelFull,
+    GuestError,
+    ProtocolError,
+    VmmError,
+    describe,
+)
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
 from sys_util.shared_page import SharedPage
+from sys_util.stranger import unpack_fields
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -156,14 +164,14 @@ class _DeviceProcess:
         while True:
             try:
                 self._channel.send(message)
-            except ProtocolError:
+            except ChannelFull:
                 self._room.poll()  # the vmm never waits for us, so it will read
             else:
                 return
 
     def _answer(self, command: protocol.Command) -> protocol.Answer:
         try:
-            arguments = protocol.unpack_fields(command.arguments)
+            arguments = unpack_fields(command.arguments)
             result = protocol.pack_fields(self._device.command(command.verb, arguments))
             if len(result) > protocol.MAX_RESULT_BYTES:
                 raise CommandError(f"{command.verb}: the answer is too long")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import msgpack
 
 from devices.virtio.backend import QueueActivation
-from sys_util.errors import ProtocolError
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 from sys_util.wire import U16, U32, U64, Codec, blob, boolean, integer, record, sequence, text
@@ -37,21 +36,6 @@ def without_fds(queue: QueueActivation) -> QueueActivation:
 def pack_fields(fields: dict[str, object]) -> bytes:
     """Return the arguments or the result of a command as they cross in a message."""
     return msgpack.packb(fields)
-
-
-def unpack_fields(data: bytes) -> dict[str, object]:
-    """Return named fields; what they hold is checked by whoever uses them.
-
-    Raises:
-        ProtocolError: ``data`` holds none.
-    """
-    try:
-        fields = msgpack.unpackb(data, strict_map_key=True)
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise ProtocolError("fields are not msgpack") from error
-    if type(fields) is not dict or not all(type(name) is str for name in fields):
-        raise ProtocolError("fields without names")
-    return fields
 
 
 @fact

@@ -7,26 +7,28 @@ import os
 import socket
 import time
 
+from crosvm_py.device_process.charge import Charge
 from crosvm_py.device_process.host import DeviceProcess
 from crosvm_py.device_process.kinds import DEVICE_KINDS
-from crosvm_py.device_process.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS, NEVER, RestartBudget
+from crosvm_py.device_process.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS, NEVER
 from crosvm_py.exit_status import VmExit
 from crosvm_py.warden import protocol
 from seccomp import syscall_name
 from sys_util import linux
-from sys_util.channel import ChannelClosed
-from sys_util.errors import ConfigError, ProtocolError, VmmError
+from sys_util.errors import ChannelClosed, ConfigError, ProtocolError, VmmError, describe
 from sys_util.log import get_logger
 from sys_util.shared_page import SharedPage
+from sys_util.stranger import judged
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from crosvm_py.device_process.charge import RestartResult
     from crosvm_py.device_process.kinds import DeviceOrder
     from crosvm_py.warden.host import WardenProcess
-    from sys_util.event_loop import EventLoop, Timer
+    from sys_util.event_loop import EventLoop
     from sys_util.guest_memory import GuestMemory
     from sys_util.wire import Message
 
@@ -37,9 +39,6 @@ START_SECONDS: Final = 60.0
 
 # What is called with the size that a file has now, or with a reason why it is what it was.
 ResizeResult: TypeAlias = "Callable[[int, str], None]"
-
-# What is called when a new process serves, with nothing, or with a reason why none does yet.
-RestartResult: TypeAlias = "Callable[[str], None]"
 
 
 class Care(NamedTuple):
@@ -55,26 +54,6 @@ class Care(NamedTuple):
 
 
 DEFAULT_CARE: Final = Care()
-
-
-class _Charge:
-    """One device in our care, beyond what ``DeviceProcess`` knows of itself."""
-
-    def __init__(self, device: DeviceProcess, page: SharedPage, restarts: int | None) -> None:
-        self.device = device
-        self.page = page  # its counters and its saved state
-        self.budget = RestartBudget(restarts)
-        self.resizable = False
-        self.timer: Timer | None = None  # until its process has to be ready
-        self.ended_at = 0.0  # when the end of the last process was noticed
-        self.wish: RestartResult | None = None  # of whom asked for a restart
-        self.on_purpose = False  # ended, or about to be, because of that
-
-    def stop_waiting(self) -> None:
-        """The process is ready, or has ended."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
 
 
 class Supervisor:
@@ -94,7 +73,7 @@ class Supervisor:
         self._warden = warden
         self._on_death = on_death
         self._care = care
-        self._charges: list[_Charge] = []
+        self._charges: list[Charge] = []
         self._memory_fd = -1
         self._waiting: set[int] = set()
         self._resizes: dict[int, ResizeResult] = {}
@@ -121,7 +100,7 @@ class Supervisor:
             device_id, order.name, kind.policy_name, self._loop, self._lock, timeout
         )
         device.watches_kicks = not kind.in_kernel
-        charge = _Charge(device, SharedPage.create("crosvm_counters"), self._care.restarts)
+        charge = Charge(device, SharedPage.create("crosvm_counters"), self._care.restarts)
         charge.resizable = bool(kind.resizable and order.max_file_bytes)
         device.cells = charge.page.cells
         device.expect(lambda: self._on_ready(charge), lambda: self._on_failure(charge))
@@ -256,28 +235,26 @@ class Supervisor:
                 for fd in fds:
                     os.close(fd)
                 raise ProtocolError(f"{type(message).__name__} with {len(fds)} descriptors")
-            self._take(message, fds)
+            judged(f"its {type(message).__name__}", self._take, message, fds)
         except ChannelClosed:
             self._end_with(f"warden (pid {self._warden.pid}): ended, and its devices with it")
-        except ProtocolError as error:
-            self._end_with(f"warden (pid {self._warden.pid}): {error}")
+        except VmmError as error:
+            self._end_with(f"warden (pid {self._warden.pid}): {describe(error)}")
 
     def _take(self, message: Message, fds: list[int]) -> None:
         match message:
             case protocol.Spawned(device_id, pid):
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fds[0])
                 try:
-                    device = self._charge(device_id).device
-                    if device.is_open:
-                        raise ProtocolError(f"device {device_id} has a process")
+                    device = self._without_process(device_id).device
                     device.pid = pid
                     device.attach(sock)
-                except ProtocolError:
+                except Exception:
                     sock.close()
                     raise
                 log.debug("%s is process %d", device.name, pid)
             case protocol.SpawnFailed(device_id, reason):
-                charge = self._charge(device_id)
+                charge = self._without_process(device_id)
                 charge.stop_waiting()
                 self._on_lost(charge, f"{charge.device.name}: {reason}")
             case protocol.Exited(device_id, pid, status, cause):
@@ -297,14 +274,20 @@ class Supervisor:
                     raise ProtocolError(f"device {device_id} was not to be resized")
                 then(size_bytes, reason)
 
-    def _charge(self, device_id: int) -> _Charge:
+    def _charge(self, device_id: int) -> Charge:
         if device_id >= len(self._charges):
             raise ProtocolError(f"there is no device {device_id}")
         return self._charges[device_id]
 
+    def _without_process(self, device_id: int) -> Charge:
+        charge = self._charge(device_id)
+        if charge.device.is_open:
+            raise ProtocolError(f"device {device_id} has a process")
+        return charge
+
     # The life of a process.
 
-    def _on_ready(self, charge: _Charge) -> None:
+    def _on_ready(self, charge: Charge) -> None:
         now = time.monotonic()
         charge.budget.started(now)
         self._waiting.discard(charge.device.device_id)
@@ -314,9 +297,9 @@ class Supervisor:
             took_ms = 1000 * (now - charge.ended_at)
             facts = (device.name, device.pid, took_ms, device.status.restarts)
             log.info("%s: process %d goes on after %.0f ms (restart %d)", *facts)
-        self._fulfil(charge, "")
+        charge.fulfil("")
 
-    def _on_failure(self, charge: _Charge) -> None:
+    def _on_failure(self, charge: Charge) -> None:
         """The channel is closed: the process broke a rule, or has ended by itself.
 
         Or it only closed the channel: whatever it is, it does not live on without one. To one that
@@ -326,7 +309,7 @@ class Supervisor:
         self._kill(charge)
         self._report(charge)
 
-    def _end_process(self, charge: _Charge) -> None:
+    def _end_process(self, charge: Charge) -> None:
         """End a process that has finished what it had begun, as somebody wishes."""
         if charge.device.is_open:
             charge.ended_at = time.monotonic()
@@ -334,13 +317,13 @@ class Supervisor:
             self._kill(charge)
             self._report(charge)
 
-    def _kill(self, charge: _Charge) -> None:
+    def _kill(self, charge: Charge) -> None:
         try:
             self._warden.channel.send(protocol.Kill(charge.device.device_id))
         except (ChannelClosed, ProtocolError):
             return  # a warden that has gone took its devices along; one that hangs is ended with us
 
-    def _report(self, charge: _Charge) -> None:
+    def _report(self, charge: Charge) -> None:
         """Say how a process ended once both its last words and its status are here."""
         device = charge.device
         if device.is_open or device.death.status is None or self._ending:
@@ -356,13 +339,13 @@ class Supervisor:
             cause = device.death.describe(device.policy_name)
             self._on_lost(charge, f"{device.name} (pid {device.pid}): {cause}")
 
-    def _on_lost(self, charge: _Charge, line: str) -> None:
+    def _on_lost(self, charge: Charge, line: str) -> None:
         """A process has ended that nobody ended on purpose, or could not be made."""
         if not charge.device.status.served or self._care.restarts == NEVER:
             self._end_with(line)
             return
         log.error("%s", line)
-        self._fulfil(charge, line)
+        charge.fulfil(line)
         delay = charge.budget.next_delay(time.monotonic())
         if delay is None:
             name = charge.device.name
@@ -373,7 +356,7 @@ class Supervisor:
         else:
             self._make_again(charge)
 
-    def _make_again(self, charge: _Charge, *, fresh: bool = False) -> None:
+    def _make_again(self, charge: Charge, *, fresh: bool = False) -> None:
         if self._ending or self._failure:
             return
         charge.device.status.restarts += 1
@@ -385,11 +368,6 @@ class Supervisor:
         charge.timer = self._loop.call_later(
             START_SECONDS, lambda: charge.device.fail(f"not ready after {START_SECONDS:.0f} s")
         )
-
-    def _fulfil(self, charge: _Charge, reason: str) -> None:
-        wish, charge.wish = charge.wish, None
-        if wish is not None:
-            wish(reason)
 
     def _end_with(self, reason: str) -> None:
         if self._ending or self._failure:

@@ -27,9 +27,9 @@ from devices.virtio.vsock_broker import (
     NotConnected,
 )
 from sys_util import linux
-from sys_util.channel import Channel, ChannelClosed
+from sys_util.channel import Channel
 from sys_util.crash import crash_report
-from sys_util.errors import ProtocolError, VmmError, describe
+from sys_util.errors import ChannelClosed, ChannelFull, ProtocolError, VmmError, describe
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -146,6 +146,8 @@ class Broker:
                 self._say(Connected(), [sock.fileno()])
         except OSError as error:
             self._say(NotConnected(error.errno or errno.EIO))
+        except ProtocolError as error:  # the kernel lets no more descriptors be on their way
+            self._say(NotConnected(getattr(error.__cause__, "errno", None) or errno.EIO))
         return True
 
     def _connect(self, question: Connect) -> socket.socket:
@@ -175,7 +177,7 @@ class Broker:
         while True:
             try:
                 self.channel.send(answer, fds)
-            except ProtocolError:
+            except ChannelFull:
                 self._writable.poll()
             else:
                 return

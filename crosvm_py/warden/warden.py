@@ -17,7 +17,6 @@ import resource
 import signal
 import socket
 import stat
-import sys
 from functools import partial
 
 from crosvm_py.device_process.kinds import DEVICE_KINDS
@@ -26,26 +25,28 @@ from crosvm_py.device_process.protocol import CALL_DENIED_HEAD
 from crosvm_py.warden import protocol
 from crosvm_py.warden.broker import Broker, Role
 from crosvm_py.warden.cgroup_limits import DeviceLimits, file_memory
+from crosvm_py.warden.code import Code, read_anew
 from crosvm_py.warden.device_jail import jail_for
 from jail.namespaces import clone_into, id_map_for, write_id_maps
 from jail.plan import confine_warden, load_filter
 from jail.steps import DieWithParent
 from seccomp import syscall_name
 from sys_util import linux
-from sys_util.channel import Channel, ChannelClosed, socket_pair
-from sys_util.errors import HostError, ProtocolError, VmmError, describe
+from sys_util.channel import Channel, socket_pair
+from sys_util.errors import ChannelClosed, HostError, ProtocolError, VmmError, describe
 from sys_util.event_loop import EventLoop
 from sys_util.log import get_logger
-from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+from sys_util.stranger import judged
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable
     from typing import NoReturn
 
-    from crosvm_py.device_process.kinds import DeviceKind
     from crosvm_py.run_policies import RunPolicies
     from jail.cgroup import VmCgroup
     from jail.plan import JailPlan
+    from sys_util.wire import Message
 
 log = get_logger("crosvm.warden")
 
@@ -84,13 +85,6 @@ def be_warden(
         linux.report_denied_calls(sock.fileno(), protocol.WARDEN_DENIED_HEAD)
         load_filter(policies.warden)
     warden.run()
-
-
-class _Code(NamedTuple):
-    """The code that device processes run."""
-
-    kinds: Mapping[str, DeviceKind]
-    run: Callable[[protocol.Spawn, socket.socket, list[int], JailPlan | None], int]
 
 
 class _Device:
@@ -146,7 +140,7 @@ class _Warden:
         self._null_fd = null_fd
         self._devices: dict[int, _Device] = {}
         self._sealed = False
-        self._code = _Code(DEVICE_KINDS, run_device)
+        self._code = Code(DEVICE_KINDS, run_device)
         self._loop = EventLoop()
 
     def run(self) -> None:
@@ -155,8 +149,8 @@ class _Warden:
             self._loop.run()
         except ChannelClosed:
             log.debug("the vmm has gone")
-        except ProtocolError as error:
-            log.error("the vmm broke the protocol: %s", error)
+        except VmmError as error:
+            log.error("the vmm broke the protocol: %s", describe(error))
         finally:
             for device in self._devices.values():
                 if device.pid:
@@ -171,27 +165,30 @@ class _Warden:
             return
         message, fds = received
         try:
-            match message:
-                case protocol.Spawn():
-                    self._start(self._new(message, fds), fds, fresh=False)
-                case protocol.Respawn(device_id, fresh):
-                    self._start(self._ended(device_id), fds, fresh=fresh)
-                case protocol.Seal():
-                    self._sealed = True
-                    self._channel.send(protocol.Sealed())
-                case protocol.Kill(device_id):
-                    self._kill(device_id)
-                case protocol.VmmDenied(number, in_vcpu):
-                    # Its last words; the channel is closed next.
-                    name, policy = syscall_name(number), "vcpu" if in_vcpu else "vmm"
-                    log.error("vmm: killed by seccomp: %s (%d), policy %s", name, number, policy)
-                case protocol.Resize():
-                    self._channel.send(self._resize(message))
-                case _:
-                    raise ProtocolError(f"unexpected {type(message).__name__}")
+            judged(f"its {type(message).__name__}", self._serve, message, fds)
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _serve(self, message: Message, fds: list[int]) -> None:
+        match message:
+            case protocol.Spawn():
+                self._start(self._new(message, fds), fds, fresh=False)
+            case protocol.Respawn(device_id, fresh):
+                self._start(self._ended(device_id), fds, fresh=fresh)
+            case protocol.Seal():
+                self._sealed = True
+                self._channel.send(protocol.Sealed())
+            case protocol.Kill(device_id):
+                self._kill(device_id)
+            case protocol.VmmDenied(number, in_vcpu):
+                # Its last words; the channel is closed next.
+                name, policy = syscall_name(number), "vcpu" if in_vcpu else "vmm"
+                log.error("vmm: killed by seccomp: %s (%d), policy %s", name, number, policy)
+            case protocol.Resize():
+                self._channel.send(self._resize(message))
+            case _:
+                raise ProtocolError(f"unexpected {type(message).__name__}")
 
     def _new(self, order: protocol.Spawn, fds: list[int]) -> _Device:
         """Take up a device; its own descriptors leave ``fds``."""
@@ -199,7 +196,11 @@ class _Warden:
             raise ProtocolError(f"it asks for device {order.device_id} while the guest runs")
         if order.device_id in self._devices:
             raise ProtocolError(f"device {order.device_id} is there already")
-        kind = DEVICE_KINDS[order.kind]
+        kind = DEVICE_KINDS.get(order.kind)
+        if kind is None:
+            raise ProtocolError(f"device {order.device_id} is of no kind there is")
+        if len(fds) < _SHARED + (kind.broker is not None):
+            raise ProtocolError(f"{len(fds)} descriptors for device {order.device_id}")
         limits = DeviceLimits(self._cgroup, order.name, kind, _guest_bytes(order))
         broker = None
         if kind.broker is not None:
@@ -237,6 +238,8 @@ class _Warden:
 
     def _start(self, device: _Device, shared: list[int], *, fresh: bool) -> None:
         device_id = device.order.device_id
+        if len(shared) != _SHARED:
+            raise ProtocolError(f"{len(shared)} descriptors for device {device_id}")
         try:
             if fresh:
                 self._code = read_anew({device.order.kind for device in self._devices.values()})
@@ -346,31 +349,6 @@ def resize_file(pid: int, fd: int, size_bytes: int) -> int:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
         raise
     return size_bytes
-
-
-def read_anew(wanted: Iterable[str]) -> _Code:
-    """Return the code of devices as it is installed now; the kinds ``wanted`` are imported.
-
-    Raises:
-        VmmError: it cannot be loaded; what was loaded before is still there.
-    """
-    from importlib import import_module
-
-    old = {
-        name: module
-        for name, module in sys.modules.items()
-        if name.startswith(("devices.", "crosvm_py.device_"))
-    }
-    for name in old:
-        del sys.modules[name]
-    try:
-        kinds = import_module("crosvm_py.device_process.kinds").DEVICE_KINDS
-        for kind in wanted:
-            kinds[kind].preload()
-        return _Code(kinds, import_module("crosvm_py.device_process.process").run_device)
-    except Exception as error:  # code that somebody else wrote may raise anything
-        sys.modules.update(old)
-        raise VmmError(f"its code cannot be read anew: {error!r}") from error
 
 
 def _guest_bytes(order: protocol.Spawn) -> int:

@@ -12,8 +12,8 @@ import os
 import socket
 
 from devices.virtio.vsock_packet import SocketType
-from sys_util.channel import Channel, ChannelClosed
-from sys_util.errors import ProtocolError, VmmError
+from sys_util.channel import Channel
+from sys_util.errors import ChannelClosed, ProtocolError, VmmError
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 from sys_util.wire import U32, Codec, boolean, integer, text

@@ -27,17 +27,21 @@ READY = protocol.Ready(2, 0x1_3000_0000, (256, 256), CONFIG)
 
 
 class WatchedLock:
-    """The device-model lock; it knows whether it is held."""
+    """The device-model lock, which may be taken again; it knows whether it is held."""
 
     def __init__(self) -> None:
-        self.held = False
+        self._depth = 0
+
+    @property
+    def held(self) -> bool:
+        return self._depth > 0
 
     def __enter__(self) -> bool:
-        self.held = True
+        self._depth += 1
         return True
 
     def __exit__(self, *_: object) -> None:
-        self.held = False
+        self._depth -= 1
 
 
 class RecordedEvents:

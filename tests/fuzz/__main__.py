@@ -16,6 +16,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.fuzz.targets import EPISODES_PER_LIFE, RING_TARGETS, TARGETS, life_source, make_fuzzer
+from tests.fuzz.unforeseen import unforeseen_errors_are_finds
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -91,7 +92,11 @@ def fuzz(name: str, plan: Plan) -> Result:
     at = f"life {plan.first_life}"
     watchdog = Watchdog(plan.patience_seconds)
     try:
-        with watchdog, closing(_episodes(name, plan.seed, plan.first_life)) as lives:
+        with (
+            unforeseen_errors_are_finds(),
+            watchdog,
+            closing(_episodes(name, plan.seed, plan.first_life)) as lives,
+        ):
             for position, done in lives:
                 watchdog.feed()
                 at = position  # the last that was well

@@ -17,6 +17,7 @@ from crosvm_py.warden import protocol as warden_protocol
 from devices.virtio import vsock_broker
 from sys_util import wire
 from sys_util.errors import ProtocolError
+from sys_util.stranger import unpack_fields
 from sys_util.wire import encode
 from tests.fuzz.source import EDGES, number, one_in, pick, spoil
 
@@ -160,7 +161,7 @@ class MessageFuzzer:
     def _unpack(self, payload: bytes) -> None:
         """The named fields inside commands and answers."""
         try:
-            device_protocol.unpack_fields(payload)
+            unpack_fields(payload)
         except ProtocolError:
             return
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from crosvm_py.device_process.vsock_broker import Broker
 from devices.virtio.vsock import Vsock
 from devices.virtio.vsock_common import VsockSpec
-from sys_util.channel import ChannelClosed, socket_pair
+from sys_util.channel import socket_pair
+from sys_util.errors import ChannelClosed
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 import pytest
 
 from sys_util import wire
-from sys_util.channel import MAX_MESSAGE_FDS, Channel, ChannelClosed, socket_pair
-from sys_util.errors import ProtocolError
+from sys_util.channel import MAX_MESSAGE_FDS, Channel, socket_pair
+from sys_util.errors import ChannelClosed, ChannelFull, ProtocolError
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def test_send_to_a_peer_that_does_not_read_never_blocks(
         for _ in range(10_000):
             channel.send(Note("x" * 1000))
 
-    with pytest.raises(ProtocolError, match="does not read"):
+    with pytest.raises(ChannelFull, match="does not read"):
         flood()
 
 

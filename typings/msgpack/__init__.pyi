@@ -1,6 +1,8 @@
+from collections.abc import Callable
+
 from . import exceptions as exceptions
 
-def packb(o: object, *, use_bin_type: bool = ...) -> bytes: ...
+def packb(o: object, *, use_bin_type: bool = ..., unicode_errors: str = ...) -> bytes: ...
 def unpackb(
     packed: bytes | bytearray | memoryview,
     *,
@@ -13,4 +15,5 @@ def unpackb(
     max_array_len: int = ...,
     max_map_len: int = ...,
     max_ext_len: int = ...,
+    ext_hook: Callable[[int, bytes], object] = ...,
 ) -> object: ...

@@ -17,7 +17,7 @@ import pytest
 from crosvm_py.control import client
 from crosvm_py.control.client import ControlError, ask
 from crosvm_py.control.protocol import REQUESTS, Done, Failed, Stop
-from sys_util.errors import ConfigError, HostError, ProtocolError
+from sys_util.errors import ConfigError, HostError
 from sys_util.wire import encode
 
 Script = Callable[[socket.socket], None]
@@ -130,8 +130,13 @@ def test_ask_closed_without_answer_raises(serve: Serve) -> None:
 
 
 def test_ask_nonsense_raises(serve: Serve) -> None:
-    with pytest.raises(ProtocolError, match="unknown type 7"):
+    with pytest.raises(ControlError, match=r"/s: no answer of a VM of ours: .* unknown type 7"):
         ask(serve(_answer(msgpack.packb([7]))), Stop())
+
+
+def test_ask_deeply_nested_answer_raises(serve: Serve) -> None:
+    with pytest.raises(ControlError, match="more than 8 deep"):
+        ask(serve(_answer(b"\x92\x41" + b"\x91" * 1010 + b"\xc0")), Stop())
 
 
 def test_ask_silent_vm_times_out(serve: Serve) -> None:

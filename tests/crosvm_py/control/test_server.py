@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crosvm_py.control import server as server_module
+from crosvm_py.control.balloon import BalloonSet
 from crosvm_py.control.protocol import (
     MAX_REQUEST_BYTES,
     RESPONSES,
@@ -51,6 +52,8 @@ class Host:
         self.requests.append(request)
         if isinstance(request, PowerButton):
             raise ConfigError("the guest has no ACPI")
+        if isinstance(request, BalloonSet):
+            raise KeyError(request.size_bytes)
         if isinstance(request, Suspend):
             self.pending.append(Pending())
             return self.pending[-1]
@@ -103,12 +106,19 @@ def test_server_handler_refusal_is_the_answer_and_the_connection_stays(host: Hos
         assert host.ask(sock, encode(Resume())) == Done()
 
 
+def test_server_handler_with_a_bug_fails_that_request_alone(host: Host, lines: list[str]) -> None:
+    with host.client() as sock:
+        assert host.ask(sock, encode(BalloonSet(0))) == Failed("the request: KeyError")
+        assert host.ask(sock, encode(Resume())) == Done()
+    assert lines[0] == "the request could not be used"
+
+
 HOSTILE = [
     pytest.param(b"\xc1", "not msgpack", id="reserved-byte"),
     pytest.param(b"{}", "not msgpack", id="json"),
     pytest.param(encode(Stop())[:-1] + b"", "not msgpack", id="half"),
     pytest.param(encode(Stop()) + b"\x00", "not msgpack", id="more-than-one"),
-    pytest.param(b"\x91" * 4000, "not msgpack", id="deep"),
+    pytest.param(b"\x91" * 4000, "8 deep", id="deep"),
     pytest.param(b"\xdd\xff\xff\xff\xff", "not msgpack", id="huge-array"),
     pytest.param(b"\xc6\xff\xff\xff\xff", "not msgpack", id="huge-bytes"),
     pytest.param(b"\xd9\x02\xff\xfe", "not msgpack", id="bad-utf8"),

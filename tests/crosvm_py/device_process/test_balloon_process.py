@@ -36,7 +36,7 @@ def start(rig: DeviceRig) -> tuple[DeviceProcess, RecordedEvents]:
     spec = pack_spec(BalloonSpec(size_bytes=8 * PAGE))
     device = rig.start(DeviceOrder("balloon", "balloon", spec, (), 0))
     lock = WatchedLock()
-    lock.held = True  # the rig has a lock that nobody watches
+    lock.__enter__()  # the rig has a lock that nobody watches
     device.events = events = RecordedEvents(lock)
     return device, events
 

@@ -36,9 +36,9 @@ def test_command_crosses_with_its_arguments(device: HostileDevice) -> None:
 @pytest.mark.parametrize("ok", [True, False])
 def test_result_reaches_who_asked_once(device: HostileDevice, ok: bool) -> None:
     first, second = command(device), command(device)
-    device.send(answer(2, ok=ok, size=1))
+    device.send(answer(2, ok=ok, error="full"))
     device.turn()
-    assert (first, second) == ([], [(ok, {"size": 1})])
+    assert (first, second) == ([], [(ok, {"error": "full"})])
     device.host.close()
     assert len(second) == 1
     assert [ok for ok, _ in first] == [False]
@@ -52,6 +52,8 @@ def test_result_reaches_who_asked_once(device: HostileDevice, ok: bool) -> None:
         pytest.param(answer(9), "request 9, which was no command", id="nothing"),
         pytest.param(protocol.Answer(1, True, b"\xc1"), "not msgpack", id="garbage"),
         pytest.param(protocol.Answer(1, True, b"\x90"), "without names", id="array"),
+        pytest.param(protocol.Answer(1, False, b"\x80"), "without a reason", id="no reason"),
+        pytest.param(answer(1, ok=False, error=[1]), "without a reason", id="reason is no text"),
     ],
 )
 def test_wrong_answer_ends_the_device(device: HostileDevice, message: Message, reason: str) -> None:

@@ -21,6 +21,7 @@ from crosvm_py.device_process.kinds import DeviceOrder
 from crosvm_py.device_process.restart import ALWAYS, NEVER
 from crosvm_py.warden import protocol, warden
 from sys_util.errors import ConfigError, ProtocolError
+from sys_util.stranger import unpack_fields
 from sys_util.wire import encode
 from tests.crosvm_py.device_rig import DeviceRig
 from tests.crosvm_py.fake_warden import FakeWarden
@@ -60,7 +61,7 @@ class FakeVm:
         command = received[0]
         assert isinstance(command, device_protocol.Command)
         self.answer_disk(command.request_id)
-        return command.verb, device_protocol.unpack_fields(command.arguments)["size_bytes"]
+        return command.verb, unpack_fields(command.arguments)["size_bytes"]
 
     def answer_disk(self, request_id: int, error: str = "") -> None:
         fields = msgpack.packb({"error": error} if error else {})

@@ -132,7 +132,7 @@ def test_configuration_that_the_driver_wrote_is_kept_without_telling_it(
 
 
 def test_failed_queue_makes_the_device_need_a_reset(device: HostileDevice) -> None:
-    device.send(protocol.QueueFailed(0xFFFF, "the driver is mad"))
+    device.send(protocol.QueueFailed(1, "the driver is mad"))
     device.turn()
     assert device.events.calls == ["set_needs_reset"]
     assert device.host.is_open
@@ -155,7 +155,7 @@ HOSTILE = [
     pytest.param(b"\x92\x21", "not msgpack", id="half"),
     pytest.param(wire.encode(READY)[:-5], "not msgpack", id="half ready"),
     pytest.param(wire.encode(READY) + b"\x01", "not msgpack", id="two in one"),
-    pytest.param(b"\x91" * 4000 + b"\x01", "not msgpack", id="deep"),
+    pytest.param(b"\x91" * 4000 + b"\x01", "more than 8 deep", id="deep"),
     pytest.param(b"\x01", "not an array", id="number"),
     pytest.param(b"\x90", "not an array", id="empty array"),
     pytest.param(b"\x81\xa1a\x02", "not an array", id="map"),
@@ -186,6 +186,8 @@ HOSTILE = [
         wire.encode(protocol.ConfigChanged(CONFIG + b"x")), "another size", id="config grows"
     ),
     pytest.param(wire.encode(protocol.ConfigChanged(b"")), "another size", id="config shrinks"),
+    pytest.param(wire.encode(protocol.QueueFailed(2, "")), "queue 2 of 2", id="no such queue"),
+    pytest.param(b"\x93\x23" + b"\x91" * 1010 + b"\xc0\xc2", "8 deep", id="deep field"),
 ]
 
 

@@ -100,7 +100,8 @@ def test_restart_on_purpose_finishes_what_was_begun(rig: DeviceRig, tmp_path: Pa
 READ_ANEW = """
 import sys
 from crosvm_py.device_process.kinds import DEVICE_KINDS
-from crosvm_py.warden.warden import read_anew, run_device
+from crosvm_py.warden.code import read_anew
+from crosvm_py.warden.warden import run_device
 from sys_util.errors import VmmError
 
 DEVICE_KINDS["rng"].preload()
@@ -127,7 +128,7 @@ else:
             "import importlib\n"
             "def broken(name): raise SyntaxError('half an update')\n"
             "importlib.import_module = broken",
-            "its code cannot be read anew: SyntaxError('half an update')",
+            "its code cannot be read anew: SyntaxError: half an update",
             id="broken",
         ),
     ],

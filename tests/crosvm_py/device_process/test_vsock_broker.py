@@ -19,8 +19,8 @@ from crosvm_py.control.socket_path import SocketUse, bind_control_socket, bind_s
 from crosvm_py.device_process import vsock_broker
 from crosvm_py.device_process.vsock_broker import BURST, CONNECTS_PER_SECOND, Broker
 from devices.virtio.vsock_broker import DEVICE_CODEC, Connect, Connected, NotConnected
-from sys_util.channel import Channel, ChannelClosed, socket_pair
-from sys_util.errors import ProtocolError
+from sys_util.channel import Channel, socket_pair
+from sys_util.errors import ChannelClosed, ProtocolError
 from sys_util.wire import Message, encode
 
 PORT = 52
@@ -97,6 +97,19 @@ def test_listener_of_the_port_is_connected_to(
         assert not os.get_inheritable(fd)
         sock.send(b"hello")
         assert peer.recv(10) == b"hello"
+
+
+def test_socket_that_the_kernel_does_not_pass_on_is_a_refusal(
+    device: Device, listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that takes no answers has as many descriptors under way as its user may have."""
+    listen()
+
+    def sendmsg(*_: object) -> int:
+        raise OSError(errno.ETOOMANYREFS, "too many references")
+
+    monkeypatch.setattr(socket.socket, "sendmsg", sendmsg)
+    assert device.ask() == (NotConnected(errno.ETOOMANYREFS), [])
 
 
 def stale(listen: Listen, _folder: Path) -> None:

@@ -385,6 +385,6 @@ def test_vmm_leaks_nothing_over_a_whole_life(sandbox: bool, disk: Path) -> None:
 
 def test_bad_orders_leak_nothing(rig: DeviceRig) -> None:
     before = settled_fds(rig)
-    with pytest.raises(VmmError, match="exited with status 70"):
+    with pytest.raises(VmmError, match=r"exited with status 1$"):
         rig.start(DeviceOrder("rng", "rng", b"\xc1", (), 0))
     rig.until(lambda: fds_of(rig.warden.pid) == before)

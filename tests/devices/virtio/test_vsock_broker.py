@@ -267,7 +267,7 @@ def reports(pattern: str, payload: bytes) -> object:
             BROKER_DENIED_HEAD + b"\xce\x00\x00\x00\x29",  # as its handler of SIGSYS writes it
         ),
         reports("broker: jail: no root", encode(BrokerFailed("jail: no root"))),
-        reports("broker: message is not msgpack", b"\xc1"),
+        reports("broker: data that is not msgpack", b"\xc1"),
         reports("broker: message of unknown type 1", msgpack.packb([1, 52, False])),
         reports("broker: NotConnected with 0 fields", msgpack.packb([33])),
         reports("broker: 0 is not a whole number in 1", msgpack.packb([33, 0])),
