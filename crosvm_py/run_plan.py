@@ -47,7 +47,8 @@ from seccomp.loader import count
 from sys_util.channel import socket_pair
 from sys_util.errors import VmmError
 from sys_util.log import get_logger
-from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+from sys_util.stranger import unpack, unpack_fields
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -297,7 +298,7 @@ def _queues(prepared: Preparation) -> list[tuple[DeviceOrder, tuple[int, ...]]]:
     os.waitpid(pid, 0)
     if not packed:
         raise VmmError("the devices cannot be built")
-    sizes: list[list[int]] = msgpack.unpackb(packed)  # type: ignore[assignment]  # as packed
+    sizes = cast("list[list[int]]", unpack(packed))  # as packed
     return [(order, tuple(each)) for order, each in zip(prepared.devices, sizes, strict=True)]
 
 
@@ -313,7 +314,7 @@ def _given(order: DeviceOrder) -> tuple[int, ...]:
 
 
 def _rate_limits(order: DeviceOrder) -> dict[str, int]:
-    fields: dict[str, list[int]] = msgpack.unpackb(order.spec)  # type: ignore[assignment]  # ours
+    fields = cast("dict[str, list[int]]", unpack_fields(order.spec))  # ours
     names = (name.replace("_", "-") for name in LIMIT_NAMES)
     limits = zip(names, fields.get("limits", ()), strict=False)
     return {name: value for name, value in limits if value}

@@ -142,20 +142,19 @@ class Balloon(SimpleDevice):
 
     def attach(self, context: DeviceContext) -> None:
         self._context = context
-        self._pages = pages = GuestPages(context.memory)
-        target = min(self._state.target_pages, pages.page_count)
+        self._pages = GuestPages(context.memory)
+        target = min(self._state.target_pages, self._pages.page_count)
         self._state = self._state._replace(target_pages=target)
-        fields = context.saved.load()
-        if fields is not None:
-            try:
-                stats, released = read_saved_stats(fields), read_released(fields)
-                self._state = read_state(fields, pages.page_count)
-                self._stats, pages.released_bytes = stats, released
-            except ValueError as error:
-                get_logger("devices.virtio.balloon").warning("saved state is not used: %s", error)
+        context.saved.restore(self._restore)
         self._save()
         if self._state.cmd_id >= FIRST_CMD_ID:
             self._limit_hinting()
+
+    def _restore(self, fields: dict[str, object]) -> None:
+        """Go on as the last process would; see ``SavedState.restore``."""
+        stats, released = read_saved_stats(fields), read_released(fields)
+        self._state = read_state(fields, self._pages.page_count)
+        self._stats, self._pages.released_bytes = stats, released
 
     def _save(self) -> None:
         """Store what the next process has to know."""

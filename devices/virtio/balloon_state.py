@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from devices.virtio.balloon_stats import STAT_NAMES
+from sys_util.errors import ProtocolError
+from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -52,15 +54,15 @@ def read_state(fields: Mapping[str, object], page_count: int) -> BalloonState:
     """Return what an earlier process saved, of a guest with so many pages.
 
     Raises:
-        ValueError: no balloon of ours saved that.
+        ProtocolError: no balloon of ours saved that.
     """
     most = BalloonState(*(page_count, U32_MAX, MOST, MOST, U32_MAX, U32_MAX, U32_MAX, 1, 0xFFFF))
     values = fields.get("state")
     if type(values) is not list or len(values) != len(most):
-        raise ValueError(f"{values!r:.80}")
+        raise ProtocolError(f"state: {brief(values)}")
     for value, low, high in zip(values, (*(0,) * 8, NOT_HELD), most, strict=True):
         if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"{value!r:.40} is not in {low}..{high}")
+            raise ProtocolError(f"{brief(value)} is not in {low}..{high}")
     return BalloonState(*values)
 
 
@@ -68,18 +70,18 @@ def read_saved_stats(fields: Mapping[str, object]) -> dict[int, int]:
     """Return the statistics that an earlier process saved: values by their tags.
 
     Raises:
-        ValueError: they are none.
+        ProtocolError: they are none.
     """
     stats = fields.get("stats")
     if type(stats) is not list or len(stats) > len(STAT_NAMES):
-        raise ValueError(f"statistics {stats!r:.80}")
+        raise ProtocolError(f"statistics: {brief(stats)}")
     found: dict[int, int] = {}
     for pair in stats:
         if type(pair) is not list or [type(item) for item in pair] != [int, int]:
-            raise ValueError(f"statistics with {pair!r:.40}")
+            raise ProtocolError(f"statistics with {brief(pair)}")
         tag, value = pair
         if not (0 <= tag < len(STAT_NAMES) and 0 <= value <= _U64_MAX):
-            raise ValueError(f"statistics with {tag} = {value}")
+            raise ProtocolError(f"statistics with {tag} = {value}")
         found[tag] = value
     return found
 
@@ -88,9 +90,9 @@ def read_released(fields: Mapping[str, object]) -> int:
     """Return how many bytes earlier processes gave back.
 
     Raises:
-        ValueError: so many cannot be.
+        ProtocolError: so many cannot be.
     """
     released = fields.get("released")
     if type(released) is not int or not 0 <= released <= MOST:
-        raise ValueError(f"{released!r:.40} bytes given back")
+        raise ProtocolError(f"{brief(released)} bytes given back")
     return released

@@ -16,6 +16,8 @@ from devices.virtio.block_image import MAX_ID_BYTES, SECTOR_BYTES, disk_id, open
 from devices.virtio.chain import ChainError
 from devices.virtio.device import CommandError, RequestError
 from devices.virtio.limited import LimitedDevice
+from sys_util.errors import ProtocolError
+from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Self
 
 if TYPE_CHECKING:
@@ -150,7 +152,7 @@ class Block(LimitedDevice):
             return super().command(verb, arguments)
         size_bytes = arguments.get("size_bytes")
         if type(size_bytes) is not int:
-            raise CommandError(f"{size_bytes!r:.40} is no size")
+            raise CommandError(f"{brief(size_bytes)} is no size")
         self._check_size(size_bytes)
         if verb == "resize":
             self._resize(size_bytes // SECTOR_BYTES)
@@ -178,13 +180,13 @@ class Block(LimitedDevice):
         An image that has grown since was given another size just when that process ended. One that
         is larger than the capacity is about to be cut.
         """
-        super().restore(fields)
         capacity, image = fields.get("capacity_sectors"), fields.get("image_sectors")
         block_sectors = self._spec.block_size // SECTOR_BYTES
         if type(capacity) is not int or capacity <= 0 or capacity % block_sectors:
-            raise ValueError(f"capacity {capacity!r:.40}")
+            raise ProtocolError(f"capacity {brief(capacity)}")
         if type(image) is not int:
-            raise ValueError(f"image {image!r:.40}")
+            raise ProtocolError(f"image {brief(image)}")
+        super().restore(fields)
         if capacity < image:
             self._capacity_sectors = min(capacity, self._image_sectors)
 

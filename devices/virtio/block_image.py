@@ -16,6 +16,7 @@ from sys_util.errors import ConfigError, HostError
 from sys_util.facts import fact
 from sys_util.linux import ofd_lock
 from sys_util.log import get_logger
+from sys_util.stranger import brief
 from sys_util.typing import Final
 
 log = get_logger("devices.virtio.block")
@@ -82,7 +83,7 @@ def _check_options(label: str, spec: BlockSpec) -> None:
     if len(disk_id(spec)) > MAX_ID_BYTES:
         raise ConfigError(f"{label}: id is longer than {MAX_ID_BYTES} bytes")
     if "\0" in spec.path:
-        raise ConfigError(f"{label!r}: a path with a zero byte")
+        raise ConfigError(f"{brief(label)}: a path with a zero byte")
 
 
 def _open(label: str, spec: BlockSpec) -> int:

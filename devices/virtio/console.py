@@ -15,6 +15,7 @@ has no such message: its size is in the configuration, where every kernel finds 
 
 from __future__ import annotations
 
+from functools import partial
 from struct import Struct
 
 from devices.virtio.chain import ChainError
@@ -29,7 +30,7 @@ from devices.virtio.console_port import ConsolePort, Input, Size
 from devices.virtio.console_state import ConsoleState, PortState, bits, flags, read_state
 from devices.virtio.device import CommandError, SimpleDevice
 from sys_util.facts import fact
-from sys_util.log import get_logger
+from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -53,8 +54,6 @@ MAX_PORTS: Final = 16
 # struct virtio_console_config: cols, rows, max_nr_ports, emerg_wr.
 _CONFIG: Final = Struct("<HHII")
 _EMERG_WR_OFFSET: Final = 8
-
-_log = get_logger("devices.virtio.console")
 
 
 class PortSpec(NamedTuple):
@@ -178,10 +177,7 @@ class Console(SimpleDevice):
             self._by_queue[first] = self._by_queue[first + 1] = port
             port.save = self._save
         self._control = Control(context, self._ports, self._save)
-        earlier = context.saved.load()
-        if earlier is not None:
-            self._restore(earlier, self._control)
-        else:
+        if not context.saved.restore(partial(self._restore, self._control)):
             self._clear_backlogs()
         self._save()
 
@@ -225,10 +221,10 @@ class Console(SimpleDevice):
             return super().command(verb, arguments)
         number, columns, rows = (arguments.get(key) for key in ("port", "columns", "rows"))
         if not isinstance(number, int) or not 0 <= number < len(self._ports):
-            raise CommandError(f"port {number!r:.40}: there are {len(self._ports)}")
+            raise CommandError(f"port {brief(number)}: there are {len(self._ports)}")
         for value in (columns, rows):
             if not isinstance(value, int) or not 0 <= value <= 0xFFFF:
-                raise CommandError(f"size {columns!r:.40} x {rows!r:.40}: not in 0..65535")
+                raise CommandError(f"size {brief(columns)} x {brief(rows)}: not in 0..65535")
         self._resize(number, Size(int(str(columns)), int(str(rows))))
         return {}
 
@@ -260,16 +256,11 @@ class Console(SimpleDevice):
             0 if port.output is None else port.output.dropped_bytes,
         )
 
-    def _restore(self, fields: dict[str, object], control: Control) -> None:
-        """Go on where an earlier process stood. If it left nonsense, begin anew."""
-        try:
-            state = read_state(fields, len(self._ports))
-            for backlog, saved in zip(self._backlogs, state.ports, strict=True):
-                backlog.restore(saved.tail)
-        except ValueError as error:
-            _log.warning("saved state is not used: %s", error)
-            self._clear_backlogs()
-            return
+    def _restore(self, control: Control, fields: dict[str, object]) -> None:
+        """Go on where an earlier process stood; see ``SavedState.restore``."""
+        state = read_state(fields, len(self._ports))
+        for backlog, saved in zip(self._backlogs, state.ports, strict=True):
+            backlog.restore(saved.tail)
         for number, (port, saved) in enumerate(zip(self._ports, state.ports, strict=True)):
             port.size = Size(saved.columns, saved.rows)
             port.is_open = saved.is_open

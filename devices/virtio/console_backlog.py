@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 
+from sys_util.errors import ProtocolError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -67,10 +68,10 @@ class Backlog:
         """Go on with what another process left.
 
         Raises:
-            ValueError: no ring of ours stands so.
+            ProtocolError: no ring of ours stands so.
         """
         if not self.head <= tail <= self.head + len(self._memory) <= MAX_POSITION:
-            raise ValueError(f"a backlog from {self.head} to {tail}")
+            raise ProtocolError(f"a backlog from {self.head} to {tail}")
         self.tail = tail
 
     def append(self, pieces: Iterable[bytes | memoryview]) -> None:

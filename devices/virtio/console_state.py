@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from devices.virtio.console_backlog import MAX_POSITION
 from devices.virtio.console_control import NO_MESSAGE, NOT_HEARD, Event
+from sys_util.errors import ProtocolError
+from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -88,11 +90,11 @@ def read_state(fields: Mapping[str, object], port_count: int) -> ConsoleState:
     """Return the state of an earlier process of a console with so many ports.
 
     Raises:
-        ValueError: no console of ours saved that.
+        ProtocolError: no console of ours saved that.
     """
     ports = fields.get("ports")
     if type(ports) is not list or len(ports) != port_count:
-        raise ValueError(f"not the state of {port_count} ports")
+        raise ProtocolError(f"not the state of {port_count} ports")
     number, port, event = _integers(
         fields.get("sending"), NO_MESSAGE, (_MAX_INDEX, port_count - 1, len(Event) - 1)
     )
@@ -103,8 +105,8 @@ def read_state(fields: Mapping[str, object], port_count: int) -> ConsoleState:
 
 def _integers(values: object, least: tuple[int, ...], most: tuple[int, ...]) -> list[int]:
     if type(values) is not list or len(values) != len(least):
-        raise ValueError(f"{values!r:.80}")
+        raise ProtocolError(f"{brief(values)} instead of {len(least)} numbers")
     for value, low, high in zip(values, least, most, strict=True):
         if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"{value!r:.40} is not in {low}..{high}")
+            raise ProtocolError(f"{brief(value)} is not in {low}..{high}")
     return values

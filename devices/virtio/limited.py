@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.rate_limiter import LIMIT_NAMES, RateLimiter, RateLimits
-from sys_util.errors import ConfigError
-from sys_util.log import get_logger
+from sys_util.errors import ConfigError, ProtocolError
+from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain
     from devices.virtio.context import DeviceContext
     from sys_util.event_loop import Timer
-
-_log = get_logger("devices.virtio.limited")
 
 
 class LimitedDevice(SimpleDevice):
@@ -32,12 +30,8 @@ class LimitedDevice(SimpleDevice):
 
     def attach(self, context: DeviceContext) -> None:
         self._context = context
-        fields = context.saved.load()
-        if fields is not None:
-            try:
-                self.restore(fields)
-            except ValueError as error:
-                _log.warning("%s: saved state is not used: %s", self.name, error)
+        if not context.saved.is_empty:
+            context.saved.restore(self.restore)
             self._limiter.drain()
         self.save()
         self._set_gate()
@@ -47,19 +41,16 @@ class LimitedDevice(SimpleDevice):
         return {"limits": self._limiter.limits}
 
     def restore(self, fields: dict[str, object]) -> None:
-        """Go on as the last process would.
+        """Go on as the last process would; see ``SavedState.restore``.
 
         Raises:
-            ValueError: it left nonsense.
+            VmmError: it left nonsense.
         """
         limits = fields.get("limits")
         if type(limits) is not list or len(limits) != len(LIMIT_NAMES):
-            raise ValueError(f"limits {limits!r:.80}")
-        try:
-            named = dict(zip(LIMIT_NAMES, limits, strict=True))
-            self._limiter.configure(changed_limits(RateLimits(), named))
-        except CommandError as error:
-            raise ValueError(f"{error}") from error
+            raise ProtocolError(f"limits: {brief(limits)}")
+        named = dict(zip(LIMIT_NAMES, limits, strict=True))
+        self._limiter.configure(changed_limits(RateLimits(), named))
 
     def save(self) -> None:
         """Store what the next process has to know."""
@@ -109,7 +100,7 @@ def changed_limits(limits: RateLimits, arguments: dict[str, object]) -> RateLimi
     """
     for name, value in arguments.items():
         if name not in LIMIT_NAMES or type(value) is not int:
-            raise CommandError(f"limit: {name} = {value!r:.40} is no limit")
+            raise CommandError(f"limit: {name} = {brief(value)} is no limit")
     changed = RateLimits(**(limits._asdict() | arguments))
     try:
         changed.check()

@@ -43,9 +43,10 @@ class Net(NetCard):
         return frozenset(range(len(self.queue_sizes)))
 
     def attach(self, context: DeviceContext) -> None:
+        is_first = context.saved.is_empty
         super().attach(context)
         self._set_limits()
-        if context.saved.load() is not None:
+        if not is_first:
             for limiter in self._limiters:
                 limiter.drain()  # the process before us used them, nobody knows how much
         stats, limiters = self.stats, self._limiters

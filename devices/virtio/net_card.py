@@ -111,12 +111,10 @@ class NetCard(SimpleDevice):
         taps = [end for end in self.ends if isinstance(end, TapEnd)]
         for end in taps if len(taps) > 1 else ():
             end.find_attached()
-        fields = context.saved.load()
-        if fields is not None:
-            try:
-                self._state = CardState.unpack(fields, self._spec)
-            except ValueError as error:
-                self._log.warning("%s; starting afresh", error)
+        context.saved.restore(self._restore)
+
+    def _restore(self, fields: dict[str, object]) -> None:
+        self._state = CardState.unpack(fields, self._spec)
 
     def activate(self, features: int) -> None:
         if features != self._state.features:  # else it is the driver of the process before us

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from devices.virtio import net_features as bits
 from devices.virtio.rate_limiter import RateLimits
-from sys_util.errors import ConfigError
+from sys_util.errors import ConfigError, ProtocolError
 from sys_util.facts import fact
 from sys_util.typing import Final, NamedTuple, NoReturn
 
@@ -51,7 +51,7 @@ class CardState(NamedTuple):
         """Check what another process has left; it may have been taken over.
 
         Raises:
-            ValueError: no card can be in this state; it names the field.
+            ProtocolError: no card can be in this state; it names the field.
         """
         if fields.keys() != set(cls._fields):
             _refuse("fields")
@@ -77,7 +77,7 @@ class CardState(NamedTuple):
 
 
 def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"saved state: {name}")
+    raise ProtocolError(name)
 
 
 def _truth(fields: dict[str, object], name: str) -> bool:

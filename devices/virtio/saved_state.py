@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import msgpack
 
+from sys_util.errors import ProtocolError, VmmError
 from sys_util.linux import full_barrier
 from sys_util.log import get_logger
+from sys_util.stranger import judged, unpack_fields
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _log = get_logger("devices.virtio.saved_state")
 
@@ -45,29 +47,39 @@ class SavedState:
         self._cells = cells
         self._bytes = cells.cast("B")
 
-    def load(self) -> dict[str, object] | None:
-        """Return the fields that the last process stored, ``None`` if there are none.
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is stored, as for the first process of a device."""
+        return not self._cells[_GENERATION]
 
-        What they hold is unchecked.
+    def restore(self, take_up: Callable[[dict[str, object]], None]) -> bool:
+        """Let ``take_up`` have the fields that the last process stored; return whether it did.
+
+        It checks all of them before it changes anything. If it raises an exception, of whatever
+        kind, the state is nonsense: it is cleared, so that no later process meets it, and the
+        device starts afresh.
         """
-        generation = self._cells[_GENERATION]
-        if not generation:
-            return None
-        slot = _slot(generation)
-        length = self._cells[slot]
-        start = 8 * (slot + 1)
-        if length > MAX_STATE_BYTES:
-            _log.warning("saved state of %d bytes is not used", length)
-            return None
+        if self.is_empty:
+            return False
         try:
-            fields = msgpack.unpackb(bytes(self._bytes[start : start + length]))
-        except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+            judged("a field", take_up, unpack_fields(self._load()))
+        except VmmError as error:
             _log.warning("saved state is not used: %s", error)
-            return None
-        if type(fields) is not dict or not all(type(name) is str for name in fields):
-            _log.warning("saved state is not used: no fields")
-            return None
-        return fields
+            self.clear()
+            return False
+        return True
+
+    def clear(self) -> None:
+        """Forget what is stored. The vmm does it for a device that could not start with it."""
+        self._cells[_GENERATION] = 0
+
+    def _load(self) -> bytes:
+        slot = _slot(self._cells[_GENERATION])
+        length = self._cells[slot]
+        if length > MAX_STATE_BYTES:
+            raise ProtocolError(f"it has {length} bytes")
+        start = 8 * (slot + 1)
+        return bytes(self._bytes[start : start + length])
 
     def store(self, fields: Mapping[str, object]) -> None:
         """Replace the state; at no moment is there none.

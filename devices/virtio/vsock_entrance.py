@@ -10,6 +10,7 @@ import socket
 
 from devices.virtio.vsock_packet import SocketType
 from sys_util.log import get_logger
+from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def parse_connect(line: bytes) -> int:
     """
     words = line.decode("ascii").split()
     if len(words) != 2 or words[0].upper() != "CONNECT" or not words[1].isdigit():
-        raise ValueError(f"{line!r} is not CONNECT and a port")
+        raise ValueError(f"{brief(line)} is not CONNECT and a port")
     port = int(words[1])
     if port > 0xFFFF_FFFF:
         raise ValueError(f"port {port} is above 32 bits")
@@ -69,10 +70,10 @@ class _Greeting(NamedTuple):
         line, newline, early = self.line.partition(b"\n")
         if not newline:
             if not data or len(line) >= MAX_LINE_BYTES:
-                raise ValueError(f"{bytes(line)!r} has no end")
+                raise ValueError(f"{brief(bytes(line))} has no end")
             return None
         if len(line) >= MAX_LINE_BYTES or (early and self.socket_type == SocketType.SEQPACKET):
-            raise ValueError(f"{bytes(self.line)!r} is too long")
+            raise ValueError(f"{brief(bytes(self.line))} is too long")
         return parse_connect(bytes(line)), bytes(early)
 
 

@@ -26,6 +26,7 @@ from devices.virtio.vsock_packet import (
     read_header,
     reset_reply,
 )
+from devices.virtio.vsock_ports import FIRST_LOCAL_PORT, LocalPorts
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -54,19 +55,11 @@ MAX_WAITING_RESETS: Final = 256
 DEADLINE_TICKS: Final = 8
 TICK_SECONDS: Final = 1.0
 
-# The host's ports for connections that the host begins, as in Firecracker.
-FIRST_LOCAL_PORT: Final = 1 << 30
-LOCAL_PORTS: Final = 1 << 30
-
-# The next process must not use a port again to which the guest may still have an old connection. So
-# each takes a block of ports that none had before it.
-PORT_BLOCK: Final = 1 << 12
 
 # A pair of ports that is never connected: the driver resets what comes for it (§5.10.6.4).
 _ECHO_PORTS: Final = (FIRST_LOCAL_PORT - 1, 0xFFFF_FFFF)
 
-_log = get_logger("devices.virtio.vsock")
-_limited = _log.limited()  # for what either side can cause
+_limited = get_logger("devices.virtio.vsock").limited()  # for what either side can cause
 
 
 class Muxer:
@@ -98,13 +91,13 @@ class Muxer:
         self._deadlines: dict[Connection, int] = {}  # ticks; soonest first
         self._now = 0
         self._ticking = False
-        self._next_port = 0
+        self._ports: LocalPorts
         self._context: DeviceContext
 
     def attach(self, context: DeviceContext) -> None:
         """Start to listen for host processes."""
         self._context = context
-        self._next_port = self._first_port()
+        self._ports = LocalPorts(context.saved)
         self._attempts.attach(context)
         self._entrance.attach(context, self._has_room)
 
@@ -252,23 +245,10 @@ class Muxer:
         connection.ask(early)
         self._on_output()
 
-    def _first_port(self) -> int:
-        """Return the first of a block of ports that is ours from now on."""
-        fields = self._context.saved.load()
-        first = 0 if fields is None else fields.get("next_port")
-        if type(first) is not int or not 0 <= first < LOCAL_PORTS or first % PORT_BLOCK:
-            _log.warning("saved state is not used: port %.40r", first)
-            first = 0
-        self._context.saved.store({"next_port": (first + PORT_BLOCK) % LOCAL_PORTS})
-        return first
-
     def _local_port(self, guest_port: int) -> int:
         """Return a port of the host that is free towards ``guest_port``."""
         while True:
-            port = FIRST_LOCAL_PORT + self._next_port
-            self._next_port += 1
-            if not self._next_port % PORT_BLOCK:
-                self._next_port = self._first_port()
+            port = self._ports.take()
             if (port, guest_port) not in self._connections:
                 return port
 

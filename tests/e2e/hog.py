@@ -28,7 +28,7 @@ class Hog(Rng):
     """Take memory when the driver is ready, until the kernel has had enough."""
 
     def attach(self, context: DeviceContext) -> None:
-        self._hungry = context.saved.load() is None  # nobody was here before
+        self._hungry = context.saved.is_empty  # nobody was here before
         super().attach(context)
 
     def activate(self, features: int) -> None:

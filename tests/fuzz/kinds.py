@@ -18,6 +18,7 @@ from sys_util.guest_memory import GuestMemory
 from tests.fuzz.messages import spoil_fields
 from tests.fuzz.source import number, one_in, pick
 from tests.support.device_context import DriverSide
+from tests.support.stored import stored
 
 if TYPE_CHECKING:
     from devices.virtio.chain import DescriptorChain
@@ -72,7 +73,7 @@ def spoil_saved(source: Source, saved: SavedState) -> None:
         at = 8 * source.below(PAGE_CELLS - 8)
         saved._bytes[at : at + len(data)] = data
     elif kind == 2:
-        fields = saved.load() or {"x": 1}
+        fields = stored(saved) or {"x": 1}
         name = pick(source, tuple(fields))
         items: list[object] = [fields[name]]
         spoil_fields(source, items)

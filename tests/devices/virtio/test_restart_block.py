@@ -178,7 +178,7 @@ def test_nonsense_of_the_last_process_is_one_line_and_no_more(
     disk.driver.context.saved.store(fields)
     disk.take_over()
     (line,) = lines
-    assert "block: saved state is not used" in line
+    assert "saved state is not used" in line
     lines.clear()
     assert shown(disk) == SECTORS
     disk.submit(OUT, 0, sectors(b"x"))

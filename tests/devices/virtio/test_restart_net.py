@@ -16,6 +16,7 @@ from sys_util.tap import IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUNSETOFFLOAD, TUNS
 from sys_util.unix_stream import FIONREAD, SO_PEEK_OFF
 from tests.support.killed import each_kill, shared_state
 from tests.support.net_rig import EVENT_IDX, MAC, PLAIN, Ioctls, NetRig, frame
+from tests.support.stored import stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,7 +234,7 @@ def test_saved_state_that_cannot_be_is_reported_and_left(
     rig.driver.context.saved.store({**GOOD, name: value})
     scene.restart()
     assert rig.config()[:2] == (MAC, 1)
-    assert scene.lines == [f"saved state: {name}; starting afresh"]
+    assert scene.lines == [f"saved state is not used: {name}"]
     rig.send(PLAIN + frame(60))
     assert len(rig.sent()) == 1
 
@@ -243,7 +244,7 @@ def test_saved_state_with_a_field_too_few_or_too_many_is_left(scene: Scene, name
     names = {*GOOD} ^ {name}
     scene.rig.driver.context.saved.store({key: GOOD.get(key, 1) for key in names})
     scene.restart()
-    assert scene.lines == ["saved state: fields; starting afresh"]
+    assert scene.lines == ["saved state is not used: fields"]
 
 
 class Traffic(NetRig):
@@ -372,6 +373,6 @@ def test_killed_while_it_is_told_it_knows_in_the_end(*, is_tap: bool) -> None:
 
 
 def _stored(traffic: Traffic) -> dict[str, object]:
-    fields = traffic.driver.context.saved.load()
+    fields = stored(traffic.driver.context.saved)
     assert fields is not None
     return fields

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio import vsock_muxer
+from devices.virtio import vsock_ports
 from devices.virtio.vsock_common import PATIENCE_SECONDS
-from devices.virtio.vsock_muxer import FIRST_LOCAL_PORT, LOCAL_PORTS, PORT_BLOCK
+from devices.virtio.vsock_ports import FIRST_LOCAL_PORT, LOCAL_PORTS, PORT_BLOCK
 from tests.support.device_context import DriverSide
 from tests.support.killed import each_kill, shared_state
 from tests.support.vsock_rig import (
@@ -279,7 +279,7 @@ def test_port_of_the_host_is_not_used_again(tmp_path: Path) -> None:
 
 
 def test_block_of_ports_is_followed_by_the_next(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vsock_muxer, "PORT_BLOCK", 2)
+    monkeypatch.setattr(vsock_ports, "PORT_BLOCK", 2)
     rig.take_over_and_echo()
     rig.give_events()
     ports = [rig.open_from_host()[1] for _ in range(5)]

@@ -8,6 +8,7 @@ import pytest
 
 from devices.virtio.counters import CELL_COUNT, KICKS, REQUESTS, Counters
 from devices.virtio.saved_state import MAX_STATE_BYTES, PAGE_CELLS, SavedState
+from tests.support.stored import stored
 
 GENERATION = 31
 
@@ -22,24 +23,24 @@ def test_page_is_large_enough() -> None:
 
 
 def test_first_process_finds_nothing() -> None:
-    assert SavedState(page()).load() is None
+    assert stored(SavedState(page())) is None
 
 
 def test_successor_finds_what_was_stored_last() -> None:
     cells = page()
     for size in range(5):
         SavedState(cells).store({"size": size, "name": "x" * 100 * size})
-        assert SavedState(cells).load() == {"size": size, "name": "x" * 100 * size}
+        assert stored(SavedState(cells)) == {"size": size, "name": "x" * 100 * size}
 
 
 def test_longest_state_fits_and_a_longer_one_is_our_bug() -> None:
     saved = SavedState()
     room = MAX_STATE_BYTES - len(msgpack.packb({"data": b""})) - 1  # of a longer length's field
     saved.store({"data": b"x" * room})
-    assert saved.load() == {"data": b"x" * room}
+    assert stored(saved) == {"data": b"x" * room}
     with pytest.raises(ValueError, match="state of"):
         saved.store({"data": b"x" * (room + 1)})
-    assert saved.load() == {"data": b"x" * room}
+    assert stored(saved) == {"data": b"x" * room}
 
 
 class KilledError(Exception):
@@ -81,7 +82,7 @@ def test_process_killed_while_it_stores_leaves_the_old_state(stores: int) -> Non
     SavedState(cells).store({"state": "old"})
     with pytest.raises(KilledError):
         SavedState(DyingCells(cells, stores)).store({"state": "new"})  # type: ignore[arg-type]
-    assert SavedState(cells).load() == {"state": "old"}
+    assert stored(SavedState(cells)) == {"state": "old"}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_nonsense_of_the_last_process_is_no_state(length: int, data: bytes) -> N
         cells[GENERATION] = generation
         cells[slot] = length
         cells.cast("B")[8 * slot + 8 : 8 * slot + 8 + len(data)] = data
-        assert SavedState(cells).load() is None
+        assert stored(SavedState(cells)) is None
 
 
 @pytest.mark.parametrize("generation", [(1 << 63) - 2, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
@@ -115,7 +116,7 @@ def test_any_generation_can_be_followed(generation: int) -> None:
     saved = SavedState(cells)
     for value in range(3):
         saved.store({"value": value})
-        assert saved.load() == {"value": value}
+        assert stored(saved) == {"value": value}
 
 
 def test_counters_go_on_where_the_last_process_stopped() -> None:

@@ -14,12 +14,12 @@ from devices.virtio.vsock_attempts import ATTEMPT_TICKS, TICK_SECONDS
 from devices.virtio.vsock_common import COUNTERS
 from devices.virtio.vsock_muxer import (
     DEADLINE_TICKS,
-    FIRST_LOCAL_PORT,
     LARGE_BUFFER_BYTES,
     MAX_CONNECTIONS,
     MAX_LARGE_BUFFERS,
     SMALL_BUFFER_BYTES,
 )
+from devices.virtio.vsock_ports import FIRST_LOCAL_PORT
 from tests.support.vsock_rig import (
     CID,
     HOST,

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every border of every process: whatever comes over it ends who sent it, and nobody else.
+
+Each reader gets every message that it knows with every value that msgpack has in every place, and
+arrays and maps of any depth. It may refuse, and it may take what happens to be right; it must not
+raise anything else, and it must go on. An error that nobody foresaw counts as a find, as for the
+fuzzers (``tests/fuzz/unforeseen.py``).
+"""
+
+from __future__ import annotations
+
+import ast
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from crosvm_py.cli.commands import balloon_stats
+from crosvm_py.cli.dispatch import execute
+from crosvm_py.control import client
+from crosvm_py.control.balloon import BalloonState
+from crosvm_py.control.protocol import REQUESTS, RESPONSES, Done, Resume
+from crosvm_py.control.server import ControlServer
+from crosvm_py.control.socket_path import bind_control_socket
+from crosvm_py.device_process import protocol as device_protocol
+from crosvm_py.device_process.balloon_control import _response
+from crosvm_py.device_process.control import _limits, refusal
+from crosvm_py.device_process.vsock_broker import Broker
+from crosvm_py.warden import protocol as warden_protocol
+from crosvm_py.warden import warden as warden_module
+from crosvm_py.warden.code import Code
+from devices.virtio.rate_limiter import LIMIT_NAMES
+from devices.virtio.vsock_broker import BROKER_CODEC
+from sys_util.channel import Channel, socket_pair
+from sys_util.errors import HostError, ProtocolError, VmmError
+from sys_util.event_loop import EventLoop
+from sys_util.stranger import unpack_fields
+from sys_util.wire import encode
+from tests.crosvm_py.fake_warden import FakeWarden
+from tests.crosvm_py.hostile_device import READY, HostileDevice
+from tests.fuzz.messages import CODECS
+from tests.fuzz.unforeseen import unforeseen_errors_are_finds
+from tests.support.strangers import DEPTHS, VALUES, deep, hostile_payloads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crosvm_py.control.protocol import Response
+
+ROOT = Path(__file__).parents[2]
+# Whoever reads what others sent or left behind: these describe values by ``brief`` alone.
+BORDERS = [
+    *(ROOT / "sys_util" / name for name in ("channel.py", "stranger.py", "wire.py")),
+    *sorted((ROOT / "devices" / "virtio").rglob("*.py")),
+    *sorted((ROOT / "crosvm_py" / "device_process").rglob("*.py")),
+    *sorted((ROOT / "crosvm_py" / "control").rglob("*.py")),
+    *sorted((ROOT / "crosvm_py" / "warden").rglob("*.py")),
+]
+SOURCES = [
+    path
+    for folder in ("sys_util", "devices", "crosvm_py", "jail", "seccomp", "kernel_loader")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+@pytest.fixture(autouse=True)
+def _finds(lines: list[str]) -> Iterator[None]:
+    with unforeseen_errors_are_finds():
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CODECS)
+def test_codec_takes_or_refuses_every_value_in_every_place(name: str) -> None:
+    taken = refused = 0
+    for payload in hostile_payloads(CODECS[name]):
+        try:
+            CODECS[name].decode(payload)
+            taken += 1
+        except ProtocolError:
+            refused += 1
+    assert taken > 10
+    assert refused > 500
+
+
+# A device process, for the vmm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_ready", [True, False], ids=["ready", "fresh"])
+def test_device_that_says_anything_ends_itself_alone(is_ready: bool) -> None:
+    ended = count = 0
+    for payload in hostile_payloads(device_protocol.VMM_CODEC, depths=DEPTHS[::4]):
+        device = HostileDevice()
+        if is_ready:
+            device.send(READY)
+            device.turn()
+            device.host.command("state", {}, lambda _ok, _fields: None)
+        device.send_raw(payload)
+        device.turn()
+        assert device.failures == (not device.host.is_open)
+        ended += device.failures
+        count += 1
+        device.close()
+    assert ended > count / 2
+
+
+def answers(name: str) -> Iterator[dict[str, object]]:
+    """Yield what a device can answer under this name, as far as it is msgpack."""
+    for value in (*VALUES.values(), *map(deep, DEPTHS)):
+        try:
+            yield unpack_fields(b"\x81" + encode_text(name) + value)
+        except ProtocolError:
+            continue
+
+
+def encode_text(text: str) -> bytes:
+    return bytes((0xD9, len(text))) + text.encode()
+
+
+@pytest.mark.parametrize("name", BalloonState.__match_args__)
+def test_answer_of_a_balloon_may_hold_anything(name: str) -> None:
+    good: dict[str, object] = dict.fromkeys(BalloonState.__match_args__, 0)
+    good |= dict.fromkeys(("has_driver", "has_stats", "hint_done", "clamped"), True) | {"stats": []}
+    assert isinstance(_response(True, good), BalloonState)
+    for fields in answers(name):
+        checked_response(_response(True, good | fields))
+
+
+@pytest.mark.parametrize("name", [*LIMIT_NAMES, "other"])
+def test_answer_with_limits_may_hold_anything(name: str) -> None:
+    for fields in answers(name):
+        checked_response(_limits("rng", dict.fromkeys(LIMIT_NAMES, 0) | fields))
+
+
+def test_reason_of_a_refusal_may_be_any_text() -> None:
+    for fields in answers("error"):
+        if type(fields["error"]) is str:  # else the link has ended the device
+            checked_response(refusal("rng", fields))
+
+
+def checked_response(response: Response) -> None:
+    """See that a client can be sent it."""
+    encode(response)
+
+
+# The warden, for the vmm; and the vmm, for the warden
+
+
+def test_warden_that_says_anything_ends_the_vm_in_order() -> None:
+    few = [*VALUES.values(), *map(deep, DEPTHS[::4])]
+    payloads = [*few, *list(hostile_payloads(warden_protocol.VMM_CODEC, depths=(9, 1023)))[::60]]
+    ended = 0
+    for payload in payloads:
+        warden = FakeWarden()
+        warden.spawn("rng")
+        warden.send_raw(payload)
+        ended += bool(warden.deaths)
+        warden.close()
+    assert ended > len(payloads) / 2
+
+
+@pytest.mark.slow
+def test_vmm_that_says_anything_ends_the_service_of_its_warden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise HostError("clone", "nothing in a test")
+
+    monkeypatch.setattr(warden_module._Warden, "_make", refuse)
+    monkeypatch.setattr(warden_module, "read_anew", lambda _: Code({}, lambda *_: 0))
+    for payload in hostile_payloads(warden_protocol.WARDEN_CODEC, depths=DEPTHS[::4]):
+        ours, theirs = socket_pair()
+        warden = warden_module._Warden(Channel(ours, warden_protocol.WARDEN_CODEC), None, -1, None)
+        theirs.setblocking(False)
+        theirs.send(payload)
+        with suppress(VmmError):
+            warden._on_message(0)
+        warden._loop.close()
+        ours.close()
+        theirs.close()
+
+
+# A device, for its broker
+
+
+def test_device_that_asks_its_broker_anything_ends_it_and_itself() -> None:
+    for payload in hostile_payloads(BROKER_CODEC, depths=DEPTHS[::4]):
+        ours, theirs = socket_pair()
+        broker = Broker(ours, b"/nowhere/v")
+        theirs.send(payload)
+        with suppress(VmmError):
+            broker.serve()
+        broker.channel.close()
+        theirs.close()
+
+
+# A control client, for the vmm
+
+
+@pytest.mark.slow
+def test_client_that_says_anything_loses_its_connection_alone(tmp_path: Path) -> None:
+    loop, bound = EventLoop(), bind_control_socket(str(tmp_path / "s"))
+    server = ControlServer(loop, bound, lambda _request: Done())
+
+    def ask(payload: bytes) -> bytes:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(bound.path)
+            client.send(payload)
+            for _ in range(4):
+                loop.run_once(0)
+            client.setblocking(False)
+            return client.recv(65536)
+
+    for payload in hostile_payloads(REQUESTS, depths=DEPTHS[::4]):
+        ask(payload)
+    assert ask(encode(Resume())) == encode(Done())
+    server.close()
+    bound.unlink()
+    loop.close()
+
+
+# The VM, for a client
+
+COMMANDS = [
+    "devices S",
+    "devices --json S",
+    "limit rng S",
+    "balloon 1G S",
+    "balloon_stats S",
+    "disk resize 0 1000 S",
+    "link net:0 up S",
+    "stop S",
+]
+
+
+@pytest.fixture(scope="module")
+def answers_of_vms() -> list[Response]:
+    """Return whatever a VM may answer that is an answer."""
+    found = []
+    for payload in hostile_payloads(RESPONSES, depths=()):
+        with suppress(ProtocolError):
+            found.append(cast("Response", RESPONSES.decode(payload)))
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_vm_that_answers_anything_gets_one_line_from_its_client(
+    command: str, answers_of_vms: list[Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(balloon_stats, "ANSWER_SECONDS", 0.0)
+    said = answers_of_vms[:1]
+    monkeypatch.setattr(client, "ask", lambda *_, **__: said[0])
+    for said[0] in answers_of_vms:
+        with suppress(VmmError):
+            execute(command.split())
+
+
+# The rules by which this stays so
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_source_unpacks_in_the_one_place(path: Path) -> None:
+    names = {node.attr for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
+    unpackers = names & {"unpackb", "Unpacker", "loads"}
+    assert not unpackers or path.name == "stranger.py"
+
+
+@pytest.mark.parametrize("path", BORDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_source_at_a_border_describes_by_brief(path: Path) -> None:
+    """``!r`` of a nested value recurses, and of any value it has no bound."""
+    for node in ast.walk(tree(path)):
+        described = isinstance(node, ast.FormattedValue) and node.conversion == ord("r")
+        old = isinstance(node, ast.Constant) and "%r" in str(node.value)
+        assert not described, f"{path.name}:{node.lineno}"  # type: ignore[attr-defined]  # it has
+        assert not old, f"{path.name}:{node.lineno}"  # type: ignore[attr-defined]  # it has
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
