@@ -11,6 +11,7 @@ import time
 from _thread import get_ident
 from collections import deque
 
+from sys_util.eventfd import create_eventfd, drain_eventfd, signal_eventfd
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class EventLoop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._soon: deque[Callable[[], None]] = deque()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_fd = create_eventfd()
         self._signal_fds: tuple[int, ...] = ()
         self._running = False
         self._thread = get_ident()
@@ -71,15 +72,19 @@ class EventLoop:
         May be called from any thread; the callback runs in the loop's.
         """
         timer = Timer(time.monotonic() + seconds, callback)
-        heapq.heappush(self._timers, (timer.deadline, next(self._order), timer))
-        if get_ident() != self._thread:
-            os.eventfd_write(self._wake_fd, 1)
+        if get_ident() == self._thread:
+            self._push(timer)
+        else:  # the loop looks at its first timer, then takes it: none may come between the two
+            self.call_soon_threadsafe(lambda: self._push(timer))
         return timer
+
+    def _push(self, timer: Timer) -> None:
+        heapq.heappush(self._timers, (timer.deadline, next(self._order), timer))
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` from the loop's own thread; for other threads and signal handlers."""
         self._soon.append(callback)
-        os.eventfd_write(self._wake_fd, 1)
+        signal_eventfd(self._wake_fd)
 
     def wake_on_signals(self) -> None:
         """Run the Python handlers of signals at once; for the main thread's loop.
@@ -142,7 +147,7 @@ class EventLoop:
                 callback()
 
     def _on_wake(self, _events: int) -> None:
-        os.eventfd_read(self._wake_fd)
+        drain_eventfd(self._wake_fd)
         for _ in range(len(self._soon)):
             self._soon.popleft()()
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from os import eventfd_read, eventfd_write
+from os import eventfd_read
 
 from devices.virtio.counters import INTERRUPTS, KICKS, Counters
 from devices.virtio.device import serve_queue
@@ -11,6 +11,7 @@ from devices.virtio.features import BASE_FEATURES, VIRTIO_F_IN_ORDER, VIRTIO_F_V
 from devices.virtio.port import QueuePort
 from devices.virtio.queue import QueueError, QueueState, SplitQueue
 from sys_util.errors import ProtocolError
+from sys_util.eventfd import signal_eventfd
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -179,7 +180,7 @@ class QueueWorker:
             self._log.warning("%s queue %d: %s", self._device.name, index, error)
             raise
         if wants_interrupt and queue.call_fd >= 0:
-            eventfd_write(queue.call_fd, 1)
+            signal_eventfd(queue.call_fd)
             counters.interrupts = interrupts = counters.interrupts + 1
             counters.cells[INTERRUPTS] = interrupts
         return not ring.idle

@@ -268,6 +268,17 @@ def test_source_unpacks_in_the_one_place(path: Path) -> None:
     assert not unpackers or path.name == "stranger.py"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_source_signals_eventfds_in_the_one_place(path: Path) -> None:
+    """Whoever shares an eventfd may have left it full, and then a write of 1 fails."""
+    nodes = list(ast.walk(tree(path)))
+    names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    names |= {
+        alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert "eventfd_write" not in names or path.name == "eventfd.py"
+
+
 @pytest.mark.parametrize("path", BORDERS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_source_at_a_border_describes_by_brief(path: Path) -> None:
     """``!r`` of a nested value recurses, and of any value it has no bound."""

@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from threading import Thread
 
 import pytest
 
-from sys_util.event_loop import EPOLLOUT, EventLoop
+from sys_util.event_loop import EPOLLOUT, EventLoop, Timer
 
 
 @pytest.fixture
@@ -42,6 +44,32 @@ def test_call_from_another_thread_wakes_the_loop(loop: EventLoop) -> None:
     thread.start()
     loop.run()
     thread.join()
+
+
+def test_timer_of_another_thread_is_not_lost_while_the_loop_drops_a_cancelled_one(
+    loop: EventLoop,
+) -> None:
+    calls: list[str] = []
+    threads = [Thread(target=lambda: loop.call_later(0, lambda: calls.append("armed")))]
+
+    class Nosy(Timer):
+        """A cancelled timer; when the loop looks at it, another thread sets an earlier one."""
+
+        @property
+        def callback(self) -> None:
+            if threads:
+                thread = threads.pop()
+                thread.start()
+                thread.join()
+
+        @callback.setter
+        def callback(self, value: None) -> None:
+            """It stays cancelled."""
+
+    loop._push(Nosy(time.monotonic() + 60, None))
+    for _ in range(3):
+        loop.run_once(0)
+    assert calls == ["armed"]
 
 
 def test_a_callback_may_remove_another_of_the_same_round(loop: EventLoop) -> None:

@@ -6,12 +6,14 @@ And the state is gone then, so that no process after it meets it again.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import msgpack
 import pytest
 
 from devices.virtio.saved_state import MAX_STATE_BYTES
+from sys_util.eventfd import drain_eventfd
 from tests.fuzz import kinds, own_queue_kinds
 from tests.fuzz.kinds import BalloonKind, BlockKind, RngKind
 from tests.fuzz.own_queue_kinds import ConsoleKind, NetKind, VsockKind
@@ -80,6 +82,25 @@ def test_process_after_one_that_left_anything_starts_and_serves(
             kind.serves()
     assert refused > 50
     kind.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", EVERY_KIND)
+def test_full_eventfds_of_the_last_process_stop_no_queue(
+    make: Callable[[Source], Kind], lines: list[str]
+) -> None:
+    """Nobody reads the eventfd of a masked vector: it stays as that process has left it."""
+    kind = make(Steady("eventfds"))
+    kind.serves()
+    side = kind.side
+    for fd in (*side._calls.values(), *side._kicks.values()):
+        drain_eventfd(fd)
+        os.eventfd_write(fd, (1 << 64) - 2)
+    side.reset()
+    kind.serves()
+    assert all(side.interrupted(index) for index in side.queues)
+    kind.close()
+    lines.clear()
 
 
 def leave(monkeypatch: pytest.MonkeyPatch, poison: bytes | None) -> None:
