@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from crosvm_py.device_process.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS
+from crosvm_py.device_process.restart import DEFAULT_LIMIT, DEFAULT_TIMEOUT_SECONDS
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from crosvm_py.device_process.restart import RestartLimit
     from devices.virtio.balloon import BalloonSpec
     from devices.virtio.block_image import BlockSpec
     from devices.virtio.rng import RngSpec
@@ -82,8 +83,8 @@ class RunConfig:
     """A whole VM. ``disks`` are in command-line order: the first is /dev/vda.
 
     ``serial`` is complete: every COM port is in it, those nobody asked for as sinks.
-    ``device_restarts`` is how often each device gets a new process, ``None`` for always; ``cgroup``
-    the one below which groups for devices are made, "none", or ``None`` for where it can be done.
+    ``device_restarts`` is how often each device that fails gets a new process; ``cgroup`` the group
+    below which those of devices are made, "none", or ``None`` for where it can be done.
     """
 
     kernel: str
@@ -103,7 +104,7 @@ class RunConfig:
     balloon: BalloonSpec | None = None
     vsock: VsockSpec | None = None
     networks: tuple[NetworkSpec, ...] = ()
-    device_restarts: int | None = ALWAYS
+    device_restarts: RestartLimit = DEFAULT_LIMIT
     device_timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     cgroup: str | None = None
 

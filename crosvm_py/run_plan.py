@@ -23,7 +23,8 @@ start can show: of guest memory, passt, the address of a TAP, cgroups, device pr
     sandbox         whether there are jails and policies
     cgroup          the directory in which the VM's group would be made, or null
     sockets         control and vsock: paths of the sockets that would be made
-    device_restart  how often a device gets a new process, null for always
+    device_restart  how often a device gets a new process: a number, or how many in how many
+                    seconds, or null for always
     device_timeout  seconds that a device process may hang
 """
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.config import RunConfig, SerialSpec
     from crosvm_py.device_process.kinds import DeviceOrder
+    from crosvm_py.device_process.restart import RestartLimit
     from crosvm_py.preparation import Preparation
     from crosvm_py.run_policies import RunPolicies
     from kernel_loader.load import BootPlan
@@ -165,7 +167,7 @@ class RunPlan(NamedTuple):
     sandbox: bool
     cgroup: str | None
     sockets: Sockets
-    device_restart: int | None
+    device_restart: RestartLimit
     device_timeout: float
 
 

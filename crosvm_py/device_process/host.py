@@ -9,15 +9,14 @@ what the next one is told: its queues as they are then, the driver's writes, whe
 from __future__ import annotations
 
 import select
-import signal
 import time
 
 from crosvm_py.device_process import protocol
+from crosvm_py.device_process.death import DeviceDeath
 from crosvm_py.device_process.link import GONE, DeviceLink
 from crosvm_py.device_process.restart import DEFAULT_TIMEOUT_SECONDS
 from crosvm_py.device_process.status import DeviceStatus
 from devices.virtio.counters import KICKS
-from seccomp import syscall_name
 from sys_util import log as logging
 from sys_util.errors import ProtocolError
 from sys_util.typing import TYPE_CHECKING, Final
@@ -42,29 +41,6 @@ _LINES_SECONDS: Final = 10.0
 # Drivers write to configuration one field, or one emergency character, at a time. A guest that does
 # it faster than the device reads loses what it writes, and not the device.
 _MAX_CONFIG_WRITES: Final = 64
-
-
-class DeviceDeath:
-    """What is known of the end of a device process, from itself and from the warden."""
-
-    def __init__(self) -> None:
-        self.verdict = ""  # ours: why we ended it
-        self.denied_call: int | None = None
-        self.report = ""
-        self.status: int | None = None  # os.waitstatus_to_exitcode's
-        self.cause = ""  # the warden's, where it knows more
-
-    def describe(self, policy_name: str) -> str:
-        """Say the cause in one line; the device's own words come after it."""
-        if self.verdict:
-            return f"ended by the vmm: {self.verdict}"
-        if self.denied_call is not None:
-            name = syscall_name(self.denied_call)
-            return f"killed by seccomp: {name} ({self.denied_call}), policy {policy_name}"
-        if self.status is not None and self.status < 0:
-            cause = f": {self.cause}" if self.cause else ""
-            return f"killed by {_signal_name(-self.status)}{cause}"
-        return "ended" if self.status is None else f"exited with status {self.status}"
 
 
 class DeviceProcess:
@@ -382,13 +358,6 @@ class DeviceProcess:
         if self.events is not None:
             with self._lock:
                 call(self.events)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals have numbers only
-        return f"signal {number}"
 
 
 def _nothing() -> None:

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from jail.plan import JailPlan
     from sys_util.wire import Message
 
-EXIT_BUG: Final = 70
-EXIT_HOST: Final = 1
 MAX_REPORT_CHARS: Final = 8192
 
 # Why the callbacks of a device are held.
@@ -77,10 +75,10 @@ def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: Jail
         return 0
     except VmmError as error:
         _last_words(channel, describe(error))
-        return EXIT_HOST
+        return protocol.EXIT_HOST
     except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
         _last_words(channel, crash_report(error))
-        return EXIT_BUG
+        return protocol.EXIT_BUG
     return 0
 
 

@@ -22,6 +22,10 @@ MAX_CONFIG_BYTES: Final = 4096
 MAX_ARGUMENTS_BYTES: Final = 4096
 MAX_RESULT_BYTES: Final = 16 * 1024
 
+# With what a device process exits: for a bug of ours, and where the host failed it.
+EXIT_BUG: Final = 70
+EXIT_HOST: Final = 1
+
 # A queue's descriptors travel beside the message; in it they are -1.
 _NO_FD: Final = integer(-1, -1)
 _QUEUE: Final = record(QueueActivation, U16, U16, U64, U64, U64, _NO_FD, _NO_FD, boolean)

@@ -10,7 +10,7 @@ import time
 from crosvm_py.device_process.charge import Charge
 from crosvm_py.device_process.host import DeviceProcess
 from crosvm_py.device_process.kinds import DEVICE_KINDS
-from crosvm_py.device_process.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS, NEVER
+from crosvm_py.device_process.restart import DEFAULT_LIMIT, DEFAULT_TIMEOUT_SECONDS, NEVER
 from crosvm_py.exit_status import VmExit
 from crosvm_py.warden import protocol
 from seccomp import syscall_name
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.device_process.charge import RestartResult
     from crosvm_py.device_process.kinds import DeviceOrder
+    from crosvm_py.device_process.restart import RestartLimit
     from crosvm_py.warden.host import WardenProcess
     from sys_util.event_loop import EventLoop
     from sys_util.guest_memory import GuestMemory
@@ -44,12 +45,12 @@ ResizeResult: TypeAlias = "Callable[[int, str], None]"
 class Care(NamedTuple):
     """How devices are looked after.
 
-    ``restarts`` is how often each may get a new process after an unexpected end, ``ALWAYS`` for any
-    number; with ``NEVER`` the first one ends the VM. A process that gives no sign of life, or
-    serves none of its queues, for ``timeout_seconds`` is ended.
+    ``restarts`` is how often each may get a new process after an unexpected end; with ``NEVER`` the
+    first one ends the VM. A process that gives no sign of life, or serves none of its queues, for
+    ``timeout_seconds`` is ended.
     """
 
-    restarts: int | None = ALWAYS
+    restarts: RestartLimit = DEFAULT_LIMIT
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
 
 
@@ -289,9 +290,8 @@ class Supervisor:
 
     def _on_ready(self, charge: Charge) -> None:
         now = time.monotonic()
-        charge.budget.started(now)
+        charge.ready(now)
         self._waiting.discard(charge.device.device_id)
-        charge.stop_waiting()
         device = charge.device
         if device.status.restarts:
             took_ms = 1000 * (now - charge.ended_at)
@@ -336,6 +336,7 @@ class Supervisor:
             log.info("%s (pid %d): ended to be restarted", device.name, device.pid)
             self._make_again(charge, fresh=True)
         else:
+            charge.check_state()
             cause = device.death.describe(device.policy_name)
             self._on_lost(charge, f"{device.name} (pid {device.pid}): {cause}")
 
@@ -348,8 +349,8 @@ class Supervisor:
         charge.fulfil(line)
         delay = charge.budget.next_delay(time.monotonic())
         if delay is None:
-            name = charge.device.name
-            log.error("%s: had its %d restarts, is lost to the guest", name, self._care.restarts)
+            facts = (charge.device.name, charge.budget.describe())
+            log.error("%s: is lost to the guest: restarted %s (--device-restart)", *facts)
             charge.device.give_up()
         elif delay:
             self._loop.call_later(delay, lambda: self._make_again(charge))
@@ -360,6 +361,7 @@ class Supervisor:
         if self._ending or self._failure:
             return
         charge.device.status.restarts += 1
+        charge.is_ready = False
         message = protocol.Respawn(charge.device.device_id, fresh)
         try:
             self._warden.channel.send(message, [self._memory_fd, charge.page.fd])

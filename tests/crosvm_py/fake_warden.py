@@ -22,6 +22,7 @@ from tests.crosvm_py.hostile_device import WatchedLock
 
 if TYPE_CHECKING:
     from crosvm_py.device_process.host import DeviceProcess
+    from crosvm_py.device_process.restart import RestartLimit
     from sys_util.wire import Message
 
 READY = device_protocol.Ready(4, 0, (256,), b"")
@@ -30,7 +31,7 @@ READY = device_protocol.Ready(4, 0, (256,), b"")
 class FakeWarden:
     """Answer for the warden, and hold the channels of the devices that it was to make."""
 
-    def __init__(self, *, ends: bool = True, restarts: int | None = NEVER) -> None:
+    def __init__(self, *, ends: bool = True, restarts: RestartLimit = NEVER) -> None:
         pid = os.fork()
         if pid == 0:  # what the supervisor will wait for, forked before it could hold our sockets
             linux.close_all_fds_except(set())

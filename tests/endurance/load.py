@@ -108,6 +108,7 @@ def run_load(host: KvmHost, limit: str, seed: int, victims: Sequence[str] = DEVI
     net = ("--net", f"host-ip={HOST_IP},netmask=255.255.255.0")
     vsock = f"{lab.folder}/v.sock"
     more = ("--vsock", f"cid=3,socket={vsock}", "--balloon", "0", "--device-timeout", "3")
+    restart = ("--device-restart", "always")  # some are killed more than ten times in a minute
     servers = (
         ["socat", "-U", "TCP-LISTEN:5000,reuseaddr,fork", f"OPEN:{lab.folder}/blob"],
         ["socat", f"UNIX-LISTEN:{vsock}_52,fork", "PIPE"],
@@ -117,7 +118,9 @@ def run_load(host: KvmHost, limit: str, seed: int, victims: Sequence[str] = DEVI
         for server in servers:
             stack.enter_context(host.start(server))
         vm = stack.enter_context(
-            lab.start(*disks, *net, *more, "-c", "2", "-m", "512", kernel=CLOUD, script=SCRIPT)
+            lab.start(
+                *disks, *net, *more, *restart, "-c", "2", "-m", "512", kernel=CLOUD, script=SCRIPT
+            )
         )
         vm.wait_for("the load runs")
         report("the load runs")

@@ -43,7 +43,7 @@ def run_restarts(count: int, folder: Path) -> RestartsResult:
     disk.write_bytes(bytes(8192))
     path = folder / "vm.sock"
     words: list[str | Path] = ["-m", "16", "--balloon", "0", "--rwdisk", disk, "-s", path]
-    words += ["--vsock", f"cid=3,socket={folder}/v.sock", guest]
+    words += ["--vsock", f"cid=3,socket={folder}/v.sock", "--device-restart=always", guest]
     with Vmm(words) as vm:
         vm.wait_for(b"echo\n")
         for number in range(count):

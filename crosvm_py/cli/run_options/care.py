@@ -4,16 +4,26 @@
 from __future__ import annotations
 
 from crosvm_py.cli.grammar.options import Option, OptionGroup
-from crosvm_py.device_process.restart import ALWAYS, DEFAULT_TIMEOUT_SECONDS, NEVER
+from crosvm_py.device_process.restart import (
+    ALWAYS,
+    DEFAULT_LIMIT,
+    DEFAULT_TIMEOUT_SECONDS,
+    NEVER,
+    Rate,
+)
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
+    from crosvm_py.device_process.restart import RestartLimit
 
 _MAX_RESTARTS: Final = 1_000_000
 _MIN_SECONDS: Final = 1.0
 _MAX_SECONDS: Final = 86400.0
+
+_PER_MINUTE: Final = "/minute"
+_MINUTE_SECONDS: Final = 60.0
 
 _WORDS: Final = {"always": ALWAYS, "never": NEVER}
 
@@ -21,18 +31,21 @@ _WORDS: Final = {"always": ALWAYS, "never": NEVER}
 class _Restarts:
     """How often, wrapped: an option that was not given is ``None``, as is ``ALWAYS``."""
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: RestartLimit) -> None:
         self.limit = limit
 
 
 def _read_restarts(option: str, text: str) -> _Restarts:
     if text in _WORDS:
         return _Restarts(_WORDS[text])
-    if not (text.isascii() and text.isdigit()):
-        raise UsageError(f"{option}: {text!r:.40} is neither always, never nor a number")
-    if int(text[:12]) > _MAX_RESTARTS or len(text) > 12:
+    digits = text.removesuffix(_PER_MINUTE)
+    if not (digits.isascii() and digits.isdigit()):
+        wanted = f"always, never, a number or a number and {_PER_MINUTE}"
+        raise UsageError(f"{option}: {text!r:.40} is none of {wanted}")
+    if int(digits[:12]) > _MAX_RESTARTS or len(digits) > 12:
         raise ConfigError(f"{option}: {text:.40} is more than {_MAX_RESTARTS}")
-    return _Restarts(int(text))
+    restarts = int(digits)
+    return _Restarts(restarts if digits == text else Rate(restarts, _MINUTE_SECONDS))
 
 
 def _read_timeout(option: str, text: str) -> float:
@@ -48,11 +61,11 @@ def _read_timeout(option: str, text: str) -> float:
 
 RESTARTS: Final = Option(
     "--device-restart",
-    "always|never|N",
+    "always|never|N|N/minute",
     "how often a device whose process fails gets a new one; after that the device is lost to "
     "the guest. never: the VM ends instead",
     _read_restarts,
-    default="always",
+    default=f"{DEFAULT_LIMIT.restarts}{_PER_MINUTE}",
 )
 TIMEOUT: Final = Option(
     "--device-timeout",
@@ -68,10 +81,10 @@ GROUP: Final = OptionGroup(
 )
 
 
-def restarts(arguments: Arguments) -> int | None:
-    """Return how often each device may be restarted, ``None`` for always."""
+def restarts(arguments: Arguments) -> RestartLimit:
+    """Return how often each device may be restarted."""
     given = arguments.get(RESTARTS)
-    return ALWAYS if given is None else given.limit
+    return DEFAULT_LIMIT if given is None else given.limit
 
 
 def timeout_seconds(arguments: Arguments) -> float:

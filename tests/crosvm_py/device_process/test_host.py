@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.device_process import protocol
-from crosvm_py.device_process.host import DeviceDeath
+from crosvm_py.device_process.death import DeviceDeath
 from sys_util import wire
 from tests.crosvm_py.hostile_device import CONFIG, READY, HostileDevice, queue
 

@@ -13,6 +13,7 @@ from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.device_process import supervisor
 from crosvm_py.device_process.restart import (
     ALWAYS,
+    DEFAULT_LIMIT,
     HEALTHY_SECONDS,
     MAX_DELAY_SECONDS,
     NEVER,
@@ -33,6 +34,7 @@ from tests.crosvm_py.hostile_device import READY as BLOCK_READY
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from crosvm_py.device_process.restart import RestartLimit
     from sys_util.wire import Message
 
 
@@ -50,18 +52,41 @@ def test_process_that_lived_a_while_makes_up_for_the_ones_before() -> None:
     budget = RestartBudget(ALWAYS)
     for _ in range(5):
         budget.next_delay(0.0)
-    budget.started(10.0)
+    budget.ready(10.0)
     assert budget.next_delay(10.0 + HEALTHY_SECONDS / 2) not in (0.0, None)
-    budget.started(20.0)
+    budget.ready(20.0)
     assert budget.next_delay(20.0 + HEALTHY_SECONDS) == 0.0
+
+
+def test_process_that_is_never_ready_makes_up_for_nothing_however_long_it_takes() -> None:
+    """The last one that was ready is long ago: that says nothing of those after it."""
+    budget = RestartBudget(ALWAYS)
+    budget.ready(0.0)
+    delays = [budget.next_delay(1000.0 * turn) for turn in range(1, 12)]
+    assert delays == [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
 
 
 @pytest.mark.parametrize("limit", [NEVER, 1, 3])
 def test_restarts_are_bounded_however_long_each_process_lived(limit: int) -> None:
     budget = RestartBudget(limit)
     for turn in range(limit):
+        budget.ready(100.0 * turn)
         assert budget.next_delay(100.0 * (turn + 1)) == 0.0
     assert budget.next_delay(1e9) is None
+    assert budget.describe() == {NEVER: "0 times", 1: "once", 3: "3 times"}[limit]
+
+
+def test_restarts_are_bounded_in_any_minute() -> None:
+    budget = RestartBudget(DEFAULT_LIMIT)
+    for turn in range(1000):  # nearly ten a minute, for ever
+        budget.ready(6.25 * turn)
+        assert budget.next_delay(6.25 * turn + 6) == 0.0
+    now = 6250.0 + 60.0
+    for _ in range(DEFAULT_LIMIT.restarts):
+        assert budget.next_delay(now) is not None
+    assert budget.next_delay(now + 59.9) is None
+    assert budget.describe() == "10 times within 60 s"
+    assert budget.next_delay(now + 60.0) is not None
 
 
 # The supervisor, a warden that is a socket, and devices that are.
@@ -70,7 +95,7 @@ def test_restarts_are_bounded_however_long_each_process_lived(limit: int) -> Non
 class Rig:
     """One rng device that a supervisor restarts."""
 
-    def __init__(self, restarts: int | None = ALWAYS) -> None:
+    def __init__(self, restarts: RestartLimit = ALWAYS) -> None:
         self.warden = FakeWarden(restarts=restarts)
         self.device = self.warden.spawn("rng")
         self.warden.supervisor.wait_ready()
@@ -173,7 +198,7 @@ def test_device_beyond_its_restarts_is_lost_to_the_guest_and_not_the_vm(lines: l
     rig.die()
     assert rig.events.calls == ["!reactivate rng", "!backend_lost"]
     assert rig.device.status.word == "dead"
-    assert lines[-1] == "rng: had its 1 restarts, is lost to the guest"
+    assert lines[-1] == "rng: is lost to the guest: restarted once (--device-restart)"
     assert (rig.warden.asked, rig.warden.deaths) == (False, [])
     with pytest.raises(ConfigError, match=r"no process that serves now \(dead\)"):
         rig.warden.supervisor.restart(rig.device, lambda _: None)

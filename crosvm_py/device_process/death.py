@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How a device process ended, and who is to blame."""
+
+from __future__ import annotations
+
+import signal
+
+from crosvm_py.device_process.protocol import EXIT_HOST
+from seccomp import syscall_name
+
+
+class DeviceDeath:
+    """What is known of the end of a device process, from itself and from the warden."""
+
+    def __init__(self) -> None:
+        self.verdict = ""  # ours: why we ended it
+        self.denied_call: int | None = None
+        self.report = ""
+        self.status: int | None = None  # os.waitstatus_to_exitcode's
+        self.cause = ""  # the warden's, where it knows more
+
+    @property
+    def by_others(self) -> bool:
+        """Whether the process did nothing wrong, as far as we know: it was killed, or the host."""
+        wrong = self.verdict or self.denied_call is not None or self.cause
+        return not wrong and self.status in (-signal.SIGKILL, EXIT_HOST)
+
+    def describe(self, policy_name: str) -> str:
+        """Say the cause in one line; the device's own words come after it."""
+        if self.verdict:
+            return f"ended by the vmm: {self.verdict}"
+        if self.denied_call is not None:
+            name = syscall_name(self.denied_call)
+            return f"killed by seccomp: {name} ({self.denied_call}), policy {policy_name}"
+        if self.status is not None and self.status < 0:
+            cause = f": {self.cause}" if self.cause else ""
+            return f"killed by {_signal_name(-self.status)}{cause}"
+        return "ended" if self.status is None else f"exited with status {self.status}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have numbers only
+        return f"signal {number}"
