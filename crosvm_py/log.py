@@ -57,7 +57,11 @@ class Syslog:
 
 
 def configure(syslog_tag: str | None, path: str = SYSLOG_SOCKET) -> Syslog | None:
-    """Send lines to stderr and, with a tag, to syslog where there is one; return that."""
+    """Send lines to stderr and, with a tag, to syslog where there is one; return that.
+
+    stderr becomes a description of this process's own, so that nobody has to wait for its reader.
+    """
+    log.STDERR.take_over()
     if syslog_tag is None:
         return None
     try:

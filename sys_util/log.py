@@ -13,10 +13,9 @@ device process sends its lines over its channel and the vmm calls ``emit`` for t
 
 from __future__ import annotations
 
-import os
-import select
 import time
 
+from sys_util.line_writer import LineWriter
 from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
@@ -41,8 +40,10 @@ LEVELS: Final = {
     "trace": DEBUG,
 }
 
-# A jailed device that was taken over must not fill the terminal or the journal with one line.
-MAX_TEXT: Final = 4096
+# The most bytes of one text, escapes and all: with time, level and module it makes a line that a
+# pipe takes as a whole.
+MAX_TEXT_BYTES: Final = 3840
+_MAX_MODULE_CHARS: Final = 64
 
 _SHORT_ESCAPES: Final = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
@@ -99,13 +100,16 @@ def printable(text: str) -> str:
     """Return ``text`` with control, format and undecodable characters as escapes, bounded.
 
     Names, paths and messages in a log come from guests and other processes: no such text may
-    move the cursor, change colours, reorder a line or pretend to be a second one.
+    move the cursor, change colours, reorder a line or pretend to be a second one. The bound counts
+    bytes, after escaping.
     """
-    if len(text) > MAX_TEXT:
-        text = f"{text[:MAX_TEXT]}… ({len(text)} characters)"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escape(c) for c in text)
+    shown = text[:MAX_TEXT_BYTES]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else _escape(c) for c in shown)
+    if len(text) <= MAX_TEXT_BYTES and len(shown.encode()) <= MAX_TEXT_BYTES:
+        return shown
+    whole = shown.encode()[:MAX_TEXT_BYTES].decode("utf-8", "ignore")  # no half of a character
+    return f"{whole}… ({len(text)} characters)"
 
 
 def _escape(character: str) -> str:
@@ -119,26 +123,24 @@ def _escape(character: str) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def write_line(fd: int, line: str) -> None:
-    """Write a whole line in one system call, unless its reader has stopped reading.
+def _line(level: int, module: str, text: str) -> str:
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+    return f"[{stamp}.{int(now * 1000) % 1000:03}Z {LEVEL_NAMES[level]:5} {module}] {text}"
 
-    The log never blocks whoever writes to it, a vCPU for example, and a reader that went away is
-    nobody's error: such a line is lost.
-    """
-    ready = select.poll()
-    ready.register(fd, select.POLLOUT)
-    try:
-        if ready.poll(0):
-            os.write(fd, (line + "\n").encode("utf-8", "backslashreplace"))
-    except OSError:
-        return
+
+def _tell_lost(count: int) -> str:
+    lines = "1 line is" if count == 1 else f"{count} lines are"
+    return _line(WARNING, "log", f"{lines} missing here, which nobody read in time")
+
+
+# The log never blocks whoever writes to it, a vCPU for example.
+STDERR: Final = LineWriter(2, _tell_lost)
 
 
 def stderr_sink(level: int, module: str, text: str) -> None:
     """Write one line to stderr, with the time in UTC: a jail has no time zone files."""
-    now = time.time()
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-    write_line(2, f"[{stamp}.{int(now * 1000) % 1000:03}Z {LEVEL_NAMES[level]:5} {module}] {text}")
+    STDERR.write(_line(level, module, text))
 
 
 _filter = Filter(INFO)
@@ -168,9 +170,8 @@ class Logger:
             return
         try:
             text = fmt % args if args else fmt
-        except (TypeError, ValueError):
-            # A slip in a format string must not end the request that wanted to report something.
-            text = f"{fmt} {args!r}"
+        except Exception:  # noqa: BLE001 - a slip in a format string ends nothing
+            text = f"{fmt} ({', '.join(type(arg).__name__ for arg in args)})"
         self._write(level, text)
 
     def _write(self, level: int, text: str) -> None:
@@ -200,7 +201,7 @@ class Logger:
         from sys_util.crash import crash_report  # not traceback, which a process in a jail lacks
 
         for line in crash_report(error).splitlines():
-            self._write(ERROR, line)
+            self.log(ERROR, "%s", line)
 
     def limited(self, burst: int = 10, seconds: float = 10.0) -> Logger:
         """Return a logger for events that a guest can cause: at most ``burst`` in ``seconds``.
@@ -211,27 +212,36 @@ class Logger:
 
 
 class LineLimit:
-    """At most ``burst`` lines in ``seconds``; it counts those that are left out."""
+    """At most ``burst`` lines in ``seconds``, and no more after ``max_bytes``.
 
-    __slots__ = ("_burst", "_count", "_seconds", "_start", "_suppressed")
+    The others are counted.
+    """
 
-    def __init__(self, burst: int, seconds: float) -> None:
+    __slots__ = ("_burst", "_bytes", "_count", "_max_bytes", "_seconds", "_start", "_suppressed")
+
+    def __init__(self, burst: int, seconds: float, max_bytes: int = 1 << 20) -> None:
         self._burst = burst
         self._seconds = seconds
+        self._max_bytes = max_bytes
         self._start = 0.0
         self._count = burst  # the first line opens a period
+        self._bytes = 0
         self._suppressed = 0
 
     def allows(self) -> bool:
         """Return whether one more line may be written now."""
-        if self._count >= self._burst:
+        if self._count >= self._burst or self._bytes >= self._max_bytes:
             now = time.monotonic()
             if self._start and now - self._start < self._seconds:
                 self._suppressed += 1
                 return False
-            self._start, self._count = now, 0
+            self._start, self._count, self._bytes = now, 0, 0
         self._count += 1
         return True
+
+    def charge(self, size_bytes: int) -> None:
+        """Count the bytes of a line that was written."""
+        self._bytes += size_bytes
 
     def mark(self, text: str) -> str:
         """Return a line that is written, with the number of those before it that were not."""
@@ -277,7 +287,10 @@ def emit(level: int, module: str, text: str, limit: LineLimit) -> None:
     """Write a line that another process logged, under this process' filter and to its sink.
 
     Nothing in it is trusted: the level is forced into range and the text made printable again.
+    ``limit`` counts the bytes that are written in the end.
     """
     level = min(max(level, ERROR), DEBUG)
     if level <= _filter.level(module) and limit.allows():
-        _sink(level, printable(module), limit.mark(printable(text)))
+        module, text = printable(module)[:_MAX_MODULE_CHARS], limit.mark(printable(text))
+        limit.charge(len(module) + len(text.encode()))
+        _sink(level, module, text)

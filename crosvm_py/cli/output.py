@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import os
 
-from sys_util.log import printable, write_line
+from sys_util.log import STDERR, printable
+from sys_util.typing import Final
+
+# A command has ended when it tells an error: its reader may need a moment for what came before.
+_PATIENCE_SECONDS: Final = 1.0
 
 
 def write_out(text: str) -> None:
@@ -20,4 +24,4 @@ def write_out(text: str) -> None:
 
 def write_error(message: str) -> None:
     """Write one line about what went wrong to stderr, safe to show on any terminal."""
-    write_line(2, f"crosvm: {printable(message)}")
+    STDERR.write(f"crosvm: {printable(message)}", _PATIENCE_SECONDS)

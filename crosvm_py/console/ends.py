@@ -17,10 +17,10 @@ from crosvm_py.console.targets import (
     open_syslog,
     open_unix,
     open_unix_stream,
-    reopen,
 )
 from sys_util.errors import ConfigError, raise_host_error
 from sys_util.log import get_logger
+from sys_util.nonblocking import reopen
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:

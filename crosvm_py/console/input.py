@@ -16,8 +16,9 @@ import select
 import stat
 
 from crosvm_py.console.output import Loop
-from crosvm_py.console.targets import inherited_fd, reopen
+from crosvm_py.console.targets import inherited_fd
 from sys_util.errors import raise_host_error
+from sys_util.nonblocking import reopen
 from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:

@@ -17,15 +17,14 @@ import time
 from collections import deque
 
 from sys_util import log as logging
-from sys_util.typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from socket import socket
 
-# Writes what fits and says how much; BlockingIOError when nothing does.
-Send: TypeAlias = "Callable[[bytes | bytearray], int]"
+    from sys_util.nonblocking import Send
 
 log = logging.get_logger("crosvm.serial")
 

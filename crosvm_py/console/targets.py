@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Open what a guest's serial output goes to: stdout, files, sockets, the system log.
 
-Terminals and pipes are shared with other programs, so O_NONBLOCK must not be set on what we were
-given: they are opened anew through /proc, which gives us a description of our own. Where that is
-not allowed (a pipe of another user), poll(2) goes before each small write. All of this happens
-before the guest starts: nothing is opened or connected later.
+Terminals and pipes are shared with other programs, so they are opened anew where that is allowed
+(``sys_util.nonblocking``). All of this happens before the guest starts: nothing is opened or
+connected later.
 
 A file is created if need be and appended to, as in crosvm. ``unix`` is a datagram socket that gets
 each line without its line end. What a full disk does not take is lost, and the console goes on.
@@ -13,53 +12,27 @@ each line without its line end. What a full disk does not take is lost, and the 
 from __future__ import annotations
 
 import os
-import select
 import stat
 import time
 
-from crosvm_py.console.output import LineSink, Send, StreamSink
+from crosvm_py.console.output import LineSink, StreamSink
 from sys_util.errors import raise_host_error
-from sys_util.typing import Final, NamedTuple
+from sys_util.nonblocking import PIPE_BUF, reopen, write_polled
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
-# A write of this size never blocks on a pipe that poll(2) calls writable.
-PIPE_BUF: Final = select.PIPE_BUF
+if TYPE_CHECKING:
+    from sys_util.nonblocking import Send
 
 # crosvm waits for ever for the socket's owner; a mistyped path should rather be reported.
 CONNECT_SECONDS: Final = 2.0
 CONNECT_STEP_SECONDS: Final = 0.01
 MAX_SOCKET_PATH_BYTES: Final = 107  # unix(7) sun_path, less its null byte
 
-_PTMX: Final = os.makedev(5, 2)  # opening it anew would make another terminal
 _CONSOLE_PRIORITY: Final = 1 << 3 | 6  # syslog(3): LOG_USER, LOG_INFO
 
 
 def _write_to(fd: int) -> Send:
     return lambda data: os.write(fd, data)
-
-
-def _write_polled(fd: int, limit: int) -> Send:
-    """Write to a descriptor that blocks, never more than fits."""
-    poller = select.poll()
-    poller.register(fd, select.POLLOUT)
-
-    def send(data: bytes | bytearray) -> int:
-        if not poller.poll(0):
-            raise BlockingIOError
-        return os.write(fd, data[:limit])
-
-    return send
-
-
-def reopen(fd: int, flags: int) -> int | None:
-    """Return an own, non-blocking description of a pipe or terminal; None where that cannot be."""
-    try:
-        old = os.fstat(fd)
-        if old.st_rdev == _PTMX:
-            return None
-        path = f"/proc/self/fd/{fd}"
-        return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        return None
 
 
 class Target(NamedTuple):
@@ -93,7 +66,7 @@ def sink_to(target: Target) -> StreamSink:
             lambda data: connection.send(data, socket.MSG_DONTWAIT),
             close=connection.close,
         )
-    send = _write_polled(fd, target.write_limit) if target.kind == "polled" else _write_to(fd)
+    send = write_polled(fd, target.write_limit) if target.kind == "polled" else _write_to(fd)
     return StreamSink(name, fd, send, keeps_on=target.keeps_on)
 
 

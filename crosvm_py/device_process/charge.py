@@ -6,7 +6,7 @@ from __future__ import annotations
 from crosvm_py.device_process.restart import RestartBudget
 from devices.virtio.saved_state import SavedState
 from sys_util.log import get_logger
-from sys_util.typing import TYPE_CHECKING, TypeAlias
+from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.devices")
 
+_LINES: Final = 40
+_LINES_SECONDS: Final = 60.0
+
 # What is called when a new process serves, with nothing, or with a reason why none does yet.
 RestartResult: TypeAlias = "Callable[[str], None]"
 
@@ -27,6 +30,8 @@ class Charge:
 
     def __init__(self, device: DeviceProcess, page: SharedPage, restarts: RestartLimit) -> None:
         self.device = device
+        # For what the device can cause, over and over: its ends, and what comes of them.
+        self.log = log.limited(_LINES, _LINES_SECONDS)
         self.page = page  # its counters and its saved state
         self.budget = RestartBudget(restarts)
         self.resizable = False
@@ -54,7 +59,9 @@ class Charge:
         self.failed_starts += 1
         saved = SavedState(self.page.cells)
         if not saved.is_empty and (self.failed_starts > 1 or not self.device.death.by_others):
-            log.warning("%s: no process starts with its saved state: cleared", self.device.name)
+            self.log.warning(
+                "%s: no process starts with its saved state: cleared", self.device.name
+            )
             saved.clear()
 
     def stop_waiting(self) -> None:

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.get_logger("crosvm.devices")
 
-# The most that a device may write to the log: plenty for one at the debug level, and yet one that
-# was taken over fills no disk of the host soon.
+# The most that a device may write to the log, last words included: plenty for one at the debug
+# level, and yet one that was taken over fills no disk of the host soon.
 _LINES: Final = 1000
+_LINES_BYTES: Final = 128 * 1024
 _LINES_SECONDS: Final = 10.0
 
 # Drivers write to configuration one field, or one emergency character, at a time. A guest that does
@@ -73,7 +74,7 @@ class DeviceProcess:
         self._lock = lock
         self._timeout = timeout_seconds
         self._link: DeviceLink | None = None
-        self._lines = logging.LineLimit(_LINES, _LINES_SECONDS)
+        self._lines = logging.LineLimit(_LINES, _LINES_SECONDS, _LINES_BYTES)
         self._log = log.limited()  # for what a guest can make its device say again and again
         self._holds: list[Callable[[], None]] = []
         self._paused = False  # as it was asked for last
@@ -121,6 +122,10 @@ class DeviceProcess:
         self.status.dead = True
         self._tell(lambda to: to.backend_lost())
         self._call_waiters()
+
+    def say(self, level: int, module: str, line: str) -> None:
+        """Log what the process said, as far as its limit goes."""
+        logging.emit(level, module, f"{self.name}: {line}", self._lines)
 
     def when_served_again(self, then: Callable[[], None]) -> None:
         """Call ``then`` when there is another process, or it is clear that there will be none."""
@@ -282,7 +287,7 @@ class DeviceProcess:
     def _take(self, message: Message) -> None:
         match message:
             case protocol.LogLine(level, module, line):
-                logging.emit(level, module, f"{self.name}: {line}", self._lines)
+                self.say(level, module, line)
             case protocol.CallDenied(number):
                 self.death.denied_call = number
             case protocol.Crashed(report):

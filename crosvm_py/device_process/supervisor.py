@@ -15,8 +15,8 @@ from crosvm_py.exit_status import VmExit
 from crosvm_py.warden import protocol
 from seccomp import syscall_name
 from sys_util import linux
+from sys_util import log as logging
 from sys_util.errors import ChannelClosed, ConfigError, ProtocolError, VmmError, describe
-from sys_util.log import get_logger
 from sys_util.shared_page import SharedPage
 from sys_util.stranger import judged
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sys_util.guest_memory import GuestMemory
     from sys_util.wire import Message
 
-log = get_logger("crosvm.devices")
+log = logging.get_logger("crosvm.devices")
 
 # From the request for a process to its ``Ready``; a slow host needs a fraction of it.
 START_SECONDS: Final = 60.0
@@ -296,7 +296,7 @@ class Supervisor:
         if device.status.restarts:
             took_ms = 1000 * (now - charge.ended_at)
             facts = (device.name, device.pid, took_ms, device.status.restarts)
-            log.info("%s: process %d goes on after %.0f ms (restart %d)", *facts)
+            charge.log.info("%s: process %d goes on after %.0f ms (restart %d)", *facts)
         charge.fulfil("")
 
     def _on_failure(self, charge: Charge) -> None:
@@ -330,7 +330,7 @@ class Supervisor:
             return
         charge.stop_waiting()
         for line in device.death.report.splitlines():
-            log.error("%s: %s", device.name, line)
+            device.say(logging.ERROR, log.module, line)
         if charge.on_purpose:
             charge.on_purpose = False
             log.info("%s (pid %d): ended to be restarted", device.name, device.pid)
@@ -345,7 +345,7 @@ class Supervisor:
         if not charge.device.status.served or self._care.restarts == NEVER:
             self._end_with(line)
             return
-        log.error("%s", line)
+        charge.log.error("%s", line)
         charge.fulfil(line)
         delay = charge.budget.next_delay(time.monotonic())
         if delay is None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 
@@ -83,7 +82,18 @@ def test_printable_any_text_is_printable(text: str) -> None:
 
 
 def test_printable_long_text_is_cut() -> None:
-    assert len(printable("x" * 1_000_000)) < log.MAX_TEXT + 40
+    assert len(printable("x" * 1_000_000)) < log.MAX_TEXT_BYTES + 40
+
+
+@pytest.mark.parametrize(
+    "character", ["x", "é", "\U0001f600", "\n", "\u202e", "\U000e0001", "\udcff"]
+)
+def test_printable_bound_is_of_bytes_after_escaping(character: str) -> None:
+    for count in (300, 1000, 3840, 3841, 4096, 100_000):
+        shown = printable(character * count).encode()
+        assert len(shown) <= log.MAX_TEXT_BYTES + 40
+        if len(shown) > log.MAX_TEXT_BYTES:
+            assert shown.endswith(f"… ({count} characters)".encode())
 
 
 def test_logger_default_filter_leaves_debug_out(lines: list[Line]) -> None:
@@ -104,7 +114,15 @@ def test_logger_set_filter_applies_to_existing_loggers(lines: list[Line]) -> Non
 
 def test_logger_wrong_format_still_writes_the_line(lines: list[Line]) -> None:
     get_logger("disk").warning("sector %d", "seven")
-    assert lines == [(log.WARNING, "disk", "sector %d ('seven',)")]
+    assert lines == [(log.WARNING, "disk", "sector %d (str)")]
+
+
+def test_logger_value_that_cannot_be_told_still_writes_the_line(lines: list[Line]) -> None:
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    get_logger("disk").warning("sector %s", deep)
+    assert lines == [(log.WARNING, "disk", "sector %s (list)")]
 
 
 def test_logger_guest_text_cannot_add_a_line(lines: list[Line]) -> None:
@@ -159,11 +177,26 @@ def test_stderr_sink_writes_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err.endswith("Z WARN  disk] text\n")
 
 
-def test_write_line_closed_pipe_is_no_error() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    log.write_line(writer, "nobody listens")
-    os.close(writer)
+def test_emit_counts_the_bytes_that_are_written(
+    lines: list[Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    limit = LineLimit(1000, 10.0, max_bytes=20_000)
+    for _ in range(1000):
+        emit(log.ERROR, "m" * 200, "\U000e0001" * 4096, limit)
+    written = sum(len(module) + len(text.encode()) for _, module, text in lines)
+    assert 20_000 <= written < 20_000 + 4096
+    assert all(len(module) <= 64 for _, module, _ in lines)
+
+
+def test_report_of_a_bug_is_limited_like_any_line(
+    lines: list[Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    logger = get_logger("disk").limited(burst=3, seconds=10)
+    for _ in range(5):
+        logger.exception(KeyError("a\nb\nc\nd\ne"), "stopped")
+    assert len(lines) == 3
 
 
 def test_emit_beyond_the_limit_is_cut_and_counted(
