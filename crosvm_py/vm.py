@@ -88,7 +88,7 @@ class VirtualMachine:
             if prepared.cgroup is not None:
                 device.cgroup = f"{prepared.cgroup.path}/{device.name}"
             if prepared.serial.virtio is not None and device.name == VIRTIO_CONSOLE_NAME:
-                prepared.serial.virtio.connect(device.command)
+                prepared.serial.virtio.connect(device.command, device.is_writing)
 
     def run(self) -> VmExit:
         """Let the guest run until something ends the VM."""

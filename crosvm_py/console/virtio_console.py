@@ -174,6 +174,7 @@ class VirtioConsole:
         self._ports = [_OpenPort(spec, ends) for spec, ends in ports]
         self._specs = [port.hand_over() for port in self._ports]
         self._command: Command | None = None
+        self._is_writing: Callable[[], bool] = lambda: False
         self._loop: TimerLoop | None = None
         self._undo_signal: Callable[[], None] = _nothing
         self._ordered = False
@@ -210,14 +211,15 @@ class VirtioConsole:
                 port.pipe.start(loop)
                 port.keys.start(port.pipe, loop, lock)
 
-    def connect(self, command: Command) -> None:
+    def connect(self, command: Command, is_writing: Callable[[], bool] = lambda: False) -> None:
         """Reach the device process by ``command`` from now on; main thread only.
 
-        It is told how large its terminals are, whenever that changes.
+        It is told how large its terminals are, whenever that changes. ``is_writing`` says whether
+        there is output that the process does not have yet.
         """
         from crosvm_py.console import terminal
 
-        self._command = command
+        self._command, self._is_writing = command, is_writing
         loop = self._loop
         if loop is None or not any(port.ends.size_fd >= 0 for port in self._ports):
             return
@@ -246,7 +248,7 @@ class VirtioConsole:
             self._command("drain", {}, take)
             while not answers and time.monotonic() < deadline:
                 turn(DRAIN_STEP_SECONDS)
-            if not answers or answers[0] == 0:
+            if not (self._is_writing() or (answers and answers[0])):
                 return
             turn(DRAIN_STEP_SECONDS)
 

@@ -12,6 +12,7 @@ import select
 import time
 
 from crosvm_py.device_process import protocol
+from crosvm_py.device_process.config_writes import NO_OUTPUT, ConfigWrites
 from crosvm_py.device_process.death import DeviceDeath
 from crosvm_py.device_process.link import GONE, DeviceLink
 from crosvm_py.device_process.restart import DEFAULT_TIMEOUT_SECONDS
@@ -39,10 +40,6 @@ _LINES: Final = 1000
 _LINES_BYTES: Final = 128 * 1024
 _LINES_SECONDS: Final = 10.0
 
-# Drivers write to configuration one field, or one emergency character, at a time. A guest that does
-# it faster than the device reads loses what it writes, and not the device.
-_MAX_CONFIG_WRITES: Final = 64
-
 
 class DeviceProcess:
     """One device, wherever the driver's calls go. Owned by the machine; see ``VirtioBackend``."""
@@ -55,7 +52,9 @@ class DeviceProcess:
         loop: EventLoop,
         lock: AbstractContextManager[bool],
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        output_offset: int = NO_OUTPUT,
     ) -> None:
+        """See ``ConfigWrites`` for ``output_offset``."""
         self.device_id = device_id
         self.name = name
         self.policy_name = policy_name
@@ -78,8 +77,7 @@ class DeviceProcess:
         self._log = log.limited()  # for what a guest can make its device say again and again
         self._holds: list[Callable[[], None]] = []
         self._paused = False  # as it was asked for last
-        self._writes: dict[int, tuple[int, bytes]] = {}  # to configuration, not yet answered
-        self._last_write = 0
+        self._writes = ConfigWrites(self._pass_writes, self._serves, output_offset)
         self._last_reset = self._resets_done = 0  # the number of the last one asked for, and done
         self._kick_fds: dict[int, int] = {}  # of active queues; the transport's
         self._unserved: tuple[int, float] | None = None  # kicks served, since when no more
@@ -167,7 +165,7 @@ class DeviceProcess:
     def reset(self) -> None:
         self.status.reset()
         self._kick_fds = {}
-        self._writes.clear()
+        self._writes.forget_driver()
         self._last_reset = number = self._last_reset + 1
 
         def done() -> None:
@@ -185,20 +183,21 @@ class DeviceProcess:
         )
 
     def write_config(self, offset: int, data: bytes) -> None:
-        if len(self._writes) < _MAX_CONFIG_WRITES:
-            self._last_write += 1
-            self._writes[self._last_write] = (offset, data)
-            self._pass_write(self._last_write)
+        if not self._writes.add(offset, data):
+            self._log.warning("%s: emergency output is lost: the process is too slow", self.name)
 
-    def _pass_write(self, number: int) -> None:
-        offset, data = self._writes[number]
-        self._request(
-            lambda request: protocol.WriteConfig(request, offset, data),
-            then=lambda: self._written(number),
-        )
+    def _pass_writes(
+        self, writes: tuple[protocol.ConfigWrite, ...], then: Callable[[], None]
+    ) -> None:
+        def carried_out() -> None:
+            with self._lock:
+                then()
 
-    def _written(self, number: int) -> None:
-        self._writes.pop(number, None)
+        self._send(lambda request: protocol.WriteConfig(request, writes), then=carried_out)
+
+    def is_writing(self) -> bool:
+        """Whether the driver wrote something that the process has not carried out yet."""
+        return bool(len(self._writes))
 
     # The machine's own requests.
 
@@ -278,9 +277,26 @@ class DeviceProcess:
         fds: Sequence[int] = (),
         then: Callable[[], None] | None = None,
     ) -> None:
-        """Send a request to a process that serves; the next one gets to know by ``_take_over``."""
-        if self._link is not None and self._link.is_open and self.status.ready:
+        """Send a request to a process that serves; the next one gets to know by ``_take_over``.
+
+        What the driver wrote before comes before it.
+        """
+        with self._lock:
+            self._writes.send_fields()
+            self._send(build, fds=fds, then=then)
+
+    def _send(
+        self,
+        build: Callable[[int], Message],
+        *,
+        fds: Sequence[int] = (),
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        if self._link is not None and self._serves():
             self._link.request(build, fds=fds, then=then)
+
+    def _serves(self) -> bool:
+        return self._link is not None and self._link.is_open and self.status.ready
 
     # What the process says.
 
@@ -323,10 +339,9 @@ class DeviceProcess:
             needs_reset = self.status.needs_reset
             self.status.paused = self._paused
             if self._paused:
-                self._request(protocol.Pause)
+                self._send(protocol.Pause)
             self._repeat_reset()
-            for number in tuple(self._writes):
-                self._pass_write(number)
+            self._writes.repeat()
             if self.events is not None:
                 self.events.reactivate(self)
             self.status.needs_reset = needs_reset  # as before, until the driver has done it
@@ -339,7 +354,7 @@ class DeviceProcess:
             self._resets_done = number
 
         if self._resets_done != number:
-            self._request(protocol.Reset, then=done)
+            self._send(protocol.Reset, then=done)  # before what the next driver wrote
 
     def _take_event(self, message: Message) -> None:
         match message:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgpack
 
+from crosvm_py.device_process.config_writes import NO_OUTPUT
 from crosvm_py.warden.protocol import NO_CONNECTS, Connects
 from devices.virtio.net_stats import NET_STATS
 from devices.virtio.vsock_common import COUNTERS as VSOCK_COUNTERS
@@ -40,7 +41,8 @@ class DeviceKind(NamedTuple):
     ``resizable``: the first of its own descriptors is a file that can get another size.
     ``broker``: a process beside it that connects it to sockets of the host, if it needs one; the
     device's last descriptor is the channel to it. ``in_kernel``: the host's kernel serves its
-    queues. The kernel's threads on its behalf count as processes of its user.
+    queues. The kernel's threads on its behalf count as processes of its user. ``output_offset`` is
+    where each write to the configuration is output.
     """
 
     policy_name: str
@@ -50,6 +52,7 @@ class DeviceKind(NamedTuple):
     resizable: bool = False
     broker: BrokerKind | None = None
     in_kernel: bool = False
+    output_offset: int = NO_OUTPUT
     max_open_files: int = 192  # two eventfds for each of 64 queues, and the process's own
     max_processes: int = 0
     max_memory_bytes: int = 320 * _MIB  # the process's own and the kernel's for it, in a cgroup
@@ -166,7 +169,11 @@ DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
         max_memory_bytes=1280 * _MIB,  # with what was written and is not on the disk yet
     ),
     "console": DeviceKind(
-        "console_device", "devices.virtio.console", _build_console, ("dropped_bytes",)
+        "console_device",
+        "devices.virtio.console",
+        _build_console,
+        ("dropped_bytes",),
+        output_offset=8,  # emerg_wr (virtio 1.3 §5.3.4)
     ),
     "net": DeviceKind("net_device", "devices.virtio.net", _build_net, NET_STATS),
     "rng": DeviceKind("rng_device", "devices.virtio.rng", _build_rng),

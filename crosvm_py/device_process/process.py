@@ -188,8 +188,8 @@ class _DeviceProcess:
                 self._stop(index)
             case protocol.Reset(request_id):
                 self._reset()
-            case protocol.WriteConfig(request_id, offset, data):
-                self._write_config(offset, data)
+            case protocol.WriteConfig(request_id, writes):
+                self._write_config(writes)
             case protocol.Pause(request_id):
                 self._context.hold(_PAUSED)
                 self._worker.pause()
@@ -265,8 +265,12 @@ class _DeviceProcess:
         for at in range(len(order)):
             self._again[order[(at + self._first) % len(order)]] = None
 
-    def _write_config(self, offset: int, data: bytes) -> None:
-        self._change_config(lambda: self._device.write_config(offset, data))
+    def _write_config(self, writes: Sequence[protocol.ConfigWrite]) -> None:
+        def write() -> None:
+            for offset, data in writes:
+                self._device.write_config(offset, data)
+
+        self._change_config(write)
 
     def _change_config(self, change: Callable[[], None]) -> None:
         """Make a change that is the driver's own doing, so that it is not told of it."""

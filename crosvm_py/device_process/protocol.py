@@ -11,7 +11,7 @@ import msgpack
 
 from devices.virtio.backend import QueueActivation
 from sys_util.facts import fact
-from sys_util.typing import TYPE_CHECKING, ClassVar, Final
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 from sys_util.wire import U16, U32, U64, Codec, blob, boolean, integer, record, sequence, text
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_QUEUES: Final = 64
 MAX_CONFIG_BYTES: Final = 4096
+MAX_CONFIG_WRITES: Final = 256  # in one message
 MAX_ARGUMENTS_BYTES: Final = 4096
 MAX_RESULT_BYTES: Final = 16 * 1024
 
@@ -82,15 +83,24 @@ class Reset:
     request_id: int
 
 
-@fact
-class WriteConfig:
-    """The driver wrote to the device configuration."""
+class ConfigWrite(NamedTuple):
+    """One access of the driver."""
 
-    TYPE: ClassVar[int] = 5
-    FIELDS: ClassVar[tuple[Check, ...]] = (_ID, U16, blob(8))
-    request_id: int
     offset: int
     data: bytes
+
+
+@fact
+class WriteConfig:
+    """The driver wrote to the device configuration, once or several times."""
+
+    TYPE: ClassVar[int] = 5
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        _ID,
+        sequence(record(ConfigWrite, U16, blob(8)), MAX_CONFIG_WRITES),
+    )
+    request_id: int
+    writes: tuple[ConfigWrite, ...]
 
 
 @fact

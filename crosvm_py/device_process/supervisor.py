@@ -98,7 +98,13 @@ class Supervisor:
         kind = DEVICE_KINDS[order.kind]
         timeout = self._care.timeout_seconds
         device = DeviceProcess(
-            device_id, order.name, kind.policy_name, self._loop, self._lock, timeout
+            device_id,
+            order.name,
+            kind.policy_name,
+            self._loop,
+            self._lock,
+            timeout,
+            kind.output_offset,
         )
         device.watches_kicks = not kind.in_kernel
         charge = Charge(device, SharedPage.create("crosvm_counters"), self._care.restarts)

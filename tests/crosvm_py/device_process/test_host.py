@@ -71,7 +71,7 @@ def test_requests_arrive_in_the_order_of_the_calls(device: HostileDevice) -> Non
         call(device.host)
     assert [device.take()[0] for _ in calls] == [
         protocol.Activate(1, 1 << 32, ()),
-        protocol.WriteConfig(2, 3, b"x"),
+        protocol.WriteConfig(2, (protocol.ConfigWrite(3, b"x"),)),
         protocol.ResetQueue(3, 0),
         protocol.Pause(4),
         protocol.Resume(5),

@@ -259,6 +259,12 @@ def test_code_that_cannot_be_read_is_an_answer_and_the_old_code_serves(rig: Rig)
 # What the next process is told, message by message.
 
 
+def write_config(request: int, *writes: tuple[int, bytes]) -> device_protocol.WriteConfig:
+    return device_protocol.WriteConfig(
+        request, tuple(device_protocol.ConfigWrite(*write) for write in writes)
+    )
+
+
 def reattach(device: HostileDevice) -> None:
     device.sock.close()
     device.turn()
@@ -280,12 +286,8 @@ def test_calls_between_two_processes_send_nothing_and_the_writes_follow(
     device.send(BLOCK_READY)
     device.turn()
     assert device.events.calls == ["reactivate block:0"]
-    asked = [device.take()[0] for _ in range(2)]
-    assert asked == [
-        device_protocol.WriteConfig(1, 1, b"a"),
-        device_protocol.WriteConfig(2, 2, b"b"),
-    ]
-    device.send(device_protocol.Done(1), device_protocol.Done(2))
+    assert device.take()[0] == write_config(1, (1, b"a"), (2, b"b"))
+    device.send(device_protocol.Done(1))
     device.turn()
     reattach(device)
     device.send(BLOCK_READY)
@@ -312,7 +314,7 @@ def test_driver_that_the_last_process_did_not_forget_is_forgotten_by_the_next(
     assert device.events.calls == ["reactivate block:0"]
     assert [device.take()[0] for _ in range(2)] == [
         device_protocol.Reset(1),
-        device_protocol.WriteConfig(2, 2, b"b"),
+        write_config(2, (2, b"b")),
     ]
     device.send(device_protocol.Done(1), device_protocol.Done(2))
     device.turn()
@@ -321,7 +323,7 @@ def test_driver_that_the_last_process_did_not_forget_is_forgotten_by_the_next(
     device.send(BLOCK_READY)
     device.turn()
     device.host.write_config(3, b"c")
-    assert device.take()[0] == device_protocol.WriteConfig(1, 3, b"c")
+    assert device.take()[0] == write_config(1, (3, b"c"))
 
 
 @pytest.mark.parametrize(
