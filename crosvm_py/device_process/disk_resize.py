@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crosvm_py.control.devices import ResizeDisk
+    from crosvm_py.control.protocol import Response
     from crosvm_py.device_process.host import DeviceProcess
     from crosvm_py.device_process.supervisor import Supervisor
 
@@ -36,9 +37,10 @@ def resize_disk(supervisor: Supervisor, request: ResizeDisk) -> Pending:
     """Return the answer to come, ``DiskSize`` or ``Failed``.
 
     Raises:
-        ConfigError: there is no such disk.
+        ConfigError: there is no such disk, or it gets another size already.
     """
     device = find_device(supervisor.devices, f"block:{request.index}")
+    supervisor.begin_resize(device)
     resize = _DiskResize(supervisor, device, request.size_bytes)
     resize.begin()
     return resize.pending
@@ -57,33 +59,28 @@ class _DiskResize:
 
     def begin(self) -> None:
         """Let the device agree; a smaller size holds for it from now on."""
-        shrinks = self._wanted_bytes < self._old_bytes
-        if shrinks:
-            log.warning(
-                "%s: shrinks from %d to %d bytes; what lies behind that is lost",
-                self._device.name,
-                self._old_bytes,
-                self._wanted_bytes,
-            )
-        verb = "resize" if shrinks else "check-size"
+        verb = "resize" if self._wanted_bytes < self._old_bytes else "check-size"
         self._device.command(verb, {"size_bytes": self._wanted_bytes}, self._on_agreed)
 
     def _on_agreed(self, ok: bool, fields: dict[str, object]) -> None:
         if not ok:
-            self.pending.complete(refusal(self._device.name, fields))
+            self._complete(refusal(self._device.name, fields))
             return
         try:
             self._supervisor.resize(self._device, self._wanted_bytes, self._on_resized)
         except VmmError as error:
-            self._fail(describe(error))
+            self._on_resized(0, describe(error))
 
     def _on_resized(self, size_bytes: int, reason: str) -> None:
         if reason:
             # The device may have been told already: it has to be told that nothing changed.
             self._tell(self._old_bytes, lambda: self._fail(reason))
         else:
+            if size_bytes < self._old_bytes:
+                facts = (self._device.name, self._old_bytes, size_bytes)
+                log.warning("%s: cut from %d to %d bytes; what was behind that is lost", *facts)
             answer = DiskSize(size_bytes)
-            self._tell(size_bytes, lambda: self.pending.complete(answer))
+            self._tell(size_bytes, lambda: self._complete(answer))
 
     def _tell(self, size_bytes: int, then: Callable[[], None]) -> None:
         device = self._device
@@ -92,11 +89,15 @@ class _DiskResize:
             if ok:
                 then()
             elif (device.is_open and device.status.ready) or device.status.dead:
-                self.pending.complete(refusal(device.name, fields))
+                self._complete(refusal(device.name, fields))
             else:
                 device.when_served_again(lambda: self._tell(size_bytes, then))
 
         device.command("resize", {"size_bytes": size_bytes}, told)
 
     def _fail(self, reason: str) -> None:
-        self.pending.complete(Failed(f"{self._device.name}: {reason}"[:MAX_REASON_CHARS]))
+        self._complete(Failed(f"{self._device.name}: {reason}"[:MAX_REASON_CHARS]))
+
+    def _complete(self, answer: Response) -> None:
+        self._supervisor.end_resize(self._device)
+        self.pending.complete(answer)

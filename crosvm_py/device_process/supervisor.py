@@ -77,7 +77,8 @@ class Supervisor:
         self._charges: list[Charge] = []
         self._memory_fd = -1
         self._waiting: set[int] = set()
-        self._resizes: dict[int, ResizeResult] = {}
+        self._resizes: dict[int, ResizeResult] = {}  # what the warden has not answered
+        self._resizing: set[int] = set()
         self._failure = ""
         self._sealed = False
         self._ending = False
@@ -161,18 +162,30 @@ class Supervisor:
             self._looks_after = True
             self._look_after()
 
+    def begin_resize(self, device: DeviceProcess) -> None:
+        """Let nobody else give the disk another size until ``end_resize``.
+
+        Raises:
+            ConfigError: somebody does that now.
+        """
+        if device.device_id in self._resizing:
+            raise ConfigError(f"{device.name}: another resize is under way")
+        self._resizing.add(device.device_id)
+
+    def end_resize(self, device: DeviceProcess) -> None:
+        """The disk has its size, or keeps the one it had."""
+        self._resizing.discard(device.device_id)
+
     def resize(self, device: DeviceProcess, size_bytes: int, then: ResizeResult) -> None:
         """Have the file that ``device`` writes resized; the device itself is not told.
 
         Raises:
-            ConfigError: it writes none, or that is under way already.
+            ConfigError: it writes none.
             VmmError: the warden has gone.
         """
         device_id = device.device_id
         if not self._charges[device_id].resizable:
             raise ConfigError("it writes no file that could be resized")
-        if device_id in self._resizes:
-            raise ConfigError("another resize is under way")
         self._order(protocol.Resize(device_id, size_bytes))
         self._resizes[device_id] = then
 

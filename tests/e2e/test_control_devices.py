@@ -149,7 +149,7 @@ def test_resized_disk_is_seen_by_the_guest(any_lab: Lab) -> None:
     assert facts["errors"] == ""
     assert (grown_bytes, tail.strip()) == (8 * MIB, "at the end")
     assert int(any_lab.shell("stat -c %s disk.img")) == 2 * MIB
-    assert "block:1: shrinks from 8388608 to 2097152 bytes" in vm.log
+    assert "block:1: cut from 8388608 to 2097152 bytes" in vm.log
     for (status, text), reason in (
         (read_only, "a read-only disk keeps its size"),
         (missing, "no device 'block:7'"),

@@ -74,6 +74,9 @@ class FakeVm:
         assert fds == []  # the warden has the file, and the vmm has not
         return message.device_id, message.size_bytes
 
+    def grow_file(self) -> None:
+        self.warden.send(protocol.Resized(0, NEW_LARGE, ""))
+
     def close(self) -> None:
         self.warden.close()
         os.close(self.file_fd)
@@ -103,23 +106,32 @@ def test_shrunk_disk_refuses_the_end_before_it_is_gone(vm: FakeVm, lines: list[s
     vm.warden.send(protocol.Resized(0, NEW_SMALL, ""))
     vm.command()
     assert vm.answers == [DiskSize(NEW_SMALL)]
-    assert lines == ["block:0: shrinks from 4096 to 1024 bytes; what lies behind that is lost"]
+    assert lines == ["block:0: cut from 4096 to 1024 bytes; what was behind that is lost"]
 
 
-def test_disk_that_refuses_ends_it(vm: FakeVm) -> None:
-    vm.resize(NEW_LARGE)
+@pytest.mark.parametrize("size_bytes", [NEW_LARGE, NEW_SMALL])
+def test_disk_that_refuses_ends_it_and_nothing_is_said_to_be_lost(
+    vm: FakeVm, lines: list[str], size_bytes: int
+) -> None:
+    vm.resize(size_bytes)
     vm.answer_disk(1, "a read-only disk keeps its size")
     assert vm.answers == [Failed("block:0: a read-only disk keeps its size")]
     assert vm.warden.channel.receive() is None
+    assert lines == []
+    vm.resize(size_bytes)
+    assert vm.command()[1] == size_bytes
 
 
-def test_file_that_cannot_change_leaves_the_driver_what_it_had(vm: FakeVm) -> None:
+def test_file_that_cannot_change_leaves_the_driver_what_it_had(
+    vm: FakeVm, lines: list[str]
+) -> None:
     vm.resize(NEW_SMALL)
     vm.command()
     vm.order_to_warden()
     vm.warden.send(protocol.Resized(0, 0, "No space left on device"))
     assert vm.command() == ("resize", OLD)
     assert vm.answers == [Failed("block:0: No space left on device")]
+    assert lines == []
 
 
 def test_block_device_has_its_own_size(vm: FakeVm) -> None:
@@ -131,12 +143,17 @@ def test_block_device_has_its_own_size(vm: FakeVm) -> None:
     assert vm.answers == [DiskSize(OLD * 4)]
 
 
-def test_second_resize_waits_for_no_first_one(vm: FakeVm) -> None:
+def test_second_resize_waits_for_no_first_one_and_the_disk_is_not_asked(vm: FakeVm) -> None:
+    """Asked to shrink, the disk would do so at once, and nobody would tell it that it must not."""
     vm.resize(NEW_LARGE)
-    vm.command()
-    vm.resize(NEW_LARGE)
-    vm.command()
-    assert vm.answers == [Failed("block:0: another resize is under way")]
+    for ask in (vm.command, vm.order_to_warden, vm.grow_file, vm.command):
+        with pytest.raises(ConfigError, match="block:0: another resize is under way"):
+            vm.resize(NEW_SMALL)
+        ask()
+    assert vm.answers == [DiskSize(NEW_LARGE)]
+    assert vm.warden.devices[0].receive() is None
+    vm.resize(NEW_SMALL)
+    assert vm.command() == ("resize", NEW_SMALL)
 
 
 def test_disk_that_dies_meanwhile_is_an_answer(vm: FakeVm) -> None:
@@ -198,10 +215,13 @@ def test_disk_that_never_comes_again_is_an_answer() -> None:
     vm.close()
 
 
-def test_read_only_disk_has_no_file_to_resize(lines: list[str]) -> None:
+@pytest.mark.parametrize("size_bytes", [NEW_LARGE, NEW_SMALL])
+def test_disk_without_a_file_to_resize_keeps_its_size(size_bytes: int, lines: list[str]) -> None:
     vm = FakeVm(writable=False)
-    vm.resize(NEW_LARGE)
+    vm.resize(size_bytes)
     vm.command()
+    assert vm.command() == ("resize", OLD)
+    assert lines == []
     assert vm.answers == [Failed("block:0: it writes no file that could be resized")]
     vm.close()
 
