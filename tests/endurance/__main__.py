@@ -14,6 +14,7 @@ from tests.endurance.load import DEVICES, run_load
 from tests.endurance.many import run_many
 from tests.endurance.restarts import run_restarts
 from tests.endurance.starts import run_starts
+from tests.endurance.storm import run_storm
 from tests.kvmhost.fixture import session
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from tests.endurance.many import ManyResult
     from tests.endurance.restarts import RestartsResult
     from tests.endurance.starts import StartsResult
+    from tests.endurance.storm import StormResult
 
-    AnyResult = StartsResult | RestartsResult | ManyResult | LoadResult
+    AnyResult = StartsResult | RestartsResult | StormResult | ManyResult | LoadResult
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,6 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     starts.add_argument("--count", type=int, default=1000)
     restarts = subjects.add_parser("restarts", help="kill devices, see how soon they serve again")
     restarts.add_argument("--count", type=int, default=20)
+    storm = subjects.add_parser("storm", help="a guest that never rests, devices that never live")
+    storm.add_argument("--kills", type=int, default=20_000)
+    storm.add_argument("--seed", type=int, default=1)
     many = subjects.add_parser("many", help="Linux guests side by side in the KVM test host")
     many.add_argument("--count", type=int, default=20)
     load = subjects.add_parser("load", help="a Linux guest under load, its devices under fire")
@@ -43,17 +48,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> AnyResult:
-    if options.subject in ("starts", "restarts"):
+    if options.subject in ("starts", "restarts", "storm"):
         with tempfile.TemporaryDirectory() as folder:
-            if options.subject == "restarts":
-                return run_restarts(options.count, Path(folder))
-            return run_starts(options.count, Path(folder), progress=True)
+            return _run_here(options, Path(folder))
     for host in session():
         if options.subject == "many":
             return run_many(host, options.count)
         victims = () if options.no_kills else DEVICES
         return run_load(host, f"{60 * options.minutes:.0f}s", options.seed, victims)
     raise AssertionError("a session has one host")
+
+
+def _run_here(options: argparse.Namespace, folder: Path) -> AnyResult:
+    if options.subject == "restarts":
+        return run_restarts(options.count, folder)
+    if options.subject == "storm":
+        return run_storm(options.kills, options.seed, folder)
+    return run_starts(options.count, folder, progress=True)
 
 
 def main() -> int:

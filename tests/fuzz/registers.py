@@ -124,7 +124,7 @@ class RegisterFuzzer:
         log.set_sink(lambda _level, _module, _text: None)
         self._memory = GuestMemory.create([(0, 0x40000)])
         self._backend = LocalBackend(self._memory)
-        self._machine = Machine(self._backend)  # type: ignore[arg-type]  # not the fake one
+        self._machine = Machine(self._backend)
         self._status = 0
         self._lost = False  # there is no device process
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from devices.bus import Bus
 from devices.pci.bar import BarWindow
@@ -18,6 +18,11 @@ from tests.devices.fakes import (
     FakeLine,
     FakeRoutes,
 )
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from devices.virtio.backend import VirtioBackend
 
 ECAM_BASE: Final = 0xF400_0000
 SLOT_BASE: Final = ECAM_BASE + (1 << 15)
@@ -43,18 +48,25 @@ CONFIG: Final = bytes(range(60))
 class Machine:
     """One virtio-pci device in slot 1, with the driver's ways to reach it."""
 
-    def __init__(self, backend: FakeBackend | None = None) -> None:
-        self.backend = backend or FakeBackend(VERSION_1 | RING_RESET | BLK_F_FLUSH, config=CONFIG)
+    def __init__(
+        self,
+        backend: VirtioBackend | None = None,
+        lock: AbstractContextManager[bool] | None = None,
+    ) -> None:
+        """Plug in ``backend``, or one that only remembers; ``lock`` is the device-model lock."""
+        self.backend = FakeBackend(VERSION_1 | RING_RESET | BLK_F_FLUSH, config=CONFIG)
+        if isinstance(backend, FakeBackend):
+            self.backend = backend
         self.line = FakeLine()
         self.routes = FakeRoutes()
         self.ioeventfds = FakeIoEventFds()
-        lock = threading.RLock()
+        lock = lock or threading.RLock()
         self.mmio = Bus("mmio", lock)
         self.pio = Bus("pio", lock)
         self.resets = 0
         window = BarWindow(self.mmio, WINDOW_BASE, WINDOW_END)
         self.services = PciServices(window, self.routes, self.ioeventfds)
-        self.transport = VirtioPciTransport(self.backend, self.services, self.line, 11)
+        self.transport = VirtioPciTransport(backend or self.backend, self.services, self.line, 11)
         self.root = root = PciRoot()
         root.add(1, self.transport)
         self.mmio.insert(ECAM_BASE, 64 << 20, Ecam(root))
