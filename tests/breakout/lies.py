@@ -129,6 +129,9 @@ def _out_of_order() -> list[Lie]:
     def answer(result: bytes) -> Callable[[int], list[Said]]:
         return lambda request_id: [Said(wire.encode(protocol.Answer(request_id, True, result)))]
 
+    def refusal(result: bytes) -> Callable[[int], list[Said]]:
+        return lambda request_id: [Said(wire.encode(protocol.Answer(request_id, False, result)))]
+
     return [
         _says("Ready a second time", wire.encode(SAMPLES[0])),
         _says("Done with what was never asked", wire.encode(protocol.Done(_NEVER_ASKED))),
@@ -139,8 +142,12 @@ def _out_of_order() -> list[Lie]:
         Lie("Answer that is not msgpack", answer(b"\xc1")),
         Lie("Answer without names", answer(b"\x90")),
         Lie("Answer with numbers for names", answer(b"\x81\x01\x02")),
+        Lie("Answer nested 1,000 deep", answer(b"\x81\xa1x" + b"\x91" * 999 + b"\x01")),
         Lie("Answer nested 4,000 deep", answer(b"\x91" * 4000 + b"\x01")),
+        Lie("Answer that refuses without a reason", refusal(b"\x80")),
+        Lie("Answer that refuses with a nested reason", refusal(b"\x81\xa5error\x91\x91\xc0")),
         Lie("Answer that claims 2^32 entries", answer(b"\xdf\xff\xff\xff\xff")),
+        _says("QueueFailed for a queue that it does not have", _packed([34, 0xFFFF, ""])),
         _says("ConfigChanged to another size", wire.encode(protocol.ConfigChanged(bytes(4096)))),
     ]
 
@@ -177,6 +184,7 @@ def _no_message() -> list[Lie]:
         _says("an array that claims 2^32 fields", b"\xdd\xff\xff\xff\xff\x21"),
         _says("a string that claims 2^32 bytes", b"\x92\x26\xdb\xff\xff\xff\xff"),
         _says("an extension type", b"\x92\x21\xc7\x08\x05" + bytes(8)),
+        _says("a field nested 1,000 deep", b"\x93\x23" + b"\x91" * 1000 + b"\xc0\xc2"),
         _says("arrays nested 60,000 deep", b"\x91" * 60_000 + b"\x01"),
         _says("two messages in one", wire.encode(SAMPLES[4]) * 2),
         _says("a message of more than 64 KiB", _packed([36, 3, "", "x" * (_MOST_BYTES + 8)])),

@@ -160,6 +160,13 @@ def of_another_libseccomp(path: Path) -> None:
     path.write_bytes(cache.FORMAT + sha256(body).digest() + body)
 
 
+def of_a_library_without_a_name(path: Path) -> None:
+    body = path.read_bytes()[len(cache.FORMAT) + 32 :]
+    key, _, bpf = body.split(b"\n", 2)
+    body = b"\n".join([key, b"1 2 /lib\0seccomp", bpf])
+    path.write_bytes(cache.FORMAT + sha256(body).digest() + body)
+
+
 @pytest.mark.usefixtures("lines")
 @pytest.mark.parametrize(
     "damage",
@@ -172,6 +179,7 @@ def of_another_libseccomp(path: Path) -> None:
         replace_by_a_symlink,
         of_another_policy,
         of_another_libseccomp,
+        of_a_library_without_a_name,
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(cache.FORMAT),
         lambda path: path.chmod(0o620),
