@@ -130,22 +130,25 @@ class DeviceLink:
             if not self._open:
                 return self._next_id
             self._pending[self._next_id] = (time.monotonic() + self._timeout, then or _nothing)
-            if not self._stuck:
-                self._send(build(self._next_id), fds)
+            if self.send(build(self._next_id), fds) and not self._watching:
+                self._watching = True
+                self._loop.call_soon_threadsafe(self._watch_deadlines)
             return self._next_id
 
-    def _send(self, message: Message, fds: Sequence[int]) -> None:
-        try:
-            self._channel.send(message, fds)
-        except ChannelClosed:
-            return  # the loop reads the end, and what came before it
-        except ProtocolError as error:
-            self._stuck, reason = True, str(error)
-            self._loop.call_soon_threadsafe(lambda: self.fail(reason))
-            return
-        if not self._watching:
-            self._watching = True
-            self._loop.call_soon_threadsafe(self._watch_deadlines)
+    def send(self, message: Message, fds: Sequence[int] = ()) -> bool:
+        """Send a message and return whether that was possible; if not, the link ends soon."""
+        with self._lock:
+            if not self._open or self._stuck:
+                return False
+            try:
+                self._channel.send(message, fds)
+            except ChannelClosed:
+                return False  # the loop reads the end, and what came before it
+            except ProtocolError as error:
+                self._stuck, reason = True, str(error)
+                self._loop.call_soon_threadsafe(lambda: self.fail(reason))
+                return False
+            return True
 
     def _watch_deadlines(self) -> None:
         """Look again while anything is pending; runs in the loop."""
