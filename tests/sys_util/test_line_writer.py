@@ -74,14 +74,16 @@ def test_reader_that_stops_makes_nobody_wait_and_is_told_what_is_missing(shared:
         found += shared.read()
         shared.writer.write("again")
     found += shared.read()
+    following = 0  # the number of the line that comes next, if none is lost before it
     told = [line for line in found.decode().split("\n") if line]
-    lines = [line for line in told if line.startswith("line ")]
-    assert [int(line.split()[1]) for line in lines] == list(range(len(lines)))
-    assert all(line.endswith("x" * 50) for line in lines), "a line is torn"
-    lost = [int(line.split()[0]) for line in told if line.endswith(" lost")]
-    assert sum(lost) + len(lines) == 20_000
+    for line in told:
+        if line.endswith(" lost"):
+            following += int(line.split()[0])
+        elif line != "again":
+            assert line == f"line {following} {'x' * 50}", "a line is torn, or lost without a word"
+            following += 1
+    assert following >= 20_000  # "again" may be lost, too
     assert told[-1] == "again"
-    assert set(told) - set(lines) - {f"{count} lost" for count in lost} == {"again"}
 
 
 @pytest.mark.parametrize("character", ["x", "é", "\U0001f600"])
