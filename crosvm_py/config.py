@@ -10,10 +10,10 @@ from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from crosvm_py.device_process.restart import RestartLimit
-    from devices.virtio.balloon import BalloonSpec
-    from devices.virtio.block_image import BlockSpec
-    from devices.virtio.rng import RngSpec
-    from devices.virtio.vsock_common import VsockSpec
+    from devices.virtio.balloon.device import BalloonSpec
+    from devices.virtio.block.image import BlockSpec
+    from devices.virtio.rng.device import RngSpec
+    from devices.virtio.vsock.common import VsockSpec
 
 
 @fact

@@ -15,7 +15,7 @@ from crosvm_py.kvm_limits import NO_VIRTUALIZATION
 from crosvm_py.run_policies import RunPolicies, load_run_policies
 from crosvm_py.warden.cgroup_limits import make_vm_cgroup
 from crosvm_py.x86_64.layout import BOOT_LAYOUT, MAX_DEVICES, e820
-from devices.virtio.block import Block
+from devices.virtio.block.device import Block
 from kernel_loader.image import open_kernel
 from kernel_loader.load import open_initrd, plan_boot
 from sys_util.errors import ConfigError

@@ -10,7 +10,7 @@ import socket
 from crosvm_py.control.socket_path import SocketUse, bind_socket
 from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
 from crosvm_py.warden.protocol import Connects
-from devices.virtio.vsock_common import VsockSpec
+from devices.virtio.vsock.common import VsockSpec
 from sys_util.errors import ConfigError, HostError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple

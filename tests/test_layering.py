@@ -45,7 +45,7 @@ ABI_TABLES = {
 }
 # The protocol of a table of connections, whose calls take connections, which keep their table: no
 # type without the other. The first imports the second for that alone, so this import is forgiven.
-MUTUAL = ("devices.virtio.vsock_hub", "devices.virtio.vsock_connection")
+MUTUAL = ("devices.virtio.vsock.hub", "devices.virtio.vsock.connection")
 
 Graph = dict[str, set[str]]
 

@@ -15,8 +15,8 @@ from functools import partial
 from crosvm_py.console.ends import open_ends
 from crosvm_py.console.input import TerminalInput
 from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
-from devices.virtio.console import ConsoleSpec, PortSpec
-from devices.virtio.console_backlog import backlogs_bytes
+from devices.virtio.console.backlog import backlogs_bytes
+from devices.virtio.console.device import ConsoleSpec, PortSpec
 from sys_util.errors import raise_host_error
 from sys_util.event_loop import EPOLLOUT
 from sys_util.log import get_logger

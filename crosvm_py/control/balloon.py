@@ -61,7 +61,7 @@ class BalloonState:
         has_driver: whether a driver serves the device now.
         has_stats: whether that driver tells statistics.
         updates: how often it has told them.
-        stats: tags and values it told last (``devices.virtio.balloon_stats``).
+        stats: tags and values it told last (``devices.virtio.balloon.stats``).
         hint_done: whether no round of hints is under way.
         hinted_bytes: what the guest said is free, in the last round of hints.
         clamped: the target is not what was asked for: the memory is smaller, or 0 the least.

@@ -10,8 +10,8 @@ import msgpack
 
 from crosvm_py.device_process.config_writes import NO_OUTPUT
 from crosvm_py.warden.protocol import NO_CONNECTS, Connects
-from devices.virtio.net_stats import NET_STATS
-from devices.virtio.vsock_common import COUNTERS as VSOCK_COUNTERS
+from devices.virtio.net.stats import NET_STATS
+from devices.virtio.vsock.common import COUNTERS as VSOCK_COUNTERS
 from sys_util.stranger import unpack_fields
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -86,14 +86,14 @@ class DeviceOrder(NamedTuple):
 
 
 def _build_balloon(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
-    from devices.virtio.balloon import Balloon, BalloonSpec
+    from devices.virtio.balloon.device import Balloon, BalloonSpec
 
     return Balloon(BalloonSpec(**fields))  # type: ignore[arg-type]  # the vmm packed these fields
 
 
 def _build_block(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
-    from devices.virtio.block import Block
-    from devices.virtio.block_image import BlockSpec
+    from devices.virtio.block.device import Block
+    from devices.virtio.block.image import BlockSpec
 
     queues = fields.pop("num_queues")
     fields["limits"] = _limits(fields)
@@ -102,7 +102,7 @@ def _build_block(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
 
 
 def _build_console(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
-    from devices.virtio.console import Console, ConsoleSpec
+    from devices.virtio.console.device import Console, ConsoleSpec
 
     return Console(ConsoleSpec(**fields), fds)  # type: ignore[arg-type]  # the vmm packed these
 
@@ -114,16 +114,16 @@ def _limits(fields: Fields) -> RateLimits:
 
 
 def _build_net(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
-    from devices.virtio.net import Net
-    from devices.virtio.net_state import NetSpec
+    from devices.virtio.net.device import Net
+    from devices.virtio.net.state import NetSpec
 
     fields["limits"] = _limits(fields)
     return Net(NetSpec(**fields), fds)  # type: ignore[arg-type]  # as above
 
 
 def _build_kernel_net(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
-    from devices.virtio.net_kernel import KernelNet
-    from devices.virtio.net_state import NetSpec
+    from devices.virtio.net.kernel import KernelNet
+    from devices.virtio.net.state import NetSpec
     from sys_util.vhost import Vhost
 
     fields["limits"] = _limits(fields)
@@ -133,23 +133,23 @@ def _build_kernel_net(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
 
 
 def _build_rng(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
-    from devices.virtio.rng import Rng, RngSpec
+    from devices.virtio.rng.device import Rng, RngSpec
 
     fields["limits"] = _limits(fields)
     return Rng(RngSpec(**fields))  # type: ignore[arg-type]  # as above
 
 
 def _build_kernel_vsock(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
-    from devices.virtio.vsock_common import VsockSpec
-    from devices.virtio.vsock_kernel import KernelVsock
+    from devices.virtio.vsock.common import VsockSpec
+    from devices.virtio.vsock.kernel import KernelVsock
     from sys_util.vhost import Vhost
 
     return KernelVsock(VsockSpec(**fields), Vhost(fds[0]))  # type: ignore[arg-type]  # as above
 
 
 def _build_vsock(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
-    from devices.virtio.vsock import Vsock
-    from devices.virtio.vsock_common import VsockSpec
+    from devices.virtio.vsock.common import VsockSpec
+    from devices.virtio.vsock.device import Vsock
 
     return Vsock(VsockSpec(**fields), fds)  # type: ignore[arg-type]  # as above
 
@@ -157,29 +157,29 @@ def _build_vsock(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
 DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
     "balloon": DeviceKind(
         "balloon_device",
-        "devices.virtio.balloon",
+        "devices.virtio.balloon.device",
         _build_balloon,
         ("pages_inflated", "pages_deflated", "bytes_reported"),
     ),
     "block": DeviceKind(
         "block_device",
-        "devices.virtio.block",
+        "devices.virtio.block.device",
         _build_block,
         resizable=True,
         max_memory_bytes=1280 * _MIB,  # with what was written and is not on the disk yet
     ),
     "console": DeviceKind(
         "console_device",
-        "devices.virtio.console",
+        "devices.virtio.console.device",
         _build_console,
         ("dropped_bytes",),
         output_offset=8,  # emerg_wr (virtio 1.3 §5.3.4)
     ),
-    "net": DeviceKind("net_device", "devices.virtio.net", _build_net, NET_STATS),
-    "rng": DeviceKind("rng_device", "devices.virtio.rng", _build_rng),
+    "net": DeviceKind("net_device", "devices.virtio.net.device", _build_net, NET_STATS),
+    "rng": DeviceKind("rng_device", "devices.virtio.rng.device", _build_rng),
     "vhost-net": DeviceKind(
         "vhost_net_device",
-        "devices.virtio.net_kernel",
+        "devices.virtio.net.kernel",
         _build_kernel_net,
         NET_STATS,
         in_kernel=True,
@@ -187,14 +187,14 @@ DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
     ),
     "vhost-vsock": DeviceKind(
         "vhost_vsock_device",
-        "devices.virtio.vsock_kernel",
+        "devices.virtio.vsock.kernel",
         _build_kernel_vsock,
         in_kernel=True,
         max_processes=2,  # itself and, since Linux 6.4, the kernel's worker for it
     ),
     "vsock": DeviceKind(
         "vsock_device",
-        "devices.virtio.vsock",
+        "devices.virtio.vsock.device",
         _build_vsock,
         VSOCK_COUNTERS,
         broker=BrokerKind("vsock_broker", "crosvm_py.device_process.vsock_broker"),

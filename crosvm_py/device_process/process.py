@@ -15,8 +15,8 @@ from crosvm_py.device_process.kinds import build_device
 from devices.virtio.counters import Counters
 from devices.virtio.device import CommandError
 from devices.virtio.loop_context import LoopContext
+from devices.virtio.queue.worker import QueueWorker
 from devices.virtio.saved_state import SavedState
-from devices.virtio.worker import QueueWorker
 from sys_util import linux, log
 from sys_util.channel import Channel
 from sys_util.crash import crash_report

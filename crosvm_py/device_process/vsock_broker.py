@@ -17,7 +17,7 @@ import stat
 import time
 
 from crosvm_py.control.socket_path import is_socket_of_a_vm
-from devices.virtio.vsock_broker import (
+from devices.virtio.vsock.broker import (
     BROKER_CODEC,
     BROKER_DENIED_HEAD,
     MAX_REPORT_CHARS,

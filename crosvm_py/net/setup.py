@@ -11,8 +11,8 @@ import os
 
 from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
 from crosvm_py.net.passt import rehearse_passt, start_passt
-from devices.virtio.net_header import HEADER_BYTES
-from devices.virtio.net_state import NetSpec
+from devices.virtio.net.header import HEADER_BYTES
+from devices.virtio.net.state import NetSpec
 from sys_util import tap
 from sys_util.errors import ConfigError, HostError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple

@@ -25,7 +25,7 @@ from devices.i8042 import I8042
 from devices.pci.bar import BarWindow
 from devices.pci.root import ConfigPorts, Ecam, PciRoot
 from devices.pvpanic import PVPANIC_LENGTH, PvPanic
-from devices.virtio.pci_transport import PciServices, VirtioPciTransport
+from devices.virtio.transport.pci_transport import PciServices, VirtioPciTransport
 from kernel_loader.load import load_linux
 from sys_util.errors import ConfigError
 from sys_util.kvm import KVM_CAP_TSC_DEADLINE_TIMER, host_has_hardware_virtualization

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from devices.virtio.counters import Counters
-    from devices.virtio.port import QueuePort
+    from devices.virtio.queue.port import QueuePort
     from devices.virtio.saved_state import SavedState
     from sys_util.event_loop import Timer
     from sys_util.guest_memory import GuestMemory

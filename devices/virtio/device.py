@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from devices.virtio.chain import ChainError
 from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, REQUESTS
+from devices.virtio.queue.chain import ChainError
 from sys_util.errors import GuestError, VmmError
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from devices.virtio.backend import QueueActivation
-    from devices.virtio.chain import DescriptorChain
     from devices.virtio.context import DeviceContext
     from devices.virtio.counters import Counters
-    from devices.virtio.queue import SplitQueue
+    from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.split_queue import SplitQueue
     from sys_util.log import Logger
 
     Gate = Callable[[DescriptorChain], bool]

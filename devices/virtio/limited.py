@@ -14,8 +14,8 @@ from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from devices.virtio.chain import DescriptorChain
     from devices.virtio.context import DeviceContext
+    from devices.virtio.queue.chain import DescriptorChain
     from sys_util.event_loop import Timer
 
 

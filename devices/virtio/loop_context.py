@@ -11,7 +11,7 @@ from sys_util.typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from devices.virtio.worker import QueueWorker
+    from devices.virtio.queue.worker import QueueWorker
     from sys_util.event_loop import EventLoop, Timer
     from sys_util.guest_memory import GuestMemory
 

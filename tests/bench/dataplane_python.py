@@ -13,11 +13,11 @@ import os
 import sys
 import time
 
-from devices.virtio.block import VIRTIO_BLK_F_FLUSH, Block
-from devices.virtio.block_image import BlockSpec
+from devices.virtio.block.device import VIRTIO_BLK_F_FLUSH, Block
+from devices.virtio.block.image import BlockSpec
 from devices.virtio.features import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX
 from devices.virtio.features import VIRTIO_RING_F_INDIRECT_DESC as INDIRECT_DESC
-from devices.virtio.worker import QueueWorker
+from devices.virtio.queue.worker import QueueWorker
 from sys_util.guest_memory import GuestMemory
 from tests.support.driver_queue import DriverQueue
 

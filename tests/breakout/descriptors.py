@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
 from crosvm_py.vsock_setup import KERNEL_DEVICE, prepare_vsock
-from devices.virtio.balloon import BalloonSpec
-from devices.virtio.block import Block
-from devices.virtio.block_image import BlockSpec
-from devices.virtio.console import ConsoleSpec, PortSpec
-from devices.virtio.net_header import HEADER_BYTES
-from devices.virtio.net_state import NetSpec
-from devices.virtio.rng import RngSpec
-from devices.virtio.vsock_common import VsockSpec
+from devices.virtio.balloon.device import BalloonSpec
+from devices.virtio.block.device import Block
+from devices.virtio.block.image import BlockSpec
+from devices.virtio.console.device import ConsoleSpec, PortSpec
+from devices.virtio.net.header import HEADER_BYTES
+from devices.virtio.net.state import NetSpec
+from devices.virtio.rng.device import RngSpec
+from devices.virtio.vsock.common import VsockSpec
 from sys_util import tap
 from sys_util.errors import VmmError
 from tests.breakout import brokering

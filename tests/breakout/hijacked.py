@@ -14,7 +14,7 @@ from tests.breakout import lies
 from tests.breakout.inmate import Inmate, taken_over
 
 if TYPE_CHECKING:
-    from devices.virtio.chain import DescriptorChain
+    from devices.virtio.queue.chain import DescriptorChain
 
 KIND: Final = "rng"
 FLOOD: Final = 100

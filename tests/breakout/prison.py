@@ -15,7 +15,7 @@ import msgpack
 
 from crosvm_py.control.socket_path import bind_control_socket
 from crosvm_py.device_process.kinds import DEVICE_KINDS, DeviceOrder, pack_spec
-from devices.virtio.rng import RngSpec
+from devices.virtio.rng.device import RngSpec
 from seccomp import load_policy
 from seccomp.simulate import simulate
 from seccomp.syscalls import get_constants, machine_arch

@@ -18,9 +18,9 @@ from crosvm_py.device_process.restart import NEVER
 from crosvm_py.device_process.supervisor import Care, Supervisor
 from crosvm_py.run_policies import load_run_policies
 from crosvm_py.warden.host import start_warden
-from devices.virtio.block import Block
-from devices.virtio.block_image import BlockSpec
-from devices.virtio.rng import RngSpec
+from devices.virtio.block.device import Block
+from devices.virtio.block.image import BlockSpec
+from devices.virtio.rng.device import RngSpec
 from sys_util import log
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pytest
 
     from crosvm_py.device_process.host import DeviceProcess
-    from devices.virtio.chain import DescriptorChain
+    from devices.virtio.queue.chain import DescriptorChain
 
 
 def deep() -> None:

@@ -32,7 +32,7 @@ from crosvm_py.warden import protocol as warden_protocol
 from crosvm_py.warden import warden as warden_module
 from crosvm_py.warden.code import Code
 from devices.virtio.rate_limiter import LIMIT_NAMES
-from devices.virtio.vsock_broker import BROKER_CODEC
+from devices.virtio.vsock.broker import BROKER_CODEC
 from sys_util.channel import Channel, socket_pair
 from sys_util.errors import HostError, ProtocolError, VmmError
 from sys_util.event_loop import EventLoop

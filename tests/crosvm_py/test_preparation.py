@@ -13,8 +13,8 @@ import pytest
 
 from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.preparation import prepare
-from devices.virtio.block import Block
-from devices.virtio.block_image import BlockSpec
+from devices.virtio.block.device import Block
+from devices.virtio.block.image import BlockSpec
 from sys_util.errors import ConfigError, VmmError
 from tests.kernel_loader.images import Elf
 from tests.support.command_line import config_of

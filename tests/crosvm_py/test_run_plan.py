@@ -15,8 +15,8 @@ from crosvm_py.cli.commands.run_plan_text import as_text
 from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.run_plan import RunPlan, as_fields, plan_run
 from crosvm_py.warden import cgroup_limits
-from devices.virtio.block import Block
-from devices.virtio.block_image import BlockSpec
+from devices.virtio.block.device import Block
+from devices.virtio.block.image import BlockSpec
 from jail.cgroup import VmCgroup, memory_limit
 from jail.cgroup_site import CgroupSite
 from seccomp.loader import count, load_policy

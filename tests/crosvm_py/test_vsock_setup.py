@@ -18,7 +18,7 @@ from crosvm_py.device_process.kinds import DeviceOrder
 from crosvm_py.vsock_setup import PreparedVsock, prepare_vsock
 from crosvm_py.warden import protocol
 from crosvm_py.warden.protocol import NO_CONNECTS
-from devices.virtio.vsock_common import VsockSpec
+from devices.virtio.vsock.common import VsockSpec
 from sys_util.errors import ConfigError, HostError, UsageError, VmmError
 from sys_util.vhost import Vhost
 from sys_util.wire import encode

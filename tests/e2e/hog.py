@@ -13,7 +13,7 @@ sys.path.insert(0, "/project")
 
 from crosvm_py.__main__ import main
 from crosvm_py.device_process.kinds import DEVICE_KINDS
-from devices.virtio.rng import Rng, RngSpec
+from devices.virtio.rng.device import Rng, RngSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

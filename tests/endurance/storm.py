@@ -26,10 +26,10 @@ from crosvm_py.device_process.balloon_control import ask_balloon
 from crosvm_py.device_process.control import limit_device, list_devices, restart_device
 from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
 from crosvm_py.device_process.supervisor import Care
-from devices.virtio.balloon import BalloonSpec
+from devices.virtio.balloon.device import BalloonSpec
 from sys_util.errors import ConfigError
 from tests.crosvm_py.device_rig import DeviceRig
-from tests.devices.virtio.pci_driver import (
+from tests.devices.virtio.transport.pci_driver import (
     ACKNOWLEDGE,
     AVAIL,
     DESC,

@@ -8,11 +8,11 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-from devices.virtio.balloon import Balloon, BalloonSpec
-from devices.virtio.block import Block
-from devices.virtio.block_image import BlockSpec
+from devices.virtio.balloon.device import Balloon, BalloonSpec
+from devices.virtio.block.device import Block
+from devices.virtio.block.image import BlockSpec
 from devices.virtio.device import SimpleDevice
-from devices.virtio.rng import Rng, RngSpec
+from devices.virtio.rng.device import Rng, RngSpec
 from devices.virtio.saved_state import PAGE_CELLS
 from sys_util.guest_memory import GuestMemory
 from tests.fuzz.messages import spoil_fields
@@ -21,8 +21,8 @@ from tests.support.device_context import DriverSide
 from tests.support.stored import stored
 
 if TYPE_CHECKING:
-    from devices.virtio.chain import DescriptorChain
     from devices.virtio.device import VirtioDevice
+    from devices.virtio.queue.chain import DescriptorChain
     from devices.virtio.saved_state import SavedState
     from tests.fuzz.source import Source
 

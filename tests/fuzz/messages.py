@@ -14,7 +14,7 @@ import msgpack
 from crosvm_py.control import protocol as control_protocol
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.warden import protocol as warden_protocol
-from devices.virtio import vsock_broker
+from devices.virtio.vsock import broker as vsock_broker
 from sys_util import wire
 from sys_util.errors import ProtocolError
 from sys_util.stranger import unpack_fields

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from devices.virtio.console import Console, ConsoleSpec
-from devices.virtio.console_backlog import backlogs_bytes
+from devices.virtio.console.backlog import backlogs_bytes
+from devices.virtio.console.device import Console, ConsoleSpec
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.event_loop import EPOLLIN, EPOLLOUT
 from sys_util.tap import TUNGETIFF
@@ -24,7 +24,7 @@ from tests.support.net_rig import PLAIN, NetRig, frame, header
 from tests.support.vsock_rig import HEADER, HOST, TX, Packet, VsockRig
 
 if TYPE_CHECKING:
-    from devices.virtio.console import PortSpec
+    from devices.virtio.console.device import PortSpec
     from tests.fuzz.kinds import Request
     from tests.fuzz.source import Source
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from devices.virtio.rng import Rng, RngSpec
-from devices.virtio.worker import QueueWorker
+from devices.virtio.queue.worker import QueueWorker
+from devices.virtio.rng.device import Rng, RngSpec
 from sys_util import log
 from sys_util.errors import GuestError
 from sys_util.guest_memory import GuestMemory
 from tests.devices.fakes import WINDOW_BASE, WINDOW_END
-from tests.devices.virtio.pci_driver import (
+from tests.devices.virtio.transport.pci_driver import (
     AVAIL,
     DESC,
     ECAM_BASE,

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.device_process.link import DeviceLink
 from devices.cmos import Cmos
-from devices.virtio import queue as queue_module
-from devices.virtio.chain import ChainError, Writer
-from devices.virtio.device_state import DeviceState
 from devices.virtio.limited import LimitedDevice
-from devices.virtio.port import QueuePort
-from devices.virtio.queue import SplitQueue
+from devices.virtio.queue import split_queue as queue_module
+from devices.virtio.queue.chain import ChainError, Writer
+from devices.virtio.queue.port import QueuePort
+from devices.virtio.queue.split_queue import SplitQueue
 from devices.virtio.rate_limiter import LIMIT_NAMES, RateLimits
-from devices.virtio.rng import Rng
+from devices.virtio.rng.device import Rng
+from devices.virtio.transport.device_state import DeviceState
 from sys_util.guest_memory import GuestMemory, Span
 from sys_util.wire import Codec
 from tests.fuzz.__main__ import Plan, fuzz, main
@@ -32,7 +32,7 @@ from tests.fuzz.source import BytesSource
 from tests.fuzz.targets import TARGETS, Fuzzer, life_source, make_fuzzer
 
 if TYPE_CHECKING:
-    from devices.virtio.chain import DescriptorChain
+    from devices.virtio.queue.chain import DescriptorChain
     from sys_util.wire import Message
 
 # Each about half a second's worth.

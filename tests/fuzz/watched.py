@@ -12,18 +12,18 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from devices.virtio import queue as queue_module
-from devices.virtio import worker as worker_module
-from devices.virtio.chain import ChainError, Reader
 from devices.virtio.features import VIRTIO_RING_F_INDIRECT_DESC
-from devices.virtio.queue import SplitQueue
+from devices.virtio.queue import split_queue as queue_module
+from devices.virtio.queue import worker as worker_module
+from devices.virtio.queue.chain import ChainError, Reader
+from devices.virtio.queue.split_queue import SplitQueue
 from sys_util.linux import buffer_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from devices.virtio.backend import QueueActivation
-    from devices.virtio.chain import DescriptorChain
+    from devices.virtio.queue.chain import DescriptorChain
     from sys_util.guest_memory import GuestMemory
 
 NEXT, WRITE, INDIRECT = 1, 2, 4

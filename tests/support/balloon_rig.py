@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import struct
 
-from devices.virtio.balloon import (
+from devices.virtio.balloon.device import (
     VIRTIO_BALLOON_F_FREE_PAGE_HINT,
     VIRTIO_BALLOON_F_PAGE_POISON,
     VIRTIO_BALLOON_F_REPORTING,

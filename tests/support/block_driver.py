@@ -7,9 +7,9 @@ import os
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from devices.virtio.block import Block
-from devices.virtio.block_image import BlockSpec
-from devices.virtio.worker import QueueWorker
+from devices.virtio.block.device import Block
+from devices.virtio.block.image import BlockSpec
+from devices.virtio.queue.worker import QueueWorker
 from sys_util.errors import ConfigError
 from sys_util.guest_memory import GuestMemory
 from tests.support.driver_queue import DriverQueue

@@ -6,7 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from devices.virtio.console import Console, ConsoleSpec, PortSpec
+from devices.virtio.console.device import Console, ConsoleSpec, PortSpec
 from sys_util.event_loop import EPOLLOUT
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide

@@ -9,8 +9,8 @@ from zlib import crc32
 
 from devices.virtio.counters import Counters
 from devices.virtio.features import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX
+from devices.virtio.queue.worker import QueueWorker
 from devices.virtio.saved_state import SavedState
-from devices.virtio.worker import QueueWorker
 from sys_util.event_loop import EPOLLIN, Timer
 from tests.support.driver_queue import DriverQueue
 

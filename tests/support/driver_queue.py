@@ -15,8 +15,8 @@ from devices.virtio.backend import QueueActivation
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from devices.virtio.chain import DescriptorChain
-    from devices.virtio.queue import SplitQueue
+    from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.split_queue import SplitQueue
     from sys_util.guest_memory import GuestMemory
 
 NEXT = 1

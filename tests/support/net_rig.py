@@ -9,8 +9,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from devices.virtio.net import Net
-from devices.virtio.net_state import NetSpec
+from devices.virtio.net.device import Net
+from devices.virtio.net.state import NetSpec
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.guest_memory import GuestMemory
 from sys_util.tap import IFF_DETACH_QUEUE, TUNGETIFF

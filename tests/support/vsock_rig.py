@@ -12,8 +12,8 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from crosvm_py.device_process.vsock_broker import Broker
-from devices.virtio.vsock import Vsock
-from devices.virtio.vsock_common import VsockSpec
+from devices.virtio.vsock.common import VsockSpec
+from devices.virtio.vsock.device import Vsock
 from sys_util.channel import socket_pair
 from sys_util.errors import ChannelClosed
 from sys_util.guest_memory import GuestMemory

@@ -31,7 +31,7 @@ HINTS: Final = switch(
 def _stats(arguments: Arguments, _settings: GlobalSettings) -> int:
     import json
 
-    from devices.virtio.balloon_stats import STAT_NAMES
+    from devices.virtio.balloon.stats import STAT_NAMES
 
     (path,) = arguments.positional
     hint = arguments.has(HINTS)

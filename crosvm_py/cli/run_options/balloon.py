@@ -16,7 +16,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
     from crosvm_py.cli.grammar.scanner import Scanner
-    from devices.virtio.balloon import BalloonSpec
+    from devices.virtio.balloon.device import BalloonSpec
 
 PAGE_BYTES: Final = 4096
 
@@ -50,7 +50,7 @@ _FIELDS: Final = (_SIZE, _OOM, _REPORTING)
 
 
 def _read_balloon(option: str, text: str) -> BalloonSpec:
-    from devices.virtio.balloon import BalloonSpec
+    from devices.virtio.balloon.device import BalloonSpec
 
     values = keyvalue.parse(option, text, _FIELDS)
     if values[_SIZE] % PAGE_BYTES:
@@ -89,7 +89,7 @@ def balloon(arguments: Arguments, memory_bytes: int) -> BalloonSpec | None:
         return None
     if arguments.has(NO_BALLOON):
         raise ConfigError(f"--no-balloon and {wanted[0]} exclude each other")
-    from devices.virtio.balloon import BalloonSpec
+    from devices.virtio.balloon.device import BalloonSpec
 
     spec = spec or BalloonSpec()
     size_bytes = min(spec.size_bytes, memory_bytes)

@@ -11,7 +11,7 @@ from crosvm_py.cli.grammar.options import Option, OptionGroup
 from crosvm_py.cli.run_options.limits import FIELDS as LIMIT_FIELDS
 from crosvm_py.cli.run_options.limits import limits
 from crosvm_py.cli.run_options.twice import first_twice
-from devices.virtio.block_image import BlockSpec
+from devices.virtio.block.image import BlockSpec
 from sys_util.errors import ConfigError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final

@@ -6,7 +6,7 @@ from __future__ import annotations
 from crosvm_py.cli.grammar import keyvalue
 from crosvm_py.cli.grammar.options import Option, OptionGroup, switch
 from crosvm_py.cli.run_options.limits import FIELDS, limits
-from devices.virtio.rng import RngSpec
+from devices.virtio.rng.device import RngSpec
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final
 

@@ -10,7 +10,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
-    from devices.virtio.vsock_common import VsockSpec
+    from devices.virtio.vsock.common import VsockSpec
 
 # Below are the hypervisor's, the loopback's and the host's; the highest means any (§5.10.4).
 MIN_CID: Final = 3
@@ -25,7 +25,7 @@ _FIELDS: Final = (_CID, _SOCKET)
 
 
 def _read_vsock(option: str, text: str) -> VsockSpec:
-    from devices.virtio.vsock_common import VsockSpec
+    from devices.virtio.vsock.common import VsockSpec
 
     values = keyvalue.parse(option, text, _FIELDS)
     cid, path = values[_CID], values[_SOCKET]

@@ -21,8 +21,8 @@ from crosvm_py.console.targets import open_unix_stream
 from crosvm_py.console.terminal import save
 from crosvm_py.console.virtio_console import KEY_BYTES, KeyPipe, VirtioConsole
 from crosvm_py.device_process.kinds import build_device
-from devices.virtio.console import Console, PortSpec
-from devices.virtio.console_backlog import backlogs_bytes
+from devices.virtio.console.backlog import backlogs_bytes
+from devices.virtio.console.device import Console, PortSpec
 from sys_util.errors import ConfigError, HostError
 from sys_util.event_loop import EventLoop
 

@@ -10,7 +10,7 @@ import pytest
 from crosvm_py.control import balloon, protocol
 from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery, BalloonSet, BalloonState
 from crosvm_py.device_process.balloon_control import ask_balloon
-from devices.virtio.balloon import Balloon, BalloonSpec
+from devices.virtio.balloon.device import Balloon, BalloonSpec
 from sys_util.errors import ConfigError, ProtocolError
 from sys_util.guest_memory import GuestMemory
 from sys_util.wire import encode

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
-from devices.virtio.balloon import BalloonSpec
+from devices.virtio.balloon.device import BalloonSpec
 from tests.crosvm_py.device_rig import DeviceRig
 from tests.crosvm_py.hostile_device import RecordedEvents, WatchedLock
 

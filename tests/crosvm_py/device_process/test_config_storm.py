@@ -12,7 +12,7 @@ from crosvm_py.config import SerialSpec
 from crosvm_py.console import virtio_console
 from crosvm_py.console.serial_ports import open_serial_ports
 from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
-from devices.virtio.balloon import BalloonSpec
+from devices.virtio.balloon.device import BalloonSpec
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig
 
 if TYPE_CHECKING:

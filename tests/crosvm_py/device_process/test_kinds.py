@@ -13,8 +13,8 @@ import msgpack
 import pytest
 
 from crosvm_py.device_process.kinds import DEVICE_KINDS, build_device, pack_spec
-from devices.virtio.block_image import BlockSpec
-from devices.virtio.rng import Rng, RngSpec
+from devices.virtio.block.image import BlockSpec
+from devices.virtio.rng.device import Rng, RngSpec
 from seccomp import load_policy
 
 ROOT = Path(__file__).parents[3]

@@ -12,7 +12,7 @@ import pytest
 
 from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
 from crosvm_py.device_process.supervisor import Care
-from devices.virtio.net_state import NetSpec
+from devices.virtio.net.state import NetSpec
 from tests.crosvm_py.device_rig import DeviceRig, Transport
 from tests.support.net_rig import MAC, PLAIN, frame, on_wire
 

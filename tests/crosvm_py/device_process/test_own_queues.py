@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from crosvm_py.device_process.host import DeviceProcess
-    from devices.virtio.chain import DescriptorChain
     from devices.virtio.context import DeviceContext
+    from devices.virtio.queue.chain import DescriptorChain
     from tests.crosvm_py.device_rig import RigQueue
 
 WORD = 8  # the policies let a device read 8 bytes at a time

@@ -105,15 +105,15 @@ from crosvm_py.warden.warden import run_device
 from sys_util.errors import VmmError
 
 DEVICE_KINDS["rng"].preload()
-before = sys.modules["devices.virtio.rng"]
+before = sys.modules["devices.virtio.rng.device"]
 {change}
 try:
     code = read_anew(["rng"])
 except VmmError as error:
-    assert sys.modules["devices.virtio.rng"] is before
+    assert sys.modules["devices.virtio.rng.device"] is before
     print(error)
 else:
-    assert sys.modules["devices.virtio.rng"] is not before
+    assert sys.modules["devices.virtio.rng.device"] is not before
     assert code.run is not run_device
     assert code.kinds["rng"] is not DEVICE_KINDS["rng"]
     print("read")

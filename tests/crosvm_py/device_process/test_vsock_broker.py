@@ -18,7 +18,7 @@ import pytest
 from crosvm_py.control.socket_path import SocketUse, bind_control_socket, bind_socket
 from crosvm_py.device_process import vsock_broker
 from crosvm_py.device_process.vsock_broker import BURST, CONNECTS_PER_SECOND, Broker
-from devices.virtio.vsock_broker import DEVICE_CODEC, Connect, Connected, NotConnected
+from devices.virtio.vsock.broker import DEVICE_CODEC, Connect, Connected, NotConnected
 from sys_util.channel import Channel, socket_pair
 from sys_util.errors import ChannelClosed, ProtocolError
 from sys_util.wire import Message, encode

@@ -15,7 +15,7 @@ import msgpack
 import pytest
 
 from crosvm_py.device_process.vsock_broker import EXIT_HOST, run_broker
-from devices.virtio.vsock_broker import DEVICE_CODEC, BrokerFailed, Connect
+from devices.virtio.vsock.broker import DEVICE_CODEC, BrokerFailed, Connect
 from sys_util.channel import Channel, socket_pair
 from sys_util.errors import ProtocolError
 

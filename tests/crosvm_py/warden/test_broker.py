@@ -16,7 +16,7 @@ import pytest
 from crosvm_py.device_process.restart import ALWAYS
 from crosvm_py.device_process.supervisor import Care
 from crosvm_py.vsock_setup import prepare_vsock
-from devices.virtio.vsock_common import VsockSpec
+from devices.virtio.vsock.common import VsockSpec
 from jail.namespaces import FIRST_DEVICE_UID
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig, Transport
 from tests.support.vsock_rig import (

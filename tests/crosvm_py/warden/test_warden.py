@@ -18,7 +18,7 @@ from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
 from crosvm_py.device_process.restart import ALWAYS
 from crosvm_py.device_process.supervisor import Care
 from crosvm_py.warden import host, protocol, warden
-from devices.virtio.rng import RngSpec
+from devices.virtio.rng.device import RngSpec
 from sys_util.errors import HostError, VmmError
 from sys_util.guest_memory import MemoryRegion
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig

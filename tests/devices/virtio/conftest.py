@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio.balloon import BalloonSpec
+from devices.virtio.balloon.device import BalloonSpec
 from devices.virtio.features import VIRTIO_RING_F_INDIRECT_DESC
-from devices.virtio.queue import SplitQueue
+from devices.virtio.queue.split_queue import SplitQueue
 from sys_util.guest_memory import GuestMemory
-from tests.devices.virtio.pci_driver import Machine
+from tests.devices.virtio.transport.pci_driver import Machine
 from tests.support.balloon_rig import BalloonRig
 from tests.support.driver_queue import HIGH, RAM_BYTES, DriverQueue
 from tests.support.vsock_rig import VsockRig

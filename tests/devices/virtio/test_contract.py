@@ -13,25 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.virtio.balloon import Balloon, BalloonSpec
-from devices.virtio.block import Block
-from devices.virtio.block_image import BlockSpec
-from devices.virtio.console import Console, ConsoleSpec, PortSpec
+from devices.virtio.balloon.device import Balloon, BalloonSpec
+from devices.virtio.block.device import Block
+from devices.virtio.block.image import BlockSpec
+from devices.virtio.console.device import Console, ConsoleSpec, PortSpec
 from devices.virtio.features import (
     BASE_FEATURES,
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_INDIRECT_DESC,
 )
-from devices.virtio.net import Net
-from devices.virtio.net_state import NetSpec
-from devices.virtio.net_stream import StreamEnd
-from devices.virtio.queue import QueueError, QueueState
-from devices.virtio.rng import Rng, RngSpec
-from devices.virtio.vsock import Vsock
-from devices.virtio.vsock_common import VsockSpec
-from devices.virtio.vsock_packet import VMADDR_CID_HOST, Header, Op, SocketType, reset_reply
-from devices.virtio.worker import QueueWorker
+from devices.virtio.net.device import Net
+from devices.virtio.net.state import NetSpec
+from devices.virtio.net.stream import StreamEnd
+from devices.virtio.queue.split_queue import QueueError, QueueState
+from devices.virtio.queue.worker import QueueWorker
+from devices.virtio.rng.device import Rng, RngSpec
+from devices.virtio.vsock.common import VsockSpec
+from devices.virtio.vsock.device import Vsock
+from devices.virtio.vsock.packet import VMADDR_CID_HOST, Header, Op, SocketType, reset_reply
 from sys_util.errors import ProtocolError
 from sys_util.facts import fields_of
 from sys_util.guest_memory import GuestMemory

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devices.virtio import limited
-from devices.virtio.block import Block
-from devices.virtio.block_image import BlockSpec
+from devices.virtio.block.device import Block
+from devices.virtio.block.image import BlockSpec
 from devices.virtio.device import CommandError
 from devices.virtio.rate_limiter import RateLimiter, RateLimits
-from devices.virtio.rng import Rng, RngSpec
+from devices.virtio.rng.device import Rng, RngSpec
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devices.virtio.loop_context import LoopContext
-from devices.virtio.queue import QueueError
-from devices.virtio.rng import Rng, RngSpec
-from devices.virtio.worker import QueueWorker
+from devices.virtio.queue.split_queue import QueueError
+from devices.virtio.queue.worker import QueueWorker
+from devices.virtio.rng.device import Rng, RngSpec
 from sys_util.event_loop import EPOLLIN, EPOLLOUT, EventLoop
 from sys_util.guest_memory import GuestMemory
 

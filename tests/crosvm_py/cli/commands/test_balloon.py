@@ -13,7 +13,7 @@ from crosvm_py.cli.dispatch import execute
 from crosvm_py.control import client
 from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery, BalloonSet, BalloonState
 from crosvm_py.control.protocol import Done
-from devices.virtio.balloon_stats import STAT_NAMES
+from devices.virtio.balloon.stats import STAT_NAMES
 from sys_util.errors import UsageError
 
 if TYPE_CHECKING:

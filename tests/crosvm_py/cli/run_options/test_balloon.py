@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from devices.virtio.balloon import BalloonSpec
+from devices.virtio.balloon.device import BalloonSpec
 from sys_util.errors import ConfigError, UsageError
 from tests.support.command_line import config_of
 

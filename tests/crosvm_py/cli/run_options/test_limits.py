@@ -7,7 +7,7 @@ import pytest
 
 from crosvm_py.cli.run_options.limits import given_limits
 from devices.virtio.rate_limiter import RateLimits
-from devices.virtio.rng import RngSpec
+from devices.virtio.rng.device import RngSpec
 from sys_util.errors import ConfigError, UsageError
 from tests.support.command_line import config_of
 

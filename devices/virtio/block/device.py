@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""virtio-block: a disk from a raw image (virtio 1.3 §5.2).
+
+Queues:      0..n requestq
+Features:    SEG_MAX, BLK_SIZE, FLUSH, MQ; RO, or WRITE_ZEROES and, for sparse images, DISCARD
+Config:      struct virtio_blk_config up to write_zeroes_may_unmap
+Kept fds:    the image
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from devices.virtio.block.file import DiskFile
+from devices.virtio.block.image import MAX_ID_BYTES, SECTOR_BYTES, disk_id, open_image
+from devices.virtio.device import CommandError, RequestError
+from devices.virtio.limited import LimitedDevice
+from devices.virtio.queue.chain import ChainError
+from sys_util.errors import ProtocolError
+from sys_util.stranger import brief
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Self
+
+if TYPE_CHECKING:
+    from devices.virtio.block.image import BlockSpec
+    from devices.virtio.queue.chain import DescriptorChain, Reader, Writer
+
+VIRTIO_BLK_F_SEG_MAX: Final = 2
+VIRTIO_BLK_F_RO: Final = 5
+VIRTIO_BLK_F_BLK_SIZE: Final = 6
+VIRTIO_BLK_F_FLUSH: Final = 9
+VIRTIO_BLK_F_MQ: Final = 12
+VIRTIO_BLK_F_DISCARD: Final = 13
+VIRTIO_BLK_F_WRITE_ZEROES: Final = 14
+
+VIRTIO_BLK_T_IN: Final = 0
+VIRTIO_BLK_T_OUT: Final = 1
+VIRTIO_BLK_T_FLUSH: Final = 4
+VIRTIO_BLK_T_GET_ID: Final = 8
+VIRTIO_BLK_T_DISCARD: Final = 11
+VIRTIO_BLK_T_WRITE_ZEROES: Final = 13
+
+VIRTIO_BLK_S_OK: Final = 0
+VIRTIO_BLK_S_IOERR: Final = 1
+VIRTIO_BLK_S_UNSUPP: Final = 2
+
+VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP: Final = 1
+
+QUEUE_SIZE: Final = 256
+# One descriptor of a chain is the header and one the status.
+SEG_MAX: Final = QUEUE_SIZE - 2
+
+# One request is one turn of the process, so each limit is about what a slow host does in 0.1 s.
+# Writing zeros may mean writing them; punching holes only changes the host's block map.
+MAX_DISCARD_SECTORS: Final = (1 << 30) // SECTOR_BYTES
+MAX_WRITE_ZEROES_SECTORS: Final = (64 << 20) // SECTOR_BYTES
+MAX_SEGMENTS: Final = 32
+
+# Offsets of files are signed.
+MAX_SIZE_BYTES: Final = (1 << 63) - SECTOR_BYTES
+
+# Smaller holes than a page of the host's file system free nothing.
+DISCARD_ALIGNMENT_BYTES: Final = 4096
+
+_HEADER: Final = Struct("<IIQ")  # type, reserved, sector
+_SEGMENT: Final = Struct("<QII")  # sector, num_sectors, flags
+# capacity, size_max, seg_max, geometry, blk_size, topology, writeback, unused0, num_queues,
+# the three of discard, the three of write zeroes, unused1
+_CONFIG: Final = Struct("<Q I I 4x I 8x B x H 3I 2I B 3x")
+
+_STATUS_OK: Final = bytes([VIRTIO_BLK_S_OK])
+
+
+class BlockRequestError(RequestError):
+    """A well-formed request this device will not or cannot perform (§5.2.6.2)."""
+
+    @classmethod
+    def unsupported(cls, what: str) -> Self:
+        """Build the answer to a request type or flag the device does not know."""
+        return cls(VIRTIO_BLK_S_UNSUPP, f"unsupported {what}")
+
+    @classmethod
+    def refused(cls, reason: str) -> Self:
+        """Build the answer to a request that breaks a rule of the device."""
+        return cls(VIRTIO_BLK_S_IOERR, reason)
+
+
+class Block(LimitedDevice):
+    """Read and write the sectors of an image."""
+
+    name: ClassVar[str] = "block"
+    device_type: ClassVar[int] = 2
+    seccomp_policy: ClassVar[str] = "block_device"
+    in_order: ClassVar[bool] = True
+
+    @staticmethod
+    def open(spec: BlockSpec) -> int:
+        """Open, check and lock the image of ``spec``; see ``block_image``."""
+        return open_image(spec)
+
+    def __init__(self, spec: BlockSpec, fd: int, *, num_queues: int = 1) -> None:
+        """Serve the image behind ``fd``, which stays the caller's to close."""
+        super().__init__(spec.limits)
+        self.queue_sizes = (QUEUE_SIZE,) * num_queues
+        self._spec = spec
+        self._file = DiskFile(fd, direct=spec.direct)
+        self._capacity_sectors = self._file.size_bytes // SECTOR_BYTES
+        self._image_sectors = self._capacity_sectors  # as far as we know
+        self._active = 0  # the negotiated features
+
+    def features(self) -> int:
+        bits = [VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ]
+        if self._spec.read_only:
+            bits.append(VIRTIO_BLK_F_RO)
+        else:
+            bits.append(VIRTIO_BLK_F_WRITE_ZEROES)
+            if self._spec.sparse:
+                bits.append(VIRTIO_BLK_F_DISCARD)
+        return sum(1 << bit for bit in bits)
+
+    def config(self) -> bytes:
+        block_size = self._spec.block_size
+        alignment = max(block_size, DISCARD_ALIGNMENT_BYTES)
+        return _CONFIG.pack(
+            self._capacity_sectors,
+            0,  # size_max
+            SEG_MAX,
+            block_size,
+            0,  # writeback, for VIRTIO_BLK_F_CONFIG_WCE only
+            len(self.queue_sizes),
+            MAX_DISCARD_SECTORS,
+            MAX_SEGMENTS,
+            alignment // SECTOR_BYTES,
+            MAX_WRITE_ZEROES_SECTORS,
+            MAX_SEGMENTS,
+            int(self._spec.sparse),
+        )
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Ignore it: the only writable field belongs to VIRTIO_BLK_F_CONFIG_WCE."""
+
+    def activate(self, features: int) -> None:
+        self._active = features
+        # A driver that cannot flush has to find its writes stable (§5.2.6.2).
+        self._file.writethrough = not features >> VIRTIO_BLK_F_FLUSH & 1
+
+    def reset(self) -> None:
+        self._active = 0
+
+    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
+        """``resize``: the image has ``size_bytes`` now; ``check-size``: could it have so many?"""
+        if verb not in ("resize", "check-size"):
+            return super().command(verb, arguments)
+        size_bytes = arguments.get("size_bytes")
+        if type(size_bytes) is not int:
+            raise CommandError(f"{brief(size_bytes)} is no size")
+        self._check_size(size_bytes)
+        if verb == "resize":
+            self._resize(size_bytes // SECTOR_BYTES)
+        return {}
+
+    def _resize(self, sectors: int) -> None:
+        """Have another capacity from now on; a smaller one comes before the image is cut."""
+        before, self._capacity_sectors = self._capacity_sectors, sectors
+        if sectors >= before:
+            self._image_sectors = sectors
+        self.save()
+        if sectors != before and self._context is not None:
+            self._context.config_changed()
+
+    def saved_fields(self) -> dict[str, object]:
+        sectors = {
+            "capacity_sectors": self._capacity_sectors,
+            "image_sectors": self._image_sectors,
+        }
+        return super().saved_fields() | sectors
+
+    def restore(self, fields: dict[str, object]) -> None:
+        """See ``LimitedDevice``.
+
+        An image that has grown since was given another size just when that process ended. One that
+        is larger than the capacity is about to be cut.
+        """
+        capacity, image = fields.get("capacity_sectors"), fields.get("image_sectors")
+        block_sectors = self._spec.block_size // SECTOR_BYTES
+        if type(capacity) is not int or capacity <= 0 or capacity % block_sectors:
+            raise ProtocolError(f"capacity {brief(capacity)}")
+        if type(image) is not int:
+            raise ProtocolError(f"image {brief(image)}")
+        super().restore(fields)
+        if capacity < image:
+            self._capacity_sectors = min(capacity, self._image_sectors)
+
+    def _check_size(self, size_bytes: int) -> None:
+        if self._spec.read_only:
+            raise CommandError("a read-only disk keeps its size")
+        if not 0 < size_bytes <= MAX_SIZE_BYTES:
+            raise CommandError(f"{size_bytes} bytes is not in 1..{MAX_SIZE_BYTES}")
+        for unit, name in (
+            (SECTOR_BYTES, "sector"),
+            (self._spec.block_size, "block-size"),
+            (self._file.alignment, "alignment of direct"),
+        ):
+            if size_bytes % unit:
+                raise CommandError(f"{size_bytes} bytes is not a multiple of the {name} {unit}")
+
+    def request_bytes(self, chain: DescriptorChain) -> int:
+        """Return the bytes of data: header and status cost nothing."""
+        return max(0, super().request_bytes(chain) - _HEADER.size - len(_STATUS_OK))
+
+    def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
+        writer = chain.writer
+        if not writer.remaining:
+            raise ChainError(chain.head, "no byte for the status")
+        status = writer.split_at(writer.remaining - 1)
+        try:
+            self._execute(chain.reader, writer)
+        except ChainError:
+            status.write(bytes([VIRTIO_BLK_S_IOERR]))
+            raise
+        except RequestError as error:
+            status.write(bytes([error.status]))
+            raise
+        except OSError as error:
+            status.write(bytes([VIRTIO_BLK_S_IOERR]))
+            raise BlockRequestError.refused(f"the image: {error.strerror}") from error
+        status.write(_STATUS_OK)
+
+    def _execute(self, reader: Reader, writer: Writer) -> None:
+        """Carry out one request. All of ``writer`` is for data, the status is split off."""
+        request_type, _, sector = reader.unpack(_HEADER)
+        if request_type == VIRTIO_BLK_T_IN:
+            self._file.read(writer, self._offset(sector, writer.remaining))
+        elif request_type == VIRTIO_BLK_T_OUT:
+            if self._spec.read_only:
+                raise BlockRequestError.refused("write to a read-only disk")
+            self._file.write(reader, self._offset(sector, reader.remaining))
+        elif request_type == VIRTIO_BLK_T_FLUSH:
+            if not self._spec.read_only:
+                self._file.flush()
+        elif request_type == VIRTIO_BLK_T_GET_ID:
+            writer.write(disk_id(self._spec)[: min(MAX_ID_BYTES, writer.remaining)])
+        elif request_type == VIRTIO_BLK_T_DISCARD:
+            self._discard(reader)
+        elif request_type == VIRTIO_BLK_T_WRITE_ZEROES:
+            self._write_zeroes(reader)
+        else:
+            raise BlockRequestError.unsupported(f"request type {request_type}")
+
+    def _discard(self, reader: Reader) -> None:
+        if not self._active >> VIRTIO_BLK_F_DISCARD & 1:
+            raise BlockRequestError.unsupported("discard, which was not negotiated")
+        for offset, length, _ in self._segments(reader, MAX_DISCARD_SECTORS, known_flags=0):
+            self._file.discard(offset, length)
+
+    def _write_zeroes(self, reader: Reader) -> None:
+        if not self._active >> VIRTIO_BLK_F_WRITE_ZEROES & 1:
+            raise BlockRequestError.unsupported("write zeroes, which was not negotiated")
+        for offset, length, flags in self._segments(
+            reader, MAX_WRITE_ZEROES_SECTORS, known_flags=VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
+        ):
+            self._file.write_zeroes(offset, length, unmap=bool(flags) and self._spec.sparse)
+
+    def _segments(
+        self, reader: Reader, max_sectors: int, *, known_flags: int
+    ) -> list[tuple[int, int, int]]:
+        """Return offset, length and flags of each range, all of them checked before the first."""
+        count, rest = divmod(reader.remaining, _SEGMENT.size)
+        if rest or not 0 < count <= MAX_SEGMENTS:
+            raise BlockRequestError.refused(f"{reader.remaining} bytes of ranges")
+        ranges: list[tuple[int, int, int]] = []
+        for _ in range(count):
+            sector, num_sectors, flags = reader.unpack(_SEGMENT)
+            if flags & ~known_flags:
+                raise BlockRequestError.unsupported(f"range flags {flags:#x}")
+            if num_sectors > max_sectors:
+                raise BlockRequestError.refused(f"range of {num_sectors:#x} sectors")
+            length = num_sectors * SECTOR_BYTES
+            offset = self._offset(sector, length)
+            if length:
+                ranges.append((offset, length, flags))
+        return ranges
+
+    def _offset(self, sector: int, length: int) -> int:
+        """Return where ``sector`` lies in the image, if ``length`` bytes from there do."""
+        if length % SECTOR_BYTES:
+            raise BlockRequestError.refused(f"{length} bytes is not whole sectors")
+        if sector + length // SECTOR_BYTES > self._capacity_sectors:
+            raise BlockRequestError.refused(f"{length} bytes at sector {sector:#x} leave the disk")
+        return sector * SECTOR_BYTES

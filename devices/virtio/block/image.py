@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A disk as the user asked for it; open its image, in the process of that user.
+
+The device process gets the descriptor and nothing else: it can neither open nor lock. The lock
+belongs to the open file, so it lasts as long as any process of this VM holds the descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from devices.virtio.block.format import foreign_format
+from devices.virtio.rate_limiter import RateLimits
+from sys_util.errors import ConfigError, HostError
+from sys_util.facts import fact
+from sys_util.linux import ofd_lock
+from sys_util.log import get_logger
+from sys_util.stranger import brief
+from sys_util.typing import Final
+
+log = get_logger("devices.virtio.block")
+
+SECTOR_BYTES: Final = 512
+MAX_BLOCK_BYTES: Final = 4096  # Linux guests take no logical block above their page size
+MAX_ID_BYTES: Final = 20  # virtio 1.3 §5.2.6
+
+
+@fact
+class BlockSpec:
+    """One disk as the user asked for it. ``option`` is the spelling to name in messages."""
+
+    path: str
+    read_only: bool = False
+    root: bool = False
+    sparse: bool = True
+    block_size: int = 512
+    id: str | None = None
+    direct: bool = False
+    lock: bool = True
+    option: str = "--block"
+    limits: RateLimits = RateLimits()
+
+
+def open_image(spec: BlockSpec) -> int:
+    """Open, check and lock the image; never create, truncate or change it.
+
+    Returns a close-on-exec descriptor, which the caller owns.
+
+    Raises:
+        ConfigError: the image or an option cannot be what the user meant.
+        HostError: the host cannot lock files there.
+    """
+    label = f"{spec.option} {spec.path}"
+    _check_options(label, spec)
+    fd = _open(label, spec)
+    try:
+        _check_kind(label, fd)
+        size_bytes = os.lseek(fd, 0, os.SEEK_END)
+        _warn_of_format(label, fd, size_bytes)
+        _check_size(label, spec, size_bytes)
+        if spec.direct:
+            _check_direct(label, fd)
+        if spec.lock:
+            _lock(label, spec, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def disk_id(spec: BlockSpec) -> bytes:
+    """Return the 20 bytes of GET_ID: shorter ids are padded with zeros (§5.2.6)."""
+    return (spec.id or "").encode("utf-8", "surrogateescape").ljust(MAX_ID_BYTES, b"\0")
+
+
+def _check_options(label: str, spec: BlockSpec) -> None:
+    size = spec.block_size
+    if not SECTOR_BYTES <= size <= MAX_BLOCK_BYTES or size & (size - 1):
+        raise ConfigError(
+            f"{label}: block-size {size} is not a power of two in {SECTOR_BYTES}..{MAX_BLOCK_BYTES}"
+        )
+    if len(disk_id(spec)) > MAX_ID_BYTES:
+        raise ConfigError(f"{label}: id is longer than {MAX_ID_BYTES} bytes")
+    if "\0" in spec.path:
+        raise ConfigError(f"{brief(label)}: a path with a zero byte")
+
+
+def _open(label: str, spec: BlockSpec) -> int:
+    flags = os.O_RDONLY if spec.read_only else os.O_RDWR
+    # Without O_NONBLOCK a path that names a pipe would hang us before we can refuse it.
+    flags |= os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    try:
+        return os.open(spec.path, flags | (os.O_DIRECT if spec.direct else 0))
+    except IsADirectoryError:
+        raise ConfigError(f"{label}: is a directory") from None
+    except PermissionError as error:
+        readable = os.access(spec.path, os.R_OK)
+        raise ConfigError(f"{label}: not {'writable' if readable else 'readable'}") from error
+    except OSError as error:
+        raise ConfigError(label) from error
+
+
+def _check_kind(label: str, fd: int) -> None:
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISDIR(mode):
+        raise ConfigError(f"{label}: is a directory")
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise ConfigError(f"{label}: neither a regular file nor a block device")
+
+
+def _warn_of_format(label: str, fd: int, size_bytes: int) -> None:
+    looks_like = foreign_format(fd, size_bytes)
+    if looks_like is not None:
+        log.warning(
+            "%s: looks like %s, but is used as a raw image, as every image is: the guest sees "
+            "these bytes as they are (%s)",
+            *(label, looks_like.name, looks_like.remedy),
+        )
+
+
+def _check_size(label: str, spec: BlockSpec, size_bytes: int) -> None:
+    if size_bytes == 0:
+        raise ConfigError(f"{label}: is empty")
+    if size_bytes % SECTOR_BYTES:
+        raise ConfigError(
+            f"{label}: {size_bytes} bytes is not a multiple of the {SECTOR_BYTES}-byte sector"
+        )
+    if size_bytes % spec.block_size:
+        raise ConfigError(
+            f"{label}: {size_bytes} bytes is not a multiple of block-size {spec.block_size}"
+        )
+
+
+def _check_direct(label: str, fd: int) -> None:
+    from devices.virtio.block.file import direct_alignment
+
+    size_bytes = os.lseek(fd, 0, os.SEEK_END)
+    try:
+        alignment = direct_alignment(fd)
+    except OSError as error:
+        raise ConfigError(f"{label}: direct does not work there") from error
+    if size_bytes % alignment:
+        raise ConfigError(
+            f"{label}: {size_bytes} bytes is not a multiple of the {alignment} that direct needs"
+        )
+
+
+def _lock(label: str, spec: BlockSpec, fd: int) -> None:
+    try:
+        free = ofd_lock(fd, exclusive=not spec.read_only)
+    except OSError as error:
+        raise HostError("lock", spec.path, "lock=false goes without") from error
+    if not free:
+        raise ConfigError(f"{label}: locked by another process; does another VM use it?")

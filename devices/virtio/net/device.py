@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""virtio-net: an Ethernet card on a TAP of the host, or on user-mode networking (virtio 1.3 §5.1).
+
+Queues:      0 receiveq1, 1 transmitq1, … 2N controlq
+Features:    MAC, MTU, MRG_RXBUF, STATUS, CTRL_*, GUEST_ANNOUNCE, SPEED_DUPLEX; with a TAP all
+             checksum and segmentation offloads that the host has; MQ
+Config:      struct virtio_net_config up to duplex
+Kept fds:    the queues of the TAP, or the socket to passt
+"""
+
+from __future__ import annotations
+
+from devices.virtio.limited import changed_limits
+from devices.virtio.net.card import NetCard
+from devices.virtio.net.ends import TapEnd
+from devices.virtio.net.pair import NetPair
+from devices.virtio.net.stream import StreamEnd
+from devices.virtio.rate_limiter import RateLimiter
+from sys_util.typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from devices.virtio.context import DeviceContext
+    from devices.virtio.net.ends import EndGoneError
+    from devices.virtio.net.state import NetSpec
+
+
+class Net(NetCard):
+    """Carry frames between the driver and the host."""
+
+    seccomp_policy: ClassVar[str] = "net_device"
+    in_order: ClassVar[bool] = True
+
+    def __init__(self, spec: NetSpec, fds: Sequence[int]) -> None:
+        """Serve one end per pair: ``fds``, which become ours."""
+        super().__init__(spec, [TapEnd(fd) if spec.tap else StreamEnd(fd) for fd in fds])
+        self._limiters = (RateLimiter(spec.limits), RateLimiter(spec.limits))
+        self._served: list[NetPair] = []
+
+    @property
+    def own_queues(self) -> frozenset[int]:  # type: ignore[override]  # here it is not the kind's
+        return frozenset(range(len(self.queue_sizes)))
+
+    def attach(self, context: DeviceContext) -> None:
+        is_first = context.saved.is_empty
+        super().attach(context)
+        self._set_limits()
+        if not is_first:
+            for limiter in self._limiters:
+                limiter.drain()  # the process before us used them, nobody knows how much
+        stats, limiters = self.stats, self._limiters
+        for number, end in enumerate(self.ends):
+            self._served.append(NetPair(2 * number, end, stats, limiters, context, self._on_gone))
+        self._pairs += self._served
+
+    def on_kick(self, index: int) -> bool:
+        if index == self.control_queue:
+            return self._serve_control()
+        if index >= 2 * len(self._served):
+            return False  # the control queue of a driver with MQ, for one without
+        pair = self._served[index // 2]
+        if index % 2:
+            return pair.on_transmit_kick()
+        pair.on_receive_kick()
+        return False
+
+    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
+        """``limit`` with what shall change, and what every card knows."""
+        if verb != "limit":
+            return super().command(verb, arguments)
+        before = self._state.limits
+        limits = changed_limits(before, arguments)
+        if limits != before:
+            self._change(limits=limits)
+            self._set_limits()
+            if self._context is not None:
+                self._context.serve_again()
+        return limits._asdict()
+
+    def _set_limits(self) -> None:
+        for limiter in self._limiters:
+            limiter.configure(self._state.limits)
+
+    def _on_gone(self, error: EndGoneError) -> None:
+        """The host's end is no more: to the guest this is a cable that was pulled."""
+        self._log.error("%s; the link is down", error)
+        self._change(link_up=False)
+        self._tell()

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""receiveq: frames of the host into the driver's buffers (virtio 1.3 §5.1.6.3, §5.1.6.4).
+
+The host's end stores a frame in guest memory itself. How long it is we learn only then, so chains
+are held ready for about what came last, and behind them is a buffer of ours that takes the rest.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from devices.virtio.net.features import VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF
+from devices.virtio.net.header import HEADER_BYTES, MAX_FRAME_BYTES, NUM_BUFFERS_AT
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from devices.virtio.net.ends import NetEnd
+    from devices.virtio.net.stats import NetStats
+    from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.port import QueuePort
+    from devices.virtio.rate_limiter import RateLimiter
+
+# One turn. A driver that offers only unusable chains gets no more of our time than another.
+MAX_FRAMES_PER_TURN: Final = 64
+MAX_CHAINS_PER_TURN: Final = 4096
+
+# IOV_MAX is 1024, and one vector is ours.
+_MAX_VECTORS: Final = 1023
+
+
+class ReceiveQueue:
+    """One receive queue. ``port`` is ``None`` while the driver has not enabled it."""
+
+    def __init__(self, end: NetEnd, stats: NetStats, limiter: RateLimiter) -> None:
+        self.port: QueuePort | None = None
+        self.retry_seconds = 0.0  # not 0: the limiter lets nothing pass before
+        self._end = end
+        self._limiter = limiter
+        self._unpaid_bytes = 0  # of the last frame: only then its length is known
+        self._stats = stats
+        self._spill = memoryview(bytearray(HEADER_BYTES + MAX_FRAME_BYTES))
+        self._merge = False
+        self._guest_csum = False
+        self._forget()
+
+    def start(self, port: QueuePort | None, features: int) -> None:
+        """Serve another port from now on; nothing is left of an earlier one."""
+        self.port = port
+        self._merge = bool(features >> VIRTIO_NET_F_MRG_RXBUF & 1)
+        self._guest_csum = bool(features >> VIRTIO_NET_F_GUEST_CSUM & 1)
+        self._forget()
+
+    def pause(self) -> None:
+        """Hold nothing of the driver's any more. A frame that is half stored is lost."""
+        if self.port is not None:
+            for chain in (*reversed(self._held), *reversed(self._filled)):
+                self.port.put_back(chain)
+        self._forget()
+
+    def pump(self) -> bool:
+        """Deliver some frames; return whether the host's end is what to wait for.
+
+        If not, the driver has no buffers, and will kick when it has, or ``retry_seconds`` say when
+        to try again.
+
+        Raises:
+            QueueError: the queue is unusable.
+        """
+        port = self.port
+        if port is None:
+            return False
+        self._chains_left = MAX_CHAINS_PER_TURN
+        self.retry_seconds = 0.0
+        try:
+            for _ in range(MAX_FRAMES_PER_TURN):
+                if self._unpaid_bytes and not self._pay():
+                    return False
+                if self._rest:
+                    if not self._store_rest(port):
+                        return False
+                    continue
+                if not self._hold(port):
+                    return self._chains_left == 0
+                self._receive_next(port)
+        except BlockingIOError:
+            pass  # no frame is left
+        finally:
+            port.flush()
+            self._end.commit()
+        return True
+
+    def drain(self) -> None:
+        """Drop what has piled up in the host."""
+        for _ in range(MAX_CHAINS_PER_TURN):
+            try:
+                self._end.receive([self._spill])
+                self._stats.rx_dropped += 1
+            except BlockingIOError:
+                if not self._end.commit():
+                    return
+
+    def _pay(self) -> bool:
+        """Return whether the limiter lets the last frame have passed, and so the next one come."""
+        if self._limiter.take(self._unpaid_bytes):
+            self._unpaid_bytes = 0
+            return True
+        self.retry_seconds = self._limiter.retry_seconds
+        return False
+
+    def _forget(self) -> None:
+        self._held: deque[DescriptorChain] = deque()  # taken, nothing stored in them
+        self._held_bytes = 0
+        self._expected = 1  # bytes of the next frame, a guess
+        self._filled: list[DescriptorChain] = []  # of the frame under way
+        self._start: list[memoryview] = []  # where its header is
+        self._rest: memoryview = self._spill[:0]  # what had no room in the chains held
+        self._chains_left = 0
+
+    def _hold(self, port: QueuePort) -> bool:
+        """Hold as many chains as the next frame may need; return whether there is one at least."""
+        while self._held_bytes < self._expected or not self._held:
+            if not self._chains_left:
+                break
+            chain = port.take()
+            if chain is None:
+                if self._held or not port.wait():
+                    break
+                continue
+            self._chains_left -= 1
+            room = chain.writer.remaining
+            if chain.reader.remaining or room < HEADER_BYTES:
+                self._stats.rx_unusable += 1
+                port.give_back(chain)
+                continue
+            self._held.append(chain)
+            self._held_bytes += room
+            if not self._merge:
+                break
+        return bool(self._held)
+
+    def _receive_next(self, port: QueuePort) -> None:
+        """Take one frame, or let go of those that were taken.
+
+        Raises:
+            BlockingIOError: there is none.
+        """
+        try:
+            self._receive(port)
+        except BlockingIOError:
+            port.flush()
+            if not self._end.commit():
+                raise
+
+    def _receive(self, port: QueuePort) -> None:
+        """Take one frame into the chains held, and what has no room there into the spill.
+
+        Raises:
+            BlockingIOError: there is none.
+        """
+        vectors, room = self._vectors()
+        length = self._end.receive([*vectors, self._spill])
+        self._expected = max(length, self._expected - (self._expected >> 4))
+        stats = self._stats
+        if length > room and not self._merge:
+            stats.rx_dropped += 1  # the chain stays held, for the next one
+            return
+        stats.rx_frames += 1
+        if self._limiter.active:
+            self._unpaid_bytes = length - HEADER_BYTES
+        if len(vectors[0]) > 1:
+            stats.rx_large += vectors[0][1] != 0
+        if not self._guest_csum:
+            vectors[0][0] = 0  # flags are for drivers that know of checksums (§5.1.6.4.1)
+        self._start = vectors
+        self._count(min(length, room), whole=length <= room)
+        self._rest = self._spill[: max(0, length - room)]
+        if not self._rest:
+            self._finish(port)
+
+    def _vectors(self) -> tuple[list[memoryview], int]:
+        """Return the memory for a frame of the expected length, and its size in bytes."""
+        vectors: list[memoryview] = []
+        room = 0
+        for chain in self._held:
+            writer = chain.writer
+            parts = writer.iovecs(writer.remaining)
+            free = _MAX_VECTORS - len(vectors)
+            if len(parts) > free:
+                parts = parts[:free]
+                room += sum(len(part) for part in parts)
+                vectors += parts
+                break
+            room += writer.remaining
+            vectors += parts
+            if room >= self._expected:
+                break
+        return vectors, room
+
+    def _count(self, length: int, *, whole: bool) -> None:
+        """Count ``length`` bytes as stored in the chains held; ``whole``: no more will follow."""
+        held = self._held
+        while length:
+            chain = held[0]
+            writer = chain.writer
+            size = min(length, writer.remaining)
+            writer.commit(size)
+            length -= size
+            self._held_bytes -= size
+            if not writer.remaining or (whole and not length):
+                self._held_bytes -= writer.remaining
+                self._filled.append(held.popleft())
+
+    def _store_rest(self, port: QueuePort) -> bool:
+        """Copy the rest of a frame into more chains; return whether there were enough."""
+        while self._rest:
+            if not self._hold(port):
+                return False
+            writer = self._held[0].writer
+            size = min(len(self._rest), writer.remaining)
+            writer.write(self._rest[:size])
+            self._rest = self._rest[size:]
+            self._held_bytes -= size
+            if not writer.remaining or not self._rest:
+                self._held_bytes -= writer.remaining
+                self._filled.append(self._held.popleft())
+        self._finish(port)
+        return True
+
+    def _finish(self, port: QueuePort) -> None:
+        """Give the frame's chains back, after their number is in the header."""
+        filled = self._filled
+        _store_16(self._start, NUM_BUFFERS_AT, len(filled))
+        for chain in filled:
+            port.give_back(chain)
+        filled.clear()
+
+
+def _store_16(vectors: list[memoryview], at: int, value: int) -> None:
+    """Store a 16-bit number ``at`` bytes from the start of ``vectors``."""
+    if len(vectors[0]) >= at + 2:  # as every driver lays it out
+        vectors[0][at : at + 2] = value.to_bytes(2, "little")
+        return
+    data = value.to_bytes(2, "little")
+    for vector in vectors:
+        for byte in data[: max(0, len(vector) - at)]:
+            vector[at] = byte
+            data = data[1:]
+            at += 1
+        at -= len(vector)
+        if not data:
+            return

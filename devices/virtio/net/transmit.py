@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""transmitq: the driver's frames to the host (virtio 1.3 §5.1.6.1, §5.1.6.2).
+
+The header is copied once and checked; the frame goes to the host out of guest memory.
+"""
+
+from __future__ import annotations
+
+from devices.virtio.net.ends import EndGoneError
+from devices.virtio.net.header import HEADER_BYTES, HeaderRules
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from devices.virtio.net.ends import NetEnd
+    from devices.virtio.net.stats import NetStats
+    from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.port import QueuePort
+    from devices.virtio.rate_limiter import RateLimiter
+
+MAX_FRAMES_PER_TURN: Final = 64
+
+
+class _Frame(NamedTuple):
+    """A frame that was accepted and not yet passed on.
+
+    ``chain`` is ``None`` when the driver has it back already.
+    """
+
+    chain: DescriptorChain | None
+    header: bytes
+    parts: list[memoryview]
+    readable_bytes: int
+
+
+class TransmitQueue:
+    """One transmit queue. ``port`` is ``None`` while the driver has not enabled it."""
+
+    def __init__(self, end: NetEnd, stats: NetStats, limiter: RateLimiter) -> None:
+        self.port: QueuePort | None = None
+        self.carrier = True  # without it frames go nowhere
+        self.retry_seconds = 0.0  # not 0: the limiter lets nothing pass before
+        self._end = end
+        self._stats = stats
+        self._rules = HeaderRules(0)
+        self._limiter = limiter
+        self._waiting: _Frame | None = None
+        self._paid = False  # for the frame that waits
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the host takes nothing now: serve again when its end can be written."""
+        return self._end.unsent or (self._waiting is not None and not self.retry_seconds)
+
+    def start(self, port: QueuePort | None, features: int) -> None:
+        """Serve another port from now on; nothing is left of an earlier one."""
+        self.port = port
+        self._rules = HeaderRules(features)
+        self._waiting = None
+        self._paid = False
+
+    def pause(self) -> None:
+        """Hold nothing of the driver's any more."""
+        waiting = self._waiting
+        if waiting is not None and waiting.chain is not None and self.port is not None:
+            self._waiting = None
+            self.port.put_back(waiting.chain)
+
+    def serve(self) -> bool:
+        """Pass some frames on; return whether there are more, which no kick will announce.
+
+        Raises:
+            QueueError: the queue is unusable.
+            EndGoneError: the network is no more.
+        """
+        port = self.port
+        self.retry_seconds = 0.0
+        if port is None:
+            return False
+        try:
+            self._end.flush()
+            for _ in range(MAX_FRAMES_PER_TURN):
+                frame = self._waiting or self._next(port)
+                if frame is None:
+                    if not port.wait():
+                        return False
+                    continue
+                self._waiting = frame
+                if not (self._paid or self._pay(frame)):
+                    return False
+                self._waiting = frame = self._let_go(frame, port)
+                if not self._send(frame):
+                    return False
+                self._waiting = None
+                self._paid = False
+                if frame.chain is not None:
+                    port.give_back(frame.chain)
+        finally:
+            port.flush()
+        return True
+
+    def _next(self, port: QueuePort) -> _Frame | None:
+        """Return the next frame that is fit to be sent, ``None`` when there is none now."""
+        for _ in range(MAX_FRAMES_PER_TURN):
+            chain = port.take()
+            if chain is None:
+                return None
+            reader = chain.reader
+            whole = reader.remaining
+            if whole >= HEADER_BYTES:
+                header = self._rules.accept(reader.read(HEADER_BYTES), reader.remaining)
+                if header is not None:
+                    return _Frame(chain, header, reader.iovecs(reader.remaining), whole)
+            self._stats.tx_malformed += 1
+            port.give_back(chain)
+        return None
+
+    def _pay(self, frame: _Frame) -> bool:
+        """Return whether the limiter lets a frame pass."""
+        limiter = self._limiter
+        if limiter.active and not limiter.take(frame.readable_bytes - HEADER_BYTES):
+            self.retry_seconds = limiter.retry_seconds
+            return False
+        self._paid = True
+        return True
+
+    def _let_go(self, frame: _Frame, port: QueuePort) -> _Frame:
+        """Give a frame that must not come twice back before it is sent: a kill may lose it."""
+        if frame.chain is None or self._end.may_repeat(frame.parts):
+            return frame
+        parts = [memoryview(b"".join(frame.parts))]
+        port.give_back(frame.chain)
+        port.flush()
+        return _Frame(None, frame.header, parts, frame.readable_bytes)
+
+    def _send(self, frame: _Frame) -> bool:
+        """Pass a frame on or drop it; return whether either was possible."""
+        stats = self._stats
+        if not self.carrier:
+            stats.tx_dropped += 1
+            return True
+        try:
+            self._end.send(frame.header, frame.parts)
+        except BlockingIOError:
+            return False
+        except OSError:
+            stats.tx_dropped += 1
+        except EndGoneError:
+            stats.tx_dropped += 1
+            self.carrier = False
+            raise
+        else:
+            stats.tx_frames += 1
+            stats.tx_large += frame.header[1] != 0
+        return True

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One queue as seen by a device that serves it itself, when a tap or a socket has something.
+
+``serve_queue`` is for devices that answer each request at once. The others hold a port: they take
+chains when they have use for them, give them back when they are done, and end each batch with one
+``flush``. A device that has taken everything and wants to hear of more calls ``wait``:
+
+    while chain := port.take():
+        ...
+        port.give_back(chain)
+    port.flush()
+    if port.wait(): it has more already
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, INTERRUPTS, REQUESTS
+from devices.virtio.queue.chain import ChainError
+from sys_util.eventfd import signal_eventfd
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from devices.virtio.counters import Counters
+    from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.split_queue import SplitQueue
+    from sys_util.log import Logger
+
+# A driver may offer nothing but malformed chains, faster than we return them. After this many
+# ``take`` says that there are no more; ``wait`` then says that there are.
+MAX_MALFORMED: Final = 256
+
+# ``_Taken.written`` of a chain that the device has not given back.
+_HELD: Final = -1
+
+
+class _Taken:
+    """What was taken and not yet shown as used. ``chain`` is ``None`` for a malformed one."""
+
+    __slots__ = ("chain", "head", "readable_bytes", "written")
+
+    def __init__(self, chain: DescriptorChain | None, head: int, written: int) -> None:
+        self.chain = chain
+        self.head = head
+        self.readable_bytes = 0 if chain is None else chain.reader.remaining
+        self.written = written
+
+
+class QueuePort:
+    """An active queue. Once the queue has stopped, it is empty for ever and takes nothing back."""
+
+    __slots__ = (
+        *("_call_fd", "_counters", "_label", "_log", "_ring", "_taken", "index", "paused"),
+        *("resumed", "size"),
+    )
+
+    def __init__(
+        self,
+        label: str,
+        index: int,
+        ring: SplitQueue,
+        call_fd: int,
+        counters: Counters,
+        log: Logger,
+    ) -> None:
+        """``call_fd`` stays the caller's; -1 for a queue without an interrupt."""
+        self.index = index
+        self.size = ring.size
+        self.paused = False
+        self.resumed = False  # an earlier process of the device served this queue
+        self._label = label
+        self._ring: SplitQueue | None = ring
+        self._call_fd = call_fd
+        self._counters = counters
+        self._log = log
+        self._taken: deque[_Taken] = deque()  # the oldest is held
+
+    def take(self) -> DescriptorChain | None:
+        """Return the next good chain, ``None`` when there is none or the device is paused.
+
+        Malformed chains go back by themselves.
+
+        Raises:
+            QueueError: the ring is unusable; whoever called the device deals with it.
+        """
+        ring = self._ring
+        if ring is None or self.paused:
+            return None
+        for _ in range(MAX_MALFORMED):
+            try:
+                chain = ring.pop()
+            except ChainError as error:
+                self._counters.count_error()
+                self._log.warning("%s queue %d: %s", self._label, self.index, error)
+                if self._taken:
+                    self._taken.append(_Taken(None, error.head, 0))
+                else:
+                    ring.add_used(error.head, 0)
+                continue
+            if chain is None:
+                return None
+            if ring.idle:
+                ring.disable_notification()
+            taken = _Taken(chain, chain.head, _HELD)
+            self._taken.append(taken)
+            self._count_readable(taken.readable_bytes)
+            return chain
+        return None
+
+    def put_back(self, chain: DescriptorChain) -> None:
+        """Undo the taking of the last chain held: the next one is this chain again, read anew.
+
+        So are those behind it that were given back: the driver does not know of them yet.
+        """
+        ring = self._ring
+        if ring is None:
+            return
+        last = None
+        while last is not chain:
+            taken = self._taken.pop()
+            last = taken.chain
+            self._count_readable(-taken.readable_bytes)
+            ring.unpop()
+
+    @property
+    def last_taken(self) -> int:
+        """Where the chain stands that ``take`` returned last: an index that counts all of them.
+
+        It is the same for the same chain in another process, as long as the queue runs.
+        """
+        ring = self._ring
+        return 0 if ring is None else (ring.state().next_avail - 1) & 0xFFFF
+
+    def _count_readable(self, length: int) -> None:
+        counters = self._counters
+        counters.bytes_from_guest = total = counters.bytes_from_guest + length
+        counters.cells[BYTES_FROM_GUEST] = total
+
+    def give_back(self, chain: DescriptorChain) -> None:
+        """Return a chain to the driver, with what was written; it sees it after ``flush``."""
+        ring = self._ring
+        if ring is None:
+            return
+        waiting = self._taken
+        if waiting[0].chain is not chain:
+            for taken in waiting:
+                if taken.chain is chain:
+                    taken.written = chain.writer.written
+            return
+        waiting[0].written = chain.writer.written
+        while waiting and waiting[0].written != _HELD:
+            taken = waiting.popleft()
+            ring.add_used(taken.head, taken.written)
+            if taken.chain is not None:
+                self._count_used(taken.written)
+
+    def _count_used(self, written: int) -> None:
+        counters = self._counters
+        cells = counters.cells
+        counters.requests = requests = counters.requests + 1
+        cells[REQUESTS] = requests
+        counters.bytes_to_guest = written = counters.bytes_to_guest + written
+        cells[BYTES_TO_GUEST] = written
+
+    def publish(self) -> None:
+        """Show the driver what was given back; it is not interrupted before ``flush``."""
+        if self._ring is not None:
+            self._ring.publish()
+
+    def flush(self) -> None:
+        """Show the driver what was given back, and interrupt it if it wants that."""
+        ring = self._ring
+        if ring is None:
+            return
+        ring.publish()
+        if self._call_fd >= 0 and ring.wants_interrupt():
+            signal_eventfd(self._call_fd)
+            self._counters.interrupts = interrupts = self._counters.interrupts + 1
+            self._counters.cells[INTERRUPTS] = interrupts
+
+    def wait(self) -> bool:
+        """Ask for a kick when the driver adds buffers; true means that it has some already.
+
+        Raises:
+            QueueError: the ring is unusable; whoever called the device deals with it.
+        """
+        ring = self._ring
+        if ring is None or self.paused:
+            return False
+        self.flush()
+        return ring.enable_notification()
+
+    def close(self) -> None:
+        """Forget the ring: its memory is not touched after this."""
+        self._ring = None

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The queues of one device, between the event loop of its process and ``serve_queue``."""
+
+from __future__ import annotations
+
+from os import eventfd_read
+
+from devices.virtio.counters import INTERRUPTS, KICKS, Counters
+from devices.virtio.device import serve_queue
+from devices.virtio.features import BASE_FEATURES, VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1
+from devices.virtio.queue.port import QueuePort
+from devices.virtio.queue.split_queue import QueueError, QueueState, SplitQueue
+from sys_util.errors import ProtocolError
+from sys_util.eventfd import signal_eventfd
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from devices.virtio.backend import QueueActivation
+    from devices.virtio.device import VirtioDevice
+    from sys_util.guest_memory import GuestMemory
+
+# A guest can cause a line with every request, but no more of them than this.
+LOG_LINES: Final = 10
+LOG_SECONDS: Final = 5.0
+
+
+class _ActiveQueue:
+    """A started queue. ``ring`` is ``None`` once the driver made it unusable, or the kernel's.
+
+    ``port`` is there when the device serves the queue itself.
+    """
+
+    __slots__ = ("call_fd", "kick_fd", "port", "ring")
+
+    def __init__(
+        self, ring: SplitQueue, kick_fd: int, call_fd: int, port: QueuePort | None
+    ) -> None:
+        self.ring: SplitQueue | None = ring
+        self.kick_fd = kick_fd
+        self.call_fd = call_fd
+        self.port = port
+
+    def abandon(self) -> None:
+        """Let go of the ring's memory for good."""
+        self.ring = None
+        if self.port is not None:
+            self.port.close()
+
+
+class QueueWorker:
+    """Start, serve, pause and stop the queues of ``device``. Owns none of their descriptors.
+
+    Nothing here waits: a kick is served by ``on_kick``, one turn at a time.
+    """
+
+    def __init__(
+        self, device: VirtioDevice, memory: GuestMemory, counters: Counters | None = None
+    ) -> None:
+        self.counters = Counters() if counters is None else counters
+        self._device = device
+        self._memory = memory
+        self._queues: dict[int, _ActiveQueue] = {}
+        self._paused = False
+        self._log = get_logger("devices.virtio.worker").limited(LOG_LINES, LOG_SECONDS)
+
+    @property
+    def offered_features(self) -> int:
+        """Every feature bit on offer: the device's own, and what the queue code does for all."""
+        in_order = int(self._device.in_order) << VIRTIO_F_IN_ORDER
+        return self._device.features() | BASE_FEATURES | in_order
+
+    def start_queue(self, activation: QueueActivation, features: int) -> None:
+        """Take up a queue; then call ``on_kick`` once, as no kick tells of what is there already.
+
+        Both descriptors stay the caller's; ``kick_fd`` must not block. A ``call_fd`` of -1 stands
+        for a queue without an interrupt.
+
+        Raises:
+            ProtocolError: the vmm asked for what was never on offer.
+            QueueError: the driver's layout is unusable; the device needs a reset.
+        """
+        index, sizes = activation.index, self._device.queue_sizes
+        unknown = features & ~self.offered_features
+        if unknown or not features >> VIRTIO_F_VERSION_1 & 1:
+            raise ProtocolError(f"{self._device.name}: features {features:#x} were not on offer")
+        if not 0 <= index < len(sizes) or index in self._queues:
+            raise ProtocolError(f"{self._device.name}: queue {index} cannot be started")
+        if activation.size > sizes[index]:
+            raise QueueError(f"queue size {activation.size} is above the limit of {sizes[index]}")
+        ring = SplitQueue(self._memory, activation, features)
+        port = None
+        if index in self._device.own_queues:
+            name, counters = self._device.name, self.counters
+            port = QueuePort(name, index, ring, activation.call_fd, counters, self._log)
+            port.paused = self._paused
+            port.resumed = activation.resume
+        queue = _ActiveQueue(ring, activation.kick_fd, activation.call_fd, port)
+        if index in self._device.kernel_queues:
+            self._device.start_kernel_queue(activation, ring.state().next_avail)
+            queue.abandon()
+        self._queues[index] = queue
+
+    def stop_queue(self, index: int) -> None:
+        """Forget a queue. Its memory is not touched after this; harmless when it is not there."""
+        queue = self._queues.pop(index, None)
+        if queue is None:
+            return
+        queue.abandon()
+        if index in self._device.kernel_queues:
+            self._device.stop_kernel_queue(index)
+
+    def port(self, index: int) -> QueuePort | None:
+        """Return the port of a queue that the device serves itself, if it is usable now."""
+        queue = self._queues.get(index)
+        return None if queue is None or queue.ring is None else queue.port
+
+    def abandon_own_queues(self) -> list[int]:
+        """Give up the queues of the device's own and the kernel's: it broke off in their midst."""
+        kernel = self._device.kernel_queues
+        own = [
+            index
+            for index, queue in self._queues.items()
+            if (queue.port and queue.ring) or index in kernel
+        ]
+        for index in own:
+            self._queues[index].abandon()
+        return own
+
+    def pause(self) -> None:
+        """Serve nothing until ``resume``. Nothing is in flight when this returns."""
+        self._set_paused(paused=True)
+        self._device.pause()
+        for queue in self._queues.values():
+            if queue.port is not None:
+                queue.port.flush()
+
+    def resume(self) -> None:
+        """Serve again; then call ``on_kick`` for every queue, as kicks were swallowed meanwhile."""
+        self._set_paused(paused=False)
+        self._device.resume()
+
+    def _set_paused(self, *, paused: bool) -> None:
+        self._paused = paused
+        for queue in self._queues.values():
+            if queue.port is not None:
+                queue.port.paused = paused
+
+    def states(self) -> dict[int, QueueState]:
+        """Return where each usable queue stands."""
+        return {index: queue.ring.state() for index, queue in self._queues.items() if queue.ring}
+
+    def on_kick(self, index: int) -> bool:
+        """Serve one turn of a queue; return whether it has more, which no kick will announce.
+
+        Raises:
+            QueueError: the driver made the queue unusable; the device needs a reset. Later kicks
+                of this queue are swallowed.
+            GuestError: the device gave up one of its own queues; ``abandon_own_queues`` is due.
+        """
+        queue = self._queues.get(index)
+        if queue is None or index in self._device.kernel_queues:  # its kicks are not for us
+            return False
+        counters = self.counters
+        try:
+            eventfd_read(queue.kick_fd)
+            counters.kicks = kicks = counters.kicks + 1
+            counters.cells[KICKS] = kicks
+        except BlockingIOError:
+            pass  # nobody kicked: this is one more turn of the same work
+        ring = queue.ring
+        if ring is None or self._paused:
+            return False
+        if queue.port is not None:
+            return self._device.on_kick(index)
+        try:
+            wants_interrupt = serve_queue(self._device, index, ring, counters, self._log)
+        except QueueError as error:
+            queue.ring = None
+            self._log.warning("%s queue %d: %s", self._device.name, index, error)
+            raise
+        if wants_interrupt and queue.call_fd >= 0:
+            signal_eventfd(queue.call_fd)
+            counters.interrupts = interrupts = counters.interrupts + 1
+            counters.cells[INTERRUPTS] = interrupts
+        return not ring.idle

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A virtio device on the PCI bus (virtio 1.3 §4.1), modern interface only.
+
+This is the composition: configuration space, one BAR with six regions, MSI-X and INTx, and the
+device's state over a backend in another process. Every call needs the device-model lock; none
+waits for anything.
+"""
+
+from __future__ import annotations
+
+from devices.bus import all_ones
+from devices.pci.bar import MemoryBar
+from devices.pci.config_space import (
+    PCI_COMMAND,
+    PCI_COMMAND_INTX_DISABLE,
+    PCI_COMMAND_MASTER,
+    PCI_COMMAND_MEMORY,
+    PCI_INTERRUPT_LINE,
+    PCI_INTERRUPT_PIN,
+    PCI_INTERRUPT_PIN_A,
+    ConfigSpace,
+    PciIdentity,
+)
+from devices.pci.msix import Msix
+from devices.virtio.transport.common_config import CommonConfig
+from devices.virtio.transport.device_state import DeviceState
+from devices.virtio.transport.interrupts import Interrupts
+from devices.virtio.transport.notify import NotifyRegion
+from devices.virtio.transport.pci_capabilities import (
+    BAR_BYTES,
+    MSIX_PBA_OFFSET,
+    MSIX_TABLE_OFFSET,
+    NOTIFY_OFFSET,
+    REGION_BYTES,
+    VIRTIO_BAR,
+    PciConfigWindow,
+    add_virtio_capabilities,
+)
+from devices.virtio.transport.queue_state import check_backend
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from devices.bus import BusDevice, IrqLine
+    from devices.pci.bar import BarWindow
+    from devices.pci.msix import MsiVectorRoutes
+    from devices.virtio.backend import VirtioBackend
+    from devices.virtio.transport.notify import IoEventFds
+
+VIRTIO_VENDOR_ID: Final = 0x1AF4
+VIRTIO_DEVICE_ID_BASE: Final = 0x1040
+VIRTIO_REVISION: Final = 1
+
+# PCI class codes by virtio device id; drivers ignore them, people read them in lspci.
+_OTHER_CLASS: Final = 0x00FF00
+_CLASS_CODES: Final = {
+    1: 0x028000,  # network
+    2: 0x018000,  # mass storage
+    3: 0x078000,  # communication: console
+    8: 0x010000,  # SCSI host
+    9: 0x028000,  # 9P
+    16: 0x038000,  # display: GPU
+    18: 0x098000,  # input
+    19: 0x078000,  # communication: vsock
+    25: 0x040100,  # multimedia: sound
+    26: 0x018000,  # file system
+}
+
+
+class PciServices(NamedTuple):
+    """What a machine gives to every device on its PCI bus."""
+
+    window: BarWindow
+    routes: MsiVectorRoutes
+    ioeventfds: IoEventFds
+
+
+class VirtioPciTransport:
+    """One virtio device, plugged into ``PciRoot`` as a function.
+
+    ``irq`` is what the interrupt line register says at first; ``line`` is that line. A queue's
+    device process learns at activation whether to signal a vector or ``intx_fd``: MSI-X may be
+    enabled later, but a driver that disables it under a running queue gets no more interrupts.
+    """
+
+    def __init__(
+        self, backend: VirtioBackend, services: PciServices, line: IrqLine, irq: int
+    ) -> None:
+        """Plug the device in, not decoded and not started.
+
+        Raises:
+            ProtocolError: what ``backend`` says of itself cannot be.
+        """
+        check_backend(backend)
+        queue_count = len(backend.queue_sizes)
+        space = ConfigSpace(_identity(backend.device_type))
+        self._space = space
+        self._msix = Msix(queue_count + 1, services.routes)
+        self._notify = NotifyRegion(queue_count, NOTIFY_OFFSET, services.ioeventfds)
+        self._interrupts = Interrupts(space, self._msix, line)
+        self._state = DeviceState(backend, self._interrupts, self._notify)
+        registers = BarRegisters(
+            CommonConfig(self._state),
+            self._interrupts,
+            self._state.config,
+            self._notify,
+            self._msix.table,
+            self._msix.pba,
+        )
+        self._bar = MemoryBar(space, VIRTIO_BAR, registers, BAR_BYTES, services.window)
+        self._bar.add_listener(self._notify)
+        add_virtio_capabilities(space, queue_count)
+        PciConfigWindow(space, registers)
+        self._msix.add_capability(space, VIRTIO_BAR, MSIX_TABLE_OFFSET, MSIX_PBA_OFFSET)
+        commands = PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE
+        space.set(PCI_COMMAND, 2, 0, writable=commands)
+        space.set(PCI_INTERRUPT_LINE, 1, irq, writable=0xFF)
+        space.set(PCI_INTERRUPT_PIN, 1, PCI_INTERRUPT_PIN_A)
+        for register, length in (
+            (PCI_COMMAND, 2),
+            (self._bar.register, 4),
+            (self._msix.control_register, 2),
+        ):
+            space.on_write(register, length, self._follow_registers)
+
+    @property
+    def intx_fd(self) -> int:
+        """The eventfd to poll for ``on_intx_event``; it stays the transport's."""
+        return self._interrupts.intx_fd
+
+    @property
+    def status(self) -> int:
+        """The device status as the driver would read it."""
+        return self._state.status
+
+    def on_intx_event(self) -> None:
+        """Pass on interrupts of a device process that has no MSI-X vector to signal."""
+        if self._interrupts.take_intx_event() and self._state.active:
+            self._interrupts.queues_used(self._state.intx_vectors())
+
+    def read_config(self, offset: int, size: int) -> int:
+        return self._space.read(offset, size)
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        self._space.write(offset, size, value)
+
+    def reset_done(self) -> None:
+        self._state.reset_done()
+
+    def queue_reset_done(self, index: int) -> None:
+        self._state.queue_reset_done(index)
+
+    def set_needs_reset(self) -> None:
+        self._state.set_needs_reset()
+
+    def config_changed(self, config: bytes) -> None:
+        self._state.config_changed(config)
+
+    def config_written(self, config: bytes) -> None:
+        self._state.config_written(config)
+
+    def backend_lost(self) -> None:
+        """Give the device up: it needs a reset, and no feature negotiation succeeds any more."""
+        self._state.backend_lost()
+
+    def reactivate(self, backend: VirtioBackend) -> None:
+        """Hand the device to a new process; queues that were active go on where they stood.
+
+        Raises:
+            ProtocolError: it is another device than the last one was.
+        """
+        self._state.reactivate(backend)
+
+    def close(self) -> None:
+        """Take the device off every bus and close its eventfds."""
+        self._bar.decode(enabled=False)
+        self._notify.close()
+        self._msix.close()
+        self._interrupts.close()
+
+    def _follow_registers(self) -> None:
+        command = self._space.get(PCI_COMMAND, 2)
+        bus_master = bool(command & PCI_COMMAND_MASTER)
+        self._bar.decode(enabled=bool(command & PCI_COMMAND_MEMORY))
+        self._notify.set_bus_master(enabled=bus_master)
+        self._msix.update(bus_master=bus_master)
+        self._interrupts.update_line()
+
+
+def _identity(device_type: int) -> PciIdentity:
+    device_id = VIRTIO_DEVICE_ID_BASE + device_type
+    return PciIdentity(
+        vendor_id=VIRTIO_VENDOR_ID,
+        device_id=device_id,
+        class_code=_CLASS_CODES.get(device_type, _OTHER_CLASS),
+        revision=VIRTIO_REVISION,
+        subsystem_vendor_id=VIRTIO_VENDOR_ID,
+        subsystem_id=device_id,
+    )
+
+
+class BarRegisters:
+    """The BAR: one page for each structure; an access that leaves its page finds nothing."""
+
+    def __init__(self, *regions: BusDevice) -> None:
+        self._regions = regions
+
+    def read(self, offset: int, size: int) -> int:
+        page, at = divmod(offset, REGION_BYTES)
+        if page >= len(self._regions) or at + size > REGION_BYTES:
+            return all_ones(size)
+        return self._regions[page].read(at, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        page, at = divmod(offset, REGION_BYTES)
+        if page < len(self._regions) and at + size <= REGION_BYTES:
+            self._regions[page].write(at, size, value)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Connections that the guest has asked for and that have no answer yet."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+
+from devices.virtio.vsock.broker import Broker
+from devices.virtio.vsock.packet import SocketType
+from sys_util.errors import VmmError
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from devices.virtio.context import DeviceContext
+    from devices.virtio.vsock.packet import Header
+
+    OnConnected = Callable[[Header, socket.socket], None]
+    OnRefused = Callable[[Header], None]
+
+# An attempt has two seconds, as a connection has with Linux. While the backlog of its listener is
+# full it is tried again in every tick. Counted in ticks, so that time stands still for the
+# attempts when it does for the guest.
+TICK_SECONDS: Final = 0.02
+ATTEMPT_TICKS: Final = 100
+
+# A broker that has not answered for so long never will: ten seconds.
+BROKER_TICKS: Final = 500
+
+# What the user can do something about; nearly all else is that nobody listens.
+_WARNINGS: Final = {
+    errno.EACCES: os.strerror(errno.EACCES),
+    errno.EPERM: os.strerror(errno.EPERM),
+    errno.EADDRINUSE: "the socket of that name belongs to a VM",
+    errno.ELOOP: "the name is a symbolic link, which is not followed",
+}
+
+_log = get_logger("devices.virtio.vsock").limited()  # for what the guest can cause
+
+
+class _Attempt:
+    """One of them."""
+
+    def __init__(self, request: Header, deadline: int) -> None:
+        self.request = request
+        self.deadline = deadline  # a tick
+        self.is_in_line = False
+        self.is_over = False
+
+    @property
+    def port(self) -> int:
+        """The port of the host."""
+        return self.request.dst_port
+
+
+class Attempts:
+    """Ask the broker for one connection after the other, in the order of the guest's requests.
+
+    Those for a port whose listener has a full backlog wait behind the first of them, which is tried
+    again in the next tick.
+    """
+
+    def __init__(
+        self, broker: socket.socket, on_connected: OnConnected, on_refused: OnRefused
+    ) -> None:
+        """Each attempt ends with one of both calls, unless it is cancelled; the socket goes along.
+
+        ``broker`` is the channel to the broker; it becomes ours.
+        """
+        self._broker = Broker(broker, self._on_answer)
+        self._on_connected = on_connected
+        self._on_refused = on_refused
+        self._attempts: dict[tuple[int, int], _Attempt] = {}  # by ports, the oldest first
+        self._line: deque[_Attempt] = deque()  # who is to be asked for next
+        self._resting: dict[int, deque[_Attempt]] = {}  # by port: the backlog was full
+        self._asked: _Attempt | None = None
+        self._asked_at = 0
+        self._now = 0  # ticks
+        self._ticking = False
+        self._context: DeviceContext
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    def attach(self, context: DeviceContext) -> None:
+        """Learn the surroundings."""
+        self._context = context
+        self._broker.attach(context)
+
+    def close(self) -> None:
+        """Cancel everything and let the broker go."""
+        self.clear()
+        self._broker.close()
+
+    def clear(self) -> None:
+        """Cancel everything."""
+        for attempt in tuple(self._attempts.values()):
+            self._drop(attempt)
+
+    def begin(self, request: Header) -> None:
+        """Try to connect as the guest asks; there is no attempt with its ports."""
+        attempt = _Attempt(request, self._now + ATTEMPT_TICKS)
+        self._attempts[request.dst_port, request.src_port] = attempt
+        self._stand_in_line(attempt)
+        self._start_ticking()
+        self._ask_next()
+
+    def cancel(self, ports: tuple[int, int]) -> bool:
+        """Forget the attempt with the host's and the guest's port; return whether there was one."""
+        attempt = self._attempts.get(ports)
+        if attempt is None:
+            return False
+        self._drop(attempt)
+        return True
+
+    def _stand_in_line(self, attempt: _Attempt) -> None:
+        attempt.is_in_line = True
+        self._line.append(attempt)
+
+    def _drop(self, attempt: _Attempt) -> None:
+        """Leave nothing of an attempt; the answer to it may still come."""
+        attempt.is_over = True
+        port = attempt.port
+        del self._attempts[port, attempt.request.src_port]
+        if attempt.is_in_line:
+            self._line.remove(attempt)
+        resting = self._resting.get(port, ())
+        if attempt in resting:
+            self._resting[port].remove(attempt)
+            if not resting:
+                del self._resting[port]
+
+    def _ask_next(self) -> None:
+        while self._line and not self._broker.is_asked:
+            attempt = self._line.popleft()
+            attempt.is_in_line = False
+            resting = self._resting.get(attempt.port)
+            if resting and resting[0] is not attempt:
+                resting.append(attempt)
+                continue
+            self._asked, self._asked_at = attempt, self._now
+            self._broker.ask(attempt.port, SocketType(attempt.request.socket_type))
+
+    def _on_answer(self, sock: socket.socket | None, error: int) -> None:
+        attempt, self._asked = self._asked, None
+        if attempt is None or attempt.is_over:  # the guest gave up, or its time was up
+            if sock is not None:
+                sock.close()
+        elif error == errno.EAGAIN:
+            resting = self._resting.setdefault(attempt.port, deque())
+            if attempt not in resting:
+                resting.append(attempt)
+        else:
+            self._drop(attempt)
+            self._go_on_with(attempt.port)
+            if sock is not None:
+                self._on_connected(attempt.request, sock)
+            else:
+                self._refuse(attempt.request, error)
+        self._ask_next()
+
+    def _go_on_with(self, port: int) -> None:
+        """Try the first of those that rest for a port; the others follow when it is connected."""
+        resting = self._resting.get(port)
+        if resting and resting[0] is not self._asked and not resting[0].is_in_line:
+            self._stand_in_line(resting[0])
+
+    def _refuse(self, request: Header, error: int) -> None:
+        if error in _WARNINGS:
+            _log.warning("the guest cannot reach port %d: %s", request.dst_port, _WARNINGS[error])
+        else:
+            _log.debug("the guest cannot reach port %d: %s", request.dst_port, os.strerror(error))
+        self._on_refused(request)
+
+    def _start_ticking(self) -> None:
+        if not self._ticking and (self._attempts or self._broker.is_asked):
+            self._ticking = True
+            self._context.call_later(TICK_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = False
+        self._now += 1
+        if self._broker.is_asked and self._now - self._asked_at >= BROKER_TICKS:
+            raise VmmError("the broker of its connections does not answer")
+        for attempt in tuple(self._attempts.values()):
+            if attempt.deadline > self._now:
+                break
+            _log.warning("port %d: %s", attempt.port, self._why_late(attempt))
+            self._drop(attempt)
+            self._on_refused(attempt.request)
+        for port in tuple(self._resting):
+            self._go_on_with(port)
+        self._ask_next()
+        self._start_ticking()
+
+    def _why_late(self, attempt: _Attempt) -> str:
+        if attempt.port in self._resting:
+            return "the backlog of its listener stays full"
+        return "the broker did not come to it in time"

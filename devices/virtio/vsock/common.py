@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What both vsock devices have in common: ours over UNIX sockets, and the host kernel's."""
+
+from __future__ import annotations
+
+from sys_util.facts import fact
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from devices.virtio.context import DeviceContext
+    from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.port import QueuePort
+    from sys_util.event_loop import Timer
+
+RX_QUEUE: Final = 0
+TX_QUEUE: Final = 1
+EVENT_QUEUE: Final = 2
+
+VIRTIO_VSOCK_F_STREAM: Final = 0
+VIRTIO_VSOCK_F_SEQPACKET: Final = 1
+VIRTIO_VSOCK_F_NO_IMPLIED_STREAM: Final = 2
+
+# What the device over UNIX sockets counts of its own, by name.
+COUNTERS: Final = ("from_guest", "from_host", "refused", "resets")
+FROM_GUEST, FROM_HOST, REFUSED, RESETS = range(len(COUNTERS))
+
+VIRTIO_VSOCK_EVENT_TRANSPORT_RESET: Final = 0
+
+# The longest that a driver may take to close its connections.
+PATIENCE_SECONDS: Final = 1.0
+
+_EVENT: Final = VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.to_bytes(4, "little")
+
+
+@fact
+class VsockSpec:
+    """What the user asked for: the guest's address, and the socket of the host's side.
+
+    Without ``socket`` the host's kernel serves the device.
+    """
+
+    cid: int
+    socket: str | None = None
+
+
+class TransportReset:
+    """Tell a driver whose device is a new process that its connections are gone (§5.10.6.7).
+
+    Who was connected with whom is lost with the old process. A driver that learns of a new
+    connection before it has closed the old ones would close that one, too: so there is none while
+    this is ``pending``. The driver is done when it gives the buffer of the event back. Each step is
+    waited for no longer than ``PATIENCE_SECONDS``.
+    """
+
+    def __init__(self) -> None:
+        self.pending = False
+        self.on_settled: Callable[[], None] = _nothing
+        self._context: DeviceContext
+        self._due = False
+        self._early = False  # the driver may still be at what the last process told it
+        self._port: QueuePort | None = None
+        self._held: list[DescriptorChain] = []  # of this queue, while we wait for one more
+        self._timer: Timer | None = None
+
+    def attach(self, context: DeviceContext) -> None:
+        """Learn the surroundings."""
+        self._context = context
+
+    def begin(self, *, early: bool = False) -> bool:
+        """A queue goes on that an earlier process served; return whether that is news.
+
+        ``early``: no event before ``allow``.
+        """
+        if self._timer is not None:
+            return False
+        self.pending = self._due = True
+        self._early = early
+        self._timer = self._context.call_later(PATIENCE_SECONDS, self._lose_patience)
+        return True
+
+    def allow(self) -> None:
+        """The driver knows everything that the last process told it: it may have the event."""
+        if self._early:
+            self._early = False
+            port = self._context.port(EVENT_QUEUE)
+            if port is not None and self.serve(port):
+                self._context.serve_again()
+
+    def _lose_patience(self) -> None:
+        if self._early:
+            self.allow()
+            self._timer = self._context.call_later(PATIENCE_SECONDS, self._settle)
+        else:
+            self._settle()
+
+    def reset(self) -> None:
+        """Forget the driver."""
+        self.pending = self._due = self._early = False
+        self._held.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def serve(self, port: QueuePort) -> bool:
+        """Send the event that is due once there is a buffer for it; return whether to go on."""
+        if self._early or not (self._due or self.pending):
+            return False
+        if port is not self._port:
+            self._port = port
+            self._held.clear()  # of a queue that was reset
+        while (chain := port.take()) is not None:
+            self._held.append(chain)
+            if not self._due:  # the driver has handled the event
+                self._settle()
+                return False
+        if self._due:
+            self._send(port)
+        if not self.pending:
+            self._put_back()
+        return port.wait()
+
+    def _send(self, port: QueuePort) -> None:
+        """Use the first buffer that is large enough; those behind it are none of an answer."""
+        while self._held and self._due:
+            chain = self._held.pop(0)
+            if chain.writer.remaining >= len(_EVENT):
+                chain.writer.write(_EVENT)
+                self._due = False
+            port.give_back(chain)
+        port.flush()
+
+    def _put_back(self) -> None:
+        while self._held and self._port is not None:
+            self._port.put_back(self._held.pop())
+
+    def _settle(self) -> None:
+        self._put_back()
+        if self.pending:
+            self.pending = False
+            self.on_settled()
+
+
+def _nothing() -> None:
+    """Do nothing."""

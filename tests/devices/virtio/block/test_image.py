@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Opening an image: what is refused, in which words, and what is never done to the file."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from devices.virtio.block.device import Block
+from devices.virtio.block.image import BlockSpec
+from sys_util.errors import ConfigError, HostError, describe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZE = 64 * 1024
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"\x5a" * SIZE)
+    return path
+
+
+def refuse_open(monkeypatch: pytest.MonkeyPatch, number: int, *, readable: bool) -> None:
+    """Stand in for permissions, which root does not feel."""
+
+    def refuse(path: str, flags: int) -> int:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: readable)
+
+
+@pytest.mark.parametrize("read_only", [True, False], ids=["ro", "rw"])
+def test_missing_image_names_option_and_file_and_creates_nothing(
+    tmp_path: Path, read_only: bool
+) -> None:
+    path = tmp_path / "none.img"
+    with pytest.raises(ConfigError) as caught:
+        Block.open(BlockSpec(str(path), read_only=read_only, option="--rwdisk"))
+    assert describe(caught.value) == f"--rwdisk {path}: No such file or directory"
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("read_only", [True, False], ids=["ro", "rw"])
+def test_directory_is_refused(tmp_path: Path, read_only: bool) -> None:
+    with pytest.raises(ConfigError, match=r"^--block .*: is a directory$"):
+        Block.open(BlockSpec(str(tmp_path), read_only=read_only))
+
+
+@pytest.mark.parametrize(
+    ("number", "readable", "reason"),
+    [
+        pytest.param(errno.EACCES, False, "not readable", id="unreadable"),
+        pytest.param(errno.EACCES, True, "not writable", id="unwritable"),
+        pytest.param(errno.EROFS, True, "Read-only file system", id="read-only-file-system"),
+        pytest.param(errno.ELOOP, True, "symbolic links", id="symbolic-links"),
+    ],
+)
+def test_image_that_cannot_be_opened_is_refused(
+    image: Path, monkeypatch: pytest.MonkeyPatch, number: int, readable: bool, reason: str
+) -> None:
+    refuse_open(monkeypatch, number, readable=readable)
+    with pytest.raises(ConfigError) as caught:
+        Block.open(BlockSpec(str(image)))
+    assert describe(caught.value).startswith(f"--block {image}")
+    assert reason in describe(caught.value)
+
+
+@pytest.mark.parametrize("read_only", [True, False], ids=["ro", "rw"])
+def test_named_pipe_is_refused_without_waiting(tmp_path: Path, read_only: bool) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="neither a regular file nor a block device"):
+        Block.open(BlockSpec(str(path), read_only=read_only))
+
+
+def test_device_that_is_no_disk_is_refused() -> None:
+    with pytest.raises(ConfigError, match="neither a regular file nor a block device"):
+        Block.open(BlockSpec("/dev/null"))
+
+
+def test_socket_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        with pytest.raises(ConfigError) as caught:
+            Block.open(BlockSpec(str(path)))
+    assert describe(caught.value) == f"--block {path}: No such device or address"
+
+
+@pytest.mark.parametrize(
+    ("size", "block_size", "reason"),
+    [
+        pytest.param(0, 512, "is empty", id="empty"),
+        pytest.param(1, 512, "1 bytes is not a multiple of the 512-byte sector", id="one-byte"),
+        pytest.param(513, 512, "513 bytes is not a multiple", id="odd"),
+        pytest.param(4608, 4096, "4608 bytes is not a multiple of block-size 4096", id="block"),
+        pytest.param(4096, 256, "block-size 256 is not a power of two in 512..4096", id="small"),
+        pytest.param(4096, 8192, "block-size 8192 is not", id="large"),
+        pytest.param(4096, 1536, "block-size 1536 is not", id="no-power-of-two"),
+        pytest.param(4096, 0, "block-size 0 is not", id="zero"),
+        pytest.param(4096, -512, "block-size -512 is not", id="negative"),
+    ],
+)
+def test_size_that_does_not_fit_is_refused_and_left_alone(
+    tmp_path: Path, size: int, block_size: int, reason: str
+) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(size))
+    with pytest.raises(ConfigError, match=f"--rwroot {path}: {reason}"):
+        Block.open(BlockSpec(str(path), block_size=block_size, option="--rwroot"))
+    assert path.stat().st_size == size
+
+
+def test_id_longer_than_twenty_bytes_is_refused(image: Path) -> None:
+    with pytest.raises(ConfigError, match="id is longer than 20 bytes"):
+        Block.open(BlockSpec(str(image), id="é" * 11))
+
+
+def test_path_with_a_zero_byte_is_refused() -> None:
+    with pytest.raises(ConfigError, match="zero byte"):
+        Block.open(BlockSpec("a\0b"))
+
+
+@pytest.mark.parametrize("read_only", [True, False], ids=["ro", "rw"])
+def test_open_image_is_close_on_exec_with_the_right_access(image: Path, read_only: bool) -> None:
+    fd = Block.open(BlockSpec(str(image), read_only=read_only))
+    access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    assert access == (os.O_RDONLY if read_only else os.O_RDWR)
+    assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    os.close(fd)
+    assert image.read_bytes() == b"\x5a" * SIZE
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(False, False, id="rw-then-rw"),
+        pytest.param(False, True, id="rw-then-ro"),
+        pytest.param(True, False, id="ro-then-rw"),
+    ],
+)
+def test_writer_shares_an_image_with_nobody(image: Path, first: bool, second: bool) -> None:
+    held = Block.open(BlockSpec(str(image), read_only=first))
+    with pytest.raises(ConfigError, match=f"^--rwdisk {image}: locked by another process"):
+        Block.open(BlockSpec(str(image), read_only=second, option="--rwdisk"))
+    os.close(held)
+
+
+def test_readers_share_an_image(image: Path) -> None:
+    held = Block.open(BlockSpec(str(image), read_only=True))
+    os.close(Block.open(BlockSpec(str(image), read_only=True)))
+    os.close(held)
+
+
+def test_lock_ends_with_the_last_duplicate_of_the_descriptor(image: Path) -> None:
+    held = Block.open(BlockSpec(str(image)))
+    duplicate = os.dup(held)
+    os.close(held)
+    with pytest.raises(ConfigError, match="locked by another process"):
+        Block.open(BlockSpec(str(image)))
+    os.close(duplicate)
+    os.close(Block.open(BlockSpec(str(image))))
+
+
+def test_lock_false_does_without(image: Path) -> None:
+    held = Block.open(BlockSpec(str(image)))
+    os.close(Block.open(BlockSpec(str(image), lock=False)))
+    os.close(held)
+
+
+def test_host_without_locks_is_a_host_error(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_fd: int, *, exclusive: bool) -> bool:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("devices.virtio.block.image.ofd_lock", refuse)
+    with pytest.raises(HostError, match=r"lock .*disk.img \(lock=false goes without\)"):
+        Block.open(BlockSpec(str(image)))
+
+
+def test_refusal_leaves_no_descriptor_behind(tmp_path: Path, image: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    held = Block.open(BlockSpec(str(image)))
+    empty = tmp_path / "empty"
+    empty.touch()
+    for path in (image, empty, tmp_path):
+        with pytest.raises(ConfigError, match="--block"):
+            Block.open(BlockSpec(str(path)))
+    os.close(held)
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A disk whose image gets another size while a driver uses it."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from devices.virtio.block.device import MAX_SIZE_BYTES
+from devices.virtio.block.image import BlockSpec
+from devices.virtio.device import CommandError
+from tests.support.block_driver import IN, IOERR, OK, OUT, SECTOR, BlockDriver
+from tests.support.device_context import FakeContext
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SECTORS = 16
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(SECTORS * SECTOR))
+    return path
+
+
+@pytest.fixture
+def disk(image: Path) -> Iterator[BlockDriver]:
+    driver = BlockDriver.start(BlockSpec(str(image)))
+    yield driver
+    driver.close()
+
+
+@pytest.fixture
+def context(disk: BlockDriver) -> FakeContext:
+    context = FakeContext(disk.memory, disk.worker)
+    disk.device.attach(context)
+    return context
+
+
+def capacity(disk: BlockDriver) -> int:
+    return int(struct.unpack_from("<Q", disk.device.config())[0])
+
+
+def resize(disk: BlockDriver, sectors: int) -> None:
+    assert disk.device.command("resize", {"size_bytes": sectors * SECTOR}) == {}
+
+
+def test_grown_disk_is_told_and_usable_to_its_end(
+    disk: BlockDriver, image: Path, context: FakeContext
+) -> None:
+    assert disk.request(OUT, SECTORS, out=[bytes(SECTOR)]).status == IOERR
+    with image.open("r+b") as file:
+        file.truncate(2 * SECTORS * SECTOR)
+    resize(disk, 2 * SECTORS)
+    assert (capacity(disk), context.config_changes) == (2 * SECTORS, 1)
+    assert disk.request(OUT, 2 * SECTORS - 1, out=[b"x" * SECTOR]).status == OK
+    assert disk.request(IN, 2 * SECTORS - 1, into=[SECTOR]).data == b"x" * SECTOR
+    assert disk.request(IN, 2 * SECTORS, into=[SECTOR]).status == IOERR
+
+
+def test_shrunk_disk_refuses_what_lies_behind_it(disk: BlockDriver, context: FakeContext) -> None:
+    resize(disk, 4)
+    assert (capacity(disk), context.config_changes) == (4, 1)
+    assert disk.request(IN, 3, into=[SECTOR]).status == OK
+    assert disk.request(IN, 4, into=[SECTOR]).status == IOERR
+    assert disk.request(OUT, 3, out=[bytes(2 * SECTOR)]).status == IOERR
+
+
+def test_same_size_is_no_change(disk: BlockDriver, context: FakeContext) -> None:
+    resize(disk, SECTORS)
+    assert context.config_changes == 0
+
+
+def test_check_changes_nothing(disk: BlockDriver, context: FakeContext) -> None:
+    assert disk.device.command("check-size", {"size_bytes": 4 * SECTOR}) == {}
+    assert (capacity(disk), context.config_changes) == (SECTORS, 0)
+
+
+@pytest.mark.parametrize("verb", ["resize", "check-size"])
+@pytest.mark.parametrize(
+    ("size_bytes", "reason"),
+    [
+        pytest.param(None, "None is no size", id="none"),
+        pytest.param("512", "'512' is no size", id="text"),
+        pytest.param(True, "True is no size", id="boolean"),
+        pytest.param(512.0, "512.0 is no size", id="fraction"),
+        pytest.param(0, "0 bytes is not in 1", id="zero"),
+        pytest.param(-512, "-512 bytes is not in 1", id="negative"),
+        pytest.param(513, "513 bytes is not a multiple of the sector 512", id="odd"),
+        pytest.param(1 << 63, "bytes is not in 1", id="64-bits"),
+        pytest.param(1 << 80, "bytes is not in 1", id="80-bits"),
+    ],
+)
+def test_size_that_makes_no_sense_is_refused(
+    disk: BlockDriver, context: FakeContext, verb: str, size_bytes: object, reason: str
+) -> None:
+    with pytest.raises(CommandError, match=reason):
+        disk.device.command(verb, {"size_bytes": size_bytes})
+    assert (capacity(disk), context.config_changes) == (SECTORS, 0)
+
+
+def test_greatest_size_is_a_file_offset(disk: BlockDriver, context: FakeContext) -> None:
+    disk.device.command("check-size", {"size_bytes": MAX_SIZE_BYTES})
+    assert MAX_SIZE_BYTES < 1 << 63
+
+
+def test_size_has_to_be_whole_blocks(image: Path) -> None:
+    disk = BlockDriver.start(BlockSpec(str(image), block_size=4096))
+    with pytest.raises(CommandError, match="4608 bytes is not a multiple of the block-size 4096"):
+        disk.device.command("resize", {"size_bytes": 4608})
+    disk.close()
+
+
+def test_read_only_disk_keeps_its_size(image: Path) -> None:
+    disk = BlockDriver.start(BlockSpec(str(image), read_only=True))
+    with pytest.raises(CommandError, match="a read-only disk keeps its size"):
+        disk.device.command("resize", {"size_bytes": 512})
+    disk.close()
+
+
+def test_limits_are_still_a_command_of_disks(disk: BlockDriver, context: FakeContext) -> None:
+    assert disk.device.command("limit", {})["ops_size"] == 0
+    with pytest.raises(CommandError, match="block devices know no dance"):
+        disk.device.command("dance", {})
