@@ -5,7 +5,7 @@ from setuptools import setup
 
 setup(
     cffi_modules=[
-        "sys_util/ffi/build_kvm.py:ffibuilder",
+        "kvm/ffi/build_kvm.py:ffibuilder",
         "sys_util/ffi/build_linux.py:ffibuilder",
     ]
 )

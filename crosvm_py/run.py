@@ -11,8 +11,8 @@ import gc
 from contextlib import ExitStack
 
 from crosvm_py.end_signals import release_end_signals
-from crosvm_py.preparation import prepare
-from crosvm_py.warden.host import start_warden
+from crosvm_py.vmm.preparation import prepare
+from crosvm_py.vmm.warden_proxy import start_warden
 from sys_util import linux
 from sys_util.typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from crosvm_py.config import RunConfig
     from crosvm_py.exit_status import VmExit
     from crosvm_py.policy_record import Recorded
-    from crosvm_py.preparation import Preparation
+    from crosvm_py.vmm.preparation import Preparation
 
 
 def run_vm(config: RunConfig, recorded: Recorded | None = None) -> VmExit:
@@ -47,7 +47,7 @@ def run_vm(config: RunConfig, recorded: Recorded | None = None) -> VmExit:
         )
         release_end_signals()
         # From here on the imports are the vmm's alone, made while the warden makes its own.
-        from crosvm_py.vm import VirtualMachine
+        from crosvm_py.vmm.vm import VirtualMachine
 
         vm = VirtualMachine(config, prepared, warden)
         stack.callback(vm.close)

@@ -28,10 +28,10 @@ if [ -n "$missing" ]; then
 fi
 
 mkdir -p .cache
-inputs=$(cat setup.cfg setup.py pyproject.toml tests/debian-packages.txt sys_util/ffi/*.py |
-    sha256sum)
+inputs=$(cat setup.cfg setup.py pyproject.toml tests/debian-packages.txt \
+    kvm/ffi/*.py sys_util/ffi/*.py | sha256sum)
 if [ ! -x .venv/bin/python ] || [ "$(cat .cache/setup.stamp 2>/dev/null)" != "$inputs" ] ||
-    ! ls sys_util/_kvm.*.so sys_util/_linux.*.so >/dev/null 2>&1; then
+    ! ls kvm/_kvm.*.so sys_util/_linux.*.so >/dev/null 2>&1; then
     say "installing the project into .venv"
     # Debian's Python, which is also the one in the test host: compiled modules must fit both.
     [ -x .venv/bin/python ] || /usr/bin/python3 -m venv .venv

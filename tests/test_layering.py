@@ -22,9 +22,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "sys_util": frozenset(),
     "seccomp": frozenset({"sys_util"}),
     "kernel_loader": frozenset({"sys_util"}),
+    "kvm": frozenset({"sys_util"}),
     "devices": frozenset({"sys_util"}),
     "jail": frozenset({"sys_util", "seccomp"}),
-    "crosvm_py": frozenset({"sys_util", "seccomp", "kernel_loader", "devices", "jail"}),
+    "crosvm_py": frozenset({"sys_util", "seccomp", "kernel_loader", "kvm", "devices", "jail"}),
 }
 # What may be used in folders below those, beside the folder itself: packages, or single modules.
 ALLOWED_BELOW: dict[str, frozenset[str]] = {
@@ -32,7 +33,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
     "crosvm_py.cli.run_options": frozenset(
         {
             *("sys_util", "devices"),
-            *("crosvm_py.cli.grammar", "crosvm_py.config", "crosvm_py.device_process.restart"),
+            *("crosvm_py.cli.grammar", "crosvm_py.config", "crosvm_py.vmm.restart"),
         }
     ),
 }

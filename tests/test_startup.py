@@ -22,8 +22,8 @@ DEAR = {
     *("logging", "multiprocessing", "pathlib", "pyseccomp", "random", "re", "shutil"),
     *("subprocess", "tempfile", "traceback", "typing", "uuid"),
 }
-BUILD_TOOLS = {"seccomp/generate_tables.py", "sys_util/ffi/build_kvm.py"}
-PACKAGES = ("crosvm_py", "devices", "jail", "kernel_loader", "seccomp", "sys_util")
+BUILD_TOOLS = {"seccomp/generate_tables.py", "kvm/ffi/build_kvm.py"}
+PACKAGES = ("crosvm_py", "devices", "jail", "kernel_loader", "kvm", "seccomp", "sys_util")
 SOURCES = [
     path
     for package in PACKAGES
@@ -39,8 +39,8 @@ sys.path[:0] = {path!r}
 from crosvm_py.cli.dispatch import COMMANDS
 from crosvm_py.cli.grammar.command import load_command
 load_command(COMMANDS["run"])
-import crosvm_py.run, crosvm_py.vm, crosvm_py.log, crosvm_py.warden.warden
-from crosvm_py.device_process.kinds import DEVICE_KINDS
+import crosvm_py.run, crosvm_py.vmm.vm, crosvm_py.log, crosvm_py.warden.warden
+from crosvm_py.kinds.table import DEVICE_KINDS
 for kind in DEVICE_KINDS.values():
     kind.preload()
 print(*sorted(sys.modules))

@@ -11,7 +11,7 @@ import os
 import select
 
 from crosvm_py.device_process import protocol
-from crosvm_py.device_process.kinds import build_device
+from crosvm_py.kinds.table import build_device
 from devices.virtio.counters import Counters
 from devices.virtio.device import CommandError
 from devices.virtio.loop_context import LoopContext

@@ -79,7 +79,7 @@ def _check_machine(name: str) -> list[Finding]:
 
 
 def _check_kvm(name: str) -> list[Finding]:
-    from sys_util.kvm import Kvm
+    from kvm.vm import Kvm
 
     kvm = Kvm.open()
     try:
@@ -91,7 +91,7 @@ def _check_kvm(name: str) -> list[Finding]:
 
 
 def _check_virtualization(name: str) -> list[Finding]:
-    from sys_util.kvm import host_has_hardware_virtualization
+    from kvm.vm import host_has_hardware_virtualization
 
     if host_has_hardware_virtualization():
         return [Finding(name, Status.OK, "the processor has VMX or SVM")]

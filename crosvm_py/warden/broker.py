@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from crosvm_py.device_process.kinds import BrokerKind
-    from crosvm_py.run_policies import RunPolicies
+    from crosvm_py.kinds.policies import RunPolicies
+    from crosvm_py.kinds.table import BrokerKind
     from crosvm_py.warden.protocol import Connects
     from jail.plan import JailPlan
     from sys_util.event_loop import EventLoop

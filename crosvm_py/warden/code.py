@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable, Mapping
 
-    from crosvm_py.device_process.kinds import DeviceKind
+    from crosvm_py.kinds.table import DeviceKind
     from crosvm_py.warden.protocol import Spawn
     from jail.plan import JailPlan
 
@@ -36,12 +36,12 @@ def read_anew(wanted: Iterable[str]) -> Code:
     old = {
         name: module
         for name, module in sys.modules.items()
-        if name.startswith(("devices.", "crosvm_py.device_"))
+        if name.startswith(("devices.", "crosvm_py.device_", "crosvm_py.kinds.table"))
     }
     for name in old:
         del sys.modules[name]
     try:
-        kinds = import_module("crosvm_py.device_process.kinds").DEVICE_KINDS
+        kinds = import_module("crosvm_py.kinds.table").DEVICE_KINDS
         for kind in wanted:
             kinds[kind].preload()
         return Code(kinds, import_module("crosvm_py.device_process.process").run_device)

@@ -19,9 +19,9 @@ import socket
 import stat
 from functools import partial
 
-from crosvm_py.device_process.kinds import DEVICE_KINDS
 from crosvm_py.device_process.process import run_device
 from crosvm_py.device_process.protocol import CALL_DENIED_HEAD
+from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.warden import protocol
 from crosvm_py.warden.broker import Broker, Role
 from crosvm_py.warden.cgroup_limits import DeviceLimits, file_memory
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import NoReturn
 
-    from crosvm_py.run_policies import RunPolicies
+    from crosvm_py.kinds.policies import RunPolicies
     from jail.cgroup import VmCgroup
     from jail.plan import JailPlan
     from sys_util.wire import Message

@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from crosvm_py.__main__ import main
-from crosvm_py.vcpu import VcpuSet
+from crosvm_py.machine.vcpu import VcpuSet
 from crosvm_py.warden import warden
 from devices.bus import Bus
 from seccomp.constants_x86_64 import CONSTANTS

@@ -7,16 +7,22 @@ import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from crosvm_py.exit_status import VmExit
-from crosvm_py.vcpu import VcpuSet
-from crosvm_py.vcpu_exit import VmExitReason
-from crosvm_py.x86_64.cpuid import CpuidTemplate, physical_address_bits
-from crosvm_py.x86_64.layout import COM_PORT_COUNT, COM_PORTS, IDENTITY_MAP_GPA, RESET_PORT, TSS_GPA
-from crosvm_py.x86_64.msrs import set_boot_msrs
-from crosvm_py.x86_64.regs import configure_boot_vcpu, set_local_interrupts
+from crosvm_py.machine.vcpu import VcpuSet
+from crosvm_py.machine.vcpu_exit import VmExitReason
+from crosvm_py.machine.x86_64.cpuid import CpuidTemplate, physical_address_bits
+from crosvm_py.machine.x86_64.layout import (
+    COM_PORT_COUNT,
+    COM_PORTS,
+    IDENTITY_MAP_GPA,
+    RESET_PORT,
+    TSS_GPA,
+)
+from crosvm_py.machine.x86_64.msrs import set_boot_msrs
+from crosvm_py.machine.x86_64.regs import configure_boot_vcpu, set_local_interrupts
 from devices.bus import Bus
 from kernel_loader.image import open_kernel
+from kvm.vm import Kvm
 from sys_util.guest_memory import GuestMemory
-from sys_util.kvm import Kvm
 
 if TYPE_CHECKING:
     from collections.abc import Callable

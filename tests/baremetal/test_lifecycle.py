@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.control import protocol
 from crosvm_py.exit_status import VmExit
+from crosvm_py.requests import protocol
 from sys_util import wire
 from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Vmm, crosvm, eventually
 from tests.guests.baremetal.build import build_guest

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.control import client
-from crosvm_py.control.devices import DeviceInfo, DeviceList, ListDevices
+from crosvm_py.control import socket_client as client
 from crosvm_py.exit_status import VmExit
+from crosvm_py.requests.devices import DeviceInfo, DeviceList, ListDevices
 from seccomp import load_policy
 from seccomp.loader import parse_policy, policy_path
 from seccomp.policy_text import is_copy, runs_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from crosvm_py.exit_status import VmExit
-from sys_util.kvm import host_has_hardware_virtualization
+from kvm.vm import host_has_hardware_virtualization
 from tests.baremetal.vmm import crosvm
 from tests.guests.baremetal.build import build_guest
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 PROJECT: Final = Path(__file__).parents[2]
-PACKAGES: Final = ("crosvm_py", "devices", "jail", "kernel_loader", "seccomp", "sys_util")
+PACKAGES: Final = ("crosvm_py", "devices", "jail", "kernel_loader", "kvm", "seccomp", "sys_util")
 _LEFT_OUT: Final = shutil.ignore_patterns("__pycache__", "*.c", "*.o")
 
 # What pip writes for an entry point.

@@ -11,8 +11,8 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final
 
-from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
-from crosvm_py.vsock_setup import KERNEL_DEVICE, prepare_vsock
+from crosvm_py.kinds.table import DeviceOrder, pack_spec
+from crosvm_py.kinds.vsock_host import KERNEL_DEVICE, prepare_vsock
 from devices.virtio.balloon.device import BalloonSpec
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 from unittest import mock
 
-from crosvm_py.device_process.kinds import DEVICE_KINDS
 from crosvm_py.device_process.protocol import CALL_DENIED_HEAD
+from crosvm_py.kinds.table import DEVICE_KINDS
 from sys_util import linux
 from sys_util.vhost import Vhost
 from tests.breakout import hands, lies
@@ -25,7 +25,7 @@ from tests.breakout.table import ATTEMPTS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from crosvm_py.device_process.kinds import DeviceKind
+    from crosvm_py.kinds.table import DeviceKind
     from devices.virtio.context import DeviceContext
     from devices.virtio.device import VirtioDevice
 

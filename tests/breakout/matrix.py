@@ -7,7 +7,7 @@ import signal
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from crosvm_py.device_process.kinds import DEVICE_KINDS
+from crosvm_py.kinds.table import DEVICE_KINDS
 from seccomp import load_policy
 from seccomp.simulate import simulate
 from tests.breakout import lies

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgpack
 
 from crosvm_py.control.socket_path import bind_control_socket
-from crosvm_py.device_process.kinds import DEVICE_KINDS, DeviceOrder, pack_spec
+from crosvm_py.kinds.table import DEVICE_KINDS, DeviceOrder, pack_spec
 from devices.virtio.rng.device import RngSpec
 from seccomp import load_policy
 from seccomp.simulate import simulate
@@ -31,12 +31,12 @@ from tests.crosvm_py.device_rig import DeviceRig
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from crosvm_py.device_process.host import DeviceProcess
+    from crosvm_py.vmm.device_proxy import DeviceProcess
 
 # One answer has 16 KiB.
 _ATTEMPTS_PER_COMMAND: Final = 40
 _LIARS_AT_ONCE: Final = 16
-# Each of the floods may write 1,000 lines in 10 s; see crosvm_py/device_process/host.py.
+# Each of the floods may write 1,000 lines in 10 s; see crosvm_py/vmm/device_proxy.py.
 _MAX_LINES: Final = 20_000
 
 

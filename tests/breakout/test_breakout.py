@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from crosvm_py.device_process import protocol, vsock_broker
-from crosvm_py.device_process.kinds import DEVICE_KINDS
+from crosvm_py.kinds.table import DEVICE_KINDS
 from tests.breakout import brokering, inmate, lies
 from tests.breakout.__main__ import main
 from tests.breakout.attempt import KINDS, Attempt

@@ -13,11 +13,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from crosvm_py.device_process.kinds import DEVICE_KINDS, DeviceOrder, pack_spec
-from crosvm_py.device_process.restart import NEVER
-from crosvm_py.device_process.supervisor import Care, Supervisor
-from crosvm_py.run_policies import load_run_policies
-from crosvm_py.warden.host import start_warden
+from crosvm_py.kinds.policies import load_run_policies
+from crosvm_py.kinds.table import DEVICE_KINDS, DeviceOrder, pack_spec
+from crosvm_py.vmm.restart import NEVER
+from crosvm_py.vmm.supervisor import Care, Supervisor
+from crosvm_py.vmm.warden_proxy import start_warden
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec
 from devices.virtio.rng.device import RngSpec
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from crosvm_py.device_process.host import DeviceProcess
+    from crosvm_py.vmm.device_proxy import DeviceProcess
     from devices.virtio.backend import VirtioBackend
     from tests.support.driver_queue import Request
 

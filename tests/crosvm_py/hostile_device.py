@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from crosvm_py.device_process import protocol
-from crosvm_py.device_process.host import DeviceProcess
+from crosvm_py.vmm.device_proxy import DeviceProcess
 from devices.virtio.backend import QueueActivation
 from sys_util import wire
 from sys_util.channel import MAX_MESSAGE_FDS, socket_pair

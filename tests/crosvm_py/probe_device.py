@@ -8,7 +8,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from crosvm_py.device_process.kinds import DEVICE_KINDS, DeviceKind, DeviceOrder
+from crosvm_py.kinds.table import DEVICE_KINDS, DeviceKind, DeviceOrder
 from devices.virtio.device import SimpleDevice
 from sys_util import linux, log
 from sys_util.errors import GuestError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from crosvm_py.device_process.host import DeviceProcess
+    from crosvm_py.vmm.device_proxy import DeviceProcess
     from devices.virtio.queue.chain import DescriptorChain
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 sys.path.insert(0, "/project")
 
 from crosvm_py.__main__ import main
-from crosvm_py.device_process.kinds import DEVICE_KINDS
+from crosvm_py.kinds.table import DEVICE_KINDS
 from devices.virtio.rng.device import Rng, RngSpec
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from crosvm_py.control import protocol
-from crosvm_py.control.devices import DeviceList, ListDevices
-from crosvm_py.device_process.restart import HEALTHY_SECONDS
+from crosvm_py.requests import protocol
+from crosvm_py.requests.devices import DeviceList, ListDevices
+from crosvm_py.vmm.restart import HEALTHY_SECONDS
 from sys_util import wire
 from tests.baremetal.vmm import Vmm
 from tests.endurance.progress import report
@@ -22,7 +22,7 @@ from tests.guests.baremetal.build import build_guest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from crosvm_py.control.devices import DeviceInfo
+    from crosvm_py.requests.devices import DeviceInfo
 
 _GOES_ON: Final = re.compile(r"(\S+): process \d+ goes on after (\d+) ms")
 

@@ -10,7 +10,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from crosvm_py.control import protocol
+from crosvm_py.requests import protocol
 from sys_util import wire
 from tests.baremetal.vmm import Vmm, eventually
 from tests.endurance.progress import report

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from crosvm_py.config import SerialSpec
 from crosvm_py.console.serial_ports import open_serial_ports
-from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery
-from crosvm_py.control.devices import LimitDevice, RestartDevice
-from crosvm_py.device_process import restart
-from crosvm_py.device_process.balloon_control import ask_balloon
-from crosvm_py.device_process.control import limit_device, list_devices, restart_device
-from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
-from crosvm_py.device_process.supervisor import Care
+from crosvm_py.kinds.table import DeviceOrder, pack_spec
+from crosvm_py.operations.balloon import ask_balloon
+from crosvm_py.operations.devices import limit_device, list_devices, restart_device
+from crosvm_py.requests.balloon import BalloonAdjust, BalloonQuery
+from crosvm_py.requests.devices import LimitDevice, RestartDevice
+from crosvm_py.vmm import restart
+from crosvm_py.vmm.supervisor import Care
 from devices.virtio.balloon.device import BalloonSpec
 from sys_util.errors import ConfigError
 from tests.crosvm_py.device_rig import DeviceRig
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from crosvm_py.device_process.host import DeviceProcess
+    from crosvm_py.vmm.device_proxy import DeviceProcess
 
 PROCESSORS: Final = 2
 REPORT_EVERY: Final = 500

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 import msgpack
 
-from crosvm_py.control import protocol as control_protocol
 from crosvm_py.device_process import protocol as device_protocol
+from crosvm_py.requests import protocol as control_protocol
 from crosvm_py.warden import protocol as warden_protocol
 from devices.virtio.vsock import broker as vsock_broker
 from sys_util import wire

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from crosvm_py.x86_64 import layout
+from crosvm_py.machine.x86_64 import layout
 from devices.acpi_pm import PM1_LENGTH, AcpiPm
 from devices.bus import Bus
 from devices.cmos import Cmos

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosvm_py.device_process import protocol as device_protocol
-from crosvm_py.device_process.link import DeviceLink
+from crosvm_py.vmm.link import DeviceLink
 from devices.cmos import Cmos
 from devices.virtio.limited import LimitedDevice
 from devices.virtio.queue import split_queue as queue_module

@@ -13,6 +13,7 @@ import socket
 import pyseccomp
 import pytest
 
+from kvm import _kvm
 from seccomp.constants_x86_64 import CONSTANTS
 from seccomp.errors import PolicyError
 from seccomp.syscalls import (
@@ -22,7 +23,6 @@ from seccomp.syscalls import (
     syscall_name,
     syscall_number,
 )
-from sys_util import _kvm
 
 UNKNOWN = -1  # what libseccomp 2.5.4 says of calls newer than itself
 

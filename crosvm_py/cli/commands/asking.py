@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from crosvm_py.cli.grammar.options import Positional
-from crosvm_py.control import client
-from crosvm_py.control.devices import MAX_NAME_CHARS
+from crosvm_py.control import socket_client as client
+from crosvm_py.requests.devices import MAX_NAME_CHARS
 from sys_util.errors import UsageError
 from sys_util.typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
-    from crosvm_py.control.protocol import Request
+    from crosvm_py.requests.protocol import Request
 
 T = TypeVar("T")
 

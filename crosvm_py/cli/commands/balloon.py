@@ -11,8 +11,8 @@ from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Option, Positional, switch
 from crosvm_py.cli.grammar.scanner import parse_number, parse_size
 from crosvm_py.cli.output import write_error
-from crosvm_py.control import client
-from crosvm_py.control.balloon import (
+from crosvm_py.control import socket_client as client
+from crosvm_py.requests.balloon import (
     PAGE_BYTES,
     BalloonAdjust,
     BalloonQuery,
@@ -25,7 +25,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from crosvm_py.cli.grammar.command import GlobalSettings
     from crosvm_py.cli.grammar.options import Arguments
-    from crosvm_py.control.protocol import Request
+    from crosvm_py.requests.protocol import Request
 
 MAX_ADJUST_PAGES: Final = 1 << 32
 

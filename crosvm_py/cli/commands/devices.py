@@ -7,7 +7,7 @@ from crosvm_py.cli.commands.asking import SOCKET, ask_for
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import switch
 from crosvm_py.cli.output import write_out
-from crosvm_py.control.devices import DeviceList, ListDevices
+from crosvm_py.requests.devices import DeviceList, ListDevices
 from sys_util.log import printable
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.cli.grammar.command import GlobalSettings
     from crosvm_py.cli.grammar.options import Arguments
-    from crosvm_py.control.devices import DeviceInfo
+    from crosvm_py.requests.devices import DeviceInfo
 
 JSON: Final = switch("--json", "print JSON for programs, with every queue and every counter")
 

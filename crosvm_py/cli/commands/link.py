@@ -6,8 +6,8 @@ from __future__ import annotations
 from crosvm_py.cli.commands.asking import DEVICE, SOCKET, ask_for, device_name
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional
-from crosvm_py.control.net import SetLink
-from crosvm_py.control.protocol import Done
+from crosvm_py.requests.net import SetLink
+from crosvm_py.requests.protocol import Done
 from sys_util.errors import UsageError
 from sys_util.typing import TYPE_CHECKING, Final
 

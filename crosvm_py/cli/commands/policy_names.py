@@ -7,7 +7,7 @@ import os
 
 from crosvm_py.cli.grammar.options import Option, text_option
 from crosvm_py.cli.grammar.suggest import suggestion
-from crosvm_py.device_process.kinds import DEVICE_KINDS
+from crosvm_py.kinds.table import DEVICE_KINDS
 from seccomp.loader import policy_path
 from seccomp.syscalls import ARCHITECTURES
 from sys_util.errors import ConfigError, UsageError

@@ -12,7 +12,7 @@ from crosvm_py.cli.commands.policy_names import policy_name, policy_names
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional, parse, switch, text_option
 from crosvm_py.cli.output import write_error
-from crosvm_py.device_process.kinds import DEVICE_KINDS, policies_of
+from crosvm_py.kinds.table import DEVICE_KINDS, policies_of
 from crosvm_py.tunables import leave_huge_pages
 from sys_util.errors import ConfigError, UsageError
 from sys_util.log import printable

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from crosvm_py.cli.commands.asking import DEVICE, SOCKET, ask_for, device_name
 from crosvm_py.cli.grammar.command import Command
-from crosvm_py.control.devices import RestartDevice
-from crosvm_py.control.protocol import Done
+from crosvm_py.requests.devices import RestartDevice
+from crosvm_py.requests.protocol import Done
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from crosvm_py.cli.grammar.options import Option, OptionGroup
-from crosvm_py.device_process.restart import (
+from crosvm_py.vmm.restart import (
     ALWAYS,
     DEFAULT_LIMIT,
     DEFAULT_TIMEOUT_SECONDS,
@@ -16,7 +16,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
-    from crosvm_py.device_process.restart import RestartLimit
+    from crosvm_py.vmm.restart import RestartLimit
 
 _MAX_RESTARTS: Final = 1_000_000
 _MIN_SECONDS: Final = 1.0

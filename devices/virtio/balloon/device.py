@@ -50,7 +50,7 @@ VIRTIO_BALLOON_CMD_ID_DONE: Final = 1
 
 QUEUE_SIZE: Final = 128
 
-# What is counted besides; crosvm_py/device_process/kinds.py has the names.
+# What is counted besides; crosvm_py/kinds/table.py has the names.
 _PAGES_INFLATED: Final = 0
 _PAGES_DEFLATED: Final = 1
 _BYTES_REPORTED: Final = 2

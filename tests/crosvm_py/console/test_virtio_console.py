@@ -20,7 +20,7 @@ from crosvm_py.console.serial_ports import open_serial_ports
 from crosvm_py.console.targets import open_unix_stream
 from crosvm_py.console.terminal import save
 from crosvm_py.console.virtio_console import KEY_BYTES, KeyPipe, VirtioConsole
-from crosvm_py.device_process.kinds import build_device
+from crosvm_py.kinds.table import build_device
 from devices.virtio.console.backlog import backlogs_bytes
 from devices.virtio.console.device import Console, PortSpec
 from sys_util.errors import ConfigError, HostError
@@ -29,7 +29,7 @@ from sys_util.event_loop import EventLoop
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from crosvm_py.device_process.link import CommandResult
+    from crosvm_py.vmm.link import CommandResult
 
 HVC = "virtio-console"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
+from crosvm_py.kinds.table import DeviceOrder, pack_spec
 from devices.virtio.balloon.device import BalloonSpec
 from tests.crosvm_py.device_rig import DeviceRig
 from tests.crosvm_py.hostile_device import RecordedEvents, WatchedLock
@@ -17,7 +17,7 @@ from tests.crosvm_py.hostile_device import RecordedEvents, WatchedLock
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from crosvm_py.device_process.host import DeviceProcess
+    from crosvm_py.vmm.device_proxy import DeviceProcess
 
 PAGE = 4096
 POOL = 0x200000

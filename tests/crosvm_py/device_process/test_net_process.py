@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
-from crosvm_py.device_process.supervisor import Care
+from crosvm_py.kinds.table import DeviceOrder, pack_spec
+from crosvm_py.vmm.supervisor import Care
 from devices.virtio.net.state import NetSpec
 from tests.crosvm_py.device_rig import DeviceRig, Transport
 from tests.support.net_rig import MAC, PLAIN, frame, on_wire
@@ -19,7 +19,7 @@ from tests.support.net_rig import MAC, PLAIN, frame, on_wire
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from crosvm_py.device_process.host import DeviceProcess
+    from crosvm_py.vmm.device_proxy import DeviceProcess
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

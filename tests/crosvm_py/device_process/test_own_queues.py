@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from crosvm_py.device_process.kinds import DEVICE_KINDS, DeviceKind, DeviceOrder
+from crosvm_py.kinds.table import DEVICE_KINDS, DeviceKind, DeviceOrder
 from devices.virtio.device import CommandError, SimpleDevice
 from sys_util.errors import GuestError
 from tests.crosvm_py.device_rig import DeviceRig
@@ -17,7 +17,7 @@ from tests.crosvm_py.device_rig import DeviceRig
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from crosvm_py.device_process.host import DeviceProcess
+    from crosvm_py.vmm.device_proxy import DeviceProcess
     from devices.virtio.context import DeviceContext
     from devices.virtio.queue.chain import DescriptorChain
     from tests.crosvm_py.device_rig import RigQueue

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.device_process.kinds import DeviceOrder
-from crosvm_py.run_policies import load_run_policies
+from crosvm_py.kinds.policies import load_run_policies
+from crosvm_py.kinds.table import DeviceOrder
 from seccomp import Policy
 from sys_util.errors import VmmError
 from tests.crosvm_py.device_rig import FEATURES, DeviceRig
@@ -24,7 +24,7 @@ from tests.support.driver_queue import Desc
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from crosvm_py.device_process.host import DeviceProcess
+    from crosvm_py.vmm.device_proxy import DeviceProcess
 
 SECTOR = 512
 VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT = 0, 1

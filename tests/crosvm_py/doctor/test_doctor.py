@@ -13,8 +13,8 @@ from crosvm_py.doctor.report import VIRTUALIZATION
 from crosvm_py.doctor.sandbox import try_jail
 from jail.cgroup_site import CgroupSite, NoCgroupError
 from jail.namespaces import clone_into
+from kvm.vm import Kvm
 from sys_util.errors import HostError
-from sys_util.kvm import Kvm
 
 OK = Finding("kvm", Status.OK, "usable")
 PROBLEM = Finding("kvm", Status.PROBLEM, "open /dev/kvm: denied", "join the group kvm")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from crosvm_py.device_process.restart import ALWAYS
-from crosvm_py.device_process.supervisor import Care
-from crosvm_py.vsock_setup import prepare_vsock
+from crosvm_py.kinds.vsock_host import prepare_vsock
+from crosvm_py.vmm.restart import ALWAYS
+from crosvm_py.vmm.supervisor import Care
 from devices.virtio.vsock.common import VsockSpec
 from jail.namespaces import FIRST_DEVICE_UID
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig, Transport
@@ -36,7 +36,7 @@ from tests.support.vsock_rig import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from crosvm_py.device_process.host import DeviceProcess
+    from crosvm_py.vmm.device_proxy import DeviceProcess
 
 as_both = pytest.mark.parametrize(
     "sandbox", [pytest.param(True, marks=pytest.mark.root), False], ids=["jailed", "open"]

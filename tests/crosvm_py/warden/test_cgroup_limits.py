@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import pytest
 
-from crosvm_py.device_process.kinds import DEVICE_KINDS
+from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.warden import cgroup_limits
 from crosvm_py.warden.cgroup_limits import DeviceLimits, make_vm_cgroup, memory_of_file
 from jail.cgroup import Limits, OomCount, VmCgroup

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.device_process.kinds import DeviceOrder, pack_spec
-from crosvm_py.device_process.restart import ALWAYS
-from crosvm_py.device_process.supervisor import Care
-from crosvm_py.warden import host, protocol, warden
+from crosvm_py.kinds.table import DeviceOrder, pack_spec
+from crosvm_py.vmm import warden_proxy as host
+from crosvm_py.vmm.restart import ALWAYS
+from crosvm_py.vmm.supervisor import Care
+from crosvm_py.warden import protocol, warden
 from devices.virtio.rng.device import RngSpec
 from sys_util.errors import HostError, VmmError
 from sys_util.guest_memory import MemoryRegion

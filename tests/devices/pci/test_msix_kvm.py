@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from crosvm_py.irq_routes import IrqRoutes
+from crosvm_py.machine.irq_routes import IrqRoutes
 from devices.pci.config_space import ConfigSpace, PciIdentity
 from devices.pci.msix import MSIX_ENABLE, Msix
-from sys_util.kvm import Kvm
+from kvm.vm import Kvm
 from tests.devices.fakes import readable
 
 pytestmark = pytest.mark.kvm

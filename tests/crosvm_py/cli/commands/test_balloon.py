@@ -10,14 +10,14 @@ import pytest
 
 from crosvm_py.cli.commands import balloon, balloon_stats
 from crosvm_py.cli.dispatch import execute
-from crosvm_py.control import client
-from crosvm_py.control.balloon import BalloonAdjust, BalloonQuery, BalloonSet, BalloonState
-from crosvm_py.control.protocol import Done
+from crosvm_py.control import socket_client as client
+from crosvm_py.requests.balloon import BalloonAdjust, BalloonQuery, BalloonSet, BalloonState
+from crosvm_py.requests.protocol import Done
 from devices.virtio.balloon.stats import STAT_NAMES
 from sys_util.errors import UsageError
 
 if TYPE_CHECKING:
-    from crosvm_py.control.protocol import Request, Response
+    from crosvm_py.requests.protocol import Request, Response
 
 MIB = 1 << 20
 

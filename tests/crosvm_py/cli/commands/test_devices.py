@@ -11,9 +11,9 @@ import pytest
 from crosvm_py.cli.commands import devices, limit
 from crosvm_py.cli.commands.devices import as_fields, table
 from crosvm_py.cli.dispatch import execute
-from crosvm_py.control import client
-from crosvm_py.control.client import ControlError
-from crosvm_py.control.devices import (
+from crosvm_py.control import socket_client as client
+from crosvm_py.control.socket_client import ControlError
+from crosvm_py.requests.devices import (
     CounterInfo,
     DeviceInfo,
     DeviceLimits,
@@ -22,13 +22,13 @@ from crosvm_py.control.devices import (
     ListDevices,
     QueueInfo,
 )
-from crosvm_py.control.protocol import Done
+from crosvm_py.requests.protocol import Done
 from sys_util.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from crosvm_py.control.protocol import Request, Response
+    from crosvm_py.requests.protocol import Request, Response
 
 BLOCK = DeviceInfo(
     0,

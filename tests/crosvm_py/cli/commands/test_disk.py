@@ -9,14 +9,14 @@ import pytest
 
 from crosvm_py.cli.commands import disk as cli
 from crosvm_py.cli.dispatch import execute
-from crosvm_py.control import client
-from crosvm_py.control.client import ControlError
-from crosvm_py.control.devices import DiskSize, ResizeDisk
-from crosvm_py.control.protocol import Done
+from crosvm_py.control import socket_client as client
+from crosvm_py.control.socket_client import ControlError
+from crosvm_py.requests.devices import DiskSize, ResizeDisk
+from crosvm_py.requests.protocol import Done
 from sys_util.errors import UsageError
 
 if TYPE_CHECKING:
-    from crosvm_py.control.protocol import Request, Response
+    from crosvm_py.requests.protocol import Request, Response
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from crosvm_py.cli.commands.policy_names import policy_name, policy_names
 from crosvm_py.cli.commands.policy_simulate import EXIT_DENIED, EXIT_NO_POLICY
 from crosvm_py.cli.dispatch import COMMANDS, execute
-from crosvm_py.device_process.kinds import DEVICE_KINDS
+from crosvm_py.kinds.table import DEVICE_KINDS
 from seccomp.syscalls import ARCHITECTURES
 from sys_util.errors import ConfigError, UsageError
 from tests.baremetal.vmm import ROOT
@@ -227,7 +227,7 @@ def test_simulate_imports_nothing_of_a_vm() -> None:
     script = (
         "import sys; from crosvm_py.cli.dispatch import execute; "
         "execute(['policy', 'simulate', 'rng', 'read']); "
-        "sys.exit(bool({'crosvm_py.vm', 'sys_util._kvm', 'argparse'} & set(sys.modules)))"
+        "sys.exit(bool({'crosvm_py.vmm.vm', 'kvm._kvm', 'argparse'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
     assert done.returncode == 0

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from crosvm_py.device_process.kinds import DEVICE_KINDS
+from crosvm_py.kinds.table import DEVICE_KINDS
 from devices.virtio.balloon.device import DEFLATE_QUEUE as DEFLATE
 from devices.virtio.balloon.device import INFLATE_QUEUE as INFLATE
 from devices.virtio.balloon.device import MAX_CHAINS_PER_TURN, Balloon, BalloonSpec

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every filter of a run, compiled before anything is forked: devices, warden, the vmm's threads."""
+
+from __future__ import annotations
+
+from crosvm_py.kinds.table import DEVICE_KINDS, policies_of
+from seccomp import Policy, load_policy
+from seccomp.syscalls import machine_arch
+from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from crosvm_py.policy_record import Recorded
+
+_MAIN: Final = "vmm"
+_VCPU: Final = "vcpu"
+# Its children inherit the warden's, which contains theirs: without and with a broker.
+_WARDENS: Final = ("warden", "warden_vsock")
+
+
+class RunPolicies(NamedTuple):
+    """The filters of one run; those of devices and their brokers by name."""
+
+    devices: dict[str, Policy]
+    warden: Policy
+    main: Policy
+    vcpu: Policy
+
+
+def load_run_policies(
+    kinds: Collection[str],
+    *,
+    directory: str | None = None,
+    log_failures: bool = False,
+    recorded: Recorded | None = None,
+) -> RunPolicies:
+    """Return the filters of a run with devices of these ``kinds``.
+
+    Raises:
+        PolicyError: one is missing or wrong.
+        ConfigError: nothing in the run has a policy that shall be recorded.
+    """
+    names = policies_of(kinds)
+    if recorded is not None:
+        missing = recorded.names - {*names, _MAIN, _VCPU}
+        if missing and not recorded.every:
+            named = ", ".join(sorted(missing))
+            raise ConfigError(f"policy record: nothing in this run has the policy {named}")
+
+    def load(name: str) -> Policy:
+        if recorded is not None and name in recorded.names:
+            return _recording(name, recorded)
+        return load_policy(name, directory=directory, log_failures=log_failures)
+
+    warden = _WARDENS[any(DEVICE_KINDS[kind].broker is not None for kind in kinds)]
+    return RunPolicies(
+        {name: load(name) for name in names},
+        # The filter around one that is recorded must stop nothing.
+        load_policy(warden, directory=directory, log_failures=log_failures or recorded is not None),
+        load(_MAIN),
+        load(_VCPU),
+    )
+
+
+def _recording(name: str, recorded: Recorded) -> Policy:
+    """Return a filter that asks the recorder, in place of a policy."""
+    from seccomp.record import recording_filter
+
+    arch = machine_arch()
+    return Policy(name, "", recording_filter(arch), arch, recorded.fd)

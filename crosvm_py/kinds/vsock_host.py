@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The host's side of vsock: its sockets bound, or the kernel's device opened, before the fork."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from crosvm_py.control.socket_path import SocketUse, bind_socket
+from crosvm_py.kinds.table import DeviceOrder, pack_spec
+from crosvm_py.warden.protocol import Connects
+from devices.virtio.vsock.common import VsockSpec
+from sys_util.errors import ConfigError, HostError
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+from sys_util.vhost import Vhost
+
+if TYPE_CHECKING:
+    from crosvm_py.control.socket_path import BoundSocket
+
+OPTION: Final = "--vsock"
+
+KERNEL_DEVICE: Final = "/dev/vhost-vsock"
+_INSTEAD: Final = "load the module (modprobe vhost_vsock), or give socket=PATH, which needs none"
+_PERMISSION: Final = "join the group that owns it, or give socket=PATH, which needs no device"
+
+# Beside the socket lie its sister for messages and, made by the host's programs, "_<port>".
+SEQPACKET_SUFFIX: Final = ".seqpacket"
+_LONGEST_PORT: Final = len("_4294967295")
+
+_STREAM: Final = SocketUse(OPTION, socket.SOCK_STREAM)
+_SEQPACKET: Final = SocketUse(OPTION, socket.SOCK_SEQPACKET)
+
+_REMOVED: Final = "the working directory was removed; give an absolute path"
+
+_WORLD_WRITABLE: Final = 0o002
+
+log = get_logger("crosvm.run")
+
+
+class PreparedVsock(NamedTuple):
+    """The process that is to be made, and the socket files that go away with the VM."""
+
+    order: DeviceOrder
+    sockets: tuple[BoundSocket, ...]
+
+
+def prepare_vsock(spec: VsockSpec) -> PreparedVsock:
+    """Open what the device needs of the host.
+
+    Raises:
+        ConfigError: the socket or the address is taken, or cannot be.
+        HostError: the host does not let us.
+    """
+    if spec.socket is not None:
+        return _open_sockets(spec.cid, spec.socket)
+    fd = _open_kernel_device(spec.cid)
+    order = DeviceOrder("vsock", "vhost-vsock", pack_spec(spec), (fd,), 0, reopened=1)
+    return PreparedVsock(order, ())
+
+
+def _open_kernel_device(cid: int) -> int:
+    """Return the kernel's device, on which each process of ours opens one of its own.
+
+    The address is the device process's to claim, so that the next one can when it has ended; here
+    it is only made sure that it is free.
+
+    Raises:
+        ConfigError: another VM has the address, or the kernel has no vsock.
+        HostError: the host does not let us.
+    """
+    fd = _open_fresh()
+    try:
+        Vhost(fd).set_guest_cid(cid)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"{OPTION}: cid {cid} is in use by another VM") from None
+        raise HostError(f"claim cid {cid} for {OPTION}", KERNEL_DEVICE) from error
+    finally:
+        os.close(fd)
+    return _open_fresh()
+
+
+def _open_fresh() -> int:
+    try:
+        return os.open(KERNEL_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise ConfigError(f"{OPTION}: there is no {KERNEL_DEVICE}; {_INSTEAD}") from None
+    except OSError as error:
+        raise HostError(f"open for {OPTION}", KERNEL_DEVICE, _PERMISSION) from error
+
+
+def _open_sockets(cid: int, path: str) -> PreparedVsock:
+    """Bind the device's sockets and open their directory, which is for its broker.
+
+    The directory is the one that is at ``path`` now, whatever becomes of that path later.
+    """
+    if os.path.isdir(path):
+        raise ConfigError(f"{OPTION}: {path}: is a directory")
+    folder, name = os.path.split(path)
+    folder = folder or "."
+    directory_fd = _open_directory(folder)
+    try:
+        found = os.fstat(directory_fd)
+        if not found.st_nlink:
+            raise ConfigError(f"{OPTION}: {path}: {_REMOVED}")
+        sockets = _bind(path)
+    except (ConfigError, HostError):
+        os.close(directory_fd)
+        raise
+    if found.st_mode & _WORLD_WRITABLE:
+        log.warning(
+            "--vsock: every user can put sockets into %s, where the guest reaches those that are "
+            "called as its own; a directory of its own is safer",
+            folder,
+        )
+    order = DeviceOrder(
+        "vsock",
+        "vsock",
+        pack_spec(VsockSpec(cid)),  # the path is not for the device, which has none
+        (*(bound.sock.detach() for bound in sockets), directory_fd),
+        0,
+        Connects(os.fsencode(name), found.st_uid, found.st_gid),
+    )
+    return PreparedVsock(order, sockets)
+
+
+def _open_directory(path: str) -> int:
+    """Return a descriptor by which names in the directory can be found, and nothing else done."""
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"find the directory of {OPTION}", path) from error
+
+
+def _bind(path: str) -> tuple[BoundSocket, BoundSocket]:
+    stream = bind_socket(path, _STREAM, reserve_bytes=_LONGEST_PORT)
+    try:
+        return stream, bind_socket(path + SEQPACKET_SUFFIX, _SEQPACKET)
+    except (ConfigError, HostError):
+        stream.close()
+        stream.unlink()
+        raise

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The DSDT's contents: what of this machine cannot be found by looking at a bus."""
+
+from __future__ import annotations
+
+from crosvm_py.machine.x86_64 import layout
+from crosvm_py.machine.x86_64.acpi import aml
+from devices.acpi_pm import S5_SLEEP_TYPE
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_PRESENT: Final = 0x0F  # _STA: present, enabled, shown, functioning
+
+
+def build_dsdt_aml(com_ports: Sequence[int] = (1, 2, 3, 4)) -> bytes:
+    """Return the AML of the DSDT; ``com_ports`` are the numbers of the UARTs that exist.
+
+    The power button is a fixed feature (FADT), the reset register is in the FADT, and CPUs are
+    in the MADT, so none of them is here.
+    """
+    return aml.scope(
+        "\\_SB_",
+        _pci_host_bridge(),
+        _motherboard_resources(),
+        *(_uart(number) for number in com_ports),
+        _rtc(),
+        _pvpanic(),
+    ) + aml.name(
+        "\\_S5_",
+        aml.package(aml.integer(S5_SLEEP_TYPE), aml.integer(0), aml.integer(0), aml.integer(0)),
+    )
+
+
+def _pci_host_bridge() -> bytes:
+    config_first = layout.PCI_CONFIG_PORT
+    config_end = config_first + layout.PCI_CONFIG_PORT_COUNT
+    mmio_end = layout.PCI_MMIO_GPA + layout.PCI_MMIO_BYTES
+    return aml.device(
+        "PC00",
+        aml.name("_HID", aml.eisa_id("PNP0A08")),
+        aml.name("_CID", aml.eisa_id("PNP0A03")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_SEG", aml.integer(0)),
+        aml.name("_BBN", aml.integer(0)),
+        # Bridges' caches are the CPUs': without this, Linux takes DMA for not coherent on some
+        # architectures, and it costs nothing.
+        aml.name("_CCA", aml.integer(1)),
+        aml.name(
+            "_CRS",
+            aml.resource_template(
+                aml.word_bus_numbers(0, layout.PCI_BUSES - 1),
+                aml.io_ports(config_first, layout.PCI_CONFIG_PORT_COUNT),
+                aml.word_io(0, config_first - 1),
+                aml.word_io(config_end, 0xFFFF),
+                aml.dword_memory(layout.PCI_MMIO_GPA, mmio_end - 1),
+            ),
+        ),
+        aml.name("_PRT", _pci_routing()),
+    )
+
+
+def _pci_routing() -> bytes:
+    """Return the package that wires each slot's four pins straight to IOAPIC lines (§6.2.13)."""
+    return aml.package(
+        *(
+            aml.package(
+                aml.integer(slot << 16 | 0xFFFF),
+                aml.integer(pin),
+                aml.integer(0),
+                aml.integer(layout.pci_intx_gsi(slot, pin)),
+            )
+            for slot in range(layout.PCI_SLOTS)
+            for pin in range(layout.PCI_PINS)
+        )
+    )
+
+
+def _motherboard_resources() -> bytes:
+    """Claim the ECAM, which a kernel uses only if somebody does (PCI Firmware 3.3 §4.1.2)."""
+    return aml.device(
+        "MB00",
+        aml.name("_HID", aml.eisa_id("PNP0C02")),
+        aml.name(
+            "_CRS",
+            aml.resource_template(
+                aml.memory32_fixed(layout.ECAM_GPA, layout.ECAM_BYTES),
+                aml.io_ports(layout.ACPI_PM1_EVENT_PORT, layout.ACPI_PM1_EVENT_BYTES),
+                aml.io_ports(layout.ACPI_PM1_CONTROL_PORT, layout.ACPI_PM1_CONTROL_BYTES),
+            ),
+        ),
+    )
+
+
+def _uart(number: int) -> bytes:
+    return aml.device(
+        f"COM{number}",
+        aml.name("_HID", aml.eisa_id("PNP0501")),
+        aml.name("_UID", aml.integer(number)),
+        aml.name(
+            "_CRS",
+            aml.resource_template(
+                aml.io_ports(layout.COM_PORTS[number - 1], layout.COM_PORT_COUNT),
+                aml.irq(layout.COM_IRQS[number - 1]),
+            ),
+        ),
+    )
+
+
+def _rtc() -> bytes:
+    return aml.device(
+        "RTC0",
+        aml.name("_HID", aml.eisa_id("PNP0B00")),
+        aml.name(
+            "_CRS",
+            aml.resource_template(
+                aml.io_ports(layout.CMOS_PORT, layout.CMOS_PORT_COUNT),
+                aml.irq(layout.CMOS_IRQ),
+            ),
+        ),
+    )
+
+
+def _pvpanic() -> bytes:
+    """Describe QEMU's paravirtual panic device, which Linux finds by this name."""
+    return aml.device(
+        "PEVT",
+        aml.name("_HID", aml.string("QEMU0001")),
+        aml.name("_STA", aml.integer(_PRESENT)),
+        aml.name("_CRS", aml.resource_template(aml.io_ports(layout.PVPANIC_PORT, 1))),
+    )

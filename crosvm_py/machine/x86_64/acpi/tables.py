@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The ACPI tables around the DSDT: RSDP, XSDT, FADT, FACS, MADT and MCFG (ACPI 6.5 §5.2)."""
+
+from __future__ import annotations
+
+from struct import Struct, pack, pack_into
+
+from crosvm_py.machine.x86_64 import layout
+from crosvm_py.machine.x86_64.acpi.dsdt import build_dsdt_aml
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crosvm_py.machine.x86_64.regs import MemoryWriter
+
+OEM_ID: Final = b"CROSVM"
+OEM_TABLE_ID: Final = b"CROSVMPY"
+OEM_REVISION: Final = 1
+CREATOR_ID: Final = b"CRPY"
+CREATOR_REVISION: Final = 1
+
+# Signature, length, revision, checksum, OEM id, OEM table id, OEM revision, creator, revision.
+TABLE_HEADER: Final = Struct("<4sIBB6s8sI4sI")
+_CHECKSUM_OFFSET: Final = 9
+RSDP_BYTES: Final = 36
+FACS_BYTES: Final = 64
+FADT_BYTES: Final = 276
+
+# FADT flags (§5.2.9, table 5.10).
+_WBINVD: Final = 1 << 0
+_PROC_C1: Final = 1 << 2
+_NO_FIXED_SLEEP_BUTTON: Final = 1 << 5
+_RTC_WAKE_NOT_FIXED: Final = 1 << 6
+_RESET_REG_SUP: Final = 1 << 10
+# PWR_BUTTON (bit 4) stays clear: the power button is a fixed feature of PM1.
+
+# IA-PC boot architecture flags (§5.2.9.3). Bit 1, the 8042, stays clear although the port that
+# resets the machine is there: with it, guests wait seconds for a keyboard that never answers.
+_LEGACY_DEVICES: Final = 1 << 0
+_VGA_NOT_PRESENT: Final = 1 << 2
+_NO_ASPM: Final = 1 << 4
+
+_CMOS_CENTURY_INDEX: Final = 0x32
+_SYSTEM_IO: Final = 1
+_BYTE_ACCESS: Final = 1
+_WORD_ACCESS: Final = 2
+_NOT_SUPPORTED_LATENCY: Final = 0xFFFF
+
+# MADT (§5.2.12). ISA lines are edge-triggered, active high unless an override says otherwise.
+_MADT_PCAT_COMPAT: Final = 1 << 0
+_APIC_ENABLED: Final = 1
+_CONFORMS_TO_BUS: Final = 0x0
+_LEVEL_ACTIVE_HIGH: Final = 0xD
+_LEVEL_ACTIVE_LOW: Final = 0xF
+_FIRST_X2APIC_ID: Final = 255
+_ALL_PROCESSORS: Final = 0xFF
+_NMI_LINT: Final = 1
+IOAPIC_ID: Final = 0  # what the in-kernel IOAPIC answers after reset
+
+
+def checksum(data: bytes | bytearray) -> int:
+    """Return the byte that makes the sum of ``data``, where it is still 0, a multiple of 256."""
+    return -sum(data) & 0xFF
+
+
+def build_table(signature: bytes, revision: int, body: bytes) -> bytes:
+    """Return a table: the common header with its checksum, then ``body``."""
+    header = TABLE_HEADER.pack(
+        signature, TABLE_HEADER.size + len(body), revision, 0, OEM_ID, OEM_TABLE_ID, OEM_REVISION,
+        CREATOR_ID, CREATOR_REVISION,
+    )  # fmt: skip
+    table = bytearray(header + body)
+    table[_CHECKSUM_OFFSET] = checksum(table)
+    return bytes(table)
+
+
+def build_rsdp(xsdt_gpa: int) -> bytes:
+    """Return the root pointer of revision 2, without the 32-bit table list."""
+    rsdp = bytearray(pack("<8sB6sBIIQB3x", b"RSD PTR ", 0, OEM_ID, 2, 0, RSDP_BYTES, xsdt_gpa, 0))
+    rsdp[8] = checksum(rsdp[:20])
+    rsdp[32] = checksum(rsdp)
+    return bytes(rsdp)
+
+
+def build_facs() -> bytes:
+    """Return the firmware control structure, which has neither table header nor checksum."""
+    return pack("<4sI24xB31x", b"FACS", FACS_BYTES, 2)
+
+
+def build_fadt(facs_gpa: int, dsdt_gpa: int) -> bytes:
+    """Return the fixed ACPI description of ACPI 6.3."""
+    fadt = bytearray(FADT_BYTES)
+    pack_into("<II", fadt, 36, facs_gpa, dsdt_gpa)
+    pack_into("<H", fadt, 46, layout.SCI_IRQ)
+    # SMI_CMD 0 (48): the machine is always in ACPI mode, PM1 control reads SCI_EN as 1.
+    pack_into("<I", fadt, 56, layout.ACPI_PM1_EVENT_PORT)
+    pack_into("<I", fadt, 64, layout.ACPI_PM1_CONTROL_PORT)
+    fadt[88], fadt[89] = layout.ACPI_PM1_EVENT_BYTES, layout.ACPI_PM1_CONTROL_BYTES
+    pack_into("<HH", fadt, 96, _NOT_SUPPORTED_LATENCY, _NOT_SUPPORTED_LATENCY)
+    fadt[108] = _CMOS_CENTURY_INDEX
+    pack_into("<H", fadt, 109, _LEGACY_DEVICES | _VGA_NOT_PRESENT | _NO_ASPM)
+    flags = _WBINVD | _PROC_C1 | _NO_FIXED_SLEEP_BUTTON | _RTC_WAKE_NOT_FIXED | _RESET_REG_SUP
+    pack_into("<I", fadt, 112, flags)
+    fadt[116:128] = _port_address(layout.RESET_PORT, 1, _BYTE_ACCESS)
+    fadt[128] = layout.RESET_VALUE
+    fadt[131] = 3  # minor version
+    # X_FIRMWARE_CTRL (132) stays 0, since only one of the two may be set; X_DSDT may repeat.
+    pack_into("<Q", fadt, 140, dsdt_gpa)
+    fadt[148:160] = _port_address(
+        layout.ACPI_PM1_EVENT_PORT, layout.ACPI_PM1_EVENT_BYTES, _WORD_ACCESS
+    )
+    fadt[172:184] = _port_address(
+        layout.ACPI_PM1_CONTROL_PORT, layout.ACPI_PM1_CONTROL_BYTES, _WORD_ACCESS
+    )
+    fadt[268:276] = OEM_TABLE_ID  # hypervisor vendor identity
+    return build_table(b"FACP", 6, bytes(fadt[TABLE_HEADER.size :]))
+
+
+def _port_address(port: int, size_bytes: int, access: int) -> bytes:
+    return pack("<BBBBQ", _SYSTEM_IO, size_bytes * 8, 0, access, port)
+
+
+def build_madt(cpus: int) -> bytes:
+    """Return the interrupt controllers: ``cpus`` local APICs with ids from 0 up, one IOAPIC.
+
+    ISA lines are the IOAPIC's pins of the same number, as KVM wires them. So there is no
+    override for the timer, which a PC has on pin 2.
+    """
+    entries = [pack("<II", layout.LAPIC_GPA, _MADT_PCAT_COMPAT)]
+    entries += [_local_apic(apic_id) for apic_id in range(cpus)]
+    entries.append(pack("<BBBBII", 1, 12, IOAPIC_ID, 0, layout.IOAPIC_GPA, 0))
+    entries.append(_override(layout.SCI_IRQ, layout.SCI_IRQ, _LEVEL_ACTIVE_HIGH))
+    # ISA has no say on the lines of PCI; told so, a kernel programs them once.
+    entries += [_override(gsi, gsi, _LEVEL_ACTIVE_LOW) for gsi in layout.PCI_INTX_GSIS]
+    entries.append(pack("<BBBHB", 4, 6, _ALL_PROCESSORS, _CONFORMS_TO_BUS, _NMI_LINT))
+    return build_table(b"APIC", 5, b"".join(entries))
+
+
+def _local_apic(apic_id: int) -> bytes:
+    if apic_id < _FIRST_X2APIC_ID:
+        return pack("<BBBBI", 0, 8, apic_id, apic_id, _APIC_ENABLED)
+    return pack("<BBHIII", 9, 16, 0, apic_id, _APIC_ENABLED, apic_id)
+
+
+def _override(isa_irq: int, gsi: int, flags: int) -> bytes:
+    return pack("<BBBBIH", 2, 10, 0, isa_irq, gsi, flags)
+
+
+def build_mcfg() -> bytes:
+    """Return where PCI configuration space is in memory (PCI Firmware 3.3 §4.1.2)."""
+    return build_table(b"MCFG", 1, pack("<8xQHBB4x", layout.ECAM_GPA, 0, 0, layout.PCI_BUSES - 1))
+
+
+def build_acpi_tables(
+    rsdp_gpa: int, cpus: int, com_ports: Sequence[int] = (1, 2, 3, 4)
+) -> list[tuple[int, bytes]]:
+    """Return every table with its address. The first is the RSDP, at ``rsdp_gpa``."""
+    tables: list[tuple[int, bytes]] = []
+    at = _align(rsdp_gpa + RSDP_BYTES)
+
+    def put(table: bytes) -> int:
+        nonlocal at
+        gpa = at
+        tables.append((gpa, table))
+        at = _align(gpa + len(table))
+        return gpa
+
+    facs = put(build_facs())
+    dsdt = put(build_table(b"DSDT", 2, build_dsdt_aml(com_ports)))
+    listed = [put(build_fadt(facs, dsdt)), put(build_madt(cpus)), put(build_mcfg())]
+    xsdt = put(build_table(b"XSDT", 1, pack(f"<{len(listed)}Q", *listed)))
+    if at > layout.ACPI_END:
+        raise ValueError(f"ACPI tables end at {at:#x}, behind {layout.ACPI_END:#x}")
+    return [(rsdp_gpa, build_rsdp(xsdt)), *tables]
+
+
+def _align(gpa: int) -> int:
+    # The FACS wants 64 bytes, and the others do not mind.
+    return -(-gpa // 64) * 64
+
+
+def write_acpi_tables(
+    memory: MemoryWriter, cpus: int, com_ports: Sequence[int] = (1, 2, 3, 4)
+) -> int:
+    """Write all tables into guest memory and return the address of the RSDP."""
+    for gpa, table in build_acpi_tables(layout.ACPI_RSDP_GPA, cpus, com_ports):
+        memory.write(gpa, table)
+    return layout.ACPI_RSDP_GPA

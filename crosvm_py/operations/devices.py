@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Answer what clients ask about devices, and carry their orders to them."""
+
+from __future__ import annotations
+
+from crosvm_py.control.socket_server import Pending
+from crosvm_py.kinds.table import DEVICE_KINDS
+from crosvm_py.requests.devices import (
+    MAX_CGROUP_CHARS,
+    CounterInfo,
+    DeviceInfo,
+    DeviceLimits,
+    DeviceList,
+    QueueInfo,
+)
+from crosvm_py.requests.protocol import MAX_REASON_CHARS, Done, Failed
+from devices.virtio.counters import named
+from devices.virtio.rate_limiter import LIMIT_NAMES, MAX_TOKENS
+from sys_util.errors import ConfigError
+from sys_util.stranger import brief
+from sys_util.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from crosvm_py.requests.devices import LimitDevice, RestartDevice
+    from crosvm_py.requests.protocol import Response
+    from crosvm_py.vmm.device_proxy import DeviceProcess
+    from crosvm_py.vmm.supervisor import Supervisor
+
+
+def list_devices(devices: Iterable[DeviceProcess]) -> DeviceList:
+    """Return what the vmm knows of each device; none of them is asked."""
+    return DeviceList(tuple(_info(device) for device in devices))
+
+
+def _info(device: DeviceProcess) -> DeviceInfo:
+    status = device.status
+    kind = DEVICE_KINDS[kind_of(device.name)]
+    counters = named(device.cells, kind.counters) | {"restarts": status.restarts}
+    return DeviceInfo(
+        index=device.device_id,
+        name=device.name,
+        pid=device.pid,
+        state=status.word,
+        policy=device.policy_name,
+        queues=tuple(QueueInfo(*queue) for queue in status.queues(device.queue_sizes)),
+        counters=tuple(CounterInfo(name, value) for name, value in counters.items()),
+        cgroup=device.cgroup[:MAX_CGROUP_CHARS],
+    )
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of the device with this name, such as ``block:0``."""
+    return name.partition(":")[0]
+
+
+def find_device(devices: Iterable[DeviceProcess], name: str) -> DeviceProcess:
+    """Return the device with this name; ``block`` is the same as ``block:0``.
+
+    Raises:
+        ConfigError: there is none; it says which there are.
+    """
+    known = {device.name: device for device in devices}
+    device = known.get(name) or known.get(f"{name}:0")
+    if device is None:
+        names = ", ".join(known) or "none at all"
+        raise ConfigError(f"this VM has no device {brief(name)} (it has {names})")
+    return device
+
+
+def restart_device(supervisor: Supervisor, request: RestartDevice) -> Pending:
+    """Give a device a new process; the answer comes when it serves.
+
+    Raises:
+        ConfigError: there is no such device, or it cannot be restarted now.
+    """
+    device = find_device(supervisor.devices, request.device)
+    pending = Pending()
+
+    def answer(reason: str) -> None:
+        pending.complete(Failed(reason[:MAX_REASON_CHARS]) if reason else Done())
+
+    try:
+        supervisor.restart(device, answer)
+    except ConfigError as error:
+        raise ConfigError(f"{device.name}: {error}") from None
+    return pending
+
+
+def limit_device(devices: Iterable[DeviceProcess], request: LimitDevice) -> Pending:
+    """Change the limits of a device; the answer tells all of them.
+
+    Raises:
+        ConfigError: there is no such device, or the request names other limits than ours.
+    """
+    if len(request.values) != len(LIMIT_NAMES):
+        raise ConfigError(f"{len(request.values)} limits instead of {len(LIMIT_NAMES)}")
+    device = find_device(devices, request.device)
+    given = zip(LIMIT_NAMES, request.values, strict=True)
+    changes: dict[str, object] = {name: value for name, value in given if value is not None}
+    pending = Pending()
+
+    def answer(ok: bool, fields: dict[str, object]) -> None:
+        pending.complete(_limits(device.name, fields) if ok else refusal(device.name, fields))
+
+    device.command("limit", changes, answer)
+    return pending
+
+
+def refusal(name: str, fields: dict[str, object]) -> Failed:
+    """Return the answer for a command that a device did not carry out."""
+    return Failed(f"{name}: {fields.get('error', 'refused')}"[:MAX_REASON_CHARS])
+
+
+def _limits(name: str, fields: dict[str, object]) -> Response:
+    """Return the client's answer: the fields are of a process that nobody trusts."""
+    values: Sequence[object] = [fields.get(limit) for limit in LIMIT_NAMES]
+    numbers = tuple(value for value in values if type(value) is int and 0 <= value <= MAX_TOKENS)
+    if len(numbers) != len(LIMIT_NAMES):
+        return Failed(f"{name}: its process answers nonsense")
+    return DeviceLimits(numbers)

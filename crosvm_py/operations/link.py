@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Carry requests about network cards to their devices."""
+
+from __future__ import annotations
+
+from crosvm_py.control.socket_server import Pending
+from crosvm_py.operations.devices import find_device, kind_of, refusal
+from crosvm_py.requests.protocol import Done
+from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from crosvm_py.requests.net import SetLink
+    from crosvm_py.vmm.device_proxy import DeviceProcess
+
+
+def set_link(devices: Iterable[DeviceProcess], request: SetLink) -> Pending:
+    """Change the link of a card.
+
+    Raises:
+        ConfigError: there is no such device, or it is no card.
+    """
+    device = find_device(devices, request.device)
+    if kind_of(device.name) != "net":
+        raise ConfigError(f"{device.name} is no network card")
+    pending = Pending()
+
+    def answer(ok: bool, fields: dict[str, object]) -> None:
+        pending.complete(Done() if ok else refusal(device.name, fields))
+
+    device.command("link", {"up": request.up}, answer)
+    return pending

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Give a disk another size while its guest runs.
+
+Three take part, and each can do only its own: the device refuses what lies behind the end and tells
+the driver; the warden, which no guest speaks to, changes the file and the bound on what the device
+may write; the vmm has no part of the file and asks the two in the right order. At no time does the
+guest see blocks that the file does not have.
+
+A device process that ends in the midst of it is no failure once the file has its size: the next one
+is told instead.
+"""
+
+from __future__ import annotations
+
+from crosvm_py.control.socket_server import Pending
+from crosvm_py.operations.devices import find_device, refusal
+from crosvm_py.requests.devices import DiskSize
+from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
+from sys_util.errors import VmmError, describe
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crosvm_py.requests.devices import ResizeDisk
+    from crosvm_py.requests.protocol import Response
+    from crosvm_py.vmm.device_proxy import DeviceProcess
+    from crosvm_py.vmm.supervisor import Supervisor
+
+log = get_logger("crosvm.devices")
+
+_SECTOR_BYTES: Final = 512
+
+
+def resize_disk(supervisor: Supervisor, request: ResizeDisk) -> Pending:
+    """Return the answer to come, ``DiskSize`` or ``Failed``.
+
+    Raises:
+        ConfigError: there is no such disk, or it gets another size already.
+    """
+    device = find_device(supervisor.devices, f"block:{request.index}")
+    supervisor.begin_resize(device)
+    resize = _DiskResize(supervisor, device, request.size_bytes)
+    resize.begin()
+    return resize.pending
+
+
+class _DiskResize:
+    """One resize, step by step."""
+
+    def __init__(self, supervisor: Supervisor, device: DeviceProcess, size_bytes: int) -> None:
+        self.pending = Pending()
+        self._supervisor = supervisor
+        self._device = device
+        self._wanted_bytes = size_bytes
+        # What the driver was told, capacity being the first field (virtio 1.3 §5.2.4).
+        self._old_bytes = int.from_bytes(device.config[:8], "little") * _SECTOR_BYTES
+
+    def begin(self) -> None:
+        """Let the device agree; a smaller size holds for it from now on."""
+        verb = "resize" if self._wanted_bytes < self._old_bytes else "check-size"
+        self._device.command(verb, {"size_bytes": self._wanted_bytes}, self._on_agreed)
+
+    def _on_agreed(self, ok: bool, fields: dict[str, object]) -> None:
+        if not ok:
+            self._complete(refusal(self._device.name, fields))
+            return
+        try:
+            self._supervisor.resize(self._device, self._wanted_bytes, self._on_resized)
+        except VmmError as error:
+            self._on_resized(0, describe(error))
+
+    def _on_resized(self, size_bytes: int, reason: str) -> None:
+        if reason:
+            # The device may have been told already: it has to be told that nothing changed.
+            self._tell(self._old_bytes, lambda: self._fail(reason))
+        else:
+            if size_bytes < self._old_bytes:
+                facts = (self._device.name, self._old_bytes, size_bytes)
+                log.warning("%s: cut from %d to %d bytes; what was behind that is lost", *facts)
+            answer = DiskSize(size_bytes)
+            self._tell(size_bytes, lambda: self._complete(answer))
+
+    def _tell(self, size_bytes: int, then: Callable[[], None]) -> None:
+        device = self._device
+
+        def told(ok: bool, fields: dict[str, object]) -> None:
+            if ok:
+                then()
+            elif (device.is_open and device.status.ready) or device.status.dead:
+                self._complete(refusal(device.name, fields))
+            else:
+                device.when_served_again(lambda: self._tell(size_bytes, then))
+
+        device.command("resize", {"size_bytes": size_bytes}, told)
+
+    def _fail(self, reason: str) -> None:
+        self._complete(Failed(f"{self._device.name}: {reason}"[:MAX_REASON_CHARS]))
+
+    def _complete(self, answer: Response) -> None:
+        self._supervisor.end_resize(self._device)
+        self.pending.complete(answer)

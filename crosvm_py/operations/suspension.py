@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Hold a VM still and let it go on: first its vCPUs, then its devices; back in reverse."""
+
+from __future__ import annotations
+
+from crosvm_py.control.socket_server import Pending
+from crosvm_py.requests.protocol import Done, Failed
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crosvm_py.machine.vcpu import VcpuSet
+    from crosvm_py.machine.x86_64.machine import Machine
+    from crosvm_py.requests.protocol import Response
+    from crosvm_py.vmm.device_proxy import DeviceProcess
+    from crosvm_py.vmm.supervisor import Supervisor
+
+log = get_logger("crosvm.vm")
+
+_PAUSE_SECONDS: Final = 5.0
+
+
+class Suspension:
+    """Whether the VM runs, and the way from one to the other. In the loop's thread."""
+
+    def __init__(self, machine: Machine, vcpus: VcpuSet, supervisor: Supervisor) -> None:
+        self._vcpus = vcpus
+        self._supervisor = supervisor
+        self._suspended = False
+        self._busy = False
+        self._clocks = machine.make_clocks()
+
+    def suspend(self) -> Response | Pending:
+        """Stop every vCPU, then every device; nothing is in flight when the answer comes."""
+        if self._busy:
+            return Failed("another suspend or resume is under way")
+        if self._suspended:
+            return Done()
+        self._vcpus.pause()
+        if not self._vcpus.wait_paused(_PAUSE_SECONDS):
+            self._vcpus.resume()
+            return Failed(f"the vCPUs did not stand still within {_PAUSE_SECONDS:.0f} s")
+        self._clocks.hold()
+
+        def finish() -> None:
+            self._suspended = True
+            log.info("the VM is suspended")
+
+        return self._all_devices(lambda device, then: device.pause(then), finish)
+
+    def resume(self) -> Response | Pending:
+        """Let the devices go on, then the vCPUs; the guest's clock goes on from where it stood."""
+        if self._busy:
+            return Failed("another suspend or resume is under way")
+        if not self._suspended:
+            return Done()
+
+        def finish() -> None:
+            self._suspended = False
+            self._clocks.go_on()
+            self._vcpus.resume()
+            log.info("the VM goes on")
+
+        return self._all_devices(lambda device, then: device.resume(then), finish)
+
+    def _all_devices(
+        self,
+        ask: Callable[[DeviceProcess, Callable[[], None]], None],
+        finish: Callable[[], None],
+    ) -> Response | Pending:
+        devices = self._supervisor.devices
+        pending = Pending()
+        left = len(devices)
+        self._busy = True
+
+        def one_done() -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                self._busy = False
+                finish()
+                pending.complete(Done())
+
+        if not devices:
+            one_done()
+        for device in devices:
+            ask(device, one_done)
+        return pending

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Everything about a run that can be refused, done before the first process is forked.
+
+What is opened here is closed by the warden (which needs none of it) and owned by the run.
+"""
+
+from __future__ import annotations
+
+import os
+
+from crosvm_py.console.serial_ports import open_serial_ports
+from crosvm_py.end_signals import hold_end_signals, release_end_signals
+from crosvm_py.kinds.policies import RunPolicies, load_run_policies
+from crosvm_py.kinds.table import DeviceOrder, pack_spec
+from crosvm_py.machine.x86_64.layout import BOOT_LAYOUT, MAX_DEVICES, e820
+from crosvm_py.warden.cgroup_limits import make_vm_cgroup
+from devices.virtio.block.device import Block
+from kernel_loader.image import open_kernel
+from kernel_loader.load import open_initrd, plan_boot
+from kvm.limits import NO_VIRTUALIZATION
+from kvm.vm import Kvm, host_has_hardware_virtualization
+from sys_util.errors import ConfigError
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from crosvm_py.config import RunConfig, SerialSpec
+    from crosvm_py.console.serial_ports import SerialPorts
+    from crosvm_py.control.socket_path import BoundSocket
+    from crosvm_py.policy_record import Recorded
+    from jail.cgroup import VmCgroup
+    from kernel_loader.load import BootPlan
+
+log = get_logger("crosvm.run")
+
+# What crosvm gives every guest: a panic ends the VM instead of leaving it hanging.
+_BASE_PARAMETERS = "panic=-1"
+
+# More queues than this share the one process that serves them all, and gain nothing.
+_MAX_BLOCK_QUEUES = 4
+
+
+class Preparation(NamedTuple):
+    """What a run starts from. Without the sandbox there are no policies."""
+
+    kvm: Kvm
+    plan: BootPlan
+    devices: tuple[DeviceOrder, ...]
+    serial: SerialPorts
+    policies: RunPolicies | None
+    socket: BoundSocket | None
+    vsock_sockets: tuple[BoundSocket, ...]
+    cgroup: VmCgroup | None
+
+
+def prepare(
+    config: RunConfig,
+    stack: ExitStack,
+    recorded: Recorded | None = None,
+    *,
+    rehearsal: bool = False,
+) -> Preparation:
+    """Open and check what the run needs; ``stack`` closes what the vmm keeps.
+
+    The signals that end a VM are held when this returns: release them when the warden is there.
+    In a ``rehearsal`` nothing of the host is changed that ``stack`` does not put back, no program
+    is started, and nobody else notices: files are not made, sockets and FIFOs of others not opened,
+    network interfaces not configured, and there is no cgroup.
+
+    Raises:
+        ConfigError: the user asked for what cannot be.
+        HostError: the host does not let us.
+    """
+    kvm = Kvm.open()
+    stack.callback(kvm.close)
+    if not host_has_hardware_virtualization():
+        log.warning("%s", NO_VIRTUALIZATION)
+    serial = open_serial_ports(_rehearsed(config.serial) if rehearsal else config.serial)
+    stack.callback(serial.close)
+    plan = _plan_boot(config, serial, stack)
+    hold_end_signals()  # what is made from here on stays in the file system; nothing takes long
+    stack.callback(release_end_signals)
+    # Before passt is there, while we are alone.
+    cgroup = None if rehearsal else _make_cgroup(config, stack)
+    orders = _device_orders(config, rehearsal=rehearsal)
+    if serial.virtio is not None:
+        orders.append(serial.virtio.order())
+    vsock_sockets: tuple[BoundSocket, ...] = ()
+    if config.vsock is not None:
+        from crosvm_py.kinds.vsock_host import prepare_vsock
+
+        order, vsock_sockets = prepare_vsock(config.vsock)
+        for vsock_socket in vsock_sockets:
+            stack.callback(vsock_socket.unlink)
+        orders.append(order)
+    devices = tuple(orders)
+    if len(devices) > MAX_DEVICES:
+        raise ConfigError(f"{len(devices)} devices are above the limit of {MAX_DEVICES} PCI slots")
+    policies = _policies(config, {order.kind for order in devices}, recorded)
+    bound = None
+    if config.socket is not None:
+        from crosvm_py.control.socket_path import bind_control_socket
+
+        bound = bind_control_socket(config.socket)
+        stack.callback(bound.close)
+        stack.callback(bound.unlink)
+    return Preparation(kvm, plan, devices, serial, policies, bound, vsock_sockets, cgroup)
+
+
+def _rehearsed(specs: tuple[SerialSpec, ...]) -> tuple[SerialSpec, ...]:
+    """Check serial ports for a rehearsal; what comes back opens nothing of others."""
+    from crosvm_py.console.rehearsal import rehearse_serial_ports
+
+    return rehearse_serial_ports(specs)
+
+
+def _make_cgroup(config: RunConfig, stack: ExitStack) -> VmCgroup | None:
+    cgroup = make_vm_cgroup(config.cgroup, config.cpus, sandbox=config.sandbox)
+    if cgroup is not None:
+        stack.callback(cgroup.remove)
+    return cgroup
+
+
+def _plan_boot(config: RunConfig, serial: SerialPorts, stack: ExitStack) -> BootPlan:
+    image = open_kernel(config.kernel)
+    stack.callback(image.close)
+    initrd = None
+    if config.initrd is not None:
+        initrd = open_initrd(config.initrd)
+        stack.callback(initrd.close)
+    words = [_BASE_PARAMETERS, *serial.kernel_parameters, config.root_parameter(), *config.params]
+    cmdline = " ".join(word for word in words if word)
+    return plan_boot(image, initrd, cmdline, e820(config.memory_bytes), BOOT_LAYOUT)
+
+
+def _device_orders(config: RunConfig, *, rehearsal: bool) -> list[DeviceOrder]:
+    orders = []
+    queues = min(config.cpus, _MAX_BLOCK_QUEUES)
+    for index, spec in enumerate(config.disks):
+        fd = Block.open(spec)
+        size_bytes = os.lseek(fd, 0, os.SEEK_END)
+        orders.append(
+            DeviceOrder(
+                f"block:{index}",
+                "block",
+                pack_spec(spec, path="", num_queues=queues),
+                (fd,),
+                0 if spec.read_only else size_bytes,
+                source=spec.path,
+            )
+        )
+    if config.networks:
+        from crosvm_py.net.setup import net_orders
+
+        orders += net_orders(config.networks, rehearsal=rehearsal)
+    if config.rng is not None:
+        orders.append(DeviceOrder("rng", "rng", pack_spec(config.rng), (), 0))
+    if config.balloon is not None:
+        orders.append(DeviceOrder("balloon", "balloon", pack_spec(config.balloon), (), 0))
+    return orders
+
+
+def _policies(config: RunConfig, kinds: set[str], recorded: Recorded | None) -> RunPolicies | None:
+    if not config.sandbox:
+        log.warning("--disable-sandbox: devices and vmm run unconfined; the guest must be trusted")
+        return None
+    if config.seccomp_log_failures:
+        log.warning("--seccomp-log-failures: denied system calls are logged, not stopped")
+    return load_run_policies(
+        kinds,
+        directory=config.seccomp_policy_dir,
+        log_failures=config.seccomp_log_failures,
+        recorded=recorded,
+    )

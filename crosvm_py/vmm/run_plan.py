@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a run would be, without running: ``crosvm run --dry-run``.
+
+A plan is made from what a run itself starts from: its ``Preparation``, the table of device kinds,
+the jail plans and the policies. So it meets the errors of a run as well, but for those that only a
+start can show: of guest memory, passt, the address of a TAP, cgroups, device processes.
+
+``as_fields`` gives the plan for ``--json``. Its names and their meaning stay; new ones may come:
+
+    version         of crosvm-py
+    kernel          path, format, protocol (linux64, linux32, pvh), entry, parameters (the whole
+                    command line), segments: gpa and size_bytes of each
+    initrd          path, gpa, size_bytes; or null
+    vcpus           how many
+    memory          size_bytes, and map: gpa, size_bytes and kind (ram, reserved) of each range
+    serial          of each port: place (COM1, virtio port 1, port 0x402), and type, path, input,
+                    console, earlycon, stdin, name as of --serial
+    devices         in the order of their PCI slots: slot, name, kind, source (what of the host is
+                    behind it), policy, queues (the greatest size of each), rate_limits (by the keys
+                    of --rng; those that are not 0), memory_limit_bytes and processes_limit (of its
+                    cgroup; null without one), descriptors (how many it gets), jail (steps in order)
+    policies        of each: name, path, allows (number of system calls), used_by (processes)
+    sandbox         whether there are jails and policies
+    cgroup          the directory in which the VM's group would be made, or null
+    sockets         control and vsock: paths of the sockets that would be made
+    device_restart  how often a device gets a new process: a number, or how many in how many
+                    seconds, or null for always
+    device_timeout  seconds that a device process may hang
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+import msgpack
+
+from crosvm_py.kinds.table import DEVICE_KINDS, build_device
+from crosvm_py.machine.x86_64.layout import FIRST_DEVICE_SLOT
+from crosvm_py.version import VERSION
+from crosvm_py.vmm.preparation import prepare
+from crosvm_py.warden.cgroup_limits import DeviceLimits, file_memory, find_vm_site
+from crosvm_py.warden.device_jail import jail_for
+from devices.virtio.rate_limiter import LIMIT_NAMES
+from jail.namespaces import NAMESPACES
+from kernel_loader.boot_params import E820_RAM
+from seccomp.loader import count
+from sys_util.channel import socket_pair
+from sys_util.errors import VmmError
+from sys_util.log import get_logger
+from sys_util.stranger import unpack, unpack_fields
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from crosvm_py.config import RunConfig, SerialSpec
+    from crosvm_py.kinds.policies import RunPolicies
+    from crosvm_py.kinds.table import DeviceOrder
+    from crosvm_py.vmm.preparation import Preparation
+    from crosvm_py.vmm.restart import RestartLimit
+    from kernel_loader.load import BootPlan
+    from seccomp import Policy
+
+# Guest memory, the page of counters and the channel to the vmm, and the standard streams: what
+# every device process holds beside its own.
+_SHARED_FDS: Final = 6
+
+
+class Range(NamedTuple):
+    """A part of guest-physical memory."""
+
+    gpa: int
+    size_bytes: int
+
+
+class MemoryRange(NamedTuple):
+    """A part of the memory map that the guest is told."""
+
+    gpa: int
+    size_bytes: int
+    kind: str
+
+
+class Memory(NamedTuple):
+    """Guest memory."""
+
+    size_bytes: int
+    map: tuple[MemoryRange, ...]
+
+
+class Kernel(NamedTuple):
+    """What boots, and how."""
+
+    path: str
+    format: str
+    protocol: str
+    entry: int
+    parameters: str
+    segments: tuple[Range, ...]
+
+
+class Initrd(NamedTuple):
+    """The initial RAM disk."""
+
+    path: str
+    gpa: int
+    size_bytes: int
+
+
+class Port(NamedTuple):
+    """A serial port, debug console or virtio port."""
+
+    place: str
+    type: str
+    path: str | None
+    input: str | None
+    console: bool
+    earlycon: bool
+    stdin: bool
+    name: str | None
+
+
+class Device(NamedTuple):
+    """A virtio device and its process."""
+
+    slot: int
+    name: str
+    kind: str
+    source: str
+    policy: str
+    queues: tuple[int, ...]
+    rate_limits: dict[str, int]
+    memory_limit_bytes: int | None
+    processes_limit: int | None
+    descriptors: int
+    jail: tuple[str, ...]
+
+
+class PolicyUse(NamedTuple):
+    """A policy, and who runs under it."""
+
+    name: str
+    path: str
+    allows: int
+    used_by: tuple[str, ...]
+
+
+class Sockets(NamedTuple):
+    """The sockets that would be made."""
+
+    control: str | None
+    vsock: tuple[str, ...]
+
+
+class RunPlan(NamedTuple):
+    """A whole run."""
+
+    version: str
+    kernel: Kernel
+    initrd: Initrd | None
+    vcpus: int
+    memory: Memory
+    serial: tuple[Port, ...]
+    devices: tuple[Device, ...]
+    policies: tuple[PolicyUse, ...]
+    sandbox: bool
+    cgroup: str | None
+    sockets: Sockets
+    device_restart: RestartLimit
+    device_timeout: float
+
+
+def plan_run(config: RunConfig) -> RunPlan:
+    """Prepare a run as ``crosvm run`` does, take it all back, and return what it would be.
+
+    Raises:
+        ConfigError: the user asked for what cannot be.
+        HostError: the host does not let us.
+    """
+    with ExitStack() as stack:
+        prepared = prepare(config, stack, rehearsal=True)
+        for order in prepared.devices:
+            for fd in order.fds:
+                stack.callback(os.close, fd)
+        site = find_vm_site(config.cgroup, sandbox=config.sandbox)
+        has_group = site is not None
+        return RunPlan(
+            VERSION,
+            _kernel(config, prepared.plan),
+            _initrd(config, prepared.plan),
+            config.cpus,
+            _memory(config, prepared.plan),
+            tuple(map(_port, config.serial)),
+            tuple(
+                _device(slot, order, queues, config, prepared, has_group=has_group)
+                for slot, (order, queues) in enumerate(_queues(prepared), FIRST_DEVICE_SLOT)
+            ),
+            () if prepared.policies is None else tuple(_policies(prepared.policies, prepared)),
+            config.sandbox,
+            None if site is None else site.path,
+            _sockets(prepared),
+            config.device_restarts,
+            config.device_timeout_seconds,
+        )
+
+
+def as_fields(value: object) -> object:
+    """Return a plan, or a part of one, as JSON can hold it."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {name: as_fields(getattr(value, name)) for name in value._fields}
+    if isinstance(value, tuple):
+        return [as_fields(item) for item in value]
+    return value
+
+
+def _kernel(config: RunConfig, plan: BootPlan) -> Kernel:
+    image = plan.image
+    return Kernel(
+        config.kernel,
+        image.kind,
+        image.protocol,
+        image.entry,
+        plan.cmdline.decode(),
+        tuple(Range(segment.gpa, segment.size_bytes) for segment in image.segments),
+    )
+
+
+def _initrd(config: RunConfig, plan: BootPlan) -> Initrd | None:
+    if plan.initrd is None or config.initrd is None:
+        return None
+    return Initrd(config.initrd, plan.initrd_gpa, plan.initrd.size_bytes)
+
+
+def _memory(config: RunConfig, plan: BootPlan) -> Memory:
+    entries = sorted(plan.e820)
+    kinds = {True: "ram", False: "reserved"}
+    ranges = (MemoryRange(gpa, size, kinds[kind == E820_RAM]) for gpa, size, kind in entries)
+    return Memory(config.memory_bytes, tuple(ranges))
+
+
+def _port(spec: SerialSpec) -> Port:
+    return Port(
+        spec.place(),
+        spec.type,
+        spec.path,
+        spec.input,
+        spec.console,
+        spec.earlycon,
+        spec.stdin,
+        spec.name,
+    )
+
+
+def _device(
+    slot: int,
+    order: DeviceOrder,
+    queues: tuple[int, ...],
+    config: RunConfig,
+    prepared: Preparation,
+    *,
+    has_group: bool,
+) -> Device:
+    kind = DEVICE_KINDS[order.kind]
+    group = DeviceLimits(None, order.name, kind, config.memory_bytes)
+    limits = group.limits(file_memory(kind, order.fds, order.max_file_bytes))
+    return Device(
+        slot,
+        order.name,
+        order.kind,
+        order.source,
+        kind.policy_name,
+        queues,
+        _rate_limits(order),
+        limits.memory_bytes if has_group else None,
+        limits.processes if has_group else None,
+        len(order.fds),
+        _jail(order, config, prepared.policies),
+    )
+
+
+def _queues(prepared: Preparation) -> list[tuple[DeviceOrder, tuple[int, ...]]]:
+    """Return every device with the greatest size of each of its queues.
+
+    The devices are built, in a process that ends at once: their descriptors become their own.
+    """
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            built = [build_device(it.kind, it.spec, _given(it)) for it in prepared.devices]
+            os.write(write_fd, msgpack.packb([device.queue_sizes for device in built]))
+        except Exception as error:  # noqa: BLE001 - the entry of a process: a bug ends here, told
+            get_logger("crosvm").exception(error, "internal error, please report it")
+        finally:
+            os._exit(0)
+    os.close(write_fd)
+    with open(read_fd, "rb") as answer:
+        packed = answer.read()
+    os.waitpid(pid, 0)
+    if not packed:
+        raise VmmError("the devices cannot be built")
+    sizes = cast("list[list[int]]", unpack(packed))  # as packed
+    return [(order, tuple(each)) for order, each in zip(prepared.devices, sizes, strict=True)]
+
+
+def _given(order: DeviceOrder) -> tuple[int, ...]:
+    """Return the descriptors that a process of this device gets.
+
+    Its broker has the last one of the order, and the device a channel to the broker instead.
+    """
+    if DEVICE_KINDS[order.kind].broker is None:
+        return order.fds
+    channel, _ = socket_pair()
+    return (*order.fds[:-1], channel.detach())
+
+
+def _rate_limits(order: DeviceOrder) -> dict[str, int]:
+    fields = cast("dict[str, list[int]]", unpack_fields(order.spec))  # ours
+    names = (name.replace("_", "-") for name in LIMIT_NAMES)
+    limits = zip(names, fields.get("limits", ()), strict=False)
+    return {name: value for name, value in limits if value}
+
+
+def _jail(order: DeviceOrder, config: RunConfig, policies: RunPolicies | None) -> tuple[str, ...]:
+    if policies is None:
+        return ()
+    kind = DEVICE_KINDS[order.kind]
+    plan = jail_for(
+        kind,
+        policies.devices[kind.policy_name],
+        keep_fds=range(_SHARED_FDS + len(order.fds)),
+        max_file_bytes=order.max_file_bytes,
+        guest_bytes=config.memory_bytes,
+    )
+    return (f"enter new namespaces: {', '.join(NAMESPACES)}", *plan.describe())
+
+
+def _policies(policies: RunPolicies, prepared: Preparation) -> Iterable[PolicyUse]:
+    for name, policy in policies.devices.items():
+        yield _use(policy, *_users(name, prepared.devices))
+    yield _use(policies.main, "vmm")
+    yield _use(policies.vcpu, "each vCPU thread of the vmm")
+    yield _use(policies.warden, "warden")
+
+
+def _users(policy_name: str, orders: Iterable[DeviceOrder]) -> Iterable[str]:
+    for order in orders:
+        kind = DEVICE_KINDS[order.kind]
+        if kind.policy_name == policy_name:
+            yield order.name
+        if kind.broker is not None and kind.broker.policy_name == policy_name:
+            yield f"broker of {order.name}"
+
+
+def _use(policy: Policy, *users: str) -> PolicyUse:
+    return PolicyUse(policy.name, policy.path, count(policy), users)
+
+
+def _sockets(prepared: Preparation) -> Sockets:
+    control = None if prepared.socket is None else prepared.socket.path
+    return Sockets(control, tuple(bound.path for bound in prepared.vsock_sockets))

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One virtual machine at run time: its loop, what can end it, and its orderly end."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from crosvm_py.console.serial_ports import VIRTIO_CONSOLE_NAME
+from crosvm_py.end_signals import END_SIGNALS
+from crosvm_py.exit_status import VmExit
+from crosvm_py.machine.x86_64.layout import ram_ranges
+from crosvm_py.machine.x86_64.machine import Machine, MachineEvents
+from crosvm_py.vmm.supervisor import Care, Supervisor
+from jail.plan import confine_vmm, load_filter
+from sys_util.event_loop import EventLoop
+from sys_util.guest_memory import GuestMemory
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.config import RunConfig
+    from crosvm_py.control.socket_path import BoundSocket
+    from crosvm_py.control.socket_server import ControlServer
+    from crosvm_py.machine.vcpu import VcpuSet
+    from crosvm_py.machine.vcpu_exit import VmExitReason
+    from crosvm_py.vmm.preparation import Preparation
+    from crosvm_py.vmm.warden_proxy import WardenProcess
+
+log = get_logger("crosvm.vm")
+
+# A vCPU leaves the guest at once; only a device call that hangs, our bug, takes longer.
+_STOP_SECONDS: Final = 5.0
+
+
+class VirtualMachine:
+    """A VM between the fork of its warden and the end of its last process."""
+
+    def __init__(self, config: RunConfig, prepared: Preparation, warden: WardenProcess) -> None:
+        self._config = config
+        self._prepared = prepared
+        self._loop = EventLoop()
+        self._exit: VmExit | None = None
+        self._panicked = False
+        self._memory = GuestMemory.create(ram_ranges(config.memory_bytes))
+        self._machine = Machine(
+            prepared.kvm,
+            self._memory,
+            self._loop,
+            MachineEvents(
+                on_reset=lambda: self._end_soon(VmExit.RESET, "the guest asked for a reset"),
+                on_power_off=lambda: self._end_soon(VmExit.STOPPED, "the guest powered off"),
+                on_panic=self._on_panic,
+            ),
+        )
+        self._supervisor = Supervisor(
+            self._loop,
+            self._machine.lock,
+            warden,
+            self._on_device_death,
+            Care(config.device_restarts, config.device_timeout_seconds),
+        )
+        self._vcpus: VcpuSet | None = None
+        self._control: ControlServer | None = None
+
+    def build(self) -> None:
+        """Start every device and build the machine around them.
+
+        Raises:
+            VmmError: a device did not start, or the warden is no more.
+            HostError: KVM refuses something.
+        """
+        prepared, machine = self._prepared, self._machine
+        for order in prepared.devices:
+            self._supervisor.spawn(order, self._memory)
+        prepared.serial.attach(
+            machine.pio,
+            machine.isa_irq_line,
+            self._loop,
+            machine.lock,
+            on_leave=lambda: self._end(VmExit.STOPPED, "left by the user"),
+        )
+        machine.load(prepared.plan, self._config.cpus)
+        self._supervisor.wait_ready()
+        self._supervisor.seal()
+        for device in self._supervisor.devices:
+            device.events = machine.plug(device)
+            if prepared.cgroup is not None:
+                device.cgroup = f"{prepared.cgroup.path}/{device.name}"
+            if prepared.serial.virtio is not None and device.name == VIRTIO_CONSOLE_NAME:
+                prepared.serial.virtio.connect(device.command, device.is_writing)
+
+    def run(self) -> VmExit:
+        """Let the guest run until something ends the VM."""
+        self._vcpus = vcpus = self._machine.make_vcpu_set(self._on_vcpu_exit)
+        self._loop.wake_on_signals()
+        for signum in END_SIGNALS:
+            signal.signal(signum, self._on_signal)
+        if self._prepared.socket is not None:
+            self._control = self._serve_control(self._prepared.socket, vcpus)
+        self._start(vcpus)
+        vcpus.resume()
+        if self._exit is None:
+            self._loop.run()
+        return VmExit.CRASH if self._exit is None else self._exit
+
+    def close(self) -> None:
+        """Take everything apart, in an order in which nothing needs what is gone."""
+        if self._vcpus is not None and not self._vcpus.stop(_STOP_SECONDS):
+            log.error("a vCPU does not stop; giving up on an orderly end")
+            self._prepared.serial.close()
+            os._exit(VmExit.CRASH)
+        if self._control is not None:
+            self._control.close()
+        if self._prepared.serial.virtio is not None:
+            self._prepared.serial.virtio.drain(self._loop.run_once)
+        self._supervisor.end()
+        self._machine.close()
+        self._memory.close()
+        self._loop.close()
+
+    def _serve_control(self, socket: BoundSocket, vcpus: VcpuSet) -> ControlServer:
+        """Listen on the control socket; a VM without one does not pay for the imports."""
+        from crosvm_py.control.socket_server import ControlServer
+        from crosvm_py.operations.dispatch import request_handler
+        from crosvm_py.operations.suspension import Suspension
+
+        suspension = Suspension(self._machine, vcpus, self._supervisor)
+        handler = request_handler(self._machine, self._supervisor, suspension, self._end)
+        return ControlServer(self._loop, socket, handler)
+
+    def _start(self, vcpus: VcpuSet) -> None:
+        """Start the vCPU threads, paused, and close the doors: theirs first, ours when all are in.
+
+        Raises:
+            VmmError: a thread could not be confined; no guest has run.
+        """
+        policies = self._prepared.policies
+        if policies is None:
+            vcpus.start(paused=True)
+            return
+        self._supervisor.report_denied_calls()
+        sockets = [*filter(None, (self._prepared.socket,)), *self._prepared.vsock_sockets]
+        confine_vmm(
+            cpus=self._config.cpus,
+            removable_in=sorted({os.path.dirname(socket.path) for socket in sockets}),
+        )
+        vcpus.start(paused=True, confine=lambda: load_filter(policies.vcpu))
+        vcpus.wait_confined()
+        load_filter(policies.main)
+
+    def _end(self, vm_exit: VmExit, reason: str) -> None:
+        """End the VM; only the first reason counts. In the loop's thread."""
+        if self._exit is not None:
+            return
+        if self._panicked and vm_exit in (VmExit.STOPPED, VmExit.RESET):
+            vm_exit = VmExit.GUEST_PANIC
+        self._exit = vm_exit
+        if vm_exit == VmExit.CRASH:
+            log.error("%s", reason)
+        else:
+            log.info("%s", reason)
+        self._loop.stop()
+
+    def _end_soon(self, vm_exit: VmExit, reason: str) -> None:
+        """End the VM, from any thread."""
+        self._loop.call_soon_threadsafe(lambda: self._end(vm_exit, reason))
+
+    def _on_vcpu_exit(self, _index: int, reason: VmExitReason) -> None:
+        self._end_soon(reason.kind, reason.text)
+
+    def _on_device_death(self, reason: str) -> None:
+        if self._vcpus is not None:  # else build() raises it
+            self._end(VmExit.CRASH, reason)
+
+    def _on_panic(self) -> None:
+        if not self._panicked:
+            self._panicked = True
+            log.warning("the guest reports a panic")
+
+    def _on_signal(self, signum: int, _frame: object) -> None:
+        self._end_soon(VmExit.STOPPED, f"ended by {signal.Signals(signum).name}")

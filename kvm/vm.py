@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""KVM as objects: the device and a VM, each the owner of its descriptor. vCPUs: ``kvm_vcpu.py``."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from kvm._kvm import ffi, lib
+from kvm.ioctl import ioctl, ioctl_int, refuse
+from kvm.vcpu import CpuidEntry, Vcpu
+from sys_util.errors import HostError
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
+    from _typeshed import WriteableBuffer
+
+    from kvm._kvm import CData
+
+# KVM's own limits are far below; a kernel that wants more entries says so with E2BIG.
+MAX_CPUID_ENTRIES: Final = 256
+
+KVM_IRQCHIP_PIC_MASTER: Final[int] = lib.KVM_IRQCHIP_PIC_MASTER
+KVM_IRQCHIP_PIC_SLAVE: Final[int] = lib.KVM_IRQCHIP_PIC_SLAVE
+KVM_IRQCHIP_IOAPIC: Final[int] = lib.KVM_IRQCHIP_IOAPIC
+KVM_CAP_TSC_DEADLINE_TIMER: Final[int] = lib.KVM_CAP_TSC_DEADLINE_TIMER
+
+REQUIRED_EXTENSIONS: Final = {
+    lib.KVM_CAP_IRQCHIP: "KVM_CAP_IRQCHIP",
+    lib.KVM_CAP_USER_MEMORY: "KVM_CAP_USER_MEMORY",
+    lib.KVM_CAP_SET_TSS_ADDR: "KVM_CAP_SET_TSS_ADDR",
+    lib.KVM_CAP_SET_IDENTITY_MAP_ADDR: "KVM_CAP_SET_IDENTITY_MAP_ADDR",
+    lib.KVM_CAP_EXT_CPUID: "KVM_CAP_EXT_CPUID",
+    lib.KVM_CAP_PIT2: "KVM_CAP_PIT2",
+    lib.KVM_CAP_IRQ_ROUTING: "KVM_CAP_IRQ_ROUTING",
+    lib.KVM_CAP_IRQFD: "KVM_CAP_IRQFD",
+    lib.KVM_CAP_IOEVENTFD: "KVM_CAP_IOEVENTFD",
+    lib.KVM_CAP_IMMEDIATE_EXIT: "KVM_CAP_IMMEDIATE_EXIT",
+}
+
+_OPEN_HINTS: Final = {
+    errno.ENOENT: "load the module kvm_intel or kvm_amd; inside a virtual machine, nested"
+    " virtualization must be on",
+    errno.ENODEV: "load the module kvm_intel or kvm_amd",
+    errno.ENXIO: "load the module kvm_intel or kvm_amd",
+    errno.EACCES: "join the group that owns it, usually: usermod -aG kvm USER, then log in again",
+    errno.EPERM: "the container or device cgroup does not allow this device",
+}
+
+
+class ChipRoute(NamedTuple):
+    """A GSI that is a pin of one of KVM's interrupt controllers (``KVM_IRQCHIP_…``)."""
+
+    gsi: int
+    chip: int
+    pin: int
+
+
+class MsiRoute(NamedTuple):
+    """A GSI that sends a message-signalled interrupt."""
+
+    gsi: int
+    address: int
+    data: int
+
+
+def host_has_hardware_virtualization() -> bool:
+    """Tell whether the processor offers VMX or SVM. Opens nothing, so it works in a sandbox."""
+    return bool(lib.crosvm_has_hardware_virtualization())
+
+
+def host_cpuid(leaf: int) -> tuple[int, int, int, int] | None:
+    """Return what this processor itself says at a leaf without subleaves, or None without it."""
+    registers = ffi.new("unsigned int[4]")
+    if not lib.crosvm_host_cpuid(leaf, registers):
+        return None
+    eax, ebx, ecx, edx = ffi.unpack(registers, 4)
+    return eax, ebx, ecx, edx
+
+
+class Kvm:
+    """An open ``/dev/kvm``."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self._path = path
+
+    @classmethod
+    def open(cls, path: str = "/dev/kvm") -> Self:
+        """Open the device and check what every VM needs of it.
+
+        Raises:
+            HostError: it is missing, not allowed, not KVM or too old; the hint says what to do.
+        """
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            hint = _OPEN_HINTS.get(error.errno or 0, "")
+            raise HostError("open", path, hint) from error
+        kvm = cls(fd, path)
+        try:
+            kvm._check()
+        except HostError:
+            kvm.close()
+            raise
+        return kvm
+
+    def _check(self) -> None:
+        version = lib.crosvm_ioctl_int(self.fd, lib.KVM_GET_API_VERSION, 0)
+        if version < 0:
+            refuse("KVM_GET_API_VERSION", self._path, -version, "this is not KVM")
+        if version != lib.KVM_API_VERSION:
+            hint = f"version {version}, needed is {lib.KVM_API_VERSION}"
+            raise HostError("KVM_GET_API_VERSION", self._path, hint)
+        missing = [
+            name for cap, name in REQUIRED_EXTENSIONS.items() if not self.check_extension(cap)
+        ]
+        if missing:
+            raise HostError("use", self._path, "this kernel's KVM lacks " + ", ".join(missing))
+
+    def check_extension(self, capability: int) -> int:
+        """Return KVM's answer for a ``KVM_CAP_…``; 0 means absent."""
+        return max(0, lib.crosvm_ioctl_int(self.fd, lib.KVM_CHECK_EXTENSION, capability))
+
+    @property
+    def max_vcpus(self) -> int:
+        """The most vCPUs that one VM can have."""
+        return self.check_extension(lib.KVM_CAP_MAX_VCPUS) or 4
+
+    def supported_cpuid(self) -> list[CpuidEntry]:
+        """Return every CPUID leaf that KVM can offer on this host."""
+        table = ffi.new(
+            "struct kvm_cpuid2 *", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES}
+        )
+        ioctl(self.fd, lib.KVM_GET_SUPPORTED_CPUID, table, "KVM_GET_SUPPORTED_CPUID", self._path)
+        return [
+            CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
+            for e in (table.entries[at] for at in range(table.nent))
+        ]
+
+    def create_vm(self) -> Vm:
+        """Create a VM without memory, interrupt controllers or vCPUs.
+
+        Raises:
+            HostError: the host is short of something, or another hypervisor holds the processor.
+        """
+        while True:
+            fd = lib.crosvm_ioctl_int(self.fd, lib.KVM_CREATE_VM, 0)
+            if fd != -errno.EINTR:  # the kernel gives up on a signal while it allocates
+                break
+        if fd < 0:
+            hint = "another hypervisor is using the processor" if fd == -errno.EBUSY else ""
+            refuse("KVM_CREATE_VM", self._path, -fd, hint)
+        os.set_inheritable(fd, False)
+        run_bytes = ioctl_int(
+            self.fd, lib.KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE", self._path
+        )
+        any_length = self.check_extension(lib.KVM_CAP_IOEVENTFD_ANY_LENGTH) != 0
+        return Vm(fd, run_bytes, ioeventfd_any_length=any_length)
+
+    def close(self) -> None:
+        """Close the device. VMs made from it live on."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Vm:
+    """A virtual machine. Memory buffers stay exported, so that they cannot be unmapped under it."""
+
+    def __init__(self, fd: int, run_bytes: int, *, ioeventfd_any_length: bool) -> None:
+        self.fd = fd
+        self._run_bytes = run_bytes
+        # A driver rings the doorbell with 2 bytes, or with 4 (virtio 1.3 §4.1.5.2).
+        self._ioeventfd_lengths = (0,) if ioeventfd_any_length else (2, 4)
+        self._memory: dict[int, CData] = {}
+
+    def set_tss_address(self, gpa: int) -> None:
+        """Give KVM three pages of guest-physical space for its real-mode emulation on Intel."""
+        ioctl_int(self.fd, lib.KVM_SET_TSS_ADDR, gpa, "KVM_SET_TSS_ADDR")
+
+    def set_identity_map_address(self, gpa: int) -> None:
+        """Give KVM one page of guest-physical space for its identity page table on Intel."""
+        address = ffi.new("uint64_t *", gpa)
+        ioctl(self.fd, lib.KVM_SET_IDENTITY_MAP_ADDR, address, "KVM_SET_IDENTITY_MAP_ADDR")
+
+    def create_irqchip(self) -> None:
+        """Put two PICs and an IOAPIC into the kernel, and a LAPIC into every later vCPU."""
+        ioctl_int(self.fd, lib.KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP")
+
+    def create_pit2(self) -> None:
+        """Put the interval timer into the kernel, port 0x61 included."""
+        config = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
+        ioctl(self.fd, lib.KVM_CREATE_PIT2, config, "KVM_CREATE_PIT2")
+
+    def drop_missed_pit_ticks(self) -> None:
+        """Let ticks that the guest could not take be lost, where KVM would deliver them later.
+
+        A VM that was suspended for an hour would get 3.6 million of them at once. The first call
+        waits for readers of KVM's interrupt tables, up to 20 ms; a second one does nothing.
+        """
+        control = ffi.new("struct kvm_reinject_control *", {"pit_reinject": 0})
+        ioctl(self.fd, lib.KVM_REINJECT_CONTROL, control, "KVM_REINJECT_CONTROL")
+
+    def add_memory(
+        self, slot: int, gpa: int, buffer: WriteableBuffer, *, read_only: bool = False
+    ) -> None:
+        """Let the guest see ``buffer``, whole pages of it, at ``gpa``.
+
+        Raises:
+            HostError: the slot is in use, or the range overlaps another.
+        """
+        pages = ffi.from_buffer(buffer, require_writable=True)
+        region = {
+            "slot": slot,
+            "flags": lib.KVM_MEM_READONLY if read_only else 0,
+            "guest_phys_addr": gpa,
+            "memory_size": memoryview(buffer).nbytes,
+            "userspace_addr": int(ffi.cast("uintptr_t", pages)),
+        }
+        if slot in self._memory:
+            refuse("KVM_SET_USER_MEMORY_REGION", f"slot {slot}", errno.EEXIST)
+        self._set_memory(region)
+        self._memory[slot] = pages
+
+    def remove_memory(self, slot: int) -> None:
+        """Take a slot back; its buffer may be unmapped afterwards."""
+        self._set_memory(
+            {"slot": slot, "flags": 0, "guest_phys_addr": 0, "memory_size": 0, "userspace_addr": 0}
+        )
+        ffi.release(self._memory.pop(slot))
+
+    def _set_memory(self, region: dict[str, int]) -> None:
+        ioctl(
+            self.fd,
+            lib.KVM_SET_USER_MEMORY_REGION,
+            ffi.new("struct kvm_userspace_memory_region *", region),
+            "KVM_SET_USER_MEMORY_REGION",
+            f"slot {region['slot']} at {region['guest_phys_addr']:#x}+{region['memory_size']:#x}",
+        )
+
+    def set_irq_line(self, gsi: int, *, asserted: bool) -> None:
+        """Drive an interrupt line."""
+        level = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": int(asserted)})
+        ioctl(self.fd, lib.KVM_IRQ_LINE, level, "KVM_IRQ_LINE", f"GSI {gsi}")
+
+    def assign_irqfd(self, gsi: int, eventfd: int) -> None:
+        """Let the kernel raise ``gsi`` when ``eventfd`` is signalled; at once if it already is."""
+        self._irqfd(gsi, eventfd, 0)
+
+    def deassign_irqfd(self, gsi: int, eventfd: int) -> None:
+        """Undo ``assign_irqfd``. Later signals stay counted in the eventfd."""
+        self._irqfd(gsi, eventfd, lib.KVM_IRQFD_FLAG_DEASSIGN)
+
+    def _irqfd(self, gsi: int, eventfd: int, flags: int) -> None:
+        irqfd = ffi.new("struct kvm_irqfd *", {"fd": eventfd, "gsi": gsi, "flags": flags})
+        ioctl(self.fd, lib.KVM_IRQFD, irqfd, "KVM_IRQFD", f"GSI {gsi}")
+
+    def register_ioeventfd(
+        self, eventfd: int, address: int, length: int = 0, *, pio: bool = False
+    ) -> None:
+        """Let the kernel signal ``eventfd`` when the guest writes to ``address``.
+
+        ``length`` 0 takes writes of every length.
+
+        Raises:
+            HostError: another eventfd is there already, or KVM's table is full.
+        """
+        done: list[int] = []
+        flags = lib.KVM_IOEVENTFD_FLAG_PIO if pio else 0
+        try:
+            for one in self._lengths(length):
+                self._ioeventfd(eventfd, address, one, flags)
+                done.append(one)
+        except HostError:
+            for one in done:
+                self._ioeventfd(eventfd, address, one, flags | lib.KVM_IOEVENTFD_FLAG_DEASSIGN)
+            raise
+
+    def unregister_ioeventfd(
+        self, eventfd: int, address: int, length: int = 0, *, pio: bool = False
+    ) -> None:
+        """Undo ``register_ioeventfd`` with the same arguments."""
+        flags = lib.KVM_IOEVENTFD_FLAG_DEASSIGN | (lib.KVM_IOEVENTFD_FLAG_PIO if pio else 0)
+        for one in self._lengths(length):
+            self._ioeventfd(eventfd, address, one, flags)
+
+    def _lengths(self, length: int) -> tuple[int, ...]:
+        return (length,) if length else self._ioeventfd_lengths
+
+    def _ioeventfd(self, eventfd: int, address: int, length: int, flags: int) -> None:
+        fields = {"addr": address, "len": length, "fd": eventfd, "flags": flags}
+        event = ffi.new("struct kvm_ioeventfd *", fields)
+        ioctl(self.fd, lib.KVM_IOEVENTFD, event, "KVM_IOEVENTFD", f"at {address:#x}")
+
+    def set_gsi_routing(
+        self, chip_routes: Sequence[ChipRoute], msi_routes: Sequence[MsiRoute]
+    ) -> None:
+        """Replace the whole table that says where each GSI leads."""
+        count = len(chip_routes) + len(msi_routes)
+        table = ffi.new("struct kvm_irq_routing *", {"nr": count, "entries": count})
+        for at, (gsi, chip, pin) in enumerate(chip_routes):
+            lib.crosvm_chip_route(table, at, gsi, chip, pin)
+        for at, (gsi, address, data) in enumerate(msi_routes, len(chip_routes)):
+            lib.crosvm_msi_route(table, at, gsi, address, data)
+        ioctl(self.fd, lib.KVM_SET_GSI_ROUTING, table, "KVM_SET_GSI_ROUTING", f"{count} routes")
+
+    def clock_ns(self) -> int:
+        """Return the guest's kvmclock in nanoseconds."""
+        data = ffi.new("struct kvm_clock_data *")
+        ioctl(self.fd, lib.KVM_GET_CLOCK, data, "KVM_GET_CLOCK")
+        return data.clock
+
+    def set_clock_ns(self, clock_ns: int) -> None:
+        """Set the guest's kvmclock."""
+        data = ffi.new("struct kvm_clock_data *", {"clock": clock_ns, "flags": 0})
+        ioctl(self.fd, lib.KVM_SET_CLOCK, data, "KVM_SET_CLOCK")
+
+    def create_vcpu(self, index: int) -> Vcpu:
+        """Create the vCPU whose index is also its APIC id."""
+        fd = ioctl_int(self.fd, lib.KVM_CREATE_VCPU, index, "KVM_CREATE_VCPU", f"{index}")
+        os.set_inheritable(fd, False)
+        return Vcpu(index, fd, self._run_bytes)
+
+    def close(self) -> None:
+        """Close the VM and let go of its memory. Its vCPUs are closed by their owner, before."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        for pages in self._memory.values():
+            ffi.release(pages)
+        self._memory.clear()

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What clients are told of devices, and what a device process can make of an order to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgpack
+import pytest
+
+from crosvm_py.device_process import protocol
+from crosvm_py.operations.devices import find_device, limit_device, list_devices
+from crosvm_py.requests.devices import (
+    CounterInfo,
+    DeviceLimits,
+    DeviceList,
+    LimitDevice,
+    QueueInfo,
+)
+from crosvm_py.requests.protocol import MAX_REASON_CHARS, MAX_RESPONSE_BYTES, RESPONSES, Failed
+from devices.virtio.rate_limiter import LIMIT_NAMES
+from sys_util.errors import ConfigError
+from sys_util.wire import encode
+from tests.crosvm_py.hostile_device import HostileDevice
+
+if TYPE_CHECKING:
+    from crosvm_py.requests.protocol import Response
+
+LIMITS = {name: at for at, name in enumerate(LIMIT_NAMES)}
+NOTHING = (None,) * len(LIMIT_NAMES)
+
+
+def limit(device: HostileDevice, *values: int | None) -> list[Response]:
+    """Order new limits and return where the answer will be."""
+    answers: list[Response] = []
+    request = LimitDevice(device.host.name, values or NOTHING)
+    limit_device([device.host], request).deliver_to(answers.append)
+    return answers
+
+
+def test_list_tells_what_the_vmm_knows(device: HostileDevice) -> None:
+    device.host.cells = list(range(100, 116))
+    device.host.pid = 77
+    (info,) = list_devices([device.host]).devices
+    assert (info.index, info.name, info.pid) == (0, device.host.name, 77)
+    assert (info.state, info.policy) == ("idle", device.host.policy_name)
+    assert info.queues == (QueueInfo(256, False), QueueInfo(256, False))
+    assert info.counters == (
+        CounterInfo("requests", 100),
+        CounterInfo("bytes_from_guest", 101),
+        CounterInfo("bytes_to_guest", 102),
+        CounterInfo("errors", 103),
+        CounterInfo("kicks", 104),
+        CounterInfo("interrupts", 105),
+        CounterInfo("restarts", 0),
+    )
+
+
+def test_list_asks_no_device(device: HostileDevice) -> None:
+    list_devices([device.host])
+    with pytest.raises(BlockingIOError, match="temporarily unavailable"):
+        device.take()
+
+
+def test_list_of_many_devices_with_everything_fits_an_answer(device: HostileDevice) -> None:
+    device.host.name = "console:" + "9" * 56
+    device.host.cells = [(1 << 64) - 1] * 16
+    device.host.queue_sizes = (32768,) * 64
+    answer = encode(list_devices([device.host] * 31))
+    assert len(answer) <= MAX_RESPONSE_BYTES
+    assert isinstance(RESPONSES.decode(answer), DeviceList)
+
+
+def test_device_is_found_by_its_name_and_the_first_by_its_kind(device: HostileDevice) -> None:
+    device.host.name = "block:0"
+    assert find_device([device.host], "block:0") is device.host
+    assert find_device([device.host], "block") is device.host
+
+
+@pytest.mark.parametrize("name", ["", "block:1", "net", "block:00", "x" * 64])
+def test_unknown_device_is_refused_with_those_there_are(device: HostileDevice, name: str) -> None:
+    device.host.name = "block:0"
+    with pytest.raises(ConfigError, match=r"no device .* \(it has block:0\)"):
+        find_device([device.host], name)
+
+
+def test_vm_without_devices_says_so() -> None:
+    with pytest.raises(ConfigError, match="it has none at all"):
+        find_device([], "rng")
+
+
+def test_limits_cross_by_name_and_only_those_given(device: HostileDevice) -> None:
+    limit(device, 5, None, 7, None, None, 0)
+    command, _ = device.take()
+    fields = {"bw_size": 5, "bw_refill_time": 7, "ops_refill_time": 0}
+    assert command == protocol.Command(1, "limit", msgpack.packb(fields))
+
+
+def test_limits_of_the_device_are_the_answer(device: HostileDevice) -> None:
+    answers = limit(device)
+    device.send(protocol.Answer(1, True, msgpack.packb(LIMITS)))
+    device.turn()
+    assert answers == [DeviceLimits((0, 1, 2, 3, 4, 5))]
+
+
+def test_refusal_is_the_clients_answer_and_is_cut(device: HostileDevice) -> None:
+    answers = limit(device)
+    device.send(protocol.Answer(1, False, msgpack.packb({"error": "no" * 2000})))
+    device.turn()
+    (answer,) = answers
+    assert isinstance(answer, Failed)
+    assert answer.reason.startswith(f"{device.host.name}: nono")
+    assert len(answer.reason) == MAX_REASON_CHARS
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param(LIMITS | {"bw_size": "1"}, id="text"),
+        pytest.param(LIMITS | {"bw_size": -1}, id="negative"),
+        pytest.param(LIMITS | {"ops_size": 1 << 63}, id="too-large"),
+        pytest.param(LIMITS | {"ops_size": True}, id="boolean"),
+        pytest.param(LIMITS | {"ops_size": None}, id="nil"),
+    ],
+)
+def test_nonsense_of_the_device_is_not_passed_on(
+    device: HostileDevice, fields: dict[str, object]
+) -> None:
+    answers = limit(device)
+    device.send(protocol.Answer(1, True, msgpack.packb(fields)))
+    device.turn()
+    assert answers == [Failed(f"{device.host.name}: its process answers nonsense")]
+
+
+def test_device_that_dies_meanwhile_is_an_answer(device: HostileDevice) -> None:
+    answers = limit(device)
+    device.host.close()
+    assert answers == [Failed(f"{device.host.name}: the device process has ended")]
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_another_number_of_limits_is_refused(device: HostileDevice, count: int) -> None:
+    request = LimitDevice(device.host.name, (None,) * count)
+    with pytest.raises(ConfigError, match=f"{count} limits instead of 6"):
+        limit_device([device.host], request)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Requests of control clients reach the part of the VM that they are for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from crosvm_py.control.socket_server import Pending
+from crosvm_py.exit_status import VmExit
+from crosvm_py.operations.dispatch import request_handler
+from crosvm_py.requests.protocol import (
+    REQUESTS,
+    Done,
+    Failed,
+    PowerButton,
+    Resume,
+    Stop,
+    Suspend,
+)
+
+if TYPE_CHECKING:
+    from crosvm_py.machine.x86_64.machine import Machine
+    from crosvm_py.operations.suspension import Suspension
+    from crosvm_py.requests.protocol import Request, Response
+    from crosvm_py.vmm.device_proxy import DeviceProcess
+    from crosvm_py.vmm.supervisor import Supervisor
+
+
+class FakeVm:
+    """Machine, supervisor and suspension in one; it notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.devices: tuple[DeviceProcess, ...] = ()
+        self.pending = Pending()
+        # Each plays its part and nothing else, so the types that they really have do not matter.
+        self.handle = request_handler(
+            cast("Machine", self),
+            cast("Supervisor", self),
+            cast("Suspension", self),
+            lambda vm_exit, reason: self.calls.append(f"end {vm_exit.name}: {reason}"),
+        )
+
+    def suspend(self) -> Pending:
+        self.calls.append("suspend")
+        return self.pending
+
+    def resume(self) -> Response:
+        self.calls.append("resume")
+        return Failed("another suspend or resume is under way")
+
+    def press_power_button(self) -> None:
+        self.calls.append("power button")
+
+
+@pytest.fixture
+def vm() -> FakeVm:
+    return FakeVm()
+
+
+@pytest.mark.parametrize(
+    ("request_", "call"),
+    [
+        (Stop(), f"end {VmExit.STOPPED.name}: stopped by a client"),
+        (PowerButton(), "power button"),
+    ],
+)
+def test_request_is_done_at_once(vm: FakeVm, request_: Request, call: str) -> None:
+    assert vm.handle(request_) == Done()
+    assert vm.calls == [call]
+
+
+def test_suspend_is_answered_when_it_is_done(vm: FakeVm) -> None:
+    assert vm.handle(Suspend()) is vm.pending
+    assert vm.calls == ["suspend"]
+
+
+def test_resume_passes_the_refusal_on(vm: FakeVm) -> None:
+    assert vm.handle(Resume()) == Failed("another suspend or resume is under way")
+
+
+def test_no_request_without_fields_is_left_without_an_answer(vm: FakeVm) -> None:
+    for kind in REQUESTS._types.values():
+        if not kind.FIELDS:
+            assert vm.handle(cast("Request", kind())) is not None
