@@ -173,7 +173,7 @@ _READERS: Final[dict[tuple[int, int], _Reader]] = {
     (CONFIG_MSIX_VECTOR, 2): lambda c: c.state.interrupts.config_vector,
     (NUM_QUEUES, 2): lambda c: len(c.state.queues),
     (DEVICE_STATUS, 1): lambda c: c.state.status,
-    (CONFIG_GENERATION, 1): lambda c: c.state.config.generation,
+    (CONFIG_GENERATION, 1): lambda c: c.state.config.read_generation(),
     (QUEUE_SELECT, 2): lambda c: c.queue_select,
     (QUEUE_SIZE, 2): _of_queue(lambda queue: queue.size),
     (QUEUE_MSIX_VECTOR, 2): _of_queue(lambda queue: queue.vector, VIRTIO_MSI_NO_VECTOR),

@@ -16,11 +16,19 @@ MAX_CONFIG_BYTES: Final = 4096
 
 
 class DeviceConfig:
-    """The copy and its generation; writes inside it go to ``write_through(offset, data)``."""
+    """The copy and its generation; writes inside it go to ``write_through(offset, data)``.
+
+    A driver reads the generation, then fields, then the generation again, and believes the fields
+    if both are equal (§2.5.1). The register has 8 bits, so a count of all changes would be equal
+    after 256 of them, whether the driver read fields in between or not (§4.1.4.3.1 warns of it).
+    Therefore only the first change after the generation was read alters it: two reads in a row
+    are equal exactly if nothing changed between them.
+    """
 
     def __init__(self, config: bytes, write_through: Callable[[int, bytes], None]) -> None:
-        self.generation = 0
         self.copy = config[:MAX_CONFIG_BYTES]
+        self._generation = 0
+        self._changed = False  # since the driver read the generation
         self._write_through = write_through
 
     def replace(self, config: bytes) -> None:
@@ -31,8 +39,15 @@ class DeviceConfig:
             self.advance()
 
     def advance(self) -> None:
-        """Change the generation."""
-        self.generation = (self.generation + 1) & 0xFF
+        """Let the next read of the generation find another one."""
+        self._changed = True
+
+    def read_generation(self) -> int:
+        """Return the register ``config_generation``, as the driver reads it."""
+        if self._changed:
+            self._changed = False
+            self._generation = (self._generation + 1) & 0xFF
+        return self._generation
 
     def read(self, offset: int, size: int) -> int:
         """Return configuration bytes; fields that the device does not have read as 0."""
