@@ -2,8 +2,13 @@
 """How a device interrupts its driver: MSI-X vectors, or INTx with the ISR register.
 
 (virtio 1.3 §4.1.4.5, §4.1.5.1.2, §4.1.5.3.) With MSI-X enabled the device process signals the
-eventfds of the vectors and the ISR register stays 0. Without, it signals ``intx_fd``, which the
-vmm's event loop polls.
+eventfds of the vectors. Without, it signals ``intx_fd``, which the vmm's event loop polls.
+
+Of the ISR register only the queue bit is bound to INTx: the device MUST set the configuration bit
+before each notification of a change (§4.1.4.5.1), whatever carries that. §4.1.5.1.2 and §4.1.5.4
+take nothing of it back: with MSI-X a driver can do without the register, but one that has a single
+vector for queues and configuration sees by this bit which of them it was. INTx is driven by the
+bits only while MSI-X is disabled.
 """
 
 from __future__ import annotations
@@ -59,8 +64,8 @@ class Interrupts:
 
     def config_changed(self) -> None:
         """Tell the driver that configuration or status changed."""
+        self._isr |= ISR_CONFIG
         if not self._msix.enabled:
-            self._isr |= ISR_CONFIG
             self.update_line()
         elif self.config_vector != VIRTIO_MSI_NO_VECTOR:
             self._msix.signal(self.config_vector)

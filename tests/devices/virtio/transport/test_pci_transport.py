@@ -219,6 +219,22 @@ def test_config_change_interrupts_and_changes_the_generation(machine: Machine) -
     assert machine.mmio.read(machine.region(4), 1) == 1
 
 
+def test_config_change_by_msix_sets_isr_bit_one_and_leaves_intx_alone(machine: Machine) -> None:
+    machine.start()
+    machine.transport.config_changed(CONFIG[::-1])
+    assert machine.line.changes == []
+    assert machine.config_read(0x06, 2) & 0x8 == 0
+    assert machine.mmio.read(machine.region(3), 1) == 2
+    assert machine.mmio.read(machine.region(3), 1) == 0
+
+
+def test_used_buffers_by_msix_leave_isr_alone(machine: Machine) -> None:
+    machine.start()
+    os.eventfd_write(machine.backend.activations[0][1][0].call_fd, 1)
+    assert machine.routes.deliver() == [(0xFEE0_0000, 0, 0x41)]
+    assert machine.mmio.read(machine.region(3), 1) == 0
+
+
 def test_config_change_by_intx_sets_isr_bit_one(machine: Machine) -> None:
     machine.start(msix=False)
     machine.transport.config_changed(CONFIG[::-1])
