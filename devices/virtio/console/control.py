@@ -93,6 +93,7 @@ class Control:
         """``save`` stores what is public here."""
         self.with_size = False  # VIRTIO_CONSOLE_F_SIZE was negotiated
         self.pending: list[set[Event]] = [set() for _ in ports]
+        self.added: set[int] = set()  # the ports that exist for the driver, or are about to
         self.ready: set[int] = set()
         self.sending = NO_MESSAGE
         self.heard = NOT_HEARD  # the place of the driver's last message
@@ -103,6 +104,7 @@ class Control:
 
     def reset(self) -> None:
         """Forget the driver."""
+        self.added.clear()
         self.ready.clear()
         for events in self.pending:
             events.clear()
@@ -152,6 +154,7 @@ class Control:
 
         A port that it has closed meanwhile may lose input, as it does not read it.
         """
+        self.added.update(range(len(self._ports)))
         self.ready.update(range(len(self._ports)))
         for port in self._ports:
             port.open()
@@ -177,8 +180,10 @@ class Control:
         if value != 1:
             _log.warning("console: the driver could not set the device up")
             return
-        for events in self.pending:
-            events.add(Event.PORT_ADD)
+        for number, events in enumerate(self.pending):
+            if number not in self.added:  # a port that exists is not added again (§5.3.6.2.1)
+                self.added.add(number)
+                events.add(Event.PORT_ADD)
 
     def _port_ready(self, port: int, value: int) -> None:
         if value != 1:

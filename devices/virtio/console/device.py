@@ -243,12 +243,13 @@ class Console(SimpleDevice):
 
     def _port_state(self, number: int) -> PortState:
         port, backlog, control = self._ports[number], self._backlogs[number], self._control
-        is_ready, pending = False, 0
+        is_added, is_ready, pending = False, False, 0
         if control is not None:
-            is_ready, pending = number in control.ready, bits(control.pending[number])
+            is_added, is_ready = number in control.added, number in control.ready
+            pending = bits(control.pending[number])
         return PortState(
             *port.size,
-            flags(is_ready=is_ready, is_open=port.is_open),
+            flags(is_ready=is_ready, is_open=port.is_open, is_added=is_added),
             pending,
             backlog.tail,
             port.chain,
@@ -266,6 +267,8 @@ class Console(SimpleDevice):
             port.is_open = saved.is_open
             port.chain, port.chain_bytes = saved.chain, saved.chain_bytes
             control.pending[number] = saved.events
+            if saved.is_added:
+                control.added.add(number)
             if saved.is_ready:
                 control.ready.add(number)
             if port.output is not None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _READY: Final = 1
 _OPEN: Final = 2
+_ADDED: Final = 4
 
 _MAX_SIZE: Final = 0xFFFF
 _MAX_INDEX: Final = 0xFFFF
@@ -43,6 +44,11 @@ class PortState(NamedTuple):
         return bool(self.flags & _READY)
 
     @property
+    def is_added(self) -> bool:
+        """Whether the port exists for the driver."""
+        return bool(self.flags & _ADDED) or self.is_ready
+
+    @property
     def is_open(self) -> bool:
         """Whether the driver wants input."""
         return bool(self.flags & _OPEN)
@@ -55,7 +61,7 @@ class PortState(NamedTuple):
 
 _LEAST: Final = PortState(0, 0, 0, 0, 0, -1, 0, 0)
 _MOST: Final = PortState(
-    *(_MAX_SIZE, _MAX_SIZE, _READY | _OPEN, _MAX_EVENTS),
+    *(_MAX_SIZE, _MAX_SIZE, _READY | _OPEN | _ADDED, _MAX_EVENTS),
     *(MAX_POSITION, _MAX_INDEX, MAX_POSITION, MAX_POSITION),
 )
 
@@ -76,9 +82,9 @@ class ConsoleState(NamedTuple):
         return self._asdict()
 
 
-def flags(*, is_ready: bool, is_open: bool) -> int:
+def flags(*, is_ready: bool, is_open: bool, is_added: bool) -> int:
     """Return the flags of a port."""
-    return is_ready * _READY | is_open * _OPEN
+    return is_ready * _READY | is_open * _OPEN | is_added * _ADDED
 
 
 def bits(events: set[Event]) -> int:

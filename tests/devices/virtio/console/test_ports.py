@@ -102,6 +102,30 @@ def test_ready_device_is_told_of_its_ports(fresh: Ports) -> None:
     assert fresh.hear() == [(0, Event.PORT_ADD, b""), (1, Event.PORT_ADD, b"")]
 
 
+def test_device_that_is_ready_again_is_told_of_no_port_twice(fresh: Ports) -> None:
+    fresh.say(BAD_ID, Event.DEVICE_READY)
+    assert len(fresh.hear()) == 2
+    fresh.say(BAD_ID, Event.DEVICE_READY)
+    fresh.say(1, Event.PORT_READY)
+    fresh.say(BAD_ID, Event.DEVICE_READY)
+    assert fresh.hear() == [(1, Event.PORT_NAME, b"org.test.0"), (1, Event.PORT_OPEN, b"")]
+
+
+def test_device_that_failed_at_first_is_told_of_its_ports_later(fresh: Ports) -> None:
+    fresh.say(BAD_ID, Event.DEVICE_READY, 0)
+    assert fresh.hear() == []
+    fresh.say(BAD_ID, Event.DEVICE_READY)
+    assert fresh.hear() == [(0, Event.PORT_ADD, b""), (1, Event.PORT_ADD, b"")]
+
+
+def test_ports_are_added_again_after_a_reset(ports: Ports) -> None:
+    ports.driver.reset()
+    ports.driver.start()
+    ports.hear()
+    ports.say(BAD_ID, Event.DEVICE_READY)
+    assert ports.hear() == [(0, Event.PORT_ADD, b""), (1, Event.PORT_ADD, b"")]
+
+
 def test_ready_console_is_told_its_size(fresh: Ports) -> None:
     fresh.say(0, Event.PORT_READY)
     assert fresh.hear() == [

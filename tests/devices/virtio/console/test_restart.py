@@ -238,6 +238,7 @@ def test_each_port_is_announced_once() -> None:
         scene = TwoPorts()
         scene.submit(BAD_ID, Event.DEVICE_READY)
         scene.submit(1, Event.PORT_READY)
+        scene.submit(BAD_ID, Event.DEVICE_READY)
         return scene
 
     for scene in each_kill(make, TwoPorts.serve_control):
@@ -324,7 +325,7 @@ PORT = [80, 25, 3, 0, 0, -1, 0, 0]
         *(
             {"ports": [[*PORT[:at], value, *PORT[at + 1 :]]], "sending": [-1, 0, 0], "heard": -1}
             for at, value in [
-                *((0, -1), (1, 1 << 16), (2, 4), (3, 256), (4, -1), (4, BACKLOG_BYTES + 1)),
+                *((0, -1), (1, 1 << 16), (2, 8), (3, 256), (4, -1), (4, BACKLOG_BYTES + 1)),
                 *((4, 1 << 63), (5, -2), (5, 1 << 16), (6, -1), (7, -1), (7, 1.5), (0, True)),
             ]
         ),
