@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from crosvm_py.vmm.restart import DEFAULT_LIMIT, DEFAULT_TIMEOUT_SECONDS
+from crosvm_py.care import DEFAULT_LIMIT, DEFAULT_TIMEOUT_SECONDS
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from crosvm_py.vmm.restart import RestartLimit
+    from crosvm_py.care import RestartLimit
     from devices.virtio.balloon.device import BalloonSpec
     from devices.virtio.block.image import BlockSpec
     from devices.virtio.rng.device import RngSpec

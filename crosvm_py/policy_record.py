@@ -32,18 +32,6 @@ _MAX_NAME_BYTES: Final = 128
 _SIGNALLED: Final = 128
 
 
-class Recorded(NamedTuple):
-    """What of a run is recorded: the names of policies, and the socket that leads to the recorder.
-
-    The socket is the vmm's, the warden's and, until their filters are loaded, the devices'. With
-    ``every`` the names are those that there may be.
-    """
-
-    names: frozenset[str]
-    fd: int
-    every: bool = False
-
-
 class Fork(NamedTuple):
     """What comes of ``fork_vm``: in the VM ``pid`` is 0, and ``fd`` is the way to the recorder."""
 

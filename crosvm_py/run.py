@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crosvm_py.config import RunConfig
+    from crosvm_py.control.socket_server import ControlServer
     from crosvm_py.exit_status import VmExit
-    from crosvm_py.policy_record import Recorded
+    from crosvm_py.kinds.policies import Recorded
+    from crosvm_py.machine.vcpu import VcpuSet
+    from crosvm_py.socket_path import BoundSocket
     from crosvm_py.vmm.preparation import Preparation
+    from crosvm_py.vmm.vm import VirtualMachine
 
 
 def run_vm(config: RunConfig, recorded: Recorded | None = None) -> VmExit:
@@ -49,12 +53,23 @@ def run_vm(config: RunConfig, recorded: Recorded | None = None) -> VmExit:
         # From here on the imports are the vmm's alone, made while the warden makes its own.
         from crosvm_py.vmm.vm import VirtualMachine
 
-        vm = VirtualMachine(config, prepared, warden)
+        vm = VirtualMachine(config, prepared, warden, _serve_control)
         stack.callback(vm.close)
         vm.build()
         gc.freeze()  # what is there now stays: no collection ever looks at it
         gc.enable()
         return vm.run()
+
+
+def _serve_control(vm: VirtualMachine, vcpus: VcpuSet, bound: BoundSocket) -> ControlServer:
+    """Listen on the control socket; a VM without one does not pay for the imports."""
+    from crosvm_py.control.socket_server import ControlServer
+    from crosvm_py.operations.dispatch import request_handler
+    from crosvm_py.operations.suspension import Suspension
+
+    suspension = Suspension(vm.machine, vcpus, vm.supervisor)
+    handler = request_handler(vm.machine, vm.supervisor, suspension, vm.end)
+    return ControlServer(vm.loop, bound, handler)
 
 
 def _kept(prepared: Preparation, recorded: Recorded | None) -> list[int]:

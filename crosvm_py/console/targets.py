@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 # crosvm waits for ever for the socket's owner; a mistyped path should rather be reported.
 CONNECT_SECONDS: Final = 2.0
 CONNECT_STEP_SECONDS: Final = 0.01
-MAX_SOCKET_PATH_BYTES: Final = 107  # unix(7) sun_path, less its null byte
 
 _CONSOLE_PRIORITY: Final = 1 << 3 | 6  # syslog(3): LOG_USER, LOG_INFO
 
@@ -181,11 +180,13 @@ def _connect(path: str, kind: int, wait_seconds: float) -> int:
     """Connect a socket, waiting for the other side to make its own; return its descriptor."""
     import socket
 
+    from crosvm_py.socket_path import MAX_PATH_BYTES
+
     connection = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
     directory_fd = -1
     deadline = time.monotonic() + wait_seconds
     try:
-        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+        if len(os.fsencode(path)) > MAX_PATH_BYTES:
             directory, base = os.path.split(path)
             directory_fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
             path = f"/proc/self/fd/{directory_fd}/{base}"

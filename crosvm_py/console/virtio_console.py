@@ -14,7 +14,7 @@ from functools import partial
 
 from crosvm_py.console.ends import open_ends
 from crosvm_py.console.input import TerminalInput
-from crosvm_py.kinds.table import DeviceOrder, pack_spec
+from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from devices.virtio.console.backlog import backlogs_bytes
 from devices.virtio.console.device import ConsoleSpec, PortSpec
 from sys_util.errors import raise_host_error

@@ -9,8 +9,8 @@ import socket
 import time
 from contextlib import ExitStack
 
-from crosvm_py.control.socket_path import MAX_PATH_BYTES, peer_credentials
 from crosvm_py.requests.protocol import MAX_RESPONSE_BYTES, RESPONSES, Failed
+from crosvm_py.socket_path import MAX_PATH_BYTES, peer_credentials
 from sys_util.errors import ConfigError, HostError, ProtocolError, VmmError
 from sys_util.typing import TYPE_CHECKING, Final, cast
 from sys_util.wire import encode

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 
-from crosvm_py.control.socket_path import peer_credentials
+from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import (
     MAX_REASON_CHARS,
     MAX_REQUEST_BYTES,
@@ -21,18 +21,20 @@ from crosvm_py.requests.protocol import (
     Failed,
     Stop,
 )
+from crosvm_py.socket_path import peer_credentials
 from sys_util.errors import ProtocolError, VmmError, describe
 from sys_util.event_loop import EPOLLIN
 from sys_util.log import get_logger
 from sys_util.stranger import judged
-from sys_util.typing import TYPE_CHECKING, Final, Protocol, TypeAlias, cast
+from sys_util.typing import TYPE_CHECKING, Final, Protocol, cast
 from sys_util.wire import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from crosvm_py.control.socket_path import BoundSocket
+    from crosvm_py.requests.pending import Handler
     from crosvm_py.requests.protocol import Request, Response
+    from crosvm_py.socket_path import BoundSocket
 
 MAX_CLIENTS: Final = 32
 # How long a client may be silent before a new one may take its place.
@@ -57,32 +59,6 @@ class Loop(Protocol):
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> object:
         """Call once, later."""
-
-
-class Pending:
-    """An answer that will be known later. Belongs to the thread of the event loop."""
-
-    def __init__(self) -> None:
-        self._response: Response | None = None
-        self._deliver: Callable[[Response], None] | None = None
-
-    def complete(self, response: Response) -> None:
-        """Give the answer; only the first one counts."""
-        if self._response is not None:
-            return
-        self._response = response
-        if self._deliver is not None:
-            self._deliver(response)
-
-    def deliver_to(self, deliver: Callable[[Response], None]) -> None:
-        """Call ``deliver`` with the answer, at once if it is there already."""
-        self._deliver = deliver
-        if self._response is not None:
-            deliver(self._response)
-
-
-# A VmmError that it raises is the client's answer, too.
-Handler: TypeAlias = "Callable[[Request], Response | Pending]"
 
 
 class _Client:

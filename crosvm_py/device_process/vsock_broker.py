@@ -16,7 +16,7 @@ import socket
 import stat
 import time
 
-from crosvm_py.control.socket_path import is_socket_of_a_vm
+from crosvm_py.socket_path import is_socket_of_a_vm
 from devices.virtio.vsock.broker import (
     BROKER_CODEC,
     BROKER_DENIED_HEAD,

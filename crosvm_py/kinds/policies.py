@@ -12,12 +12,22 @@ from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from crosvm_py.policy_record import Recorded
-
 _MAIN: Final = "vmm"
 _VCPU: Final = "vcpu"
 # Its children inherit the warden's, which contains theirs: without and with a broker.
 _WARDENS: Final = ("warden", "warden_vsock")
+
+
+class Recorded(NamedTuple):
+    """What of a run is recorded: the names of policies, and the socket that leads to the recorder.
+
+    The socket is the vmm's, the warden's and, until their filters are loaded, the devices'. With
+    ``every`` the names are those that there may be.
+    """
+
+    names: frozenset[str]
+    fd: int
+    every: bool = False
 
 
 class RunPolicies(NamedTuple):

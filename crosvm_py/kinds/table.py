@@ -6,10 +6,7 @@ The module of a kind is imported when the kind is first asked for, in the warden
 
 from __future__ import annotations
 
-import msgpack
-
-from crosvm_py.vmm.config_writes import NO_OUTPUT
-from crosvm_py.warden.protocol import NO_CONNECTS, Connects
+from crosvm_py.kinds.order import NO_OUTPUT
 from devices.virtio.net.stats import NET_STATS
 from devices.virtio.vsock.common import COUNTERS as VSOCK_COUNTERS
 from sys_util.stranger import unpack_fields
@@ -64,25 +61,6 @@ class DeviceKind(NamedTuple):
         import_module(self.module)
         if self.broker is not None:
             import_module(self.broker.module)
-
-
-class DeviceOrder(NamedTuple):
-    """A device process to be made: its name and kind, its packed Spec, its descriptors.
-
-    ``max_file_bytes`` is the highest offset it may write at in any file, 0 for none. ``connects``:
-    the sockets for which its broker is asked. The last ``reopened`` descriptors are opened anew for
-    each process, since they belong to the first that uses them. ``source`` says for people what of
-    the host is behind the device, which never learns it.
-    """
-
-    name: str
-    kind: str
-    spec: bytes
-    fds: tuple[int, ...]
-    max_file_bytes: int
-    connects: Connects = NO_CONNECTS
-    reopened: int = 0
-    source: str = ""
 
 
 def _build_balloon(fields: Fields, _fds: Sequence[int]) -> VirtioDevice:
@@ -209,12 +187,6 @@ def policies_of(kinds: Iterable[str]) -> list[str]:
     found = {DEVICE_KINDS[kind].policy_name for kind in kinds}
     brokers = (DEVICE_KINDS[kind].broker for kind in kinds)
     return sorted(found.union(broker.policy_name for broker in brokers if broker is not None))
-
-
-def pack_spec(spec: object, **extra: object) -> bytes:
-    """Pack the fields of a frozen Spec, and what else the device is built from."""
-    names: tuple[str, ...] = type(spec).__slots__  # type: ignore[attr-defined]  # a slots dataclass
-    return msgpack.packb({name: getattr(spec, name) for name in names} | extra)
 
 
 def build_device(kind: str, spec: bytes, fds: Sequence[int]) -> VirtioDevice:

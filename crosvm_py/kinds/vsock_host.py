@@ -7,9 +7,8 @@ import errno
 import os
 import socket
 
-from crosvm_py.control.socket_path import SocketUse, bind_socket
-from crosvm_py.kinds.table import DeviceOrder, pack_spec
-from crosvm_py.warden.protocol import Connects
+from crosvm_py.kinds.order import Connects, DeviceOrder, pack_spec
+from crosvm_py.socket_path import SocketUse, bind_socket
 from devices.virtio.vsock.common import VsockSpec
 from sys_util.errors import ConfigError, HostError
 from sys_util.log import get_logger
@@ -17,7 +16,7 @@ from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 from sys_util.vhost import Vhost
 
 if TYPE_CHECKING:
-    from crosvm_py.control.socket_path import BoundSocket
+    from crosvm_py.socket_path import BoundSocket
 
 OPTION: Final = "--vsock"
 

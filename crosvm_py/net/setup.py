@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from crosvm_py.kinds.table import DeviceOrder, pack_spec
+from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.net.passt import rehearse_passt, start_passt
 from devices.virtio.net.header import HEADER_BYTES
 from devices.virtio.net.state import NetSpec

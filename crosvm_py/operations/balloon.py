@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from crosvm_py.control.socket_server import Pending
 from crosvm_py.requests.balloon import PAGE_BYTES, BalloonAdjust, BalloonSet, BalloonState
+from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
 from sys_util.errors import ConfigError, ProtocolError
 from sys_util.typing import TYPE_CHECKING, Final

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from crosvm_py.control.socket_server import Pending
 from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.requests.devices import (
     MAX_CGROUP_CHARS,
@@ -13,6 +12,7 @@ from crosvm_py.requests.devices import (
     DeviceList,
     QueueInfo,
 )
+from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Done, Failed
 from devices.virtio.counters import named
 from devices.virtio.rate_limiter import LIMIT_NAMES, MAX_TOKENS

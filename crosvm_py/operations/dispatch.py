@@ -17,9 +17,9 @@ from sys_util.typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from crosvm_py.control.socket_server import Handler, Pending
     from crosvm_py.machine.x86_64.machine import Machine
     from crosvm_py.operations.suspension import Suspension
+    from crosvm_py.requests.pending import Handler, Pending
     from crosvm_py.requests.protocol import Request, Response
     from crosvm_py.vmm.supervisor import Supervisor
 

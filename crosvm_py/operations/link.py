@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from crosvm_py.control.socket_server import Pending
 from crosvm_py.operations.devices import find_device, kind_of, refusal
+from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import Done
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING

@@ -12,9 +12,9 @@ is told instead.
 
 from __future__ import annotations
 
-from crosvm_py.control.socket_server import Pending
 from crosvm_py.operations.devices import find_device, refusal
 from crosvm_py.requests.devices import DiskSize
+from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
 from sys_util.errors import VmmError, describe
 from sys_util.log import get_logger

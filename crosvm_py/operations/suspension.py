@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from crosvm_py.control.socket_server import Pending
+from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import Done, Failed
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final

@@ -11,8 +11,8 @@ from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from crosvm_py.care import RestartLimit
     from crosvm_py.vmm.device_proxy import DeviceProcess
-    from crosvm_py.vmm.restart import RestartLimit
     from sys_util.event_loop import Timer
     from sys_util.shared_page import SharedPage
 

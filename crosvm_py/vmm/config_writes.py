@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 
 from crosvm_py.device_process.protocol import MAX_CONFIG_WRITES, ConfigWrite
+from crosvm_py.kinds.order import NO_OUTPUT
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ MAX_UNANSWERED: Final = 64
 
 # As many characters as a panic of Linux prints, several times over.
 MAX_OUTPUT: Final = 64 * 1024
-
-NO_OUTPUT: Final = -1
 
 
 class ConfigWrites:

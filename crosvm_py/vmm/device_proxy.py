@@ -11,11 +11,12 @@ from __future__ import annotations
 import select
 import time
 
+from crosvm_py.care import DEFAULT_TIMEOUT_SECONDS
 from crosvm_py.device_process import protocol
-from crosvm_py.vmm.config_writes import NO_OUTPUT, ConfigWrites
+from crosvm_py.kinds.order import NO_OUTPUT
+from crosvm_py.vmm.config_writes import ConfigWrites
 from crosvm_py.vmm.death import DeviceDeath
 from crosvm_py.vmm.link import GONE, DeviceLink
-from crosvm_py.vmm.restart import DEFAULT_TIMEOUT_SECONDS
 from crosvm_py.vmm.status import DeviceStatus
 from devices.virtio.counters import KICKS
 from sys_util import log as logging

@@ -10,10 +10,10 @@ import os
 
 from crosvm_py.console.serial_ports import open_serial_ports
 from crosvm_py.end_signals import hold_end_signals, release_end_signals
+from crosvm_py.kinds.cgroup import make_vm_cgroup
+from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.kinds.policies import RunPolicies, load_run_policies
-from crosvm_py.kinds.table import DeviceOrder, pack_spec
 from crosvm_py.machine.x86_64.layout import BOOT_LAYOUT, MAX_DEVICES, e820
-from crosvm_py.warden.cgroup_limits import make_vm_cgroup
 from devices.virtio.block.device import Block
 from kernel_loader.image import open_kernel
 from kernel_loader.load import open_initrd, plan_boot
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from crosvm_py.config import RunConfig, SerialSpec
     from crosvm_py.console.serial_ports import SerialPorts
-    from crosvm_py.control.socket_path import BoundSocket
-    from crosvm_py.policy_record import Recorded
+    from crosvm_py.kinds.policies import Recorded
+    from crosvm_py.socket_path import BoundSocket
     from jail.cgroup import VmCgroup
     from kernel_loader.load import BootPlan
 
@@ -101,7 +101,7 @@ def prepare(
     policies = _policies(config, {order.kind for order in devices}, recorded)
     bound = None
     if config.socket is not None:
-        from crosvm_py.control.socket_path import bind_control_socket
+        from crosvm_py.socket_path import bind_control_socket
 
         bound = bind_control_socket(config.socket)
         stack.callback(bound.close)

@@ -11,27 +11,14 @@ from __future__ import annotations
 
 from collections import deque
 
-from sys_util.typing import Final, NamedTuple, TypeAlias
+from crosvm_py.care import Rate
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.care import RestartLimit
 
 
-class Rate(NamedTuple):
-    """So many restarts in so many seconds."""
-
-    restarts: int
-    seconds: float
-
-
-# How many restarts there may be in the life of a VM, or at which rate.
-RestartLimit: TypeAlias = "int | Rate | None"
-
-ALWAYS: Final = None
-NEVER: Final = 0
-DEFAULT_LIMIT: Final = Rate(10, 60.0)
-
-# The longest that an answer may take: a disk's flush on a slow host fits, a hung process does not.
-DEFAULT_TIMEOUT_SECONDS: Final = 30.0
-
-# Who lived this long, once it was ready, is not the victim of what ended the one before.
+# A process that has served for so long has not ended for the reason the one before it did.
 HEALTHY_SECONDS: Final = 1.0
 
 _FIRST_DELAY_SECONDS: Final = 0.05

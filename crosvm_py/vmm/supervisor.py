@@ -7,11 +7,11 @@ import os
 import socket
 import time
 
+from crosvm_py.care import DEFAULT_CARE, NEVER
 from crosvm_py.exit_status import VmExit
 from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.vmm.charge import Charge
 from crosvm_py.vmm.device_proxy import DeviceProcess
-from crosvm_py.vmm.restart import DEFAULT_LIMIT, DEFAULT_TIMEOUT_SECONDS, NEVER
 from crosvm_py.warden import protocol
 from seccomp import syscall_name
 from sys_util import linux
@@ -19,15 +19,15 @@ from sys_util import log as logging
 from sys_util.errors import ChannelClosed, ConfigError, ProtocolError, VmmError, describe
 from sys_util.shared_page import SharedPage
 from sys_util.stranger import judged
-from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from crosvm_py.kinds.table import DeviceOrder
+    from crosvm_py.care import Care
+    from crosvm_py.kinds.order import DeviceOrder
     from crosvm_py.vmm.charge import RestartResult
-    from crosvm_py.vmm.restart import RestartLimit
     from crosvm_py.vmm.warden_proxy import WardenProcess
     from sys_util.event_loop import EventLoop
     from sys_util.guest_memory import GuestMemory
@@ -40,21 +40,6 @@ START_SECONDS: Final = 60.0
 
 # What is called with the size that a file has now, or with a reason why it is what it was.
 ResizeResult: TypeAlias = "Callable[[int, str], None]"
-
-
-class Care(NamedTuple):
-    """How devices are looked after.
-
-    ``restarts`` is how often each may get a new process after an unexpected end; with ``NEVER`` the
-    first one ends the VM. A process that gives no sign of life, or serves none of its queues, for
-    ``timeout_seconds`` is ended.
-    """
-
-    restarts: RestartLimit = DEFAULT_LIMIT
-    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
-
-
-DEFAULT_CARE: Final = Care()
 
 
 class Supervisor:

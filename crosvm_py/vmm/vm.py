@@ -6,24 +6,26 @@ from __future__ import annotations
 import os
 import signal
 
+from crosvm_py.care import Care
 from crosvm_py.console.serial_ports import VIRTIO_CONSOLE_NAME
 from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.exit_status import VmExit
 from crosvm_py.machine.x86_64.layout import ram_ranges
 from crosvm_py.machine.x86_64.machine import Machine, MachineEvents
-from crosvm_py.vmm.supervisor import Care, Supervisor
+from crosvm_py.vmm.supervisor import Supervisor
 from jail.plan import confine_vmm, load_filter
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
 from sys_util.log import get_logger
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crosvm_py.config import RunConfig
-    from crosvm_py.control.socket_path import BoundSocket
-    from crosvm_py.control.socket_server import ControlServer
     from crosvm_py.machine.vcpu import VcpuSet
     from crosvm_py.machine.vcpu_exit import VmExitReason
+    from crosvm_py.socket_path import BoundSocket
     from crosvm_py.vmm.preparation import Preparation
     from crosvm_py.vmm.warden_proxy import WardenProcess
 
@@ -33,35 +35,54 @@ log = get_logger("crosvm.vm")
 _STOP_SECONDS: Final = 5.0
 
 
+class Closing(Protocol):
+    """What is closed in the end."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
 class VirtualMachine:
     """A VM between the fork of its warden and the end of its last process."""
 
-    def __init__(self, config: RunConfig, prepared: Preparation, warden: WardenProcess) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        prepared: Preparation,
+        warden: WardenProcess,
+        serve_control: Callable[[VirtualMachine, VcpuSet, BoundSocket], Closing],
+    ) -> None:
+        """Make a VM that does not run yet.
+
+        ``serve_control`` is called for the control socket, if there is one, before the vCPUs run.
+        What it returns is closed with the VM.
+        """
         self._config = config
+        self._serve_control = serve_control
         self._prepared = prepared
-        self._loop = EventLoop()
+        self.loop = EventLoop()
         self._exit: VmExit | None = None
         self._panicked = False
         self._memory = GuestMemory.create(ram_ranges(config.memory_bytes))
-        self._machine = Machine(
+        self.machine = Machine(
             prepared.kvm,
             self._memory,
-            self._loop,
+            self.loop,
             MachineEvents(
                 on_reset=lambda: self._end_soon(VmExit.RESET, "the guest asked for a reset"),
                 on_power_off=lambda: self._end_soon(VmExit.STOPPED, "the guest powered off"),
                 on_panic=self._on_panic,
             ),
         )
-        self._supervisor = Supervisor(
-            self._loop,
-            self._machine.lock,
+        self.supervisor = Supervisor(
+            self.loop,
+            self.machine.lock,
             warden,
             self._on_device_death,
             Care(config.device_restarts, config.device_timeout_seconds),
         )
         self._vcpus: VcpuSet | None = None
-        self._control: ControlServer | None = None
+        self._control: Closing | None = None
 
     def build(self) -> None:
         """Start every device and build the machine around them.
@@ -70,20 +91,20 @@ class VirtualMachine:
             VmmError: a device did not start, or the warden is no more.
             HostError: KVM refuses something.
         """
-        prepared, machine = self._prepared, self._machine
+        prepared, machine = self._prepared, self.machine
         for order in prepared.devices:
-            self._supervisor.spawn(order, self._memory)
+            self.supervisor.spawn(order, self._memory)
         prepared.serial.attach(
             machine.pio,
             machine.isa_irq_line,
-            self._loop,
+            self.loop,
             machine.lock,
-            on_leave=lambda: self._end(VmExit.STOPPED, "left by the user"),
+            on_leave=lambda: self.end(VmExit.STOPPED, "left by the user"),
         )
         machine.load(prepared.plan, self._config.cpus)
-        self._supervisor.wait_ready()
-        self._supervisor.seal()
-        for device in self._supervisor.devices:
+        self.supervisor.wait_ready()
+        self.supervisor.seal()
+        for device in self.supervisor.devices:
             device.events = machine.plug(device)
             if prepared.cgroup is not None:
                 device.cgroup = f"{prepared.cgroup.path}/{device.name}"
@@ -92,16 +113,16 @@ class VirtualMachine:
 
     def run(self) -> VmExit:
         """Let the guest run until something ends the VM."""
-        self._vcpus = vcpus = self._machine.make_vcpu_set(self._on_vcpu_exit)
-        self._loop.wake_on_signals()
+        self._vcpus = vcpus = self.machine.make_vcpu_set(self._on_vcpu_exit)
+        self.loop.wake_on_signals()
         for signum in END_SIGNALS:
             signal.signal(signum, self._on_signal)
         if self._prepared.socket is not None:
-            self._control = self._serve_control(self._prepared.socket, vcpus)
+            self._control = self._serve_control(self, vcpus, self._prepared.socket)
         self._start(vcpus)
         vcpus.resume()
         if self._exit is None:
-            self._loop.run()
+            self.loop.run()
         return VmExit.CRASH if self._exit is None else self._exit
 
     def close(self) -> None:
@@ -113,21 +134,11 @@ class VirtualMachine:
         if self._control is not None:
             self._control.close()
         if self._prepared.serial.virtio is not None:
-            self._prepared.serial.virtio.drain(self._loop.run_once)
-        self._supervisor.end()
-        self._machine.close()
+            self._prepared.serial.virtio.drain(self.loop.run_once)
+        self.supervisor.end()
+        self.machine.close()
         self._memory.close()
-        self._loop.close()
-
-    def _serve_control(self, socket: BoundSocket, vcpus: VcpuSet) -> ControlServer:
-        """Listen on the control socket; a VM without one does not pay for the imports."""
-        from crosvm_py.control.socket_server import ControlServer
-        from crosvm_py.operations.dispatch import request_handler
-        from crosvm_py.operations.suspension import Suspension
-
-        suspension = Suspension(self._machine, vcpus, self._supervisor)
-        handler = request_handler(self._machine, self._supervisor, suspension, self._end)
-        return ControlServer(self._loop, socket, handler)
+        self.loop.close()
 
     def _start(self, vcpus: VcpuSet) -> None:
         """Start the vCPU threads, paused, and close the doors: theirs first, ours when all are in.
@@ -139,7 +150,7 @@ class VirtualMachine:
         if policies is None:
             vcpus.start(paused=True)
             return
-        self._supervisor.report_denied_calls()
+        self.supervisor.report_denied_calls()
         sockets = [*filter(None, (self._prepared.socket,)), *self._prepared.vsock_sockets]
         confine_vmm(
             cpus=self._config.cpus,
@@ -149,7 +160,7 @@ class VirtualMachine:
         vcpus.wait_confined()
         load_filter(policies.main)
 
-    def _end(self, vm_exit: VmExit, reason: str) -> None:
+    def end(self, vm_exit: VmExit, reason: str) -> None:
         """End the VM; only the first reason counts. In the loop's thread."""
         if self._exit is not None:
             return
@@ -160,18 +171,18 @@ class VirtualMachine:
             log.error("%s", reason)
         else:
             log.info("%s", reason)
-        self._loop.stop()
+        self.loop.stop()
 
     def _end_soon(self, vm_exit: VmExit, reason: str) -> None:
         """End the VM, from any thread."""
-        self._loop.call_soon_threadsafe(lambda: self._end(vm_exit, reason))
+        self.loop.call_soon_threadsafe(lambda: self.end(vm_exit, reason))
 
     def _on_vcpu_exit(self, _index: int, reason: VmExitReason) -> None:
         self._end_soon(reason.kind, reason.text)
 
     def _on_device_death(self, reason: str) -> None:
         if self._vcpus is not None:  # else build() raises it
-            self._end(VmExit.CRASH, reason)
+            self.end(VmExit.CRASH, reason)
 
     def _on_panic(self) -> None:
         if not self._panicked:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from crosvm_py.kinds.order import NO_CONNECTS, Connects
 from sys_util.facts import fact
 from sys_util.guest_memory import MemoryRegion
-from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 from sys_util.wire import (
     I32,
     U16,
@@ -26,21 +27,6 @@ if TYPE_CHECKING:
 _MAX_REGIONS: Final = 16
 
 MAX_FILE_BYTES: Final = (1 << 63) - 1  # offsets of files are signed
-
-
-class Connects(NamedTuple):
-    """Which sockets of the host a device's broker connects to: ``<name>_<port>`` in a directory.
-
-    Without ``name`` there is no broker. The last descriptor of the device is that directory then,
-    and the broker of a warden of root has the ids of its owner.
-    """
-
-    name: bytes
-    uid: int
-    gid: int
-
-
-NO_CONNECTS: Final = Connects(b"", 0, 0)
 
 
 @fact

@@ -21,12 +21,12 @@ from functools import partial
 
 from crosvm_py.device_process.process import run_device
 from crosvm_py.device_process.protocol import CALL_DENIED_HEAD
+from crosvm_py.kinds.cgroup import DeviceLimits, file_memory
+from crosvm_py.kinds.jail import jail_for
 from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.warden import protocol
 from crosvm_py.warden.broker import Broker, Role
-from crosvm_py.warden.cgroup_limits import DeviceLimits, file_memory
 from crosvm_py.warden.code import Code, read_anew
-from crosvm_py.warden.device_jail import jail_for
 from jail.namespaces import clone_into, id_map_for, write_id_maps
 from jail.plan import confine_warden, load_filter
 from jail.steps import DieWithParent

@@ -14,7 +14,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Final
 
-from crosvm_py.control.socket_path import SocketUse, bind_control_socket, bind_socket
+from crosvm_py.socket_path import SocketUse, bind_control_socket, bind_socket
 from devices.virtio.vsock.broker import DEVICE_CODEC, Connect, NotConnected
 from sys_util.wire import encode
 from tests.breakout.attempt import Attempt, any_of, refuse

@@ -11,7 +11,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final
 
-from crosvm_py.kinds.table import DeviceOrder, pack_spec
+from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.kinds.vsock_host import KERNEL_DEVICE, prepare_vsock
 from devices.virtio.balloon.device import BalloonSpec
 from devices.virtio.block.device import Block

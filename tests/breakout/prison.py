@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgpack
 
-from crosvm_py.control.socket_path import bind_control_socket
-from crosvm_py.kinds.table import DEVICE_KINDS, DeviceOrder, pack_spec
+from crosvm_py.kinds.order import DeviceOrder, pack_spec
+from crosvm_py.kinds.table import DEVICE_KINDS
+from crosvm_py.socket_path import bind_control_socket
 from devices.virtio.rng.device import RngSpec
 from seccomp import load_policy
 from seccomp.simulate import simulate

@@ -13,10 +13,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from crosvm_py.care import NEVER, Care
+from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.kinds.policies import load_run_policies
-from crosvm_py.kinds.table import DEVICE_KINDS, DeviceOrder, pack_spec
-from crosvm_py.vmm.restart import NEVER
-from crosvm_py.vmm.supervisor import Care, Supervisor
+from crosvm_py.kinds.table import DEVICE_KINDS
+from crosvm_py.vmm.supervisor import Supervisor
 from crosvm_py.vmm.warden_proxy import start_warden
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec

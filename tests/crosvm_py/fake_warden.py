@@ -8,10 +8,10 @@ import select
 import signal
 from typing import TYPE_CHECKING
 
+from crosvm_py.care import NEVER, Care
 from crosvm_py.device_process import protocol as device_protocol
-from crosvm_py.kinds.table import DeviceOrder
-from crosvm_py.vmm.restart import NEVER
-from crosvm_py.vmm.supervisor import Care, Supervisor
+from crosvm_py.kinds.order import DeviceOrder
+from crosvm_py.vmm.supervisor import Supervisor
 from crosvm_py.vmm.warden_proxy import WardenProcess
 from crosvm_py.warden import protocol
 from sys_util import linux
@@ -21,8 +21,8 @@ from sys_util.guest_memory import GuestMemory
 from tests.crosvm_py.hostile_device import WatchedLock
 
 if TYPE_CHECKING:
+    from crosvm_py.care import RestartLimit
     from crosvm_py.vmm.device_proxy import DeviceProcess
-    from crosvm_py.vmm.restart import RestartLimit
     from sys_util.wire import Message
 
 READY = device_protocol.Ready(4, 0, (256,), b"")

@@ -8,7 +8,8 @@ import signal
 import socket
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from crosvm_py.kinds.table import DEVICE_KINDS, DeviceKind, DeviceOrder
+from crosvm_py.kinds.order import DeviceOrder
+from crosvm_py.kinds.table import DEVICE_KINDS, DeviceKind
 from devices.virtio.device import SimpleDevice
 from sys_util import linux, log
 from sys_util.errors import GuestError

@@ -20,7 +20,6 @@ import pytest
 from crosvm_py.cli.commands import balloon_stats
 from crosvm_py.cli.dispatch import execute
 from crosvm_py.control import socket_client as client
-from crosvm_py.control.socket_path import bind_control_socket
 from crosvm_py.control.socket_server import ControlServer
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.device_process.vsock_broker import Broker
@@ -28,6 +27,7 @@ from crosvm_py.operations.balloon import _response
 from crosvm_py.operations.devices import _limits, refusal
 from crosvm_py.requests.balloon import BalloonState
 from crosvm_py.requests.protocol import REQUESTS, RESPONSES, Done, Resume
+from crosvm_py.socket_path import bind_control_socket
 from crosvm_py.warden import protocol as warden_protocol
 from crosvm_py.warden import warden as warden_module
 from crosvm_py.warden.code import Code

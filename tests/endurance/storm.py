@@ -17,15 +17,15 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from crosvm_py.care import ALWAYS, Care
 from crosvm_py.config import SerialSpec
 from crosvm_py.console.serial_ports import open_serial_ports
-from crosvm_py.kinds.table import DeviceOrder, pack_spec
+from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.operations.balloon import ask_balloon
 from crosvm_py.operations.devices import limit_device, list_devices, restart_device
 from crosvm_py.requests.balloon import BalloonAdjust, BalloonQuery
 from crosvm_py.requests.devices import LimitDevice, RestartDevice
 from crosvm_py.vmm import restart
-from crosvm_py.vmm.supervisor import Care
 from devices.virtio.balloon.device import BalloonSpec
 from sys_util.errors import ConfigError
 from tests.crosvm_py.device_rig import DeviceRig
@@ -233,7 +233,7 @@ def run_storm(kills: int, seed: int, folder: Path, *, progress: bool = True) -> 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # so that threads meet everywhere, and not every five milliseconds
     try:
-        with DeviceRig(sandbox=os.geteuid() == 0, care=Care(restart.ALWAYS)) as rig:
+        with DeviceRig(sandbox=os.geteuid() == 0, care=Care(ALWAYS)) as rig:
             return _endure(_Storm(rig, seed, folder), kills, began, progress=progress)
     finally:
         sys.setswitchinterval(interval)

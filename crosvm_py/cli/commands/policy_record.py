@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from crosvm_py.cli.grammar.command import GlobalSettings
     from crosvm_py.cli.grammar.options import Arguments
     from crosvm_py.config import RunConfig
-    from crosvm_py.policy_record import Recorded
+    from crosvm_py.kinds.policies import Recorded
     from seccomp.record import Recording
     from seccomp.rules import PolicyTree
 
@@ -54,7 +54,8 @@ def _record(arguments: Arguments, settings: GlobalSettings) -> int:
     names = dict.fromkeys(name for device in arguments.positional for name in _policies(device))
     writers = [_PolicyFile(directory, name, arguments) for name in names]
     _make(directory)
-    from crosvm_py.policy_record import Recorded, Recorder, fork_vm
+    from crosvm_py.kinds.policies import Recorded
+    from crosvm_py.policy_record import Recorder, fork_vm
 
     recordings = {file.name: file.recording for file in writers}
     fork = fork_vm()

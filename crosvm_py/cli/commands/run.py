@@ -34,7 +34,7 @@ def _run(arguments: Arguments, settings: GlobalSettings) -> int:
 
 def _print_plan(config: RunConfig, *, as_json: bool) -> int:
     from crosvm_py.cli.output import write_out
-    from crosvm_py.vmm.run_plan import as_fields, plan_run
+    from crosvm_py.run_plan import as_fields, plan_run
 
     plan = plan_run(config)
     if as_json:

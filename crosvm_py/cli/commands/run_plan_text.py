@@ -9,7 +9,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from crosvm_py.vmm.run_plan import Port, RunPlan
+    from crosvm_py.run_plan import Port, RunPlan
 
 _WIDTH: Final = 79
 _COLUMN: Final = 12

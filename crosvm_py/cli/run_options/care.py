@@ -3,20 +3,14 @@
 
 from __future__ import annotations
 
+from crosvm_py.care import ALWAYS, DEFAULT_LIMIT, DEFAULT_TIMEOUT_SECONDS, NEVER, Rate
 from crosvm_py.cli.grammar.options import Option, OptionGroup
-from crosvm_py.vmm.restart import (
-    ALWAYS,
-    DEFAULT_LIMIT,
-    DEFAULT_TIMEOUT_SECONDS,
-    NEVER,
-    Rate,
-)
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from crosvm_py.care import RestartLimit
     from crosvm_py.cli.grammar.options import Arguments
-    from crosvm_py.vmm.restart import RestartLimit
 
 _MAX_RESTARTS: Final = 1_000_000
 _MIN_SECONDS: Final = 1.0

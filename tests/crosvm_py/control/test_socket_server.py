@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crosvm_py.control import socket_server as server_module
-from crosvm_py.control.socket_path import bind_control_socket
-from crosvm_py.control.socket_server import IDLE_SECONDS, MAX_CLIENTS, ControlServer, Pending
+from crosvm_py.control.socket_server import IDLE_SECONDS, MAX_CLIENTS, ControlServer
 from crosvm_py.requests.balloon import BalloonSet
+from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import (
     MAX_REQUEST_BYTES,
     RESPONSES,
@@ -31,6 +31,7 @@ from crosvm_py.requests.protocol import (
     Stop,
     Suspend,
 )
+from crosvm_py.socket_path import bind_control_socket
 from sys_util.errors import ConfigError
 from sys_util.event_loop import EventLoop
 from sys_util.wire import Message, encode

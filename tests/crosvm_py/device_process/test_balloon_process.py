@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.kinds.table import DeviceOrder, pack_spec
+from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from devices.virtio.balloon.device import BalloonSpec
 from tests.crosvm_py.device_rig import DeviceRig
 from tests.crosvm_py.hostile_device import RecordedEvents, WatchedLock

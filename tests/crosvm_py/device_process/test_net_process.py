@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.kinds.table import DeviceOrder, pack_spec
-from crosvm_py.vmm.supervisor import Care
+from crosvm_py.care import Care
+from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from devices.virtio.net.state import NetSpec
 from tests.crosvm_py.device_rig import DeviceRig, Transport
 from tests.support.net_rig import MAC, PLAIN, frame, on_wire

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from crosvm_py.kinds.table import DEVICE_KINDS, DeviceKind, DeviceOrder
+from crosvm_py.kinds.order import DeviceOrder
+from crosvm_py.kinds.table import DEVICE_KINDS, DeviceKind
 from devices.virtio.device import CommandError, SimpleDevice
 from sys_util.errors import GuestError
 from tests.crosvm_py.device_rig import DeviceRig

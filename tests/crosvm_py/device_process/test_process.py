@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crosvm_py.kinds.order import DeviceOrder
 from crosvm_py.kinds.policies import load_run_policies
-from crosvm_py.kinds.table import DeviceOrder
 from seccomp import Policy
 from sys_util.errors import VmmError
 from tests.crosvm_py.device_rig import FEATURES, DeviceRig

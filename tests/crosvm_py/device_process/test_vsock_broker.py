@@ -15,9 +15,9 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from crosvm_py.control.socket_path import SocketUse, bind_control_socket, bind_socket
 from crosvm_py.device_process import vsock_broker
 from crosvm_py.device_process.vsock_broker import BURST, CONNECTS_PER_SECOND, Broker
+from crosvm_py.socket_path import SocketUse, bind_control_socket, bind_socket
 from devices.virtio.vsock.broker import DEVICE_CODEC, Connect, Connected, NotConnected
 from sys_util.channel import Channel, socket_pair
 from sys_util.errors import ChannelClosed, ProtocolError

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from crosvm_py.kinds.table import DEVICE_KINDS, build_device, pack_spec
+from crosvm_py.kinds.order import pack_spec
+from crosvm_py.kinds.table import DEVICE_KINDS, build_device
 from devices.virtio.block.image import BlockSpec
 from devices.virtio.rng.device import Rng, RngSpec
 from seccomp import load_policy

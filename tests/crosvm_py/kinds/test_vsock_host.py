@@ -14,10 +14,9 @@ import msgpack
 import pytest
 
 from crosvm_py.kinds import vsock_host as vsock_setup
-from crosvm_py.kinds.table import DeviceOrder
+from crosvm_py.kinds.order import NO_CONNECTS, DeviceOrder
 from crosvm_py.kinds.vsock_host import PreparedVsock, prepare_vsock
 from crosvm_py.warden import protocol
-from crosvm_py.warden.protocol import NO_CONNECTS
 from devices.virtio.vsock.common import VsockSpec
 from sys_util.errors import ConfigError, HostError, UsageError, VmmError
 from sys_util.vhost import Vhost

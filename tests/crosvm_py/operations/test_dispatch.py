@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from crosvm_py.control.socket_server import Pending
 from crosvm_py.exit_status import VmExit
 from crosvm_py.operations.dispatch import request_handler
+from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import (
     REQUESTS,
     Done,

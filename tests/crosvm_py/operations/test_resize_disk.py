@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import msgpack
 import pytest
 
+from crosvm_py.care import ALWAYS, NEVER
 from crosvm_py.device_process import protocol as device_protocol
-from crosvm_py.kinds.table import DeviceOrder
+from crosvm_py.kinds.order import DeviceOrder
 from crosvm_py.operations.resize_disk import resize_disk
 from crosvm_py.requests.devices import DiskSize, ResizeDisk
 from crosvm_py.requests.protocol import REQUESTS, Failed
-from crosvm_py.vmm.restart import ALWAYS, NEVER
 from crosvm_py.warden import protocol, warden
 from sys_util.errors import ConfigError, ProtocolError
 from sys_util.stranger import unpack_fields

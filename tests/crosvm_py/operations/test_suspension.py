@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from crosvm_py.control.socket_server import Pending
 from crosvm_py.operations.suspension import Suspension
+from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import Done, Failed
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from crosvm_py.config import SerialSpec
 from crosvm_py.console import virtio_console
 from crosvm_py.console.serial_ports import open_serial_ports
-from crosvm_py.kinds.table import DeviceOrder, pack_spec
+from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from devices.virtio.balloon.device import BalloonSpec
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig
 

@@ -9,16 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crosvm_py.care import ALWAYS, DEFAULT_LIMIT, NEVER
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.vmm import supervisor
-from crosvm_py.vmm.restart import (
-    ALWAYS,
-    DEFAULT_LIMIT,
-    HEALTHY_SECONDS,
-    MAX_DELAY_SECONDS,
-    NEVER,
-    RestartBudget,
-)
+from crosvm_py.vmm.restart import HEALTHY_SECONDS, MAX_DELAY_SECONDS, RestartBudget
 from crosvm_py.warden.protocol import Exited, Kill, Respawn, SpawnFailed
 from sys_util.errors import ConfigError
 from tests.crosvm_py.fake_warden import FakeWarden
@@ -34,7 +28,7 @@ from tests.crosvm_py.hostile_device import READY as BLOCK_READY
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from crosvm_py.vmm.restart import RestartLimit
+    from crosvm_py.care import RestartLimit
     from sys_util.wire import Message
 
 

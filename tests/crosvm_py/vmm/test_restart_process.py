@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.vmm.restart import ALWAYS
-from crosvm_py.vmm.supervisor import Care
+from crosvm_py.care import ALWAYS, Care
 from tests.crosvm_py.device_rig import DeviceRig, Transport
 
 if TYPE_CHECKING:

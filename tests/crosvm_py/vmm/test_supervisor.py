@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.device_process import protocol as device_protocol
-from crosvm_py.kinds.table import DeviceOrder
+from crosvm_py.kinds.order import DeviceOrder
 from crosvm_py.vmm import supervisor
 from crosvm_py.vmm import warden_proxy as host
 from crosvm_py.warden.protocol import (

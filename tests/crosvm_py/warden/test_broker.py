@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from crosvm_py.care import ALWAYS, Care
 from crosvm_py.kinds.vsock_host import prepare_vsock
-from crosvm_py.vmm.restart import ALWAYS
-from crosvm_py.vmm.supervisor import Care
 from devices.virtio.vsock.common import VsockSpec
 from jail.namespaces import FIRST_DEVICE_UID
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig, Transport

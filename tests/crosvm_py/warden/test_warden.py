@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.kinds.table import DeviceOrder, pack_spec
+from crosvm_py.care import ALWAYS, Care
+from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.vmm import warden_proxy as host
-from crosvm_py.vmm.restart import ALWAYS
-from crosvm_py.vmm.supervisor import Care
 from crosvm_py.warden import protocol, warden
 from devices.virtio.rng.device import RngSpec
 from sys_util.errors import HostError, VmmError

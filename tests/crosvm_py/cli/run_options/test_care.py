@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from crosvm_py.vmm.restart import ALWAYS, DEFAULT_LIMIT, NEVER, Rate, RestartLimit
+from crosvm_py.care import ALWAYS, DEFAULT_LIMIT, NEVER, Rate, RestartLimit
 from sys_util.errors import ConfigError, UsageError
 from tests.support.command_line import config_of
 

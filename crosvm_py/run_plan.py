@@ -35,12 +35,12 @@ from contextlib import ExitStack
 
 import msgpack
 
+from crosvm_py.kinds.cgroup import DeviceLimits, file_memory, find_vm_site
+from crosvm_py.kinds.jail import jail_for
 from crosvm_py.kinds.table import DEVICE_KINDS, build_device
 from crosvm_py.machine.x86_64.layout import FIRST_DEVICE_SLOT
 from crosvm_py.version import VERSION
 from crosvm_py.vmm.preparation import prepare
-from crosvm_py.warden.cgroup_limits import DeviceLimits, file_memory, find_vm_site
-from crosvm_py.warden.device_jail import jail_for
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from jail.namespaces import NAMESPACES
 from kernel_loader.boot_params import E820_RAM
@@ -54,11 +54,11 @@ from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, cast
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from crosvm_py.care import RestartLimit
     from crosvm_py.config import RunConfig, SerialSpec
+    from crosvm_py.kinds.order import DeviceOrder
     from crosvm_py.kinds.policies import RunPolicies
-    from crosvm_py.kinds.table import DeviceOrder
     from crosvm_py.vmm.preparation import Preparation
-    from crosvm_py.vmm.restart import RestartLimit
     from kernel_loader.load import BootPlan
     from seccomp import Policy
 

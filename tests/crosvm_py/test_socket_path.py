@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from crosvm_py.control import socket_path
-from crosvm_py.control.socket_path import (
+from crosvm_py import socket_path
+from crosvm_py.socket_path import (
     BoundSocket,
     bind_control_socket,
     is_socket_of_a_vm,

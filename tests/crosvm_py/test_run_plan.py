@@ -12,9 +12,9 @@ import pytest
 
 from crosvm_py.cli.commands.run_plan_text import as_text
 from crosvm_py.end_signals import END_SIGNALS
+from crosvm_py.kinds import cgroup
+from crosvm_py.run_plan import RunPlan, as_fields, plan_run
 from crosvm_py.vmm import preparation
-from crosvm_py.vmm.run_plan import RunPlan, as_fields, plan_run
-from crosvm_py.warden import cgroup_limits
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec
 from jail.cgroup import VmCgroup, memory_limit
@@ -148,7 +148,7 @@ def test_more_devices_than_slots_are_refused_before_anything_starts(
 @pytest.mark.usefixtures("folder")
 def test_cgroup_is_told_and_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     site = CgroupSite("/sys/fs/cgroup/ours", ("memory", "pids"))
-    monkeypatch.setattr(cgroup_limits, "find_site", lambda _choice: site)
+    monkeypatch.setattr(cgroup, "find_site", lambda _choice: site)
     monkeypatch.setattr(VmCgroup, "create", None)  # calling it fails
     made = plan_run(config_of("--serial", "sink", "-m", "64", "vmlinux"))
     assert made.cgroup == site.path

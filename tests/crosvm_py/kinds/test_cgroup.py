@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final, cast
 
 import pytest
 
+from crosvm_py.kinds import cgroup
+from crosvm_py.kinds.cgroup import DeviceLimits, make_vm_cgroup, memory_of_file
 from crosvm_py.kinds.table import DEVICE_KINDS
-from crosvm_py.warden import cgroup_limits
-from crosvm_py.warden.cgroup_limits import DeviceLimits, make_vm_cgroup, memory_of_file
 from jail.cgroup import Limits, OomCount, VmCgroup
 from jail.cgroup_site import CgroupSite, NoCgroupError
 from sys_util import log
@@ -159,9 +159,9 @@ def refuse_group(_site: CgroupSite, _cpus: int) -> VmCgroup:
 def test_refusal_matters_only_to_who_asked(
     monkeypatch: pytest.MonkeyPatch, lines: list[str], function: str, reason: str
 ) -> None:
-    monkeypatch.setattr(cgroup_limits, "find_site", lambda _path: SITE)
+    monkeypatch.setattr(cgroup, "find_site", lambda _path: SITE)
     if function == "find_site":
-        monkeypatch.setattr(cgroup_limits, "find_site", refuse_site)
+        monkeypatch.setattr(cgroup, "find_site", refuse_site)
     monkeypatch.setattr(VmCgroup, "create", refuse_group)
     assert make_vm_cgroup(None, 2, sandbox=True) is None
     (line,) = lines
@@ -177,7 +177,7 @@ def test_path_and_vcpus_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(path)
         return SITE
 
-    monkeypatch.setattr(cgroup_limits, "find_site", find_site)
+    monkeypatch.setattr(cgroup, "find_site", find_site)
     monkeypatch.setattr(VmCgroup, "create", lambda site, cpus: asked.extend((site, cpus)))
     make_vm_cgroup("/cg", 3, sandbox=True)
     assert asked == ["/cg", SITE, 3]
@@ -194,7 +194,7 @@ def test_path_and_vcpus_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_there_may_be_no_group(
     monkeypatch: pytest.MonkeyPatch, choice: str | None, sandbox: bool
 ) -> None:
-    monkeypatch.setattr(cgroup_limits, "find_site", refuse_site)
+    monkeypatch.setattr(cgroup, "find_site", refuse_site)
     assert make_vm_cgroup(choice, 1, sandbox=sandbox) is None
 
 
