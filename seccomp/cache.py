@@ -26,7 +26,7 @@ except ImportError:
     except ImportError:
         from hashlib import sha256
 
-FORMAT: Final = b"crosvm-py policy 1\n"  # change it with every change of the compiler
+FORMAT: Final = b"crosvm-py policy 2\n"  # change it with every change of the compiler
 
 _DIGEST_BYTES: Final = 32
 _MAX_ENTRY_BYTES: Final = 64 * 1024  # 4096 instructions are half of it

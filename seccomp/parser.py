@@ -7,7 +7,8 @@
 
 ``condition; return ERRNO`` allows what the condition says and answers the rest with ERRNO, as
 libminijail reads it. Statements about one system call, wherever they stand, are joined: a call is
-allowed that any of them allows. Two different answers for the rest contradict each other.
+allowed that any of them allows. Two different answers for the rest contradict each other. A
+condition that reads more of an argument than the kernel does is refused (widths.py).
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from seccomp.lexer import Token, statements
 from seccomp.rules import ALWAYS, PolicyTree, Rule, Source
 from seccomp.sources import resolve
 from seccomp.syscalls import get_constants
+from seccomp.widths import too_wide
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from seccomp.actions import Action
+    from seccomp.rules import Condition
 
 MAX_INCLUDE_DEPTH: Final = 10  # as minijail's compiler
 
@@ -125,9 +128,22 @@ class _Parser:
         place = here if otherwise is not None else ""
         sources = (Source(here, body, allow),)
         for name, number in names:
+            self._refuse_too_wide(name, allow, where)
             new = Rule(name, number, allow, otherwise, body, place, sources)
             old = self.rules.get(number)
             self.rules[number] = new if old is None else _join(old, new, where)
+
+    def _refuse_too_wide(self, name: str, allow: Condition, where: Token) -> None:
+        for clause in allow:
+            arg = too_wide(name, clause)
+            if arg is None:
+                continue
+            told = " && ".join(str(atom) for atom in clause if atom.arg == arg)
+            raise PolicyError(
+                f"{where.path}:{where.line}: {name}: '{told}' depends on the upper half of "
+                f"arg{arg}, which the kernel does not read; add a bound, as in 'arg{arg} <= 64', "
+                "or list the values"
+            )
 
 
 def _join(old: Rule, new: Rule, where: Token) -> Rule:
