@@ -28,6 +28,14 @@ IOV_MAX: Final = 1024  # UIO_MAXIOV
 _BOUNCE_BYTES: Final = 1 << 20
 _ZERO_BYTES: Final = 64 << 10
 
+# With these fallocate(2) says that this host cannot do it, now or ever: file systems and old FUSE
+# servers, what is no file, and a SCSI target that knows no such command.
+_CANNOT: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EREMOTEIO})
+
+# Ranges of a block device have to be whole blocks of it; EINVAL says that they are not, and not how
+# large its blocks are. Most are up to a page; since Linux 6.15 they may have 64 KiB.
+_RANGE_ALIGNMENTS: Final = (1, 4096, 64 << 10)
+
 # What O_DIRECT may ask of offset, length and address; no file system asks for more than a page.
 _DIRECT_ALIGNMENTS: Final = (512, 1024, 2048, 4096)
 
@@ -88,26 +96,41 @@ class DiskFile:
         os.fdatasync(self._fd)
 
     def discard(self, offset: int, length: int) -> None:
-        """Give the space of a range back to the host. A host that cannot is no error."""
-        try:
-            fallocate(self._fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
+        """Give the space of a range back to the host, as far as it can: it is no promise."""
+        self._fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """Make a range read as zeros, its space given back with ``unmap`` and kept without."""
         # With FALLOC_FL_KEEP_SIZE this call would take space past the end of the image, which no
         # limit bounds; without, RLIMIT_FSIZE does. The policy knows only this form.
         mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE if unmap else FALLOC_FL_ZERO_RANGE
-        try:
-            fallocate(self._fd, mode, offset, length)
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-            self._store_zeros(offset, length)  # tmpfs knows no FALLOC_FL_ZERO_RANGE
+        start, stop = self._fallocate(mode, offset, length)
+        self._store_zeros(offset, start - offset)
+        self._store_zeros(stop, offset + length - stop)  # all, where tmpfs knows no ZERO_RANGE
         if self.writethrough:
             self.flush()
+
+    def _fallocate(self, mode: int, offset: int, length: int) -> tuple[int, int]:
+        """Call fallocate(2) for as much of a range as the host takes.
+
+        Returns:
+            Start and end of that part: all of the range, its whole blocks, or nothing.
+        """
+        end = offset + length
+        for alignment in _RANGE_ALIGNMENTS:
+            start, stop = -(-offset // alignment) * alignment, end // alignment * alignment
+            if start >= stop:
+                break
+            try:
+                fallocate(self._fd, mode, start, stop - start)
+            except OSError as error:
+                if error.errno in _CANNOT:
+                    break
+                if error.errno != errno.EINVAL:
+                    raise
+            else:
+                return start, stop
+        return offset, offset
 
     def _store_zeros(self, offset: int, length: int) -> None:
         while length:

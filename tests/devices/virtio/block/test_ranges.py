@@ -69,11 +69,26 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     return calls
 
 
-def without_fallocate(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_fallocate(monkeypatch: pytest.MonkeyPatch, number: int = errno.EOPNOTSUPP) -> None:
     def refuse(*_: int) -> None:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("devices.virtio.block.file.fallocate", refuse)
+
+
+class Blocks:
+    """A host whose disk takes ranges of whole blocks only, as Linux does for block devices."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+        self.calls: list[Call] = []
+        self._block_bytes = block_bytes
+        monkeypatch.setattr("devices.virtio.block.file.fallocate", self._fallocate)
+
+    def _fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
+        if (offset | length) & (self._block_bytes - 1) or not length:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self.calls.append((mode, offset, length))
+        os.pwrite(fd, bytes(length), offset)
 
 
 def test_discard_frees_the_host_blocks_and_keeps_the_size(disk: BlockDriver, image: Path) -> None:
@@ -92,6 +107,89 @@ def test_discard_on_a_host_that_cannot_is_no_error(
     without_fallocate(monkeypatch)
     assert disk.request(DISCARD, 0, out=[ranges((0, 8, 0))]).status == OK
     assert image.read_bytes() == FULL
+
+
+CANNOT = [errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EREMOTEIO, errno.EINVAL]
+
+
+@pytest.mark.parametrize("number", CANNOT, ids=[errno.errorcode[number] for number in CANNOT])
+def test_host_that_cannot_makes_no_request_fail(
+    disk: BlockDriver, image: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    without_fallocate(monkeypatch, number)
+    assert disk.request(DISCARD, 0, out=[ranges((0, 256, 0))]).status == OK
+    assert image.read_bytes() == FULL
+    assert disk.request(WRITE_ZEROES, 0, out=[ranges((3, 300, UNMAP))]).status == OK
+    expected = bytearray(FULL)
+    expected[3 * SECTOR : 303 * SECTOR] = bytes(300 * SECTOR)
+    assert image.read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EIO, errno.ENOSPC, errno.EPERM], ids=["eio", "full", "no"]
+)
+def test_host_that_fails_makes_the_request_fail(
+    disk: BlockDriver, image: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    without_fallocate(monkeypatch, number)
+    assert disk.request(DISCARD, 0, out=[ranges((0, 8, 0))]).status == IOERR
+    assert disk.request(WRITE_ZEROES, 0, out=[ranges((0, 8, 0))]).status == IOERR
+    assert image.read_bytes() == FULL
+
+
+# Sectors of 512 bytes: what a driver asks for, and what a host with blocks of 4 KiB or 64 KiB does.
+UNALIGNED = [
+    pytest.param(4096, 1, 1, None, id="inside-a-block"),
+    pytest.param(4096, 20, 2, None, id="inside-another"),
+    pytest.param(4096, 7, 2, None, id="on-a-border"),
+    pytest.param(4096, 1, 23, (8, 16), id="whole-blocks-inside"),
+    pytest.param(4096, 8, 9, (8, 8), id="tail"),
+    pytest.param(4096, 7, 9, (8, 8), id="head"),
+    pytest.param(4096, 8, 16, (8, 16), id="aligned"),
+    pytest.param(64 << 10, 8, 16, None, id="inside-a-large-block"),
+    pytest.param(64 << 10, 100, 300, (128, 256), id="whole-large-blocks-inside"),
+]
+
+
+@pytest.mark.parametrize("flags", [0, UNMAP], ids=["keep", "unmap"])
+@pytest.mark.parametrize(("block_bytes", "sector", "count", "whole"), UNALIGNED)
+def test_zeros_of_less_than_the_hosts_blocks_are_stored(
+    disk: BlockDriver,
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: int,
+    block_bytes: int,
+    sector: int,
+    count: int,
+    whole: tuple[int, int] | None,
+) -> None:
+    host = Blocks(monkeypatch, block_bytes)
+    assert disk.request(WRITE_ZEROES, 0, out=[ranges((sector, count, flags))]).status == OK
+    expected = bytearray(FULL)
+    expected[sector * SECTOR : (sector + count) * SECTOR] = bytes(count * SECTOR)
+    assert image.read_bytes() == expected
+    at, n = whole or (0, 0)
+    call = (HOLE if flags else ZERO, at * SECTOR, n * SECTOR)
+    assert host.calls == ([call] if whole else [])
+
+
+@pytest.mark.parametrize(("block_bytes", "sector", "count", "whole"), UNALIGNED)
+def test_discard_frees_the_hosts_whole_blocks(
+    disk: BlockDriver,
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    block_bytes: int,
+    sector: int,
+    count: int,
+    whole: tuple[int, int] | None,
+) -> None:
+    host = Blocks(monkeypatch, block_bytes)
+    assert disk.request(DISCARD, 0, out=[ranges((sector, count, 0))]).status == OK
+    at, n = whole or (0, 0)
+    assert host.calls == ([(HOLE, at * SECTOR, n * SECTOR)] if whole else [])
+    expected = bytearray(FULL)
+    expected[at * SECTOR : (at + n) * SECTOR] = bytes(n * SECTOR)
+    assert image.read_bytes() == expected
 
 
 @pytest.mark.parametrize(
