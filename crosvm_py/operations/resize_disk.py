@@ -93,7 +93,7 @@ class _DiskResize:
             else:
                 device.when_served_again(lambda: self._tell(size_bytes, then))
 
-        device.command("resize", {"size_bytes": size_bytes}, told)
+        device.command("resize", {"size_bytes": size_bytes, "measured": True}, told)
 
     def _fail(self, reason: str) -> None:
         self._complete(Failed(f"{self._device.name}: {reason}"[:MAX_REASON_CHARS]))

@@ -12,7 +12,13 @@ from __future__ import annotations
 from struct import Struct
 
 from devices.virtio.block.file import DiskFile
-from devices.virtio.block.image import MAX_ID_BYTES, SECTOR_BYTES, disk_id, open_image
+from devices.virtio.block.image import (
+    MAX_ID_BYTES,
+    SECTOR_BYTES,
+    disk_id,
+    open_image,
+    usable_bytes,
+)
 from devices.virtio.device import CommandError, RequestError
 from devices.virtio.limited import LimitedDevice
 from devices.virtio.queue.chain import ChainError
@@ -103,7 +109,7 @@ class Block(LimitedDevice):
         self.queue_sizes = (QUEUE_SIZE,) * num_queues
         self._spec = spec
         self._file = DiskFile(fd, direct=spec.direct)
-        self._capacity_sectors = self._file.size_bytes // SECTOR_BYTES
+        self._capacity_sectors = self._usable_sectors(self._file.size_bytes)
         self._image_sectors = self._capacity_sectors  # as far as we know
         self._active = 0  # the negotiated features
 
@@ -147,16 +153,24 @@ class Block(LimitedDevice):
         self._active = 0
 
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
-        """``resize``: the image has ``size_bytes`` now; ``check-size``: could it have so many?"""
+        """``resize``: the image has ``size_bytes`` now; ``check-size``: could it have so many?
+
+        A size that was ``measured`` may be any; what is behind its last block stays hidden.
+        """
         if verb not in ("resize", "check-size"):
             return super().command(verb, arguments)
         size_bytes = arguments.get("size_bytes")
         if type(size_bytes) is not int:
             raise CommandError(f"{brief(size_bytes)} is no size")
+        if arguments.get("measured") is True:
+            size_bytes = self._usable_sectors(size_bytes) * SECTOR_BYTES
         self._check_size(size_bytes)
         if verb == "resize":
             self._resize(size_bytes // SECTOR_BYTES)
         return {}
+
+    def _usable_sectors(self, size_bytes: int) -> int:
+        return usable_bytes(self._spec, size_bytes, self._file.alignment) // SECTOR_BYTES
 
     def _resize(self, sectors: int) -> None:
         """Have another capacity from now on; a smaller one comes before the image is cut."""

@@ -58,15 +58,22 @@ def open_image(spec: BlockSpec) -> int:
         _check_kind(label, fd)
         size_bytes = os.lseek(fd, 0, os.SEEK_END)
         _warn_of_format(label, fd, size_bytes)
-        _check_size(label, spec, size_bytes)
-        if spec.direct:
-            _check_direct(label, fd)
+        alignment = _direct_alignment(label, fd) if spec.direct and size_bytes else 1
+        _check_size(label, spec, size_bytes, alignment)
         if spec.lock:
             _lock(label, spec, fd)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def usable_bytes(spec: BlockSpec, size_bytes: int, alignment: int) -> int:
+    """Return how many bytes of an image the guest sees: whole blocks, which it can read and write.
+
+    ``alignment`` is what O_DIRECT asks of the size, 1 without it.
+    """
+    return size_bytes - size_bytes % max(SECTOR_BYTES, spec.block_size, alignment)
 
 
 def disk_id(spec: BlockSpec) -> bytes:
@@ -119,31 +126,28 @@ def _warn_of_format(label: str, fd: int, size_bytes: int) -> None:
         )
 
 
-def _check_size(label: str, spec: BlockSpec, size_bytes: int) -> None:
+def _check_size(label: str, spec: BlockSpec, size_bytes: int, alignment: int) -> None:
     if size_bytes == 0:
         raise ConfigError(f"{label}: is empty")
-    if size_bytes % SECTOR_BYTES:
-        raise ConfigError(
-            f"{label}: {size_bytes} bytes is not a multiple of the {SECTOR_BYTES}-byte sector"
-        )
-    if size_bytes % spec.block_size:
-        raise ConfigError(
-            f"{label}: {size_bytes} bytes is not a multiple of block-size {spec.block_size}"
+    block_bytes = max(spec.block_size, alignment)
+    of_what = "as direct needs it" if alignment > spec.block_size else "block-size"
+    usable = usable_bytes(spec, size_bytes, alignment)
+    if not usable:
+        raise ConfigError(f"{label}: {size_bytes} bytes is less than one block of {block_bytes}")
+    if usable < size_bytes:
+        log.warning(
+            "%s: %d bytes is not a multiple of %d (%s): the guest does not see the last %d",
+            *(label, size_bytes, block_bytes, of_what, size_bytes - usable),
         )
 
 
-def _check_direct(label: str, fd: int) -> None:
+def _direct_alignment(label: str, fd: int) -> int:
     from devices.virtio.block.file import direct_alignment
 
-    size_bytes = os.lseek(fd, 0, os.SEEK_END)
     try:
-        alignment = direct_alignment(fd)
+        return direct_alignment(fd)
     except OSError as error:
         raise ConfigError(f"{label}: direct does not work there") from error
-    if size_bytes % alignment:
-        raise ConfigError(
-            f"{label}: {size_bytes} bytes is not a multiple of the {alignment} that direct needs"
-        )
 
 
 def _lock(label: str, spec: BlockSpec, fd: int) -> None:

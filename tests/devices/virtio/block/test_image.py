@@ -14,6 +14,7 @@ import pytest
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec
 from sys_util.errors import ConfigError, HostError, describe
+from tests.support.block_driver import IN, IOERR, BlockDriver
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,9 +101,9 @@ def test_socket_is_refused(tmp_path: Path) -> None:
     ("size", "block_size", "reason"),
     [
         pytest.param(0, 512, "is empty", id="empty"),
-        pytest.param(1, 512, "1 bytes is not a multiple of the 512-byte sector", id="one-byte"),
-        pytest.param(513, 512, "513 bytes is not a multiple", id="odd"),
-        pytest.param(4608, 4096, "4608 bytes is not a multiple of block-size 4096", id="block"),
+        pytest.param(1, 512, "1 bytes is less than one block of 512", id="one-byte"),
+        pytest.param(511, 512, "511 bytes is less than one block of 512", id="odd"),
+        pytest.param(3584, 4096, "3584 bytes is less than one block of 4096", id="block"),
         pytest.param(4096, 256, "block-size 256 is not a power of two in 512..4096", id="small"),
         pytest.param(4096, 8192, "block-size 8192 is not", id="large"),
         pytest.param(4096, 1536, "block-size 1536 is not", id="no-power-of-two"),
@@ -118,6 +119,31 @@ def test_size_that_does_not_fit_is_refused_and_left_alone(
     with pytest.raises(ConfigError, match=f"--rwroot {path}: {reason}"):
         Block.open(BlockSpec(str(path), block_size=block_size, option="--rwroot"))
     assert path.stat().st_size == size
+
+
+@pytest.mark.parametrize("read_only", [True, False], ids=["ro", "rw"])
+@pytest.mark.parametrize(
+    ("size", "block_size", "usable"),
+    [
+        pytest.param(513, 512, 512, id="a-byte"),
+        pytest.param(4607, 512, 4096, id="a-byte-less"),
+        pytest.param(4608, 4096, 4096, id="a-sector-of-a-block"),
+    ],
+)
+def test_part_of_a_block_at_the_end_is_hidden_and_told(
+    tmp_path: Path, lines: list[str], size: int, block_size: int, usable: int, read_only: bool
+) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"\x5a" * size)
+    disk = BlockDriver.start(BlockSpec(str(path), block_size=block_size, read_only=read_only))
+    reason = f"{size} bytes is not a multiple of {block_size} (block-size)"
+    hidden = f"the guest does not see the last {size - usable}"
+    assert lines == [f"--block {path}: {reason}: {hidden}"]
+    assert disk.device.config()[:8] == (usable // 512).to_bytes(8, "little")
+    assert disk.request(IN, usable // 512, into=[512]).status == IOERR
+    assert disk.request(IN, usable // 512 - 1, into=[512]).data == b"\x5a" * 512
+    disk.close()
+    assert path.read_bytes() == b"\x5a" * size
 
 
 def test_id_longer_than_twenty_bytes_is_refused(image: Path) -> None:

@@ -116,6 +116,25 @@ def test_size_has_to_be_whole_blocks(image: Path) -> None:
     disk.close()
 
 
+def test_measured_size_that_is_no_whole_blocks_hides_its_end(image: Path) -> None:
+    disk = BlockDriver.start(BlockSpec(str(image), block_size=4096))
+    disk.device.command("resize", {"size_bytes": 4608, "measured": True})
+    assert capacity(disk) == 4096 // SECTOR
+    with pytest.raises(CommandError, match="0 bytes is not in 1"):
+        disk.device.command("resize", {"size_bytes": 4095, "measured": True})
+    disk.close()
+
+
+def test_image_with_a_hidden_end_can_be_resized(image: Path) -> None:
+    with image.open("ab") as file:
+        file.write(b"end")
+    disk = BlockDriver.start(BlockSpec(str(image)))
+    assert capacity(disk) == SECTORS
+    resize(disk, 2 * SECTORS)
+    assert capacity(disk) == 2 * SECTORS
+    disk.close()
+
+
 def test_read_only_disk_keeps_its_size(image: Path) -> None:
     disk = BlockDriver.start(BlockSpec(str(image), read_only=True))
     with pytest.raises(CommandError, match="a read-only disk keeps its size"):
