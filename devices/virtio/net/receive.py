@@ -3,10 +3,13 @@
 
 The host's end stores a frame in guest memory itself. How long it is we learn only then, so chains
 are held ready for about what came last, and behind them is a buffer of ours that takes the rest.
+Without VIRTIO_NET_F_MRG_RXBUF one chain is held, whatever came last: a frame has room in it or is
+dropped (§5.1.6.3.2).
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 from devices.virtio.net.features import VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF
@@ -27,6 +30,11 @@ MAX_CHAINS_PER_TURN: Final = 4096
 # IOV_MAX is 1024, and one vector is ours.
 _MAX_VECTORS: Final = 1023
 
+# A frame may need more buffers than its driver has, all of which are held for it then. This is how
+# long it waits for more; Linux, out of memory, tries again to add some every half second.
+MOST_WAIT_SECONDS: Final = 1.0
+_NEXT_TURN_SECONDS: Final = 0.001
+
 
 class ReceiveQueue:
     """One receive queue. ``port`` is ``None`` while the driver has not enabled it."""
@@ -36,6 +44,7 @@ class ReceiveQueue:
         self.retry_seconds = 0.0  # not 0: the limiter lets nothing pass before
         self._end = end
         self._limiter = limiter
+        self._give_up_at = 0.0  # when the frame under way is dropped; 0: it has not waited yet
         self._unpaid_bytes = 0  # of the last frame: only then its length is known
         self._stats = stats
         self._spill = memoryview(bytearray(HEADER_BYTES + MAX_FRAME_BYTES))
@@ -52,6 +61,7 @@ class ReceiveQueue:
 
     def pause(self) -> None:
         """Hold nothing of the driver's any more. A frame that is half stored is lost."""
+        self._stats.rx_dropped += bool(self._rest)
         if self.port is not None:
             for chain in (*reversed(self._held), *reversed(self._filled)):
                 self.port.put_back(chain)
@@ -61,7 +71,7 @@ class ReceiveQueue:
         """Deliver some frames; return whether the host's end is what to wait for.
 
         If not, the driver has no buffers, and will kick when it has, or ``retry_seconds`` say when
-        to try again.
+        to try again: when the limiter lets frames pass, or a frame has waited long enough.
 
         Raises:
             QueueError: the queue is unusable.
@@ -90,7 +100,9 @@ class ReceiveQueue:
         return True
 
     def drain(self) -> None:
-        """Drop what has piled up in the host."""
+        """Drop what has piled up in the host, and the frame that is half stored."""
+        if self._rest:
+            self.pause()
         for _ in range(MAX_CHAINS_PER_TURN):
             try:
                 self._end.receive([self._spill])
@@ -113,12 +125,13 @@ class ReceiveQueue:
         self._expected = 1  # bytes of the next frame, a guess
         self._filled: list[DescriptorChain] = []  # of the frame under way
         self._start: list[memoryview] = []  # where its header is
+        self._give_up_at = 0.0
         self._rest: memoryview = self._spill[:0]  # what had no room in the chains held
         self._chains_left = 0
 
     def _hold(self, port: QueuePort) -> bool:
         """Hold as many chains as the next frame may need; return whether there is one at least."""
-        while self._held_bytes < self._expected or not self._held:
+        while not self._held or (self._merge and self._held_bytes < self._expected):
             if not self._chains_left:
                 break
             chain = port.take()
@@ -134,8 +147,6 @@ class ReceiveQueue:
                 continue
             self._held.append(chain)
             self._held_bytes += room
-            if not self._merge:
-                break
         return bool(self._held)
 
     def _receive_next(self, port: QueuePort) -> None:
@@ -161,10 +172,9 @@ class ReceiveQueue:
         length = self._end.receive([*vectors, self._spill])
         self._expected = max(length, self._expected - (self._expected >> 4))
         stats = self._stats
-        if length > room and not self._merge:
+        if length > self._held_bytes and not self._merge:
             stats.rx_dropped += 1  # the chain stays held, for the next one
             return
-        stats.rx_frames += 1
         if self._limiter.active:
             self._unpaid_bytes = length - HEADER_BYTES
         if len(vectors[0]) > 1:
@@ -214,7 +224,7 @@ class ReceiveQueue:
         """Copy the rest of a frame into more chains; return whether there were enough."""
         while self._rest:
             if not self._hold(port):
-                return False
+                return self._has_waited()
             writer = self._held[0].writer
             size = min(len(self._rest), writer.remaining)
             writer.write(self._rest[:size])
@@ -226,8 +236,26 @@ class ReceiveQueue:
         self._finish(port)
         return True
 
+    def _has_waited(self) -> bool:
+        """Drop the frame under way if it has waited too long for buffers; return whether it had."""
+        if not self._chains_left:
+            self.retry_seconds = _NEXT_TURN_SECONDS
+            return False
+        now = time.monotonic()
+        if not self._give_up_at:
+            self._give_up_at = now + MOST_WAIT_SECONDS
+        self.retry_seconds = max(0.0, self._give_up_at - now)
+        if self.retry_seconds:
+            return False
+        chains_left = self._chains_left
+        self.pause()
+        self._chains_left = chains_left
+        return True
+
     def _finish(self, port: QueuePort) -> None:
         """Give the frame's chains back, after their number is in the header."""
+        self._stats.rx_frames += 1
+        self._give_up_at = 0.0
         filled = self._filled
         _store_16(self._start, NUM_BUFFERS_AT, len(filled))
         for chain in filled:
