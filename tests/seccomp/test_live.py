@@ -159,11 +159,3 @@ def test_random_bytes_are_for_rng_alone(policy: str, denied: str | None) -> None
 )
 def test_denied_call_is_named(action: Callable[[], None], name: str) -> None:
     assert denied_call("block_device", action) == name
-
-
-def test_fork_is_denied_at_its_first_step() -> None:
-    def fork() -> None:
-        os.fork()
-
-    # Since version 2.38 or so glibc blocks all signals before it clones.
-    assert denied_call("block_device", fork) in {"clone", "rt_sigprocmask"}
