@@ -29,7 +29,7 @@ fi
 
 mkdir -p .cache
 inputs=$(cat setup.cfg setup.py pyproject.toml tests/debian-packages.txt \
-    kvm/ffi/*.py sys_util/ffi/*.py | sha256sum)
+    kvm/ffi/*.* sys_util/ffi/*.* | sha256sum)
 if [ ! -x .venv/bin/python ] || [ "$(cat .cache/setup.stamp 2>/dev/null)" != "$inputs" ] ||
     ! ls kvm/_kvm.*.so sys_util/_linux.*.so >/dev/null 2>&1; then
     say "installing the project into .venv"

@@ -27,3 +27,12 @@ def test_checker_finds_nothing(command: list[str]) -> None:
         [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/ffi/*.c")), ids=lambda path: path.name)
+def test_compiler_finds_nothing(path: Path) -> None:
+    warnings = ("-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Wmissing-prototypes", "-Werror")
+    run = subprocess.run(
+        ["cc", *warnings, "-fsyntax-only", path], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

@@ -22,7 +22,9 @@ DEAR = {
     *("logging", "multiprocessing", "pathlib", "pyseccomp", "random", "re", "shutil"),
     *("subprocess", "tempfile", "traceback", "typing", "uuid"),
 }
-BUILD_TOOLS = {"seccomp/generate_tables.py", "kvm/ffi/build_kvm.py"}
+BUILD_TOOLS = {
+    *("seccomp/generate_tables.py", "kvm/ffi/build_kvm.py", "sys_util/ffi/build_linux.py")
+}
 PACKAGES = ("crosvm_py", "devices", "jail", "kernel_loader", "kvm", "seccomp", "sys_util")
 SOURCES = [
     path

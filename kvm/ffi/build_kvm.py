@@ -2,15 +2,18 @@
 """Build ``kvm._kvm``: the KVM ABI as the compiler reads it in ``<linux/kvm.h>``.
 
 The declarations below name fields and constants only; sizes, offsets and ioctl numbers come from
-the header. What is not a plain ``ioctl`` is one of the small C functions in ``SOURCE``; those that
+the header. What is not a plain ``ioctl`` is one of the small C functions in ``kvm.c``; those that
 can fail return a negative ``errno``, because cffi releases the GIL around the call.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from cffi import FFI
+
+FOLDER: Final = Path(__file__).parent
 
 STRUCTS: Final = """
 struct kvm_userspace_memory_region {
@@ -105,134 +108,12 @@ RUN_OFFSETS: Final = {
     "RUN_SYSTEM_EVENT": "system_event.type",
 }
 
-FUNCTIONS: Final = """
-int crosvm_ioctl(int fd, unsigned long request, void *arg);
-int crosvm_ioctl_int(int fd, unsigned long request, unsigned long arg);
-int crosvm_vcpu_run(int fd);
-void *crosvm_map_run(int fd, size_t size);
-void crosvm_chip_route(struct kvm_irq_routing *table, unsigned int at, unsigned int gsi,
-                       unsigned int chip, unsigned int pin);
-void crosvm_msi_route(struct kvm_irq_routing *table, unsigned int at, unsigned int gsi,
-                      uint64_t address, unsigned int data);
-int crosvm_install_kick_handler(int signo);
-int crosvm_kick(int tid, int signo);
-int crosvm_has_hardware_virtualization(void);
-int crosvm_host_cpuid(unsigned int leaf, unsigned int registers[4]);
-"""
-
-SOURCE: Final = r"""
-#include <errno.h>
-#include <signal.h>
+PREAMBLE: Final = """
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #include <linux/kvm.h>
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
-static int crosvm_ioctl(int fd, unsigned long request, void *arg)
-{
-    int result = ioctl(fd, request, arg);
-    return result < 0 ? -errno : result;
-}
-
-static int crosvm_ioctl_int(int fd, unsigned long request, unsigned long arg)
-{
-    int result = ioctl(fd, request, arg);
-    return result < 0 ? -errno : result;
-}
-
-static int crosvm_vcpu_run(int fd)
-{
-    return ioctl(fd, KVM_RUN, 0) < 0 ? -errno : 0;
-}
-
-/* NULL when the kernel refuses: the only cause left to a caller with a valid vCPU is memory. */
-static void *crosvm_map_run(int fd, size_t size)
-{
-    void *page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    return page == MAP_FAILED ? NULL : page;
-}
-
-/* Entries are unions, which cffi cannot take from the header piecemeal. */
-static void crosvm_chip_route(struct kvm_irq_routing *table, unsigned int at, unsigned int gsi,
-                              unsigned int chip, unsigned int pin)
-{
-    struct kvm_irq_routing_entry *entry = &table->entries[at];
-
-    memset(entry, 0, sizeof(*entry));
-    entry->gsi = gsi;
-    entry->type = KVM_IRQ_ROUTING_IRQCHIP;
-    entry->u.irqchip.irqchip = chip;
-    entry->u.irqchip.pin = pin;
-}
-
-static void crosvm_msi_route(struct kvm_irq_routing *table, unsigned int at, unsigned int gsi,
-                             uint64_t address, unsigned int data)
-{
-    struct kvm_irq_routing_entry *entry = &table->entries[at];
-
-    memset(entry, 0, sizeof(*entry));
-    entry->gsi = gsi;
-    entry->type = KVM_IRQ_ROUTING_MSI;
-    entry->u.msi.address_lo = (uint32_t)address;
-    entry->u.msi.address_hi = (uint32_t)(address >> 32);
-    entry->u.msi.data = data;
-}
-
-static void ignore_kick(int signo)
-{
-    (void)signo;
-}
-
-/* A handler in C: the signal only interrupts KVM_RUN, and never queues work for the interpreter. */
-static int crosvm_install_kick_handler(int signo)
-{
-    struct sigaction action;
-
-    memset(&action, 0, sizeof(action));
-    action.sa_handler = ignore_kick;
-    sigemptyset(&action.sa_mask);
-    return sigaction(signo, &action, NULL) < 0 ? -errno : 0;
-}
-
-static int crosvm_kick(int tid, int signo)
-{
-    return syscall(SYS_tgkill, getpid(), tid, signo) < 0 ? -errno : 0;
-}
-
-/* EAX, EBX, ECX, EDX of a leaf without subleaves; 0 where the processor has no such leaf. */
-static int crosvm_host_cpuid(unsigned int leaf, unsigned int registers[4])
-{
-#if defined(__x86_64__)
-    return __get_cpuid(leaf, &registers[0], &registers[1], &registers[2], &registers[3]);
-#else
-    (void)leaf;
-    (void)registers;
-    return 0;
-#endif
-}
-
-/* The instruction, not /proc/cpuinfo: it needs no file, and works inside a sandbox. */
-static int crosvm_has_hardware_virtualization(void)
-{
-#if defined(__x86_64__)
-    unsigned int eax, ebx, ecx, edx;
-
-    if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 5)))
-        return 1; /* VMX */
-    if (__get_cpuid(0x80000001, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 2)))
-        return 1; /* SVM */
-    return 0;
-#else
-    return 1;
-#endif
-}
+#include "kvm.h"
 """
 
 
@@ -243,9 +124,16 @@ def make_builder() -> FFI:
     offsets = "".join(
         f"#define {name} offsetof(struct kvm_run, {field})\n" for name, field in RUN_OFFSETS.items()
     )
-    builder.cdef(STRUCTS + FUNCTIONS + "".join(f"#define {name} ...\n" for name in names))
+    builder.cdef(STRUCTS + "".join(f"#define {name} ...\n" for name in names))
+    builder.cdef((FOLDER / "kvm.h").read_text())
     builder.cdef("int munmap(void *, size_t);")
-    builder.set_source("kvm._kvm", SOURCE + offsets)
+    builder.set_source(
+        "kvm._kvm",
+        PREAMBLE + offsets,
+        sources=["kvm/ffi/kvm.c"],
+        depends=["kvm/ffi/kvm.h"],
+        include_dirs=["kvm/ffi"],
+    )
     return builder
 
 

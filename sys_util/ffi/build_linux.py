@@ -1,278 +1,52 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Build ``sys_util._linux``: the Linux calls that Python's standard library lacks.
 
-API mode: the compiler checks every prototype against the C library's headers.
-Run as a program, it builds the module in place.
+API mode: the compiler checks every prototype against the C library's headers. The functions are in
+``linux.c``. Run as a program, it builds the module in place.
 """
+
+from pathlib import Path
+from typing import Final
 
 from cffi import FFI
 
-ffibuilder = FFI()
+FOLDER: Final = Path(__file__).parent
 
-ffibuilder.cdef(
-    """
-    void crosvm_full_barrier(void);
-    int crosvm_clone(unsigned long flags);
-    int crosvm_clone_into_cgroup(unsigned long flags, int cgroup_fd);
-    int crosvm_mount(const char *source, const char *target, const char *type,
-                     unsigned long flags, const char *data);
-    int crosvm_umount2(const char *target, int flags);
-    int crosvm_pivot_root(const char *new_root, const char *put_old);
-    int crosvm_close_range(unsigned int first, unsigned int last);
-    int crosvm_fallocate(int fd, int mode, long long offset, long long length);
-    int crosvm_prctl(int option, unsigned long arg2, unsigned long arg3,
-                     unsigned long arg4, unsigned long arg5);
-    int crosvm_set_capabilities(unsigned long long mask);
-    int crosvm_load_filter(const void *program, unsigned short length);
-    int crosvm_load_recording_filter(const void *program, unsigned short length,
-                                     int recorder, const void *name, unsigned int name_bytes,
-                                     unsigned long mark);
-    int crosvm_report_denied_calls(int fd, const void *head, unsigned int head_bytes,
-                                   int status, int names_thread);
-    int crosvm_landlock_abi(void);
-    int crosvm_landlock_create(unsigned long long fs, unsigned long long net,
-                               unsigned long long scoped, unsigned int words);
-    int crosvm_landlock_allow(int ruleset, int directory, unsigned long long fs);
-    int crosvm_landlock_restrict(int ruleset);
-    int crosvm_pidfd_send_signal(int pidfd, int signal);
-    #define CAP_DAC_OVERRIDE ...
-    #define CAP_KILL ...
-    #define CAP_SETGID ...
-    #define CAP_SETUID ...
-    #define CLONE_NEWCGROUP ...
-    #define CLONE_NEWIPC ...
-    #define CLONE_NEWNET ...
-    #define CLONE_NEWNS ...
-    #define CLONE_NEWPID ...
-    #define CLONE_NEWUSER ...
-    #define CLONE_NEWUTS ...
-    #define MNT_DETACH ...
-    #define MS_BIND ...
-    #define MS_NODEV ...
-    #define MS_NOEXEC ...
-    #define MS_NOSUID ...
-    #define MS_PRIVATE ...
-    #define MS_RDONLY ...
-    #define MS_REC ...
-    #define MS_REMOUNT ...
-    #define PR_CAPBSET_DROP ...
-    #define PR_SET_DUMPABLE ...
-    #define PR_SET_NAME ...
-    #define PR_SET_NO_NEW_PRIVS ...
-    #define PR_SET_PDEATHSIG ...
-    #define FALLOC_FL_KEEP_SIZE ...
-    #define FALLOC_FL_PUNCH_HOLE ...
-    #define FALLOC_FL_ZERO_RANGE ...
-    #define F_OFD_GETLK ...
-    #define F_OFD_SETLK ...
-    """
-)
+CONSTANTS: Final = """
+CAP_DAC_OVERRIDE CAP_KILL CAP_SETGID CAP_SETUID CLONE_NEWCGROUP CLONE_NEWIPC CLONE_NEWNET
+CLONE_NEWNS CLONE_NEWPID CLONE_NEWUSER CLONE_NEWUTS MNT_DETACH MS_BIND MS_NODEV MS_NOEXEC
+MS_NOSUID MS_PRIVATE MS_RDONLY MS_REC MS_REMOUNT PR_CAPBSET_DROP PR_SET_DUMPABLE PR_SET_NAME
+PR_SET_NO_NEW_PRIVS PR_SET_PDEATHSIG FALLOC_FL_KEEP_SIZE FALLOC_FL_PUNCH_HOLE
+FALLOC_FL_ZERO_RANGE F_OFD_GETLK F_OFD_SETLK
+"""
 
-ffibuilder.set_source(
-    "sys_util._linux",
-    r"""
-    #include <errno.h>
-    #include <fcntl.h>
-    #include <linux/capability.h>
-    #include <linux/falloc.h>
-    #include <linux/filter.h>
-    #include <linux/sched.h>
-    #include <linux/seccomp.h>
-    #include <sched.h>
-    #include <signal.h>
-    #include <string.h>
-    #include <sys/mount.h>
-    #include <sys/prctl.h>
-    #include <sys/socket.h>
-    #include <sys/syscall.h>
-    #include <unistd.h>
+PREAMBLE: Final = """
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/falloc.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include "linux.h"
+"""
 
-    static int result(long value) { return value < 0 ? -errno : (int)value; }
 
-    static void crosvm_full_barrier(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+def make_builder() -> FFI:
+    """Return the builder that ``setup.py`` names."""
+    builder = FFI()
+    builder.cdef((FOLDER / "linux.h").read_text())
+    builder.cdef("".join(f"#define {name} ...\n" for name in CONSTANTS.split()))
+    builder.set_source(
+        "sys_util._linux",
+        PREAMBLE,
+        sources=["sys_util/ffi/linux.c"],
+        depends=["sys_util/ffi/linux.h"],
+        include_dirs=["sys_util/ffi"],
+    )
+    return builder
 
-    /* The raw call: no other way puts the child itself, and not only its children, into a new
-     * PID namespace. The caller is single-threaded, so no lock of the C library is held. */
-    static int crosvm_clone(unsigned long flags)
-    {
-        return result(syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0));
-    }
 
-    /* The child is in the cgroup from its first instruction on, and nothing has to be moved. */
-    static int crosvm_clone_into_cgroup(unsigned long flags, int cgroup_fd)
-    {
-        struct clone_args args = {
-            .flags = flags | CLONE_INTO_CGROUP,
-            .exit_signal = SIGCHLD,
-            .cgroup = cgroup_fd,
-        };
-
-        return result(syscall(SYS_clone3, &args, sizeof(args)));
-    }
-
-    static int crosvm_mount(const char *source, const char *target, const char *type,
-                            unsigned long flags, const char *data)
-    {
-        return result(mount(source, target, type, flags, data));
-    }
-
-    static int crosvm_umount2(const char *target, int flags)
-    {
-        return result(umount2(target, flags));
-    }
-
-    static int crosvm_pivot_root(const char *new_root, const char *put_old)
-    {
-        return result(syscall(SYS_pivot_root, new_root, put_old));
-    }
-
-    static int crosvm_close_range(unsigned int first, unsigned int last)
-    {
-        return result(syscall(SYS_close_range, first, last, 0));
-    }
-
-    static int crosvm_fallocate(int fd, int mode, long long offset, long long length)
-    {
-        return result(fallocate(fd, mode, offset, length));
-    }
-
-    static int crosvm_prctl(int option, unsigned long arg2, unsigned long arg3,
-                            unsigned long arg4, unsigned long arg5)
-    {
-        return result(prctl(option, arg2, arg3, arg4, arg5));
-    }
-
-    /* All three sets, whatever capabilities this kernel has: libcap knows only its own time's. */
-    static int crosvm_set_capabilities(unsigned long long mask)
-    {
-        struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
-        struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
-        memset(sets, 0, sizeof(sets));
-        sets[0].permitted = sets[0].effective = (unsigned int)mask;
-        sets[1].permitted = sets[1].effective = (unsigned int)(mask >> 32);
-        return result(syscall(SYS_capset, &header, sets));
-    }
-
-    static int crosvm_load_filter(const void *program, unsigned short length)
-    {
-        struct sock_fprog fprog = { .len = length, .filter = (struct sock_filter *)program };
-        return result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &fprog));
-    }
-
-    /* From the first instruction under this filter every call waits for the recorder, who has to
-     * get the listener first: only calls with the mark pass. There is no room for Python here. */
-    static int crosvm_load_recording_filter(const void *program, unsigned short length,
-                                            int recorder, const void *name,
-                                            unsigned int name_bytes, unsigned long mark)
-    {
-        struct sock_fprog fprog = { .len = length, .filter = (struct sock_filter *)program };
-        struct iovec text = { .iov_base = (void *)name, .iov_len = name_bytes };
-        union { char bytes[CMSG_SPACE(sizeof(int))]; struct cmsghdr head; } control;
-        struct msghdr message;
-        unsigned int flags = SECCOMP_FILTER_FLAG_NEW_LISTENER;
-        int listener, sent;
-        memset(&message, 0, sizeof(message));
-        memset(&control, 0, sizeof(control));
-        message.msg_iov = &text;
-        message.msg_iovlen = 1;
-        message.msg_control = &control;
-        message.msg_controllen = sizeof(control);
-        control.head.cmsg_level = SOL_SOCKET;
-        control.head.cmsg_type = SCM_RIGHTS;
-        control.head.cmsg_len = CMSG_LEN(sizeof(int));
-        /* A signal must not interrupt what never is: since Linux 5.19 it waits for the answer. */
-        listener = result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER,
-                                  flags | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, &fprog));
-        if (listener == -EINVAL)
-            listener = result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &fprog));
-        if (listener < 0) return listener;
-        memcpy(CMSG_DATA(&control.head), &listener, sizeof(listener));
-        sent = result(syscall(SYS_sendmsg, recorder, &message, MSG_NOSIGNAL, 0, 0, mark));
-        syscall(SYS_close, listener, 0, 0, 0, 0, mark);
-        syscall(SYS_close, recorder, 0, 0, 0, 0, mark);
-        return sent < 0 ? sent : 0;
-    }
-
-    /* SECCOMP_RET_TRAP ends here: say which call it was, then leave. Only async-signal-safe
-     * calls, and only ones that every policy allows; gettid where threads are told apart. */
-    static unsigned char denied_report[64];
-    static unsigned int denied_head_bytes;
-    static int denied_fd = -1;
-    static int denied_status;
-    static int denied_main_thread;
-
-    static void denied_call(int signal, siginfo_t *info, void *context)
-    {
-        unsigned int nr = (unsigned int)info->si_syscall;
-        unsigned int at = denied_head_bytes;
-        (void)signal;
-        (void)context;
-        denied_report[at++] = 0xce; /* msgpack: uint 32, big-endian */
-        denied_report[at++] = (unsigned char)(nr >> 24);
-        denied_report[at++] = (unsigned char)(nr >> 16);
-        denied_report[at++] = (unsigned char)(nr >> 8);
-        denied_report[at++] = (unsigned char)nr;
-        if (denied_main_thread) /* msgpack: true where it was another thread */
-            denied_report[at++] = syscall(SYS_gettid) == denied_main_thread ? 0xc2 : 0xc3;
-        if (write(denied_fd, denied_report, at) < 0) { /* nobody is left to tell */ }
-        syscall(SYS_exit_group, denied_status);
-    }
-
-    static int crosvm_report_denied_calls(int fd, const void *head, unsigned int head_bytes,
-                                          int status, int names_thread)
-    {
-        struct sigaction action;
-        if (head_bytes > sizeof(denied_report) - 6) return -EINVAL;
-        denied_status = status;
-        denied_main_thread = names_thread ? (int)syscall(SYS_gettid) : 0;
-        memcpy(denied_report, head, head_bytes);
-        denied_head_bytes = head_bytes;
-        denied_fd = fd;
-        memset(&action, 0, sizeof(action));
-        action.sa_sigaction = denied_call;
-        action.sa_flags = SA_SIGINFO | SA_NODEFER;
-        return result(sigaction(SIGSYS, &action, 0));
-    }
-
-    static int crosvm_pidfd_send_signal(int pidfd, int signal)
-    {
-        return result(syscall(SYS_pidfd_send_signal, pidfd, signal, 0, 0));
-    }
-
-    /* landlock(7). Numbers and structures of our own: the headers are older than the kernel. */
-    #define NR_LANDLOCK_CREATE_RULESET 444
-    #define NR_LANDLOCK_ADD_RULE 445
-    #define NR_LANDLOCK_RESTRICT_SELF 446
-    #define CREATE_RULESET_VERSION 1
-    #define RULE_PATH_BENEATH 1
-
-    static int crosvm_landlock_abi(void)
-    {
-        return result(syscall(NR_LANDLOCK_CREATE_RULESET, 0, 0, CREATE_RULESET_VERSION));
-    }
-
-    /* words: how many of the three this kernel's ABI has. */
-    static int crosvm_landlock_create(unsigned long long fs, unsigned long long net,
-                                      unsigned long long scoped, unsigned int words)
-    {
-        unsigned long long handled[3] = { fs, net, scoped };
-        return result(syscall(NR_LANDLOCK_CREATE_RULESET, handled, 8 * words, 0));
-    }
-
-    static int crosvm_landlock_allow(int ruleset, int directory, unsigned long long fs)
-    {
-        struct { unsigned long long allowed; int parent; } __attribute__((packed)) beneath;
-        beneath.allowed = fs;
-        beneath.parent = directory;
-        return result(syscall(NR_LANDLOCK_ADD_RULE, ruleset, RULE_PATH_BENEATH, &beneath, 0));
-    }
-
-    static int crosvm_landlock_restrict(int ruleset)
-    {
-        return result(syscall(NR_LANDLOCK_RESTRICT_SELF, ruleset, 0));
-    }
-    """,
-)
+ffibuilder = make_builder()
 
 if __name__ == "__main__":
     ffibuilder.compile(verbose=False)

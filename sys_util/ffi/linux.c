@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The Linux calls that Python's standard library lacks. */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/falloc.h>
+#include <linux/filter.h>
+#include <linux/sched.h>
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "linux.h"
+
+static int result(long value) { return value < 0 ? -errno : (int)value; }
+
+void crosvm_full_barrier(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+/* The raw call: no other way puts the child itself, and not only its children, into a new
+ * PID namespace. The caller is single-threaded, so no lock of the C library is held. */
+int crosvm_clone(unsigned long flags)
+{
+    return result(syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0));
+}
+
+/* The child is in the cgroup from its first instruction on, and nothing has to be moved. */
+int crosvm_clone_into_cgroup(unsigned long flags, int cgroup_fd)
+{
+    struct clone_args args = {
+        .flags = flags | CLONE_INTO_CGROUP,
+        .exit_signal = SIGCHLD,
+        .cgroup = cgroup_fd,
+    };
+
+    return result(syscall(SYS_clone3, &args, sizeof(args)));
+}
+
+int crosvm_mount(const char *source, const char *target, const char *type,
+                 unsigned long flags, const char *data)
+{
+    return result(mount(source, target, type, flags, data));
+}
+
+int crosvm_umount2(const char *target, int flags)
+{
+    return result(umount2(target, flags));
+}
+
+int crosvm_pivot_root(const char *new_root, const char *put_old)
+{
+    return result(syscall(SYS_pivot_root, new_root, put_old));
+}
+
+int crosvm_close_range(unsigned int first, unsigned int last)
+{
+    return result(syscall(SYS_close_range, first, last, 0));
+}
+
+int crosvm_fallocate(int fd, int mode, long long offset, long long length)
+{
+    return result(fallocate(fd, mode, offset, length));
+}
+
+int crosvm_prctl(int option, unsigned long arg2, unsigned long arg3,
+                 unsigned long arg4, unsigned long arg5)
+{
+    return result(prctl(option, arg2, arg3, arg4, arg5));
+}
+
+/* All three sets, whatever capabilities this kernel has: libcap knows only its own time's. */
+int crosvm_set_capabilities(unsigned long long mask)
+{
+    struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
+    struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
+    memset(sets, 0, sizeof(sets));
+    sets[0].permitted = sets[0].effective = (unsigned int)mask;
+    sets[1].permitted = sets[1].effective = (unsigned int)(mask >> 32);
+    return result(syscall(SYS_capset, &header, sets));
+}
+
+int crosvm_load_filter(const void *program, unsigned short length)
+{
+    struct sock_fprog fprog = { .len = length, .filter = (struct sock_filter *)program };
+    return result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &fprog));
+}
+
+/* From the first instruction under this filter every call waits for the recorder, who has to
+ * get the listener first: only calls with the mark pass. There is no room for Python here. */
+int crosvm_load_recording_filter(const void *program, unsigned short length,
+                                 int recorder, const void *name,
+                                 unsigned int name_bytes, unsigned long mark)
+{
+    struct sock_fprog fprog = { .len = length, .filter = (struct sock_filter *)program };
+    struct iovec text = { .iov_base = (void *)name, .iov_len = name_bytes };
+    union { char bytes[CMSG_SPACE(sizeof(int))]; struct cmsghdr head; } control;
+    struct msghdr message;
+    unsigned int flags = SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    int listener, sent;
+    memset(&message, 0, sizeof(message));
+    memset(&control, 0, sizeof(control));
+    message.msg_iov = &text;
+    message.msg_iovlen = 1;
+    message.msg_control = &control;
+    message.msg_controllen = sizeof(control);
+    control.head.cmsg_level = SOL_SOCKET;
+    control.head.cmsg_type = SCM_RIGHTS;
+    control.head.cmsg_len = CMSG_LEN(sizeof(int));
+    /* A signal must not interrupt what never is: since Linux 5.19 it waits for the answer. */
+    listener = result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER,
+                              flags | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, &fprog));
+    if (listener == -EINVAL)
+        listener = result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &fprog));
+    if (listener < 0) return listener;
+    memcpy(CMSG_DATA(&control.head), &listener, sizeof(listener));
+    sent = result(syscall(SYS_sendmsg, recorder, &message, MSG_NOSIGNAL, 0, 0, mark));
+    syscall(SYS_close, listener, 0, 0, 0, 0, mark);
+    syscall(SYS_close, recorder, 0, 0, 0, 0, mark);
+    return sent < 0 ? sent : 0;
+}
+
+/* SECCOMP_RET_TRAP ends here: say which call it was, then leave. Only async-signal-safe
+ * calls, and only ones that every policy allows; gettid where threads are told apart. */
+static unsigned char denied_report[64];
+static unsigned int denied_head_bytes;
+static int denied_fd = -1;
+static int denied_status;
+static int denied_main_thread;
+
+static void denied_call(int signal, siginfo_t *info, void *context)
+{
+    unsigned int nr = (unsigned int)info->si_syscall;
+    unsigned int at = denied_head_bytes;
+    (void)signal;
+    (void)context;
+    denied_report[at++] = 0xce; /* msgpack: uint 32, big-endian */
+    denied_report[at++] = (unsigned char)(nr >> 24);
+    denied_report[at++] = (unsigned char)(nr >> 16);
+    denied_report[at++] = (unsigned char)(nr >> 8);
+    denied_report[at++] = (unsigned char)nr;
+    if (denied_main_thread) /* msgpack: true where it was another thread */
+        denied_report[at++] = syscall(SYS_gettid) == denied_main_thread ? 0xc2 : 0xc3;
+    if (write(denied_fd, denied_report, at) < 0) { /* nobody is left to tell */ }
+    syscall(SYS_exit_group, denied_status);
+}
+
+int crosvm_report_denied_calls(int fd, const void *head, unsigned int head_bytes,
+                               int status, int names_thread)
+{
+    struct sigaction action;
+    if (head_bytes > sizeof(denied_report) - 6) return -EINVAL;
+    denied_status = status;
+    denied_main_thread = names_thread ? (int)syscall(SYS_gettid) : 0;
+    memcpy(denied_report, head, head_bytes);
+    denied_head_bytes = head_bytes;
+    denied_fd = fd;
+    memset(&action, 0, sizeof(action));
+    action.sa_sigaction = denied_call;
+    action.sa_flags = SA_SIGINFO | SA_NODEFER;
+    return result(sigaction(SIGSYS, &action, 0));
+}
+
+int crosvm_pidfd_send_signal(int pidfd, int signal)
+{
+    return result(syscall(SYS_pidfd_send_signal, pidfd, signal, 0, 0));
+}
+
+/* landlock(7). Numbers and structures of our own: the headers are older than the kernel. */
+#define NR_LANDLOCK_CREATE_RULESET 444
+#define NR_LANDLOCK_ADD_RULE 445
+#define NR_LANDLOCK_RESTRICT_SELF 446
+#define CREATE_RULESET_VERSION 1
+#define RULE_PATH_BENEATH 1
+
+int crosvm_landlock_abi(void)
+{
+    return result(syscall(NR_LANDLOCK_CREATE_RULESET, 0, 0, CREATE_RULESET_VERSION));
+}
+
+/* words: how many of the three this kernel's ABI has. */
+int crosvm_landlock_create(unsigned long long fs, unsigned long long net,
+                           unsigned long long scoped, unsigned int words)
+{
+    unsigned long long handled[3] = { fs, net, scoped };
+    return result(syscall(NR_LANDLOCK_CREATE_RULESET, handled, 8 * words, 0));
+}
+
+int crosvm_landlock_allow(int ruleset, int directory, unsigned long long fs)
+{
+    struct { unsigned long long allowed; int parent; } __attribute__((packed)) beneath;
+    beneath.allowed = fs;
+    beneath.parent = directory;
+    return result(syscall(NR_LANDLOCK_ADD_RULE, ruleset, RULE_PATH_BENEATH, &beneath, 0));
+}
+
+int crosvm_landlock_restrict(int ruleset)
+{
+    return result(syscall(NR_LANDLOCK_RESTRICT_SELF, ruleset, 0));
+}
