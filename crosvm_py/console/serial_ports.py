@@ -17,6 +17,7 @@ from crosvm_py.console.input import TerminalInput
 from crosvm_py.console.output import NullSink
 from crosvm_py.console.targets import sink_to, stream_to
 from devices.debugcon import DEBUGCON_LENGTH, DebugConsole
+from devices.irq_line import SharedIrqLine
 from devices.serial import UART_LENGTH, Uart
 from sys_util import log as logging
 from sys_util.errors import ConfigError
@@ -53,36 +54,6 @@ class _Port(NamedTuple):
     sink: Sink
     input: ConsoleInput | None
     pty_fd: int = -1
-
-
-class _SharedIrq:
-    """One interrupt line for several ports: up while any of them asserts it."""
-
-    def __init__(self, line: IrqLine) -> None:
-        self._line = line
-        self._asserted: set[int] = set()
-        self._sources = 0
-
-    def source(self) -> IrqLine:
-        """Return the line as one more port drives it."""
-        self._sources += 1
-        return _IrqSource(self, self._sources)
-
-    def set_source(self, source: int, asserted: bool) -> None:
-        """Drive the line from one port."""
-        was = bool(self._asserted)
-        (self._asserted.add if asserted else self._asserted.discard)(source)
-        if bool(self._asserted) != was:
-            self._line.set_level(not was)
-
-
-class _IrqSource:
-    def __init__(self, shared: _SharedIrq, source: int) -> None:
-        self._shared = shared
-        self._source = source
-
-    def set_level(self, asserted: bool) -> None:
-        self._shared.set_source(self._source, asserted)
 
 
 class SerialPorts:
@@ -132,14 +103,14 @@ class SerialPorts:
         Raises:
             ConfigError: the port of a debug console is taken.
         """
-        lines = {irq: _SharedIrq(irq_line(irq)) for irq in sorted(COM_IRQS)}
+        lines = {irq: SharedIrqLine(irq_line(irq)) for irq in sorted(COM_IRQS)}
         for port in self._ports:
             port.sink.attach(loop, lock)
             if port.spec.hardware == "debugcon":
                 _insert(bus, port.spec.debugcon_port, DEBUGCON_LENGTH, DebugConsole(port.sink))
                 continue
             base, irq = COM_PORTS[port.spec.num]
-            uart = Uart(port.sink, lines[irq].source())
+            uart = Uart(port.sink, lines[irq].add_source())
             _insert(bus, base, UART_LENGTH, uart)
             self.uarts[port.spec.num] = uart
             if isinstance(port.input, TerminalInput):

@@ -162,37 +162,3 @@ class KvmIrqLine:
         if asserted != self._asserted:
             self._asserted = asserted
             self._vm.set_irq_line(self._gsi, asserted=asserted)
-
-
-class SharedIrqLine:
-    """A level-triggered pin that stays up while any of the devices on it asserts (INTx).
-
-    The device-model lock protects it, as it does the devices.
-    """
-
-    def __init__(self, vm: LineVm, gsi: int) -> None:
-        self._pin = KvmIrqLine(vm, gsi)
-        self._asserting: set[int] = set()
-        self._sources = 0
-
-    def add_source(self) -> _SharedSource:
-        """Return the line of one more device."""
-        self._sources += 1
-        return _SharedSource(self, self._sources)
-
-    def set_source(self, source: int, *, asserted: bool) -> None:
-        """Record what one device drives, and drive the pin."""
-        if asserted:
-            self._asserting.add(source)
-        else:
-            self._asserting.discard(source)
-        self._pin.set_level(bool(self._asserting))
-
-
-class _SharedSource:
-    def __init__(self, line: SharedIrqLine, source: int) -> None:
-        self._line = line
-        self._source = source
-
-    def set_level(self, asserted: bool) -> None:
-        self._line.set_source(self._source, asserted=asserted)

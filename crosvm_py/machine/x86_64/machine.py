@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 
-from crosvm_py.machine.irq_routes import IrqRoutes, KvmIrqLine, SharedIrqLine
+from crosvm_py.machine.irq_routes import IrqRoutes, KvmIrqLine
 from crosvm_py.machine.vcpu import VcpuSet
 from crosvm_py.machine.x86_64 import layout
 from crosvm_py.machine.x86_64.acpi.tables import write_acpi_tables
@@ -22,6 +22,7 @@ from devices.acpi_pm import PM1_LENGTH, AcpiPm
 from devices.bus import Bus
 from devices.cmos import Cmos
 from devices.i8042 import I8042
+from devices.irq_line import SharedIrqLine
 from devices.pci.bar import BarWindow
 from devices.pci.root import ConfigPorts, Ecam, PciRoot
 from devices.pvpanic import PVPANIC_LENGTH, PvPanic
@@ -93,7 +94,7 @@ class Machine:
             IrqRoutes(self.vm),
             _KvmIoEventFds(self.vm),
         )
-        self._intx = {gsi: SharedIrqLine(self.vm, gsi) for gsi in layout.PCI_INTX_GSIS}
+        self._intx = {gsi: SharedIrqLine(KvmIrqLine(self.vm, gsi)) for gsi in layout.PCI_INTX_GSIS}
         self._power = AcpiPm(KvmIrqLine(self.vm, layout.SCI_IRQ), events.on_power_off)
         self._insert_board(events)
 

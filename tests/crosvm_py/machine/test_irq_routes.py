@@ -12,9 +12,9 @@ from crosvm_py.machine.irq_routes import (
     MAX_ROUTES,
     IrqRoutes,
     KvmIrqLine,
-    SharedIrqLine,
     chip_routes,
 )
+from devices.irq_line import SharedIrqLine
 from kvm.vm import ChipRoute, MsiRoute
 from sys_util.errors import HostError
 
@@ -157,7 +157,7 @@ def test_line_only_tells_kvm_of_changes(vm: FakeVm) -> None:
 
 
 def test_shared_line_stays_up_while_any_device_asserts(vm: FakeVm) -> None:
-    shared = SharedIrqLine(vm, 10)
+    shared = SharedIrqLine(KvmIrqLine(vm, 10))
     first, second = shared.add_source(), shared.add_source()
     first.set_level(True)
     second.set_level(True)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One interrupt line for several devices."""
+
+from __future__ import annotations
+
+from sys_util.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from devices.bus import IrqLine
+
+
+class SharedIrqLine:
+    """A level-triggered line that stays up while any of the devices on it asserts it.
+
+    PCI functions share their INTx pins so, and COM ports their IRQs. The device-model lock protects
+    it, as it does the devices.
+    """
+
+    def __init__(self, line: IrqLine) -> None:
+        self._line = line
+        self._asserting: set[int] = set()
+        self._sources = 0
+
+    def add_source(self) -> IrqLine:
+        """Return the line as one more device drives it."""
+        self._sources += 1
+        return _Source(self, self._sources)
+
+    def set_source(self, source: int, *, asserted: bool) -> None:
+        """Record what one device drives, and drive the line where that makes a difference."""
+        was = bool(self._asserting)
+        if asserted:
+            self._asserting.add(source)
+        else:
+            self._asserting.discard(source)
+        if bool(self._asserting) != was:
+            self._line.set_level(not was)
+
+
+class _Source:
+    def __init__(self, shared: SharedIrqLine, source: int) -> None:
+        self._shared = shared
+        self._source = source
+
+    def set_level(self, asserted: bool) -> None:
+        self._shared.set_source(self._source, asserted=asserted)
