@@ -65,11 +65,12 @@ def _serve_control(vm: VirtualMachine, vcpus: VcpuSet, bound: BoundSocket) -> Co
     """Listen on the control socket; a VM without one does not pay for the imports."""
     from crosvm_py.control.socket_server import ControlServer
     from crosvm_py.operations.dispatch import request_handler
+    from crosvm_py.operations.operation import RunningVm
     from crosvm_py.operations.suspension import Suspension
 
     suspension = Suspension(vm.machine, vcpus, vm.supervisor)
-    handler = request_handler(vm.machine, vm.supervisor, suspension, vm.end)
-    return ControlServer(vm.loop, bound, handler)
+    running = RunningVm(vm.machine, vm.supervisor, suspension, vm.end)
+    return ControlServer(vm.loop, bound, request_handler(running))
 
 
 def _kept(prepared: Preparation, recorded: Recorded | None) -> list[int]:

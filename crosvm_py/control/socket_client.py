@@ -9,11 +9,11 @@ import socket
 import time
 from contextlib import ExitStack
 
-from crosvm_py.requests.protocol import MAX_RESPONSE_BYTES, RESPONSES, Failed
+from crosvm_py.requests.protocol import MAX_RESPONSE_BYTES, Failed
 from crosvm_py.socket_path import MAX_PATH_BYTES, peer_credentials
 from sys_util.errors import ConfigError, HostError, ProtocolError, VmmError
-from sys_util.typing import TYPE_CHECKING, Final, cast
-from sys_util.wire import encode
+from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.wire import Codec, encode
 
 if TYPE_CHECKING:
     from crosvm_py.requests.protocol import Request, Response
@@ -61,9 +61,8 @@ def ask(
             raise HostError("ask", path) from error
         if not payload:
             raise ControlError(f"{path}: the VM closed the connection without an answer")
-        # The codec was made from the classes of Response and gives back nothing else.
         try:
-            answer = cast("Response", RESPONSES.decode(payload))
+            answer = Codec((request.ANSWER, Failed)).decode(payload)
         except ProtocolError as error:
             raise ControlError(f"{path}: no answer of a VM of ours: {error}") from None
         if isinstance(answer, Failed):

@@ -3,7 +3,14 @@
 
 from __future__ import annotations
 
-from crosvm_py.requests.balloon import PAGE_BYTES, BalloonAdjust, BalloonSet, BalloonState
+from crosvm_py.operations.operation import operation
+from crosvm_py.requests.balloon import (
+    PAGE_BYTES,
+    BalloonAdjust,
+    BalloonQuery,
+    BalloonSet,
+    BalloonState,
+)
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
 from sys_util.errors import ConfigError, ProtocolError
@@ -11,24 +18,37 @@ from sys_util.typing import TYPE_CHECKING, Final
 from sys_util.wire import record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from crosvm_py.requests.balloon import BalloonQuery
+    from crosvm_py.operations.operation import RunningVm
     from crosvm_py.requests.protocol import Response
-    from crosvm_py.vmm.device_proxy import DeviceProcess
 
 _STATE: Final = record(BalloonState, *BalloonState.FIELDS)
 
 
-def ask_balloon(
-    devices: Iterable[DeviceProcess], request: BalloonSet | BalloonAdjust | BalloonQuery
-) -> Pending:
-    """Return the answer to come of the balloon among ``devices``.
+@operation(BalloonSet)
+def set_balloon(vm: RunningVm, request: BalloonSet) -> Pending:
+    """Give the balloon a size."""
+    return ask_balloon(vm, request)
+
+
+@operation(BalloonAdjust)
+def adjust_balloon(vm: RunningVm, request: BalloonAdjust) -> Pending:
+    """Change the size of the balloon."""
+    return ask_balloon(vm, request)
+
+
+@operation(BalloonQuery)
+def query_balloon(vm: RunningVm, request: BalloonQuery) -> Pending:
+    """Tell how the balloon stands."""
+    return ask_balloon(vm, request)
+
+
+def ask_balloon(vm: RunningVm, request: BalloonSet | BalloonAdjust | BalloonQuery) -> Pending:
+    """Return the answer to come of the balloon.
 
     Raises:
         ConfigError: there is none.
     """
-    device = next((device for device in devices if device.name == "balloon"), None)
+    device = next((device for device in vm.supervisor.devices if device.name == "balloon"), None)
     if device is None:
         raise ConfigError("this VM has no balloon (crosvm run --balloon gives it one)")
     pending = Pending()

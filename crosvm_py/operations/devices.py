@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 from crosvm_py.kinds.table import DEVICE_KINDS
+from crosvm_py.operations.operation import operation
 from crosvm_py.requests.devices import (
     MAX_CGROUP_CHARS,
     CounterInfo,
     DeviceInfo,
     DeviceLimits,
     DeviceList,
+    LimitDevice,
+    ListDevices,
     QueueInfo,
+    RestartDevice,
 )
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Done, Failed
@@ -23,15 +27,15 @@ from sys_util.typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from crosvm_py.requests.devices import LimitDevice, RestartDevice
+    from crosvm_py.operations.operation import RunningVm
     from crosvm_py.requests.protocol import Response
     from crosvm_py.vmm.device_proxy import DeviceProcess
-    from crosvm_py.vmm.supervisor import Supervisor
 
 
-def list_devices(devices: Iterable[DeviceProcess]) -> DeviceList:
+@operation(ListDevices)
+def list_devices(vm: RunningVm, _request: ListDevices) -> DeviceList:
     """Return what the vmm knows of each device; none of them is asked."""
-    return DeviceList(tuple(_info(device) for device in devices))
+    return DeviceList(tuple(_info(device) for device in vm.supervisor.devices))
 
 
 def _info(device: DeviceProcess) -> DeviceInfo:
@@ -69,26 +73,28 @@ def find_device(devices: Iterable[DeviceProcess], name: str) -> DeviceProcess:
     return device
 
 
-def restart_device(supervisor: Supervisor, request: RestartDevice) -> Pending:
+@operation(RestartDevice)
+def restart_device(vm: RunningVm, request: RestartDevice) -> Pending:
     """Give a device a new process; the answer comes when it serves.
 
     Raises:
         ConfigError: there is no such device, or it cannot be restarted now.
     """
-    device = find_device(supervisor.devices, request.device)
+    device = find_device(vm.supervisor.devices, request.device)
     pending = Pending()
 
     def answer(reason: str) -> None:
         pending.complete(Failed(reason[:MAX_REASON_CHARS]) if reason else Done())
 
     try:
-        supervisor.restart(device, answer)
+        vm.supervisor.restart(device, answer)
     except ConfigError as error:
         raise ConfigError(f"{device.name}: {error}") from None
     return pending
 
 
-def limit_device(devices: Iterable[DeviceProcess], request: LimitDevice) -> Pending:
+@operation(LimitDevice)
+def limit_device(vm: RunningVm, request: LimitDevice) -> Pending:
     """Change the limits of a device; the answer tells all of them.
 
     Raises:
@@ -96,7 +102,7 @@ def limit_device(devices: Iterable[DeviceProcess], request: LimitDevice) -> Pend
     """
     if len(request.values) != len(LIMIT_NAMES):
         raise ConfigError(f"{len(request.values)} limits instead of {len(LIMIT_NAMES)}")
-    device = find_device(devices, request.device)
+    device = find_device(vm.supervisor.devices, request.device)
     given = zip(LIMIT_NAMES, request.values, strict=True)
     changes: dict[str, object] = {name: value for name, value in given if value is not None}
     pending = Pending()

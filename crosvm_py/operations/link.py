@@ -4,25 +4,25 @@
 from __future__ import annotations
 
 from crosvm_py.operations.devices import find_device, kind_of, refusal
+from crosvm_py.operations.operation import operation
+from crosvm_py.requests.net import SetLink
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import Done
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from crosvm_py.requests.net import SetLink
-    from crosvm_py.vmm.device_proxy import DeviceProcess
+    from crosvm_py.operations.operation import RunningVm
 
 
-def set_link(devices: Iterable[DeviceProcess], request: SetLink) -> Pending:
+@operation(SetLink)
+def set_link(vm: RunningVm, request: SetLink) -> Pending:
     """Change the link of a card.
 
     Raises:
         ConfigError: there is no such device, or it is no card.
     """
-    device = find_device(devices, request.device)
+    device = find_device(vm.supervisor.devices, request.device)
     if kind_of(device.name) != "net":
         raise ConfigError(f"{device.name} is no network card")
     pending = Pending()

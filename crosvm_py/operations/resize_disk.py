@@ -13,7 +13,8 @@ is told instead.
 from __future__ import annotations
 
 from crosvm_py.operations.devices import find_device, refusal
-from crosvm_py.requests.devices import DiskSize
+from crosvm_py.operations.operation import operation
+from crosvm_py.requests.devices import DiskSize, ResizeDisk
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
 from sys_util.errors import VmmError, describe
@@ -23,7 +24,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from crosvm_py.requests.devices import ResizeDisk
+    from crosvm_py.operations.operation import RunningVm
     from crosvm_py.requests.protocol import Response
     from crosvm_py.vmm.device_proxy import DeviceProcess
     from crosvm_py.vmm.supervisor import Supervisor
@@ -33,12 +34,14 @@ log = get_logger("crosvm.devices")
 _SECTOR_BYTES: Final = 512
 
 
-def resize_disk(supervisor: Supervisor, request: ResizeDisk) -> Pending:
+@operation(ResizeDisk)
+def resize_disk(vm: RunningVm, request: ResizeDisk) -> Pending:
     """Return the answer to come, ``DiskSize`` or ``Failed``.
 
     Raises:
         ConfigError: there is no such disk, or it gets another size already.
     """
+    supervisor = vm.supervisor
     device = find_device(supervisor.devices, f"block:{request.index}")
     supervisor.begin_resize(device)
     resize = _DiskResize(supervisor, device, request.size_bytes)

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The control messages about devices; part of ``protocol``."""
+"""The control messages about devices."""
 
 from __future__ import annotations
 
+from crosvm_py.requests.protocol import Done
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 from sys_util.wire import U16, U32, U64, boolean, integer, optional, record, sequence, text
 
 if TYPE_CHECKING:
-    from sys_util.wire import Check
+    from sys_util.wire import Check, Message
 
 MAX_NAME_CHARS: Final = 64
 MAX_DISK_BYTES: Final = (1 << 63) - 1  # offsets of files are signed
@@ -17,55 +18,6 @@ _MAX_DEVICES: Final = 32
 _MAX_QUEUES: Final = 64
 _MAX_COUNTERS: Final = 32
 MAX_CGROUP_CHARS: Final = 512
-
-
-@fact
-class ListDevices:
-    """Tell every device; ``DeviceList`` is the answer."""
-
-    TYPE: ClassVar[int] = 5
-    FIELDS: ClassVar[tuple[Check, ...]] = ()
-
-
-@fact
-class LimitDevice:
-    """Change the limits of a device's requests: one value for each of ``LIMIT_NAMES``.
-
-    Those that are nil stay as they are; ``DeviceLimits`` is the answer.
-    """
-
-    TYPE: ClassVar[int] = 6
-    FIELDS: ClassVar[tuple[Check, ...]] = (
-        text(MAX_NAME_CHARS),
-        sequence(optional(U64), len(LIMIT_NAMES)),
-    )
-    device: str
-    values: tuple[int | None, ...]
-
-
-@fact
-class ResizeDisk:
-    """Give the disk with this index another size; a block device is only measured again.
-
-    ``DiskSize`` is the answer.
-    """
-
-    TYPE: ClassVar[int] = 7
-    FIELDS: ClassVar[tuple[Check, ...]] = (U16, integer(1, MAX_DISK_BYTES))
-    index: int
-    size_bytes: int
-
-
-@fact
-class RestartDevice:
-    """Give a device a new process, which has the code that is installed now.
-
-    ``Done`` means that it serves.
-    """
-
-    TYPE: ClassVar[int] = 12
-    FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_NAME_CHARS),)
-    device: str
 
 
 class QueueInfo(NamedTuple):
@@ -140,3 +92,56 @@ class DiskSize:
     TYPE: ClassVar[int] = 68
     FIELDS: ClassVar[tuple[Check, ...]] = (U64,)
     size_bytes: int
+
+
+@fact
+class ListDevices:
+    """Tell every device; ``DeviceList`` is the answer."""
+
+    TYPE: ClassVar[int] = 5
+    FIELDS: ClassVar[tuple[Check, ...]] = ()
+    ANSWER: ClassVar[type[Message]] = DeviceList
+
+
+@fact
+class LimitDevice:
+    """Change the limits of a device's requests: one value for each of ``LIMIT_NAMES``.
+
+    Those that are nil stay as they are; ``DeviceLimits`` is the answer.
+    """
+
+    TYPE: ClassVar[int] = 6
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        text(MAX_NAME_CHARS),
+        sequence(optional(U64), len(LIMIT_NAMES)),
+    )
+    ANSWER: ClassVar[type[Message]] = DeviceLimits
+    device: str
+    values: tuple[int | None, ...]
+
+
+@fact
+class ResizeDisk:
+    """Give the disk with this index another size; a block device is only measured again.
+
+    ``DiskSize`` is the answer.
+    """
+
+    TYPE: ClassVar[int] = 7
+    FIELDS: ClassVar[tuple[Check, ...]] = (U16, integer(1, MAX_DISK_BYTES))
+    ANSWER: ClassVar[type[Message]] = DiskSize
+    index: int
+    size_bytes: int
+
+
+@fact
+class RestartDevice:
+    """Give a device a new process, which has the code that is installed now.
+
+    ``Done`` means that it serves.
+    """
+
+    TYPE: ClassVar[int] = 12
+    FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_NAME_CHARS),)
+    ANSWER: ClassVar[type[Message]] = Done
+    device: str

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The control message about network cards; part of ``protocol``."""
+"""The control message about network cards."""
 
 from __future__ import annotations
 
+from crosvm_py.requests.protocol import Done
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar
 from sys_util.wire import boolean, text
 
 if TYPE_CHECKING:
-    from sys_util.wire import Check
+    from sys_util.wire import Check, Message
 
 
 @fact
@@ -17,5 +18,6 @@ class SetLink:
 
     TYPE: ClassVar[int] = 24
     FIELDS: ClassVar[tuple[Check, ...]] = (text(64), boolean)
+    ANSWER: ClassVar[type[Message]] = Done
     device: str
     up: bool

@@ -3,24 +3,16 @@
 
 A client sends a request and gets one answer. More requests may follow on the same connection,
 one at a time. Numbers are never reused; a VM that is too old for a request answers ``Failed``.
+
+A request is a message with ``ANSWER``, the class of what it is answered with where it is not
+refused. ``catalogue`` finds it in the modules beside this one, whatever they are called.
 """
 
 from __future__ import annotations
 
-from crosvm_py.requests.balloon import BalloonAdjust, BalloonQuery, BalloonSet, BalloonState
-from crosvm_py.requests.devices import (
-    DeviceLimits,
-    DeviceList,
-    DiskSize,
-    LimitDevice,
-    ListDevices,
-    ResizeDisk,
-    RestartDevice,
-)
-from crosvm_py.requests.net import SetLink
 from sys_util.facts import fact
-from sys_util.typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
-from sys_util.wire import Codec, text
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeAlias
+from sys_util.wire import Message, text
 
 if TYPE_CHECKING:
     from sys_util.wire import Check
@@ -30,36 +22,15 @@ MAX_RESPONSE_BYTES: Final = 64 * 1024
 MAX_REASON_CHARS: Final = 1024
 
 
-@fact
-class Stop:
-    """End the VM at once. ``Done`` means it will; the connection closes when it is gone."""
+class Request(Protocol):
+    """What every request declares."""
 
-    TYPE: ClassVar[int] = 1
-    FIELDS: ClassVar[tuple[Check, ...]] = ()
-
-
-@fact
-class Suspend:
-    """Hold all vCPUs still. ``Done`` means that none runs guest code any more."""
-
-    TYPE: ClassVar[int] = 2
-    FIELDS: ClassVar[tuple[Check, ...]] = ()
+    TYPE: ClassVar[int]
+    FIELDS: ClassVar[tuple[Check, ...]]
+    ANSWER: ClassVar[type[Message]]
 
 
-@fact
-class Resume:
-    """Let the vCPUs of a suspended VM run."""
-
-    TYPE: ClassVar[int] = 3
-    FIELDS: ClassVar[tuple[Check, ...]] = ()
-
-
-@fact
-class PowerButton:
-    """Press the ACPI power button; what follows is up to the guest."""
-
-    TYPE: ClassVar[int] = 4
-    FIELDS: ClassVar[tuple[Check, ...]] = ()
+Response: TypeAlias = Message
 
 
 @fact
@@ -77,38 +48,3 @@ class Failed:
     TYPE: ClassVar[int] = 65
     FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_REASON_CHARS),)
     reason: str
-
-
-Request: TypeAlias = (
-    Stop
-    | Suspend
-    | Resume
-    | PowerButton
-    | ListDevices
-    | LimitDevice
-    | ResizeDisk
-    | RestartDevice
-    | SetLink
-    | BalloonSet
-    | BalloonAdjust
-    | BalloonQuery
-)
-Response: TypeAlias = Done | Failed | DeviceList | DeviceLimits | DiskSize | BalloonState
-
-REQUESTS: Final = Codec(
-    (
-        Stop,
-        Suspend,
-        Resume,
-        PowerButton,
-        ListDevices,
-        LimitDevice,
-        ResizeDisk,
-        RestartDevice,
-        SetLink,
-        BalloonSet,
-        BalloonAdjust,
-        BalloonQuery,
-    )
-)
-RESPONSES: Final = Codec((Done, Failed, DeviceList, DeviceLimits, DiskSize, BalloonState))

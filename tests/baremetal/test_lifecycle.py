@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.exit_status import VmExit
-from crosvm_py.requests import protocol
+from crosvm_py.requests import catalogue, life, protocol
 from sys_util import wire
 from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, Vmm, crosvm, eventually
 from tests.guests.baremetal.build import build_guest
@@ -256,7 +256,7 @@ GARBAGE = {
     "half": b"\x92\x01",
     "unknown type": b"\x91\xcc\xfa",
     "answer": wire.encode(protocol.Done()),
-    "two in one": wire.encode(protocol.Suspend()) * 2,
+    "two in one": wire.encode(life.Suspend()) * 2,
     "fields": b"\x92\x01\x01",
     "oversized": b"\x91" * 60_000,
     "text": b"GET / HTTP/1.1\r\n\r\n",
@@ -272,7 +272,7 @@ def test_garbage_on_the_control_socket_is_answered_and_the_guest_runs_on(
             with connect(control) as client:
                 client.send(payload)
                 answer = client.recv(4096)
-                assert not answer or isinstance(protocol.RESPONSES.decode(answer), protocol.Failed)
+                assert not answer or isinstance(catalogue.RESPONSES.decode(answer), protocol.Failed)
                 assert client.recv(4096) == b""
             assert_alive(vmm, b"%c" % (ord("A") + number))
         vmm.type(b"q")
@@ -302,11 +302,11 @@ def test_client_that_does_not_read_and_descriptors_do_no_harm(
         vmm.wait_for(b"echo")
         before = len(os.listdir(f"/proc/{vmm.process.pid}/fd"))
         with connect(control) as client:
-            socket.send_fds(client, [wire.encode(protocol.Resume())], [0] * 50)
+            socket.send_fds(client, [wire.encode(life.Resume())], [0] * 50)
             client.settimeout(0)
             try:
                 for _ in range(10_000):
-                    client.send(wire.encode(protocol.Resume()))
+                    client.send(wire.encode(life.Resume()))
             except (BlockingIOError, BrokenPipeError, ConnectionResetError):
                 pass
             assert_alive(vmm, b"a")

@@ -13,7 +13,7 @@ import ast
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -26,7 +26,9 @@ from crosvm_py.device_process.vsock_broker import Broker
 from crosvm_py.operations.balloon import _response
 from crosvm_py.operations.devices import _limits, refusal
 from crosvm_py.requests.balloon import BalloonState
-from crosvm_py.requests.protocol import REQUESTS, RESPONSES, Done, Resume
+from crosvm_py.requests.catalogue import REQUESTS, RESPONSES
+from crosvm_py.requests.life import Resume
+from crosvm_py.requests.protocol import Done
 from crosvm_py.socket_path import bind_control_socket
 from crosvm_py.warden import protocol as warden_protocol
 from crosvm_py.warden import warden as warden_module
@@ -242,7 +244,7 @@ def answers_of_vms() -> list[Response]:
     found = []
     for payload in hostile_payloads(RESPONSES, depths=()):
         with suppress(ProtocolError):
-            found.append(cast("Response", RESPONSES.decode(payload)))
+            found.append(RESPONSES.decode(payload))
     return found
 
 

@@ -11,7 +11,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from crosvm_py.requests import protocol
+from crosvm_py.requests import catalogue, protocol
 from crosvm_py.requests.devices import DeviceList, ListDevices
 from crosvm_py.vmm.restart import HEALTHY_SECONDS
 from sys_util import wire
@@ -71,7 +71,7 @@ def devices(path: Path) -> tuple[DeviceInfo, ...]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.connect(str(path))
         sock.send(wire.encode(ListDevices()))
-        answer = protocol.RESPONSES.decode(sock.recv(protocol.MAX_RESPONSE_BYTES))
+        answer = catalogue.RESPONSES.decode(sock.recv(protocol.MAX_RESPONSE_BYTES))
     assert isinstance(answer, DeviceList)
     return answer.devices
 

@@ -10,7 +10,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from crosvm_py.requests import protocol
+from crosvm_py.requests import life
 from sys_util import wire
 from tests.baremetal.vmm import Vmm, eventually
 from tests.endurance.progress import report
@@ -35,7 +35,7 @@ def stop(vm: Vmm, path: Path) -> None:
     """Ask the VM to end, as ``crosvm stop`` does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.connect(str(path))
-        sock.send(wire.encode(protocol.Stop()))
+        sock.send(wire.encode(life.Stop()))
         sock.recv(4096)
         sock.recv(4096)  # nothing: it has gone
 

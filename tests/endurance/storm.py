@@ -24,11 +24,12 @@ from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.operations.balloon import ask_balloon
 from crosvm_py.operations.devices import limit_device, list_devices, restart_device
 from crosvm_py.requests.balloon import BalloonAdjust, BalloonQuery
-from crosvm_py.requests.devices import LimitDevice, RestartDevice
+from crosvm_py.requests.devices import LimitDevice, ListDevices, RestartDevice
 from crosvm_py.vmm import restart
 from devices.virtio.balloon.device import BalloonSpec
 from sys_util.errors import ConfigError
 from tests.crosvm_py.device_rig import DeviceRig
+from tests.crosvm_py.operations.running_vm import supervised
 from tests.devices.virtio.transport.pci_driver import (
     ACKNOWLEDGE,
     AVAIL,
@@ -174,12 +175,12 @@ class _Storm:
 
     def ask(self) -> None:
         """Be a client who wants something."""
-        chance, devices = self._chance, self.devices
+        chance, vm = self._chance, supervised(self.rig.supervisor)
         wishes: tuple[Callable[[], object], ...] = (
-            lambda: list_devices(devices),
-            lambda: ask_balloon(devices, BalloonAdjust(chance.randrange(-9, 9))),
-            lambda: ask_balloon(devices, BalloonQuery(refresh=True, hint=False)),
-            lambda: limit_device(devices, LimitDevice("rng", (chance.randrange(9),) * 6)),
+            lambda: list_devices(vm, ListDevices()),
+            lambda: ask_balloon(vm, BalloonAdjust(chance.randrange(-9, 9))),
+            lambda: ask_balloon(vm, BalloonQuery(refresh=True, hint=False)),
+            lambda: limit_device(vm, LimitDevice("rng", (chance.randrange(9),) * 6)),
         )
         chance.choice(wishes)()
         self.answers += 1
@@ -199,7 +200,7 @@ class _Storm:
         """Have a process ended in order."""
         name = self._chance.choice(self.devices).name
         try:
-            restart_device(self.rig.supervisor, RestartDevice(name))
+            restart_device(supervised(self.rig.supervisor), RestartDevice(name))
         except ConfigError:
             return False
         return True

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import msgpack
 
 from crosvm_py.device_process import protocol as device_protocol
-from crosvm_py.requests import protocol as control_protocol
+from crosvm_py.requests import catalogue
 from crosvm_py.warden import protocol as warden_protocol
 from devices.virtio.vsock import broker as vsock_broker
 from sys_util import wire
@@ -32,8 +32,8 @@ CODECS = {
     "warden to vmm": warden_protocol.VMM_CODEC,
     "vsock device to broker": vsock_broker.BROKER_CODEC,
     "broker to vsock device": vsock_broker.DEVICE_CODEC,
-    "control request": control_protocol.REQUESTS,
-    "control response": control_protocol.RESPONSES,
+    "control request": catalogue.REQUESTS,
+    "control response": catalogue.RESPONSES,
 }
 
 LETTERS = "abc\x00\x1b[2J\n\ud7ff\U0001f600é"

@@ -7,7 +7,8 @@ from crosvm_py.cli.commands.asking import SOCKETS
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.output import write_error
 from crosvm_py.control import socket_client as client
-from crosvm_py.requests.protocol import PowerButton, Request, Resume, Stop, Suspend
+from crosvm_py.requests.life import PowerButton, Resume, Stop, Suspend
+from crosvm_py.requests.protocol import Request
 from sys_util.errors import VmmError, describe
 from sys_util.typing import TYPE_CHECKING, Final
 

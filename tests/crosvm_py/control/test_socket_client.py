@@ -16,7 +16,9 @@ import pytest
 
 from crosvm_py.control import socket_client as client
 from crosvm_py.control.socket_client import ControlError, ask
-from crosvm_py.requests.protocol import REQUESTS, Done, Failed, Stop
+from crosvm_py.requests.catalogue import REQUESTS
+from crosvm_py.requests.life import Stop
+from crosvm_py.requests.protocol import Done, Failed
 from sys_util.errors import ConfigError, HostError
 from sys_util.wire import encode
 

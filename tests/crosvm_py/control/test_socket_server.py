@@ -18,19 +18,10 @@ from hypothesis import strategies as st
 from crosvm_py.control import socket_server as server_module
 from crosvm_py.control.socket_server import IDLE_SECONDS, MAX_CLIENTS, ControlServer
 from crosvm_py.requests.balloon import BalloonSet
+from crosvm_py.requests.catalogue import RESPONSES
+from crosvm_py.requests.life import PowerButton, Resume, Stop, Suspend
 from crosvm_py.requests.pending import Pending
-from crosvm_py.requests.protocol import (
-    MAX_REQUEST_BYTES,
-    RESPONSES,
-    Done,
-    Failed,
-    PowerButton,
-    Request,
-    Response,
-    Resume,
-    Stop,
-    Suspend,
-)
+from crosvm_py.requests.protocol import MAX_REQUEST_BYTES, Done, Failed, Request, Response
 from crosvm_py.socket_path import bind_control_socket
 from sys_util.errors import ConfigError
 from sys_util.event_loop import EventLoop

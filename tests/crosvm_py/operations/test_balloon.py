@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from crosvm_py.operations.balloon import ask_balloon
-from crosvm_py.requests import balloon, protocol
+from crosvm_py.requests import balloon, catalogue, protocol
 from crosvm_py.requests.balloon import BalloonAdjust, BalloonQuery, BalloonSet, BalloonState
 from devices.virtio.balloon.device import Balloon, BalloonSpec
 from sys_util.errors import ConfigError, ProtocolError
 from sys_util.guest_memory import GuestMemory
 from sys_util.wire import encode
+from tests.crosvm_py.operations.running_vm import vm_of
 from tests.support.device_context import DriverSide
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ class FakeDevice:
 def ask(
     device: FakeDevice, request: BalloonSet | BalloonAdjust | BalloonQuery
 ) -> protocol.Response:
-    devices = [FakeDevice("rng", False, {}), device]
+    devices = cast("list[DeviceProcess]", [FakeDevice("rng", False, {}), device])
     answers: list[protocol.Response] = []
-    ask_balloon(cast("list[DeviceProcess]", devices), request).deliver_to(answers.append)
+    ask_balloon(vm_of(*devices), request).deliver_to(answers.append)
     (answer,) = answers
     return answer
 
@@ -109,8 +110,8 @@ def test_vm_without_a_balloon_says_how_to_get_one() -> None:
     ids=["set", "adjust", "query"],
 )
 def test_messages_cross_as_they_are(request_: BalloonSet) -> None:
-    assert protocol.REQUESTS.decode(encode(request_)) == request_
-    assert protocol.RESPONSES.decode(encode(ANSWER)) == ANSWER
+    assert catalogue.REQUESTS.decode(encode(request_)) == request_
+    assert catalogue.RESPONSES.decode(encode(ANSWER)) == ANSWER
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_messages_cross_as_they_are(request_: BalloonSet) -> None:
 )
 def test_messages_out_of_range_are_refused(request_: BalloonSet) -> None:
     with pytest.raises(ProtocolError, match="is not a"):
-        protocol.REQUESTS.decode(encode(request_))
+        catalogue.REQUESTS.decode(encode(request_))
 
 
 @pytest.fixture

@@ -10,18 +10,21 @@ import pytest
 
 from crosvm_py.device_process import protocol
 from crosvm_py.operations.devices import find_device, limit_device, list_devices
+from crosvm_py.requests.catalogue import RESPONSES
 from crosvm_py.requests.devices import (
     CounterInfo,
     DeviceLimits,
     DeviceList,
     LimitDevice,
+    ListDevices,
     QueueInfo,
 )
-from crosvm_py.requests.protocol import MAX_REASON_CHARS, MAX_RESPONSE_BYTES, RESPONSES, Failed
+from crosvm_py.requests.protocol import MAX_REASON_CHARS, MAX_RESPONSE_BYTES, Failed
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from sys_util.errors import ConfigError
 from sys_util.wire import encode
 from tests.crosvm_py.hostile_device import HostileDevice
+from tests.crosvm_py.operations.running_vm import vm_of
 
 if TYPE_CHECKING:
     from crosvm_py.requests.protocol import Response
@@ -34,14 +37,14 @@ def limit(device: HostileDevice, *values: int | None) -> list[Response]:
     """Order new limits and return where the answer will be."""
     answers: list[Response] = []
     request = LimitDevice(device.host.name, values or NOTHING)
-    limit_device([device.host], request).deliver_to(answers.append)
+    limit_device(vm_of(device.host), request).deliver_to(answers.append)
     return answers
 
 
 def test_list_tells_what_the_vmm_knows(device: HostileDevice) -> None:
     device.host.cells = list(range(100, 116))
     device.host.pid = 77
-    (info,) = list_devices([device.host]).devices
+    (info,) = list_devices(vm_of(device.host), ListDevices()).devices
     assert (info.index, info.name, info.pid) == (0, device.host.name, 77)
     assert (info.state, info.policy) == ("idle", device.host.policy_name)
     assert info.queues == (QueueInfo(256, False), QueueInfo(256, False))
@@ -57,7 +60,7 @@ def test_list_tells_what_the_vmm_knows(device: HostileDevice) -> None:
 
 
 def test_list_asks_no_device(device: HostileDevice) -> None:
-    list_devices([device.host])
+    list_devices(vm_of(device.host), ListDevices())
     with pytest.raises(BlockingIOError, match="temporarily unavailable"):
         device.take()
 
@@ -66,7 +69,7 @@ def test_list_of_many_devices_with_everything_fits_an_answer(device: HostileDevi
     device.host.name = "console:" + "9" * 56
     device.host.cells = [(1 << 64) - 1] * 16
     device.host.queue_sizes = (32768,) * 64
-    answer = encode(list_devices([device.host] * 31))
+    answer = encode(list_devices(vm_of(*[device.host] * 31), ListDevices()))
     assert len(answer) <= MAX_RESPONSE_BYTES
     assert isinstance(RESPONSES.decode(answer), DeviceList)
 
@@ -143,4 +146,4 @@ def test_device_that_dies_meanwhile_is_an_answer(device: HostileDevice) -> None:
 def test_another_number_of_limits_is_refused(device: HostileDevice, count: int) -> None:
     request = LimitDevice(device.host.name, (None,) * count)
     with pytest.raises(ConfigError, match=f"{count} limits instead of 6"):
-        limit_device([device.host], request)
+        limit_device(vm_of(device.host), request)

@@ -18,6 +18,7 @@ from crosvm_py.requests.net import SetLink
 from crosvm_py.requests.protocol import Done, Failed
 from sys_util.errors import ConfigError, UsageError
 from tests.crosvm_py.hostile_device import READY, HostileDevice
+from tests.crosvm_py.operations.running_vm import vm_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,7 @@ def device() -> Iterator[HostileDevice]:
 @pytest.mark.parametrize("up", [True, False])
 def test_link_is_an_order_to_the_card(device: HostileDevice, name: str, *, up: bool) -> None:
     answers: list[Response] = []
-    set_link([device.host], SetLink(name, up)).deliver_to(answers.append)
+    set_link(vm_of(device.host), SetLink(name, up)).deliver_to(answers.append)
     device.send(protocol.Answer(1, True, msgpack.packb({})))
     device.turn()
     assert answers == [Done()]
@@ -47,7 +48,7 @@ def test_link_is_an_order_to_the_card(device: HostileDevice, name: str, *, up: b
 
 def test_link_refused_is_said(device: HostileDevice) -> None:
     answers: list[Response] = []
-    set_link([device.host], SetLink("net:0", True)).deliver_to(answers.append)
+    set_link(vm_of(device.host), SetLink("net:0", True)).deliver_to(answers.append)
     device.send(protocol.Answer(1, False, msgpack.packb({"error": "no"})))
     device.turn()
     assert answers == [Failed("net:0: no")]
@@ -56,7 +57,7 @@ def test_link_refused_is_said(device: HostileDevice) -> None:
 def test_link_of_another_device_is_refused(device: HostileDevice) -> None:
     device.host.name = "block:0"
     with pytest.raises(ConfigError, match="block:0 is no network card"):
-        set_link([device.host], SetLink("block:0", True))
+        set_link(vm_of(device.host), SetLink("block:0", True))
 
 
 @pytest.mark.parametrize(("word", "up"), [("up", True), ("down", False)])

@@ -17,8 +17,9 @@ from crosvm_py.care import ALWAYS, NEVER
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.kinds.order import DeviceOrder
 from crosvm_py.operations.resize_disk import resize_disk
+from crosvm_py.requests.catalogue import REQUESTS
 from crosvm_py.requests.devices import DiskSize, ResizeDisk
-from crosvm_py.requests.protocol import REQUESTS, Failed
+from crosvm_py.requests.protocol import Failed
 from crosvm_py.warden import protocol, warden
 from sys_util.errors import ConfigError, ProtocolError
 from sys_util.stranger import unpack_fields
@@ -26,6 +27,7 @@ from sys_util.wire import encode
 from tests.crosvm_py.device_rig import DeviceRig
 from tests.crosvm_py.fake_warden import FakeWarden
 from tests.crosvm_py.hostile_device import RecordedEvents, WatchedLock
+from tests.crosvm_py.operations.running_vm import supervised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +54,7 @@ class FakeVm:
 
     def resize(self, size_bytes: int) -> None:
         request = ResizeDisk(0, size_bytes)
-        resize_disk(self.warden.supervisor, request).deliver_to(self.answers.append)
+        resize_disk(supervised(self.warden.supervisor), request).deliver_to(self.answers.append)
 
     def command(self) -> tuple[str, object]:
         """Return the order to the disk that must be there, and carry it out."""
@@ -233,7 +235,7 @@ def test_resize_that_nobody_asked_for_ends_the_vm(vm: FakeVm) -> None:
 
 def test_disk_that_is_not_there_is_refused(vm: FakeVm) -> None:
     with pytest.raises(ConfigError, match=r"no device 'block:1' \(it has block:0\)"):
-        resize_disk(vm.warden.supervisor, ResizeDisk(1, 512))
+        resize_disk(supervised(vm.warden.supervisor), ResizeDisk(1, 512))
 
 
 @pytest.mark.parametrize("size_bytes", [0, -1, 1 << 63, 1e10, "1", None, True])
@@ -270,7 +272,7 @@ class Driver(RecordedEvents):
 
 def real_resize(rig: DeviceRig, size_bytes: int) -> Response:
     answers: list[Response] = []
-    resize_disk(rig.supervisor, ResizeDisk(0, size_bytes)).deliver_to(answers.append)
+    resize_disk(supervised(rig.supervisor), ResizeDisk(0, size_bytes)).deliver_to(answers.append)
     rig.until(lambda: bool(answers))
     return answers[0]
 

@@ -11,7 +11,7 @@ import pytest
 
 from crosvm_py.control.socket_client import ask
 from crosvm_py.exit_status import VmExit
-from crosvm_py.requests.protocol import Suspend
+from crosvm_py.requests.life import Suspend
 from tests.baremetal.vmm import Vmm
 from tests.guests.baremetal.build import build_guest
 

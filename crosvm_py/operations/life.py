@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Operations on the whole VM: end it, hold it still, press its power button."""
+
+from __future__ import annotations
+
+from crosvm_py.exit_status import VmExit
+from crosvm_py.operations.operation import operation
+from crosvm_py.requests.life import PowerButton, Resume, Stop, Suspend
+from crosvm_py.requests.protocol import Done
+from sys_util.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crosvm_py.operations.operation import RunningVm
+    from crosvm_py.requests.pending import Pending
+    from crosvm_py.requests.protocol import Response
+
+
+@operation(Stop)
+def stop(vm: RunningVm, _request: Stop) -> Done:
+    """End the VM as soon as the answer is sent."""
+    vm.end(VmExit.STOPPED, "stopped by a client")
+    return Done()
+
+
+@operation(Suspend)
+def suspend(vm: RunningVm, _request: Suspend) -> Response | Pending:
+    """Hold vCPUs and devices still."""
+    return vm.suspension.suspend()
+
+
+@operation(Resume)
+def resume(vm: RunningVm, _request: Resume) -> Response | Pending:
+    """Let devices and vCPUs go on."""
+    return vm.suspension.resume()
+
+
+@operation(PowerButton)
+def press_power_button(vm: RunningVm, _request: PowerButton) -> Done:
+    """Tell the guest that somebody pressed it; whether it shuts down is up to the guest."""
+    vm.machine.press_power_button()
+    return Done()

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What an operation is: a function that does for a running VM what one kind of request asks for.
+
+Each module of this folder marks its own with ``operation``; ``dispatch`` finds the modules.
+"""
+
+from __future__ import annotations
+
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crosvm_py.exit_status import VmExit
+    from crosvm_py.machine.x86_64.machine import Machine
+    from crosvm_py.operations.suspension import Suspension
+    from crosvm_py.requests.pending import Pending
+    from crosvm_py.requests.protocol import Request, Response
+    from crosvm_py.vmm.supervisor import Supervisor
+
+    R = TypeVar("R", bound=Request)
+    A = TypeVar("A", bound="Response | Pending")
+    Operation = Callable[["RunningVm", Request], Response | Pending]
+
+
+class RunningVm(NamedTuple):
+    """What operations act on. ``end`` ends the VM, for a reason that is logged."""
+
+    machine: Machine
+    supervisor: Supervisor
+    suspension: Suspension
+    end: Callable[[VmExit, str], None]
+
+
+OPERATIONS: Final[dict[type[Request], Operation]] = {}
+
+
+def operation(
+    request: type[R],
+) -> Callable[[Callable[[RunningVm, R], A]], Callable[[RunningVm, R], A]]:
+    """Mark the function that carries out every ``request``.
+
+    A ``VmmError`` that it raises is the client's answer.
+    """
+
+    def mark(function: Callable[[RunningVm, R], A]) -> Callable[[RunningVm, R], A]:
+        OPERATIONS[request] = cast("Operation", function)  # called with such requests alone
+        return function
+
+    return mark

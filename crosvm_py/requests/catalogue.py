@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every request that there is: each class with ``ANSWER`` in a module of this folder."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+
+from crosvm_py.requests.protocol import Failed
+from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.wire import Codec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crosvm_py.requests.protocol import Request
+
+
+def _find() -> Iterator[type[Request]]:
+    package = __name__.rpartition(".")[0]
+    for entry in sorted(os.listdir(os.path.dirname(__file__))):
+        module, _, suffix = entry.partition(".")
+        if suffix != "py" or f"{package}.{module}" in (__name__, f"{package}.__init__"):
+            continue
+        found = import_module(f"{package}.{module}")
+        for value in vars(found).values():
+            if getattr(value, "ANSWER", None) and value.__module__ == found.__name__:
+                yield value
+
+
+ALL: Final = tuple(_find())
+REQUESTS: Final = Codec(ALL)
+RESPONSES: Final = Codec((Failed, *{request.ANSWER: None for request in ALL}))

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A running VM of which operations find the devices, and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from crosvm_py.operations.operation import RunningVm
+
+if TYPE_CHECKING:
+    from crosvm_py.machine.x86_64.machine import Machine
+    from crosvm_py.operations.suspension import Suspension
+    from crosvm_py.vmm.device_proxy import DeviceProcess
+    from crosvm_py.vmm.supervisor import Supervisor
+
+
+class _Devices:
+    def __init__(self, devices: tuple[DeviceProcess, ...]) -> None:
+        self.devices = devices
+
+
+def vm_of(*devices: DeviceProcess) -> RunningVm:
+    """Return a VM with these devices."""
+    return supervised(cast("Supervisor", _Devices(devices)))
+
+
+def supervised(supervisor: Supervisor) -> RunningVm:
+    """Return a VM with the devices of ``supervisor``; there is no machine to touch."""
+    nothing = object()
+    return RunningVm(
+        cast("Machine", nothing), supervisor, cast("Suspension", nothing), lambda *_: None
+    )
