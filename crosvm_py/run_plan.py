@@ -42,6 +42,7 @@ from crosvm_py.machine.x86_64.layout import FIRST_DEVICE_SLOT
 from crosvm_py.version import VERSION
 from crosvm_py.vmm.preparation import prepare
 from devices.virtio.rate_limiter import LIMIT_NAMES
+from jail.ids import choose
 from jail.namespaces import NAMESPACES
 from kernel_loader.boot_params import E820_RAM
 from seccomp.loader import count
@@ -332,6 +333,7 @@ def _jail(order: DeviceOrder, config: RunConfig, policies: RunPolicies | None) -
         keep_fds=range(_SHARED_FDS + len(order.fds)),
         max_file_bytes=order.max_file_bytes,
         guest_bytes=config.memory_bytes,
+        ids=choose(),
     )
     return (f"enter new namespaces: {', '.join(NAMESPACES)}", *plan.describe())
 

@@ -11,9 +11,15 @@ import errno
 import os
 import signal
 
+from jail.ids import JAILED_ID, NO_PROC
 from sys_util import linux
-from sys_util.errors import HostError
-from sys_util.typing import Final, NamedTuple
+from sys_util.errors import NO_MORE_PROCESSES, HostError
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jail.ids import IdMap
 
 NAMESPACES: Final = {
     "user": linux.CLONE_NEWUSER,
@@ -26,48 +32,53 @@ NAMESPACES: Final = {
 }
 _ALL: Final = sum(NAMESPACES.values())
 
-# Root gives every device a host uid that nothing else has: this base, high in the unused range
-# below 2^31, plus the device's pid. pid_max is at most 2^22 (proc_sys_kernel(5)).
-FIRST_DEVICE_UID: Final = 0x7000_0000
-
-# What the process is inside: an ordinary user in a namespace where only this id exists.
-JAILED_ID: Final = 1000
-
-_USERNS_HINT: Final = (
-    "user namespaces are off: set sysctl user.max_user_namespaces and, on Debian and Ubuntu, "
-    "kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0; "
-    "in a container allow unshare(2)"
+# A hardened host lets only CAP_SYS_ADMIN make user namespaces (Debian's kernels), or lets others
+# make them without any power inside (AppArmor of Ubuntu). Other kernels have neither file.
+_RESTRICTIONS: Final = (
+    ("/proc/sys/kernel/unprivileged_userns_clone", b"0"),
+    ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", b"1"),
 )
 
+_DENIED: Final = (
+    "user namespaces are off: on Debian set sysctl kernel.unprivileged_userns_clone=1, on Ubuntu "
+    "kernel.apparmor_restrict_unprivileged_userns=0; in a container allow clone(2) and unshare(2)"
+)
+_CLONE_HINTS: Final = {
+    errno.EPERM: _DENIED,
+    errno.EACCES: _DENIED,
+    errno.ENOSPC: "no more namespaces: set sysctl user.max_user_namespaces, and see the other "
+    "user.max_*_namespaces; 33 can be inside each other",
+    errno.EUSERS: "user namespaces are too deep inside each other",
+    errno.EINVAL: "the kernel needs CONFIG_USER_NS, CONFIG_PID_NS, CONFIG_NET_NS, CONFIG_IPC_NS, "
+    "CONFIG_UTS_NS and CONFIG_CGROUPS",
+    errno.EAGAIN: NO_MORE_PROCESSES,
+}
+_MAP_HINTS: Final = {
+    errno.EPERM: _DENIED,
+    errno.EACCES: "/proc must be writable here",
+    errno.EROFS: "/proc must be writable here",
+    errno.ENOENT: NO_PROC,
+}
 
-class IdMap(NamedTuple):
-    """The one user and the one group that exist in a jail, as the host knows them.
 
-    ``None``: none exists there. The process keeps the id of the one that cloned it, by which the
-    host judges it, and can take no other.
-    """
-
-    uid: int | None
-    gid: int | None
-
-    def inside(self) -> tuple[int | None, int | None]:
-        """Return the ids that the process can assume."""
-        uid, gid = (None if host is None else JAILED_ID for host in self)
-        return uid, gid
+def _hint(error: OSError, hints: Mapping[int, str]) -> str:
+    return hints.get(error.errno or 0, "")
 
 
-def id_map_for(pid: int, owner: IdMap | None = None) -> IdMap:
-    """Choose the host's ids for a jailed process: unprivileged, and its own where we are root.
+def restricts_user_namespaces() -> bool:
+    """Return whether this host refuses jails to processes without CAP_SYS_ADMIN."""
+    return any(_starts_with(path, value) for path, value in _RESTRICTIONS)
 
-    ``owner``: instead the ids of a user whose sockets the process has to reach; only root can give
-    them. It gives its own without a map, for which it would need a capability (CAP_SETFCAP).
-    """
-    uid, gid = os.geteuid(), os.getegid()
-    if uid != 0:
-        return IdMap(uid, gid)
-    if owner is not None:
-        return IdMap(owner.uid or None, owner.gid or None)
-    return IdMap(FIRST_DEVICE_UID + pid, FIRST_DEVICE_UID + pid)
+
+def _starts_with(path: str, value: bytes) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.read(fd, len(value)) == value
+    finally:
+        os.close(fd)
 
 
 def clone_into(cgroup_fd: int = -1) -> int:
@@ -82,7 +93,7 @@ def clone_into(cgroup_fd: int = -1) -> int:
     try:
         return linux.clone(_ALL) if cgroup_fd < 0 else _clone_into_cgroup(cgroup_fd)
     except OSError as error:
-        raise HostError("clone", "namespaces for a device", _USERNS_HINT) from error
+        raise HostError("clone", "namespaces for a device", _hint(error, _CLONE_HINTS)) from error
 
 
 def _clone_into_cgroup(cgroup_fd: int) -> int:
@@ -113,7 +124,6 @@ def _move(pid: int, cgroup_fd: int) -> None:
 
 def write_id_maps(pid: int, ids: IdMap) -> None:
     """Give the new user namespace of ``pid`` its one user and one group (user_namespaces(7)).
-
     Raises:
         HostError: the kernel refuses the map.
     """
@@ -132,4 +142,4 @@ def write_id_maps(pid: int, ids: IdMap) -> None:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise HostError("write", path, _USERNS_HINT) from error
+            raise HostError("write", path, _hint(error, _MAP_HINTS)) from error

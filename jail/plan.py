@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import resource
 
-from jail.namespaces import JAILED_ID
+from jail.ids import JAILED_ID
+from jail.namespaces import restricts_user_namespaces
 from jail.steps import (
     AssumeIds,
     CloseFds,
@@ -60,10 +61,9 @@ _UNLIMITED_STACK_BYTES: Final = 8 * 1024 * 1024
 _COMMON_LIMITS: Final = (("CORE", 0), ("MEMLOCK", 0), ("MSGQUEUE", 0), ("NICE", 0), ("RTPRIO", 0))
 
 
-# To remove the control socket from a directory that is not root's; to end a device of another
-# uid; to map a device's ids.
+# To remove the control socket from a directory that is not root's; to map a device's ids.
 _WARDEN_CAPABILITIES: Final = frozenset(
-    {linux.CAP_DAC_OVERRIDE, linux.CAP_KILL, linux.CAP_SETGID, linux.CAP_SETUID}
+    {linux.CAP_DAC_OVERRIDE, linux.CAP_SETGID, linux.CAP_SETUID}
 )
 
 
@@ -130,9 +130,7 @@ def confine_vmm(*, cpus: int, removable_in: Iterable[str] = ()) -> None:
     Raises:
         HostError: a step was refused.
     """
-    if os.geteuid() == 0:
-        _take(ForgetGroups())
-        _take(DropCapabilities())
+    _drop_privileges(frozenset())
     stack_bytes = resource.getrlimit(resource.RLIMIT_STACK)[0]
     if stack_bytes == resource.RLIM_INFINITY:
         stack_bytes = _UNLIMITED_STACK_BYTES
@@ -144,7 +142,9 @@ def confine_vmm(*, cpus: int, removable_in: Iterable[str] = ()) -> None:
 
 
 def confine_warden() -> None:
-    """Leave the warden of root what maps the ids of its devices, ends them and tidies up.
+    """Leave the warden of root what clones its devices, maps their ids and tidies up.
+
+    CAP_SYS_ADMIN, too, where the host lets nobody else make namespaces for them.
 
     It stays dumpable, as its children are born: else their id maps would belong to root. It keeps
     the file system, since its children mount their roots, which Landlock forbids for good.
@@ -153,11 +153,21 @@ def confine_warden() -> None:
     Raises:
         HostError: a step was refused.
     """
-    if os.geteuid() == 0:
-        _take(ForgetGroups())
-        _take(DropCapabilities(_WARDEN_CAPABILITIES))
+    keep = _WARDEN_CAPABILITIES
+    if restricts_user_namespaces():
+        keep |= {linux.CAP_SYS_ADMIN}
+    _drop_privileges(keep)
     _take(LimitResources(_COMMON_LIMITS))
     _take(NoNewPrivileges())
+
+
+def _drop_privileges(keep: frozenset[int]) -> None:
+    """Drop what this process has of capabilities and groups; an ordinary user has no capability."""
+    held = linux.capabilities()
+    if linux.CAP_SETGID in held:
+        _take(ForgetGroups())
+    if held:
+        _take(DropCapabilities(keep & held, for_good=linux.CAP_SETPCAP in held))
 
 
 def load_filter(policy: Policy) -> None:

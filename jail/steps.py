@@ -147,7 +147,10 @@ class AssumeIds:
 
 @fact
 class ForgetGroups:
-    """The process is in no group but its own (setgroups(2)); only root can do that."""
+    """The process is in no group but its own (setgroups(2)), which takes CAP_SETGID.
+
+    Root of a user namespace may lack it as any user does (user_namespaces(7)), and stays in them.
+    """
 
     def describe(self) -> str:
         """Say what the step does."""
@@ -155,7 +158,10 @@ class ForgetGroups:
 
     def apply(self) -> None:
         """Leave them, before CAP_SETGID goes."""
-        os.setgroups([])
+        try:
+            os.setgroups([])
+        except PermissionError:
+            log.debug("the supplementary groups stay")
 
 
 @fact
@@ -224,18 +230,28 @@ class LimitResources:
 
 @fact
 class DropCapabilities:
-    """Only ``keep`` is held, and nothing else can come back (capabilities(7))."""
+    """Only ``keep`` is held, and nothing else can come back (capabilities(7)).
+
+    ``for_good``: the bounding set is emptied and the securebits are locked, which takes
+    CAP_SETPCAP. Where that is missing no_new_privs has to do: no program can give a capability.
+    """
 
     keep: frozenset[int] = frozenset()
+    for_good: bool = True
 
     def describe(self) -> str:
         """Say what the step does."""
         kept = f"all but {len(self.keep)} capabilities" if self.keep else "every capability"
-        return f"drop {kept} and lock the securebits"
+        return f"drop {kept}" + (" and lock the securebits" if self.for_good else "")
 
     def apply(self) -> None:
         """Empty the bounding set first, while CAP_SETPCAP is still there."""
-        _prctl.prctl(_prctl.PR_SET_SECUREBITS, _SECUREBITS)
+        if self.for_good:
+            _prctl.prctl(_prctl.PR_SET_SECUREBITS, _SECUREBITS)
+            self._empty_bounding_set()
+        linux.set_capabilities(sum(1 << capability for capability in self.keep))
+
+    def _empty_bounding_set(self) -> None:
         for capability in range(_MAX_CAPABILITIES):
             if capability in self.keep:
                 continue
@@ -245,7 +261,6 @@ class DropCapabilities:
                 if error.errno != errno.EINVAL:
                     raise
                 break  # the first number that this kernel does not know
-        linux.set_capabilities(sum(1 << capability for capability in self.keep))
 
 
 @fact

@@ -3,7 +3,18 @@
 
 from __future__ import annotations
 
-from sys_util.typing import NoReturn
+import errno
+
+from sys_util.typing import Final, NoReturn
+
+NO_MORE_PROCESSES: Final = "no more processes: see ulimit -u and pids.max of the cgroup"
+
+# What to do where the number alone says what is missing, whatever was tried.
+_REMEDIES: Final = {
+    errno.EMFILE: "ulimit -n raises the limit on open files",
+    errno.ENFILE: "sysctl fs.file-max raises the limit on open files",
+    errno.ENOSYS: "the kernel is too old, or what filters system calls here denies this one",
+}
 
 
 class VmmError(Exception):
@@ -60,8 +71,15 @@ def describe(error: BaseException) -> str:
     """Return one line for people: the error and the operating system's reason behind it."""
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.strerror:
-        return f"{error}: {cause.strerror}"
+        remedy = "" if getattr(error, "hint", "") else remedy_for(cause)
+        return f"{error}: {cause.strerror}{remedy}"
     return str(error)
+
+
+def remedy_for(error: OSError) -> str:
+    """Return what to do about an error, in brackets, where its number alone says so."""
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    return f" ({remedy})" if remedy else ""
 
 
 def raise_host_error(operation: str, target: str, error: OSError, hint: str = "") -> NoReturn:

@@ -11,9 +11,10 @@ from sys_util._linux import ffi, lib
 from sys_util.typing import Final
 
 CAP_DAC_OVERRIDE: Final[int] = lib.CAP_DAC_OVERRIDE
-CAP_KILL: Final[int] = lib.CAP_KILL
 CAP_SETGID: Final[int] = lib.CAP_SETGID
+CAP_SETPCAP: Final[int] = lib.CAP_SETPCAP
 CAP_SETUID: Final[int] = lib.CAP_SETUID
+CAP_SYS_ADMIN: Final[int] = lib.CAP_SYS_ADMIN
 CLONE_NEWCGROUP: Final[int] = lib.CLONE_NEWCGROUP
 CLONE_NEWIPC: Final[int] = lib.CLONE_NEWIPC
 CLONE_NEWNET: Final[int] = lib.CLONE_NEWNET
@@ -127,6 +128,13 @@ def set_capabilities(mask: int) -> None:
     Nothing can be gained this way: the new permitted set must be part of the old one.
     """
     _check(lib.crosvm_set_capabilities(mask))
+
+
+def capabilities() -> frozenset[int]:
+    """Return the permitted capabilities of this thread, CAP_… (capget(2))."""
+    mask = ffi.new("unsigned long long *")
+    _check(lib.crosvm_capabilities(mask))
+    return frozenset(bit for bit in range(64) if int(mask[0]) >> bit & 1)
 
 
 def load_seccomp_filter(bpf: bytes) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import struct
 
-from jail.namespaces import clone_into, id_map_for, write_id_maps
+from jail.ids import choose
+from jail.namespaces import clone_into, write_id_maps
 from jail.plan import device_jail
 from sys_util.errors import HostError, VmmError, describe
 from sys_util.typing import Final
@@ -35,7 +36,7 @@ def try_jail() -> None:
         os.close(report_write)
         report_write = -1
         try:
-            write_id_maps(pid, id_map_for(pid))
+            write_id_maps(pid, choose().of_device(pid))
             os.write(go_write, b"!")
             report = os.read(report_read, _MAX_REPORT_BYTES)
         finally:
@@ -59,6 +60,7 @@ def _be_jailed(go_fd: int, report_fd: int) -> None:
             bpf=_ALLOW_ALL,
             keep_fds=(2, go_fd, report_fd),
             max_file_bytes=0,
+            ids=choose().of_device().inside(),
         )
         # Without the byte the parent could not write the id maps and has said so itself.
         if os.read(go_fd, 1):

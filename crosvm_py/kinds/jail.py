@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from crosvm_py.kinds.table import DeviceKind
+    from jail.ids import Ids
     from jail.plan import JailPlan
     from seccomp import Policy
 
@@ -21,6 +22,7 @@ def jail_for(
     keep_fds: Iterable[int],
     max_file_bytes: int,
     guest_bytes: int,
+    ids: Ids,
 ) -> JailPlan:
     """Return the jail of one process.
 
@@ -30,6 +32,7 @@ def jail_for(
         keep_fds: the descriptors that stay open.
         max_file_bytes: the highest offset it may write at in any file.
         guest_bytes: the size of guest memory.
+        ids: what the process that clones it can give.
     """
     return device_jail(
         policy_name=policy.name,
@@ -40,4 +43,5 @@ def jail_for(
         max_processes=kind.max_processes,
         recorder=policy.recorder,
         memory_bytes=guest_bytes,
+        ids=ids.of_device().inside(),
     )

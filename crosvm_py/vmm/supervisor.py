@@ -202,7 +202,8 @@ class Supervisor:
         try:
             self._warden.channel.send(message, fds)
         except ChannelClosed as error:
-            raise VmmError("the warden has gone") from error
+            self._on_warden(0)  # its last words
+            raise VmmError(self._failure or "the warden has gone") from error
 
     def _look_after(self) -> None:
         """Look for processes that hang, now and then."""
@@ -271,6 +272,8 @@ class Supervisor:
             case protocol.WardenDenied(number):
                 denied = f"{syscall_name(number)} ({number}), policy warden"
                 self._end_with(f"warden (pid {self._warden.pid}): killed by seccomp: {denied}")
+            case protocol.CannotStart(reason):
+                self._end_with(f"warden: {reason}")
             case protocol.Sealed():
                 self._sealed = True
             case protocol.Resized(device_id, size_bytes, reason):

@@ -12,7 +12,7 @@ import os
 import signal
 from functools import partial
 
-from jail.namespaces import IdMap, id_map_for
+from jail.ids import IdMap
 from jail.plan import device_jail
 from sys_util import linux
 from sys_util.channel import socket_pair
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from crosvm_py.kinds.order import Connects
     from crosvm_py.kinds.policies import RunPolicies
     from crosvm_py.kinds.table import BrokerKind
+    from jail.ids import Ids
     from jail.plan import JailPlan
     from sys_util.event_loop import EventLoop
 
@@ -80,13 +81,18 @@ class Broker:
         name: str,
         kind: BrokerKind,
         connects: Connects,
+        ids: Ids | None,
         directory_fd: int,
         loop: EventLoop,
     ) -> None:
-        """``name`` is the device's; in ``loop`` the end of a process is noticed."""
+        """Take up the broker of device ``name``; without a sandbox there are no ``ids``.
+
+        In ``loop`` the end of a process is noticed.
+        """
         self._name = name
         self._kind = kind
         self._connects = connects
+        self._ids = ids
         self._directory_fd = directory_fd
         self._loop = loop
         self._processes: list[_Process] = []  # the last one is that of the present device
@@ -136,14 +142,14 @@ class Broker:
         run = partial(module.run_broker, self._connects.name)
         owner = IdMap(self._connects.uid, self._connects.gid)
         jail = None
-        if policies is not None:
+        if policies is not None and self._ids is not None:
             policy = policies.devices[self._kind.policy_name]
             jail = device_jail(
                 policy_name=policy.name,
                 bpf=policy.bpf,
                 keep_fds=_STDIO.union(fds),
                 max_file_bytes=0,
-                ids=id_map_for(0, owner).inside(),
+                ids=self._ids.of_user(owner).inside(),
                 root_fd=self._directory_fd,
                 recorder=policy.recorder,
                 memory_bytes=0,

@@ -176,9 +176,18 @@ class WardenDenied:
     number: int
 
 
+@fact
+class CannotStart:
+    """The warden's only message: the host does not let it be one."""
+
+    TYPE: ClassVar[int] = 38
+    FIELDS: ClassVar[tuple[Check, ...]] = (text(1024),)
+    reason: str
+
+
 # What the handlers write before the call's number: an array of so many, and the type.
 VMM_DENIED_HEAD: Final = bytes([0x93, VmmDenied.TYPE])
 WARDEN_DENIED_HEAD: Final = bytes([0x92, WardenDenied.TYPE])
 
 WARDEN_CODEC: Final = Codec((Spawn, Respawn, Kill, Resize, VmmDenied, Seal))
-VMM_CODEC: Final = Codec((Spawned, SpawnFailed, Exited, Resized, WardenDenied, Sealed))
+VMM_CODEC: Final = Codec((Spawned, SpawnFailed, Exited, Resized, WardenDenied, Sealed, CannotStart))

@@ -27,13 +27,21 @@ from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.warden import protocol
 from crosvm_py.warden.broker import Broker, Role
 from crosvm_py.warden.code import Code, read_anew
-from jail.namespaces import clone_into, id_map_for, write_id_maps
+from jail.ids import choose
+from jail.namespaces import clone_into, write_id_maps
 from jail.plan import confine_warden, load_filter
 from jail.steps import DieWithParent
 from seccomp import syscall_name
 from sys_util import linux
 from sys_util.channel import Channel, socket_pair
-from sys_util.errors import ChannelClosed, HostError, ProtocolError, VmmError, describe
+from sys_util.errors import (
+    ChannelClosed,
+    HostError,
+    ProtocolError,
+    VmmError,
+    describe,
+    remedy_for,
+)
 from sys_util.event_loop import EventLoop
 from sys_util.log import get_logger
 from sys_util.stranger import judged
@@ -73,17 +81,22 @@ def be_warden(
     """
     os.setsid()
     linux.set_process_name("crosvm-warden")
-    if policies is not None:
-        confine_warden()
-    for kind in kinds:
-        DEVICE_KINDS[kind].preload()
-    gc.freeze()
-    gc.enable()
-    warden = _Warden(Channel(sock, protocol.WARDEN_CODEC), policies, null_fd, cgroup)
-    if policies is not None:
-        syscall_name(0)  # loads the names, for the vmm's last words
-        linux.report_denied_calls(sock.fileno(), protocol.WARDEN_DENIED_HEAD)
-        load_filter(policies.warden)
+    channel = Channel(sock, protocol.WARDEN_CODEC)
+    try:
+        if policies is not None:
+            confine_warden()
+        for kind in kinds:
+            DEVICE_KINDS[kind].preload()
+        gc.freeze()
+        gc.enable()
+        warden = _Warden(channel, policies, null_fd, cgroup)
+        if policies is not None:
+            syscall_name(0)  # loads the names, for the vmm's last words
+            linux.report_denied_calls(sock.fileno(), protocol.WARDEN_DENIED_HEAD)
+            load_filter(policies.warden)
+    except (VmmError, OSError) as error:
+        channel.send(protocol.CannotStart(_reason(error)))
+        return
     warden.run()
 
 
@@ -141,6 +154,7 @@ class _Warden:
         self._devices: dict[int, _Device] = {}
         self._sealed = False
         self._code = Code(DEVICE_KINDS, run_device)
+        self._ids = None if policies is None else choose()
         self._loop = EventLoop()
 
     def run(self) -> None:
@@ -204,7 +218,8 @@ class _Warden:
         limits = DeviceLimits(self._cgroup, order.name, kind, _guest_bytes(order))
         broker = None
         if kind.broker is not None:
-            broker = Broker(order.name, kind.broker, order.connects, fds.pop(), self._loop)
+            ids = self._ids
+            broker = Broker(order.name, kind.broker, order.connects, ids, fds.pop(), self._loop)
         self._devices[order.device_id] = device = _Device(order, fds[_SHARED:], limits, broker)
         del fds[_SHARED:]
         return device
@@ -245,8 +260,7 @@ class _Warden:
                 self._code = read_anew({device.order.kind for device in self._devices.values()})
             ours = self._make(device, shared)
         except (VmmError, OSError) as error:
-            reason = describe(error) if isinstance(error, VmmError) else f"{error.strerror}"
-            self._channel.send(protocol.SpawnFailed(device_id, reason[:1024]))
+            self._channel.send(protocol.SpawnFailed(device_id, _reason(error)))
             return
         with ours:
             self._channel.send(protocol.Spawned(device_id, device.pid), [ours.fileno()])
@@ -281,17 +295,18 @@ class _Warden:
 
     def _fork(self, device: _Device, role: Role, fds: list[int]) -> tuple[int, int]:
         """Fork a process and let it go once its ids are mapped; return pid and pidfd."""
-        policies = self._policies
+        ids = self._ids
         cgroup_fd = device.limits.enter(device.file_memory)
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
         try:
-            pid = os.fork() if policies is None else clone_into(cgroup_fd)
+            pid = os.fork() if ids is None else clone_into(cgroup_fd)
             if pid == 0:
                 os.close(go_write)
                 _be_child(role, fds, go_read, self._null_fd)
             try:
-                if policies is not None:
-                    write_id_maps(pid, id_map_for(pid, role.owner))
+                if ids is not None:
+                    user = ids.of_device(pid) if role.owner is None else ids.of_user(role.owner)
+                    write_id_maps(pid, user)
                 pidfd = os.pidfd_open(pid)
             except (HostError, OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -306,7 +321,7 @@ class _Warden:
         return pid, pidfd
 
     def _jail(self, device: _Device, fds: list[int]) -> JailPlan | None:
-        if self._policies is None:
+        if self._policies is None or self._ids is None:
             return None
         order = device.order
         kind = self._code.kinds[order.kind]
@@ -317,6 +332,7 @@ class _Warden:
             keep_fds=_STDIO.union(fds),
             max_file_bytes=device.max_file_bytes,
             guest_bytes=_guest_bytes(order),
+            ids=self._ids,
         )
 
     def _bury(self, device: _Device) -> None:
@@ -329,6 +345,13 @@ class _Warden:
         status = os.waitstatus_to_exitcode(wait_status)
         cause = device.limits.cause_of_death()
         self._channel.send(protocol.Exited(device.order.device_id, pid, status, cause))
+
+
+def _reason(error: VmmError | OSError) -> str:
+    """Return why something cannot be made, as a message can hold it."""
+    if isinstance(error, OSError):
+        return f"{error.strerror}{remedy_for(error)}"[:1024]
+    return describe(error)[:1024]
 
 
 def resize_file(pid: int, fd: int, size_bytes: int) -> int:

@@ -86,6 +86,16 @@ int crosvm_set_capabilities(unsigned long long mask)
     return result(syscall(SYS_capset, &header, sets));
 }
 
+int crosvm_capabilities(unsigned long long *mask)
+{
+    struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
+    struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
+    int error = result(syscall(SYS_capget, &header, sets));
+    if (error == 0)
+        *mask = (unsigned long long)sets[1].permitted << 32 | sets[0].permitted;
+    return error;
+}
+
 int crosvm_load_filter(const void *program, unsigned short length)
 {
     struct sock_fprog fprog = { .len = length, .filter = (struct sock_filter *)program };

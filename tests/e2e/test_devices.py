@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from tests.kvmhost.fixture import KvmHost
 
 TESTER_UID: Final = "1000"
-# Root's devices have uids that nobody else has; see jail/namespaces.py.
+# Root's devices have uids that nobody else has; see jail/ids.py.
 DEVICE_UIDS: Final = range(0x7000_0000, 0x7040_0000)
-# CAP_DAC_OVERRIDE, CAP_KILL, CAP_SETGID and CAP_SETUID; see jail/plan.py.
-WARDEN_CAPABILITIES: Final = 1 << 1 | 1 << 5 | 1 << 6 | 1 << 7
+# CAP_DAC_OVERRIDE, CAP_SETGID and CAP_SETUID; see jail/plan.py.
+WARDEN_CAPABILITIES: Final = 1 << 1 | 1 << 6 | 1 << 7
 CAPABILITY_SETS: Final = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 VCPUS: Final = 2
 DISK_MIB: Final = 3

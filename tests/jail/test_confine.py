@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from jail import namespaces, plan
 from jail.plan import VMM_OPEN_FILES, confine_vmm, confine_warden, load_filter
 from seccomp import Policy
 from sys_util import landlock, linux
@@ -28,6 +29,9 @@ LIMITS: Final = ("CORE", "DATA", "MEMLOCK", "MSGQUEUE", "NICE", "RTPRIO", "NOFIL
 needs_landlock = pytest.mark.skipif(
     not landlock.abi_version(), reason="this kernel has no Landlock"
 )
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities")
 
 
 def limits() -> dict[str, tuple[int, int]]:
@@ -127,6 +131,40 @@ def test_warden_keeps_what_a_jail_is_made_with() -> None:
         return linux.prctl(PR_GET_DUMPABLE)
 
     assert in_child(stays_dumpable) == "1"
+
+
+@needs_root
+@pytest.mark.parametrize("restricted", [False, True])
+def test_warden_of_root_keeps_what_it_clones_and_maps_with(
+    monkeypatch: pytest.MonkeyPatch, restricted: bool
+) -> None:
+    monkeypatch.setattr(plan, "restricts_user_namespaces", lambda: restricted)
+    kept = {linux.CAP_DAC_OVERRIDE, linux.CAP_SETGID, linux.CAP_SETUID}
+    kept |= {linux.CAP_SYS_ADMIN} if restricted else set()
+    assert as_warden(lambda: sorted(linux.capabilities())) == str(sorted(kept))
+    assert as_vmm(lambda: sorted(linux.capabilities())) == "[]"
+
+
+@needs_root
+@pytest.mark.parametrize("missing", [linux.CAP_SETPCAP, linux.CAP_SETGID, linux.CAP_SETUID])
+def test_warden_of_root_with_less_keeps_no_more(missing: int) -> None:
+    def confine() -> bool:
+        held = linux.capabilities() - {missing}
+        linux.set_capabilities(sum(1 << each for each in held))
+        confine_warden()
+        return linux.capabilities() <= held
+
+    assert in_child(confine) == "True"
+
+
+@pytest.mark.parametrize("content", ["0\n", "1\n", None])
+def test_restriction_of_namespaces_is_read_from_the_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "sysctl").write_text(content)
+    monkeypatch.setattr(namespaces, "_RESTRICTIONS", ((str(tmp_path / "sysctl"), b"0"),))
+    assert namespaces.restricts_user_namespaces() is (content == "0\n")
 
 
 def test_filter_that_the_kernel_refuses_is_named() -> None:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from jail.namespaces import IdMap, id_map_for
+from jail.ids import IdMap, choose
 from jail.plan import device_jail
 from sys_util import landlock, linux
 from tests.support.jailed import in_jail
@@ -164,9 +164,10 @@ def test_ids_of_the_owner_are_the_hosts_and_no_others(folder: Path, owner: IdMap
 
 @as_root
 def test_ids_of_root_take_no_map() -> None:
-    assert id_map_for(7, IdMap(0, 0)) == (None, None)
-    assert id_map_for(7, IdMap(0, 5)).inside() == (None, 1000)
-    assert id_map_for(7, IdMap(5, 6)) == (5, 6)
+    ids = choose()
+    assert ids.of_user(IdMap(0, 0)) == (None, None)
+    assert ids.of_user(IdMap(0, 5)).inside() == (None, 1000)
+    assert ids.of_user(IdMap(5, 6)) == (5, 6)
 
 
 @as_root

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from jail.namespaces import FIRST_DEVICE_UID, JAILED_ID, NAMESPACES
+from jail.ids import FIRST_DEVICE_UID, JAILED_ID
+from jail.namespaces import NAMESPACES
 from jail.plan import MAX_OTHER_ADDRESSES, device_jail
 from jail.steps import LimitResources
 from sys_util import landlock, linux

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from jail.namespaces import JAILED_ID, NAMESPACES
+from jail.ids import JAILED_ID
+from jail.namespaces import NAMESPACES
 from seccomp import load_policy, syscall_number
 from seccomp.actions import ALLOW, TRAP
 from seccomp.constants_x86_64 import CONSTANTS as C

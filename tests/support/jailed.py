@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import msgpack
 
-from jail.namespaces import JAILED_ID, IdMap, clone_into, id_map_for, write_id_maps
+from jail.ids import JAILED_ID, IdMap, choose
+from jail.namespaces import clone_into, write_id_maps
 from jail.plan import MAX_DATA_BYTES, JailPlan, Step, device_jail
 from jail.steps import ForbidFiles, LimitResources
 
@@ -37,6 +38,11 @@ def jail_without_filter(
     return JailPlan(tuple(steps), plan.door)
 
 
+def host_ids(owner: IdMap | None, pid: int = 0) -> IdMap:
+    """Return the ids of a broker of that owner, or of a device."""
+    return choose().of_device(pid) if owner is None else choose().of_user(owner)
+
+
 def roomy(step: Step) -> Step:
     if not isinstance(step, LimitResources):
         return step
@@ -58,7 +64,7 @@ def in_jail(
     With ``root``, a directory, from inside that of a broker.
     """
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY) if root else None
-    ids = id_map_for(0, owner).inside()
+    ids = host_ids(owner).inside()
     result_read, result_write = os.pipe()
     go_read, go_write = os.pipe()
     pid = clone_into()
@@ -76,7 +82,7 @@ def in_jail(
             os.write(result_write, msgpack.packb(f"{type(error).__name__}: {error}"))
         finally:
             os._exit(0)
-    write_id_maps(pid, id_map_for(pid, owner))
+    write_id_maps(pid, host_ids(owner, pid))
     os.write(go_write, b"!")
     for fd in (result_write, go_read, go_write, *(() if root_fd is None else (root_fd,))):
         os.close(fd)
@@ -102,7 +108,7 @@ class HeldJail:
                 os.read(self._done_read, 1)
             finally:
                 os._exit(0)
-        write_id_maps(self.pid, id_map_for(self.pid))
+        write_id_maps(self.pid, host_ids(None, self.pid))
         os.write(go_write, b"!")
         os.read(ready_read, 1)
         for fd in (ready_read, ready_write, go_read, go_write):

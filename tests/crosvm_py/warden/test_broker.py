@@ -16,7 +16,7 @@ import pytest
 from crosvm_py.care import ALWAYS, Care
 from crosvm_py.kinds.vsock_host import prepare_vsock
 from devices.virtio.vsock.common import VsockSpec
-from jail.namespaces import FIRST_DEVICE_UID
+from jail.ids import FIRST_DEVICE_UID
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig, Transport
 from tests.support.vsock_rig import (
     CID,

@@ -272,6 +272,16 @@ def test_refused_namespaces_are_told_with_the_hint(monkeypatch: pytest.MonkeyPat
         rig.rng()
 
 
+def test_warden_that_cannot_confine_itself_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise HostError("jail:", "drop all") from OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(warden, "confine_warden", refuse)
+    words = r"^warden: jail: drop all: Operation not permitted$"
+    with DeviceRig(sandbox=True) as rig, pytest.raises(VmmError, match=words):
+        rig.rng()
+
+
 @pytest.mark.root
 def test_refused_id_map_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(pid: int, _ids: object) -> None:

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Places that a program is started in: user namespaces, fewer capabilities, tighter limits.
+
+``python -m tests.support.places UIDS GIDS COMMAND…`` is uid 0 of a user namespace with these maps.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from typing import TYPE_CHECKING, Final
+
+from sys_util import linux
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KVM: Final = "/dev/kvm"
+
+
+def root_of_namespace(uids: str, gids: str | None = None) -> list[str]:
+    """Return the words before a command that make it uid 0 of a namespace with this map."""
+    return [sys.executable, "-m", __name__, uids, uids if gids is None else gids]
+
+
+def without(*capabilities: str) -> list[str]:
+    """Return the words before a command of root that take capabilities from it for good."""
+    change = ",".join(f"-{each}" for each in capabilities)
+    return ["setpriv", f"--bounding-set={change}", f"--inh-caps={change}"]
+
+
+def ordinary(uid: int) -> list[str]:
+    """Return the words before a command that make it an ordinary user's."""
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+
+
+def limited(**limits: int) -> list[str]:
+    """Return the words before a command that set both limits of each kind, as ``nofile=48``."""
+    return ["prlimit", *(f"--{kind}={value}:{value}" for kind, value in limits.items())]
+
+
+def make_kvm_for_all(path: Path) -> list[str]:
+    """Make a node; return the words before a command of root that let every user use KVM there."""
+    os.mknod(path, stat.S_IFCHR, os.stat(KVM).st_rdev)
+    path.chmod(0o666)
+    script = f'mount --bind {path} {KVM} && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh"]
+
+
+def main(uids: str, gids: str, *command: str) -> int:
+    """Run a command as uid 0 of a namespace; return its exit status."""
+    ready_read, ready_write = os.pipe()
+    pid = linux.clone(linux.CLONE_NEWUSER)
+    if pid == 0:
+        try:
+            os.close(ready_write)
+            os.read(ready_read, 1)
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+            os.execvp(command[0], command)
+        finally:
+            os._exit(127)
+    for name, content in (("uid_map", uids), ("gid_map", gids)):
+        with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
+            file.write(content)
+    os.write(ready_write, b"!")
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
