@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.operations.operation import operation
 from crosvm_py.requests.devices import (
@@ -18,7 +20,7 @@ from crosvm_py.requests.devices import (
 )
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Done, Failed
-from devices.virtio.counters import named
+from devices.virtio.counters import named, waiting_until
 from devices.virtio.rate_limiter import LIMIT_NAMES, MAX_TOKENS
 from sys_util.errors import ConfigError
 from sys_util.stranger import brief
@@ -48,10 +50,22 @@ def _info(device: DeviceProcess) -> DeviceInfo:
         pid=device.pid,
         state=status.word,
         policy=device.policy_name,
-        queues=tuple(QueueInfo(*queue) for queue in status.queues(device.queue_sizes)),
+        queues=_queues(device),
         counters=tuple(CounterInfo(name, value) for name, value in counters.items()),
         cgroup=device.cgroup[:MAX_CGROUP_CHARS],
     )
+
+
+def _queues(device: DeviceProcess) -> tuple[QueueInfo, ...]:
+    until, now_ns = waiting_until(device.cells), time.monotonic_ns()
+    return tuple(
+        QueueInfo(size, enabled, _wait_ms(until.get(at, 0) - now_ns) if enabled else 0)
+        for at, (size, enabled) in enumerate(device.status.queues(device.queue_sizes))
+    )
+
+
+def _wait_ms(ns: int) -> int:
+    return max(0, -(-ns // 1_000_000))
 
 
 def kind_of(name: str) -> str:

@@ -21,10 +21,14 @@ MAX_CGROUP_CHARS: Final = 512
 
 
 class QueueInfo(NamedTuple):
-    """One queue of a device."""
+    """One queue of a device.
+
+    ``limit_wait_ms`` is not 0 while it waits for the device's limit: for so long still.
+    """
 
     size: int
     enabled: bool
+    limit_wait_ms: int = 0
 
 
 class CounterInfo(NamedTuple):
@@ -64,7 +68,7 @@ class DeviceList:
                 U32,
                 text(16),
                 text(MAX_NAME_CHARS),
-                sequence(record(QueueInfo, U16, boolean), _MAX_QUEUES),
+                sequence(record(QueueInfo, U16, boolean, U64), _MAX_QUEUES),
                 sequence(record(CounterInfo, text(MAX_NAME_CHARS), U64), _MAX_COUNTERS),
                 text(MAX_CGROUP_CHARS),
             ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What one device did since the VM started: numbers that only grow.
+"""What one device did since the VM started, in numbers that only grow, and who waits for a limit.
 
 A process that takes the place of another goes on where that one stopped. The numbers are kept as
 plain numbers and stored in cells that the vmm maps too, so that it reads them without asking. On
@@ -32,8 +32,52 @@ COUNTER_NAMES: Final = (
 MAX_SPECIFIC: Final = 10
 CELL_COUNT: Final = _FIRST_SPECIFIC + MAX_SPECIFIC
 
+# Behind the counters, twice: a bit for each queue that waits for its limit, and until when, in ns
+# of CLOCK_MONOTONIC. A card has two limiters, one for each direction, other devices have one.
+LIMITERS: Final = 2
+_FIRST_WAIT: Final = CELL_COUNT
+_ALL_CELLS: Final = _FIRST_WAIT + 2 * LIMITERS
+
+_MAX_QUEUES: Final = 64  # the bits of a cell
 _WRAP: Final = (1 << 64) - 1
 _MAX_START: Final = 1 << 62
+
+
+def _private_cells() -> memoryview[int]:
+    return memoryview(bytearray(8 * _ALL_CELLS)).cast("Q")
+
+
+class LimitWaits:
+    """Which queues one limiter lets wait. The vmm reads it by ``waiting_until``."""
+
+    __slots__ = ("_at", "_cells")
+
+    def __init__(self, cells: memoryview[int] | None = None, limiter: int = 0) -> None:
+        """Without ``cells`` nobody is told."""
+        self._cells = _private_cells() if cells is None else cells
+        self._at = _FIRST_WAIT + 2 * limiter
+
+    def set(self, queue: int, until_ns: int) -> None:
+        """Queue ``queue`` waits; every queue of this limiter does until about then."""
+        self._cells[self._at + 1] = min(until_ns, _WRAP)
+        self._cells[self._at] |= 1 << queue
+
+    def clear(self) -> None:
+        """No queue waits."""
+        self._cells[self._at] = self._cells[self._at + 1] = 0
+
+
+def waiting_until(cells: Sequence[int]) -> dict[int, int]:
+    """Return for each queue that waits for its limit until when, in ns of CLOCK_MONOTONIC.
+
+    A time that has passed is that of a queue that does not wait any more.
+    """
+    until: dict[int, int] = {}
+    for at in range(_FIRST_WAIT, _ALL_CELLS, 2):
+        if at + 1 < len(cells) and cells[at]:
+            bits, until_ns = cells[at], cells[at + 1]
+            until |= {queue: until_ns for queue in range(_MAX_QUEUES) if bits >> queue & 1}
+    return until
 
 
 class Counters:
@@ -52,7 +96,7 @@ class Counters:
     def __init__(self, cells: memoryview[int] | None = None) -> None:
         """Count on from what ``cells`` hold. Without them nobody else sees the numbers."""
         if cells is None:
-            cells = memoryview(bytearray(8 * CELL_COUNT)).cast("Q")
+            cells = _private_cells()
         for at in range(_FIRST_SPECIFIC):
             if cells[at] > _MAX_START:  # no count of ours: the last process had lost its mind
                 cells[at] = 0

@@ -9,16 +9,12 @@ from sys_util.errors import GuestError, VmmError
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from devices.virtio.backend import QueueActivation
     from devices.virtio.context import DeviceContext
     from devices.virtio.counters import Counters
     from devices.virtio.queue.chain import DescriptorChain
     from devices.virtio.queue.split_queue import SplitQueue
     from sys_util.log import Logger
-
-    Gate = Callable[[DescriptorChain], bool]
 
 # One turn of serving: then other queues and the vmm's messages have theirs. The bytes bound how
 # long finished requests wait for their interrupt when each of them is large.
@@ -39,6 +35,18 @@ class RequestError(GuestError):
 
 class CommandError(VmmError):
     """A command of the user that the device does not carry out; the text is for the user."""
+
+
+class Gate(Protocol):
+    """What each request of the common loop passes before it is carried out."""
+
+    def admit(self, queue_index: int, chain: DescriptorChain) -> bool:
+        """Return whether the request may be carried out now."""
+        ...
+
+    def settle(self, passed: int) -> None:
+        """The request that was admitted is done: so many bytes passed through its chain."""
+        ...
 
 
 class VirtioDevice(Protocol):
@@ -104,9 +112,9 @@ class VirtioDevice(Protocol):
 
     @property
     def gate(self) -> Gate | None:
-        """What each chain of the other queues passes before ``handle_chain``, if anything.
+        """What stands before ``handle_chain`` for each chain of the other queues, if anything.
 
-        A chain that it refuses stays in its queue. Then the device asks for the next turn
+        A chain that it does not admit stays in its queue. Then the device asks for the next turn
         (``context.serve_again``) when it lets chains pass again.
         """
         ...
@@ -217,7 +225,7 @@ def serve_queue(
                     break
                 queue.disable_notification()
                 continue
-            if gate is not None and not gate(chain):
+            if gate is not None and not gate.admit(queue_index, chain):
                 queue.unpop(idle=True)  # the device asks for the next turn
                 break
             chains_left -= 1
@@ -229,6 +237,8 @@ def serve_queue(
                 log.warning("%s queue %d: %s", device.name, queue_index, error)
             taken, written = offered - chain.reader.remaining, chain.writer.written
             add_used(chain.head, written)
+            if gate is not None:
+                gate.settle(taken + written)
             bytes_left -= taken + written
             requests += 1
             received += taken

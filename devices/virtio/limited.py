@@ -7,6 +7,7 @@ a guest gains nothing by an end of the process.
 
 from __future__ import annotations
 
+from devices.virtio.counters import LimitWaits
 from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.rate_limiter import LIMIT_NAMES, RateLimiter, RateLimits
 from sys_util.errors import ConfigError, ProtocolError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LimitedDevice(SimpleDevice):
-    """Base of such a device; ``gate`` is there only while something is limited."""
+    """Base of such a device, which is its own gate while something is limited."""
 
     def __init__(self, limits: RateLimits) -> None:
         self.gate = None
@@ -30,6 +31,7 @@ class LimitedDevice(SimpleDevice):
 
     def attach(self, context: DeviceContext) -> None:
         self._context = context
+        self._limiter.show_waits(LimitWaits(context.counters.cells))
         if not context.saved.is_empty:
             context.saved.restore(self.restore)
             self._limiter.drain()
@@ -57,9 +59,17 @@ class LimitedDevice(SimpleDevice):
         if self._context is not None:
             self._context.saved.store(self.saved_fields())
 
+    def reset(self) -> None:
+        """Forget the driver. What it moved stays charged."""
+        self._limiter.forget_waits()
+
     def request_bytes(self, chain: DescriptorChain) -> int:
-        """Return what a request costs of the bucket of bytes."""
+        """Return how many bytes a request claims to move."""
         return chain.reader.remaining + chain.writer.remaining
+
+    def moved_bytes(self, passed: int) -> int:
+        """Return how many bytes the last request moved; ``passed`` through its chain."""
+        return passed
 
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
         """``limit``: change the limits that ``arguments`` names, and answer with all of them."""
@@ -74,15 +84,20 @@ class LimitedDevice(SimpleDevice):
         return limits._asdict()
 
     def _set_gate(self) -> None:
-        self.gate = self._admit if self._limiter.active else None
+        self.gate = self if self._limiter.active else None
 
-    def _admit(self, chain: DescriptorChain) -> bool:
-        if self._limiter.take(self.request_bytes(chain)):
+    # Gate
+
+    def admit(self, queue_index: int, chain: DescriptorChain) -> bool:
+        if self._limiter.take(self.request_bytes(chain), queue_index):
             return True
         if self._timer is None and self._context is not None:
             seconds = self._limiter.retry_seconds
             self._timer = self._context.call_later(seconds, self._open)
         return False
+
+    def settle(self, passed: int) -> None:
+        self._limiter.settle(self.moved_bytes(passed))
 
     def _open(self) -> None:
         if self._timer is not None:

@@ -4,14 +4,20 @@
 A bucket holds ``size`` tokens and is refilled evenly, a whole bucket in ``refill_time``. Beyond
 that a guest has ``one_time_burst`` tokens once, which are used first and never come back. A request
 needs one token of the bucket of operations and one for each byte of the other. One that needs more
-than its bucket can ever hold passes, empties it, and nothing else passes until what it took too
-much would have been refilled.
+than its bucket can ever hold passes, the bucket owes the rest, and nothing else passes until it has
+been refilled that far.
+
+What a request needs is what its driver claims. What it is charged in the end is what was moved: who
+carries it out tells by ``settle`` or ``give_back``, so that a claim that is refused leaves no debt.
+A debt for bytes that were moved is the limit itself. A reset of the device does not cancel it, or
+guests would reset theirs instead of waiting.
 """
 
 from __future__ import annotations
 
 import time
 
+from devices.virtio.counters import LimitWaits
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -77,58 +83,62 @@ def spelled(name: str) -> str:
 class TokenBucket:
     """One bucket, full at first. ``size`` and ``refill_ms`` are above 0."""
 
-    __slots__ = ("_before", "_budget", "_burst", "_carry", "_last_ns", "_refill_ns", "_size")
+    __slots__ = ("_burst", "_carry", "_last_ns", "_most_burst", "_refill_ns", "_size", "budget")
 
     def __init__(self, size: int, one_time_burst: int, refill_ms: int, now_ns: int) -> None:
+        self.budget = size  # below 0 it is a debt; not up to date
         self._size = size
         self._refill_ns = refill_ms * _NS_PER_MS
-        self._budget = size
-        self._burst = one_time_burst
+        self._burst = self._most_burst = one_time_burst
         self._last_ns = now_ns
         self._carry = 0  # what is left of the last refill, in tokens times _refill_ns
-        self._before = (one_time_burst, size)
 
     @property
     def tokens(self) -> int:
-        """Tokens that are there, the burst included."""
-        return self._burst + self._budget
+        """Tokens that are there, the burst included; below 0 what it owes."""
+        return self._burst + self.budget
 
     def take(self, tokens: int, now_ns: int) -> int:
-        """Take ``tokens`` if they are there, or if the bucket can never hold them.
+        """Take ``tokens`` if they are there, or if a bucket without debt can never hold them.
 
         Returns:
-            0, and all is well; above 0, for how many ns nothing else may pass; below 0: nothing was
-            taken, and so many ns are missing.
+            0, and all is well; above 0: nothing was taken, and so many ns are missing.
         """
+        if self.budget < 0 and (missing_ns := self.debt_ns(now_ns)):
+            return missing_ns
         from_burst = min(self._burst, tokens)
         rest = tokens - from_burst
-        if rest > self._budget:
+        if rest > self.budget:
             self._refill(now_ns)
-            missing = rest - self._budget
-            if rest > self._size:
-                # Nothing is refilled before that: the debt is paid by waiting alone.
-                self._burst -= from_burst
-                self._budget = 0
-                wait_ns = -(-missing * self._refill_ns // self._size)
-                self._last_ns, self._carry = now_ns + wait_ns, 0
-                return wait_ns
-            if missing > 0:
-                return -self._missing_ns(missing)
+            if self.budget < rest <= self._size:
+                return self._missing_ns(rest - self.budget)
         elif not rest:
             self._last_ns, self._carry = now_ns, 0  # time does not count during the burst
-        self._before = (self._burst, self._budget)
         self._burst -= from_burst
-        self._budget -= rest
+        self.budget -= rest
         return 0
 
-    def undo(self) -> None:
-        """Give back what the last ``take`` took, at the same moment."""
-        self._burst, self._budget = self._before
+    def debt_ns(self, now_ns: int) -> int:
+        """Return in how many ns the bucket owes nothing any more; 0 if it does not now."""
+        self._refill(now_ns)
+        return self._missing_ns(-self.budget) if self.budget < 0 else 0
+
+    def charge(self, tokens: int, now_ns: int) -> None:
+        """Take ``tokens``, which were used already: what is not there is owed."""
+        self._refill(now_ns)
+        from_burst = min(self._burst, tokens)
+        self._burst -= from_burst
+        self.budget -= tokens - from_burst
+
+    def give_back(self, tokens: int) -> None:
+        """Take back ``tokens`` that were not used after all."""
+        to_budget = min(tokens, self._size - self.budget)
+        self.budget += to_budget
+        self._burst = min(self._burst + tokens - to_budget, self._most_burst)
 
     def drain(self) -> None:
         """Take every token, those of the burst too."""
-        self._budget = self._burst = 0
-        self._before = (0, 0)
+        self.budget = self._burst = self._most_burst = 0
 
     def _missing_ns(self, tokens: int) -> int:
         ns = -((self._carry - tokens * self._refill_ns) // self._size)
@@ -139,13 +149,10 @@ class TokenBucket:
         if passed <= 0:
             return
         self._last_ns = now_ns
-        if passed >= self._refill_ns:
-            self._budget, self._carry = self._size, 0
-            return
         tokens, self._carry = divmod(passed * self._size + self._carry, self._refill_ns)
-        self._budget += tokens
-        if self._budget >= self._size:
-            self._budget, self._carry = self._size, 0
+        self.budget += tokens
+        if self.budget >= self._size:
+            self.budget, self._carry = self._size, 0
 
 
 class RateLimiter:
@@ -154,7 +161,13 @@ class RateLimiter:
     def __init__(self, limits: RateLimits, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         """``limits`` were checked; ``clock_ns`` never goes back."""
         self._clock_ns = clock_ns
+        self._waits = LimitWaits()
         self.configure(limits)
+
+    def show_waits(self, waits: LimitWaits) -> None:
+        """Let ``waits`` tell the vmm from now on which queues wait, and until when."""
+        self._waits = waits
+        waits.clear()
 
     def configure(self, limits: RateLimits) -> None:
         """Begin again with full buckets."""
@@ -162,8 +175,9 @@ class RateLimiter:
         self.limits = limits
         self._bytes = _bucket(limits[:3], now_ns)
         self._ops = _bucket(limits[3:], now_ns)
-        self._closed_until_ns = 0
+        self._asked_bytes = 0
         self.retry_seconds = 0.0
+        self._waits.clear()
 
     def drain(self) -> None:
         """Empty the buckets: somebody else has used them, nobody knows how much."""
@@ -176,27 +190,43 @@ class RateLimiter:
         """Whether anything is limited."""
         return self._bytes is not None or self._ops is not None
 
-    def take(self, length_bytes: int) -> bool:
-        """Let a request pass, or say after how many ``retry_seconds`` it may."""
+    def take(self, length_bytes: int, queue: int = 0) -> bool:
+        """Let a request of ``queue`` pass, or say after how many ``retry_seconds`` it may."""
         now_ns = self._clock_ns()
-        if now_ns < self._closed_until_ns:
-            return self._refuse(self._closed_until_ns - now_ns, 0)
         ops, of_bytes = self._ops, self._bytes
         if ops is not None:
             wait_ns = ops.take(1, now_ns)
-            if wait_ns < 0:
-                return self._refuse(-wait_ns, self.limits.ops_refill_time)
+            if wait_ns:
+                return self._refuse(queue, now_ns, wait_ns, self.limits.ops_refill_time)
         if of_bytes is not None:
             wait_ns = of_bytes.take(length_bytes, now_ns)
-            if wait_ns < 0:
-                if ops is not None:
-                    ops.undo()
-                return self._refuse(-wait_ns, self.limits.bw_refill_time)
             if wait_ns:
-                self._closed_until_ns = now_ns + wait_ns
+                if ops is not None:
+                    ops.give_back(1)
+                return self._refuse(queue, now_ns, wait_ns, self.limits.bw_refill_time)
+        self._asked_bytes = length_bytes
         return True
 
-    def _refuse(self, missing_ns: int, refill_ms: int) -> bool:
+    def settle(self, moved_bytes: int) -> None:
+        """Charge the last request that passed for what it moved, not for what it asked for."""
+        unused = self._asked_bytes - moved_bytes
+        if unused and self._bytes is not None:
+            if unused > 0:
+                self._bytes.give_back(unused)
+            else:
+                self._bytes.charge(-unused, self._clock_ns())
+
+    def give_back(self, length_bytes: int) -> None:
+        """Take bytes back that passed some time ago, and were not moved after all."""
+        if self._bytes is not None:
+            self._bytes.give_back(length_bytes)
+
+    def forget_waits(self) -> None:
+        """No queue waits any more: the driver has reset the device."""
+        self._waits.clear()
+
+    def _refuse(self, queue: int, now_ns: int, missing_ns: int, refill_ms: int) -> bool:
+        self._waits.set(queue, now_ns + missing_ns)
         useful_ns = min(_LEAST_WAIT_NS, refill_ms * _NS_PER_MS // 2)
         self.retry_seconds = min(max(missing_ns, useful_ns), _MOST_WAIT_NS) / 1e9
         return False

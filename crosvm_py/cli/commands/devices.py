@@ -45,27 +45,42 @@ def as_fields(device: DeviceInfo) -> dict[str, object]:
         "state": device.state,
         "policy": device.policy,
         "cgroup": device.cgroup or None,
-        "queues": [{"size": queue.size, "enabled": queue.enabled} for queue in device.queues],
+        "queues": [
+            {
+                "size": queue.size,
+                "enabled": queue.enabled,
+                "limit_wait_ms": queue.limit_wait_ms or None,
+            }
+            for queue in device.queues
+        ],
         "counters": {counter.name: counter.value for counter in device.counters},
     }
 
 
 def table(devices: Sequence[DeviceInfo]) -> list[str]:
-    """Return the lines for people: the counters that every device has, and enabled queues."""
+    """Return the lines for people: the counters that every device has, and enabled queues.
+
+    ``LIMIT`` tells how long a queue of the device has still to wait for its limit.
+    """
     common = _common_counters(devices)
-    head = ["index", "name", "pid", "state", "policy", "queues", *common]
+    head = ["index", "name", "pid", "state", "policy", "queues", "limit", *common]
     rows = [[word.replace("_", "-").upper() for word in head]]
     for device in devices:
         counters = {counter.name: counter.value for counter in device.counters}
         enabled = sum(queue.enabled for queue in device.queues)
         facts = (device.name, device.pid, device.state, device.policy)
-        row = [device.index, *facts, f"{enabled}/{len(device.queues)}"]
+        row = [device.index, *facts, f"{enabled}/{len(device.queues)}", _longest_wait(device)]
         rows.append([printable(str(cell)) for cell in (*row, *(counters[name] for name in common))])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         _GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def _longest_wait(device: DeviceInfo) -> str:
+    wait_ms = max((queue.limit_wait_ms for queue in device.queues), default=0)
+    return f"{wait_ms / 1000:.1f}s" if wait_ms else "-"
 
 
 def _common_counters(devices: Sequence[DeviceInfo]) -> list[str]:

@@ -74,6 +74,7 @@ _SEGMENT: Final = Struct("<QII")  # sector, num_sectors, flags
 _CONFIG: Final = Struct("<Q I I 4x I 8x B x H 3I 2I B 3x")
 
 _STATUS_OK: Final = bytes([VIRTIO_BLK_S_OK])
+_FRAME_BYTES: Final = _HEADER.size + len(_STATUS_OK)
 
 
 class BlockRequestError(RequestError):
@@ -150,6 +151,7 @@ class Block(LimitedDevice):
         self._file.writethrough = not features >> VIRTIO_BLK_F_FLUSH & 1
 
     def reset(self) -> None:
+        super().reset()
         self._active = 0
 
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
@@ -219,7 +221,11 @@ class Block(LimitedDevice):
 
     def request_bytes(self, chain: DescriptorChain) -> int:
         """Return the bytes of data: header and status cost nothing."""
-        return max(0, super().request_bytes(chain) - _HEADER.size - len(_STATUS_OK))
+        return max(0, super().request_bytes(chain) - _FRAME_BYTES)
+
+    def moved_bytes(self, passed: int) -> int:
+        """Return the bytes of data, and of zeros that were stored for want of a better way."""
+        return max(0, passed - _FRAME_BYTES) + self._file.take_stored_zeros()
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         writer = chain.writer

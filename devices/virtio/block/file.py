@@ -49,6 +49,7 @@ class DiskFile:
     def __init__(self, fd: int, *, direct: bool) -> None:
         self.size_bytes = os.lseek(fd, 0, os.SEEK_END)
         self.writethrough = False
+        self._stored_zeros = 0
         self._fd = fd
         self._zeros = _anonymous(_ZERO_BYTES)
         self._direct = direct
@@ -132,6 +133,11 @@ class DiskFile:
                 return start, stop
         return offset, offset
 
+    def take_stored_zeros(self) -> int:
+        """Return how many bytes ``write_zeroes`` had to store since this was asked last."""
+        count, self._stored_zeros = self._stored_zeros, 0
+        return count
+
     def _store_zeros(self, offset: int, length: int) -> None:
         while length:
             step = min(length, _BOUNCE_BYTES)
@@ -140,6 +146,7 @@ class DiskFile:
             if rest:
                 vectors.append(self._zeros[:rest])
             self.write(Reader(0, vectors, step), offset)
+            self._stored_zeros += step
             offset += step
             length -= step
 

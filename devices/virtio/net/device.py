@@ -10,6 +10,7 @@ Kept fds:    the queues of the TAP, or the socket to passt
 
 from __future__ import annotations
 
+from devices.virtio.counters import LimitWaits
 from devices.virtio.limited import changed_limits
 from devices.virtio.net.card import NetCard
 from devices.virtio.net.ends import TapEnd
@@ -45,6 +46,8 @@ class Net(NetCard):
     def attach(self, context: DeviceContext) -> None:
         is_first = context.saved.is_empty
         super().attach(context)
+        for number, limiter in enumerate(self._limiters):
+            limiter.show_waits(LimitWaits(context.counters.cells, number))
         self._set_limits()
         if not is_first:
             for limiter in self._limiters:
@@ -64,6 +67,11 @@ class Net(NetCard):
             return pair.on_transmit_kick()
         pair.on_receive_kick()
         return False
+
+    def reset(self) -> None:
+        for limiter in self._limiters:
+            limiter.forget_waits()
+        super().reset()
 
     def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
         """``limit`` with what shall change, and what every card knows."""

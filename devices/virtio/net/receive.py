@@ -113,7 +113,8 @@ class ReceiveQueue:
 
     def _pay(self) -> bool:
         """Return whether the limiter lets the last frame have passed, and so the next one come."""
-        if self._limiter.take(self._unpaid_bytes):
+        queue = 0 if self.port is None else self.port.index
+        if self._limiter.take(self._unpaid_bytes, queue):
             self._unpaid_bytes = 0
             return True
         self.retry_seconds = self._limiter.retry_seconds

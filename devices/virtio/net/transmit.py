@@ -55,6 +55,8 @@ class TransmitQueue:
         """Serve another port from now on; nothing is left of an earlier one."""
         self.port = port
         self._rules = HeaderRules(features)
+        if self._waiting is not None and self._paid:
+            self._limiter.give_back(self._waiting.readable_bytes - HEADER_BYTES)
         self._waiting = None
         self._paid = False
 
@@ -117,7 +119,8 @@ class TransmitQueue:
     def _pay(self, frame: _Frame) -> bool:
         """Return whether the limiter lets a frame pass."""
         limiter = self._limiter
-        if limiter.active and not limiter.take(frame.readable_bytes - HEADER_BYTES):
+        queue = 0 if self.port is None else self.port.index
+        if limiter.active and not limiter.take(frame.readable_bytes - HEADER_BYTES, queue):
             self.retry_seconds = limiter.retry_seconds
             return False
         self._paid = True
@@ -136,19 +139,24 @@ class TransmitQueue:
         """Pass a frame on or drop it; return whether either was possible."""
         stats = self._stats
         if not self.carrier:
-            stats.tx_dropped += 1
+            self._drop(frame)
             return True
         try:
             self._end.send(frame.header, frame.parts)
         except BlockingIOError:
             return False
         except OSError:
-            stats.tx_dropped += 1
+            self._drop(frame)
         except EndGoneError:
-            stats.tx_dropped += 1
+            self._drop(frame)
             self.carrier = False
             raise
         else:
             stats.tx_frames += 1
             stats.tx_large += frame.header[1] != 0
         return True
+
+    def _drop(self, frame: _Frame) -> None:
+        """Pass a frame on to nobody: it has cost an operation, and no bytes."""
+        self._stats.tx_dropped += 1
+        self._limiter.give_back(frame.readable_bytes - HEADER_BYTES)

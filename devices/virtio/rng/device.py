@@ -70,6 +70,3 @@ class Rng(LimitedDevice):
         if not writer.remaining:
             raise ChainError(chain.head, "no buffer to fill")
         writer.write(os.getrandom(min(writer.remaining, self._max_fill_bytes)))
-
-    def reset(self) -> None:
-        """There is nothing to forget."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -20,6 +21,7 @@ from crosvm_py.requests.devices import (
     QueueInfo,
 )
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, MAX_RESPONSE_BYTES, Failed
+from devices.virtio.backend import QueueActivation
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from sys_util.errors import ConfigError
 from sys_util.wire import encode
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 
 LIMITS = {name: at for at, name in enumerate(LIMIT_NAMES)}
 NOTHING = (None,) * len(LIMIT_NAMES)
+
+
+def queue(index: int) -> QueueActivation:
+    return QueueActivation(index, 256, 0, 0, 0, -1, -1, False)
 
 
 def limit(device: HostileDevice, *values: int | None) -> list[Response]:
@@ -59,6 +65,19 @@ def test_list_tells_what_the_vmm_knows(device: HostileDevice) -> None:
     )
 
 
+def test_list_tells_how_long_a_queue_waits_for_its_limit(
+    device: HostileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 10**9)
+    device.host.cells = [*[0] * 16, 0b10, 10**9 + 1_500_001, 0b1, 10**9 - 5]
+    device.host.status.activated([queue(0), queue(1)])
+    (info,) = list_devices(vm_of(device.host), ListDevices()).devices
+    assert info.queues == (QueueInfo(256, True, 0), QueueInfo(256, True, 2))
+    device.host.status.queue_stopped(1)
+    (info,) = list_devices(vm_of(device.host), ListDevices()).devices
+    assert info.queues == (QueueInfo(256, True, 0), QueueInfo(256, False, 0))
+
+
 def test_list_asks_no_device(device: HostileDevice) -> None:
     list_devices(vm_of(device.host), ListDevices())
     with pytest.raises(BlockingIOError, match="temporarily unavailable"):
@@ -67,8 +86,9 @@ def test_list_asks_no_device(device: HostileDevice) -> None:
 
 def test_list_of_many_devices_with_everything_fits_an_answer(device: HostileDevice) -> None:
     device.host.name = "console:" + "9" * 56
-    device.host.cells = [(1 << 64) - 1] * 16
+    device.host.cells = [(1 << 64) - 1] * 20
     device.host.queue_sizes = (32768,) * 64
+    device.host.status.activated([queue(index) for index in range(64)])
     answer = encode(list_devices(vm_of(*[device.host] * 31), ListDevices()))
     assert len(answer) <= MAX_RESPONSE_BYTES
     assert isinstance(RESPONSES.decode(answer), DeviceList)

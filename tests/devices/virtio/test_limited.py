@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import pytest
 from devices.virtio import limited
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec
+from devices.virtio.counters import waiting_until
 from devices.virtio.device import CommandError
 from devices.virtio.rate_limiter import RateLimiter, RateLimits
 from devices.virtio.rng.device import Rng, RngSpec
@@ -166,6 +168,106 @@ def test_block_costs_its_data_and_nothing_else(memory: GuestMemory, clock: Clock
     assert served(side) == 1
     os.close(fd)
     side.close()
+
+
+class LimitedDisk:
+    """A disk of 64 KiB that lets 1 KiB a second pass, and its driver."""
+
+    def __init__(self, memory: GuestMemory, **limits: int) -> None:
+        self.fd = os.memfd_create("image", os.MFD_CLOEXEC)
+        os.truncate(self.fd, 64 * 1024)
+        chosen = RateLimits(bw_size=1024, bw_refill_time=1000, **limits)
+        self.side = DriverSide(Block(BlockSpec("image", limits=chosen), self.fd), memory)
+        self.side.start()
+
+    def ask(self, request_type: int, sector: int, into: list[int], *out: bytes) -> None:
+        header = struct.pack("<IIQ", request_type, 0, sector)
+        self.side.queues[0].submit([header, *out], into)
+
+    def close(self) -> None:
+        self.side.close()
+        os.close(self.fd)
+
+
+@pytest.fixture
+def disk(memory: GuestMemory, clock: Clock) -> Iterator[LimitedDisk]:
+    disk = LimitedDisk(memory)
+    yield disk
+    disk.close()
+
+
+def test_request_that_is_refused_leaves_no_debt(disk: LimitedDisk, clock: Clock) -> None:
+    disk.ask(0, 1 << 40, [256 * 1024, 1])
+    disk.ask(1, 120, [1], bytes(256 * 1024))
+    disk.ask(0, 0, [1024, 1])
+    disk.ask(0, 0, [512, 1])
+    disk.side.kick(0)
+    assert [data[-1] for _, _, data in disk.side.queues[0].collect()] == [1, 1, 0]
+    let_pass(disk.side, clock, 0.5)
+    assert served(disk.side) == 1
+
+
+def test_read_that_fails_midway_is_charged_for_what_it_read(
+    disk: LimitedDisk, clock: Clock, lines: list[str]
+) -> None:
+    os.truncate(disk.fd, 512)
+    disk.ask(0, 0, [4096, 1])
+    disk.ask(0, 0, [512, 1])
+    disk.ask(0, 0, [512, 1])
+    disk.side.kick(0)
+    assert served(disk.side) == 2
+    let_pass(disk.side, clock, 0.5)
+    assert served(disk.side) == 1
+
+
+def test_request_that_is_refused_costs_an_operation(memory: GuestMemory, clock: Clock) -> None:
+    disk = LimitedDisk(memory, ops_size=2, ops_refill_time=1000)
+    for _ in range(3):
+        disk.ask(0, 1 << 40, [512, 1])
+    disk.side.kick(0)
+    assert served(disk.side) == 2
+    disk.close()
+
+
+def test_zeros_that_had_to_be_stored_are_charged(
+    disk: LimitedDisk, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr("devices.virtio.block.file.fallocate", refuse)
+    for _ in range(2):
+        disk.ask(13, 0, [1], struct.pack("<QII", 0, 6, 0))
+    disk.side.kick(0)
+    assert served(disk.side) == 1
+    let_pass(disk.side, clock, 1.9)
+    assert served(disk.side) == 0
+    let_pass(disk.side, clock, 0.2)
+    assert served(disk.side) == 1
+
+
+def test_reset_pays_no_debt_of_bytes_that_were_moved(disk: LimitedDisk, clock: Clock) -> None:
+    disk.ask(0, 0, [4096, 1])
+    disk.ask(0, 0, [512, 1])
+    disk.side.kick(0)
+    assert served(disk.side) == 1
+    disk.side.reset()
+    disk.side.start()
+    disk.ask(0, 0, [512, 1])
+    disk.side.kick(0)
+    assert served(disk.side) == 0
+
+
+def test_vmm_sees_which_queue_waits_and_until_when(disk: LimitedDisk, clock: Clock) -> None:
+    cells = disk.side.context.counters.cells
+    disk.ask(0, 0, [3072, 1])
+    disk.side.kick(0)
+    assert waiting_until(cells) == {}
+    disk.ask(0, 0, [512, 1])
+    disk.side.kick(0)
+    assert waiting_until(cells) == {0: 2 * 10**9}
+    disk.side.reset()
+    assert waiting_until(cells) == {}
 
 
 def test_limits_can_be_set_while_it_runs(memory: GuestMemory, clock: Clock) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devices.virtio.counters import LimitWaits, waiting_until
 from devices.virtio.rate_limiter import (
     LIMIT_NAMES,
     MAX_REFILL_MS,
@@ -182,7 +183,7 @@ def test_bytes_that_are_missing_give_the_operation_back(clock: Clock) -> None:
 def test_operation_of_the_burst_is_given_back_to_the_burst() -> None:
     bucket = TokenBucket(5, 1, 1000, 0)
     bucket.take(1, 0)
-    bucket.undo()
+    bucket.give_back(1)
     assert bucket.tokens == 6
 
 
@@ -198,8 +199,8 @@ def test_configure_fills_the_buckets(clock: Clock) -> None:
 def test_clock_that_stands_still_refills_nothing() -> None:
     bucket = TokenBucket(10, 0, 1000, 5)
     bucket.take(10, 5)
-    assert bucket.take(1, 5) < 0
-    assert bucket.take(1, 4) < 0
+    assert bucket.take(1, 5) > 0
+    assert bucket.take(1, 4) > 0
 
 
 @pytest.mark.parametrize(
@@ -256,29 +257,30 @@ def test_longest_wait_is_one_that_the_loop_can_wait(clock: Clock) -> None:
     size=st.integers(1, 1000),
     burst=st.integers(0, 1000),
     refill_ms=st.integers(1, 50),
-    steps=st.lists(st.tuples(st.integers(0, 1200), st.integers(0, 20 * MS)), max_size=60),
+    steps=st.lists(
+        st.tuples(st.integers(0, 1200), st.integers(0, 2000), st.integers(0, 20 * MS)), max_size=60
+    ),
 )
-def test_no_schedule_gets_more_than_bucket_burst_and_time_allow(
-    size: int, burst: int, refill_ms: int, steps: list[tuple[int, int]]
+def test_no_schedule_moves_more_than_bucket_burst_and_time_allow(
+    size: int, burst: int, refill_ms: int, steps: list[tuple[int, int, int]]
 ) -> None:
+    """Each step claims tokens, moves as many, fewer or more, and lets time pass."""
     now = start = 7
     bucket = TokenBucket(size, burst, refill_ms, start)
-    blocked_until = start
-    taken = largest = 0
-    for tokens, passed in steps:
+    moved = 0
+    for claimed, used, passed in steps:
         now += passed
-        if now < blocked_until:
-            continue
         before = bucket.tokens
-        wait = bucket.take(tokens, now)
-        if wait < 0:
+        if bucket.take(claimed, now):
             assert bucket.tokens >= before
             continue
-        taken += tokens
-        blocked_until = now + wait
-        largest = max(largest, tokens)
-        allowed = size + burst + (max(now, blocked_until) - start) * size / (refill_ms * MS)
-        assert taken <= allowed + 1
+        if used <= claimed:
+            bucket.give_back(claimed - used)
+        else:
+            bucket.charge(used - claimed, now)
+        moved += used
+        paid_at = now + bucket.debt_ns(now)
+        assert moved <= size + burst + (paid_at - start) * size / (refill_ms * MS) + 1
 
 
 @given(st.integers(1, 1 << 40), st.integers(1, 1 << 20), st.integers(0, 1 << 41))
@@ -286,5 +288,69 @@ def test_wait_that_was_told_is_enough(size: int, refill_ms: int, tokens: int) ->
     bucket = TokenBucket(size, 0, refill_ms, 0)
     bucket.take(size, 0)
     wait = bucket.take(tokens, 0)
-    if wait < 0:
-        assert bucket.take(tokens, -wait) == 0
+    if wait:
+        assert bucket.take(tokens, wait) == 0
+
+
+@given(st.integers(1, 1 << 40), st.integers(1, 1 << 20), st.integers(1, 1 << 41))
+def test_debt_is_paid_when_it_was_said_to_be(size: int, refill_ms: int, tokens: int) -> None:
+    bucket = TokenBucket(size, 0, refill_ms, 0)
+    bucket.charge(size + tokens, 0)
+    wait = bucket.debt_ns(0)
+    assert bucket.take(0, wait - 1) > 0
+    assert bucket.take(0, wait) == 0
+
+
+def test_claim_that_moved_nothing_leaves_no_debt(clock: Clock) -> None:
+    limiter = RateLimiter(RateLimits(bw_size=1000, bw_refill_time=100), clock)
+    assert limiter.take(1 << 32)
+    limiter.settle(0)
+    assert limiter.take(1000)
+    assert not limiter.take(1)
+    assert limiter.retry_seconds < 0.1
+
+
+def test_claim_that_moved_less_is_charged_for_that(clock: Clock) -> None:
+    limits = RateLimits(bw_size=1000, bw_one_time_burst=500, bw_refill_time=100)
+    limiter = RateLimiter(limits, clock)
+    assert limiter.take(1200)
+    limiter.settle(300)
+    assert limiter.take(1200)
+    limiter.settle(1200)
+    assert not limiter.take(1)
+
+
+def test_request_that_moved_more_than_it_claimed_leaves_a_debt(clock: Clock) -> None:
+    limiter = RateLimiter(RateLimits(bw_size=1000, bw_refill_time=100), clock)
+    assert limiter.take(16)
+    limiter.settle(3000)
+    assert not limiter.take(0)
+    assert limiter.retry_seconds == pytest.approx(0.2)
+
+
+def test_refused_request_costs_an_operation(clock: Clock) -> None:
+    limits = RateLimits(bw_size=10, bw_refill_time=100, ops_size=2, ops_refill_time=1000)
+    limiter = RateLimiter(limits, clock)
+    for _ in range(2):
+        assert limiter.take(1 << 32)
+        limiter.settle(0)
+    assert not limiter.take(0)
+
+
+def test_queue_that_waits_is_shown_with_the_end_of_its_wait(clock: Clock) -> None:
+    cells = memoryview(bytearray(8 * 32)).cast("Q")
+    limiter = RateLimiter(RateLimits(bw_size=1000, bw_refill_time=100), clock)
+    limiter.show_waits(LimitWaits(cells, 1))
+    assert waiting_until(cells) == {}
+    assert limiter.take(3000, 5)
+    assert not limiter.take(0, 5)
+    assert not limiter.take(0, 63)
+    assert waiting_until(cells) == {5: clock.ns + 200 * MS, 63: clock.ns + 200 * MS}
+    limiter.forget_waits()
+    assert waiting_until(cells) == {}
+
+
+@given(st.lists(st.integers(0, (1 << 64) - 1), max_size=24))
+def test_whatever_the_cells_hold_can_be_read(values: list[int]) -> None:
+    until = waiting_until(values)
+    assert all(0 <= queue < 64 for queue in until)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from devices.virtio.counters import waiting_until
 from devices.virtio.device import CommandError
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.event_loop import EPOLLOUT
@@ -59,6 +60,31 @@ def test_send_beyond_the_limit_waits_for_a_timer_and_not_for_the_host(rig: NetRi
     rig.driver.kick(1)
     assert len(rig.driver.context.timers) == 1
     assert rig.driver.context.fds.get(rig.end_fd, (None, 0))[1] & EPOLLOUT == 0
+
+
+def test_frames_that_go_nowhere_cost_operations_and_no_bytes(rig: NetRig) -> None:
+    rig.device.command("link", {"up": False})
+    for _ in range(4):
+        rig.driver.queues[1].submit([PLAIN + frame(100)])
+    rig.driver.kick(1)
+    limited_by_ops = bool(rig.device.command("limit", {})["ops_size"])
+    assert len(rig.driver.queues[1].collect()) == (2 if limited_by_ops else 4)
+    assert rig.sent() == []
+
+
+def test_vmm_sees_which_queue_waits(rig: NetRig) -> None:
+    cells = rig.driver.context.counters.cells
+    for _ in range(3):
+        rig.driver.queues[1].submit([PLAIN + frame(100)])
+    rig.driver.kick(1)
+    assert list(waiting_until(cells)) == [1]
+    rig.offer(*[500] * 4)
+    for seed in range(4):
+        rig.host.send(PLAIN + frame(100, seed))
+    rig.driver.context.fire(rig.end_fd)
+    assert sorted(waiting_until(cells)) == [0, 1]
+    lift(rig)
+    assert waiting_until(cells) == {}
 
 
 def test_send_held_back_and_a_pause_loses_nothing(rig: NetRig) -> None:
