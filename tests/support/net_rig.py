@@ -48,6 +48,12 @@ def frame(length: int, seed: int = 0) -> bytes:
     return bytes((at * 7 + seed * 31 + at // 256) & 0xFF for at in range(length))
 
 
+def ip_frame(length: int, seed: int = 0) -> bytes:
+    """Return a frame of this length, 34 or more, with an IPv4 packet in it."""
+    ip = struct.pack(">BBHHHBB", 0x45, 0, length - 14, seed & 0xFFFF, 0, 64, 17) + bytes(10)
+    return MAC + bytes.fromhex("52550a0002020800") + ip + frame(length - 34, seed)
+
+
 def on_wire(data: bytes) -> bytes:
     """Return a frame as it stands in a stream."""
     return struct.pack(">I", len(data)) + data

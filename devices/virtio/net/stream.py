@@ -12,39 +12,51 @@ nothing is taken out of it but whole frames, and nothing is put in but whole fra
 - passt resets a connection whose SYN comes again; every other frame may.
 - A socket takes a frame of up to ``_ONE_PIECE_BYTES`` at once or not at all; a longer one goes only
   where there is room for all of it.
+- passt may get out of step (``framing``). Lengths without frames are skipped. Where no frame begins
+  all that is here is dropped, and what comes next is believed if it fits: passt begins a frame.
 """
 
 from __future__ import annotations
 
-from struct import Struct
+import errno
 
+from devices.virtio.net import framing
 from devices.virtio.net.ends import EndGoneError
+from devices.virtio.net.framing import LENGTH, LENGTH_BYTES
 from devices.virtio.net.header import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
     MIN_FRAME_BYTES,
     PLAIN_HEADER,
 )
+from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NoReturn
 from sys_util.unix_stream import UnixStream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Before each frame on the socket (passt's and QEMU's "stream" protocol).
-_LENGTH: Final = Struct(">I")
-_LENGTH_BYTES: Final = _LENGTH.size
-_MOST_BYTES: Final = _LENGTH_BYTES + MAX_FRAME_BYTES
+_MOST_BYTES: Final = LENGTH_BYTES + MAX_FRAME_BYTES
 
 # How much is looked at; the frames in it are read together. A long one is read by itself.
 _WINDOW_BYTES: Final = 64 * 1024
 _LONG_BYTES: Final = 16 * 1024
+_GLANCE_BYTES: Final = 64
 
 # What Linux puts into one socket buffer even where pages are small: unix_stream_sendmsg() allows
 # 32 KiB of whole pages and what fits beside them.
 _ONE_PIECE_BYTES: Final = 32 * 1024
 
 _IOV_MAX: Final = 1024
+
+# One turn of dropping what is no frame.
+_MOST_DROPS: Final = 64
+
+# With these passt is no more; other errors are about one frame.
+_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+
+LOG_LINES: Final = 3
+LOG_SECONDS: Final = 60.0
 
 # Ethernet, and IPv4 and TCP with as many options as they have; with IPv6 it is less.
 _MOST_SYN_BYTES: Final = 14 + 60 + 60
@@ -66,13 +78,16 @@ class StreamEnd:
         self.fd = fd
         self._stream = UnixStream(fd)
         # Frames: before ``_start`` they were received, before ``_read`` they are out of the stream.
-        self._in = memoryview(bytearray(_MOST_BYTES))
+        self._in = memoryview(bytearray(_MOST_BYTES + framing.HEAD_BYTES))
         self._start = self._read = self._end = 0
-        self._length = memoryview(bytearray(_LENGTH_BYTES))
-        self._look_bytes = _WINDOW_BYTES  # after a long frame only a length: they come in rows
+        self._length = memoryview(bytearray(LENGTH_BYTES))
+        self._look_bytes = _WINDOW_BYTES  # after a long frame only a glance: they come in rows
         # The rest of a frame that an earlier process began: lost, as on a wire.
         self._skipping = min(self._stream.announced_bytes(), _MOST_BYTES)
         self._missing = self._skipping  # bytes of the frame that was announced
+        self._judged = bool(self._missing)  # whether that is one
+        self._lost = False  # until a frame fits, no other one is believed
+        self._dropping = False  # more is here that is no frame
         self._out = b""
         if not self._missing:
             self._stream.announce(0)
@@ -80,6 +95,7 @@ class StreamEnd:
         self._send_buffer_bytes = size_bytes
         # Where a socket becomes writable again, whatever size of frame waits.
         self._always_room_bytes = size_bytes // 4
+        self._log = get_logger("devices.virtio.net").limited(LOG_LINES, LOG_SECONDS)
 
     @property
     def buffered(self) -> bool:
@@ -115,19 +131,19 @@ class StreamEnd:
         if self._out:
             raise BlockingIOError
         length = sum(len(part) for part in frame)
-        whole = _LENGTH_BYTES + length
+        whole = LENGTH_BYTES + length
         try:
             if whole > _ONE_PIECE_BYTES and not self._has_room(whole):
                 raise BlockingIOError
-            parts: list[bytes | memoryview] = [_LENGTH.pack(length), *frame]
+            parts: list[bytes | memoryview] = [LENGTH.pack(length), *frame]
             # A driver that cuts its frame in more pieces than writev(2) takes is no end of ours.
             sent = self._stream.write(parts if len(parts) <= _IOV_MAX else [b"".join(parts)])
-        except BlockingIOError:
-            raise
         except OSError as error:
+            if error.errno not in _GONE:
+                raise
             self._lose(error)
         if sent < whole:  # the host had no memory for its second piece, or its buffers are tiny
-            self._out = b"".join((_LENGTH.pack(length), *frame))[sent:]
+            self._out = b"".join((LENGTH.pack(length), *frame))[sent:]
 
     def may_repeat(self, frame: Sequence[memoryview]) -> bool:
         short = sum(len(part) for part in frame) <= _MOST_SYN_BYTES
@@ -138,10 +154,9 @@ class StreamEnd:
             return
         try:
             self._out = self._out[self._stream.write([self._out]) :]
-        except BlockingIOError:
-            return
         except OSError as error:
-            self._lose(error)
+            if error.errno in _GONE:
+                self._lose(error)
 
     def commit(self) -> bool:
         count = self._start - self._read
@@ -172,68 +187,134 @@ class StreamEnd:
             BlockingIOError: no frame is whole yet, or ``commit`` is due.
             EndGoneError: there will be none.
         """
+        if self._dropping:
+            self._drop()
         if self._missing:
             self._fetch_missing()
             return 0
         if self._read < self._end:
             raise BlockingIOError
         seen = self._stream.peek(self._in[: self._look_bytes])
-        if seen == _LENGTH_BYTES and not self._is_long(0):
+        if seen == _GLANCE_BYTES == self._look_bytes and not self._is_long():
             self._look_bytes = _WINDOW_BYTES
             seen = self._stream.peek(self._in[:_WINDOW_BYTES])
         if not seen:
             self._end_of_stream()
-        end, length = self._scan(seen)
+        end = self._scan(seen)
         if end:
             self._start, self._read, self._end = 0, 0, end
             return 0
-        if seen < _LENGTH_BYTES:
+        if seen < LENGTH_BYTES:
             raise BlockingIOError
-        whole = _LENGTH_BYTES + length
-        if self._stream.readable_bytes() >= whole:
+        return self._begin(seen)
+
+    def _begin(self, seen: int) -> int:
+        """Deal with what begins the stream, of which not all was seen; return a length as above."""
+        verdict = framing.judge(self._in, 0, seen, strict=self._lost)
+        if verdict == framing.LOST:
+            self._lose_step()
+        if verdict > 0:
+            self._skip_lengths(self._stream.read([self._in[:verdict]]))
+            return 0
+        length: int = LENGTH.unpack_from(self._in)[0]
+        whole = LENGTH_BYTES + length
+        judged = verdict == framing.FRAME
+        self._lost = self._lost and not judged
+        if judged and self._stream.readable_bytes() >= whole:
             if length <= _LONG_BYTES:  # more of it has come meanwhile
                 return 0
-            self._look_bytes = _LENGTH_BYTES
+            self._look_bytes = _GLANCE_BYTES
             return length
         # Whoever writes this frame may need the room that its first part takes.
         self._stream.announce(whole)
         self._start, self._read, self._end, self._missing = 0, whole, whole, whole
+        self._judged = judged
         return 0
 
-    def _scan(self, seen: int) -> tuple[int, int]:
-        """Return where the short frames end that were seen whole, and the length of the last."""
-        end, length = 0, 0
-        while end + _LENGTH_BYTES <= seen:
-            length = _LENGTH.unpack_from(self._in, end)[0]
-            if length > MAX_FRAME_BYTES:
-                # passt makes no such frame. The stream has no other place to begin again.
-                raise EndGoneError("user-mode network: what passt sends is no frame")
-            if end + _LENGTH_BYTES + length > seen or length > _LONG_BYTES:
+    def _scan(self, seen: int) -> int:
+        """Return where the short frames end that were seen whole."""
+        end = 0
+        while end + LENGTH_BYTES <= seen:
+            length, kind, total, _ = framing.HEAD.unpack_from(self._in, end)
+            if length > _LONG_BYTES or end + LENGTH_BYTES + length > seen:
                 break
-            end += _LENGTH_BYTES + length
-        return end, length
+            if total < framing.LEAST_IP_BYTES or kind != framing.IPV4:
+                fits = False  # at first glance
+            else:
+                fits = total + framing.ETHERNET_BYTES == length
+            if not fits and framing.judge(self._in, end, seen, strict=self._lost) != framing.FRAME:
+                break
+            self._lost = False
+            end += LENGTH_BYTES + length
+        return end
 
-    def _is_long(self, at: int) -> bool:
-        length: int = _LENGTH.unpack_from(self._in, at)[0]
+    def _is_long(self) -> bool:
+        length: int = LENGTH.unpack_from(self._in)[0]
         return length > _LONG_BYTES
 
     def _fetch_missing(self) -> None:
         """Go on with the frame that was announced, which then can be received."""
         at = self._end - self._missing if not self._skipping else 0
-        count = self._stream.read([self._in[at : at + self._missing]])
+        most = self._missing
+        if not self._judged:
+            most = min(most, max(framing.HEAD_BYTES - at, LENGTH_BYTES))
+        count = self._stream.read([self._in[at : at + most]])
         if not count:
             self._end_of_stream()
         self._missing -= count
+        if not self._judged:
+            self._judge_begun(at + count)
         if self._missing:
             return
         self._stream.announce(0)
         if self._skipping:
             self._skipping = 0
 
+    def _judge_begun(self, seen: int) -> None:
+        """Look at a frame, ``seen`` bytes of which are out of the stream already."""
+        verdict = framing.judge(self._in, 0, seen, strict=self._lost)
+        if verdict == framing.LOST:
+            self._lose_step()
+        if verdict > 0:
+            self._skip_lengths(verdict)
+            self._in[: seen - verdict] = bytes(self._in[verdict:seen])
+            self._end = self._read = LENGTH_BYTES + LENGTH.unpack_from(self._in)[0]
+            self._missing = self._end - (seen - verdict)
+            self._stream.announce(self._missing)
+        self._judged = verdict != framing.UNKNOWN
+        self._lost = self._lost and not self._judged
+
+    def _skip_lengths(self, count_bytes: int) -> None:
+        frames = count_bytes // LENGTH_BYTES
+        self._log.warning("user-mode network: passt left out frames: %d", frames)
+
+    def _lose_step(self) -> NoReturn:
+        """Drop what is here.
+
+        Raises:
+            BlockingIOError: that is all for now.
+        """
+        self._log.warning("user-mode network: what passt sends is no frame; looking for the next")
+        self._start = self._read = self._end = self._missing = 0
+        self._stream.announce(0)
+        self._lost = self._dropping = True
+        self._drop()
+
+    def _drop(self) -> NoReturn:
+        for _ in range(_MOST_DROPS):
+            try:
+                count = self._stream.read([self._in])
+            except BlockingIOError:
+                self._dropping = False
+                raise
+            if not count:
+                self._end_of_stream()
+        raise BlockingIOError
+
     def _deliver(self, vectors: Sequence[memoryview]) -> int:
         """Store the next frame, and return its length."""
-        start = self._start + _LENGTH_BYTES
-        length: int = _LENGTH.unpack_from(self._in, self._start)[0]
+        start = self._start + LENGTH_BYTES
+        length: int = LENGTH.unpack_from(self._in, self._start)[0]
         self._start = start + length
         _scatter(PLAIN_HEADER, vectors, 0)
         _scatter(self._in[start : start + length], vectors, HEADER_BYTES)
@@ -241,14 +322,14 @@ class StreamEnd:
 
     def _receive_directly(self, length: int, vectors: Sequence[memoryview]) -> bool:
         """Read a frame that is here into guest memory, if it is not cut in too many pieces."""
-        whole = _LENGTH_BYTES + length
+        whole = LENGTH_BYTES + length
         parts = [self._length, *_cut(vectors, HEADER_BYTES, length)]
         if len(parts) > _IOV_MAX:
             self._start, self._read, self._end = 0, whole, self._stream.read([self._in[:whole]])
             return False
         _scatter(PLAIN_HEADER, vectors, 0)
         if self._stream.read(parts) < whole:
-            raise EndGoneError("user-mode network: a frame was cut short")
+            self._lose_step()
         return True
 
     def _end_of_stream(self) -> NoReturn:
