@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 
-from crosvm_py.end_signals import END_SIGNALS
+from crosvm_py.end_signals import handle_end_signals, undo_accidents
 from seccomp.record import Recording
 from sys_util import linux
 from sys_util.channel import socket_pair
@@ -41,6 +41,7 @@ class Fork(NamedTuple):
 
 def fork_vm() -> Fork:
     """Fork the process that will be the vmm; the caller becomes its recorder."""
+    undo_accidents()
     ours, theirs = socket_pair()
     parent = os.getpid()
     pid = os.fork()
@@ -72,8 +73,7 @@ class Recorder:
         """Return the exit status of the VM, once it and all that were recorded have gone."""
         loop = self._loop
         loop.wake_on_signals()
-        for signum in END_SIGNALS:
-            signal.signal(signum, self._pass_on)
+        handle_end_signals(self._pass_on)
         loop.add(self._socket.fileno(), self._on_message)
         loop.add(self._pidfd, self._on_end)
         while self._status is None or self._hears or self._listeners:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from contextlib import ExitStack
 
-from crosvm_py.end_signals import release_end_signals
+from crosvm_py.end_signals import release_end_signals, undo_accidents
 from crosvm_py.vmm.preparation import prepare
 from crosvm_py.vmm.warden_proxy import start_warden
 from sys_util import linux
@@ -39,6 +39,7 @@ def run_vm(config: RunConfig, recorded: Recorded | None = None) -> VmExit:
         HostError: the host does not let us.
         VmmError: a device did not start.
     """
+    undo_accidents()
     linux.set_process_name(config.name)
     with ExitStack() as stack:
         prepared = prepare(config, stack, recorded)

@@ -35,6 +35,7 @@ from contextlib import ExitStack
 
 import msgpack
 
+from crosvm_py.end_signals import undo_accidents
 from crosvm_py.kinds.cgroup import DeviceLimits, file_memory, find_vm_site
 from crosvm_py.kinds.jail import jail_for
 from crosvm_py.kinds.table import DEVICE_KINDS, build_device
@@ -179,6 +180,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         ConfigError: the user asked for what cannot be.
         HostError: the host does not let us.
     """
+    undo_accidents()
     with ExitStack() as stack:
         prepared = prepare(config, stack, rehearsal=True)
         for order in prepared.devices:

@@ -30,7 +30,9 @@ ALLOWED: dict[str, frozenset[str]] = {
 # What every folder of crosvm_py/ may use of it: facts, and what concerns the whole program.
 GROUND = frozenset(
     f"crosvm_py.{name}"
-    for name in ("care", "config", "end_signals", "exit_status", "requests", "socket_path")
+    for name in (
+        *("care", "config", "end_signals", "exit_status", "leaving", "requests", "socket_path"),
+    )
 )
 PROTOCOLS = frozenset({"crosvm_py.device_process.protocol", "crosvm_py.warden.protocol"})
 BELOW_CROSVM_PY = ALLOWED["crosvm_py"]

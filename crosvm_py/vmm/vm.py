@@ -8,8 +8,9 @@ import signal
 
 from crosvm_py.care import Care
 from crosvm_py.console.serial_ports import VIRTIO_CONSOLE_NAME
-from crosvm_py.end_signals import END_SIGNALS
+from crosvm_py.end_signals import handle_end_signals
 from crosvm_py.exit_status import VmExit
+from crosvm_py.leaving import expect_filter
 from crosvm_py.machine.x86_64.layout import ram_ranges
 from crosvm_py.machine.x86_64.machine import Machine, MachineEvents
 from crosvm_py.vmm.supervisor import Supervisor
@@ -115,8 +116,7 @@ class VirtualMachine:
         """Let the guest run until something ends the VM."""
         self._vcpus = vcpus = self.machine.make_vcpu_set(self._on_vcpu_exit)
         self.loop.wake_on_signals()
-        for signum in END_SIGNALS:
-            signal.signal(signum, self._on_signal)
+        handle_end_signals(self._on_signal)
         if self._prepared.socket is not None:
             self._control = self._serve_control(self, vcpus, self._prepared.socket)
         self._start(vcpus)
@@ -150,6 +150,7 @@ class VirtualMachine:
         if policies is None:
             vcpus.start(paused=True)
             return
+        expect_filter()
         self.supervisor.report_denied_calls()
         sockets = [*filter(None, (self._prepared.socket,)), *self._prepared.vsock_sockets]
         confine_vmm(

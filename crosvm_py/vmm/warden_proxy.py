@@ -9,6 +9,7 @@ import select
 import signal
 
 from crosvm_py.end_signals import END_SIGNALS
+from crosvm_py.leaving import end_fault_handler
 from crosvm_py.warden import protocol
 from sys_util import linux
 from sys_util.channel import Channel, socket_pair
@@ -100,6 +101,7 @@ def _be_warden(
         for signum in END_SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+        end_fault_handler()
         if cgroup is not None:
             keep_fds = (*keep_fds, cgroup.lock_fd)
         null_fd = _keep_only({_STDERR, sock.fileno(), *keep_fds})

@@ -84,7 +84,8 @@ def crosvm(*words: str | Path) -> subprocess.CompletedProcess[str]:
 class Vmm:
     """One run; use it in a ``with`` statement. With ``terminal`` its stdio is a pseudo-terminal.
 
-    ``verb`` is what stands before the words instead of ``run``.
+    ``verb`` is what stands before the words instead of ``run``. ``before`` is done in the process
+    before it becomes the program.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Vmm:
         *,
         terminal: bool = False,
         verb: Sequence[str | Path] = ("run",),
+        before: Callable[[], None] | None = None,
     ) -> None:
         command = [sys.executable, "-m", "crosvm_py", "--extended-status"]
         command += map(str, (*verb, *words))
@@ -116,6 +118,7 @@ class Vmm:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
+                preexec_fn=before,
             )
             assert self.process.stdout is not None
             self.user = os.dup(self.process.stdout.fileno())
