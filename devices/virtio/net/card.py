@@ -56,6 +56,9 @@ class CardPair(Protocol):
     def set_carrier(self, *, link_up: bool, attached: bool) -> None:
         """Let frames pass, or none. Raises ``OSError``: the host does not attach the queue."""
 
+    def set_offloads(self, offloads: int) -> None:
+        """Learn which of the driver's GUEST_* features are on."""
+
     def pause(self) -> None:
         """Hold nothing of the driver's."""
 
@@ -132,6 +135,7 @@ class NetCard(SimpleDevice):
             pair.reset()
         self._control = ControlQueue(self, 0, 1)
         self._forget_driver()
+        self._set_offloads()  # the next driver may want none, and frames come before it does
         if self.config() != before:
             self._tell()
 
@@ -182,6 +186,8 @@ class NetCard(SimpleDevice):
 
     def _set_offloads(self) -> None:
         offloads = self._state.offloads
+        for pair in self._pairs:
+            pair.set_offloads(offloads)
         try:
             self.ends[0].set_offloads(bits.tun_offloads(offloads))
         except OSError as error:

@@ -9,6 +9,7 @@ from devices.virtio.net import features as bits
 from sys_util.typing import Final
 
 VIRTIO_NET_HDR_F_NEEDS_CSUM: Final = 1
+VIRTIO_NET_HDR_F_DATA_VALID: Final = 2
 VIRTIO_NET_HDR_GSO_NONE: Final = 0
 VIRTIO_NET_HDR_GSO_TCPV4: Final = 1
 VIRTIO_NET_HDR_GSO_TCPV6: Final = 4

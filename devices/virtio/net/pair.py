@@ -74,6 +74,10 @@ class NetPair:
         """Learn what the driver negotiated."""
         self._features = features
 
+    def set_offloads(self, offloads: int) -> None:
+        """Learn which of the driver's GUEST_* features are on."""
+        self._receive.set_offloads(offloads)
+
     def on_receive_kick(self) -> None:
         """The driver has buffers: deliver what is here."""
         if self._transmit.carrier:

@@ -12,8 +12,15 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from devices.virtio.net.features import VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF
-from devices.virtio.net.header import HEADER_BYTES, MAX_FRAME_BYTES, NUM_BUFFERS_AT
+from devices.virtio.net.features import VIRTIO_NET_F_MRG_RXBUF
+from devices.virtio.net.header import (
+    HEADER_BYTES,
+    MAX_FRAME_BYTES,
+    NUM_BUFFERS_AT,
+    VIRTIO_NET_HDR_GSO_NONE,
+)
+from devices.virtio.net.offloads import GuestOffloads
+from devices.virtio.net.vectors import cut_bytes
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -49,15 +56,18 @@ class ReceiveQueue:
         self._stats = stats
         self._spill = memoryview(bytearray(HEADER_BYTES + MAX_FRAME_BYTES))
         self._merge = False
-        self._guest_csum = False
+        self._offloads = GuestOffloads(0)
         self._forget()
 
     def start(self, port: QueuePort | None, features: int) -> None:
         """Serve another port from now on; nothing is left of an earlier one."""
         self.port = port
         self._merge = bool(features >> VIRTIO_NET_F_MRG_RXBUF & 1)
-        self._guest_csum = bool(features >> VIRTIO_NET_F_GUEST_CSUM & 1)
         self._forget()
+
+    def set_offloads(self, offloads: int) -> None:
+        """Learn which of the driver's GUEST_* features are on."""
+        self._offloads = GuestOffloads(offloads)
 
     def pause(self) -> None:
         """Hold nothing of the driver's any more. A frame that is half stored is lost."""
@@ -176,12 +186,15 @@ class ReceiveQueue:
         if length > self._held_bytes and not self._merge:
             stats.rx_dropped += 1  # the chain stays held, for the next one
             return
+        head = vectors[0]
+        flags, gso_type = (head[0], head[1]) if len(head) > 1 else cut_bytes(vectors, 2)
+        known = not flags & ~self._offloads.flags and gso_type in self._offloads.gso_types
+        if not known and not self._offloads.settle([*vectors, self._spill], length):
+            stats.rx_dropped += 1
+            return
+        stats.rx_large += gso_type != VIRTIO_NET_HDR_GSO_NONE
         if self._limiter.active:
             self._unpaid_bytes = length - HEADER_BYTES
-        if len(vectors[0]) > 1:
-            stats.rx_large += vectors[0][1] != 0
-        if not self._guest_csum:
-            vectors[0][0] = 0  # flags are for drivers that know of checksums (§5.1.6.4.1)
         self._start = vectors
         self._count(min(length, room), whole=length <= room)
         self._rest = self._spill[: max(0, length - room)]

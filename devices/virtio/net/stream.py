@@ -29,6 +29,7 @@ from devices.virtio.net.header import (
     MIN_FRAME_BYTES,
     PLAIN_HEADER,
 )
+from devices.virtio.net.vectors import cut, scatter
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NoReturn
 from sys_util.unix_stream import UnixStream
@@ -316,18 +317,18 @@ class StreamEnd:
         start = self._start + LENGTH_BYTES
         length: int = LENGTH.unpack_from(self._in, self._start)[0]
         self._start = start + length
-        _scatter(PLAIN_HEADER, vectors, 0)
-        _scatter(self._in[start : start + length], vectors, HEADER_BYTES)
+        scatter(PLAIN_HEADER, vectors, 0)
+        scatter(self._in[start : start + length], vectors, HEADER_BYTES)
         return length
 
     def _receive_directly(self, length: int, vectors: Sequence[memoryview]) -> bool:
         """Read a frame that is here into guest memory, if it is not cut in too many pieces."""
         whole = LENGTH_BYTES + length
-        parts = [self._length, *_cut(vectors, HEADER_BYTES, length)]
+        parts = [self._length, *cut(vectors, HEADER_BYTES, length)]
         if len(parts) > _IOV_MAX:
             self._start, self._read, self._end = 0, whole, self._stream.read([self._in[:whole]])
             return False
-        _scatter(PLAIN_HEADER, vectors, 0)
+        scatter(PLAIN_HEADER, vectors, 0)
         if self._stream.read(parts) < whole:
             self._lose_step()
         return True
@@ -350,27 +351,3 @@ def _has_syn(frame: bytes) -> bool:
     if protocol != _PROTOCOL_TCP or len(frame) < tcp_at + _TCP_BYTES:
         return False
     return bool(frame[tcp_at + _TCP_FLAGS_AT] & _SYN)
-
-
-def _cut(vectors: Sequence[memoryview], skip: int, length: int) -> list[memoryview]:
-    """Return the memory of ``length`` bytes in ``vectors``, ``skip`` bytes from their start."""
-    found: list[memoryview] = []
-    for vector in vectors:
-        if skip >= len(vector):
-            skip -= len(vector)
-            continue
-        part = vector[skip : skip + length]
-        found.append(part)
-        length -= len(part)
-        if not length:
-            break
-        skip = 0
-    return found
-
-
-def _scatter(data: bytes | memoryview, vectors: Sequence[memoryview], skip: int) -> None:
-    """Store ``data`` in ``vectors``, ``skip`` bytes from their start."""
-    at = 0
-    for part in _cut(vectors, skip, len(data)):
-        part[:] = data[at : at + len(part)]
-        at += len(part)
