@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``crosvm run``: the order of a VM's life.
 
-Prepare and check; fork the warden; build the machine while the devices start side by side; plug
-them in; close our own door; run until something ends the VM; take everything apart.
+Have the kernel read; prepare and check; fork the warden; build the machine while the devices start
+side by side; plug them in; close our own door; run until something ends the VM; take everything
+apart.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import gc
 from contextlib import ExitStack
 
 from crosvm_py.end_signals import release_end_signals, undo_accidents
-from crosvm_py.vmm.preparation import prepare
-from crosvm_py.vmm.warden_proxy import start_warden
+from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from sys_util import linux
 from sys_util.typing import TYPE_CHECKING
 
@@ -42,7 +42,13 @@ def run_vm(config: RunConfig, recorded: Recorded | None = None) -> VmExit:
     undo_accidents()
     linux.set_process_name(config.name)
     with ExitStack() as stack:
-        prepared = prepare(config, stack, recorded)
+        parser = start_kernel_parser(config)
+        stack.callback(parser.close)
+        # Imported here, while the kernel is read.
+        from crosvm_py.vmm.preparation import prepare
+        from crosvm_py.vmm.warden_proxy import start_warden
+
+        prepared = prepare(config, parser, stack, recorded)
         warden = start_warden(
             prepared.policies,
             {device.kind for device in prepared.devices},

@@ -41,6 +41,7 @@ from crosvm_py.kinds.jail import jail_for
 from crosvm_py.kinds.table import DEVICE_KINDS, build_device
 from crosvm_py.machine.x86_64.layout import FIRST_DEVICE_SLOT
 from crosvm_py.version import VERSION
+from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from crosvm_py.vmm.preparation import prepare
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from jail.ids import choose
@@ -182,7 +183,9 @@ def plan_run(config: RunConfig) -> RunPlan:
     """
     undo_accidents()
     with ExitStack() as stack:
-        prepared = prepare(config, stack, rehearsal=True)
+        parser = start_kernel_parser(config)
+        stack.callback(parser.close)
+        prepared = prepare(config, parser, stack, rehearsal=True)
         for order in prepared.devices:
             for fd in order.fds:
                 stack.callback(os.close, fd)
@@ -199,7 +202,7 @@ def plan_run(config: RunConfig) -> RunPlan:
                 _device(slot, order, queues, config, prepared, has_group=has_group)
                 for slot, (order, queues) in enumerate(_queues(prepared), FIRST_DEVICE_SLOT)
             ),
-            () if prepared.policies is None else tuple(_policies(prepared.policies, prepared)),
+            tuple(_policies(prepared, parser.policy)),
             config.sandbox,
             None if site is None else site.path,
             _sockets(prepared),
@@ -340,7 +343,11 @@ def _jail(order: DeviceOrder, config: RunConfig, policies: RunPolicies | None) -
     return (f"enter new namespaces: {', '.join(NAMESPACES)}", *plan.describe())
 
 
-def _policies(policies: RunPolicies, prepared: Preparation) -> Iterable[PolicyUse]:
+def _policies(prepared: Preparation, parser: Policy | None) -> Iterable[PolicyUse]:
+    policies = prepared.policies
+    if policies is None or parser is None:
+        return
+    yield _use(parser, "reader of the kernel, before the guest")
     for name, policy in policies.devices.items():
         yield _use(policy, *_users(name, prepared.devices))
     yield _use(policies.main, "vmm")

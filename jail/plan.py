@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 import resource
 
-from jail.ids import JAILED_ID
+from jail.ids import FIRST_DEVICE_UID, JAILED_ID
 from jail.namespaces import restricts_user_namespaces
 from jail.steps import (
     AssumeIds,
+    BecomeUnknown,
     CloseFds,
     DieWithParent,
     DirectoryRoot,
@@ -18,6 +19,7 @@ from jail.steps import (
     ForbidFiles,
     ForbidUserNamespaces,
     ForgetGroups,
+    HoldNoCapability,
     LeaveGroup,
     LimitResources,
     LoadFilter,
@@ -43,6 +45,9 @@ MAX_OTHER_ADDRESSES: Final = 4 << 30
 
 # Of the one thread; it is neither data nor mapped.
 MAX_STACK_BYTES: Final = 8 * 1024 * 1024
+
+# Processor time for reading one kernel. The largest take a second, or 20 in a test host.
+MAX_PARSER_SECONDS: Final = 120
 
 # Two eventfds for each of 64 queues, and the fds of the process itself.
 MAX_OPEN_FILES: Final = 192
@@ -179,6 +184,62 @@ def load_filter(policy: Policy) -> None:
     # A recorder's socket is closed when it has served a thread.
     recorder = None if policy.recorder is None else os.dup(policy.recorder)
     _take(LoadFilter(policy.name, policy.bpf, recorder))
+
+
+def parser_jail(
+    policy: Policy, *, keep_fds: Iterable[int], max_data_bytes: int, max_file_bytes: int
+) -> JailPlan:
+    """Return the jail of a process that reads a file from outside and ends.
+
+    It is no other process's parent and has no namespaces, whose making would take longer than the
+    reading of most kernels. What it can do is in its filter; behind that it can open no descriptor,
+    start no process, and is as root somebody else.
+
+    Args:
+        policy: its compiled policy.
+        keep_fds: the descriptors that stay open, and there will be no others.
+        max_data_bytes: private memory that it may hold, with what it inherited.
+        max_file_bytes: the highest offset that it may write at.
+    """
+    held = linux.capabilities()
+    of_root: list[Step] = []
+    if held:
+        keep = held & {linux.CAP_SETGID, linux.CAP_SETUID}
+        of_root.append(DropCapabilities(keep, for_good=linux.CAP_SETPCAP in held))
+        if linux.CAP_SETGID in held:
+            of_root.append(ForgetGroups())
+        if len(keep) == 2:
+            of_root.append(BecomeUnknown(FIRST_DEVICE_UID + os.getpid()))
+    return JailPlan(
+        steps=(
+            CloseFds(frozenset(keep_fds)),
+            LeaveGroup(),
+            *of_root,
+            HoldNoCapability(),
+            DieWithParent(),  # after the change of ids, which clears the request
+            LimitResources(
+                (
+                    ("CORE", 0),
+                    ("CPU", MAX_PARSER_SECONDS),
+                    ("DATA", max_data_bytes),
+                    ("FSIZE", max_file_bytes),
+                    ("MEMLOCK", 0),
+                    ("MSGQUEUE", 0),
+                    ("NICE", 0),
+                    ("NPROC", 0),
+                    ("RTPRIO", 0),
+                    ("SIGPENDING", 0),
+                    ("STACK", MAX_STACK_BYTES),
+                ),
+                raisable=frozenset({"CPU"}),  # so that SIGXCPU tells what was exceeded
+            ),
+            NoNewPrivileges(),
+            ForbidFiles(),
+            LimitResources((("NOFILE", 0),)),  # no descriptor is above it any more
+            NotDumpable(),
+        ),
+        door=LoadFilter(policy.name, policy.bpf),
+    )
 
 
 def device_jail(

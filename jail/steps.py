@@ -42,6 +42,7 @@ _MAX_CAPABILITIES: Final = 64
 _RLIMITS: Final = {
     "AS": resource.RLIMIT_AS,
     "CORE": resource.RLIMIT_CORE,
+    "CPU": resource.RLIMIT_CPU,
     "DATA": resource.RLIMIT_DATA,
     "FSIZE": resource.RLIMIT_FSIZE,
     "MEMLOCK": resource.RLIMIT_MEMLOCK,
@@ -261,6 +262,43 @@ class DropCapabilities:
                 if error.errno != errno.EINVAL:
                     raise
                 break  # the first number that this kernel does not know
+
+
+@fact
+class HoldNoCapability:
+    """Every set but the bounding set is empty; this needs no capability."""
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return "give up every capability"
+
+    def apply(self) -> None:
+        """Give up also those that an ordinary user's service manager gave (ambient)."""
+        linux.set_capabilities(0)
+
+
+@fact
+class BecomeUnknown:
+    """The process becomes a user and a group that nothing else has on the host.
+
+    That takes CAP_SETUID and CAP_SETGID. Where the ids do not exist, in a user namespace that has
+    fewer, it stays who it is, and the other steps have to do.
+    """
+
+    host_id: int
+
+    def describe(self) -> str:
+        """Say what the step does."""
+        return f"become uid and gid {self.host_id:#x}"
+
+    def apply(self) -> None:
+        """Set all three of each."""
+        try:
+            os.setresgid(self.host_id, self.host_id, self.host_id)
+            os.setresuid(self.host_id, self.host_id, self.host_id)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
 
 
 @fact

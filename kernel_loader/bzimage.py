@@ -8,7 +8,7 @@ specification, from the start of the file.
 
 from __future__ import annotations
 
-from kernel_loader.elf import Segment
+from kernel_loader.image import Segment
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -78,6 +78,15 @@ def is_bzimage(head: bytes) -> bool:
     return head[HEADER_MAGIC_OFFSET : HEADER_MAGIC_OFFSET + 4] == HEADER_MAGIC and head[
         BOOT_FLAG_OFFSET : BOOT_FLAG_OFFSET + 2
     ] == BOOT_FLAG.to_bytes(2, "little")
+
+
+def payload_place(head: bytes) -> int:
+    """Return where in a file that starts with ``head`` the payload would begin; nothing is checked.
+
+    ``parse_bzimage`` checks it.
+    """
+    sectors = 1 + (head[0x1F1] or DEFAULT_SETUP_SECTORS)
+    return sectors * SECTOR_BYTES + int.from_bytes(head[0x248:0x24C], "little")
 
 
 def parse_bzimage(source: Source) -> BzImage:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from itertools import pairwise
 from struct import Struct
 
+from kernel_loader.image import MAX_SEGMENTS, Segment
 from sys_util.errors import ConfigError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -42,8 +43,7 @@ IDENT_BYTES: Final = 16
 PHDR: Final = Struct("<IIQQQQQQ")
 NOTE: Final = Struct("<III")
 
-# Linux has five or six program headers, FreeBSD a dozen.
-MAX_PROGRAM_HEADERS: Final = 256
+MAX_PROGRAM_HEADERS: Final = MAX_SEGMENTS
 # Linux' notes take some 500 bytes. They are read into memory, so they are bounded.
 MAX_NOTE_BYTES: Final = 1 << 20
 
@@ -64,20 +64,6 @@ _MACHINES: Final = {
     243: "riscv",
     258: "loongarch",
 }
-
-
-class Segment(NamedTuple):
-    """``file_bytes`` at ``offset`` go to ``gpa``; zeros follow up to ``size_bytes``."""
-
-    gpa: int
-    size_bytes: int
-    offset: int
-    file_bytes: int
-
-    @property
-    def end(self) -> int:
-        """The first address behind the segment."""
-        return self.gpa + self.size_bytes
 
 
 class ElfKernel(NamedTuple):

@@ -11,7 +11,6 @@ from kernel_loader.boot_params import (
     build_start_info,
     build_zero_page,
 )
-from kernel_loader.image import EntryProtocol, KernelImage
 from kernel_loader.source import FileSource
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
@@ -19,6 +18,7 @@ from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kernel_loader.image import EntryProtocol, KernelImage
     from sys_util.guest_memory import GuestMemory
 
 PAGE_BYTES: Final = 4096
@@ -90,7 +90,7 @@ def plan_boot(
     e820: Sequence[E820Entry],
     layout: BootLayout,
 ) -> BootPlan:
-    """Decide where everything goes. To be called before the first fork.
+    """Decide where everything goes. To be called before there is a VM.
 
     Raises:
         ConfigError: kernel, initrd or command line do not fit; with the sizes.

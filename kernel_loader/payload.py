@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Unpack the payload of a bzImage on the host, which is faster than letting the guest do it.
 
+The libraries that do it are C, so this runs in a process of its own: see ``parse.py``.
+
 The kernel build compresses ``vmlinux`` with one of seven tools and puts the unpacked size behind
 it in four bytes (``size_append`` in scripts/Makefile.lib; for gzip these are the tool's own
 ISIZE). Six of them are unpacked here; what this module does not know is left to the guest.
@@ -8,9 +10,10 @@ ISIZE). Six of them are unpacked here; what this module does not know is left to
 
 from __future__ import annotations
 
-import mmap
+import os
 
-from sys_util.errors import ConfigError
+from kernel_loader.image import MAX_UNPACKED_BYTES
+from sys_util.errors import ConfigError, raise_host_error
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -30,42 +33,38 @@ if TYPE_CHECKING:
 
     Unpacker: TypeAlias = "Callable[[memoryview], Iterator[bytes]]"
 
-# A kernel with everything built in and debug information stripped has some 100 MiB.
-MAX_UNPACKED_BYTES: Final = 1 << 30
-
 _CHUNK_BYTES: Final = 1 << 20
 # The dictionary is what costs memory. Kernels are built with up to 128 MiB of it.
 _DICTIONARY_LIMIT_BYTES: Final = 256 << 20
 _LZ4_LEGACY_BLOCK_BYTES: Final = 8 << 20
 _LZ4_LEGACY_MAGIC: Final = 0x184C2102
 SIZE_APPENDED_BYTES: Final = 4
+FORMAT_BYTES: Final = 8  # enough to know a format by
 
 
 class _CorruptError(Exception):
     """The compressed data is damaged. Its text is the reason."""
 
 
-class Unpacked:
-    """An unpacked payload: ``size`` bytes at the start of ``mapping``, owned by the receiver."""
-
-    __slots__ = ("mapping", "size")
-
-    def __init__(self, mapping: mmap.mmap, size: int) -> None:
-        self.mapping = mapping
-        self.size = size
-
-
 def payload_format(payload: memoryview | bytes) -> str:
     """Return the name of the compression of ``payload``, or "" if it is unknown."""
-    head = bytes(payload[:8])
+    head = bytes(payload[:FORMAT_BYTES])
     return next((name for magic, name, _ in _FORMATS if head.startswith(magic)), "")
 
 
-def unpack_payload(what: str, payload: memoryview) -> Unpacked:
-    """Unpack ``payload``, whose format must be known, into memory that no child inherits.
+def import_format(head: bytes) -> None:
+    """Import what unpacks a payload that begins with ``head``, so that nothing is missing later."""
+    module = _MODULES.get(payload_format(head))
+    if module is not None:
+        __import__(module)
+
+
+def unpack_payload(what: str, payload: memoryview, fd: int) -> int:
+    """Unpack ``payload``, whose format must be known, into the file ``fd``; return its size.
 
     Raises:
         ConfigError: it is damaged, or is not as long as it says.
+        HostError: the file cannot be written.
     """
     name = payload_format(payload)
     unpacker = next(unpacker for _, known, unpacker in _FORMATS if known == name)
@@ -77,21 +76,28 @@ def unpack_payload(what: str, payload: memoryview) -> Unpacked:
             f"{what}: {name} payload claims {expected:#x} unpacked bytes, "
             f"at most {MAX_UNPACKED_BYTES:#x} are accepted"
         )
-    mapping = mmap.mmap(-1, expected, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    mapping.madvise(mmap.MADV_DONTFORK)
     try:
         done = 0
         for chunk in unpacker(payload):
             if done + len(chunk) > expected:
                 raise _CorruptError(f"more than the {expected:#x} bytes it claims")
-            mapping[done : done + len(chunk)] = chunk
+            _write(what, fd, chunk, done)
             done += len(chunk)
         if done != expected:
             raise _CorruptError(f"{done:#x} bytes where it claims {expected:#x}")
     except _CorruptError as error:
-        mapping.close()
         raise ConfigError(f"{what}: corrupt {name} payload: {error}") from None
-    return Unpacked(mapping, expected)
+    return expected
+
+
+def _write(what: str, fd: int, chunk: bytes, offset: int) -> None:
+    data = memoryview(chunk)
+    while data:
+        try:
+            count = os.pwrite(fd, data, offset)
+        except OSError as error:
+            raise_host_error("write", f"what is unpacked of {what}", error)
+        data, offset = data[count:], offset + count
 
 
 def _unpack_gzip(payload: memoryview) -> Iterator[bytes]:
@@ -195,3 +201,12 @@ _FORMATS: Final[tuple[tuple[bytes, str, Unpacker], ...]] = (
     (b"\x02\x21\x4c\x18", "lz4", _unpack_lz4),
     (b"\x28\xb5\x2f\xfd", "zstd", _unpack_zstd),
 )
+
+_MODULES: Final = {
+    "gzip": "zlib",
+    "xz": "lzma",
+    "lzma": "lzma",
+    "bzip2": "bz2",
+    "lz4": "lz4.block",
+    "zstd": "zstandard",
+}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where the bytes of a kernel or initrd come from: an open file, or a payload unpacked into memory.
+"""Where the bytes of a kernel or initrd come from: an open file, or a memfd with what was unpacked.
 
 Bytes go into guest memory through its memfd, not through the mapping: the kernel copies them from
 page to page, and no page of the guest is faulted into this process. That takes half the time.
@@ -15,8 +15,6 @@ from sys_util.errors import ConfigError, GuestAddressError, raise_host_error
 from sys_util.typing import TYPE_CHECKING, Final, NoReturn, Protocol, Self
 
 if TYPE_CHECKING:
-    import mmap
-
     from sys_util.guest_memory import GuestMemory
 
 # The kernel cuts longer reads short (MAX_RW_COUNT); stay on a page boundary below it.
@@ -43,12 +41,15 @@ class Source(Protocol):
 
 
 class FileSource:
-    """An open regular file. ``what`` names it in messages: ``kernel boot/vmlinux``."""
+    """An open regular file. ``what`` names it in messages: ``kernel boot/vmlinux``.
+
+    Owns ``fd``, which is for whoever passes the file on to another process.
+    """
 
     def __init__(self, what: str, fd: int, size: int) -> None:
         self.what = what
         self.size = size
-        self._fd = fd
+        self.fd = fd
 
     @classmethod
     def open(cls, role: str, path: str) -> Self:
@@ -85,7 +86,7 @@ class FileSource:
         while done < len(target):
             part = target[done : done + _MAX_READ_BYTES]
             try:
-                count = os.preadv(self._fd, [part], offset + done)
+                count = os.preadv(self.fd, [part], offset + done)
             except OSError as error:
                 raise_host_error("read", self.what, error)
             if count == 0:
@@ -99,7 +100,7 @@ class FileSource:
         while done < length:
             try:
                 count = os.sendfile(
-                    memory.fd, self._fd, offset + done, min(length - done, _MAX_READ_BYTES)
+                    memory.fd, self.fd, offset + done, min(length - done, _MAX_READ_BYTES)
                 )
             except OSError:
                 # Not every file system can: read as from any file, which also says what is wrong.
@@ -117,42 +118,9 @@ class FileSource:
 
     def close(self) -> None:
         """Close the file. May be called twice."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-class MemorySource:
-    """The first ``size`` bytes of a private memory mapping, which it owns."""
-
-    def __init__(self, what: str, mapping: mmap.mmap, size: int) -> None:
-        self.what = what
-        self.size = size
-        self._mapping = mapping
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return exactly ``length`` bytes of the mapping."""
-        if offset + length > self.size:
-            raise ConfigError(f"{self.what}: {length:#x} bytes at {offset:#x} of {self.size:#x}")
-        return self._mapping[offset : offset + length]
-
-    def copy_to(self, offset: int, memory: GuestMemory, gpa: int, length: int) -> None:
-        """Copy ``length`` bytes of the mapping from ``offset`` on to ``gpa``."""
-        if offset + length > self.size:
-            raise ConfigError(f"{self.what}: {length:#x} bytes at {offset:#x} of {self.size:#x}")
-        position = _memfd_offset(memory, gpa, length)
-        with memoryview(self._mapping) as everything:
-            done = 0
-            while done < length:
-                part = everything[offset + done : offset + length]
-                try:
-                    done += os.pwrite(memory.fd, part, position + done)
-                except OSError as error:
-                    raise_host_error("write", f"{self.what} to guest memory", error)
-
-    def close(self) -> None:
-        """Free the memory. May be called twice."""
-        self._mapping.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 def _memfd_offset(memory: GuestMemory, gpa: int, length: int) -> int:

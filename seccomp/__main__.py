@@ -18,6 +18,7 @@ CROSVM_COUNTS: Final = {
     "rng_device": "70",
     "vhost_net_device": "69",
     "vhost_vsock_device": "70",
+    "kernel_parser": "none: its main process reads kernels",
     "vcpu": "none",
     "vmm": "none: crosvm's main process has no filter",
     "vsock_broker": "none",

@@ -22,7 +22,7 @@ class VmmError(Exception):
 
 
 class ConfigError(VmmError):
-    """The user asked for something impossible. Raised before the first fork; exit status 1."""
+    """The user asked for something impossible. Raised before there is a VM; exit status 1."""
 
 
 class UsageError(ConfigError):

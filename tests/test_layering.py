@@ -34,7 +34,9 @@ GROUND = frozenset(
         *("care", "config", "end_signals", "exit_status", "leaving", "requests", "socket_path"),
     )
 )
-PROTOCOLS = frozenset({"crosvm_py.device_process.protocol", "crosvm_py.warden.protocol"})
+PROTOCOLS = frozenset(
+    f"crosvm_py.{name}.protocol" for name in ("device_process", "kernel_parser", "warden")
+)
 BELOW_CROSVM_PY = ALLOWED["crosvm_py"]
 # What may be used in folders below those, beside the folder itself: packages, or single modules.
 # A process is forked by another one, which for that alone names the module in which it begins.
@@ -64,9 +66,10 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
         {
             *(BELOW_CROSVM_PY | GROUND | PROTOCOLS),
             *("crosvm_py.kinds", "crosvm_py.machine", "crosvm_py.console", "crosvm_py.net"),
-            "crosvm_py.warden.warden",
+            *("crosvm_py.warden.warden", "crosvm_py.kernel_parser.process"),
         }
     ),
+    "crosvm_py.kernel_parser": BELOW_CROSVM_PY,
     "crosvm_py.warden": frozenset(
         {
             *(BELOW_CROSVM_PY | GROUND | PROTOCOLS),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Everything about a run that can be refused, done before the first process is forked.
+"""Everything about a run that can be refused, done before a process is forked that stays.
 
 What is opened here is closed by the warden (which needs none of it) and owned by the run.
 """
@@ -15,7 +15,6 @@ from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.kinds.policies import RunPolicies, load_run_policies
 from crosvm_py.machine.x86_64.layout import BOOT_LAYOUT, MAX_DEVICES, e820
 from devices.virtio.block.device import Block
-from kernel_loader.image import open_kernel
 from kernel_loader.load import open_initrd, plan_boot
 from kvm.limits import NO_VIRTUALIZATION
 from kvm.vm import Kvm, host_has_hardware_virtualization
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from crosvm_py.console.serial_ports import SerialPorts
     from crosvm_py.kinds.policies import Recorded
     from crosvm_py.socket_path import BoundSocket
+    from crosvm_py.vmm.kernel_parser import KernelParser
     from jail.cgroup import VmCgroup
     from kernel_loader.load import BootPlan
 
@@ -57,12 +57,15 @@ class Preparation(NamedTuple):
 
 def prepare(
     config: RunConfig,
+    parser: KernelParser,
     stack: ExitStack,
     recorded: Recorded | None = None,
     *,
     rehearsal: bool = False,
 ) -> Preparation:
     """Open and check what the run needs; ``stack`` closes what the vmm keeps.
+
+    ``parser`` reads the kernel meanwhile.
 
     The signals that end a VM are held when this returns: release them when the warden is there.
     In a ``rehearsal`` nothing of the host is changed that ``stack`` does not put back, no program
@@ -79,7 +82,7 @@ def prepare(
         log.warning("%s", NO_VIRTUALIZATION)
     serial = open_serial_ports(_rehearsed(config.serial) if rehearsal else config.serial)
     stack.callback(serial.close)
-    plan = _plan_boot(config, serial, stack)
+    plan = _plan_boot(config, parser, serial, stack)
     hold_end_signals()  # what is made from here on stays in the file system; nothing takes long
     stack.callback(release_end_signals)
     # Before passt is there, while we are alone.
@@ -123,8 +126,10 @@ def _make_cgroup(config: RunConfig, stack: ExitStack) -> VmCgroup | None:
     return cgroup
 
 
-def _plan_boot(config: RunConfig, serial: SerialPorts, stack: ExitStack) -> BootPlan:
-    image = open_kernel(config.kernel)
+def _plan_boot(
+    config: RunConfig, parser: KernelParser, serial: SerialPorts, stack: ExitStack
+) -> BootPlan:
+    image = parser.image()
     stack.callback(image.close)
     initrd = None
     if config.initrd is not None:

@@ -20,9 +20,9 @@ from crosvm_py.machine.x86_64.layout import (
 from crosvm_py.machine.x86_64.msrs import set_boot_msrs
 from crosvm_py.machine.x86_64.regs import configure_boot_vcpu, set_local_interrupts
 from devices.bus import Bus
-from kernel_loader.image import open_kernel
 from kvm.vm import Kvm
 from sys_util.guest_memory import GuestMemory
+from tests.kernel_loader.images import open_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable

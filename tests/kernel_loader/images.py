@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ import lz4.block
 import zstandard
 
 from kernel_loader.elf import EHDR, PHDR, PT_LOAD, PT_NOTE
+from kernel_loader.image import KernelImage
+from kernel_loader.parse import parse_kernel
+from kernel_loader.source import FileSource
 
 MIB = 1 << 20
 RAM_BYTES = 32 * MIB
@@ -172,3 +176,20 @@ def write(directory: Path, content: bytes, name: str = "vmlinux") -> str:
     path = directory / name
     path.write_bytes(content)
     return str(path)
+
+
+def open_kernel(path: str) -> KernelImage:
+    """Read a kernel in this very process, which no program may do with a file from outside."""
+    source = FileSource.open("kernel", path)
+    unpacked_fd = os.memfd_create("unpacked")
+    try:
+        parsed = parse_kernel(source, unpacked_fd)
+        if parsed.unpacked_bytes:
+            source.close()
+            source = FileSource(source.what, os.dup(unpacked_fd), parsed.unpacked_bytes)
+        return KernelImage(source, parsed)
+    except BaseException:
+        source.close()
+        raise
+    finally:
+        os.close(unpacked_fd)

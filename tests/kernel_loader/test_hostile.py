@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel_loader.image import open_kernel
 from sys_util.errors import ConfigError
 from sys_util.guest_memory import GuestMemory
 from tests.kernel_loader.images import (
@@ -24,6 +23,7 @@ from tests.kernel_loader.images import (
     Elf,
     Load,
     bzimage,
+    open_kernel,
     write,
 )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel_loader.image import KernelImage, open_kernel
+from kernel_loader.image import KernelImage
 from sys_util.errors import ConfigError, GuestAddressError, HostError, describe
 from sys_util.guest_memory import GuestMemory
 from tests.kernel_loader.images import (
@@ -23,6 +23,7 @@ from tests.kernel_loader.images import (
     Elf,
     Load,
     bzimage,
+    open_kernel,
     write,
 )
 
@@ -63,7 +64,6 @@ def test_open_kernel_chooses_the_protocol(
 ) -> None:
     image = opened(tmp_path, elf.build())
     assert (image.protocol, image.entry) == (protocol, entry)
-    assert image.pvh_entry == (PVH_ENTRY if PVH_NOTE in elf.notes else None)
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)

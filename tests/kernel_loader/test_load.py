@@ -19,7 +19,7 @@ from kernel_loader.boot_params import (
     build_rng_seed,
     build_zero_page,
 )
-from kernel_loader.image import KernelImage, open_kernel
+from kernel_loader.image import KernelImage
 from kernel_loader.load import (
     BootLayout,
     Initrd,
@@ -41,6 +41,7 @@ from tests.kernel_loader.images import (
     Elf,
     Load,
     bzimage,
+    open_kernel,
     write,
 )
 

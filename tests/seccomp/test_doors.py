@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 VMM: Final = ("vmm", "vcpu")
 WARDENS: Final = ("warden", "warden_vsock")
 BROKER: Final = "vsock_broker"
-DOORS: Final = (*VMM, *WARDENS, BROKER)
+PARSER: Final = "kernel_parser"
+DOORS: Final = (*VMM, *WARDENS, BROKER, PARSER)
 # Whatever these may do, the filter that they inherit has to allow.
 DEVICES: Final = {
     "warden": (
@@ -192,6 +193,14 @@ def test_ioctl_is_denied(policy: str, request_name: str) -> None:
         ("vsock_broker", "unlink", lambda: os.unlink("/tmp/x")),
         ("vsock_broker", "kill", lambda: os.kill(1, 9)),
         ("vsock_broker", "read", lambda: os.read(0, 8)),
+        ("kernel_parser", "read", lambda: os.read(0, 8)),
+        ("kernel_parser", "sendto", call("sendto", 0, 0, 0, 0, 0, 0)),
+        ("kernel_parser", "sendmsg", call("sendmsg", 0, 0, 0)),
+        ("kernel_parser", "fcntl", lambda: os.dup(0)),
+        ("kernel_parser", "ftruncate", lambda: os.ftruncate(0, 0)),
+        ("kernel_parser", "mmap", lambda: mmap.mmap(-1, 4096, mmap.MAP_SHARED)),
+        ("kernel_parser", "rt_sigaction", lambda: signal.signal(signal.SIGXCPU, signal.SIG_IGN)),
+        ("kernel_parser", "prlimit64", lambda: resource.setrlimit(resource.RLIMIT_CPU, (9, 9))),
     ],
 )
 def test_attempt_at_what_others_may_is_denied(
@@ -212,7 +221,7 @@ def test_file_cannot_be_created(policy: str) -> None:
     assert denied_call(policy, create) is None
 
 
-@pytest.mark.parametrize("policy", [*VMM, BROKER])
+@pytest.mark.parametrize("policy", [*VMM, BROKER, PARSER])
 def test_file_cannot_be_opened(policy: str) -> None:
     def look() -> None:
         for path in ("/dev/kvm", "/proc/self/maps", "/"):

@@ -21,7 +21,7 @@ DEVICES: Final = (
     *("balloon_device", "block_device", "console_device", "net_device", "rng_device"),
     *("vhost_net_device", "vhost_vsock_device", "vsock_device"),
 )
-POLICIES: Final = (*DEVICES, "vcpu", "vmm", "vsock_broker")
+POLICIES: Final = (*DEVICES, "kernel_parser", "vcpu", "vmm", "vsock_broker")
 WARDENS: Final = ("warden", "warden_vsock")  # test_doors.py
 MOST_CALLS: Final = {
     "balloon_device": 16,
@@ -31,6 +31,7 @@ MOST_CALLS: Final = {
     "rng_device": 16,
     "vhost_net_device": 20,
     "vhost_vsock_device": 24,
+    "kernel_parser": 10,
     "vcpu": 28,
     "vmm": 48,
     "vsock_broker": 18,

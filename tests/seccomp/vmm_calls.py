@@ -119,6 +119,20 @@ ALLOWED: Final[dict[str, Calls]] = {
         _WARDEN_ALLOWED.x86_64,
         _WARDEN_ALLOWED.aarch64,
     ),
+    "kernel_parser": Calls(
+        (
+            "preadv(3, 0x1000, 1, 0, 0)",
+            "preadv2(3, 0x1000, 1, 0, 0, 0)",
+            "pwrite64(4, 0x1000, 0x100000, 0)",
+            "write(5, 0x1000, 9000)",
+            "brk(0)",
+            "mmap(0, 0x100000, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
+            "munmap(0x1000, 0x1000)",
+            "madvise(0x1000, 0x1000, MADV_DONTNEED)",
+            "mremap(0x1000, 0x1000, 0x2000, MREMAP_MAYMOVE)",
+            "exit_group(0)",
+        ),
+    ),
     "vsock_broker": Calls(
         (
             "recvmsg(3, 0x1000, MSG_CMSG_CLOEXEC)",
@@ -227,6 +241,33 @@ DENIED: Final[dict[str, Calls]] = {
         (*_WARDEN_DENIED, "socket(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)")
     ),
     "warden_vsock": Calls((*_WARDEN_DENIED, "socket(AF_UNIX, SOCK_STREAM, 0)")),
+    "kernel_parser": Calls(
+        (
+            "preadv2(3, 0x1000, 1, 0, 0, 1)",
+            "read(3, 0x1000, 8)",
+            "pwritev(4, 0x1000, 1, 0)",
+            "sendto(5, 0x1000, 8, 0, 0x1000, 16)",
+            "sendto(5, 0x1000, 8, 0, 0, 0)",
+            "sendmsg(5, 0x1000, 0)",
+            "recvmsg(5, 0x1000, 0)",
+            "close(3)",
+            "fcntl(4, F_ADD_SEALS, 1)",
+            "ftruncate(4, 0x1000)",
+            "fallocate(4, 0, 0, 0x1000)",
+            "mmap(0, 0x1000, PROT_READ|PROT_EXEC, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
+            "mmap(0, 0x1000, PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS, -1, 0)",
+            "mmap(0, 0x1000, PROT_READ, MAP_PRIVATE, 3, 0)",
+            "mprotect(0x1000, 0x1000, PROT_READ|PROT_WRITE)",
+            "kill(1, SIGKILL)",
+            "tgkill(1, 1, SIGABRT)",
+            "rt_sigaction(SIGXCPU, 0x1000, 0, 8)",
+            "prlimit64(0, 7, 0x1000, 0)",
+            "futex(0x1000, FUTEX_WAIT, 0)",
+            "clock_nanosleep(CLOCK_MONOTONIC, 0, 0x1000, 0)",
+            "socket(AF_UNIX, SOCK_STREAM, 0)",
+            "ioctl(5, FIONBIO, 0x1000)",
+        ),
+    ),
     "vsock_broker": Calls(
         (
             "socket(AF_UNIX, SOCK_DGRAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",

@@ -12,6 +12,7 @@ import msgpack
 import pytest
 
 from crosvm_py.end_signals import END_SIGNALS
+from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from crosvm_py.vmm.preparation import prepare
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec
@@ -45,7 +46,10 @@ class Bench:
 
     def prepare(self, *words: object) -> Preparation:
         options = ["--serial", SINK, *map(str, words), str(self.folder / "vmlinux")]
-        prepared = prepare(config_of(*options), self._stack)
+        config = config_of(*options)
+        parser = start_kernel_parser(config)
+        self._stack.callback(parser.close)
+        prepared = prepare(config, parser, self._stack)
         for order in prepared.devices:
             for fd in order.fds:
                 self._stack.callback(os.close, fd)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The process that reads a kernel file, from its first instruction to its only answer.
+
+It has the file, an empty file for what it unpacks, and a socket that leads to the vmm. Modules are
+imported first; then it enters its jail, closes its door, and only then looks at the file for more
+than the marks that tell which modules these are.
+"""
+
+from __future__ import annotations
+
+import os
+
+from crosvm_py.kernel_parser import protocol
+from kernel_loader.parse import import_unpacker, parse_kernel
+from sys_util import linux, log
+from sys_util.crash import crash_report
+from sys_util.errors import ConfigError, HostError
+from sys_util.typing import TYPE_CHECKING
+from sys_util.wire import encode
+
+if TYPE_CHECKING:
+    from jail.plan import JailPlan
+    from kernel_loader.source import FileSource
+    from sys_util.wire import Message
+
+
+def run_parser(sock_fd: int, source: FileSource, unpacked_fd: int, jail: JailPlan | None) -> None:
+    """Read ``source`` and tell the vmm at the other end of ``sock_fd`` what came of it.
+
+    ``jail``: ``None`` for ``--disable-sandbox``.
+    """
+
+    def say(message: Message) -> None:
+        # Not through a channel, which sends by a call that could name another receiver.
+        os.write(sock_fd, encode(message))
+
+    try:
+        log.set_sink(lambda level, module, line: say(protocol.Line(level, module, line)))
+        say(_answer(sock_fd, source, unpacked_fd, jail))
+    except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
+        say(protocol.Crashed(crash_report(error)[-protocol.MAX_REASON_CHARS :]))
+
+
+def _answer(sock_fd: int, source: FileSource, unpacked_fd: int, jail: JailPlan | None) -> Message:
+    try:
+        import_unpacker(source)
+        if jail is not None:
+            jail.enter()
+            linux.report_denied_calls(sock_fd, protocol.CALL_DENIED_HEAD)
+            jail.close_door()
+        return protocol.Parsed(parse_kernel(source, unpacked_fd))
+    except ConfigError as error:
+        reason = str(error).removeprefix(source.what)
+        return protocol.Refused(reason[: protocol.MAX_REASON_CHARS])
+    except MemoryError:
+        return protocol.Refused(": needs more memory than reading a kernel may take")
+    except HostError as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or not cause.errno:
+            raise
+        return protocol.HostFailed(
+            error.operation, error.target[: protocol.MAX_REASON_CHARS], cause.errno
+        )

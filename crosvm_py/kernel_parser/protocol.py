@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the process that reads a kernel file says to the vmm, which says nothing to it.
+
+``Line`` any number of times up to ``MAX_LINES``, then one of the others. What was unpacked is in a
+file that the vmm made.
+"""
+
+from __future__ import annotations
+
+from kernel_loader.image import (
+    MAX_SEGMENTS,
+    MAX_SETUP_HEADER_BYTES,
+    MAX_UNPACKED_BYTES,
+    PROTOCOLS,
+    ParsedKernel,
+    Segment,
+)
+from sys_util.errors import ProtocolError
+from sys_util.facts import fact
+from sys_util.stranger import brief
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final
+from sys_util.wire import U32, U64, Codec, blob, integer, record, sequence, text
+
+if TYPE_CHECKING:
+    from sys_util.wire import Check
+
+# The parser has one line to say of a file at most, and of each of the notes in it.
+MAX_LINES: Final = 16
+MAX_REASON_CHARS: Final = 2048
+MAX_LINE_CHARS: Final = 4096
+
+_MODULE_CHARS: Final = 64
+_KIND_CHARS: Final = 32
+
+
+def _protocol(value: object) -> object:
+    if value not in PROTOCOLS:
+        raise ProtocolError(f"{brief(value)} is no way to start a kernel")
+    return value
+
+
+def _kind(value: object) -> object:
+    if type(value) is not str or len(value) > _KIND_CHARS or not value.isprintable():
+        raise ProtocolError(f"{brief(value)} is no kind of kernel")
+    return value
+
+
+_SEGMENT: Final = record(Segment, U64, U64, U64, U64)
+
+
+@fact
+class Line:
+    """A line for the log."""
+
+    TYPE: ClassVar[int] = 1
+    FIELDS: ClassVar[tuple[Check, ...]] = (integer(1, 4), text(_MODULE_CHARS), text(MAX_LINE_CHARS))
+    level: int
+    module: str
+    line: str
+
+
+@fact
+class Parsed:
+    """The file is a kernel, and this is how it is loaded."""
+
+    TYPE: ClassVar[int] = 2
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        record(
+            ParsedKernel,
+            _kind,
+            _protocol,
+            U64,
+            sequence(_SEGMENT, MAX_SEGMENTS),
+            blob(MAX_SETUP_HEADER_BYTES),
+            U32,
+            U32,
+            integer(0, MAX_UNPACKED_BYTES),
+        ),
+    )
+    kernel: ParsedKernel
+
+
+@fact
+class Refused:
+    """The file is no kernel for this machine. The reason goes behind the name of the file."""
+
+    TYPE: ClassVar[int] = 3
+    FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_REASON_CHARS),)
+    reason: str
+
+
+@fact
+class HostFailed:
+    """The host refused an operation, with this errno."""
+
+    TYPE: ClassVar[int] = 4
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        text(64),
+        text(MAX_REASON_CHARS),
+        integer(1, 4095),
+    )
+    operation: str
+    target: str
+    error: int
+
+
+@fact
+class Crashed:
+    """Our bug, with the place where it is."""
+
+    TYPE: ClassVar[int] = 5
+    FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_REASON_CHARS),)
+    report: str
+
+
+@fact
+class CallDenied:
+    """The last words of a process that the filter stopped at the system call of this number."""
+
+    TYPE: ClassVar[int] = 6
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
+    number: int
+
+
+# What the SIGSYS handler writes before the call's number: an array of two, and the type.
+CALL_DENIED_HEAD: Final = bytes([0x92, CallDenied.TYPE])
+
+CODEC: Final = Codec((Line, Parsed, Refused, HostFailed, Crashed, CallDenied))

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The vmm's side of the process that reads the kernel file: its start, its answer, its end.
+
+The file comes from outside, and what unpacks it are C libraries, so the vmm does not look into it.
+A child does (``crosvm_py/kernel_parser/process.py``), which can use memory and write its answer,
+while the vmm goes on importing. The answer is a stranger's. The initrd, and what lies in the
+segments of the kernel, are only copied.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from contextlib import ExitStack
+
+from crosvm_py.kernel_parser import protocol
+from jail.plan import MAX_PARSER_SECONDS, parser_jail
+from kernel_loader.image import MAX_UNPACKED_BYTES, KernelImage, ParsedKernel
+from kernel_loader.source import FileSource
+from seccomp import load_policy, syscall_name
+from sys_util import log as logging
+from sys_util.channel import Channel, socket_pair
+from sys_util.errors import (
+    ChannelClosed,
+    ConfigError,
+    ProtocolError,
+    VmmError,
+    raise_host_error,
+)
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from crosvm_py.config import RunConfig
+    from jail.plan import JailPlan
+    from seccomp import Policy
+    from sys_util.wire import Message
+
+log = logging.get_logger("crosvm.kernel")
+
+POLICY_NAME: Final = "kernel_parser"
+
+# For the answer, also where it is the host that takes so long to read the file.
+DEADLINE_SECONDS: Final = 2.0 * MAX_PARSER_SECONDS
+
+# Beside the payload, which is read as a whole: Python with what it inherited, and a dictionary.
+_MAX_OTHER_DATA_BYTES: Final = 448 << 20
+
+_EXIT_BUG: Final = 70
+
+
+class KernelParser:
+    """A process that reads a kernel. Owns it, its channel and both files; close it once."""
+
+    def __init__(
+        self,
+        source: FileSource,
+        unpacked_fd: int,
+        channel: Channel,
+        pid: int,
+        policy: Policy | None,
+    ) -> None:
+        """``policy`` is what it is under; ``None`` for ``--disable-sandbox``."""
+        self.policy = policy
+        self._source = source
+        self._unpacked_fd = unpacked_fd
+        self._channel = channel
+        self._pid = pid
+
+    def image(self, deadline_seconds: float = DEADLINE_SECONDS) -> KernelImage:
+        """Wait for the answer and return the kernel, which owns the file that it lies in.
+
+        Raises:
+            ConfigError: the file is no kernel for this machine, is damaged, or took its parser
+                along.
+            HostError: the host does not let it be read.
+            VmmError: the parser made a mistake.
+        """
+        what = self._source.what
+        try:
+            answer = self._wait(time.monotonic() + deadline_seconds)
+            self._end()  # nobody writes what was unpacked any more
+            match answer:
+                case protocol.Parsed(kernel):
+                    return self._make_image(kernel)
+                case protocol.Refused(reason):
+                    raise ConfigError(f"{what}{reason}")
+                case protocol.HostFailed(operation, target, number):
+                    target = target if what in target else f"{target}, to read {what}"
+                    raise_host_error(operation, target, OSError(number, os.strerror(number)))
+                case protocol.CallDenied(number):
+                    call = f"{syscall_name(number)} ({number})"
+                    raise ConfigError(
+                        f"{what}: the process that reads it was killed by seccomp: "
+                        f"{call}, policy {POLICY_NAME}"
+                    )
+                case protocol.Crashed(report):
+                    for line in report.splitlines():
+                        log.error("%s", line)
+                    raise VmmError(f"{what}: the process that reads it failed, please report it")
+                case _:
+                    raise ProtocolError(f"an unexpected {type(answer).__name__}")
+        except ChannelClosed:
+            raise ConfigError(f"{what}: {_describe_end(self._end())}") from None
+        except ProtocolError as error:
+            reason = f"{what}: the process that reads it made no sense: {error}"
+            raise ProtocolError(reason) from error
+
+    def close(self) -> None:
+        """End the process, if it has not ended, and close everything that is left."""
+        self._end()
+        self._channel.close()
+        self._source.close()
+        if self._unpacked_fd >= 0:
+            os.close(self._unpacked_fd)
+            self._unpacked_fd = -1
+
+    def _wait(self, deadline: float) -> Message:
+        limit = logging.LineLimit(protocol.MAX_LINES, float("inf"))
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        while True:
+            left_ms = (deadline - time.monotonic()) * 1000
+            if left_ms <= 0:
+                self._end()
+                raise ConfigError(f"{self._source.what}: could not be read in time")
+            poll.poll(left_ms)
+            received = self._channel.receive()
+            if received is None:
+                continue
+            message, fds = received
+            for fd in fds:
+                os.close(fd)
+            if not isinstance(message, protocol.Line):
+                return message
+            logging.emit(message.level, message.module, message.line, limit)
+
+    def _end(self) -> int:
+        """Let the process be no more; return how it ended, as ``os.waitstatus_to_exitcode``."""
+        if not self._pid:
+            return 0
+        os.kill(self._pid, signal.SIGKILL)  # which changes nothing where it is about to end
+        _, wait_status = os.waitpid(self._pid, 0)
+        self._pid = 0
+        return os.waitstatus_to_exitcode(wait_status)
+
+    def _make_image(self, kernel: ParsedKernel) -> KernelImage:
+        """Check what the parser says, and let go of the file that is not needed."""
+        source = self._source
+        if kernel.unpacked_bytes:
+            if os.fstat(self._unpacked_fd).st_size < kernel.unpacked_bytes:
+                raise ProtocolError(f"{kernel.unpacked_bytes:#x} unpacked bytes that are not there")
+            name = f"{source.what} ({kernel.kind.rpartition(' ')[2]} payload)"
+            source = FileSource(name, self._unpacked_fd, kernel.unpacked_bytes)
+        image = KernelImage(source, kernel)
+        if source is self._source:
+            self._source = FileSource(source.what, -1, 0)
+        else:
+            self._unpacked_fd = -1
+        self.close()
+        return image
+
+
+def start_kernel_parser(config: RunConfig) -> KernelParser:
+    """Start to read the kernel of a run; the caller has one thread.
+
+    The policy is the one that comes with the program, whatever ``--seccomp-policy-dir`` says: no
+    guest has run yet that it could be for.
+
+    Raises:
+        ConfigError: it is no regular file, or empty.
+        HostError: the host does not let us open it, or fork.
+        PolicyError: the policy cannot be used.
+    """
+    with ExitStack() as undo:
+        source = FileSource.open("kernel", config.kernel)
+        undo.callback(source.close)
+        policy = None
+        if config.sandbox:
+            policy = load_policy(POLICY_NAME, log_failures=config.seccomp_log_failures)
+        try:
+            unpacked_fd = os.memfd_create("crosvm_kernel", os.MFD_CLOEXEC)
+            undo.callback(os.close, unpacked_fd)
+            ours, theirs = socket_pair()
+            undo.callback(ours.close)
+            with theirs:
+                pid = os.fork()
+                if pid == 0:
+                    _be_parser(theirs.fileno(), source, unpacked_fd, policy)
+        except OSError as error:
+            raise_host_error("start", f"a process that reads {source.what}", error)
+        undo.pop_all()
+    return KernelParser(source, unpacked_fd, Channel(ours, protocol.CODEC), pid, policy)
+
+
+def _be_parser(
+    sock_fd: int, source: FileSource, unpacked_fd: int, policy: Policy | None
+) -> NoReturn:
+    status = _EXIT_BUG
+    try:
+        from crosvm_py.kernel_parser.process import run_parser
+
+        run_parser(sock_fd, source, unpacked_fd, _jail(sock_fd, source, unpacked_fd, policy))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _jail(
+    sock_fd: int, source: FileSource, unpacked_fd: int, policy: Policy | None
+) -> JailPlan | None:
+    if policy is None:
+        return None
+    return parser_jail(
+        policy,
+        keep_fds={sock_fd, source.fd, unpacked_fd},
+        max_data_bytes=_MAX_OTHER_DATA_BYTES + min(source.size, MAX_UNPACKED_BYTES),
+        max_file_bytes=MAX_UNPACKED_BYTES,
+    )
+
+
+def _describe_end(status: int) -> str:
+    """Say who is to blame for a process that ended without an answer."""
+    if status == -signal.SIGXCPU:
+        return f"takes more than {MAX_PARSER_SECONDS} s of processor time to read"
+    if status == -signal.SIGKILL:
+        return "the process that reads it was killed, perhaps for lack of memory"
+    how = f"exit status {status}"
+    if status < 0:
+        how = signal.Signals(-status).name
+    return f"crashes the process that reads it ({how}): it is damaged, or made to do harm"
