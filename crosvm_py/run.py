@@ -13,6 +13,7 @@ from contextlib import ExitStack
 
 from crosvm_py.end_signals import release_end_signals, undo_accidents
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
+from jail.signals import keep_signals_inside
 from sys_util import linux
 from sys_util.typing import TYPE_CHECKING
 
@@ -49,6 +50,8 @@ def run_vm(config: RunConfig, recorded: Recorded | None = None) -> VmExit:
         from crosvm_py.vmm.warden_proxy import start_warden
 
         prepared = prepare(config, parser, stack, recorded)
+        if prepared.policies is not None:
+            keep_signals_inside()
         warden = start_warden(
             prepared.policies,
             {device.kind for device in prepared.devices},

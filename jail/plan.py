@@ -26,6 +26,7 @@ from jail.steps import (
     NoNewPrivileges,
     NotDumpable,
 )
+from seccomp.own_process import signals_to
 from sys_util import linux
 from sys_util.errors import HostError
 from sys_util.facts import fact
@@ -178,12 +179,15 @@ def _drop_privileges(keep: frozenset[int]) -> None:
 def load_filter(policy: Policy) -> None:
     """Close the door of the calling thread, be it of the vmm or the warden, for good.
 
+    Whatever the policy says, ``tgkill`` reaches this process alone.
+
     Raises:
         HostError: the kernel refused the filter.
     """
     # A recorder's socket is closed when it has served a thread.
     recorder = None if policy.recorder is None else os.dup(policy.recorder)
-    _take(LoadFilter(policy.name, policy.bpf, recorder))
+    bpf = policy.bpf if recorder is not None else signals_to(os.getpid(), policy)
+    _take(LoadFilter(policy.name, bpf, recorder))
 
 
 def parser_jail(
@@ -234,7 +238,7 @@ def parser_jail(
                 raisable=frozenset({"CPU"}),  # so that SIGXCPU tells what was exceeded
             ),
             NoNewPrivileges(),
-            ForbidFiles(),
+            ForbidFiles(alone=True),
             LimitResources((("NOFILE", 0),)),  # no descriptor is above it any more
             NotDumpable(),
         ),
@@ -300,7 +304,7 @@ def device_jail(
             ),
             DropCapabilities(),
             NoNewPrivileges(),
-            ForbidFiles(),
+            ForbidFiles(alone=True),
             NotDumpable(),
         ),
         door=LoadFilter(policy_name, bpf, recorder),

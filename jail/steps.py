@@ -333,19 +333,22 @@ class ForbidFiles:
 
     Files of the directories ``removable_in`` can still be removed. It holds for the calling thread
     and those that it starts from then on; what is open stays usable. A process under it can mount
-    nothing, and so make no jail.
+    nothing, and so make no jail. ``alone``: it can signal no other process, either, where the
+    kernel knows that.
     """
 
     removable_in: tuple[str, ...] = ()
+    alone: bool = False
 
     def describe(self) -> str:
         """Say what the step does."""
         but = f", but for removing from {', '.join(self.removable_in)}" if self.removable_in else ""
-        return f"give up all files{but} (Landlock)"
+        signals = " and signals to others" if self.alone else ""
+        return f"give up all files{but}{signals} (Landlock)"
 
     def apply(self) -> None:
         """Give them up; on a kernel without Landlock the other steps have to do."""
-        if not landlock.forbid_files(self.removable_in):
+        if not landlock.forbid_files(self.removable_in, alone=self.alone):
             log.debug("this kernel has no Landlock")
 
 

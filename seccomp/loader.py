@@ -23,6 +23,7 @@ class Policy(NamedTuple):
     """A compiled policy: its name, the file it came from, the program for seccomp(2).
 
     ``recorder`` is the socket to which the listener of a recording filter goes (record.py).
+    ``log_failures``: what is denied is let through and logged.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Policy(NamedTuple):
     bpf: bytes
     arch: str = machine_arch()
     recorder: int | None = None
+    log_failures: bool = False
 
 
 def policy_path(name: str, directory: str | None = None, arch: str | None = None) -> str:
@@ -69,7 +71,7 @@ def load_policy(
     if bpf is None:
         bpf = _compile(sources, arch, log_failures=log_failures)
         cache.store(key, bpf, _library())
-    return Policy(name, path, bpf, arch)
+    return Policy(name, path, bpf, arch, log_failures=log_failures)
 
 
 def _compile(sources: dict[str, bytes], arch_name: str, *, log_failures: bool) -> bytes:

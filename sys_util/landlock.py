@@ -20,11 +20,13 @@ ACCESS_FS_REMOVE_FILE: Final = 1 << 5
 
 # How many of the access rights for files each version of the ABI has; later ones have the last.
 _FS_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-# From these versions on: TCP ports (bind, connect), and who is reached (abstract UNIX sockets).
+# From these versions on: TCP ports (bind, connect), and who is reached (abstract UNIX sockets,
+# signals).
 _NET_ABI: Final = 4
 _NET_RIGHTS: Final = 0b11
 _SCOPE_ABI: Final = 6
 _SCOPE_ABSTRACT_UNIX_SOCKET: Final = 1 << 0
+_SCOPE_SIGNAL: Final = 1 << 1
 
 # A kernel without it, one where it is switched off, and a container whose filter predates it.
 _ABSENT: Final = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
@@ -40,7 +42,7 @@ def abi_version() -> int:
     raise OSError(-version, os.strerror(-version), "landlock_create_ruleset")
 
 
-def forbid_files(removable_in: Iterable[str] = ()) -> int:
+def forbid_files(removable_in: Iterable[str] = (), *, alone: bool = False) -> int:
     """Let this thread open, make, change or remove no file any more; return the ABI's version.
 
     With version 0 nothing has changed. TCP and abstract UNIX sockets are forbidden as well from
@@ -48,21 +50,38 @@ def forbid_files(removable_in: Iterable[str] = ()) -> int:
 
     Args:
         removable_in: directories whose files can still be removed.
+        alone: from version 6 on signals to other processes are forbidden as well, but for those
+            that it starts from then on.
     """
     version = abi_version()
     if not version:
         return 0
     rights = (1 << _FS_RIGHTS[min(version, max(_FS_RIGHTS))]) - 1
     words = 1 + (version >= _NET_ABI) + (version >= _SCOPE_ABI)
-    ruleset = _check(
-        lib.crosvm_landlock_create(rights, _NET_RIGHTS, _SCOPE_ABSTRACT_UNIX_SOCKET, words)
-    )
+    scope = _SCOPE_ABSTRACT_UNIX_SOCKET | (_SCOPE_SIGNAL if alone else 0)
+    ruleset = _check(lib.crosvm_landlock_create(rights, _NET_RIGHTS, scope, words))
     try:
         for path in removable_in:
             _allow_removal(ruleset, path)
         _check(lib.crosvm_landlock_restrict(ruleset))
     finally:
         os.close(ruleset)
+    return version
+
+
+def keep_signals_inside() -> int:
+    """Let this process and those it starts from then on signal one another only.
+
+    Return the ABI's version; before version 6 nothing has changed. Files and mounts stay as they
+    were. Needs no_new_privs or CAP_SYS_ADMIN.
+    """
+    version = abi_version()
+    if version >= _SCOPE_ABI:
+        ruleset = _check(lib.crosvm_landlock_create(0, 0, _SCOPE_SIGNAL, 3))
+        try:
+            _check(lib.crosvm_landlock_restrict(ruleset))
+        finally:
+            os.close(ruleset)
     return version
 
 

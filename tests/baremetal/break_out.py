@@ -6,10 +6,12 @@ PLACE is ``vcpu``, ``loop`` or ``warden``: the attempt runs there once, when eve
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
 import os
+import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, Final
@@ -18,6 +20,7 @@ from crosvm_py.__main__ import main
 from crosvm_py.machine.vcpu import VcpuSet
 from crosvm_py.warden import warden
 from devices.bus import Bus
+from seccomp import syscall_number
 from seccomp.constants_x86_64 import CONSTANTS
 from sys_util import linux
 
@@ -42,6 +45,36 @@ def _map_executable() -> None:
     mmap.mmap(-1, 4096, mmap.MAP_PRIVATE, mmap.PROT_EXEC | mmap.PROT_READ)
 
 
+LIBC: Final = ctypes.CDLL(None)
+NOBODY: Final = 0x3FFFFF  # no process has this number: an attempt that succeeds harms nobody
+
+
+def _abort(pid: int) -> object:
+    words = map(ctypes.c_ulong, (syscall_number("tgkill"), pid, pid, signal.SIGABRT))
+    return LIBC.syscall(*words)
+
+
+def _make_victim() -> int:
+    """Start a process that is no part of the VM; it ends when the vmm's end of a pipe is closed."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write_end)
+        os.read(read_end, 1)
+        os._exit(0)
+    os.close(read_end)
+    return pid
+
+
+def _kill_victim() -> None:
+    try:
+        signal.pidfd_send_signal(os.pidfd_open(VICTIM), signal.SIGKILL)
+        os.write(2, b"break-out: killed\n")
+    except OSError as error:
+        os.write(2, f"break-out: {errno.errorcode[error.errno or 0]}\n".encode())
+    os._exit(0)
+
+
 ATTEMPTS: Final[dict[str, Callable[[], object]]] = {
     "open": _open,
     "exec": lambda: os.execv("/bin/true", ["true"]),
@@ -50,6 +83,9 @@ ATTEMPTS: Final[dict[str, Callable[[], object]]] = {
     "executable": _map_executable,
     "KVM_CREATE_VM": _ioctl("KVM_CREATE_VM"),
     "KVM_RUN": _ioctl("KVM_RUN"),
+    "tgkill": lambda: _abort(NOBODY),
+    "tgkill-high": lambda: _abort(os.getpid() | 1 << 32),
+    "kill": _kill_victim,
 }
 
 
@@ -84,6 +120,7 @@ PLACES: Final = {"vcpu": _attack_in_vcpu, "loop": _attack_in_loop, "warden": _at
 
 
 if __name__ == "__main__":
+    VICTIM = _make_victim()
     PLACES[sys.argv[1]](ATTEMPTS[sys.argv[2]])
     del sys.argv[1:3]
     sys.exit(main())

@@ -42,9 +42,17 @@ def attack(
         ("vcpu", "socket", r"vmm: killed by seccomp: socket \(41\), policy vcpu"),
         ("vcpu", "executable", r"vmm: killed by seccomp: mmap \(9\), policy vcpu"),
         ("vcpu", "KVM_CREATE_VM", r"vmm: killed by seccomp: ioctl \(16\), policy vcpu"),
+        ("vcpu", "tgkill", r"vmm: killed by seccomp: tgkill \(234\), policy vcpu"),
+        ("vcpu", "tgkill-high", r"vmm: killed by seccomp: tgkill \(234\), policy vcpu"),
+        ("loop", "tgkill", r"vmm: killed by seccomp: tgkill \(234\), policy vmm"),
         ("loop", "exec", r"vmm: killed by seccomp: execve \(59\), policy vmm"),
         ("loop", "KVM_RUN", r"vmm: killed by seccomp: ioctl \(16\), policy vmm"),
         ("warden", "exec", r"warden \(pid \d+\): killed by seccomp: execve \(59\), policy warden"),
+        (
+            "warden",
+            "tgkill",
+            r"warden \(pid \d+\): killed by seccomp: tgkill \(234\), policy warden",
+        ),
         ("warden", "fork", r"warden \(pid \d+\): killed by seccomp: clone \(56\), policy warden"),
     ],
 )
@@ -72,6 +80,11 @@ def test_file_is_out_of_reach_whatever_the_filter_says(
         (tmp_path / source.name).write_text(text)
     done = attack(place, "open", guest, ["--seccomp-policy-dir", str(tmp_path)])
     assert "break-out: EACCES" in done.stderr
+
+
+@pytest.mark.skipif(landlock.abi_version() < 6, reason="before Linux 6.12 it keeps no signals")
+def test_warden_kills_nobody_outside_its_vm(guest: Path) -> None:
+    assert "break-out: EPERM" in attack("warden", "kill", guest).stderr
 
 
 def status_of(task: Path) -> dict[str, str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sys_util import landlock, linux
-from tests.support.processes import in_child
+from tests.support.processes import forked, in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,9 +166,56 @@ def test_kernel_is_asked_for_what_it_knows(
 ) -> None:
     lib = _Lib(version)
     monkeypatch.setattr(landlock, "lib", lib)
-    assert landlock.forbid_files() == version
-    assert lib.created == ((1 << rights) - 1, words)
+    assert landlock.forbid_files(alone=True) == version
+    assert lib.created == ((1 << rights) - 1, 0b11, words)
     assert lib.restricted
+
+
+@pytest.mark.parametrize(("version", "created"), [(0, None), (5, None), (6, (0, 0b10, 3))])
+def test_signals_are_kept_inside_without_a_word_about_files(
+    monkeypatch: pytest.MonkeyPatch, version: int, created: tuple[int, int, int] | None
+) -> None:
+    lib = _Lib(version or -errno.ENOSYS)
+    monkeypatch.setattr(landlock, "lib", lib)
+    assert landlock.keep_signals_inside() == version
+    assert lib.created == created
+
+
+def reached(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return False
+    return True
+
+
+def pause() -> None:
+    while True:
+        signal.pause()
+
+
+@pytest.mark.skipif(ABI < 6, reason="before Linux 6.12 it does not know signals")
+def test_signal_does_not_leave_the_group_of_processes() -> None:
+    def act() -> tuple[bool, ...]:
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        landlock.keep_signals_inside()
+        with forked(pause) as child:
+            parent = in_child(lambda: reached(os.getppid()))  # a child of it reaches it
+            return reached(outside), parent == "True", reached(child), reached(os.getpid())
+
+    with forked(pause) as outside:
+        assert in_child(act) == str((False, True, True, True))
+
+
+@pytest.mark.skipif(ABI < 6, reason="before Linux 6.12 it does not know signals")
+def test_process_alone_signals_itself_and_its_children() -> None:
+    def act() -> tuple[bool, ...]:
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        landlock.forbid_files(alone=True)
+        with forked(pause) as child:
+            return reached(os.getppid()), reached(child), reached(os.getpid())
+
+    assert in_child(act) == str((False, True, True))
 
 
 class _Lib:
@@ -175,14 +223,14 @@ class _Lib:
 
     def __init__(self, abi: int) -> None:
         self._abi = abi
-        self.created = (0, 0)
+        self.created: tuple[int, int, int] | None = None
         self.restricted = False
 
     def crosvm_landlock_abi(self) -> int:
         return self._abi
 
-    def crosvm_landlock_create(self, fs: int, _net: int, _scoped: int, words: int) -> int:
-        self.created = (fs, words)
+    def crosvm_landlock_create(self, fs: int, _net: int, scoped: int, words: int) -> int:
+        self.created = (fs, scoped, words)
         return os.open(os.devnull, os.O_RDONLY)
 
     def crosvm_landlock_restrict(self, _ruleset: int) -> int:
