@@ -46,16 +46,19 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
         {
             *("sys_util", "devices"),
             *("crosvm_py.cli.grammar", "crosvm_py.care", "crosvm_py.config"),
+            "crosvm_py.guest.description",
         }
     ),
     "crosvm_py.cli": frozenset(
         {
             *(BELOW_CROSVM_PY | GROUND),
             *("crosvm_py.kinds", "crosvm_py.control.socket_client", "crosvm_py.doctor"),
+            "crosvm_py.guest",
             *("crosvm_py.run", "crosvm_py.run_plan", "crosvm_py.policy_record"),
             *("crosvm_py.log", "crosvm_py.tunables", "crosvm_py.version"),
         }
     ),
+    "crosvm_py.guest": frozenset({"sys_util"}),
     "crosvm_py.requests": frozenset({"sys_util", "devices"}),
     "crosvm_py.doctor": BELOW_CROSVM_PY,
     "crosvm_py.console": BELOW_CROSVM_PY | GROUND | {"crosvm_py.kinds.order"},

@@ -47,6 +47,7 @@ GLOBAL_OPTIONS: Final = (EXTENDED_STATUS, LOG_LEVEL, SYSLOG_TAG, NO_SYSLOG, VERS
 # Every command is imported only when it is the one: `crosvm stop` needs no machine.
 COMMANDS: Final[CommandTable] = {
     "run": "crosvm_py.cli.commands.run:COMMAND",
+    "guest": "crosvm_py.cli.commands.guest:GUEST",
     "stop": "crosvm_py.cli.commands.control:STOP",
     "suspend": "crosvm_py.cli.commands.control:SUSPEND",
     "resume": "crosvm_py.cli.commands.control:RESUME",

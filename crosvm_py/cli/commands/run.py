@@ -52,10 +52,16 @@ COMMAND: Final = Command(
     "run",
     "boot a virtual machine",
     OPTIONS,
-    (Positional("KERNEL", "the kernel: an ELF vmlinux or a bzImage"),),
+    (
+        Positional(
+            "KERNEL",
+            "the kernel: an ELF vmlinux or a bzImage; or the folder of a guest, see crosvm help "
+            "guest make",
+        ),
+    ),
     _run,
     groups=GROUPS,
     details="The console of the guest is this terminal: Ctrl-A x leaves the guest, Ctrl-A h shows "
     "the other keys. In key=value lists the key in [brackets] may be left out, and a key alone "
-    "is true.",
+    "is true. What the description of a guest's folder says comes before the options, which win.",
 )

@@ -125,13 +125,18 @@ GROUP: Final = OptionGroup(
 )
 
 
-def disks(arguments: Arguments) -> tuple[BlockSpec, ...]:
+def disks(arguments: Arguments, guest_root: BlockSpec | None = None) -> tuple[BlockSpec, ...]:
     """Return the disks in the order of the command line.
+
+    ``guest_root`` is the root of a guest's folder; it comes first, and not where the command line
+    names a root of its own.
 
     Raises:
         ConfigError: there are too many of them, or more than one root.
     """
     specs = tuple(arguments.every(*OPTIONS))
+    if guest_root is not None and not any(spec.root for spec in specs):
+        specs = (guest_root, *specs)
     if len(specs) > MAX_DISKS:
         raise ConfigError(f"--block: {len(specs)} disks are above the limit of {MAX_DISKS}")
     roots = [spec.path for spec in specs if spec.root]

@@ -20,8 +20,9 @@ from crosvm_py.cli.run_options import (
 )
 from crosvm_py.cli.run_options.twice import first_twice
 from crosvm_py.config import RunConfig
+from devices.virtio.block.image import BlockSpec
 from sys_util.errors import ConfigError
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments, Option, OptionGroup
@@ -42,15 +43,16 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         ConfigError: each option can be read, but together they make no sense.
     """
     memory_bytes = arguments.get(machine.MEMORY) or machine.DEFAULT_MEMORY_BYTES
+    guest = _guest(arguments.positional[0])
     socket, device = arguments.get(control.SOCKET), vsock.vsock(arguments)
     _check_sockets(socket, None if device is None else device.socket)
     return RunConfig(
-        kernel=arguments.positional[0],
-        params=tuple(arguments.every(boot.PARAMS)),
+        kernel=guest.kernel,
+        params=(*guest.params, *arguments.every(boot.PARAMS)),
         cpus=arguments.get(machine.CPUS) or 1,
         memory_bytes=memory_bytes,
-        initrd=arguments.get(boot.INITRD),
-        disks=disks.disks(arguments),
+        initrd=arguments.get(boot.INITRD) or guest.initrd,
+        disks=disks.disks(arguments, guest.root),
         serial=serial.serial_ports(arguments),
         rng=rng.rng(arguments),
         socket=socket,
@@ -66,6 +68,28 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         device_timeout_seconds=care.timeout_seconds(arguments),
         cgroup=arguments.get(sandbox.CGROUP),
     )
+
+
+class _Guest(NamedTuple):
+    """What stands before the options: a kernel, and more if that is a guest's folder."""
+
+    kernel: str
+    params: tuple[str, ...] = ()
+    initrd: str | None = None
+    root: BlockSpec | None = None
+
+
+def _guest(kernel: str) -> _Guest:
+    if not os.path.isdir(kernel):
+        return _Guest(kernel)
+    from crosvm_py.guest.description import read_guest
+
+    found = read_guest(kernel)
+    image = found.rwroot or found.root
+    root = None
+    if image is not None:
+        root = BlockSpec(image, read_only=found.rwroot is None, root=True, option=kernel)
+    return _Guest(found.kernel, (found.params,), found.initrd, root)
 
 
 def _check_sockets(*paths: str | None) -> None:

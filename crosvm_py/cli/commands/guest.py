@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``crosvm guest``: make a guest, and use one."""
+
+from __future__ import annotations
+
+from crosvm_py.cli.grammar.command import command_group
+from sys_util.typing import Final
+
+GUEST: Final = command_group(
+    "guest",
+    "make guests from Debian packages",
+    {"make": "crosvm_py.cli.commands.guest_make:MAKE"},
+)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Kernel modules and what each of them needs, read from the modules themselves."""
+
+from __future__ import annotations
+
+import lzma
+import re
+
+from sys_util.errors import HostError
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+# What an initrd has: every virtio device of ours, and the file systems of a root.
+NAMES: Final = (
+    *("virtio_pci", "virtio_blk", "squashfs", "overlay", "virtio_net", "virtio_rng"),
+    *("virtio_console", "virtio_balloon", "vmw_vsock_virtio_transport"),
+)
+
+_DEPENDS: Final = re.compile(rb"\0depends=([\w,-]*)\0")
+_FILE: Final = re.compile(r"(?:usr/)?lib/modules/[^/]+/kernel/(?:.+/)?([\w-]+)\.ko(\.xz)?")
+
+
+def module_name(path: str) -> str | None:
+    """Return the name of the module in a file with this path, or None if it is no module."""
+    found = _FILE.fullmatch(path)
+    return found[1].replace("-", "_") if found else None
+
+
+def unpacked(path: str, data: bytes) -> bytes:
+    """Return a module as the kernel takes it."""
+    return lzma.decompress(data) if path.endswith(".xz") else data
+
+
+def depends(module: bytes) -> list[str]:
+    """Return the names of the modules that this one names as needed, in its ``.modinfo``."""
+    found = _DEPENDS.search(module)
+    names = found[1].decode("ascii") if found else ""
+    return [name.replace("-", "_") for name in names.split(",") if name]
+
+
+def in_order(wanted: Iterable[str], modules: Mapping[str, bytes]) -> list[str]:
+    """Return the names of ``wanted`` and of all that they need, each after what it needs.
+
+    A module that is not in ``modules`` is left out where it is merely wanted: the kernel may have
+    it built in.
+
+    Raises:
+        HostError: one that another names as needed is not there.
+    """
+    order: list[str] = []
+    for name in wanted:
+        if name in modules:
+            _visit(name, modules, order, ())
+    return order
+
+
+def _visit(
+    name: str, modules: Mapping[str, bytes], order: list[str], parents: tuple[str, ...]
+) -> None:
+    if name in order:
+        return
+    if name in parents or name not in modules:
+        raise HostError("guest make: kernel modules:", f"{parents[-1]} needs {name}, not there")
+    for needed in depends(modules[name]):
+        _visit(needed, modules, order, (*parents, name))
+    order.append(name)
