@@ -1,9 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-3-Clause
-# The part of the demo that runs where /dev/kvm is: demo-boot.sh VMLINUX ROOT
+# The part of the demo that runs where /dev/kvm is: demo-boot.sh DIR
 set -eu
-kernel=$1
-root=$2
+guest=$1
 work=$(mktemp -d)
 vmm=
 finish() {
@@ -14,10 +13,10 @@ trap finish EXIT
 trap 'exit 1' INT TERM
 
 # In the guest: run this, then stay.
-script='uname -a; lsblk; echo "random: $(head -c 8 /dev/hwrng | xxd -p)"; date'
+script='uname -a; cat /proc/partitions; echo "random: $(head -c 8 /dev/hwrng | xxd -p)"; date'
 run=$(echo "$script" | base64 | tr -d '\n')
-echo "demo: crosvm run -s SOCKET -r $(basename "$root") -p 'quiet crosvm.run=… crosvm.end=stay' $(basename "$kernel")"
-crosvm run -s "$work/sock" -r "$root" -p "quiet crosvm.run=$run crosvm.end=stay" "$kernel" \
+echo "demo: crosvm run -s SOCKET -p 'crosvm.run=… crosvm.end=stay' DIR"
+crosvm run -s "$work/sock" -p "crosvm.run=$run crosvm.end=stay" "$guest" \
     </dev/null >"$work/console" 2>"$work/log" &
 vmm=$!
 

@@ -65,6 +65,15 @@ class Host:
         return host
 
     @classmethod
+    def cold(cls, parts: image.Image) -> Self:
+        """Boot a fresh host from these disks, without a snapshot, and wait until it answers.
+
+        Raises:
+            HostGoneError: it does not come up.
+        """
+        return cls._launch(parts, None, None)
+
+    @classmethod
     def _launch(cls, parts: image.Image, saved: Path | None, stay_as: str | None) -> Self:
         STATES.mkdir(parents=True, exist_ok=True)
         _remove_dead()
@@ -160,11 +169,11 @@ class Host:
                 os.close(lock)
         return None
 
-    def sync(self) -> None:
-        """Replace ``/project`` by the project as it is now."""
+    def sync(self, sources: Sequence[str] = SOURCES) -> None:
+        """Replace ``/project`` by the project as it is now, with ``sources`` compiled."""
         is_newer = (self.state / NEWER).exists()
         python = newer.build().python() if is_newer else ["/usr/bin/python3"]
-        compiler = [*python, "-m", "compileall", "-q", *SOURCES]
+        compiler = [*python, "-m", "compileall", "-q", *sources]
         # A source that does not compile is for the command in the host to complain about.
         subprocess.run(compiler, cwd=PROJECT, stdout=subprocess.DEVNULL, check=False)
         excluded = [f"--exclude={pattern}" for pattern in LEFT_OUT]
