@@ -94,14 +94,12 @@ def _kept(prepared: Preparation, recorded: Recorded | None) -> list[int]:
 
 def _tidying(prepared: Preparation) -> Callable[[], None]:
     """Return what the warden does if the vmm is killed: it cannot do it any more."""
-    bound, terminal = prepared.socket, prepared.serial.terminal
+    sockets, terminal = prepared.sockets, prepared.serial.terminal
 
     def tidy() -> None:
         if terminal is not None:
             terminal.restore()
-        if bound is not None:
+        for bound in sockets:
             bound.unlink()
-        for vsock in prepared.vsock_sockets:
-            vsock.unlink()
 
     return tidy

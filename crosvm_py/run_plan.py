@@ -51,7 +51,7 @@ from seccomp.loader import count
 from sys_util.channel import socket_pair
 from sys_util.errors import VmmError
 from sys_util.log import get_logger
-from sys_util.stranger import unpack, unpack_fields
+from sys_util.stranger import unpack
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 if TYPE_CHECKING:
@@ -322,10 +322,8 @@ def _given(order: DeviceOrder) -> tuple[int, ...]:
 
 
 def _rate_limits(order: DeviceOrder) -> dict[str, int]:
-    fields = cast("dict[str, list[int]]", unpack_fields(order.spec))  # ours
     names = (name.replace("_", "-") for name in LIMIT_NAMES)
-    limits = zip(names, fields.get("limits", ()), strict=False)
-    return {name: value for name, value in limits if value}
+    return {name: value for name, value in zip(names, order.limits, strict=True) if value}
 
 
 def _jail(order: DeviceOrder, config: RunConfig, policies: RunPolicies | None) -> tuple[str, ...]:
@@ -370,4 +368,4 @@ def _use(policy: Policy, *users: str) -> PolicyUse:
 
 def _sockets(prepared: Preparation) -> Sockets:
     control = None if prepared.socket is None else prepared.socket.path
-    return Sockets(control, tuple(bound.path for bound in prepared.vsock_sockets))
+    return Sockets(control, tuple(bound.path for bound in prepared.device_sockets))

@@ -108,6 +108,11 @@ def fields_of(record: object) -> dict[str, object]:
     return {name: getattr(record, name) for name in names}
 
 
+def replace(record: T, **changes: object) -> T:
+    """Return a copy of a fact with other values in the fields that are named."""
+    return type(record)(**(fields_of(record) | changes))
+
+
 class _Tuple(tuple[object, ...]):
     """The base of every named tuple."""
 

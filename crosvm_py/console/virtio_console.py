@@ -14,7 +14,6 @@ from functools import partial
 
 from crosvm_py.console.ends import open_ends
 from crosvm_py.console.input import TerminalInput
-from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from devices.virtio.console.backlog import backlogs_bytes
 from devices.virtio.console.device import ConsoleSpec, PortSpec
 from sys_util.errors import raise_host_error
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 log = get_logger("crosvm.serial")
 
 HARDWARE: Final = "virtio-console"
-KIND: Final = "console"
 
 # Keys that the device has not taken yet; then TerminalInput waits, and later drops.
 KEY_BYTES: Final = 4096
@@ -59,9 +57,6 @@ DRAIN_SECONDS: Final = 1.0
 DRAIN_STEP_SECONDS: Final = 0.02
 
 _SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-
-# Output files may grow as the disk allows.
-_MAX_FILE_BYTES: Final = 1 << 62
 
 
 class KeyPipe:
@@ -177,7 +172,7 @@ class VirtioConsole:
         self._is_writing: Callable[[], bool] = lambda: False
         self._loop: TimerLoop | None = None
         self._undo_signal: Callable[[], None] = _nothing
-        self._ordered = False
+        self._handed_over = False
 
     @property
     def terminal(self) -> Terminal | None:
@@ -195,13 +190,12 @@ class VirtioConsole:
         consoles = [port.spec for port in self._ports if is_hvc(port.spec)]
         return tuple(f"console=hvc{n}" for n, spec in enumerate(consoles) if spec.console)
 
-    def order(self) -> DeviceOrder:
-        """Return the order for the device process; the descriptors in it are the caller's."""
-        self._ordered = True
+    def hand_over(self) -> tuple[ConsoleSpec, tuple[int, ...]]:
+        """Return what the device is built from; the descriptors become the caller's."""
+        self._handed_over = True
         fds = [fd for port in self._ports for fd in port.device_fds]
         fds.append(_backlog_memory(len(self._ports)))
-        spec = ConsoleSpec(tuple(self._specs), has_backlogs=True)
-        return DeviceOrder(KIND, KIND, pack_spec(spec), tuple(fds), _MAX_FILE_BYTES)
+        return ConsoleSpec(tuple(self._specs), has_backlogs=True), tuple(fds)
 
     def start(self, loop: TimerLoop, lock: AbstractContextManager[bool]) -> None:
         """Pass keys on from now on."""
@@ -287,7 +281,7 @@ class VirtioConsole:
                 port.pipe.close()
             if port.pty_fd >= 0:
                 os.close(port.pty_fd)
-            for fd in port.device_fds if not self._ordered else ():
+            for fd in port.device_fds if not self._handed_over else ():
                 os.close(fd)
 
     def _watch_ptys(self, loop: TimerLoop) -> None:

@@ -15,7 +15,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crosvm_py.kinds.table import DeviceKind
+    from crosvm_py.kinds.kind import DeviceKind
     from jail.cgroup_site import CgroupSite
 
 log = get_logger("crosvm.cgroup")

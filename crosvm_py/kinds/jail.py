@@ -9,7 +9,7 @@ from sys_util.typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from crosvm_py.kinds.table import DeviceKind
+    from crosvm_py.kinds.kind import DeviceKind
     from jail.ids import Ids
     from jail.plan import JailPlan
     from seccomp import Policy

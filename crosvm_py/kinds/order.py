@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-import msgpack
+from devices.virtio.rate_limiter import RateLimits
+from sys_util.facts import replace
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from sys_util.wire import Codec, encode
 
-from sys_util.facts import fields_of
-from sys_util.typing import Final, NamedTuple
+if TYPE_CHECKING:
+    from crosvm_py.socket_path import BoundSocket
+    from sys_util.wire import Message
 
-# For a kind whose configuration has no field to which each write is output.
-NO_OUTPUT: Final = -1
+    T = TypeVar("T", bound=Message)
 
 
 class Connects(NamedTuple):
@@ -32,8 +35,9 @@ class DeviceOrder(NamedTuple):
 
     ``max_file_bytes`` is the highest offset it may write at in any file, 0 for none. ``connects``:
     the sockets for which its broker is asked. The last ``reopened`` descriptors are opened anew for
-    each process, since they belong to the first that uses them. ``source`` says for people what of
-    the host is behind the device, which never learns it.
+    each process, since they belong to the first that uses them. ``sockets`` were made in the file
+    system for it, and go away with the VM. ``source`` says for people what of the host is behind
+    the device, which never learns it; ``limits`` what limits it begins with.
     """
 
     name: str
@@ -43,9 +47,23 @@ class DeviceOrder(NamedTuple):
     max_file_bytes: int
     connects: Connects = NO_CONNECTS
     reopened: int = 0
+    sockets: tuple[BoundSocket, ...] = ()
     source: str = ""
+    limits: RateLimits = RateLimits()
 
 
-def pack_spec(spec: object, **extra: object) -> bytes:
-    """Pack the fields of a frozen Spec, and what else the device is built from."""
-    return msgpack.packb(fields_of(spec) | extra)
+def pack_spec(spec: Message, **changes: object) -> bytes:
+    """Return a Spec as it crosses to its device, with other values in the fields named here."""
+    return encode(replace(spec, **changes))
+
+
+def unpack_spec(kind: type[T], packed: bytes) -> T:
+    """Return the Spec that ``pack_spec`` packed.
+
+    Raises:
+        ProtocolError: it is none of this kind.
+    """
+    spec = Codec((kind,)).decode(packed)
+    if not isinstance(spec, kind):
+        raise TypeError(f"{type(spec).__name__} is no {kind.__name__}")
+    return spec

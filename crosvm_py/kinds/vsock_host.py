@@ -7,9 +7,7 @@ import errno
 import os
 import socket
 
-from crosvm_py.kinds.order import Connects, DeviceOrder, pack_spec
 from crosvm_py.socket_path import SocketUse, bind_socket
-from devices.virtio.vsock.common import VsockSpec
 from sys_util.errors import ConfigError, HostError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
@@ -38,28 +36,19 @@ _WORLD_WRITABLE: Final = 0o002
 log = get_logger("crosvm.run")
 
 
-class PreparedVsock(NamedTuple):
-    """The process that is to be made, and the socket files that go away with the VM."""
+class SocketDirectory(NamedTuple):
+    """Where the sockets lie: a descriptor of the directory, the caller's, and whose it is.
 
-    order: DeviceOrder
-    sockets: tuple[BoundSocket, ...]
-
-
-def prepare_vsock(spec: VsockSpec) -> PreparedVsock:
-    """Open what the device needs of the host.
-
-    Raises:
-        ConfigError: the socket or the address is taken, or cannot be.
-        HostError: the host does not let us.
+    ``name`` is what the device's own socket is called in it.
     """
-    if spec.socket is not None:
-        return _open_sockets(spec.cid, spec.socket)
-    fd = _open_kernel_device(spec.cid)
-    order = DeviceOrder("vsock", "vhost-vsock", pack_spec(spec), (fd,), 0, reopened=1)
-    return PreparedVsock(order, ())
+
+    fd: int
+    name: str
+    uid: int
+    gid: int
 
 
-def _open_kernel_device(cid: int) -> int:
+def open_kernel_device(cid: int) -> int:
     """Return the kernel's device, on which each process of ours opens one of its own.
 
     The address is the device process's to claim, so that the next one can when it has ended; here
@@ -90,10 +79,14 @@ def _open_fresh() -> int:
         raise HostError(f"open for {OPTION}", KERNEL_DEVICE, _PERMISSION) from error
 
 
-def _open_sockets(cid: int, path: str) -> PreparedVsock:
+def open_sockets(path: str) -> tuple[tuple[BoundSocket, ...], SocketDirectory]:
     """Bind the device's sockets and open their directory, which is for its broker.
 
     The directory is the one that is at ``path`` now, whatever becomes of that path later.
+
+    Raises:
+        ConfigError: a socket is taken, or cannot be.
+        HostError: the host does not let us.
     """
     if os.path.isdir(path):
         raise ConfigError(f"{OPTION}: {path}: is a directory")
@@ -114,15 +107,7 @@ def _open_sockets(cid: int, path: str) -> PreparedVsock:
             "called as its own; a directory of its own is safer",
             folder,
         )
-    order = DeviceOrder(
-        "vsock",
-        "vsock",
-        pack_spec(VsockSpec(cid)),  # the path is not for the device, which has none
-        (*(bound.sock.detach() for bound in sockets), directory_fd),
-        0,
-        Connects(os.fsencode(name), found.st_uid, found.st_gid),
-    )
-    return PreparedVsock(order, sockets)
+    return sockets, SocketDirectory(directory_fd, name, found.st_uid, found.st_gid)
 
 
 def _open_directory(path: str) -> int:

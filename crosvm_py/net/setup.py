@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 
-from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.net.passt import rehearse_passt, start_passt
 from devices.virtio.net.header import HEADER_BYTES
 from devices.virtio.net.state import NetSpec
@@ -18,7 +17,6 @@ from sys_util.errors import ConfigError, HostError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import NoReturn
 
     from crosvm_py.config import NetworkSpec
@@ -43,42 +41,7 @@ class Network(NamedTuple):
 
     spec: NetSpec
     fds: tuple[int, ...]
-    kind: str = "net"
     vhosts: int = 0
-
-
-def net_orders(specs: Sequence[NetworkSpec], *, rehearsal: bool = False) -> list[DeviceOrder]:
-    """Open what is behind every card and say which processes they need.
-
-    In a ``rehearsal`` no program is started, and no interface configured.
-
-    Raises:
-        ConfigError: there is no such TAP, or it is none.
-        HostError: the host does not let us have it.
-    """
-    open_one = rehearse_network if rehearsal else open_network
-    opened = [(spec, open_one(spec)) for spec in specs]
-    return [
-        DeviceOrder(
-            f"net:{index}",
-            network.kind,
-            pack_spec(network.spec),
-            network.fds,
-            0,
-            reopened=network.vhosts,
-            source=_source(spec),
-        )
-        for index, (spec, network) in enumerate(opened)
-    ]
-
-
-def _source(spec: NetworkSpec) -> str:
-    """Say what is behind a card."""
-    if spec.user:
-        return "passt"
-    if spec.tap_fds:
-        return "TAP of " + ", ".join(f"descriptor {fd}" for fd in spec.tap_fds)
-    return f"TAP {spec.tap_name}" if spec.tap_name else "a new TAP"
 
 
 def rehearse_network(spec: NetworkSpec) -> Network:
@@ -101,7 +64,7 @@ def rehearse_network(spec: NetworkSpec) -> Network:
     except HostError:
         _close(fds)
         raise
-    return Network(facts, (*fds, *vhosts), "vhost-net", len(vhosts))
+    return Network(facts, (*fds, *vhosts), len(vhosts))
 
 
 def open_network(spec: NetworkSpec) -> Network:
@@ -124,7 +87,7 @@ def open_network(spec: NetworkSpec) -> Network:
         facts = NetSpec(mac, mtu, spec.pairs, uso=_has_uso(fds[0]), limits=spec.limits)
         if spec.vhost:
             vhosts = _open_vhost(spec)
-            return Network(facts, (*fds, *vhosts), "vhost-net", len(vhosts))
+            return Network(facts, (*fds, *vhosts), len(vhosts))
         return Network(facts, tuple(fds))
     except OSError as error:
         _close(fds)

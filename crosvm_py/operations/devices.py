@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 
-from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.operations.operation import operation
 from crosvm_py.requests.devices import (
     MAX_CGROUP_CHARS,
@@ -42,14 +41,13 @@ def list_devices(vm: RunningVm, _request: ListDevices) -> DeviceList:
 
 def _info(device: DeviceProcess) -> DeviceInfo:
     status = device.status
-    kind = DEVICE_KINDS[kind_of(device.name)]
-    counters = named(device.cells, kind.counters) | {"restarts": status.restarts}
+    counters = named(device.cells, device.kind.counters) | {"restarts": status.restarts}
     return DeviceInfo(
         index=device.device_id,
         name=device.name,
         pid=device.pid,
         state=status.word,
-        policy=device.policy_name,
+        policy=device.kind.policy_name,
         queues=_queues(device),
         counters=tuple(CounterInfo(name, value) for name, value in counters.items()),
         cgroup=device.cgroup[:MAX_CGROUP_CHARS],
@@ -66,11 +64,6 @@ def _queues(device: DeviceProcess) -> tuple[QueueInfo, ...]:
 
 def _wait_ms(ns: int) -> int:
     return max(0, -(-ns // 1_000_000))
-
-
-def kind_of(name: str) -> str:
-    """Return the kind of the device with this name, such as ``block:0``."""
-    return name.partition(":")[0]
 
 
 def find_device(devices: Iterable[DeviceProcess], name: str) -> DeviceProcess:

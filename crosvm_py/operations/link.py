@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from crosvm_py.operations.devices import find_device, kind_of, refusal
+from crosvm_py.operations.devices import find_device, refusal
 from crosvm_py.operations.operation import operation
 from crosvm_py.requests.net import SetLink
 from crosvm_py.requests.pending import Pending
@@ -23,7 +23,7 @@ def set_link(vm: RunningVm, request: SetLink) -> Pending:
         ConfigError: there is no such device, or it is no card.
     """
     device = find_device(vm.supervisor.devices, request.device)
-    if kind_of(device.name) != "net":
+    if not device.kind.is_card:
         raise ConfigError(f"{device.name} is no network card")
     pending = Pending()
 

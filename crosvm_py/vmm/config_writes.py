@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 
 from crosvm_py.device_process.protocol import MAX_CONFIG_WRITES, ConfigWrite
-from crosvm_py.kinds.order import NO_OUTPUT
+from crosvm_py.kinds.kind import NO_OUTPUT
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:

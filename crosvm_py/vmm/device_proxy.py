@@ -13,7 +13,6 @@ import time
 
 from crosvm_py.care import DEFAULT_TIMEOUT_SECONDS
 from crosvm_py.device_process import protocol
-from crosvm_py.kinds.order import NO_OUTPUT
 from crosvm_py.vmm.config_writes import ConfigWrites
 from crosvm_py.vmm.death import DeviceDeath
 from crosvm_py.vmm.link import GONE, DeviceLink
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from crosvm_py.kinds.kind import DeviceKind
     from crosvm_py.vmm.link import CommandResult
     from devices.virtio.backend import BackendEvents, QueueActivation
     from sys_util.event_loop import EventLoop
@@ -49,16 +49,14 @@ class DeviceProcess:
         self,
         device_id: int,
         name: str,
-        policy_name: str,
+        kind: DeviceKind,
         loop: EventLoop,
         lock: AbstractContextManager[bool],
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
-        output_offset: int = NO_OUTPUT,
     ) -> None:
-        """See ``ConfigWrites`` for ``output_offset``."""
         self.device_id = device_id
         self.name = name
-        self.policy_name = policy_name
+        self.kind = kind
         self.pid = 0
         self.cgroup = ""  # the directory of its group, if it has one
         self.death = DeviceDeath()
@@ -69,7 +67,6 @@ class DeviceProcess:
         self.cells: Sequence[int] = ()  # its counters, which it writes by itself
         self.status = DeviceStatus()
         self.events: BackendEvents | None = None  # the transport, once there is one
-        self.watches_kicks = True  # not those of queues that the host's kernel serves
         self._loop = loop
         self._lock = lock
         self._timeout = timeout_seconds
@@ -78,7 +75,7 @@ class DeviceProcess:
         self._log = log.limited()  # for what a guest can make its device say again and again
         self._holds: list[Callable[[], None]] = []
         self._paused = False  # as it was asked for last
-        self._writes = ConfigWrites(self._pass_writes, self._serves, output_offset)
+        self._writes = ConfigWrites(self._pass_writes, self._serves, kind.output_offset)
         self._last_reset = self._resets_done = 0  # the number of the last one asked for, and done
         self._kick_fds: dict[int, int] = {}  # of active queues; the transport's
         self._unserved: tuple[int, float] | None = None  # kicks served, since when no more
@@ -262,7 +259,7 @@ class DeviceProcess:
 
     def _has_kicks(self) -> bool:
         """Return whether the driver kicked a queue, and nobody has noticed yet."""
-        if self.status.needs_reset or not self.watches_kicks:
+        if self.status.needs_reset or self.kind.in_kernel:
             return False
         poll = select.poll()
         with self._lock:

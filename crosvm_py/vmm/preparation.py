@@ -6,15 +6,12 @@ What is opened here is closed by the warden (which needs none of it) and owned b
 
 from __future__ import annotations
 
-import os
-
 from crosvm_py.console.serial_ports import open_serial_ports
 from crosvm_py.end_signals import hold_end_signals, release_end_signals
 from crosvm_py.kinds.cgroup import make_vm_cgroup
-from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.kinds.policies import RunPolicies, load_run_policies
+from crosvm_py.kinds.table import open_devices
 from crosvm_py.machine.x86_64.layout import BOOT_LAYOUT, MAX_DEVICES, e820
-from devices.virtio.block.device import Block
 from kernel_loader.load import open_initrd, plan_boot
 from kvm.limits import NO_VIRTUALIZATION
 from kvm.vm import Kvm, host_has_hardware_virtualization
@@ -27,6 +24,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.config import RunConfig, SerialSpec
     from crosvm_py.console.serial_ports import SerialPorts
+    from crosvm_py.kinds.order import DeviceOrder
     from crosvm_py.kinds.policies import Recorded
     from crosvm_py.socket_path import BoundSocket
     from crosvm_py.vmm.kernel_parser import KernelParser
@@ -38,9 +36,6 @@ log = get_logger("crosvm.run")
 # What crosvm gives every guest: a panic ends the VM instead of leaving it hanging.
 _BASE_PARAMETERS = "panic=-1"
 
-# More queues than this share the one process that serves them all, and gain nothing.
-_MAX_BLOCK_QUEUES = 4
-
 
 class Preparation(NamedTuple):
     """What a run starts from. Without the sandbox there are no policies."""
@@ -51,8 +46,18 @@ class Preparation(NamedTuple):
     serial: SerialPorts
     policies: RunPolicies | None
     socket: BoundSocket | None
-    vsock_sockets: tuple[BoundSocket, ...]
     cgroup: VmCgroup | None
+
+    @property
+    def sockets(self) -> tuple[BoundSocket, ...]:
+        """Every socket of the file system that goes away with the VM."""
+        control = () if self.socket is None else (self.socket,)
+        return (*control, *self.device_sockets)
+
+    @property
+    def device_sockets(self) -> tuple[BoundSocket, ...]:
+        """Those of them that were made for devices."""
+        return tuple(made for order in self.devices for made in order.sockets)
 
 
 def prepare(
@@ -87,18 +92,12 @@ def prepare(
     stack.callback(release_end_signals)
     # Before passt is there, while we are alone.
     cgroup = None if rehearsal else _make_cgroup(config, stack)
-    orders = _device_orders(config, rehearsal=rehearsal)
-    if serial.virtio is not None:
-        orders.append(serial.virtio.order())
-    vsock_sockets: tuple[BoundSocket, ...] = ()
-    if config.vsock is not None:
-        from crosvm_py.kinds.vsock_host import prepare_vsock
-
-        order, vsock_sockets = prepare_vsock(config.vsock)
-        for vsock_socket in vsock_sockets:
-            stack.callback(vsock_socket.unlink)
-        orders.append(order)
-    devices = tuple(orders)
+    opened = []
+    for order in open_devices(config, serial.virtio, rehearsal=rehearsal):
+        for made in order.sockets:
+            stack.callback(made.unlink)
+        opened.append(order)
+    devices = tuple(opened)
     if len(devices) > MAX_DEVICES:
         raise ConfigError(f"{len(devices)} devices are above the limit of {MAX_DEVICES} PCI slots")
     policies = _policies(config, {order.kind for order in devices}, recorded)
@@ -109,7 +108,7 @@ def prepare(
         bound = bind_control_socket(config.socket)
         stack.callback(bound.close)
         stack.callback(bound.unlink)
-    return Preparation(kvm, plan, devices, serial, policies, bound, vsock_sockets, cgroup)
+    return Preparation(kvm, plan, devices, serial, policies, bound, cgroup)
 
 
 def _rehearsed(specs: tuple[SerialSpec, ...]) -> tuple[SerialSpec, ...]:
@@ -138,33 +137,6 @@ def _plan_boot(
     words = [_BASE_PARAMETERS, *serial.kernel_parameters, config.root_parameter(), *config.params]
     cmdline = " ".join(word for word in words if word)
     return plan_boot(image, initrd, cmdline, e820(config.memory_bytes), BOOT_LAYOUT)
-
-
-def _device_orders(config: RunConfig, *, rehearsal: bool) -> list[DeviceOrder]:
-    orders = []
-    queues = min(config.cpus, _MAX_BLOCK_QUEUES)
-    for index, spec in enumerate(config.disks):
-        fd = Block.open(spec)
-        size_bytes = os.lseek(fd, 0, os.SEEK_END)
-        orders.append(
-            DeviceOrder(
-                f"block:{index}",
-                "block",
-                pack_spec(spec, path="", num_queues=queues),
-                (fd,),
-                0 if spec.read_only else size_bytes,
-                source=spec.path,
-            )
-        )
-    if config.networks:
-        from crosvm_py.net.setup import net_orders
-
-        orders += net_orders(config.networks, rehearsal=rehearsal)
-    if config.rng is not None:
-        orders.append(DeviceOrder("rng", "rng", pack_spec(config.rng), (), 0))
-    if config.balloon is not None:
-        orders.append(DeviceOrder("balloon", "balloon", pack_spec(config.balloon), (), 0))
-    return orders
 
 
 def _policies(config: RunConfig, kinds: set[str], recorded: Recorded | None) -> RunPolicies | None:

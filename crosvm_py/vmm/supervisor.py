@@ -82,17 +82,14 @@ class Supervisor:
         """
         device_id = len(self._charges)
         kind = DEVICE_KINDS[order.kind]
-        timeout = self._care.timeout_seconds
         device = DeviceProcess(
             device_id,
             order.name,
-            kind.policy_name,
+            kind,
             self._loop,
             self._lock,
-            timeout,
-            kind.output_offset,
+            self._care.timeout_seconds,
         )
-        device.watches_kicks = not kind.in_kernel
         charge = Charge(device, SharedPage.create("crosvm_counters"), self._care.restarts)
         charge.resizable = bool(kind.resizable and order.max_file_bytes)
         device.cells = charge.page.cells
@@ -344,7 +341,7 @@ class Supervisor:
             self._make_again(charge, fresh=True)
         else:
             charge.check_state()
-            cause = device.death.describe(device.policy_name)
+            cause = device.death.describe(device.kind.policy_name)
             self._on_lost(charge, f"{device.name} (pid {device.pid}): {cause}")
 
     def _on_lost(self, charge: Charge, line: str) -> None:

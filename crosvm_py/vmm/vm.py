@@ -152,10 +152,11 @@ class VirtualMachine:
             return
         expect_filter()
         self.supervisor.report_denied_calls()
-        sockets = [*filter(None, (self._prepared.socket,)), *self._prepared.vsock_sockets]
         confine_vmm(
             cpus=self._config.cpus,
-            removable_in=sorted({os.path.dirname(socket.path) for socket in sockets}),
+            removable_in=sorted(
+                {os.path.dirname(socket.path) for socket in self._prepared.sockets}
+            ),
         )
         vcpus.start(paused=True, confine=lambda: load_filter(policies.vcpu))
         vcpus.wait_confined()

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from crosvm_py.kinds.kind import BrokerKind
     from crosvm_py.kinds.order import Connects
     from crosvm_py.kinds.policies import RunPolicies
-    from crosvm_py.kinds.table import BrokerKind
     from jail.ids import Ids
     from jail.plan import JailPlan
     from sys_util.event_loop import EventLoop

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable, Mapping
 
-    from crosvm_py.kinds.table import DeviceKind
+    from crosvm_py.kinds.kind import DeviceKind
     from crosvm_py.warden.protocol import Spawn
     from jail.plan import JailPlan
 
@@ -36,7 +36,7 @@ def read_anew(wanted: Iterable[str]) -> Code:
     old = {
         name: module
         for name, module in sys.modules.items()
-        if name.startswith(("devices.", "crosvm_py.device_", "crosvm_py.kinds.table"))
+        if name.startswith(("devices.", "crosvm_py.device_", "crosvm_py.kinds."))
     }
     for name in old:
         del sys.modules[name]

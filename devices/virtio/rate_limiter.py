@@ -20,6 +20,7 @@ import time
 from devices.virtio.counters import LimitWaits
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+from sys_util.wire import integer, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +74,10 @@ class RateLimits(NamedTuple):
         ):
             if burst and not size:
                 raise ConfigError(f"{kind}-one-time-burst: without {kind}-size nothing is limited")
+
+
+# How they cross in a message; ``check`` knows more.
+RATE_LIMITS: Final = record(RateLimits, *(integer(0, MAX_TOKENS) for _ in LIMIT_NAMES))
 
 
 def spelled(name: str) -> str:

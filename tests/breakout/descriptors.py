@@ -12,7 +12,8 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from crosvm_py.kinds.order import DeviceOrder, pack_spec
-from crosvm_py.kinds.vsock_host import KERNEL_DEVICE, prepare_vsock
+from crosvm_py.kinds.vsock import open_vsock
+from crosvm_py.kinds.vsock_host import KERNEL_DEVICE
 from devices.virtio.balloon.device import BalloonSpec
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec
@@ -122,13 +123,13 @@ class Orders:
             for name in (".", *os.listdir(path.parent)):
                 owner = (_SOCKETS_OWNER, _SOCKETS_OWNER)
                 os.chown(path.parent / name, *owner, follow_symlinks=False)
-        return prepare_vsock(VsockSpec(CID, str(path))).order
+        return open_vsock(VsockSpec(CID, str(path)))
 
     def _vhost_vsock(self) -> DeviceOrder:
         self._count += 1  # each has an address of its own in the host's kernel
         spec = VsockSpec(CID + self._count)
         if "vhost-vsock" not in self.stand_ins:
-            return prepare_vsock(spec).order._replace(name="vsock:1")
+            return open_vsock(spec)._replace(name="vsock:1")
         packed = pack_spec(spec)
         return DeviceOrder("vsock:1", "vhost-vsock", packed, (os.eventfd(0),), 0)
 

@@ -25,14 +25,13 @@ from tests.breakout.table import ATTEMPTS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from crosvm_py.kinds.table import DeviceKind
+    from crosvm_py.kinds.kind import DeviceKind
     from devices.virtio.context import DeviceContext
     from devices.virtio.device import VirtioDevice
 
-    Fields = dict[str, object]
 
 VERB: Final = "breakout"
-EARLY: Final = "early_lie"  # a field beside those of a Spec: which one to tell before Ready
+EARLY: Final = b"early lie "  # before a Spec, with a number: which one to tell before Ready
 _MAX_FDS: Final = 256
 
 
@@ -136,12 +135,15 @@ def _mode(fd: int) -> int | None:
 def _take_over(
     kind: str, real: DeviceKind, stand_ins: frozenset[str], inmate: type[Inmate]
 ) -> DeviceKind:
-    def build(fields: Fields, fds: Sequence[int]) -> VirtioDevice:
+    def build(spec: bytes, fds: Sequence[int]) -> VirtioDevice:
         if kind in stand_ins:
             mock.patch.object(Vhost, "_call", lambda _self, _what, _request, data: data).start()
             mock.patch.object(Vhost, "set_guest_cid", return_value=None).start()
-        early_lie = fields.pop(EARLY, None)
-        made = inmate(kind, real.build(fields, fds), fds)
+        early_lie = None
+        if spec.startswith(EARLY):
+            number, spec = spec.removeprefix(EARLY)[:2], spec.removeprefix(EARLY)[2:]
+            early_lie = int.from_bytes(number, "big")
+        made = inmate(kind, real.build(spec, fds), fds)
         made.early_lie = early_lie
         return made  # type: ignore[return-value]  # it is one by delegation
 

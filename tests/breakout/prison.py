@@ -11,8 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgpack
-
 from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.socket_path import bind_control_socket
@@ -65,8 +63,7 @@ class Prison:
         """Make one more inmate, which may tell a lie before it is ready."""
         order = self._orders.order(kind)
         if early_lie is not None:
-            packed = msgpack.packb({**_named(msgpack.unpackb(order.spec)), EARLY: early_lie})
-            order = order._replace(spec=packed)
+            order = order._replace(spec=EARLY + early_lie.to_bytes(2, "big") + order.spec)
         return self.rig.spawn(order)
 
     def device(self, kind: str) -> DeviceProcess:
@@ -244,12 +241,6 @@ def prison(
             stack.enter_context(filters_left_out())
         rig = stack.enter_context(DeviceRig(sandbox=jail))
         yield Prison(rig, orders, world)
-
-
-def _named(fields: object) -> dict[str, object]:
-    if not isinstance(fields, dict):
-        raise TypeError(f"no Spec: {fields!r}")
-    return fields
 
 
 def _refusal(answer: object) -> Refusal | None:

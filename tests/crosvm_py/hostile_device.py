@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from crosvm_py.device_process import protocol
+from crosvm_py.kinds.block import BLOCK
 from crosvm_py.vmm.device_proxy import DeviceProcess
 from devices.virtio.backend import QueueActivation
 from sys_util import wire
@@ -82,9 +83,7 @@ class HostileDevice:
     def __init__(self, timeout_seconds: float = 30.0) -> None:
         self.loop = EventLoop()
         self.lock = WatchedLock()
-        self.host = DeviceProcess(
-            0, "block:0", "block_device", self.loop, self.lock, timeout_seconds
-        )
+        self.host = DeviceProcess(0, "block:0", BLOCK, self.loop, self.lock, timeout_seconds)
         self.events = RecordedEvents(self.lock)
         self.host.events = self.events
         self.ready = 0

@@ -9,8 +9,9 @@ import signal
 import socket
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from crosvm_py.kinds.kind import DeviceKind
 from crosvm_py.kinds.order import DeviceOrder
-from crosvm_py.kinds.table import DEVICE_KINDS, DeviceKind
+from crosvm_py.kinds.table import DEVICE_KINDS
 from devices.virtio.device import SimpleDevice
 from sys_util import linux, log
 from sys_util.errors import GuestError
@@ -145,7 +146,7 @@ class Probe(SimpleDevice):
         """There is nothing to forget."""
 
 
-def _build(_fields: dict[str, object], _fds: Sequence[int]) -> Probe:
+def _build(_spec: bytes, _fds: Sequence[int]) -> Probe:
     return Probe()
 
 
@@ -154,7 +155,7 @@ ORDER: Final = DeviceOrder("probe", "probe", b"\x80", (), 0)
 
 def add_probe_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the kind known to wardens that are started later."""
-    monkeypatch.setitem(DEVICE_KINDS, "probe", DeviceKind("rng_device", __name__, _build))
+    monkeypatch.setitem(DEVICE_KINDS, "probe", DeviceKind("probe", "rng_device", __name__, _build))
 
 
 def tell(device: DeviceProcess, act: str) -> None:

@@ -38,7 +38,7 @@ class Hog(Rng):
             hoard.append(bytearray(PIECE))
 
 
-def _build(_fields: dict[str, object], _fds: Sequence[int]) -> Hog:
+def _build(_spec: bytes, _fds: Sequence[int]) -> Hog:
     return Hog(RngSpec())
 
 

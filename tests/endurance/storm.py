@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from crosvm_py.care import ALWAYS, Care
 from crosvm_py.config import SerialSpec
 from crosvm_py.console.serial_ports import open_serial_ports
+from crosvm_py.kinds.console import open_console
 from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.operations.balloon import ask_balloon
 from crosvm_py.operations.devices import limit_device, list_devices, restart_device
@@ -154,7 +155,7 @@ class _Storm:
         balloon = DeviceOrder("balloon", "balloon", pack_spec(BalloonSpec()), (), 0)
         self.devices = (
             rig.start(balloon),
-            rig.start(self._console.order()),
+            rig.start(open_console(self._console)),
             rig.rng(),
             rig.block(disk),
         )

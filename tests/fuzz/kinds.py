@@ -14,6 +14,7 @@ from devices.virtio.block.image import BlockSpec
 from devices.virtio.device import SimpleDevice
 from devices.virtio.rng.device import Rng, RngSpec
 from devices.virtio.saved_state import PAGE_CELLS
+from sys_util.facts import replace
 from sys_util.guest_memory import GuestMemory
 from tests.fuzz.messages import spoil_fields
 from tests.fuzz.source import number, one_in, pick
@@ -178,7 +179,7 @@ class BlockKind(QueueKind):
 
     def build(self) -> Block:
         spec = BlockSpec("image", read_only=self._read_only, sparse=True)
-        return Block(spec, self._fd, num_queues=2)
+        return Block(replace(spec, num_queues=2), self._fd)
 
     def request(self, source: Source, queue: int) -> Request:
         kind = pick(source, self.TYPES)

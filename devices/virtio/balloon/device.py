@@ -33,11 +33,13 @@ from devices.virtio.queue.chain import ChainError
 from sys_util.facts import fact
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
+from sys_util.wire import U64, boolean
 
 if TYPE_CHECKING:
     from devices.virtio.context import DeviceContext
     from devices.virtio.queue.chain import DescriptorChain
     from devices.virtio.queue.port import QueuePort
+    from sys_util.wire import Check
 
 VIRTIO_BALLOON_F_MUST_TELL_HOST: Final = 0
 VIRTIO_BALLOON_F_STATS_VQ: Final = 1
@@ -50,7 +52,7 @@ VIRTIO_BALLOON_CMD_ID_DONE: Final = 1
 
 QUEUE_SIZE: Final = 128
 
-# What is counted besides; crosvm_py/kinds/table.py has the names.
+# What is counted besides; crosvm_py/kinds/balloon.py has the names.
 _PAGES_INFLATED: Final = 0
 _PAGES_DEFLATED: Final = 1
 _BYTES_REPORTED: Final = 2
@@ -89,6 +91,8 @@ _OPTIONAL_QUEUES: Final = (
 class BalloonSpec:
     """What the user asked for: the balloon's size at the start, and what the guest may do."""
 
+    TYPE: ClassVar[int] = 5
+    FIELDS: ClassVar[tuple[Check, ...]] = (U64, boolean, boolean)
     size_bytes: int = 0
     deflate_on_oom: bool = True
     page_reporting: bool = False

@@ -104,10 +104,10 @@ class Block(LimitedDevice):
         """Open, check and lock the image of ``spec``; see ``block_image``."""
         return open_image(spec)
 
-    def __init__(self, spec: BlockSpec, fd: int, *, num_queues: int = 1) -> None:
+    def __init__(self, spec: BlockSpec, fd: int) -> None:
         """Serve the image behind ``fd``, which stays the caller's to close."""
         super().__init__(spec.limits)
-        self.queue_sizes = (QUEUE_SIZE,) * num_queues
+        self.queue_sizes = (QUEUE_SIZE,) * spec.num_queues
         self._spec = spec
         self._file = DiskFile(fd, direct=spec.direct)
         self._capacity_sectors = self._usable_sectors(self._file.size_bytes)

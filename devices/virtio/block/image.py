@@ -11,25 +11,47 @@ import os
 import stat
 
 from devices.virtio.block.format import foreign_format
-from devices.virtio.rate_limiter import RateLimits
+from devices.virtio.rate_limiter import RATE_LIMITS, RateLimits
 from sys_util.errors import ConfigError, HostError
 from sys_util.facts import fact
 from sys_util.linux import ofd_lock
 from sys_util.log import get_logger
 from sys_util.stranger import brief
-from sys_util.typing import Final
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final
+from sys_util.wire import U32, boolean, integer, optional, text
+
+if TYPE_CHECKING:
+    from sys_util.wire import Check
 
 log = get_logger("devices.virtio.block")
 
 SECTOR_BYTES: Final = 512
 MAX_BLOCK_BYTES: Final = 4096  # Linux guests take no logical block above their page size
+MAX_QUEUES: Final = 64
 MAX_ID_BYTES: Final = 20  # virtio 1.3 §5.2.6
 
 
 @fact
 class BlockSpec:
-    """One disk as the user asked for it. ``option`` is the spelling to name in messages."""
+    """One disk as the user asked for it. ``option`` is the spelling to name in messages.
 
+    The device learns all of it but the path.
+    """
+
+    TYPE: ClassVar[int] = 2
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        text(0),
+        boolean,
+        boolean,
+        boolean,
+        U32,
+        optional(text(MAX_ID_BYTES)),
+        boolean,
+        boolean,
+        text(32),
+        RATE_LIMITS,
+        integer(1, MAX_QUEUES),
+    )
     path: str
     read_only: bool = False
     root: bool = False
@@ -40,6 +62,7 @@ class BlockSpec:
     lock: bool = True
     option: str = "--block"
     limits: RateLimits = RateLimits()
+    num_queues: int = 1
 
 
 def open_image(spec: BlockSpec) -> int:

@@ -32,6 +32,7 @@ from devices.virtio.queue.chain import ChainError
 from sys_util.facts import fact
 from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from sys_util.wire import U16, U32, blob, boolean, record, sequence, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from devices.virtio.console.backlog import Backlog
     from devices.virtio.context import DeviceContext
     from devices.virtio.queue.chain import DescriptorChain
+    from sys_util.wire import Check
 
 VIRTIO_CONSOLE_F_SIZE: Final = 0
 VIRTIO_CONSOLE_F_MULTIPORT: Final = 1
@@ -74,10 +76,26 @@ class PortSpec(NamedTuple):
     prefix: bytes = b""
 
 
+_PORT: Final = record(
+    PortSpec,
+    text(64),
+    boolean,
+    text(16),
+    text(16),
+    U16,
+    U16,
+    boolean,
+    U32,
+    blob(4096),
+)
+
+
 @fact
 class ConsoleSpec:
     """The device: its ports, the first of which is port 0."""
 
+    TYPE: ClassVar[int] = 3
+    FIELDS: ClassVar[tuple[Check, ...]] = (sequence(_PORT, MAX_PORTS), boolean)
     ports: tuple[PortSpec, ...]
     has_backlogs: bool = False  # the last descriptor is memory for the backlogs of all ports
 

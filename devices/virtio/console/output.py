@@ -37,7 +37,7 @@ IOV_MAX: Final = 1024
 # The longest line of a datagram, as crosvm's; longer ones are cut.
 MAX_LINE_BYTES: Final = 1024
 
-# The first of the device's own counters, see crosvm_py/kinds/table.py.
+# The first of the device's own counters, see crosvm_py/kinds/console.py.
 _DROPPED_BYTES: Final = 0
 
 _log = get_logger("devices.virtio.console").limited()

@@ -31,7 +31,6 @@ VIRTIO_NET_S_ANNOUNCE: Final = 2
 
 QUEUE_SIZE: Final = 256
 CONTROL_QUEUE_SIZE: Final = 64
-MAX_PAIRS: Final = 16
 
 # A TAP has no speed of its own: what Linux shows for virtio-net with vhost.
 SPEED_MBPS: Final = 10_000

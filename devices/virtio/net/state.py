@@ -9,12 +9,17 @@ since nothing depends on that.
 from __future__ import annotations
 
 from devices.virtio.net import features as bits
-from devices.virtio.rate_limiter import RateLimits
+from devices.virtio.rate_limiter import RATE_LIMITS, RateLimits
 from sys_util.errors import ConfigError, ProtocolError
 from sys_util.facts import fact
-from sys_util.typing import Final, NamedTuple, NoReturn
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, NoReturn
+from sys_util.wire import U32, blob, boolean, integer
+
+if TYPE_CHECKING:
+    from sys_util.wire import Check
 
 MAC_BYTES: Final = 6
+MAX_PAIRS: Final = 16
 _GROUP_BIT: Final = 1
 
 
@@ -22,6 +27,15 @@ _GROUP_BIT: Final = 1
 class NetSpec:
     """One card as the vmm found that it can be. ``tap``: else the descriptor is a stream socket."""
 
+    TYPE: ClassVar[int] = 1
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        blob(MAC_BYTES),
+        U32,
+        integer(1, MAX_PAIRS),
+        boolean,
+        boolean,
+        RATE_LIMITS,
+    )
     mac: bytes
     mtu: int
     pairs: int = 1

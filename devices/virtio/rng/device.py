@@ -13,12 +13,14 @@ import os
 
 from devices.virtio.limited import LimitedDevice
 from devices.virtio.queue.chain import ChainError
-from devices.virtio.rate_limiter import RateLimits
+from devices.virtio.rate_limiter import RATE_LIMITS, RateLimits
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
+from sys_util.wire import U32
 
 if TYPE_CHECKING:
     from devices.virtio.queue.chain import DescriptorChain
+    from sys_util.wire import Check
 
 REQUEST_QUEUE: Final = 0
 
@@ -31,6 +33,8 @@ MAX_FILL_BYTES: Final = 64 * 1024
 class RngSpec:
     """What the user asked for: at most ``max_fill_bytes`` of randomness for one request."""
 
+    TYPE: ClassVar[int] = 4
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, RATE_LIMITS)
     max_fill_bytes: int = MAX_FILL_BYTES
     limits: RateLimits = RateLimits()
 

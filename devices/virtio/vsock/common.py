@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from sys_util.facts import fact
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final
+from sys_util.wire import U32, optional, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from devices.virtio.queue.chain import DescriptorChain
     from devices.virtio.queue.port import QueuePort
     from sys_util.event_loop import Timer
+    from sys_util.wire import Check
 
 RX_QUEUE: Final = 0
 TX_QUEUE: Final = 1
@@ -38,9 +40,11 @@ _EVENT: Final = VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.to_bytes(4, "little")
 class VsockSpec:
     """What the user asked for: the guest's address, and the socket of the host's side.
 
-    Without ``socket`` the host's kernel serves the device.
+    Without ``socket`` the host's kernel serves the device. No device learns a socket's path.
     """
 
+    TYPE: ClassVar[int] = 19
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, optional(text(0)))
     cid: int
     socket: str | None = None
 

@@ -9,9 +9,8 @@ import socket
 import termios
 import threading
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import msgpack
 import pytest
 
 from crosvm_py.config import SerialSpec
@@ -20,6 +19,7 @@ from crosvm_py.console.serial_ports import open_serial_ports
 from crosvm_py.console.targets import open_unix_stream
 from crosvm_py.console.terminal import save
 from crosvm_py.console.virtio_console import KEY_BYTES, KeyPipe, VirtioConsole
+from crosvm_py.kinds.console import open_console
 from crosvm_py.kinds.table import build_device
 from devices.virtio.console.backlog import backlogs_bytes
 from devices.virtio.console.device import Console, PortSpec
@@ -42,15 +42,13 @@ def virtio(specs: list[SerialSpec]) -> VirtioConsole:
 
 def told(console: VirtioConsole) -> tuple[list[PortSpec], tuple[int, ...]]:
     """Return what the device is told and given."""
-    order = console.order()
-    fields = cast("dict[str, list[list[object]]]", msgpack.unpackb(order.spec))
-    *fds, backlogs = order.fds
-    assert fields["has_backlogs"]
-    assert os.fstat(backlogs).st_size == backlogs_bytes(len(fields["ports"]))
+    spec, (*fds, backlogs) = console.hand_over()
+    assert spec.has_backlogs
+    assert os.fstat(backlogs).st_size == backlogs_bytes(len(spec.ports))
     with pytest.raises(PermissionError):
         os.ftruncate(backlogs, 0)
     os.close(backlogs)
-    return [PortSpec._make(port) for port in fields["ports"]], tuple(fds)
+    return list(spec.ports), tuple(fds)
 
 
 class Device:
@@ -102,7 +100,7 @@ def test_port_with_a_name_that_is_the_console_is_one() -> None:
 def test_order_builds_the_device(tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(b"input")
     spec = SerialSpec("file", HVC, path=str(tmp_path / "out"), input=str(tmp_path / "in"))
-    order = virtio([spec]).order()
+    order = open_console(virtio([spec]))
     device = build_device(order.kind, order.spec, order.fds)
     assert isinstance(device, Console)
     assert [spec.input for spec in device._specs] == ["regular"]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
+from crosvm_py.kinds.kind import DeviceKind
 from crosvm_py.kinds.order import DeviceOrder
-from crosvm_py.kinds.table import DEVICE_KINDS, DeviceKind
+from crosvm_py.kinds.table import DEVICE_KINDS
 from devices.virtio.device import CommandError, SimpleDevice
 from sys_util.errors import GuestError
 from tests.crosvm_py.device_rig import DeviceRig
@@ -90,7 +91,7 @@ class Pipe(SimpleDevice):
 
 @pytest.fixture(params=[pytest.param(True, marks=pytest.mark.root), False], ids=["jailed", "open"])
 def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceRig]:
-    kind = DeviceKind("rng_device", __name__, lambda _fields, fds: Pipe(fds[0]))
+    kind = DeviceKind("pipe", "rng_device", __name__, lambda _fields, fds: Pipe(fds[0]))
     monkeypatch.setitem(DEVICE_KINDS, "pipe", kind)
     with DeviceRig(sandbox=bool(request.param)) as rig:
         yield rig

@@ -336,8 +336,13 @@ def test_flooded_device_is_ended_and_no_call_waits(rig: DeviceRig) -> None:
     [
         pytest.param(DeviceOrder("rng", "rng", b"\xc1", (), 0), 1, "not msgpack", id="garbage"),
         pytest.param(DeviceOrder("rng", "rng", b"", (), 0), 1, "not msgpack", id="empty"),
-        pytest.param(DeviceOrder("rng", "rng", b"\x81\xa1x\x01", (), 0), 70, "Error: ", id="field"),
-        pytest.param(DeviceOrder("rng", "block", b"\x80", (), 0), 70, "num_queues", id="missing"),
+        pytest.param(
+            DeviceOrder("rng", "rng", b"\x92\x04\x01", (), 0),
+            1,
+            "RngSpec with",
+            id="field",
+        ),
+        pytest.param(DeviceOrder("rng", "block", b"\x80", (), 0), 1, "not an array", id="missing"),
     ],
 )
 def test_bad_spec_is_told_by_name(

@@ -10,12 +10,11 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgpack
 import pytest
 
 from crosvm_py.kinds import vsock_host as vsock_setup
-from crosvm_py.kinds.order import NO_CONNECTS, DeviceOrder
-from crosvm_py.kinds.vsock_host import PreparedVsock, prepare_vsock
+from crosvm_py.kinds.order import NO_CONNECTS, DeviceOrder, unpack_spec
+from crosvm_py.kinds.vsock import open_vsock
 from crosvm_py.warden import protocol
 from devices.virtio.vsock.common import VsockSpec
 from sys_util.errors import ConfigError, HostError, UsageError, VmmError
@@ -23,20 +22,20 @@ from sys_util.vhost import Vhost
 from sys_util.wire import encode
 from tests.support.command_line import config_of
 
-Prepare = Callable[..., PreparedVsock]
+Prepare = Callable[..., DeviceOrder]
 
 
 @pytest.fixture
 def prepare(tmp_path: Path) -> Iterator[Prepare]:
-    made: list[PreparedVsock] = []
+    made: list[DeviceOrder] = []
 
-    def call(path: str | Path | None = None) -> PreparedVsock:
-        made.append(prepare_vsock(VsockSpec(3, str(path or tmp_path / "v"))))
+    def call(path: str | Path | None = None) -> DeviceOrder:
+        made.append(open_vsock(VsockSpec(3, str(path or tmp_path / "v"))))
         return made[-1]
 
     yield call
     for prepared in made:
-        for fd in prepared.order.fds:
+        for fd in prepared.fds:
             os.close(fd)
         for bound in prepared.sockets:
             bound.unlink()
@@ -45,12 +44,6 @@ def prepare(tmp_path: Path) -> Iterator[Prepare]:
 def asked(*words: str) -> VsockSpec | None:
     """Return what these words of a command line make of vsock."""
     return config_of(*words, "kernel").vsock
-
-
-def unpacked(order: DeviceOrder) -> dict[str, object]:
-    fields = msgpack.unpackb(order.spec)
-    assert isinstance(fields, dict)
-    return fields
 
 
 @pytest.mark.parametrize(
@@ -105,8 +98,8 @@ def test_both_spellings_at_once_are_refused() -> None:
 
 
 def test_device_gets_its_two_listeners_and_no_path(prepare: Prepare) -> None:
-    order = prepare().order
-    assert unpacked(order) == {"cid": 3, "socket": None}
+    order = prepare()
+    assert unpack_spec(VsockSpec, order.spec) == VsockSpec(3)
     kinds = []
     for fd in order.fds[:2]:
         with socket.socket(fileno=os.dup(fd)) as sock:
@@ -119,7 +112,7 @@ def test_device_gets_its_two_listeners_and_no_path(prepare: Prepare) -> None:
 def test_broker_gets_the_directory_and_the_ids_of_its_owner(
     prepare: Prepare, tmp_path: Path
 ) -> None:
-    order = prepare().order
+    order = prepare()
     found = tmp_path.stat()
     assert order.connects == (b"v", found.st_uid, found.st_gid)
     assert os.readlink(f"/proc/self/fd/{order.fds[2]}") == str(tmp_path)
@@ -129,14 +122,14 @@ def test_broker_gets_the_directory_and_the_ids_of_its_owner(
 
 def test_directory_is_the_one_that_was_there_at_the_start(prepare: Prepare, tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
-    order = prepare(tmp_path / "d" / "v").order
+    order = prepare(tmp_path / "d" / "v")
     (tmp_path / "d").rename(tmp_path / "old")
     (tmp_path / "d").mkdir()
     assert os.readlink(f"/proc/self/fd/{order.fds[2]}") == str(tmp_path / "old")
 
 
 def test_path_of_any_bytes_is_possible(prepare: Prepare, tmp_path: Path) -> None:
-    order = prepare(os.fsdecode(bytes(tmp_path) + b"/\xff \xc3\n")).order
+    order = prepare(os.fsdecode(bytes(tmp_path) + b"/\xff \xc3\n"))
     assert order.connects.name == b"\xff \xc3\n"
     message = protocol.Spawn(0, order.name, order.kind, order.spec, (), 0, order.connects)
     assert protocol.WARDEN_CODEC.decode(encode(message)) == message
@@ -149,7 +142,7 @@ def test_relative_path_is_possible(
     (tmp_path / "d").mkdir()
     monkeypatch.chdir(tmp_path / "d")
     prepared = prepare(path)
-    assert os.readlink(f"/proc/self/fd/{prepared.order.fds[2]}") == str(tmp_path / "d")
+    assert os.readlink(f"/proc/self/fd/{prepared.fds[2]}") == str(tmp_path / "d")
     assert prepared.sockets[0].path == str(tmp_path / "d" / "v")
 
 
@@ -175,7 +168,7 @@ def test_sockets_are_the_users_alone_and_go_away(prepare: Prepare, tmp_path: Pat
 
 
 def test_stale_sockets_are_replaced(prepare: Prepare, tmp_path: Path) -> None:
-    for fd in prepare().order.fds[:2]:
+    for fd in prepare().fds[:2]:
         with socket.socket(fileno=os.dup(fd)) as sock:
             sock.shutdown(socket.SHUT_RDWR)
     assert prepare()
@@ -224,7 +217,7 @@ def test_refusal_leaves_nothing_open(tmp_path: Path, taken: str) -> None:
     (tmp_path / taken).write_bytes(b"mine")
     before = os.listdir("/proc/self/fd")
     with pytest.raises(ConfigError, match="exists and is not a socket"):
-        prepare_vsock(VsockSpec(3, str(tmp_path / "v")))
+        open_vsock(VsockSpec(3, str(tmp_path / "v")))
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -249,7 +242,7 @@ def test_kernel_device_that_is_none_is_refused(
 ) -> None:
     monkeypatch.setattr(vsock_setup, "KERNEL_DEVICE", device)
     with pytest.raises(error, match=reason):
-        prepare_vsock(VsockSpec(3))
+        open_vsock(VsockSpec(3))
 
 
 def test_address_of_another_vm_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -261,7 +254,7 @@ def test_address_of_another_vm_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "device").touch()
     before = os.listdir("/proc/self/fd")
     with pytest.raises(ConfigError, match="--vsock: cid 9 is in use by another VM"):
-        prepare_vsock(VsockSpec(9))
+        open_vsock(VsockSpec(9))
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -270,7 +263,7 @@ def test_kernel_device_needs_no_broker(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(vsock_setup, "KERNEL_DEVICE", str(tmp_path / "device"))
     monkeypatch.setattr(Vhost, "set_guest_cid", lambda _vhost, cid: claimed.append(cid))
     (tmp_path / "device").touch()
-    order, sockets = prepare_vsock(VsockSpec(9))
-    assert (order.kind, order.connects, sockets) == ("vhost-vsock", NO_CONNECTS, ())
+    order = open_vsock(VsockSpec(9))
+    assert (order.kind, order.connects, order.sockets) == ("vhost-vsock", NO_CONNECTS, ())
     assert claimed == [9]
     os.close(order.fds[0])

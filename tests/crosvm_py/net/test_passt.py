@@ -179,5 +179,5 @@ def test_rehearsal_starts_no_passt_but_checks_its_ports(path: Path) -> None:
             rehearse_network(NetworkSpec(user=True, mtu=1500, forwards=forwards))
     network = rehearse_network(NetworkSpec(user=True, mtu=1500, forwards=forwards))
     close_all(network.fds)
-    assert (network.kind, network.spec.tap) == ("net", False)
+    assert (network.vhosts, network.spec.tap) == (0, False)
     assert not (path / "started").exists()

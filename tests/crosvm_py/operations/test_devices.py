@@ -10,6 +10,7 @@ import msgpack
 import pytest
 
 from crosvm_py.device_process import protocol
+from crosvm_py.kinds.vsock import VHOST_VSOCK, VSOCK
 from crosvm_py.operations.devices import find_device, limit_device, list_devices
 from crosvm_py.requests.catalogue import RESPONSES
 from crosvm_py.requests.devices import (
@@ -23,6 +24,7 @@ from crosvm_py.requests.devices import (
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, MAX_RESPONSE_BYTES, Failed
 from devices.virtio.backend import QueueActivation
 from devices.virtio.rate_limiter import LIMIT_NAMES
+from devices.virtio.vsock.common import COUNTERS
 from sys_util.errors import ConfigError
 from sys_util.wire import encode
 from tests.crosvm_py.hostile_device import HostileDevice
@@ -52,7 +54,7 @@ def test_list_tells_what_the_vmm_knows(device: HostileDevice) -> None:
     device.host.pid = 77
     (info,) = list_devices(vm_of(device.host), ListDevices()).devices
     assert (info.index, info.name, info.pid) == (0, device.host.name, 77)
-    assert (info.state, info.policy) == ("idle", device.host.policy_name)
+    assert (info.state, info.policy) == ("idle", device.host.kind.policy_name)
     assert info.queues == (QueueInfo(256, False), QueueInfo(256, False))
     assert info.counters == (
         CounterInfo("requests", 100),
@@ -76,6 +78,18 @@ def test_list_tells_how_long_a_queue_waits_for_its_limit(
     device.host.status.queue_stopped(1)
     (info,) = list_devices(vm_of(device.host), ListDevices()).devices
     assert info.queues == (QueueInfo(256, True, 0), QueueInfo(256, False, 0))
+
+
+def test_vsock_of_the_kernel_has_no_counters_of_ours(device: HostileDevice) -> None:
+    """Both devices are called vsock, and only ours counts connections."""
+    device.host.cells = list(range(100, 132))
+    found = {}
+    for kind in (VSOCK, VHOST_VSOCK):
+        device.host.name, device.host.kind = "vsock", kind
+        (info,) = list_devices(vm_of(device.host), ListDevices()).devices
+        assert info.policy == kind.policy_name
+        found[kind.name] = {counter.name for counter in info.counters}
+    assert found["vsock"] - found["vhost-vsock"] == set(COUNTERS)
 
 
 def test_list_asks_no_device(device: HostileDevice) -> None:

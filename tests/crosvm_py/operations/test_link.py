@@ -12,6 +12,8 @@ from crosvm_py.cli.dispatch import execute
 from crosvm_py.control import socket_client as client
 from crosvm_py.control.socket_client import ControlError
 from crosvm_py.device_process import protocol
+from crosvm_py.kinds.block import BLOCK
+from crosvm_py.kinds.net import NET
 from crosvm_py.operations.link import set_link
 from crosvm_py.requests.devices import DeviceList
 from crosvm_py.requests.net import SetLink
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def device() -> Iterator[HostileDevice]:
     device = HostileDevice()
-    device.host.name = "net:0"
+    device.host.name, device.host.kind = "net:0", NET
     device.send(READY)
     device.turn()
     yield device
@@ -55,7 +57,7 @@ def test_link_refused_is_said(device: HostileDevice) -> None:
 
 
 def test_link_of_another_device_is_refused(device: HostileDevice) -> None:
-    device.host.name = "block:0"
+    device.host.name, device.host.kind = "block:0", BLOCK
     with pytest.raises(ConfigError, match="block:0 is no network card"):
         set_link(vm_of(device.host), SetLink("block:0", True))
 

@@ -11,6 +11,7 @@ import pytest
 from crosvm_py.config import SerialSpec
 from crosvm_py.console import virtio_console
 from crosvm_py.console.serial_ports import open_serial_ports
+from crosvm_py.kinds.console import open_console
 from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from devices.virtio.balloon.device import BalloonSpec
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig
@@ -46,7 +47,7 @@ def test_emergency_output_is_complete_when_the_vm_ends(
     spec = SerialSpec("file", "virtio-console", path=str(path), console=True)
     console = open_serial_ports([spec]).virtio
     assert console is not None
-    device = rig.start(console.order())
+    device = rig.start(open_console(console))
     console.connect(device.command, device.is_writing)
     panic = "".join(f"[{line:4}] the guest's kernel has met its end\n" for line in range(50))
     for character in panic.encode():

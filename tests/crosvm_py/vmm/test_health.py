@@ -8,6 +8,7 @@ import os
 import pytest
 
 from crosvm_py.device_process import protocol as device_protocol
+from crosvm_py.kinds.net import VHOST_NET
 from devices.virtio.counters import KICKS
 from tests.crosvm_py.hostile_device import HostileDevice, queue
 
@@ -73,7 +74,7 @@ def test_kick_that_nobody_has_to_serve_is_none(patient: Patient, why: str) -> No
         if why == "needs reset":
             host.status.needs_reset = True
         elif why == "kernel's":
-            host.watches_kicks = False
+            host.kind = VHOST_NET
         elif why == "stopped":
             host.reset_queue(0)
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.device_process import protocol
+from crosvm_py.kinds.rng import RNG
 from crosvm_py.vmm.device_proxy import DeviceProcess
 from sys_util.channel import Channel, socket_pair
 from sys_util.event_loop import EventLoop
@@ -46,7 +47,7 @@ class Rig:
     def __init__(self) -> None:
         self.lock = NotedLock()
         self.loop = EventLoop()
-        self.device = DeviceProcess(0, "rng", "rng_device", self.loop, self.lock)
+        self.device = DeviceProcess(0, "rng", RNG, self.loop, self.lock)
         ours, self.theirs = socket_pair()
         self.device.attach(ours)
         self.theirs.send(encode(READY))

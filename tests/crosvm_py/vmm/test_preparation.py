@@ -8,10 +8,10 @@ import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-import msgpack
 import pytest
 
 from crosvm_py.end_signals import END_SIGNALS
+from crosvm_py.kinds.order import unpack_spec
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from crosvm_py.vmm.preparation import prepare
 from devices.virtio.block.device import Block
@@ -88,9 +88,7 @@ def test_devices_may_write_as_far_as_their_disk_goes(bench: Bench) -> None:
 def test_no_path_of_the_host_reaches_a_device(bench: Bench) -> None:
     prepared = bench.prepare("-d", bench.disk("secret-name"))
     assert all(b"secret-name" not in order.spec for order in prepared.devices)
-    fields = msgpack.unpackb(prepared.devices[0].spec)
-    assert isinstance(fields, dict)
-    assert fields["path"] == ""
+    assert unpack_spec(BlockSpec, prepared.devices[0].spec).path == ""
 
 
 @pytest.mark.parametrize(("cpus", "queues"), [(1, 1), (3, 3), (16, 4)])
@@ -98,9 +96,7 @@ def test_block_has_a_queue_for_each_of_the_first_processors(
     bench: Bench, cpus: int, queues: int
 ) -> None:
     prepared = bench.prepare("-c", cpus, "-d", bench.disk("disk"))
-    fields = msgpack.unpackb(prepared.devices[0].spec)
-    assert isinstance(fields, dict)
-    assert fields["num_queues"] == queues
+    assert unpack_spec(BlockSpec, prepared.devices[0].spec).num_queues == queues
 
 
 def test_policies_are_those_of_the_devices_and_the_vmm(bench: Bench) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from crosvm_py.care import ALWAYS, Care
-from crosvm_py.kinds.vsock_host import prepare_vsock
+from crosvm_py.kinds.vsock import open_vsock
 from devices.virtio.vsock.common import VsockSpec
 from jail.ids import FIRST_DEVICE_UID
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig, Transport
@@ -59,7 +59,8 @@ class Guest:
     def __init__(self, rig: DeviceRig, path: Path) -> None:
         self.rig = rig
         self.path = path
-        order, self.bound = prepare_vsock(VsockSpec(CID, str(path)))
+        order = open_vsock(VsockSpec(CID, str(path)))
+        self.bound = order.sockets
         self.device: DeviceProcess = rig.start(order)
         self.queues = rig.activate(self.device, queues=3)
         self.device.events = Transport(self.queues)

@@ -62,7 +62,7 @@ class Case(NamedTuple):
 def build_block() -> Block:
     fd = os.memfd_create("image", os.MFD_CLOEXEC)
     os.truncate(fd, 64 * 1024)
-    return Block(BlockSpec("image", sparse=True), fd, num_queues=2)
+    return Block(BlockSpec("image", sparse=True, num_queues=2), fd)
 
 
 CONSOLE = ConsoleSpec((PortSpec("", True, "none", "regular"),))

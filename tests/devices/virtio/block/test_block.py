@@ -86,7 +86,7 @@ def test_features_depend_on_the_spec(image: Path, spec: dict[str, bool], own: se
 
 def test_config_is_laid_out_as_in_the_specification(image: Path) -> None:
     fd = os.open(image, os.O_RDONLY)
-    config = Block(BlockSpec("x", block_size=4096), fd, num_queues=3).config()
+    config = Block(BlockSpec("x", block_size=4096, num_queues=3), fd).config()
     os.close(fd)
     expected = {
         (0, "<Q"): SECTORS,  # capacity
@@ -112,7 +112,7 @@ def test_config_is_laid_out_as_in_the_specification(image: Path) -> None:
 
 def test_queues_all_serve_the_same_disk(image: Path) -> None:
     fd = os.open(image, os.O_RDONLY)
-    device = Block(BlockSpec("x"), fd, num_queues=4)
+    device = Block(BlockSpec("x", num_queues=4), fd)
     assert device.queue_sizes == (256, 256, 256, 256)
     os.close(fd)
 

@@ -13,6 +13,7 @@ from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec
 from devices.virtio.rate_limiter import RateLimits
 from devices.virtio.rng.device import Rng, RngSpec
+from sys_util.facts import replace
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
 from tests.support.killed import each_kill, shared_state
@@ -41,7 +42,7 @@ class Disk:
         self.driver.start(size=64)
 
     def _new(self) -> Block:
-        return Block(self.spec, self.fd, num_queues=2)
+        return Block(replace(self.spec, num_queues=2), self.fd)
 
     def take_over(self) -> None:
         self.block = self._new()
