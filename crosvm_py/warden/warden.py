@@ -13,10 +13,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import resource
 import signal
 import socket
-import stat
 from functools import partial
 
 from crosvm_py.device_process.process import run_device
@@ -27,6 +25,7 @@ from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.warden import protocol
 from crosvm_py.warden.broker import Broker, Role
 from crosvm_py.warden.code import Code, read_anew
+from crosvm_py.warden.resize import check_resize, resize_file
 from jail.ids import choose
 from jail.namespaces import clone_into, write_id_maps
 from jail.plan import confine_warden, load_filter
@@ -238,7 +237,10 @@ class _Warden:
     def _resize(self, order: protocol.Resize) -> protocol.Resized:
         device_id = order.device_id
         device = self._devices.get(device_id)
-        if device is None or not device.pid:
+        if device is None:
+            raise ProtocolError(f"device {device_id} is not there to resize")
+        check_resize(order, DEVICE_KINDS[device.order.kind], device.order)
+        if not device.pid:
             return protocol.Resized(device_id, 0, "the device process has ended")
         try:
             size_bytes = resize_file(device.pid, device.fds[0], order.size_bytes)
@@ -352,26 +354,6 @@ def _reason(error: VmmError | OSError) -> str:
     if isinstance(error, OSError):
         return f"{error.strerror}{remedy_for(error)}"[:1024]
     return describe(error)[:1024]
-
-
-def resize_file(pid: int, fd: int, size_bytes: int) -> int:
-    """Give a file another size and its writer, a child of ours, another bound; return the size.
-
-    Raises:
-        OSError: the host refuses it; nothing has changed.
-    """
-    if stat.S_ISBLK(os.fstat(fd).st_mode):
-        return os.lseek(fd, 0, os.SEEK_END)
-    soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-    bound = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
-    if soft != resource.RLIM_INFINITY:  # else it has no jail
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (bound, hard))
-    try:
-        os.ftruncate(fd, size_bytes)
-    except OSError:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
-        raise
-    return size_bytes
 
 
 def _guest_bytes(order: protocol.Spawn) -> int:

@@ -176,7 +176,8 @@ class DeviceRig:
         spec = BlockSpec(str(path), read_only=read_only)
         fd = Block.open(spec)
         packed = pack_spec(spec, path="", num_queues=2)
-        return self.start(DeviceOrder(name, "block", packed, (fd,), path.stat().st_size))
+        size_bytes = 0 if read_only else path.stat().st_size
+        return self.start(DeviceOrder(name, "block", packed, (fd,), size_bytes))
 
     def rng(self) -> DeviceProcess:
         return self.start(DeviceOrder("rng", "rng", pack_spec(RngSpec()), (), 0))

@@ -20,7 +20,8 @@ from crosvm_py.operations.resize_disk import resize_disk
 from crosvm_py.requests.catalogue import REQUESTS
 from crosvm_py.requests.devices import DiskSize, ResizeDisk
 from crosvm_py.requests.protocol import Failed
-from crosvm_py.warden import protocol, warden
+from crosvm_py.warden import protocol
+from crosvm_py.warden.resize import resize_file
 from sys_util.errors import ConfigError, ProtocolError
 from sys_util.stranger import unpack_fields
 from sys_util.wire import encode
@@ -347,7 +348,7 @@ def test_block_device_is_measured_and_left_alone(
     image.write_bytes(bytes(OLD))
     monkeypatch.setattr(stat, "S_ISBLK", lambda _mode: True)
     fd = os.open(image, os.O_RDWR)
-    assert warden.resize_file(os.getpid(), fd, NEW_LARGE) == OLD
+    assert resize_file(os.getpid(), fd, NEW_LARGE) == OLD
     assert os.fstat(fd).st_size == OLD
     os.close(fd)
 
@@ -360,9 +361,9 @@ def test_file_that_cannot_change_leaves_the_bound_of_its_writer() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (OLD, before[1]))
     try:
         with pytest.raises(PermissionError, match="not permitted"):
-            warden.resize_file(os.getpid(), fd, NEW_LARGE)
+            resize_file(os.getpid(), fd, NEW_LARGE)
         assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == OLD
-        assert warden.resize_file(os.getpid(), fd, NEW_SMALL) == NEW_SMALL
+        assert resize_file(os.getpid(), fd, NEW_SMALL) == NEW_SMALL
         assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == NEW_SMALL
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
