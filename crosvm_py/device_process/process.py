@@ -11,6 +11,7 @@ import os
 import select
 
 from crosvm_py.device_process import protocol
+from crosvm_py.device_process.configuration import Configuration
 from crosvm_py.kinds.table import build_device
 from devices.virtio.counters import Counters
 from devices.virtio.device import CommandError
@@ -36,7 +37,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from crosvm_py.warden.protocol import Spawn
     from devices.virtio.backend import QueueActivation
@@ -111,17 +112,17 @@ class _DeviceProcess:
         self._room = select.epoll()  # wakes when the vmm has read what was sent
         self._room.register(channel.fileno(), select.EPOLLOUT)
         self._worker = QueueWorker(device, memory, Counters(page.cells))
+        self._configuration = Configuration(device, self._worker, self._loop, self._say)
         self._context = LoopContext(
             memory,
             self._loop,
             self._worker,
             self._serve_all,
-            self._config_changed,
+            self._configuration.changed,
             self._give_up_own_queues,
             SavedState(page.cells),
         )
         self._first = 0
-        self._ready = False
         self._features = 0
         self._fds: dict[int, tuple[int, int]] = {}  # queue index -> kick, call
         self._again: dict[int, None] = {}  # queues that have more to do than one turn's worth
@@ -130,16 +131,7 @@ class _DeviceProcess:
 
     def run(self) -> None:
         """Say ``Ready`` and serve until the vmm closes the channel."""
-        device = self._device
-        self._ready = True
-        self._say(
-            protocol.Ready(
-                device.device_type,
-                self._worker.offered_features,
-                device.queue_sizes,
-                device.config(),
-            )
-        )
+        self._say(self._configuration.ready())
         self._loop.add(self._channel.fileno(), self._on_message)
         while True:
             self._loop.run_once(0 if self._again else None)
@@ -154,8 +146,11 @@ class _DeviceProcess:
         if isinstance(message, protocol.Command):
             self._say(self._answer(message))
             return
+        if isinstance(message, protocol.ConfigTaken):
+            self._configuration.taken(message.number)
+            return
         request_id = self._carry_out(message, fds)
-        self._say(protocol.Done(request_id))
+        self._configuration.when_known(lambda: self._say(protocol.Done(request_id)))
 
     def _say(self, message: Message) -> None:
         """Send what must not be lost; log lines may fill the channel faster than the vmm reads."""
@@ -215,7 +210,7 @@ class _DeviceProcess:
     def _reset(self) -> None:
         for index in tuple(self._fds):
             self._stop(index)
-        self._change_config(self._device.reset)
+        self._configuration.change(self._device.reset)
         self._context.release(_FAILED)
 
     def _start(self, queue: QueueActivation, fds: Sequence[int]) -> None:
@@ -270,19 +265,7 @@ class _DeviceProcess:
             for offset, data in writes:
                 self._device.write_config(offset, data)
 
-        self._change_config(write)
-
-    def _change_config(self, change: Callable[[], None]) -> None:
-        """Make a change that is the driver's own doing, so that it is not told of it."""
-        before = self._device.config()
-        change()
-        after = self._device.config()
-        if after != before:
-            self._say(protocol.ConfigChanged(after, by_driver=True))
-
-    def _config_changed(self) -> None:
-        if self._ready:  # before, Ready will say it
-            self._say(protocol.ConfigChanged(self._device.config()))
+        self._configuration.change(write)
 
     def _give_up_own_queues(self, error: GuestError) -> None:
         """A callback of the device broke off: hold the others back until the driver resets it."""

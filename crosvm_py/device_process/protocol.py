@@ -142,6 +142,15 @@ class Ping:
 
 
 @fact
+class ConfigTaken:
+    """The driver reads the configuration of ``ConfigChanged`` with this number from now on."""
+
+    TYPE: ClassVar[int] = 10
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
+    number: int
+
+
+@fact
 class Ready:
     """The first message of a device: it is in its jail, and this is what it offers."""
 
@@ -181,13 +190,15 @@ class QueueFailed:
 class ConfigChanged:
     """The device configuration is now another one.
 
-    ``by_driver``: by a write of the driver, which need not be told.
+    ``by_driver``: by a write of the driver, which need not be told. ``ConfigTaken`` answers with
+    the number.
     """
 
     TYPE: ClassVar[int] = 35
-    FIELDS: ClassVar[tuple[Check, ...]] = (blob(MAX_CONFIG_BYTES), boolean)
+    FIELDS: ClassVar[tuple[Check, ...]] = (blob(MAX_CONFIG_BYTES), boolean, U32)
     config: bytes
     by_driver: bool = False
+    number: int = 0
 
 
 @fact
@@ -234,7 +245,10 @@ class Answer:
 CALL_DENIED_HEAD: Final = bytes([0x92, CallDenied.TYPE])
 
 DEVICE_CODEC: Final = Codec(
-    (Activate, EnableQueue, ResetQueue, Reset, WriteConfig, Pause, Resume, Command, Ping)
+    (
+        *(Activate, EnableQueue, ResetQueue, Reset, WriteConfig, Pause, Resume, Command, Ping),
+        ConfigTaken,
+    )
 )
 VMM_CODEC: Final = Codec(
     (Ready, Done, QueueFailed, ConfigChanged, LogLine, CallDenied, Crashed, Answer)

@@ -362,7 +362,7 @@ class DeviceProcess:
                 self._log.warning("%s queue %d: %s", self.name, index, reason)
                 self.status.needs_reset = True
                 self._tell(lambda to: to.set_needs_reset())
-            case protocol.ConfigChanged(config, by_driver):
+            case protocol.ConfigChanged(config, by_driver, number):
                 if len(config) != len(self.config):
                     raise ProtocolError("configuration of another size")
                 self.config = config
@@ -370,6 +370,8 @@ class DeviceProcess:
                     self._tell(lambda to: to.config_written(config))
                 else:
                     self._tell(lambda to: to.config_changed(config))
+                if self._link is not None:
+                    self._link.send(protocol.ConfigTaken(number))
 
     def _tell(self, call: Callable[[BackendEvents], None]) -> None:
         """Call the transport as its rule is: with the device-model lock held."""

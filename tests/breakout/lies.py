@@ -112,7 +112,7 @@ def _out_of_range() -> list[Lie]:
         _says("Done with an id of 2^32", _packed([33, 1 << 32])),
         _says("QueueFailed for queue 65,536", _packed([34, 1 << 16, ""])),
         _says("QueueFailed with too long a reason", _packed([34, 0, large])),
-        _says("ConfigChanged to too large a one", _packed([35, bytes(60_000), False])),
+        _says("ConfigChanged to too large a one", _packed([35, bytes(60_000), False, 1])),
         _says("LogLine with too long a line", _packed([36, 3, "breakout", large])),
         _says("LogLine from too long a module", _packed([36, 3, large, ""])),
         _says("CallDenied of call 2^32", _packed([37, 1 << 32])),

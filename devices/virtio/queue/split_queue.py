@@ -105,6 +105,7 @@ class SplitQueue:
         # Whether somebody asks for the next turn, such as the driver by a kick. If nobody does, the
         # device has to look by itself.
         self.idle = False
+        self.withheld = False  # whether ``publish`` shows nothing
         # An earlier device may have published without an interrupt, so the first answer is yes.
         self._must_signal = layout.resume
 
@@ -145,8 +146,8 @@ class SplitQueue:
         self._next_used = (next_used + 1) & 0xFFFF
 
     def publish(self) -> None:
-        """Show the driver every chain given back so far."""
-        if self._published != self._next_used:
+        """Show the driver every chain given back so far, unless that is withheld."""
+        if self._published != self._next_used and not self.withheld:
             self._published = self._used[_IDX] = self._next_used
 
     def disable_notification(self) -> None:
@@ -161,7 +162,7 @@ class SplitQueue:
         Raises:
             QueueError: the available index makes no sense.
         """
-        if self._published != self._next_used:
+        if self._published != self._next_used and not self.withheld:
             self._published = self._used[_IDX] = self._next_used
         if self._event_idx:
             self._avail_event[0] = self._next_avail

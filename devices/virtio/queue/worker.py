@@ -62,6 +62,7 @@ class QueueWorker:
         self._memory = memory
         self._queues: dict[int, _ActiveQueue] = {}
         self._paused = False
+        self._withheld = False
         self._log = get_logger("devices.virtio.worker").limited(LOG_LINES, LOG_SECONDS)
 
     @property
@@ -89,6 +90,7 @@ class QueueWorker:
         if activation.size > sizes[index]:
             raise QueueError(f"queue size {activation.size} is above the limit of {sizes[index]}")
         ring = SplitQueue(self._memory, activation, features)
+        ring.withheld = self._withheld
         port = None
         if index in self._device.own_queues:
             name, counters = self._device.name, self.counters
@@ -146,6 +148,27 @@ class QueueWorker:
             if queue.port is not None:
                 queue.port.paused = paused
 
+    def withhold_used(self) -> None:
+        """Show drivers nothing that they do not see yet as used, until ``show_used``."""
+        self._set_withheld(withheld=True)
+
+    def show_used(self) -> None:
+        """Show what was withheld, and interrupt drivers that want that."""
+        self._set_withheld(withheld=False)
+        for queue in self._queues.values():
+            if queue.port is not None:
+                queue.port.flush()
+            elif queue.ring is not None:
+                queue.ring.publish()
+                if queue.ring.wants_interrupt():
+                    self._interrupt(queue)
+
+    def _set_withheld(self, *, withheld: bool) -> None:
+        self._withheld = withheld
+        for queue in self._queues.values():
+            if queue.ring is not None:
+                queue.ring.withheld = withheld
+
     def states(self) -> dict[int, QueueState]:
         """Return where each usable queue stands."""
         return {index: queue.ring.state() for index, queue in self._queues.items() if queue.ring}
@@ -179,8 +202,14 @@ class QueueWorker:
             queue.ring = None
             self._log.warning("%s queue %d: %s", self._device.name, index, error)
             raise
-        if wants_interrupt and queue.call_fd >= 0:
-            signal_eventfd(queue.call_fd)
-            counters.interrupts = interrupts = counters.interrupts + 1
-            counters.cells[INTERRUPTS] = interrupts
+        if wants_interrupt:
+            self._interrupt(queue)
         return not ring.idle
+
+    def _interrupt(self, queue: _ActiveQueue) -> None:
+        if queue.call_fd < 0:
+            return
+        counters = self.counters
+        signal_eventfd(queue.call_fd)
+        counters.interrupts = interrupts = counters.interrupts + 1
+        counters.cells[INTERRUPTS] = interrupts

@@ -122,6 +122,15 @@ def test_changed_configuration_is_kept_and_passed_on(device: HostileDevice) -> N
     assert device.events.calls == [f"config_changed {CONFIG[::-1].hex()}"]
 
 
+def test_changed_configuration_is_answered_once_the_driver_reads_it(device: HostileDevice) -> None:
+    device.send(protocol.ConfigChanged(CONFIG[::-1], number=7))
+    with pytest.raises(BlockingIOError):
+        device.take()
+    device.turn()
+    assert device.events.calls == [f"config_changed {CONFIG[::-1].hex()}"]
+    assert device.take() == (protocol.ConfigTaken(7), [])
+
+
 def test_configuration_that_the_driver_wrote_is_kept_without_telling_it(
     device: HostileDevice,
 ) -> None:
@@ -171,7 +180,7 @@ HOSTILE = [
     pytest.param(b"\x92\x21\xcb" + bytes(8), "not a whole number", id="id is 0.0"),
     pytest.param(b"\x92\x21\xcf\x00\x00\x00\x01" + bytes(4), "not a whole number", id="id 2^32"),
     pytest.param(b"\x92\x25\xc0", "not a whole number", id="call is nil"),
-    pytest.param(b"\x93\x23\xa1x\xc2", "not a byte string", id="config is text"),
+    pytest.param(b"\x94\x23\xa1x\xc2\x00", "not a byte string", id="config is text"),
     pytest.param(
         wire.encode(protocol.ConfigChanged(bytes(4097))), "not a byte string", id="huge config"
     ),
