@@ -101,6 +101,11 @@ def close_all_fds_except(keep: set[int]) -> None:
     _check(lib.crosvm_close_range(first, MAX_FD))
 
 
+def close_on_exec(first: int) -> None:
+    """Let no program that is executed have a descriptor from ``first`` on (close_range(2))."""
+    _check(lib.crosvm_close_on_exec(first))
+
+
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """Call fallocate(2); ``offset`` and ``length`` in bytes."""
     _check(lib.crosvm_fallocate(fd, mode, offset, length))

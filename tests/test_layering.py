@@ -55,7 +55,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
             *("crosvm_py.kinds", "crosvm_py.control.socket_client", "crosvm_py.doctor"),
             "crosvm_py.guest",
             *("crosvm_py.run", "crosvm_py.run_plan", "crosvm_py.policy_record"),
-            *("crosvm_py.log", "crosvm_py.tunables", "crosvm_py.version"),
+            *("crosvm_py.log", "crosvm_py.inherited", "crosvm_py.tunables", "crosvm_py.version"),
         }
     ),
     "crosvm_py.guest": frozenset({"sys_util"}),

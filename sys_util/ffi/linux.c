@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/close_range.h>
 #include <linux/falloc.h>
 #include <linux/filter.h>
 #include <linux/sched.h>
@@ -62,6 +63,32 @@ int crosvm_pivot_root(const char *new_root, const char *put_old)
 int crosvm_close_range(unsigned int first, unsigned int last)
 {
     return result(syscall(SYS_close_range, first, last, 0));
+}
+
+int crosvm_close_on_exec(unsigned int first)
+{
+    return result(syscall(SYS_close_range, first, ~0U, CLOSE_RANGE_CLOEXEC));
+}
+
+static int is_kept(const char *variable, const char *kept)
+{
+    size_t length = strcspn(variable, "=");
+    for (; *kept; kept += strlen(kept) + 1)
+        if (strlen(kept) == length && !memcmp(variable, kept, length)) return 1;
+    return 0;
+}
+
+/* Where the kernel put them: /proc/PID/environ shows that memory, whatever environ says. */
+void crosvm_forget_environment(const char *kept)
+{
+    char **from, **to;
+    if (!environ) return;
+    for (from = to = environ; *from; from++)
+        if (is_kept(*from, kept))
+            *to++ = *from;
+        else
+            explicit_bzero(*from, strlen(*from));
+    *to = NULL;
 }
 
 int crosvm_fallocate(int fd, int mode, long long offset, long long length)

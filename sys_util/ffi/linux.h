@@ -9,6 +9,8 @@ int crosvm_mount(const char *source, const char *target, const char *type,
 int crosvm_umount2(const char *target, int flags);
 int crosvm_pivot_root(const char *new_root, const char *put_old);
 int crosvm_close_range(unsigned int first, unsigned int last);
+int crosvm_close_on_exec(unsigned int first);
+void crosvm_forget_environment(const char *kept);
 int crosvm_fallocate(int fd, int mode, long long offset, long long length);
 int crosvm_prctl(int option, unsigned long arg2, unsigned long arg3,
                  unsigned long arg4, unsigned long arg5);

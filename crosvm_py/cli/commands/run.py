@@ -7,6 +7,7 @@ from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional
 from crosvm_py.cli.run_options.control import DRY_RUN, JSON
 from crosvm_py.cli.run_options.run_config import GROUPS, OPTIONS, build_config
+from crosvm_py.inherited import keep_to_oneself
 from crosvm_py.tunables import leave_huge_pages
 from sys_util.errors import UsageError
 from sys_util.typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 def _run(arguments: Arguments, settings: GlobalSettings) -> int:
     leave_huge_pages()
+    keep_to_oneself()
     config = build_config(arguments, extended_status=settings.extended_status)
     if arguments.has(DRY_RUN):
         return _print_plan(config, as_json=arguments.has(JSON))
