@@ -79,7 +79,7 @@ def _serve_control(vm: VirtualMachine, vcpus: VcpuSet, bound: BoundSocket) -> Co
     from crosvm_py.operations.suspension import Suspension
 
     suspension = Suspension(vm.machine, vcpus, vm.supervisor)
-    running = RunningVm(vm.machine, vm.supervisor, suspension, vm.end)
+    running = RunningVm(vm.machine, vm.supervisor, suspension, vcpus, vm.end)
     return ControlServer(vm.loop, bound, request_handler(running))
 
 

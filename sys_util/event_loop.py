@@ -81,6 +81,12 @@ class EventLoop:
     def _push(self, timer: Timer) -> None:
         heapq.heappush(self._timers, (timer.deadline, next(self._order), timer))
 
+    @property
+    def next_timer_seconds(self) -> float | None:
+        """In how many seconds the next timer is due: below 0 if it is overdue, None without one."""
+        due = [deadline for deadline, _, timer in self._timers if timer.callback is not None]
+        return min(due) - time.monotonic() if due else None
+
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` from the loop's own thread; for other threads and signal handlers."""
         self._soon.append(callback)

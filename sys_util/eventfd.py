@@ -8,6 +8,7 @@ both calls here are non-blocking and neither outcome is an error.
 from __future__ import annotations
 
 import os
+import select
 
 
 def create_eventfd() -> int:
@@ -25,6 +26,13 @@ def signal_eventfd(fd: int) -> None:
         os.eventfd_write(fd, 1)
     except BlockingIOError:
         return
+
+
+def is_signalled(fd: int) -> bool:
+    """Return whether there is anything, without taking it."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return any(events & select.POLLIN for _, events in poll.poll(0))
 
 
 def drain_eventfd(fd: int) -> bool:

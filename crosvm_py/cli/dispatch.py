@@ -59,6 +59,7 @@ COMMANDS: Final[CommandTable] = {
     "link": "crosvm_py.cli.commands.link:LINK",
     "balloon": "crosvm_py.cli.commands.balloon:BALLOON",
     "balloon_stats": "crosvm_py.cli.commands.balloon_stats:STATS",
+    "debug": "crosvm_py.cli.commands.debug:DEBUG",
     "policy": "crosvm_py.cli.commands.policy:POLICY",
     "doctor": "crosvm_py.cli.commands.doctor:COMMAND",
     "completion": "crosvm_py.cli.commands.completion:COMMAND",

@@ -13,6 +13,7 @@ import select
 from crosvm_py.device_process import protocol
 from crosvm_py.device_process.configuration import Configuration
 from crosvm_py.kinds.table import build_device
+from devices.virtio.backend import QueuePosition
 from devices.virtio.counters import Counters
 from devices.virtio.device import CommandError
 from devices.virtio.loop_context import LoopContext
@@ -149,6 +150,9 @@ class _DeviceProcess:
         if isinstance(message, protocol.ConfigTaken):
             self._configuration.taken(message.number)
             return
+        if isinstance(message, protocol.Describe):
+            self._say(self._describe(message.request_id))
+            return
         request_id = self._carry_out(message, fds)
         self._configuration.when_known(lambda: self._say(protocol.Done(request_id)))
 
@@ -172,6 +176,16 @@ class _DeviceProcess:
             reason = protocol.pack_fields({"error": str(error)[:512]})
             return protocol.Answer(command.request_id, False, reason)
         return protocol.Answer(command.request_id, True, result)
+
+    def _describe(self, request_id: int) -> protocol.Description:
+        seconds = self._loop.next_timer_seconds
+        most = protocol.MAX_TIMER_MS
+        timer_ms = None if seconds is None else max(-most, min(most, int(seconds * 1000)))
+        queues = tuple(
+            QueuePosition(index, server, ring, index in self._again)
+            for index, (server, ring) in sorted(self._worker.positions().items())
+        )
+        return protocol.Description(request_id, self._context.held, timer_ms, queues)
 
     def _carry_out(self, message: Message, fds: list[int]) -> int:
         match message:

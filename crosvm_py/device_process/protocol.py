@@ -9,10 +9,22 @@ from __future__ import annotations
 
 import msgpack
 
-from devices.virtio.backend import QueueActivation
+from devices.virtio.backend import QueueActivation, QueuePosition, RingPosition
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
-from sys_util.wire import U16, U32, U64, Codec, blob, boolean, integer, record, sequence, text
+from sys_util.wire import (
+    U16,
+    U32,
+    U64,
+    Codec,
+    blob,
+    boolean,
+    integer,
+    optional,
+    record,
+    sequence,
+    text,
+)
 
 if TYPE_CHECKING:
     from sys_util.wire import Check
@@ -20,6 +32,8 @@ if TYPE_CHECKING:
 MAX_QUEUES: Final = 64
 MAX_CONFIG_BYTES: Final = 4096
 MAX_CONFIG_WRITES: Final = 256  # in one message
+MAX_HOLDS: Final = 4
+MAX_TIMER_MS: Final = 1 << 40
 MAX_ARGUMENTS_BYTES: Final = 4096
 MAX_RESULT_BYTES: Final = 16 * 1024
 
@@ -151,6 +165,15 @@ class ConfigTaken:
 
 
 @fact
+class Describe:
+    """Tell how the queues stand, without changing anything; ``Description`` follows."""
+
+    TYPE: ClassVar[int] = 11
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID,)
+    request_id: int
+
+
+@fact
 class Ready:
     """The first message of a device: it is in its jail, and this is what it offers."""
 
@@ -241,15 +264,39 @@ class Answer:
     result: bytes
 
 
+_RING: Final = record(RingPosition, *(U16,) * 5, boolean)
+
+
+@fact
+class Description:
+    """How the queues stand.
+
+    ``held``: why no event of the device is served now. ``timer_ms``: when the next timer is due,
+    nil if there is none; below 0 if it is overdue.
+    """
+
+    TYPE: ClassVar[int] = 40
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        _ID,
+        sequence(text(16), MAX_HOLDS),
+        optional(integer(-MAX_TIMER_MS, MAX_TIMER_MS)),
+        sequence(record(QueuePosition, U16, text(8), optional(_RING), boolean), MAX_QUEUES),
+    )
+    request_id: int
+    held: tuple[str, ...]
+    timer_ms: int | None
+    queues: tuple[QueuePosition, ...]
+
+
 # What the SIGSYS handler writes before the call's number: an array of two, and the type.
 CALL_DENIED_HEAD: Final = bytes([0x92, CallDenied.TYPE])
 
 DEVICE_CODEC: Final = Codec(
     (
         *(Activate, EnableQueue, ResetQueue, Reset, WriteConfig, Pause, Resume, Command, Ping),
-        ConfigTaken,
+        *(ConfigTaken, Describe),
     )
 )
 VMM_CODEC: Final = Codec(
-    (Ready, Done, QueueFailed, ConfigChanged, LogLine, CallDenied, Crashed, Answer)
+    (Ready, Done, QueueFailed, ConfigChanged, LogLine, CallDenied, Crashed, Answer, Description)
 )

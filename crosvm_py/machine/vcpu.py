@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -20,10 +21,11 @@ from kvm.run_page import KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MM
 from kvm.vcpu import install_kick_handler, kick_thread
 from sys_util import linux
 from sys_util.log import get_logger
-from sys_util.typing import TYPE_CHECKING, Final, Protocol
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import FrameType
 
 log = get_logger("crosvm_py.vcpu")
 
@@ -76,6 +78,10 @@ class RunnableVcpu(StoppedVcpu, Protocol):
         """Enter the guest; return 0 or a negative ``errno``."""
         ...
 
+    def mp_state(self) -> int:
+        """Return the ``KVM_MP_STATE_…``; it waits until the vCPU is not in the guest."""
+        ...
+
     def set_immediate_exit(self, *, enabled: bool) -> None:
         """Make ``run`` complete the last exit and return."""
         ...
@@ -83,6 +89,15 @@ class RunnableVcpu(StoppedVcpu, Protocol):
     def notify_paused(self) -> None:
         """Tell the guest's watchdogs about the pause."""
         ...
+
+
+class VcpuLook(NamedTuple):
+    """A vCPU at one moment: its thread, whether that is held, and the function that it is in."""
+
+    vcpu: RunnableVcpu
+    thread_id: int
+    held: bool
+    frame: FrameType | None
 
 
 class VcpuSet:
@@ -120,6 +135,7 @@ class VcpuSet:
             for runner in runners
         ]
         self._vcpus = {vcpu.index: vcpu for vcpu in vcpus}
+        self._idents: dict[int, int] = {}  # Python's names of the threads
 
     def start(self, *, paused: bool = False, confine: Callable[[], None] | None = None) -> None:
         """Start the threads. Call it in the process that stays: threads do not survive a fork.
@@ -153,6 +169,16 @@ class VcpuSet:
         """The kernel's thread id of each running vCPU, by index."""
         with self._condition:
             return dict(self._tids)
+
+    def look(self) -> tuple[VcpuLook, ...]:
+        """Look at every vCPU without stopping any. Not for a vCPU's own thread."""
+        with self._condition:
+            tids, idents, parked = dict(self._tids), dict(self._idents), frozenset(self._parked)
+        frames = sys._current_frames()
+        return tuple(
+            VcpuLook(vcpu, tids.get(index, 0), index in parked, frames.get(idents.get(index, 0)))
+            for index, vcpu in sorted(self._vcpus.items())
+        )
 
     def pause(self) -> None:
         """Ask every vCPU to stand still; ``wait_paused`` says when they do."""
@@ -217,6 +243,7 @@ class VcpuSet:
         finally:
             with self._condition:
                 del self._tids[index]
+                del self._idents[index]
                 self._parked.discard(index)
                 self._condition.notify_all()
         if reason is not None:
@@ -235,6 +262,7 @@ class VcpuSet:
             self._unconfined -= 1
             if refusal is None:
                 self._tids[index] = tid
+                self._idents[index] = threading.get_ident()
             else:
                 self._refusal = refusal
             self._condition.notify_all()

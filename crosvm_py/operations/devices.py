@@ -57,12 +57,13 @@ def _info(device: DeviceProcess) -> DeviceInfo:
 def _queues(device: DeviceProcess) -> tuple[QueueInfo, ...]:
     until, now_ns = waiting_until(device.cells), time.monotonic_ns()
     return tuple(
-        QueueInfo(size, enabled, _wait_ms(until.get(at, 0) - now_ns) if enabled else 0)
+        QueueInfo(size, enabled, wait_ms(until.get(at, 0) - now_ns) if enabled else 0)
         for at, (size, enabled) in enumerate(device.status.queues(device.queue_sizes))
     )
 
 
-def _wait_ms(ns: int) -> int:
+def wait_ms(ns: int) -> int:
+    """Return a wait of ``ns``, which may be over, in whole milliseconds."""
     return max(0, -(-ns // 1_000_000))
 
 

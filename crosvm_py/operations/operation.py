@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crosvm_py.exit_status import VmExit
+    from crosvm_py.machine.vcpu import VcpuSet
     from crosvm_py.machine.x86_64.machine import Machine
     from crosvm_py.operations.suspension import Suspension
     from crosvm_py.requests.pending import Pending
@@ -29,6 +30,7 @@ class RunningVm(NamedTuple):
     machine: Machine
     supervisor: Supervisor
     suspension: Suspension
+    vcpus: VcpuSet
     end: Callable[[VmExit, str], None]
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.kinds.kind import DeviceKind
     from crosvm_py.vmm.link import CommandResult
-    from devices.virtio.backend import BackendEvents, QueueActivation
+    from devices.virtio.backend import BackendEvents, QueueActivation, TransportState
     from sys_util.event_loop import EventLoop
     from sys_util.wire import Message
 
@@ -87,6 +87,11 @@ class DeviceProcess:
     def is_open(self) -> bool:
         """Whether there is a process, as far as we know."""
         return self._link is not None and self._link.is_open
+
+    @property
+    def link(self) -> DeviceLink | None:
+        """The channel to a process that serves, if there is one."""
+        return self._link if self._serves() else None
 
     def expect(self, on_ready: Callable[[], None], on_failure: Callable[[], None]) -> None:
         """Be told of each process: when it serves, and when it must be ended or has."""
@@ -238,6 +243,11 @@ class DeviceProcess:
             then(False, {"error": GONE})
         else:
             self._link.command(verb, arguments, then)
+
+    def describe_transport(self) -> TransportState | None:
+        """Return what the transport knows, if there is one yet."""
+        with self._lock:
+            return None if self.events is None else self.events.describe()
 
     def check_health(self, timeout_seconds: float) -> None:
         """End a process that hangs: ask it for a sign of life, and see that it serves its queues.

@@ -12,10 +12,11 @@ import os
 import time
 
 from crosvm_py.device_process import protocol
+from devices.virtio.backend import DeviceWords
 from sys_util.channel import Channel
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
 from sys_util.stranger import judged, unpack_fields
-from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import socket
@@ -35,6 +36,17 @@ GONE: Final = "the device process has ended"
 # What is called with the outcome of a command: whether it was done, and the fields of its result or
 # ``{"error": reason}``. They come from the device: check each of them where it is used.
 CommandResult: TypeAlias = "Callable[[bool, dict[str, object]], None]"
+
+# What is called with the description of a device, or with None where it gives none in time.
+DescriptionResult: TypeAlias = "Callable[[DeviceWords | None], None]"
+
+
+class Contact(NamedTuple):
+    """How long ago a process said anything, how many requests it has not answered, since when."""
+
+    silent_seconds: float
+    unanswered: int
+    oldest_seconds: float
 
 
 class DeviceLink:
@@ -76,6 +88,8 @@ class DeviceLink:
         self._next_id = 0
         self._pending: dict[int, tuple[float, Callable[[], None]]] = {}
         self._commands: dict[int, CommandResult] = {}
+        self._questions: dict[int, DescriptionResult] = {}
+        self._heard_at = time.monotonic()  # when the process said something last
         self._watching = False
         loop.add(self._channel.fileno(), self._on_readable)
 
@@ -83,6 +97,15 @@ class DeviceLink:
     def is_open(self) -> bool:
         """Whether the process may still be there."""
         return self._open
+
+    @property
+    def contact(self) -> Contact:
+        """What was heard of the process, and what is still to be."""
+        now = time.monotonic()
+        with self._lock:
+            deadlines = [deadline for deadline, _ in self._pending.values()]
+        oldest = now + self._timeout - min(deadlines) if deadlines else 0.0
+        return Contact(now - self._heard_at, len(deadlines), oldest)
 
     @property
     def pending(self) -> int:
@@ -98,9 +121,12 @@ class DeviceLink:
             self._loop.remove(self._channel.fileno())
             self._channel.close()
             self._pending.clear()
+            questions, self._questions = self._questions, {}
             commands, self._commands = self._commands, {}
         for command in commands.values():
             command(False, {"error": GONE})
+        for question in questions.values():
+            question(None)
 
     def fail(self, verdict: str) -> None:
         """End the link for a rule that the process broke."""
@@ -116,6 +142,21 @@ class DeviceLink:
             self._commands[request_id] = then
         else:
             then(False, {"error": GONE})
+
+    def describe(self, within_seconds: float, then: DescriptionResult) -> None:
+        """Have the device tell how its queues stand; ``then`` is called once, in any case."""
+        request_id = self.request(protocol.Describe)
+        if not self._open:
+            then(None)
+            return
+        self._questions[request_id] = then
+
+        def give_up() -> None:
+            if request_id in self._questions:
+                self._questions[request_id] = _ignore  # it may answer yet
+                then(None)
+
+        self._loop.call_later(within_seconds, give_up)
 
     def request(
         self,
@@ -169,6 +210,7 @@ class DeviceLink:
                 if received is None:
                     return
                 message, fds = received
+                self._heard_at = time.monotonic()
                 if fds:
                     _close_all(fds)
                     raise ProtocolError("a device sends no descriptors")
@@ -181,7 +223,7 @@ class DeviceLink:
     def _take(self, message: Message) -> None:
         match message:
             case protocol.Done(request_id):
-                if request_id in self._commands:
+                if request_id in self._commands or request_id in self._questions:
                     raise ProtocolError(f"answer to request {request_id}, which was not asked")
                 self._answered(request_id)()
             case protocol.Answer(request_id, ok, result):
@@ -192,6 +234,12 @@ class DeviceLink:
                     raise ProtocolError("a command refused without a reason")
                 self._answered(request_id)
                 self._commands.pop(request_id)(ok, fields)
+            case protocol.Description(request_id):
+                if request_id not in self._questions:
+                    raise ProtocolError(f"description {request_id}, which was not asked")
+                self._answered(request_id)
+                words = DeviceWords(message.held, message.timer_ms, message.queues)
+                self._questions.pop(request_id)(words)
             case _:
                 self._take_other(message)
 
@@ -204,6 +252,10 @@ class DeviceLink:
 
 def _nothing() -> None:
     """Do nothing."""
+
+
+def _ignore(_words: DeviceWords | None) -> None:
+    """Nobody waits for it any more."""
 
 
 def _close_all(fds: Sequence[int]) -> None:

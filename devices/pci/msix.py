@@ -17,7 +17,7 @@ from devices.pci.config_space import PCI_CAP_ID_MSIX
 from sys_util.errors import HostError
 from sys_util.eventfd import create_eventfd, drain_eventfd, signal_eventfd
 from sys_util.log import get_logger
-from sys_util.typing import TYPE_CHECKING, Final, Protocol
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from devices.pci.config_space import ConfigSpace
@@ -60,6 +60,16 @@ class MsiVectorRoutes(Protocol):
     def detach(self, gsi: int, eventfd: int) -> None:
         """Undo ``attach``; later signals stay in the eventfd."""
         ...
+
+
+class VectorState(NamedTuple):
+    """One vector: its registers, whether KVM delivers it now, whether it was signalled."""
+
+    masked: bool
+    attached: bool
+    signalled: bool
+    address: int
+    data: int
 
 
 class _Vector:
@@ -141,6 +151,25 @@ class Msix:
             if not self._vectors[index].attached:
                 bits |= 1 << index
         return bits
+
+    @property
+    def function_masked(self) -> bool:
+        """Whether the driver masks all vectors together."""
+        return self._function_mask
+
+    def states(self) -> tuple[VectorState, ...]:
+        """Return how each vector stands, without consuming anything."""
+        signalled = {self._by_fd[eventfd] for eventfd, _ in self._poll.poll(0)}
+        return tuple(
+            VectorState(
+                masked=bool(vector.registers[_CONTROL_INDEX] & _VECTOR_MASKED),
+                attached=vector.attached,
+                signalled=index in signalled,
+                address=vector.registers[1] << 32 | vector.registers[0],
+                data=vector.registers[2],
+            )
+            for index, vector in enumerate(self._vectors)
+        )
 
     def close(self) -> None:
         """Detach and close every vector."""

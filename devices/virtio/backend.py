@@ -12,6 +12,8 @@ from sys_util.typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from devices.pci.msix import VectorState
+
 
 class QueueActivation(NamedTuple):
     """One enabled queue as the driver configured it (virtio 1.3 §4.1.4.3).
@@ -29,6 +31,81 @@ class QueueActivation(NamedTuple):
     kick_fd: int
     call_fd: int
     resume: bool
+
+
+class RingPosition(NamedTuple):
+    """What the device side knows of a queue, for people who look for what stands still.
+
+    All are free-running 16-bit indices but the last: whether somebody else asks for the next turn.
+    """
+
+    seen_avail: int
+    next_avail: int
+    next_used: int
+    published: int
+    signalled: int
+    idle: bool
+
+
+class QueuePosition(NamedTuple):
+    """One started queue as its device sees it.
+
+    ``server`` is device, port (the device's own way), kernel (vhost) or nobody: the driver made the
+    queue unusable. ``ring`` is ``None`` where the device does not know it. ``has_more`` says that
+    the device is to serve it again by itself.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
+    server: str
+    ring: RingPosition | None
+    has_more: bool
+
+
+class DeviceWords(NamedTuple):
+    """What a device process says itself.
+
+    ``held``: why none of its events is served now. ``timer_ms``: when its next timer is due, below
+    0 if it is overdue; ``None`` if there is none.
+    """
+
+    held: tuple[str, ...]
+    timer_ms: int | None
+    queues: tuple[QueuePosition, ...]
+
+
+class TransportQueue(NamedTuple):
+    """One queue as the driver set it up, and the kicks that its device has not seen.
+
+    ``kick_held``: kept back while bus mastering is off; ``direct``: kicks take KVM's ioeventfd.
+    """
+
+    size: int
+    enabled: bool
+    resetting: bool
+    vector: int
+    uses_intx: bool
+    desc_table: int
+    avail_ring: int
+    used_ring: int
+    kicked: bool
+    kick_held: bool
+    direct: bool
+
+
+class TransportState(NamedTuple):
+    """What the transport knows of a device, for people who look for what stands still."""
+
+    status: int
+    driver_features: int
+    bus_master: bool
+    msix_enabled: bool
+    function_masked: bool
+    config_vector: int
+    isr: int
+    intx_asserted: bool
+    intx_signalled: bool
+    queues: tuple[TransportQueue, ...]
+    vectors: tuple[VectorState, ...]
 
 
 class VirtioBackend(Protocol):
@@ -113,6 +190,10 @@ class BackendEvents(Protocol):
         Raises:
             ProtocolError: it is another device than the last one was.
         """
+        ...
+
+    def describe(self) -> TransportState:
+        """Return what is known of the device; nothing changes by it."""
         ...
 
     def backend_lost(self) -> None:

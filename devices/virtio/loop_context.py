@@ -79,6 +79,11 @@ class LoopContext:
         timer = self._loop.call_later(seconds, run)
         return timer
 
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Why no callback comes now; empty when they do."""
+        return tuple(sorted(self._held))
+
     def hold(self, reason: str) -> None:
         """Let no callback come until every reason was released."""
         if not self._held:

@@ -51,7 +51,7 @@ def make_kernels(folder: Path) -> None:
 
 
 def make_disks(folder: Path) -> None:
-    (folder / "odd.img").write_bytes(bytes(1000))
+    (folder / "odd.img").write_bytes(bytes(500))
     (folder / "good.img").write_bytes(bytes(8192))
     with open(folder / "big.img", "wb") as file:
         file.truncate(100 << 20)
@@ -177,7 +177,7 @@ def test_kernel_that_is_none_is_named(
         pytest.param(
             "-r odd.img",
             ERROR,
-            "--root odd.img: 1000 bytes is not a multiple of the 512-byte sector",
+            "--root odd.img: 500 bytes is less than one block of 512",
             id="disk odd",
         ),
         pytest.param("-d fifo", ERROR, "--disk fifo: neither a regular file", id="disk fifo"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from crosvm_py.device_process import protocol
 from crosvm_py.kinds.block import BLOCK
 from crosvm_py.vmm.device_proxy import DeviceProcess
-from devices.virtio.backend import QueueActivation
+from devices.virtio.backend import QueueActivation, TransportState
 from sys_util import wire
 from sys_util.channel import MAX_MESSAGE_FDS, socket_pair
 from sys_util.event_loop import EventLoop
@@ -72,6 +72,10 @@ class RecordedEvents:
 
     def reactivate(self, backend: VirtioBackend) -> None:
         self._note(f"reactivate {backend.name}")
+
+    def describe(self) -> TransportState:
+        self._note("describe")
+        return TransportState(0, 0, False, False, False, 0xFFFF, 0, False, False, (), ())
 
     def backend_lost(self) -> None:
         self._note("backend_lost")

@@ -100,6 +100,8 @@ def test_device_that_says_anything_ends_itself_alone(is_ready: bool) -> None:
             device.send(READY)
             device.turn()
             device.host.command("state", {}, lambda _ok, _fields: None)
+            if device.host.link is not None:
+                device.host.link.describe(1.0, lambda _words: None)
         device.send_raw(payload)
         device.turn()
         assert device.failures == (not device.host.is_open)

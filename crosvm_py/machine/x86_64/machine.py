@@ -140,6 +140,11 @@ class Machine:
 
         return self._loop.call_later(seconds, locked)
 
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's memory, which stays its maker's."""
+        return self._memory
+
     def isa_irq_line(self, irq: int) -> KvmIrqLine:
         """Return a line of the legacy interrupt controllers, for one device."""
         return KvmIrqLine(self.vm, irq)

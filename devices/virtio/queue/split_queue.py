@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from struct import Struct
 
+from devices.virtio.backend import RingPosition
 from devices.virtio.features import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
 from devices.virtio.queue.chain import ChainError, DescriptorChain, Reader, Writer
 from sys_util.errors import GuestAddressError, GuestError
@@ -112,6 +113,17 @@ class SplitQueue:
     def state(self) -> QueueState:
         """Return where the queue stands."""
         return QueueState(self._next_avail, self._next_used)
+
+    def position(self) -> RingPosition:
+        """Return all that is known of where the queue stands; nothing changes by it."""
+        return RingPosition(
+            self._avail_idx,
+            self._next_avail,
+            self._next_used,
+            self._published,
+            self._signalled,
+            self.idle,
+        )
 
     def pop(self) -> DescriptorChain | None:
         """Consume the next available chain, or return ``None`` when the driver offered no more.

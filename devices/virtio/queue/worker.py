@@ -16,7 +16,7 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from devices.virtio.backend import QueueActivation
+    from devices.virtio.backend import QueueActivation, RingPosition
     from devices.virtio.device import VirtioDevice
     from sys_util.guest_memory import GuestMemory
 
@@ -168,6 +168,20 @@ class QueueWorker:
         for queue in self._queues.values():
             if queue.ring is not None:
                 queue.ring.withheld = withheld
+
+    def positions(self) -> dict[int, tuple[str, RingPosition | None]]:
+        """Return who serves each started queue, and where it stands if that is known here."""
+        return {
+            index: (self._server(index, queue), queue.ring.position() if queue.ring else None)
+            for index, queue in self._queues.items()
+        }
+
+    def _server(self, index: int, queue: _ActiveQueue) -> str:
+        if index in self._device.kernel_queues:
+            return "kernel"
+        if queue.ring is None:
+            return "nobody"
+        return "device" if queue.port is None else "port"
 
     def states(self) -> dict[int, QueueState]:
         """Return where each usable queue stands."""

@@ -97,6 +97,16 @@ class Interrupts:
             self._asserted = asserted
             self._line.set_level(asserted)
 
+    @property
+    def isr(self) -> int:
+        """The ISR register, as reading it would find it."""
+        return self._isr
+
+    @property
+    def intx_asserted(self) -> bool:
+        """Whether the device drives its INTx line."""
+        return self._asserted
+
     def reset(self) -> None:
         """Forget vectors and every interrupt that was not delivered."""
         self.config_vector = VIRTIO_MSI_NO_VECTOR

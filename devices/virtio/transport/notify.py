@@ -15,9 +15,9 @@ import os
 
 from devices.bus import all_ones
 from sys_util.errors import HostError
-from sys_util.eventfd import create_eventfd, drain_eventfd, signal_eventfd
+from sys_util.eventfd import create_eventfd, drain_eventfd, is_signalled, signal_eventfd
 from sys_util.log import get_logger
-from sys_util.typing import TYPE_CHECKING, Final, Protocol
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,6 +40,14 @@ class IoEventFds(Protocol):
     def unregister(self, address: int, eventfd: int) -> None:
         """Undo ``register``."""
         ...
+
+
+class KickState(NamedTuple):
+    """Kicks of one queue: one that its device has not seen, one held back, KVM's short way."""
+
+    kicked: bool
+    held: bool
+    direct: bool
 
 
 class NotifyRegion:
@@ -84,6 +92,17 @@ class NotifyRegion:
             held, self._held = self._held, set()
             for queue in held:
                 signal_eventfd(self.kick_fds[queue])
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether kicks are handed over."""
+        return self._bus_master
+
+    def state(self, queue: int) -> KickState:
+        """Return what became of the kicks of a queue, without consuming any."""
+        return KickState(
+            is_signalled(self.kick_fds[queue]), queue in self._held, queue in self._registered
+        )
 
     def read(self, offset: int, size: int) -> int:
         return all_ones(size)

@@ -22,6 +22,7 @@ from devices.pci.config_space import (
     PciIdentity,
 )
 from devices.pci.msix import Msix
+from devices.virtio.backend import TransportQueue, TransportState
 from devices.virtio.transport.common_config import CommonConfig
 from devices.virtio.transport.device_state import DeviceState
 from devices.virtio.transport.interrupts import Interrupts
@@ -37,6 +38,7 @@ from devices.virtio.transport.pci_capabilities import (
     add_virtio_capabilities,
 )
 from devices.virtio.transport.queue_state import check_backend
+from sys_util.eventfd import is_signalled
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from devices.pci.msix import MsiVectorRoutes
     from devices.virtio.backend import VirtioBackend
     from devices.virtio.transport.notify import IoEventFds
+    from devices.virtio.transport.queue_state import QueueState
 
 VIRTIO_VENDOR_ID: Final = 0x1AF4
 VIRTIO_DEVICE_ID_BASE: Final = 0x1040
@@ -157,6 +160,40 @@ class VirtioPciTransport:
 
     def config_written(self, config: bytes) -> None:
         self._state.config_written(config)
+
+    def describe(self) -> TransportState:
+        """See ``BackendEvents``."""
+        state, interrupts = self._state, self._interrupts
+        return TransportState(
+            status=state.status,
+            driver_features=state.driver_features,
+            bus_master=self._notify.bus_master,
+            msix_enabled=self._msix.enabled,
+            function_masked=self._msix.function_masked,
+            config_vector=interrupts.config_vector,
+            isr=interrupts.isr,
+            intx_asserted=interrupts.intx_asserted,
+            intx_signalled=is_signalled(interrupts.intx_fd),
+            queues=tuple(self._describe_queue(queue) for queue in state.queues),
+            vectors=self._msix.states(),
+        )
+
+    def _describe_queue(self, queue: QueueState) -> TransportQueue:
+        desc_table, avail_ring, used_ring = queue.addresses
+        kicks = self._notify.state(queue.index)
+        return TransportQueue(
+            size=queue.size,
+            enabled=queue.enabled,
+            resetting=queue.resetting,
+            vector=queue.vector,
+            uses_intx=queue.uses_intx,
+            desc_table=desc_table,
+            avail_ring=avail_ring,
+            used_ring=used_ring,
+            kicked=kicks.kicked,
+            kick_held=kicks.held,
+            direct=kicks.direct,
+        )
 
     def backend_lost(self) -> None:
         """Give the device up: it needs a reset, and no feature negotiation succeeds any more."""

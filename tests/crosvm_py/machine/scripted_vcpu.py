@@ -44,6 +44,9 @@ class ScriptedVcpu:
     def set_immediate_exit(self, *, enabled: bool) -> None:
         self.page[lib.RUN_IMMEDIATE_EXIT] = enabled
 
+    def mp_state(self) -> int:
+        return 3
+
     def notify_paused(self) -> None:
         self.pauses += 1
 

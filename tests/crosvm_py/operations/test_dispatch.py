@@ -16,6 +16,7 @@ from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import Done, Failed
 
 if TYPE_CHECKING:
+    from crosvm_py.machine.vcpu import VcpuSet
     from crosvm_py.machine.x86_64.machine import Machine
     from crosvm_py.operations.suspension import Suspension
     from crosvm_py.requests.protocol import Request, Response
@@ -37,6 +38,7 @@ class FakeVm:
                 cast("Machine", self),
                 cast("Supervisor", self),
                 cast("Suspension", self),
+                cast("VcpuSet", self),
                 lambda vm_exit, reason: self.calls.append(f"end {vm_exit.name}: {reason}"),
             )
         )

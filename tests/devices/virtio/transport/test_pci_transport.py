@@ -268,6 +268,48 @@ def test_reset_forgets_pending_interrupts(machine: Machine) -> None:
     assert machine.routes.deliver() == []
 
 
+# What is told of it.
+
+
+def test_description_tells_kicks_and_interrupts_and_takes_none(machine: Machine) -> None:
+    machine.start()
+    activation = machine.backend.activations[0][1][1]
+    os.eventfd_write(activation.kick_fd, 1)
+    machine.config_write(machine.capabilities[0x11] + 2, 2, 0xC000)
+    os.eventfd_write(activation.call_fd, 1)
+    for _ in range(2):
+        state = machine.transport.describe()
+        assert (state.status, state.driver_features) == (0xF, VERSION_1 | RING_RESET)
+        assert (state.bus_master, state.msix_enabled, state.function_masked) == (True, True, True)
+        assert [queue.kicked for queue in state.queues] == [False, True]
+        assert state.queues[1].avail_ring == 0x1_0002_1000
+        assert [vector.signalled for vector in state.vectors] == [False, False, True]
+        assert state.vectors[2][:2] == (False, False)
+        assert state.vectors[2].data == 0x42
+
+
+def test_description_before_a_driver_is_that_of_nothing(machine: Machine) -> None:
+    state = machine.transport.describe()
+    assert (state.status, state.msix_enabled, state.isr, state.intx_asserted) == (
+        0,
+        False,
+        0,
+        False,
+    )
+    assert not any(queue.enabled or queue.kicked or queue.direct for queue in state.queues)
+
+
+def test_description_of_intx_leaves_the_isr_register(machine: Machine) -> None:
+    machine.start(msix=False)
+    machine.transport.config_changed(CONFIG[::-1])
+    for _ in range(2):
+        state = machine.transport.describe()
+        assert (state.isr, state.intx_asserted) == (2, True)
+    machine.command(MEMORY)
+    machine.notify(0)
+    assert machine.transport.describe().queues[0].kick_held
+
+
 # Kicks.
 
 

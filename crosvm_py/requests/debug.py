@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Requests about what stands still: the vCPUs, and each device with its rings and interrupts.
+
+Nothing is stopped to answer them, so the numbers of an answer are not of one moment.
+"""
+
+from __future__ import annotations
+
+from crosvm_py.requests.devices import MAX_NAME_CHARS
+from devices.pci.msix import VectorState
+from devices.virtio.backend import (
+    DeviceWords,
+    QueuePosition,
+    RingPosition,
+    TransportQueue,
+    TransportState,
+)
+from sys_util.facts import fact
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from sys_util.wire import U16, U32, U64, boolean, integer, optional, record, sequence, text
+
+if TYPE_CHECKING:
+    from sys_util.wire import Check, Message
+
+MAX_PLACE_CHARS: Final = 256
+
+_MAX_QUEUES: Final = 64
+_MAX_TIMER_MS: Final = 1 << 40
+_MAX_VCPUS: Final = 1024
+_U8: Final = integer(0, 0xFF)
+
+
+class VcpuPlace(NamedTuple):
+    """One vCPU: its thread and where that is.
+
+    ``place`` is guest (in KVM_RUN), exit (a device or the monitor works for it), held or ended;
+    ``where`` tells more of it.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
+    thread_id: int
+    place: str
+    where: str
+
+
+@fact
+class VmDump:
+    """The process id of the vmm, and where each vCPU is."""
+
+    TYPE: ClassVar[int] = 84
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        U32,
+        sequence(record(VcpuPlace, U16, U32, text(8), text(MAX_PLACE_CHARS)), _MAX_VCPUS),
+    )
+    pid: int
+    vcpus: tuple[VcpuPlace, ...]
+
+
+@fact
+class DumpVm:
+    """Tell where the vCPUs are."""
+
+    TYPE: ClassVar[int] = 28
+    FIELDS: ClassVar[tuple[Check, ...]] = ()
+    ANSWER: ClassVar[type[Message]] = VmDump
+
+
+class RingWords(NamedTuple):
+    """What the two rings of a queue say in guest memory (virtio 1.3 §2.7.6, §2.7.8)."""
+
+    avail_flags: int
+    avail_idx: int
+    used_event: int
+    used_flags: int
+    used_idx: int
+    avail_event: int
+
+
+class QueueDump(NamedTuple):
+    """One queue: the transport, guest memory (nil where it has none), how long its limit lasts."""
+
+    transport: TransportQueue
+    ring: RingWords | None
+    limit_wait_ms: int
+
+
+_QUEUE: Final = record(
+    QueueDump,
+    record(
+        TransportQueue,
+        *(U16, boolean, boolean, U16, boolean),
+        *(U64, U64, U64),
+        *(boolean, boolean, boolean),
+    ),
+    optional(record(RingWords, *(U16,) * 6)),
+    U64,
+)
+
+
+_POSITION: Final = record(
+    QueuePosition, U16, text(8), optional(record(RingPosition, *(U16,) * 5, boolean)), boolean
+)
+_WORDS: Final = record(
+    DeviceWords,
+    sequence(text(16), 4),
+    optional(integer(-_MAX_TIMER_MS, _MAX_TIMER_MS)),
+    sequence(_POSITION, _MAX_QUEUES),
+)
+_VECTOR: Final = record(VectorState, boolean, boolean, boolean, U64, U32)
+_TRANSPORT: Final = record(
+    TransportState,
+    *(_U8, U64, boolean, boolean, boolean, U16, _U8, boolean, boolean),
+    sequence(record(TransportQueue), 0),
+    sequence(_VECTOR, _MAX_QUEUES + 1),
+)
+
+
+@fact
+class DeviceDump:
+    """How one device stands.
+
+    Args:
+        name: its name.
+        pid: its process.
+        state: as ``ListDevices`` has it.
+        alive: whether there is a process, as far as the vmm knows.
+        silent_ms: how long ago that process said anything.
+        unanswered: how many requests of the vmm it has not answered.
+        oldest_ms: how long ago the first of these was sent.
+        transport: what the driver set up; its queues are in ``queues``. Nil before it is plugged.
+        queues: every queue.
+        words: what the device process says itself; nil if it says nothing.
+    """
+
+    TYPE: ClassVar[int] = 85
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        text(MAX_NAME_CHARS),
+        U32,
+        text(16),
+        boolean,
+        U64,
+        U32,
+        U64,
+        optional(_TRANSPORT),
+        sequence(_QUEUE, _MAX_QUEUES),
+        optional(_WORDS),
+    )
+    name: str
+    pid: int
+    state: str
+    alive: bool
+    silent_ms: int
+    unanswered: int
+    oldest_ms: int
+    transport: TransportState | None
+    queues: tuple[QueueDump, ...]
+    words: DeviceWords | None
+
+
+@fact
+class DumpDevice:
+    """Tell how a device stands."""
+
+    TYPE: ClassVar[int] = 29
+    FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_NAME_CHARS),)
+    ANSWER: ClassVar[type[Message]] = DeviceDump
+    device: str
