@@ -12,12 +12,10 @@ say() {
 }
 
 if [ -w /dev/kvm ] && grep -qwE 'vmx|svm' /proc/cpuinfo; then
-    where=here
+    host=
     say "on this machine: /dev/kvm is here, with hardware virtualization"
-    packages=program
 else
-    where=host
-    packages="program host"
+    host=host
     if [ ! -e /dev/kvm ]; then
         reason="this machine has no /dev/kvm"
     elif [ ! -w /dev/kvm ]; then
@@ -28,23 +26,20 @@ else
     say "in a KVM test host (QEMU in software emulation), because $reason"
 fi
 
-say "1/4 Debian packages of this machine"
-sh tests/setup.sh packages $packages
-
-# The project is compiled and installed while the guest is made, which needs neither.
-say "2/4 the project (in the background)"
+say "1/4 Debian packages to compile the project, and it (which goes on in the background)"
+sh tests/setup.sh packages program
 sh tests/setup.sh program &
 setup=$!
-say "3/4 the guest"
+say "2/4 the other Debian packages, and the guest, which needs nothing compiled"
+sh tests/setup.sh packages guest $host
 mkdir -p .cache
 [ -e $guest ] || python3 -m crosvm_py guest make minimal -o $guest
-if [ $where = host ]; then
-    python3 -m tests.kvmhost.small build
-fi
+say "3/4 the test host and the project, where they are not ready yet"
+[ -z "$host" ] || python3 -m tests.kvmhost.small build
 wait $setup
 
 say "4/4 booting the guest"
-if [ $where = here ]; then
+if [ -z "$host" ]; then
     PATH=$PWD/.venv/bin:$PATH sh tests/demo-boot.sh $guest
 else
     .venv/bin/python -m tests.kvmhost.small run $guest -- sh tests/demo-boot.sh /guests/guest

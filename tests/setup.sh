@@ -58,7 +58,7 @@ packages)
     ;;
 program) project '' ;;
 *)
-    packages program host tests
+    packages program guest host tests
     project '[test]'
     ;;
 esac

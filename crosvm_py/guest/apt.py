@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Download Debian packages as any user, with signatures checked, into the user's cache.
 
-apt does it, with lists and packages of its own below ``$XDG_CACHE_HOME/crosvm``: nothing of the
+apt does it, with lists and packages of its own below ``$XDG_CACHE_HOME/crosvm-py``: nothing of the
 host's apt is changed, and of its configuration only how to reach mirrors (``Acquire``) is taken.
 """
 
@@ -17,7 +17,7 @@ from sys_util.errors import HostError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from crosvm_py.guest.tools import Progress
 
@@ -53,12 +53,19 @@ def cache_folder() -> str:
     home = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(home):  # an empty or relative one is to be ignored
         home = os.path.expanduser("~/.cache")
-    folder = os.path.join(home, "crosvm")
+    folder = os.path.join(home, "crosvm-py")
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
     except OSError as error:
         raise HostError("guest make: cache folder", folder) from error
     return folder
+
+
+class _File(NamedTuple):
+    """A package's file, as apt names it."""
+
+    name: str
+    size_bytes: int
 
 
 class Apt:
@@ -121,25 +128,36 @@ class Apt:
         """
         # Where a package is already, apt says nothing of it: ask in a folder without packages.
         asking = ["apt-get", "download", "--print-uris", *packages]
-        shown = self._run(asking, "asking for packages", self._home)
-        wanted = [(found["file"], int(found["size"])) for found in _URI.finditer(shown)]
-        if len(wanted) != len(packages):
-            raise HostError("guest make: asking for packages:", f"apt answered {shown[:200]!r}")
-        missing = [
-            (package, size)
-            for package, (file, size) in zip(packages, self._sorted(packages, wanted), strict=True)
-            if self._size(file) != size
-        ]
-        for package, size in missing:
-            self._progress.say(f"downloading {package} ({size / (1 << 20):.1f} MiB)")
-            self._run(["apt-get", "-q", "download", package], f"download of {package}")
-        return [os.path.join(self.archives, file) for file, _ in self._sorted(packages, wanted)]
+        files = self._asked(asking)
+        unknown = [package for package in packages if package not in files]
+        if unknown:
+            names = " ".join(unknown)
+            raise HostError("guest make: asking for packages:", f"apt says nothing of {names}")
+        return self._fetched({package: files[package] for package in packages})
 
-    @staticmethod
-    def _sorted(packages: Sequence[str], files: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-        """Return the file of each package, in the order of the packages."""
-        by_name = {file.partition("_")[0]: (file, size) for file, size in files}
-        return [by_name[package] for package in packages]
+    def download_all(self, packages: Sequence[str]) -> list[str]:
+        """Return the paths of packages and of all that they depend on, which are here then.
+
+        Raises:
+            HostError: apt cannot, or does not know one.
+        """
+        asking = ["apt-get", "-q", "-y", "--no-install-recommends", "--print-uris", "install"]
+        return self._fetched(self._asked([*asking, *packages]))
+
+    def _asked(self, asking: list[str]) -> dict[str, _File]:
+        """Return the file of each package that apt names in an answer."""
+        shown = self._run(asking, "asking for packages", self._home)
+        files = [_File(found["file"], int(found["size"])) for found in _URI.finditer(shown)]
+        return {file.name.partition("_")[0]: file for file in files}
+
+    def _fetched(self, files: Mapping[str, _File]) -> list[str]:
+        missing = [name for name, file in files.items() if self._size(file.name) != file.size_bytes]
+        if missing:
+            size_mib = sum(files[name].size_bytes for name in missing) / (1 << 20)
+            what = missing[0] if len(missing) == 1 else f"{len(missing)} packages"
+            self._progress.say(f"downloading {what} ({size_mib:.1f} MiB)")
+            self._run(["apt-get", "-q", "download", *missing], f"download of {what}")
+        return [os.path.join(self.archives, file.name) for file in files.values()]
 
     def _size(self, file: str) -> int:
         try:

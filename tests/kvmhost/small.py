@@ -25,7 +25,7 @@ from crosvm_py.guest.modules import in_order
 from crosvm_py.guest.root import applets
 from crosvm_py.guest.tools import Progress
 from sys_util.errors import VmmError, describe
-from tests.guests import debian, initrd, root
+from tests.guests import initrd, root
 from tests.guests.cache import CACHE, BuildError, artefact, say
 from tests.guests.cache import run as run_quietly
 from tests.kvmhost import image
@@ -56,14 +56,17 @@ def _fill(target: Path) -> None:
     try:
         apt.refresh()
         name = apt.resolve(KERNEL_PACKAGE)
-        (package,) = apt.download([name])
-        names = (*image.BOOT_MODULES, *MODULES)
-        modules = dict(read_kernel(package, str(target / "bzImage"), names))
+        (kernel,) = apt.download([name])
+        packages = apt.download_all(PACKAGES)
     finally:
         apt.close()
-    say("small: unpacking Debian packages")
+    names = (*image.BOOT_MODULES, *MODULES)
+    modules = dict(read_kernel(kernel, str(target / "bzImage"), names))
     tree = target / "tree"
-    debian.tree(tree, PACKAGES, foreign="amd64")
+    tree.mkdir()
+    say(f"small: unpacking {len(packages)} Debian packages")
+    for package in packages:
+        run_quietly("unpack", ["dpkg-deb", "-x", package, tree])
     _complete(tree)
     _install_modules(tree, name.removeprefix("linux-image-"), modules)
     files = [tree / "modules" / f"{name}.ko" for name in in_order(image.BOOT_MODULES, modules)]
@@ -77,7 +80,7 @@ def _fill(target: Path) -> None:
 def _complete(tree: Path) -> None:
     """Add what unpacked packages lack, and what makes the tree a test host."""
     python = os.readlink(tree / "usr/bin/python3")
-    for folder in ("proc", "sys", "run", "tmp", "root", "usr/local/bin", "usr/sbin"):
+    for folder in ("dev", "mnt", "proc", "sys", "run", "tmp", "root", "usr/local/bin", "usr/sbin"):
         (tree / folder).mkdir(parents=True, exist_ok=True)
     (tree / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (tree / "etc/group").write_text("root:x:0:\ntty:x:5:\n")

@@ -86,7 +86,7 @@ MAKE: Final = Command(
     ),
     details="The kernel is Debian's for virtual machines, unmodified. No root is needed. The root "
     "image is read-only: what the guest writes stays in its memory and is gone when it ends. What "
-    "is downloaded is kept below $XDG_CACHE_HOME/crosvm (~/.cache/crosvm). guest.conf in the "
+    "is downloaded is kept below $XDG_CACHE_HOME/crosvm-py (~/.cache/crosvm-py). guest.conf in the "
     "folder has lines kernel=, initrd=, root= or rwroot= (a writable root), and params=, to be "
     "written by hand for guests of your own.",
 )
