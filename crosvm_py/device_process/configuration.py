@@ -2,8 +2,9 @@
 """The configuration of a device, of which the vmm has the copy that the driver reads.
 
 A driver whose command changes the configuration may read it as soon as the command is used (the
-address after VIRTIO_NET_CTRL_MAC_ADDR_SET: virtio 1.3 §5.1.6.5.2.1). So no queue shows what it used
-before the vmm has said that it knows the latest change. Requests are answered after that, too.
+address after VIRTIO_NET_CTRL_MAC_ADDR_SET: virtio 1.3 §5.1.6.5.2.1). So every queue rests, and
+shows nothing more as used, until the vmm has said that it knows the latest change. Then its
+requests are answered.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ class Configuration:
         worker: QueueWorker,
         loop: EventLoop,
         say: Callable[[Message], None],
+        serve_again: Callable[[], None],
     ) -> None:
+        """``serve_again`` gives every queue a turn."""
         self._device = device
         self._worker = worker
         self._loop = loop
         self._say = say
+        self._serve_again = serve_again
         self._ready = False
         self._number = 0  # of the last change
         self._timer: Timer | None = None  # while the vmm may not know it
@@ -86,6 +90,7 @@ class Configuration:
     def _go_on(self) -> None:
         self._timer = None
         self._worker.show_used()
+        self._serve_again()
         waiting, self._waiting = self._waiting, []
         for then in waiting:
             then()

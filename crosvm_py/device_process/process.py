@@ -113,7 +113,9 @@ class _DeviceProcess:
         self._room = select.epoll()  # wakes when the vmm has read what was sent
         self._room.register(channel.fileno(), select.EPOLLOUT)
         self._worker = QueueWorker(device, memory, Counters(page.cells))
-        self._configuration = Configuration(device, self._worker, self._loop, self._say)
+        self._configuration = Configuration(
+            device, self._worker, self._loop, self._say, self._serve_all
+        )
         self._context = LoopContext(
             memory,
             self._loop,

@@ -77,7 +77,7 @@ class QueuePort:
         self._taken: deque[_Taken] = deque()  # the oldest is held
 
     def take(self) -> DescriptorChain | None:
-        """Return the next good chain, ``None`` when there is none or the device is paused.
+        """Return the next good chain, ``None`` when there is none or the queue rests.
 
         Malformed chains go back by themselves.
 
@@ -85,7 +85,7 @@ class QueuePort:
             QueueError: the ring is unusable; whoever called the device deals with it.
         """
         ring = self._ring
-        if ring is None or self.paused:
+        if ring is None or self.paused or ring.withheld:
             return None
         for _ in range(MAX_MALFORMED):
             try:
@@ -186,7 +186,7 @@ class QueuePort:
             QueueError: the ring is unusable; whoever called the device deals with it.
         """
         ring = self._ring
-        if ring is None or self.paused:
+        if ring is None or self.paused or ring.withheld:
             return False
         self.flush()
         return ring.enable_notification()

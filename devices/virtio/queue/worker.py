@@ -149,11 +149,14 @@ class QueueWorker:
                 queue.port.paused = paused
 
     def withhold_used(self) -> None:
-        """Show drivers nothing that they do not see yet as used, until ``show_used``."""
+        """Take no chains, and show drivers nothing more as used, until ``show_used``."""
         self._set_withheld(withheld=True)
 
     def show_used(self) -> None:
-        """Show what was withheld, and interrupt drivers that want that."""
+        """Show what was withheld, and interrupt drivers that want that.
+
+        Then call ``on_kick`` for every queue, as kicks were swallowed meanwhile.
+        """
         self._set_withheld(withheld=False)
         for queue in self._queues.values():
             if queue.port is not None:
@@ -206,7 +209,7 @@ class QueueWorker:
         except BlockingIOError:
             pass  # nobody kicked: this is one more turn of the same work
         ring = queue.ring
-        if ring is None or self._paused:
+        if ring is None or self._paused or self._withheld:
             return False
         if queue.port is not None:
             return self._device.on_kick(index)
