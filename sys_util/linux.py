@@ -40,6 +40,12 @@ FALLOC_FL_KEEP_SIZE: Final[int] = lib.FALLOC_FL_KEEP_SIZE
 FALLOC_FL_PUNCH_HOLE: Final[int] = lib.FALLOC_FL_PUNCH_HOLE
 FALLOC_FL_ZERO_RANGE: Final[int] = lib.FALLOC_FL_ZERO_RANGE
 
+# prctl(2); the headers of some hosts are older than their kernel.
+_PR_SCHED_CORE: Final = 62
+_PR_SCHED_CORE_GET: Final = 0
+_PR_SCHED_CORE_CREATE: Final = 1
+_THREAD: Final = 0  # PIDTYPE_PID: not the whole process
+
 # What a shell shows for a process that SIGSYS ended (31 on every architecture of ours).
 EXIT_DENIED: Final = 128 + 31
 
@@ -119,6 +125,22 @@ def buffer_address(buffer: memoryview) -> int:
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """Call prctl(2) with integer arguments."""
     return _check(lib.crosvm_prctl(option, arg2, arg3, arg4, arg5))
+
+
+def core_cookie() -> int:
+    """Return the cookie of this thread for core scheduling, 0 for none (PR_SCHED_CORE_GET).
+
+    Raises ENODEV where no core runs two threads, EINVAL where the kernel cannot separate them.
+    """
+    cookie = ffi.new("unsigned long long *")
+    address = int(ffi.cast("uintptr_t", cookie))
+    _check(lib.crosvm_prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_GET, 0, _THREAD, address))
+    return int(cookie[0])
+
+
+def make_core_cookie() -> None:
+    """Let this thread share no core with one that has another cookie (PR_SCHED_CORE_CREATE)."""
+    _check(lib.crosvm_prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, 0, _THREAD, 0))
 
 
 def set_process_name(name: str) -> None:

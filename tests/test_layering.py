@@ -60,7 +60,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
     ),
     "crosvm_py.guest": frozenset({"sys_util"}),
     "crosvm_py.requests": frozenset({"sys_util", "devices"}),
-    "crosvm_py.doctor": BELOW_CROSVM_PY,
+    "crosvm_py.doctor": BELOW_CROSVM_PY | {"crosvm_py.machine.core_scheduling"},
     "crosvm_py.console": BELOW_CROSVM_PY | GROUND,
     "crosvm_py.net": BELOW_CROSVM_PY | GROUND,
     "crosvm_py.kinds": BELOW_CROSVM_PY | GROUND | {"crosvm_py.console", "crosvm_py.net"},

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -197,6 +198,19 @@ def _check_landlock(name: str) -> list[Finding]:
     return [Finding(name, Status.OK, f"version {version} of its ABI")]
 
 
+def _check_core_scheduling(name: str) -> list[Finding]:
+    from crosvm_py.machine.core_scheduling import find_refusal
+
+    refusal = find_refusal()
+    if refusal is None:
+        return [Finding(name, Status.OK, "vCPUs share no core with anything else")]
+    if refusal.errno == errno.ENODEV:
+        return [Finding(name, Status.OK, "not needed, every core runs one thread")]
+    detail = f"{refusal.strerror}: other programs run beside vCPUs in one core"
+    advice = "use Linux 5.14 or later with CONFIG_SCHED_CORE, or switch SMT off"
+    return [Finding(name, Status.WARNING, detail, advice)]
+
+
 CHECKS: Final[Sequence[tuple[str, Callable[[str], list[Finding]]]]] = (
     ("host", _check_machine),
     ("kvm", _check_kvm),
@@ -211,6 +225,7 @@ CHECKS: Final[Sequence[tuple[str, Callable[[str], list[Finding]]]]] = (
     ("transparent huge pages", _check_shared_huge_pages),
     ("cgroup", _check_cgroup),
     ("landlock", _check_landlock),
+    ("core scheduling", _check_core_scheduling),
     ("python", _check_python),
     ("libraries", _check_libraries),
 )

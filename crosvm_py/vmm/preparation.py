@@ -11,6 +11,7 @@ from crosvm_py.end_signals import hold_end_signals, release_end_signals
 from crosvm_py.kinds.cgroup import make_vm_cgroup
 from crosvm_py.kinds.policies import RunPolicies, load_run_policies
 from crosvm_py.kinds.table import open_devices
+from crosvm_py.machine.core_scheduling import separates_cores
 from crosvm_py.machine.x86_64.layout import BOOT_LAYOUT, MAX_DEVICES, e820
 from kernel_loader.load import open_initrd, plan_boot
 from kvm.limits import NO_VIRTUALIZATION
@@ -47,6 +48,7 @@ class Preparation(NamedTuple):
     policies: RunPolicies | None
     socket: BoundSocket | None
     cgroup: VmCgroup | None
+    separates_cores: bool = False  # every vCPU from everything else
 
     @property
     def sockets(self) -> tuple[BoundSocket, ...]:
@@ -81,6 +83,7 @@ def prepare(
         ConfigError: the user asked for what cannot be.
         HostError: the host does not let us.
     """
+    separated = separates_cores(config.core_scheduling)
     kvm = Kvm.open()
     stack.callback(kvm.close)
     if not host_has_hardware_virtualization():
@@ -108,7 +111,7 @@ def prepare(
         bound = bind_control_socket(config.socket)
         stack.callback(bound.close)
         stack.callback(bound.unlink)
-    return Preparation(kvm, plan, devices, serial, policies, bound, cgroup)
+    return Preparation(kvm, plan, devices, serial, policies, bound, cgroup, separated)
 
 
 def _rehearsed(specs: tuple[SerialSpec, ...]) -> tuple[SerialSpec, ...]:

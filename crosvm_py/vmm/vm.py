@@ -15,6 +15,8 @@ from crosvm_py.machine.x86_64.layout import ram_ranges
 from crosvm_py.machine.x86_64.machine import Machine, MachineEvents
 from crosvm_py.vmm.supervisor import Supervisor
 from jail.plan import confine_vmm, load_filter
+from sys_util import linux
+from sys_util.errors import HostError
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
 from sys_util.log import get_logger
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from crosvm_py.socket_path import BoundSocket
     from crosvm_py.vmm.preparation import Preparation
     from crosvm_py.vmm.warden_proxy import WardenProcess
+    from seccomp import Policy
 
 log = get_logger("crosvm.vm")
 
@@ -148,7 +151,8 @@ class VirtualMachine:
         """
         policies = self._prepared.policies
         if policies is None:
-            vcpus.start(paused=True)
+            vcpus.start(paused=True, confine=lambda: self._enter_vcpu(None))
+            vcpus.wait_confined()
             return
         expect_filter()
         self.supervisor.report_denied_calls()
@@ -158,9 +162,19 @@ class VirtualMachine:
                 {os.path.dirname(socket.path) for socket in self._prepared.sockets}
             ),
         )
-        vcpus.start(paused=True, confine=lambda: load_filter(policies.vcpu))
+        vcpus.start(paused=True, confine=lambda: self._enter_vcpu(policies.vcpu))
         vcpus.wait_confined()
         load_filter(policies.main)
+
+    def _enter_vcpu(self, policy: Policy | None) -> None:
+        """Make the calling thread one that may run a guest."""
+        if self._prepared.separates_cores:
+            try:
+                linux.make_core_cookie()
+            except OSError as error:
+                raise HostError("take a core for", "a vCPU", "--core-scheduling=false") from error
+        if policy is not None:
+            load_filter(policy)
 
     def end(self, vm_exit: VmExit, reason: str) -> None:
         """End the VM; only the first reason counts. In the loop's thread."""

@@ -46,6 +46,12 @@ def _read_memory(option: str, text: str) -> int:
     return size_bytes
 
 
+def _read_bool(option: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise UsageError(f"{option}: {text!r:.40} is neither true nor false")
+    return text == "true"
+
+
 CPUS: Final = Option("-c --cpus", "N", f"number of vCPUs, 1 to {MAX_CPUS}", _read_cpus, default="1")
 MEMORY: Final = Option(
     "-m --mem",
@@ -54,9 +60,17 @@ MEMORY: Final = Option(
     _read_memory,
     default=str(DEFAULT_MEMORY_BYTES // MIB),
 )
+CORE_SCHEDULING: Final = Option(
+    "--core-scheduling",
+    "true|false",
+    "run each vCPU on a core whose other hardware threads are idle meanwhile, so that nothing "
+    "there can be spied on",
+    _read_bool,
+    default="true where the host can do it",
+)
 
 GROUP: Final = OptionGroup(
     "Processors and memory",
-    (CPUS, MEMORY),
+    (CPUS, MEMORY, CORE_SCHEDULING),
     examples=("crosvm run -c 4 -m 2g vmlinux",),
 )

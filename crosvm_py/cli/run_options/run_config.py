@@ -67,6 +67,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         device_restarts=care.restarts(arguments),
         device_timeout_seconds=care.timeout_seconds(arguments),
         cgroup=arguments.get(sandbox.CGROUP),
+        core_scheduling=arguments.get(machine.CORE_SCHEDULING),
     )
 
 

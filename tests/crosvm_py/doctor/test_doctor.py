@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -205,3 +206,21 @@ def test_landlock_is_told_as_the_kernel_has_it(
     monkeypatch.setattr("sys_util.landlock.abi_version", lambda: version)
     (finding,) = dict(checks.CHECKS)["landlock"]("landlock")
     assert (finding.status, finding.detail) == (status, detail)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "detail"),
+    [
+        (None, Status.OK, "vCPUs share no core"),
+        (OSError(errno.ENODEV, "no"), Status.OK, "not needed"),
+        (OSError(errno.EINVAL, "Invalid"), Status.WARNING, "Invalid: other programs"),
+    ],
+    ids=["offered", "no-smt", "old-kernel"],
+)
+def test_core_scheduling_is_told_as_the_host_has_it(
+    monkeypatch: pytest.MonkeyPatch, refusal: OSError | None, status: Status, detail: str
+) -> None:
+    monkeypatch.setattr("crosvm_py.machine.core_scheduling.find_refusal", lambda: refusal)
+    (finding,) = dict(checks.CHECKS)["core scheduling"]("core scheduling")
+    assert finding.status == status
+    assert detail in finding.detail

@@ -53,6 +53,23 @@ def test_run_every_plain_option_reaches_its_field() -> None:
     assert (made.seccomp_policy_dir, made.cgroup, made.kernel) == ("/p", "none", "bzImage")
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ((), None),
+        (("--core-scheduling", "true"), True),
+        (("--core-scheduling=false",), False),
+    ],
+)
+def test_run_core_scheduling_is_as_asked_for(words: tuple[str, ...], wanted: bool | None) -> None:
+    assert config_of(*words, "vmlinux").core_scheduling is wanted
+
+
+def test_run_core_scheduling_is_true_or_false() -> None:
+    with pytest.raises(UsageError, match="--core-scheduling: 'yes' is neither true nor false"):
+        config_of("--core-scheduling=yes", "vmlinux")
+
+
 def test_run_disks_keep_their_order_and_spelling() -> None:
     made = config_of(
         *["-d", "a", "--rwdisk", "b", "--rwroot", "c", "--block", "path=d,ro,id=x", "--disk=e"],

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Core scheduling (core-scheduling.rst of Linux): no vCPU shares a core with anything else.
+
+Hardware threads of one core share caches and buffers, through which a guest can read what another
+program does there. A thread with a cookie of its own runs on a core only while its siblings are
+idle. As in crosvm each vCPU has one, so that guests are safe from themselves, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from sys_util import linux
+from sys_util.errors import ConfigError
+from sys_util.log import get_logger
+from sys_util.typing import Final
+
+log = get_logger("crosvm.run")
+
+OPTION: Final = "--core-scheduling"
+SMT: Final = "/sys/devices/system/cpu/smt/active"
+
+
+def find_refusal() -> OSError | None:
+    """Return why this host does not separate threads, or ``None`` where it can.
+
+    ENODEV: no core has a second thread, as the kernel sees them.
+    """
+    try:
+        linux.core_cookie()
+    except OSError as error:
+        if error.errno == errno.EINVAL and not _has_siblings():
+            return OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return error
+    return None
+
+
+def separates_cores(wanted: bool | None) -> bool:
+    """Decide whether vCPUs get cores of their own; ``None``: where the host can do it.
+
+    Raises:
+        ConfigError: they are to, and the host cannot.
+    """
+    if wanted is False:
+        return False
+    refusal = find_refusal()
+    if refusal is None:
+        return True
+    if wanted and refusal.errno == errno.ENODEV:
+        log.info("%s: every core of this host runs one thread, there is nothing to do", OPTION)
+    elif wanted:
+        what = "has none (Linux 5.14, CONFIG_SCHED_CORE)"
+        if refusal.errno != errno.EINVAL:
+            what = f"refuses it: {refusal.strerror}"
+        raise ConfigError(f"{OPTION}: this kernel {what}; switch SMT off, or leave the option out")
+    return False
+
+
+def _has_siblings() -> bool:
+    try:
+        with open(SMT, encoding="ascii") as file:
+            return file.read().strip() != "0"
+    except OSError:
+        return True
