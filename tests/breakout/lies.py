@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgpack
 
 from crosvm_py.device_process import protocol
+from devices.virtio.backend import QueuePosition, RingPosition
 from sys_util import wire
 from sys_util.facts import fields_of
 from tests.breakout.hands import Refused, address, call
@@ -42,9 +43,17 @@ SAMPLES: Final[tuple[Message, ...]] = (
     protocol.CallDenied(1),
     protocol.Crashed("no reason"),
     protocol.Answer(_NEVER_ASKED, True, b"\x80"),
+    protocol.Description(
+        _NEVER_ASKED,
+        ("paused",),
+        None,
+        (QueuePosition(0, "device", RingPosition(0, 0, 0, 0, 0, True), False),),
+    ),
 )
 
-_LATER: Final = ("Done", "QueueFailed", "ConfigChanged", "Answer")
+_QUEUE: Final = [0, "device", None, False]
+_WRONG_QUEUE: Final = [0, "device", [1 << 16, 0, 0, 0, 0, True], False]
+_LATER: Final = ("Done", "QueueFailed", "ConfigChanged", "Answer", "Description")
 
 
 class Said(NamedTuple):
@@ -117,6 +126,9 @@ def _out_of_range() -> list[Lie]:
         _says("LogLine from too long a module", _packed([36, 3, large, ""])),
         _says("CallDenied of call 2^32", _packed([37, 1 << 32])),
         _says("Crashed with too long a report", _packed([38, large])),
+        _says("Description of too many queues", _packed([40, 1, [], None, [_QUEUE] * 65])),
+        _says("Description of a queue at 65,536", _packed([40, 1, [], None, [_WRONG_QUEUE]])),
+        _says("Description held for 5 reasons", _packed([40, 1, ["x"] * 5, None, []])),
         _says("Answer with too long a result", _packed([39, 1, True, bytes(60_000)])),
     ]
 
@@ -137,7 +149,12 @@ def _out_of_order() -> list[Lie]:
         _says("Done with what was never asked", wire.encode(protocol.Done(_NEVER_ASKED))),
         _says("Done with request 0", wire.encode(protocol.Done(0))),
         Lie("Done with a command", lambda request: [Said(wire.encode(protocol.Done(request)))]),
-        _says("Answer to what was never asked", wire.encode(SAMPLES[-1])),
+        _says("Answer to what was never asked", wire.encode(SAMPLES[-2])),
+        _says("Description that was never asked", wire.encode(SAMPLES[-1])),
+        Lie(
+            "Description for a command",
+            lambda request: [Said(_packed([40, request, [], None, []]))],
+        ),
         Lie("Answer twice", twice),
         Lie("Answer that is not msgpack", answer(b"\xc1")),
         Lie("Answer without names", answer(b"\x90")),
