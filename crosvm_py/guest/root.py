@@ -128,7 +128,8 @@ def _relay(maker: subprocess.Popen[bytes], progress: Progress) -> bytes:
     lines: list[bytes] = []
     for line in maker.stderr or ():
         lines = [*lines[-20:], line]
-        if line.startswith(b"I: "):
+        # Of what it tells, these are its steps.
+        if line.startswith(b"I: ") and line.endswith(b"...\n") and b"special hook" not in line:
             progress.say(line[3:].decode(errors="replace").strip())
     return b"".join(lines)
 

@@ -50,9 +50,13 @@ trap '$box poweroff -f' USR1 USR2
 trap '$box reboot -f' TERM
 wait $session
 status=$?
-[ -z "$run" ] || echo "guest: exit $status"
-[ -z "$status_device" ] || echo $status >"$status_device"
 $box sync
+if [ -n "$status_device" ]; then
+    echo $status >"$status_device"
+    echo 0 0 0 0 >/proc/sys/kernel/printk # no last word of the kernel on the user's terminal
+elif [ -n "$run" ]; then
+    echo "guest: exit $status"
+fi
 while [ "$end" = stay ]; do
     $box sleep 1000
 done

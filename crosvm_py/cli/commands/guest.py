@@ -8,6 +8,9 @@ from sys_util.typing import Final
 
 GUEST: Final = command_group(
     "guest",
-    "make guests from Debian packages",
-    {"make": "crosvm_py.cli.commands.guest_make:MAKE"},
+    "make guests from Debian packages, and use them",
+    {
+        "make": "crosvm_py.cli.commands.guest_make:MAKE",
+        "shell": "crosvm_py.cli.commands.guest_shell:SHELL",
+    },
 )
