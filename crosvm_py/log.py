@@ -3,7 +3,8 @@
 
 Not through syslog(3): it blocks while the daemon does not read, and connects anew when the daemon
 was restarted, which the vmm's seccomp filter does not allow. Here the one socket is made early, a
-line that does not fit is dropped, and after a restart of the daemon stderr still has every line.
+line that does not fit is counted, and after a restart of the daemon stderr still has every line.
+When the guest is to run, the socket goes to the relay, and lines to a pipe that leads there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import os
 import socket
 import time
 
+from crosvm_py.relay.outlet import Outlet, open_outlet
 from sys_util import log
+from sys_util.line_writer import LineWriter
+from sys_util.nonblocking import PIPE_BUF
 from sys_util.typing import Final
 
 SYSLOG_SOCKET: Final = "/dev/log"
@@ -22,7 +26,7 @@ _SEVERITIES: Final = {log.ERROR: 3, log.WARNING: 4, log.INFO: 6, log.DEBUG: 7}
 
 
 class Syslog:
-    """A datagram socket to the system's log daemon. Owns its socket."""
+    """The way to the system's log daemon. Owns its socket, or its end of a pipe."""
 
     def __init__(self, tag: str, path: str = SYSLOG_SOCKET) -> None:
         """Connect.
@@ -41,19 +45,45 @@ class Syslog:
             self._socket.close()
             raise
         time.localtime()  # reads the time zone, while files can still be opened
+        self.pipe_fd = -1
+        self._pipe: LineWriter | None = None
 
     def write(self, level: int, module: str, text: str) -> None:
-        """Send one line, or drop it when the daemon is behind or gone."""
-        stamp = time.strftime("%b %e %H:%M:%S")
-        line = f"<{_USER_FACILITY | _SEVERITIES[level]}>{stamp} {self._tag}[{os.getpid()}]: "
+        """Send one line, or lose it when the daemon is behind or gone."""
+        line = self._line(level, module, text)
+        if self._pipe is not None:
+            self._pipe.write(line)
+            return
         try:
-            self._socket.send(f"{line}[{module}] {text}".encode("utf-8", "backslashreplace"))
+            self._socket.send(line.encode("utf-8", "backslashreplace"))
         except OSError:
             return
 
+    def hand_over(self) -> Outlet:
+        """Write to a pipe from now on; return its other end with the socket, for the relay.
+
+        Raises:
+            HostError: the host has no pipe for us.
+        """
+        self.pipe_fd, outlet = open_outlet(self._socket.detach(), PIPE_BUF)
+        self._pipe = LineWriter(self.pipe_fd, self._tell_lost)
+        return outlet
+
     def close(self) -> None:
-        """Close the socket."""
+        """Close what is open; lines go to stderr alone. May be called again."""
+        log.set_sink(log.stderr_sink)
         self._socket.close()
+        if self.pipe_fd >= 0:
+            os.close(self.pipe_fd)
+            self.pipe_fd = -1
+
+    def _line(self, level: int, module: str, text: str) -> str:
+        stamp = time.strftime("%b %e %H:%M:%S")
+        head = f"<{_USER_FACILITY | _SEVERITIES[level]}>{stamp} {self._tag}[{os.getpid()}]: "
+        return f"{head}[{module}] {text}"
+
+    def _tell_lost(self, count: int) -> str:
+        return self._line(log.WARNING, "log", log.describe_lost(count))
 
 
 def configure(syslog_tag: str | None, path: str = SYSLOG_SOCKET) -> Syslog | None:

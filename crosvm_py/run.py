@@ -24,16 +24,21 @@ if TYPE_CHECKING:
     from crosvm_py.control.socket_server import ControlServer
     from crosvm_py.exit_status import VmExit
     from crosvm_py.kinds.policies import Recorded
+    from crosvm_py.log import Syslog
     from crosvm_py.machine.vcpu import VcpuSet
+    from crosvm_py.relay.outlet import Outlet
     from crosvm_py.socket_path import BoundSocket
     from crosvm_py.vmm.preparation import Preparation
     from crosvm_py.vmm.vm import VirtualMachine
 
 
-def run_vm(config: RunConfig, recorded: Recorded | None = None) -> VmExit:
+def run_vm(
+    config: RunConfig, syslog: Syslog | None = None, recorded: Recorded | None = None
+) -> VmExit:
     """Run one VM from its start to its end and return how it ended.
 
-    With ``recorded`` some processes are under the filter of a recorder instead of their own.
+    ``syslog`` gets its lines, and is closed. With ``recorded`` some processes are under the filter
+    of a recorder instead of their own.
 
     Raises:
         ConfigError: the user asked for what cannot be.
@@ -43,20 +48,27 @@ def run_vm(config: RunConfig, recorded: Recorded | None = None) -> VmExit:
     undo_accidents()
     linux.set_process_name(config.name)
     with ExitStack() as stack:
+        end_relay = stack.enter_context(ExitStack())  # last of all, when nobody writes any more
+        if syslog is not None:
+            stack.callback(syslog.close)
         parser = start_kernel_parser(config)
         stack.callback(parser.close)
         # Imported here, while the kernel is read.
         from crosvm_py.vmm.preparation import prepare
+        from crosvm_py.vmm.relay import start_relay
         from crosvm_py.vmm.warden_proxy import start_warden
 
         prepared = prepare(config, parser, stack, recorded)
         if prepared.policies is not None:
             keep_signals_inside()
+        relay = start_relay(_outlets(prepared, syslog), sandbox=config.sandbox)
+        if relay is not None:
+            end_relay.callback(relay.end)
         warden = start_warden(
             prepared.policies,
             {device.kind for device in prepared.devices},
             _tidying(prepared),
-            keep_fds=_kept(prepared, recorded),
+            keep_fds=_kept(prepared, syslog, recorded),
             cgroup=prepared.cgroup,
         )
         release_end_signals()
@@ -83,11 +95,17 @@ def _serve_control(vm: VirtualMachine, vcpus: VcpuSet, bound: BoundSocket) -> Co
     return ControlServer(vm.loop, bound, request_handler(running))
 
 
-def _kept(prepared: Preparation, recorded: Recorded | None) -> list[int]:
+def _outlets(prepared: Preparation, syslog: Syslog | None) -> list[Outlet]:
+    """Return what the relay is to serve."""
+    return [*prepared.serial.take_outlets(), *([] if syslog is None else [syslog.hand_over()])]
+
+
+def _kept(prepared: Preparation, syslog: Syslog | None, recorded: Recorded | None) -> list[int]:
     """Return the descriptors of the vmm that the warden needs."""
     terminal = prepared.serial.terminal
     return [
         *([] if terminal is None else [terminal.fd]),
+        *([] if syslog is None else [syslog.pipe_fd]),
         *([] if recorded is None else [recorded.fd]),
     ]
 

@@ -43,11 +43,12 @@ from crosvm_py.machine.x86_64.layout import FIRST_DEVICE_SLOT
 from crosvm_py.version import VERSION
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from crosvm_py.vmm.preparation import prepare
+from crosvm_py.vmm.relay import POLICY_NAME as RELAY_POLICY
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from jail.ids import choose
 from jail.namespaces import NAMESPACES
 from kernel_loader.boot_params import E820_RAM
-from seccomp.loader import count
+from seccomp.loader import count, load_policy
 from sys_util.channel import socket_pair
 from sys_util.errors import VmmError
 from sys_util.log import get_logger
@@ -346,6 +347,8 @@ def _policies(prepared: Preparation, parser: Policy | None) -> Iterable[PolicyUs
     if policies is None or parser is None:
         return
     yield _use(parser, "reader of the kernel, before the guest")
+    relay = load_policy(RELAY_POLICY)
+    yield _use(relay, "relay to syslog and datagram sockets")
     for name, policy in policies.devices.items():
         yield _use(policy, *_users(name, prepared.devices))
     yield _use(policies.main, "vmm")

@@ -206,43 +206,69 @@ def parser_jail(
         max_file_bytes: the highest offset that it may write at.
     """
     held = linux.capabilities()
-    of_root: list[Step] = []
-    if held:
-        keep = held & {linux.CAP_SETGID, linux.CAP_SETUID}
-        of_root.append(DropCapabilities(keep, for_good=linux.CAP_SETPCAP in held))
-        if linux.CAP_SETGID in held:
-            of_root.append(ForgetGroups())
-        if len(keep) == 2:
-            of_root.append(BecomeUnknown(FIRST_DEVICE_UID + os.getpid()))
+    ids = held & {linux.CAP_SETGID, linux.CAP_SETUID}
+    unknown = (BecomeUnknown(FIRST_DEVICE_UID + os.getpid()),) if len(ids) == 2 else ()
     return JailPlan(
         steps=(
             CloseFds(frozenset(keep_fds)),
             LeaveGroup(),
-            *of_root,
-            HoldNoCapability(),
+            *_lose_privileges(held, ids),
+            *unknown,
             DieWithParent(),  # after the change of ids, which clears the request
             LimitResources(
-                (
-                    ("CORE", 0),
-                    ("CPU", MAX_PARSER_SECONDS),
-                    ("DATA", max_data_bytes),
-                    ("FSIZE", max_file_bytes),
-                    ("MEMLOCK", 0),
-                    ("MSGQUEUE", 0),
-                    ("NICE", 0),
-                    ("NPROC", 0),
-                    ("RTPRIO", 0),
-                    ("SIGPENDING", 0),
-                    ("STACK", MAX_STACK_BYTES),
-                ),
+                (("CPU", MAX_PARSER_SECONDS), ("DATA", max_data_bytes), ("FSIZE", max_file_bytes)),
                 raisable=frozenset({"CPU"}),  # so that SIGXCPU tells what was exceeded
             ),
-            NoNewPrivileges(),
-            ForbidFiles(alone=True),
-            LimitResources((("NOFILE", 0),)),  # no descriptor is above it any more
-            NotDumpable(),
+            *_be_alone(),
         ),
         door=LoadFilter(policy.name, policy.bpf),
+    )
+
+
+def relay_jail(policy: Policy) -> JailPlan:
+    """Return the jail of a process that passes bytes on, between descriptors that it has.
+
+    It keeps the ids of the user, by which the log daemon knows whose lines these are, and has
+    closed what it does not need. Otherwise it is as that of ``parser_jail``.
+    """
+    return JailPlan(
+        steps=(
+            *_lose_privileges(linux.capabilities()),
+            LimitResources((("DATA", MAX_DATA_BYTES), ("FSIZE", 0))),
+            *_be_alone(),
+        ),
+        door=LoadFilter(policy.name, policy.bpf),
+    )
+
+
+def _lose_privileges(held: frozenset[int], keep: frozenset[int] = frozenset()) -> tuple[Step, ...]:
+    """Lose what root has; ``keep`` goes as soon as the ids were changed."""
+    if not held:
+        return ()
+    groups = (ForgetGroups(),) if linux.CAP_SETGID in held else ()
+    return (*groups, DropCapabilities(keep, for_good=linux.CAP_SETPCAP in held))
+
+
+def _be_alone() -> tuple[Step, ...]:
+    """Come to nothing new: no capability, process, file or descriptor."""
+    return (
+        HoldNoCapability(),
+        LimitResources(
+            (
+                ("CORE", 0),
+                ("MEMLOCK", 0),
+                ("MSGQUEUE", 0),
+                ("NICE", 0),
+                ("NPROC", 0),
+                ("RTPRIO", 0),
+                ("SIGPENDING", 0),
+                ("STACK", MAX_STACK_BYTES),
+            )
+        ),
+        NoNewPrivileges(),
+        ForbidFiles(alone=True),
+        LimitResources((("NOFILE", 0),)),  # no number is below it
+        NotDumpable(),
     )
 
 

@@ -19,6 +19,7 @@ CROSVM_COUNTS: Final = {
     "vhost_net_device": "69",
     "vhost_vsock_device": "70",
     "kernel_parser": "none: its main process reads kernels",
+    "line_relay": "none",
     "vcpu": "none",
     "vmm": "none: crosvm's main process has no filter",
     "vsock_broker": "none",

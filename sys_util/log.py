@@ -129,9 +129,14 @@ def _line(level: int, module: str, text: str) -> str:
     return f"[{stamp}.{int(now * 1000) % 1000:03}Z {LEVEL_NAMES[level]:5} {module}] {text}"
 
 
-def _tell_lost(count: int) -> str:
+def describe_lost(count: int) -> str:
+    """Return the text of a line in place of ``count`` lines."""
     lines = "1 line is" if count == 1 else f"{count} lines are"
-    return _line(WARNING, "log", f"{lines} missing here, which nobody read in time")
+    return f"{lines} missing here, which nobody read in time"
+
+
+def _tell_lost(count: int) -> str:
+    return _line(WARNING, "log", describe_lost(count))
 
 
 # The log never blocks whoever writes to it, a vCPU for example.

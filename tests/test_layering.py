@@ -61,7 +61,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
     "crosvm_py.guest": frozenset({"sys_util"}),
     "crosvm_py.requests": frozenset({"sys_util", "devices"}),
     "crosvm_py.doctor": BELOW_CROSVM_PY | {"crosvm_py.machine.core_scheduling"},
-    "crosvm_py.console": BELOW_CROSVM_PY | GROUND,
+    "crosvm_py.console": BELOW_CROSVM_PY | GROUND | {"crosvm_py.relay.outlet"},
     "crosvm_py.net": BELOW_CROSVM_PY | GROUND,
     "crosvm_py.kinds": BELOW_CROSVM_PY | GROUND | {"crosvm_py.console", "crosvm_py.net"},
     "crosvm_py.machine": BELOW_CROSVM_PY | GROUND,
@@ -69,10 +69,11 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
         {
             *(BELOW_CROSVM_PY | GROUND | PROTOCOLS),
             *("crosvm_py.kinds", "crosvm_py.machine", "crosvm_py.console", "crosvm_py.net"),
-            *("crosvm_py.warden.warden", "crosvm_py.kernel_parser.process"),
+            *("crosvm_py.warden.warden", "crosvm_py.kernel_parser.process", "crosvm_py.relay"),
         }
     ),
     "crosvm_py.kernel_parser": BELOW_CROSVM_PY,
+    "crosvm_py.relay": frozenset({"sys_util"}),
     "crosvm_py.warden": frozenset(
         {
             *(BELOW_CROSVM_PY | GROUND | PROTOCOLS),

@@ -22,7 +22,6 @@ from sys_util.typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
-    from socket import socket
 
     from sys_util.nonblocking import Send
 
@@ -31,11 +30,6 @@ log = logging.get_logger("crosvm.serial")
 # Minutes of a busy console, and small beside the vmm itself.
 BACKLOG_BYTES: Final = 256 * 1024
 CHUNK_BYTES: Final = 64 * 1024
-# What a stored line costs beside its bytes: empty lines must not make the backlog endless.
-LINE_OVERHEAD_BYTES: Final = 128
-
-# The longest line of a datagram sink, as crosvm's; longer ones are cut.
-MAX_LINE_BYTES: Final = 1024
 
 
 class Loop(Protocol):
@@ -109,7 +103,6 @@ class StreamSink:
         self.dropped_bytes = 0
         self._send = send
         self._keeps_on = keeps_on
-        self._coalesce = True
         self._backlog: deque[bytearray] = deque()
         self._backlog_bytes = 0
         self._gone = False
@@ -170,12 +163,11 @@ class StreamSink:
             return
         if self._loop is None and self._backlog:
             self._flush()  # nobody else will
-        cost = len(data) + (0 if self._coalesce else LINE_OVERHEAD_BYTES)
-        if self._backlog_bytes + cost > BACKLOG_BYTES:
+        if self._backlog_bytes + len(data) > BACKLOG_BYTES:
             self.dropped_bytes += len(data)
             return
-        self._backlog_bytes += cost
-        if self._coalesce and self._backlog and len(self._backlog[-1]) < CHUNK_BYTES:
+        self._backlog_bytes += len(data)
+        if self._backlog and len(self._backlog[-1]) < CHUNK_BYTES:
             self._backlog[-1] += data
         else:
             self._backlog.append(bytearray(data))
@@ -192,14 +184,11 @@ class StreamSink:
             except OSError as error:
                 self._failed(error, self._backlog_bytes)
                 return
-            if self._coalesce:
-                self._backlog_bytes -= taken
-                if taken < len(chunk):
-                    del chunk[:taken]
-                    continue
+            self._backlog_bytes -= taken
+            if taken < len(chunk):
+                del chunk[:taken]
             else:
-                self._backlog_bytes -= len(chunk) + LINE_OVERHEAD_BYTES
-            self._backlog.popleft()
+                self._backlog.popleft()
 
     def _failed(self, error: OSError, lost_bytes: int) -> None:
         self.dropped_bytes += lost_bytes
@@ -249,41 +238,3 @@ class StreamSink:
         if self._watched and self._loop is not None:
             self._loop.remove(self.fd)
         self._armed = self._watched = False
-
-
-class LineSink(StreamSink):
-    """One datagram for each line, behind a prefix."""
-
-    def __init__(self, name: str, connection: socket, prefix: bytes = b"") -> None:
-        """Take the connection over."""
-        connection.setblocking(False)
-        super().__init__(name, connection.fileno(), connection.send, close=connection.close)
-        self._coalesce = False
-        self._prefix = prefix
-        self._line = bytearray()
-
-    def write(self, data: bytes) -> None:
-        """Send the lines that ``data`` completes."""
-        self._line += data
-        while True:
-            end = self._line.find(b"\n", 0, MAX_LINE_BYTES + 1)
-            if end >= 0:
-                self._send_line(end)
-                del self._line[: end + 1]
-            elif len(self._line) > MAX_LINE_BYTES:
-                self._send_line(MAX_LINE_BYTES)
-                del self._line[:MAX_LINE_BYTES]
-            else:
-                return
-
-    def drain(self, seconds: float) -> None:
-        """See ``Sink``; an unfinished line goes too."""
-        if self._line:
-            self._send_line(len(self._line))
-            self._line.clear()
-        super().drain(seconds)
-
-    def _send_line(self, end: int) -> None:
-        line = bytes(self._line[:end]).removesuffix(b"\r")
-        if line or not self._prefix:
-            super().write(self._prefix + line)

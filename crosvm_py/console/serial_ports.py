@@ -15,7 +15,7 @@ import time
 from crosvm_py.console.ends import open_ends
 from crosvm_py.console.input import TerminalInput
 from crosvm_py.console.output import NullSink
-from crosvm_py.console.targets import sink_to, stream_to
+from crosvm_py.console.targets import sink_through_relay, sink_to, stream_to
 from devices.debugcon import DEBUGCON_LENGTH, DebugConsole
 from devices.irq_line import SharedIrqLine
 from devices.serial import UART_LENGTH, Uart
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from crosvm_py.config import SerialSpec
+    from crosvm_py.console.ends import Ends
     from crosvm_py.console.input import ConsoleInput, TimerLoop
     from crosvm_py.console.output import Sink
     from crosvm_py.console.terminal import Terminal
     from crosvm_py.console.virtio_console import VirtioConsole
+    from crosvm_py.relay.outlet import Outlet
     from devices.bus import Bus, IrqLine
 
 log = logging.get_logger("crosvm.serial")
@@ -64,12 +66,14 @@ class SerialPorts:
         ports: Sequence[_Port],
         terminal: Terminal | None,
         virtio: VirtioConsole | None = None,
+        outlets: Sequence[Outlet] = (),
     ) -> None:
         self.uarts: dict[int, Uart] = {}
         self.virtio = virtio
         # The process that outlives a killed vmm calls terminal.restore().
         self.terminal = terminal
         self._ports = tuple(ports)
+        self._outlets = tuple(outlets)
         self._help_sink: Sink = NullSink()
         self._undo_signals: Callable[[], None] | None = None
 
@@ -85,6 +89,11 @@ class SerialPorts:
         if self.virtio is not None:
             parameters += self.virtio.kernel_parameters
         return tuple(parameters)
+
+    def take_outlets(self) -> tuple[Outlet, ...]:
+        """Return what the relay needs for ports of datagram sockets; it becomes the caller's."""
+        outlets, self._outlets = self._outlets, ()
+        return outlets
 
     def attach(
         self,
@@ -130,6 +139,8 @@ class SerialPorts:
         if self.terminal is not None:
             self.terminal.leave()
         ports, self._ports = self._ports, ()
+        for outlet in self.take_outlets():
+            outlet.close()
         deadline = time.monotonic() + DRAIN_SECONDS
         for port in ports:
             port.sink.drain(max(0.0, deadline - time.monotonic()))
@@ -180,6 +191,7 @@ def open_serial_ports(specs: Sequence[SerialSpec]) -> SerialPorts:
     """
     _check(specs)
     ports: list[_Port] = []
+    outlets: list[Outlet] = []
     terminal: Terminal | None = None
     virtio: VirtioConsole | None = None
     try:
@@ -187,7 +199,7 @@ def open_serial_ports(specs: Sequence[SerialSpec]) -> SerialPorts:
             if spec.hardware == VIRTIO_CONSOLE:
                 continue
             ends = open_ends(spec)
-            sink = NullSink() if ends.target is None else sink_to(ends.target)
+            sink = _sink(ends, outlets)
             ports.append(_Port(spec, sink, ends.input, ends.pty_fd))
             terminal = terminal or ends.terminal
         if any(spec.hardware == VIRTIO_CONSOLE for spec in specs):
@@ -196,9 +208,24 @@ def open_serial_ports(specs: Sequence[SerialSpec]) -> SerialPorts:
             virtio = open_virtio_console(specs)
             terminal = terminal or virtio.terminal
     except BaseException:
-        SerialPorts(ports, None).close()
+        SerialPorts(ports, None, outlets=outlets).close()
         raise
-    return SerialPorts([*ports, *_unused(specs)], terminal, virtio)
+    return SerialPorts([*ports, *_unused(specs)], terminal, virtio, outlets)
+
+
+def _sink(ends: Ends, outlets: list[Outlet]) -> Sink:
+    """Make the sink of a port; where it needs the relay, ``outlets`` gets one more."""
+    if ends.target is None:
+        return NullSink()
+    if ends.target.kind != "lines":
+        return sink_to(ends.target)
+    try:
+        sink, outlet = sink_through_relay(ends.target)
+    except BaseException:
+        ends.close()
+        raise
+    outlets.append(outlet)
+    return sink
 
 
 def _unused(specs: Sequence[SerialSpec]) -> list[_Port]:

@@ -15,7 +15,8 @@ import os
 import stat
 import time
 
-from crosvm_py.console.output import LineSink, StreamSink
+from crosvm_py.console.output import StreamSink
+from crosvm_py.relay.outlet import Outlet, open_outlet
 from sys_util.errors import raise_host_error
 from sys_util.nonblocking import PIPE_BUF, reopen, write_polled
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 # crosvm waits for ever for the socket's owner; a mistyped path should rather be reported.
 CONNECT_SECONDS: Final = 2.0
 CONNECT_STEP_SECONDS: Final = 0.01
+
+# The longest line of a datagram, as crosvm's; longer ones are cut.
+MAX_LINE_BYTES: Final = 1024
 
 _CONSOLE_PRIORITY: Final = 1 << 3 | 6  # syslog(3): LOG_USER, LOG_INFO
 
@@ -51,14 +55,12 @@ class Target(NamedTuple):
 
 
 def sink_to(target: Target) -> StreamSink:
-    """Make the sink that writes to ``target``; it owns the descriptor from now on."""
+    """Make the sink that writes to ``target``, not of lines; it owns the descriptor from now on."""
     name, fd = target.name, target.fd
-    if target.kind in ("socket", "lines"):
+    if target.kind == "socket":
         import socket
 
         connection = socket.socket(fileno=fd)
-        if target.kind == "lines":
-            return LineSink(name, connection, target.prefix)
         return StreamSink(
             name,
             fd,
@@ -67,6 +69,16 @@ def sink_to(target: Target) -> StreamSink:
         )
     send = write_polled(fd, target.write_limit) if target.kind == "polled" else _write_to(fd)
     return StreamSink(name, fd, send, keeps_on=target.keeps_on)
+
+
+def sink_through_relay(target: Target) -> tuple[StreamSink, Outlet]:
+    """Make the sink that writes to a target of lines, and what the relay needs for it.
+
+    Raises:
+        HostError: the host has no pipe for us; the target stays the caller's.
+    """
+    fd, outlet = open_outlet(target.fd, MAX_LINE_BYTES, target.prefix)
+    return StreamSink(target.name, fd, _write_to(fd)), outlet
 
 
 def open_stream(fd: int, name: str) -> Target:

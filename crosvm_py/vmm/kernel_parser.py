@@ -16,6 +16,7 @@ import time
 from contextlib import ExitStack
 
 from crosvm_py.kernel_parser import protocol
+from crosvm_py.leaving import end_fault_handler
 from jail.plan import MAX_PARSER_SECONDS, parser_jail
 from kernel_loader.image import MAX_UNPACKED_BYTES, KernelImage, ParsedKernel
 from kernel_loader.source import FileSource
@@ -201,6 +202,7 @@ def _be_parser(
 ) -> NoReturn:
     status = _EXIT_BUG
     try:
+        end_fault_handler()
         from crosvm_py.kernel_parser.process import run_parser
 
         run_parser(sock_fd, source, unpacked_fd, _jail(sock_fd, source, unpacked_fd, policy))

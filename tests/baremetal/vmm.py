@@ -164,8 +164,14 @@ class Vmm:
         self._pidfds += [os.pidfd_open(pid) for pid in found.all()[1:]]
         return found
 
+    def hold(self, name: str) -> list[int]:
+        """Find the vmm's children of this name, and keep hold of them, too."""
+        found = [pid for pid in children(self.process.pid) if name_of(pid) == name]
+        self._pidfds += map(os.pidfd_open, found)
+        return found
+
     def nothing_is_left(self) -> bool:
-        """Wait until every process that ``processes`` found has ended."""
+        """Wait until every process that ``processes`` or ``hold`` found has ended."""
         return all(has_ended(pidfd) for pidfd in self._pidfds)
 
     def wait(self) -> int:

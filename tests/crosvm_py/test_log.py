@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from crosvm_py.log import configure
+from crosvm_py.log import Syslog, configure
+from crosvm_py.vmm.relay import RelayProcess, start_relay
 from sys_util import log
+from tests.support.sockets import arrived, datagram_sockets
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +68,72 @@ def test_syslog_that_went_away_is_no_error(daemon: socket.socket) -> None:
     daemon.close()
     syslog.write(log.ERROR, "disk", "text")
     syslog.close()
+
+
+def relayed(daemon: socket.socket) -> tuple[Syslog, RelayProcess]:
+    """Configure syslog as a run does, and start the relay."""
+    syslog = configure("crosvm", daemon.getsockname())
+    assert syslog is not None
+    relay = start_relay([syslog.hand_over()], sandbox=True)
+    assert relay is not None
+    return syslog, relay
+
+
+def test_lines_of_a_running_vm_go_through_the_relay(daemon: socket.socket) -> None:
+    syslog, relay = relayed(daemon)
+    log.get_logger("disk").error("sector %d\n", 7)
+    syslog.close()
+    relay.end()
+    pattern = rf"<11>.* crosvm\[{os.getpid()}\]: \[disk\] sector 7\\n"
+    assert re.fullmatch(pattern, daemon.recv(9999).decode())
+
+
+def test_lines_that_the_daemon_does_not_read_are_counted(daemon: socket.socket) -> None:
+    daemon.setblocking(False)
+    syslog, relay = relayed(daemon)
+    sent = 2000
+    for number in range(sent):
+        syslog.write(log.INFO, "disk", f"{number} {'x' * 1000}")
+    found: list[bytes] = []
+    while not any(b"missing here" in line for line in found):
+        found += arrived(daemon)
+        syslog.write(log.INFO, "disk", "more")
+        sent += 1
+    counts = [re.search(rb"\] (\d+) lines? (?:is|are) missing here", line) for line in found]
+    lost = sum(int(match[1]) for match in counts if match)
+    assert 0 < lost < sent
+    syslog.close()
+    relay.end()
+
+
+def test_nothing_of_the_log_daemon_stays_with_the_vmm(daemon: socket.socket) -> None:
+    syslog, relay = relayed(daemon)
+    mode = os.fstat(syslog.pipe_fd).st_mode
+    assert stat.S_ISFIFO(mode)
+    assert datagram_sockets(os.getpid()) == 1  # the daemon's own
+    syslog.close()
+    relay.end()
+
+
+def test_relay_that_was_killed_is_told(daemon: socket.socket, lines: list[str]) -> None:
+    syslog, relay = relayed(daemon)
+    os.kill(relay.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, relay.pid, os.WEXITED | os.WNOWAIT)
+    syslog.write(log.ERROR, "disk", "text")
+    syslog.close()
+    log.set_sink(lambda _level, _module, text: lines.append(text))
+    relay.end()
+    assert lines == [f"the relay of lines (pid {relay.pid}): killed by signal 9"]
+
+
+def test_receiver_that_never_reads_does_not_hold_the_end_up(
+    daemon: socket.socket, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    monkeypatch.setattr("crosvm_py.relay.process.LAST_SECONDS", 0.01)
+    syslog, relay = relayed(daemon)
+    for _ in range(200):
+        syslog.write(log.INFO, "disk", "x" * 1000)
+    syslog.close()
+    log.set_sink(lambda _level, _module, text: lines.append(text))
+    relay.end()
+    assert lines == []

@@ -110,12 +110,13 @@ def test_every_policy_is_told_with_its_users_and_calls() -> None:
     made = plan("-d", "disk", "-d", "initrd", "--no-rng")
     assert {policy.name: policy.used_by for policy in made.policies} == {
         "kernel_parser": ("reader of the kernel, before the guest",),
+        "line_relay": ("relay to syslog and datagram sockets",),
         "block_device": ("block:0", "block:1"),
         "vmm": ("vmm",),
         "vcpu": ("each vCPU thread of the vmm",),
         "warden": ("warden",),
     }
-    assert made.policies[1].allows == count(load_policy("block_device"))
+    assert made.policies[2].allows == count(load_policy("block_device"))
 
 
 @pytest.mark.usefixtures("folder")

@@ -21,7 +21,7 @@ DEVICES: Final = (
     *("balloon_device", "block_device", "console_device", "net_device", "rng_device"),
     *("vhost_net_device", "vhost_vsock_device", "vsock_device"),
 )
-POLICIES: Final = (*DEVICES, "kernel_parser", "vcpu", "vmm", "vsock_broker")
+POLICIES: Final = (*DEVICES, "kernel_parser", "line_relay", "vcpu", "vmm", "vsock_broker")
 WARDENS: Final = ("warden", "warden_vsock")  # test_doors.py
 MOST_CALLS: Final = {
     "balloon_device": 16,
@@ -32,6 +32,7 @@ MOST_CALLS: Final = {
     "vhost_net_device": 20,
     "vhost_vsock_device": 24,
     "kernel_parser": 10,
+    "line_relay": 12,
     "vcpu": 28,
     "vmm": 48,
     "vsock_broker": 18,

@@ -119,6 +119,21 @@ ALLOWED: Final[dict[str, Calls]] = {
         _WARDEN_ALLOWED.x86_64,
         _WARDEN_ALLOWED.aarch64,
     ),
+    "line_relay": Calls(
+        (
+            "epoll_ctl(3, EPOLL_CTL_MOD, 4, 0x1000)",
+            "read(4, 0x1000, 4096)",
+            "sendto(5, 0x1000, 200, MSG_DONTWAIT|MSG_NOSIGNAL, 0, 0)",
+            "close(4)",
+            "clock_gettime(CLOCK_MONOTONIC, 0x1000)",
+            "brk(0)",
+            "mmap(0, 0x100000, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
+            "munmap(0x1000, 0x1000)",
+            "exit_group(0)",
+        ),
+        x86_64=("epoll_wait(3, 0x1000, 64, -1)",),
+        aarch64=("epoll_pwait(3, 0x1000, 64, -1, 0, 8)",),
+    ),
     "kernel_parser": Calls(
         (
             "preadv(3, 0x1000, 1, 0, 0)",
@@ -241,6 +256,31 @@ DENIED: Final[dict[str, Calls]] = {
         (*_WARDEN_DENIED, "socket(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)")
     ),
     "warden_vsock": Calls((*_WARDEN_DENIED, "socket(AF_UNIX, SOCK_STREAM, 0)")),
+    "line_relay": Calls(
+        (
+            "read(4, 0x1000, 8)",
+            "write(4, 0x1000, 8)",
+            "sendto(5, 0x1000, 200, MSG_DONTWAIT|MSG_NOSIGNAL, 0x1000, 16)",
+            "sendto(5, 0x1000, 200, MSG_OOB, 0, 0)",
+            "sendto(5, 0x1000, 200, 0, 0, 0)",
+            "sendmsg(5, 0x1000, MSG_DONTWAIT|MSG_NOSIGNAL)",
+            "sendmmsg(5, 0x1000, 8, 0)",
+            "recvmsg(5, 0x1000, 0)",
+            "connect(5, 0x1000, 16)",
+            "socket(AF_UNIX, SOCK_DGRAM, 0)",
+            "setsockopt(5, SOL_SOCKET, SO_SNDBUF, 0x1000, 4)",
+            "mmap(0, 0x1000, PROT_READ|PROT_EXEC, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
+            "mmap(0, 0x1000, PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS, -1, 0)",
+            "fcntl(4, F_SETFL)",
+            "kill(1, SIGKILL)",
+            "tgkill(1, 1, SIGABRT)",
+            "rt_sigaction(SIGINT, 0x1000, 0, 8)",
+            "prlimit64(0, 7, 0x1000, 0)",
+            "clock_nanosleep(CLOCK_MONOTONIC, 0, 0x1000, 0)",
+            "ioctl(5, FIONBIO, 0x1000)",
+        ),
+        aarch64=("epoll_pwait(3, 0x1000, 64, -1, 0x1000, 8)",),
+    ),
     "kernel_parser": Calls(
         (
             "preadv2(3, 0x1000, 1, 0, 0, 1)",

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import socket
+import contextlib
+import os
+import socket
 
 
 def arrived(sock: socket.socket) -> list[bytes]:
@@ -17,3 +16,15 @@ def arrived(sock: socket.socket) -> list[bytes]:
             found.append(sock.recv(1 << 17))
     except BlockingIOError:
         return found
+
+
+def datagram_sockets(pid: int) -> int:
+    """Return how many descriptors of a process are UNIX datagram sockets (proc(5), net/unix)."""
+    with open(f"/proc/{pid}/net/unix", encoding="ascii", errors="replace") as table:
+        rows = [line.split() for line in table][1:]
+    inodes = {f"socket:[{row[6]}]" for row in rows if int(row[4], 16) == socket.SOCK_DGRAM}
+    found = 0
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the directory
+            found += os.readlink(f"/proc/{pid}/fd/{fd}") in inodes
+    return found

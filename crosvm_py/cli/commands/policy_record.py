@@ -124,8 +124,8 @@ def _run(config: RunConfig, settings: GlobalSettings, recorded: Recorded) -> int
     from crosvm_py.exit_status import exit_status
     from crosvm_py.run import run_vm
 
-    log.configure(settings.syslog_tag if settings.syslog else None)
-    return exit_status(run_vm(config, recorded), extended=config.extended_status)
+    syslog = log.configure(settings.syslog_tag if settings.syslog else None)
+    return exit_status(run_vm(config, syslog, recorded), extended=config.extended_status)
 
 
 def _make(directory: str) -> None:

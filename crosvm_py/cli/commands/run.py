@@ -30,8 +30,8 @@ def _run(arguments: Arguments, settings: GlobalSettings) -> int:
     from crosvm_py.exit_status import exit_status
     from crosvm_py.run import run_vm
 
-    log.configure(settings.syslog_tag if settings.syslog else None)
-    return exit_status(run_vm(config), extended=config.extended_status)
+    syslog = log.configure(settings.syslog_tag if settings.syslog else None)
+    return exit_status(run_vm(config, syslog), extended=config.extended_status)
 
 
 def _print_plan(config: RunConfig, *, as_json: bool) -> int:

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.console.output import BACKLOG_BYTES, MAX_LINE_BYTES, LineSink, StreamSink
-from crosvm_py.console.targets import open_file, open_syslog, open_unix, sink_to, stream_to
+from crosvm_py.console.targets import (
+    MAX_LINE_BYTES,
+    open_file,
+    open_syslog,
+    open_unix,
+    sink_through_relay,
+    sink_to,
+    stream_to,
+)
+from crosvm_py.vmm.relay import start_relay
 from sys_util.errors import HostError
 from tests.support.sockets import arrived
 
@@ -19,6 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from crosvm_py.console.output import StreamSink
+    from crosvm_py.console.targets import Target
+    from crosvm_py.vmm.relay import RelayProcess
     from sys_util.event_loop import EventLoop
 
 
@@ -104,6 +115,14 @@ def receiver(tmp_path: Path) -> Iterator[socket.socket]:
         yield receiver
 
 
+def relayed(target: Target) -> tuple[StreamSink, RelayProcess]:
+    """Make the sink of a port that is for lines, and start the relay behind it."""
+    sink, outlet = sink_through_relay(target)
+    relay = start_relay([outlet], sandbox=True)
+    assert relay is not None
+    return sink, relay
+
+
 @pytest.mark.parametrize(
     ("pieces", "lines"),
     [
@@ -122,11 +141,11 @@ def receiver(tmp_path: Path) -> Iterator[socket.socket]:
 def test_unix_sends_a_datagram_for_each_line(
     tmp_path: Path, receiver: socket.socket, pieces: list[bytes], lines: list[bytes]
 ) -> None:
-    sink = sink_to(open_unix(str(tmp_path / "log")))
+    sink, relay = relayed(open_unix(str(tmp_path / "log")))
     for piece in pieces:
         sink.write(piece)
-    sink.drain(0.0)
     sink.close()
+    relay.end()
     assert arrived(receiver) == lines
 
 
@@ -138,9 +157,10 @@ def test_unix_connects_to_a_path_longer_than_an_address(tmp_path: Path) -> None:
         receiver.bind(f"/proc/self/fd/{here}/{'d' * 60}")
         os.close(here)
         os.rename(tmp_path / ("d" * 60), directory / "log")
-        sink = sink_to(open_unix(str(directory / "log")))
+        sink, relay = relayed(open_unix(str(directory / "log")))
         sink.write(b"long\n")
         sink.close()
+        relay.end()
         assert receiver.recv(16) == b"long"
 
 
@@ -152,42 +172,40 @@ def test_unix_without_a_receiver_names_the_path(tmp_path: Path) -> None:
 def test_slow_receiver_of_datagrams_gets_all_lines(
     tmp_path: Path, receiver: socket.socket, loop: EventLoop
 ) -> None:
-    sink = sink_to(open_unix(str(tmp_path / "log")))
+    sink, relay = relayed(open_unix(str(tmp_path / "log")))
     sink.attach(loop, threading.RLock())
-    for number in range(1000):
-        sink.write(b"%d\n" % number)
-    lines: list[bytes] = []
-    while len(lines) < 1000:
-        lines += arrived(receiver)
+    lines = [b"%d%s" % (number, b"." * 100) for number in range(1000)]  # more than fits a pipe
+    for line in lines:
+        sink.write(line + b"\n")
+    found: list[bytes] = []
+    while len(found) < len(lines):
+        found += arrived(receiver)
         loop.run_once(0)
-    assert lines == [b"%d" % number for number in range(1000)]
+    assert found == lines
     sink.close()
+    relay.end()
 
 
-def test_stopped_receiver_of_empty_lines_does_not_grow_the_backlog(
-    tmp_path: Path, receiver: socket.socket
+def test_receiver_that_went_away_turns_the_sink_into_nothing(
+    tmp_path: Path, receiver: socket.socket, lines: list[str]
 ) -> None:
-    sink = sink_to(open_unix(str(tmp_path / "log")))
-    for _ in range(10_000):
-        sink.write(b"\n")
-    assert len(sink._backlog) < BACKLOG_BYTES // 64
+    sink, relay = relayed(open_unix(str(tmp_path / "log")))
+    receiver.close()
+    sink.write(b"line\n")
+    relay.end()
+    sink.write(b"line\n")
+    assert lines == [f"{sink.name}: Broken pipe; output goes nowhere from here on"]
     sink.close()
 
 
 def test_syslog_lines_carry_priority_and_tag(tmp_path: Path, receiver: socket.socket) -> None:
-    sink = sink_to(open_syslog("crosvm-guest", str(tmp_path / "log")))
+    sink, relay = relayed(open_syslog("crosvm-guest", str(tmp_path / "log")))
     sink.write(b"hello\r\n\n")
     sink.close()
+    relay.end()
     assert arrived(receiver) == [b"<14>crosvm-guest[%d]: hello" % os.getpid()]
 
 
 def test_syslog_without_a_daemon_says_so(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"type=syslog to .*is syslog there"):
         open_syslog("crosvm-guest", str(tmp_path / "nobody"))
-
-
-def test_sinks_are_of_the_expected_kind(tmp_path: Path, receiver: socket.socket) -> None:
-    sink = sink_to(open_unix(str(tmp_path / "log")))
-    assert isinstance(sink, LineSink)
-    assert isinstance(sink, StreamSink)
-    sink.close()

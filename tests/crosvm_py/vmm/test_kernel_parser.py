@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import faulthandler
 import os
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -129,10 +128,6 @@ def test_bomb_is_refused(tmp_path: Path) -> None:
 def act(monkeypatch: pytest.MonkeyPatch, action: Callable[[FileSource, int], object]) -> None:
     """Have the process do this behind its door, instead of reading the file."""
 
-    def imports(_source: FileSource) -> None:
-        faulthandler.disable()  # pytest's, which would want to live on
-
-    monkeypatch.setattr(process, "import_unpacker", imports)
     monkeypatch.setattr(process, "parse_kernel", action)
 
 

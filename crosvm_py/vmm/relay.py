@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The vmm's side of the relay: it sends lines as datagrams, for a vmm without such a socket."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+from crosvm_py.leaving import end_fault_handler
+from jail.plan import relay_jail
+from seccomp import load_policy
+from sys_util import linux
+from sys_util.errors import raise_host_error
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from crosvm_py.relay.outlet import Outlet
+    from seccomp import Policy
+
+log = get_logger("crosvm.relay")
+
+POLICY_NAME: Final = "line_relay"
+
+# How long it may take to end, a little more than it gives its receivers.
+END_SECONDS: Final = 2.0
+
+_EXIT_BUG: Final = 70
+
+
+class RelayProcess:
+    """The vmm's handle on its relay."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        # Taken while the vmm may still make descriptors.
+        self._pidfd = os.pidfd_open(pid)
+
+    def end(self) -> None:
+        """Wait for its end, which follows when nobody writes to its pipes any more."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        if not poll.poll(END_SECONDS * 1000):
+            linux.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        _, wait_status = os.waitpid(self.pid, 0)
+        os.close(self._pidfd)
+        if wait_status:
+            status = os.waitstatus_to_exitcode(wait_status)
+            how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
+            log.error("the relay of lines (pid %d): %s", self.pid, how)
+
+
+def start_relay(outlets: Sequence[Outlet], *, sandbox: bool) -> RelayProcess | None:
+    """Fork the relay, if there is anything to relay; the caller has one thread.
+
+    The outlets become the relay's.
+
+    Raises:
+        HostError: the host does not let us fork.
+        PolicyError: the policy cannot be used.
+    """
+    if not outlets:
+        return None
+    try:
+        policy = load_policy(POLICY_NAME) if sandbox else None
+        pid = os.fork()
+        if pid == 0:
+            _be_relay(outlets, policy)
+        return RelayProcess(pid)
+    except OSError as error:
+        raise_host_error("start", "the relay of lines", error)
+    finally:
+        for outlet in outlets:
+            outlet.close()
+
+
+def _be_relay(outlets: Sequence[Outlet], policy: Policy | None) -> NoReturn:
+    status = _EXIT_BUG
+    try:
+        # A terminal's Ctrl-C is for the vmm, whose last lines have to get through.
+        os.setpgid(0, 0)
+        end_fault_handler()
+        from crosvm_py.relay.process import run_relay
+
+        linux.set_process_name("crosvm-relay")
+
+        def confine(keep_fds: set[int]) -> None:
+            linux.close_all_fds_except(keep_fds)
+            if policy is not None:
+                jail = relay_jail(policy)
+                jail.enter()
+                jail.close_door()
+
+        run_relay(outlets, confine)
+        status = 0
+    finally:
+        os._exit(status)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Nothing gets out of the vmm's helpers: the process that reads a kernel, the relay of lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from crosvm_py.kernel_parser import process as parser_process
+from crosvm_py.relay import process as relay_process
+from crosvm_py.relay.outlet import open_outlet
+from crosvm_py.vmm.kernel_parser import start_kernel_parser
+from crosvm_py.vmm.relay import start_relay
+from sys_util import linux
+from sys_util.errors import VmmError
+from tests.breakout import hands, limits
+from tests.breakout.attempt import Cell
+from tests.breakout.inmate import filters_left_out, outcome
+from tests.breakout.prison import World
+from tests.breakout.table import ATTEMPTS
+from tests.kernel_loader.images import Elf, write
+from tests.support.command_line import config_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from crosvm_py.relay.outlet import Outlet
+    from kernel_loader.source import FileSource
+
+    Outcomes = dict[str, list[object]]
+
+pytestmark = pytest.mark.usefixtures("lines")
+
+# They have no guest memory, and their share of the host is another one than a device's.
+TRIED: Final = [
+    attempt
+    for attempt in ATTEMPTS
+    if attempt.is_for("rng")
+    and not attempt.alone
+    and attempt.group not in (limits.MEMORY, limits.SHARE)
+]
+WALLED: Final = ("files", "network", "processes", "programs")
+# What only looks at names and numbers, and two calls whose success says nothing: kill(2) of
+# everybody where there is nobody whom it may signal, and who shall get signals of a socket, which
+# are sent with the rights of whoever asked.
+LOOKS: Final = (
+    *("take a file handle", "stat", "test access", "read a link", "read an attribute"),
+    *("ask for the", "move to another processor", "signal everybody", "have the kernel signal"),
+)
+SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+
+class Outside:
+    """What is around the helper, and which it must not reach."""
+
+    def __init__(self, folder: Path, bystander: int) -> None:
+        self._world = World(folder, sweep_step=3)
+        someone = SimpleNamespace(pid=bystander)
+        about = SimpleNamespace(rig=SimpleNamespace(warden=someone), sibling=someone)
+        self._fields = self._world.fields(about, "rng")  # type: ignore[arg-type]  # all it needs
+
+    def try_all(self, channel: int, files: Sequence[int]) -> bytes:
+        """Make every attempt, in the helper; return what became of each."""
+        cell = Cell(
+            kind="rng",
+            channel=channel,
+            memory=files[-1],
+            guest_at=0,
+            files=tuple(files),
+            fds=(*files, channel),
+            **self._fields,  # type: ignore[arg-type]  # of a world's
+        )
+        return json.dumps({one.name: outcome(one, cell) for one in TRIED}).encode()
+
+    def close(self) -> None:
+        self._world.close()
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Outside]:
+    with bystander() as pid, closing(Outside(tmp_path, pid)) as outside:
+        yield outside
+
+
+@contextmanager
+def bystander() -> Iterator[int]:
+    """A process of the same user, which must live on."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process.pid
+        assert process.poll() is None
+        process.kill()
+
+
+def from_the_parser(folder: Path, monkeypatch: pytest.MonkeyPatch, outside: Outside) -> Outcomes:
+    """Have code in the process that reads a kernel make every attempt."""
+    sockets: list[int] = []
+
+    def arm(fd: int, _head: bytes) -> None:
+        hands.arm()
+        sockets.append(fd)
+
+    def act(source: FileSource, unpacked_fd: int) -> None:
+        found = outside.try_all(sockets[0], (source.fd, unpacked_fd))
+        os.pwrite(unpacked_fd, found, 0)
+        os._exit(0)
+
+    monkeypatch.setattr(linux, "report_denied_calls", arm)
+    monkeypatch.setattr(parser_process, "parse_kernel", act)
+    with closing(start_kernel_parser(config_of(write(folder, Elf().build())))) as parser:
+        results = os.dup(parser._unpacked_fd)
+        os.waitid(os.P_PID, parser._pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(VmmError):  # for what it says, or for saying nothing
+            parser.image()
+    with open(results, "rb") as file:
+        file.seek(0)
+        return _read(file.read())
+
+
+def from_the_relay(_folder: Path, monkeypatch: pytest.MonkeyPatch, outside: Outside) -> Outcomes:
+    """Have code in the relay make every attempt."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    aside, results = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def act(outlets: Sequence[Outlet], confine: Callable[[set[int]], None]) -> None:
+        (outlet,) = outlets
+        with socket.socket(fileno=outlet.socket_fd):
+            hands.arm()
+            confine({outlet.pipe_fd, outlet.socket_fd, results.fileno()})
+            found = outside.try_all(outlet.socket_fd, (outlet.pipe_fd,))
+            while found:
+                found = found[results.send(found, SEND) :]
+            os._exit(0)
+
+    monkeypatch.setattr(relay_process, "run_relay", act)
+    for sock in (aside, results):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    write_fd, outlet = open_outlet(theirs.detach(), 1024)
+    relay = start_relay([outlet], sandbox=True)
+    assert relay is not None
+    with ours, aside:
+        results.close()
+        found = b"".join(iter(lambda: aside.recv(1 << 16), b""))
+        relay.end()
+    os.close(write_fd)
+    return _read(found)
+
+
+def _read(data: bytes) -> Outcomes:
+    found: Outcomes = json.loads(data)
+    assert len(found) > 150
+    return found
+
+
+@pytest.mark.parametrize("attempts_of", [from_the_parser, from_the_relay])
+def test_every_attempt_is_stopped(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    outside: Outside,
+    attempts_of: Callable[[Path, pytest.MonkeyPatch, Outside], Outcomes],
+) -> None:
+    found = attempts_of(tmp_path, monkeypatch, outside)
+    assert {name for name, became in found.items() if became == ["out"]} == set()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user stays who he is")
+def test_jail_of_the_parser_stops_what_reaches_others_where_its_filter_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outside: Outside
+) -> None:
+    """Namespaces, of which it has none of its own, are for the filter alone."""
+    with filters_left_out():
+        found = from_the_parser(tmp_path, monkeypatch, outside)
+    walled = [one for one in TRIED if one.group in WALLED and one.has_jail("rng")]
+    out = {one.name for one in walled if found[one.name] == ["out"]}
+    assert {name for name in out if not name.startswith(LOOKS)} == set()
