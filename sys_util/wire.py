@@ -123,11 +123,16 @@ def encode(message: Message) -> bytes:
     A file name need not be UTF-8, and then neither is the text of an error that names it: what
     cannot be encoded crosses as escapes.
     """
-    values = [message.TYPE, *fields_of(message).values()]
+    values = _as_array(message)
     try:
-        return msgpack.packb(values)
+        return msgpack.packb(values, default=_as_array)
     except UnicodeEncodeError:
-        return msgpack.packb(values, unicode_errors="backslashreplace")
+        return msgpack.packb(values, default=_as_array, unicode_errors="backslashreplace")
+
+
+def _as_array(message: Message) -> list[object]:
+    """Return a message as it crosses, by itself or in a field of another one."""
+    return [message.TYPE, *fields_of(message).values()]
 
 
 class Codec:
@@ -144,7 +149,14 @@ class Codec:
         """
         if len(payload) > MAX_MESSAGE_BYTES:
             raise ProtocolError(f"message of {len(payload):#x} bytes")
-        fields = unpack(payload)
+        return self.build(unpack(payload))
+
+    def build(self, fields: object) -> Message:
+        """Build the message that an array holds.
+
+        Raises:
+            ProtocolError: it holds none that this side accepts.
+        """
         if type(fields) is not list or not fields or type(fields[0]) is not int:
             raise ProtocolError("message is not an array that begins with its type")
         kind = self._types.get(fields[0])
@@ -153,6 +165,15 @@ class Codec:
         if len(fields) - 1 != len(kind.FIELDS):
             raise ProtocolError(f"{kind.__name__} with {len(fields) - 1} fields")
         return judged(kind.__name__, _build, kind, fields[1:])
+
+
+def nested(codec: Codec) -> Check:
+    """Accept a message that ``codec`` accepts, as an array inside another message."""
+
+    def check(value: object) -> object:
+        return codec.build(value)
+
+    return check
 
 
 def _build(kind: type[Message], values: Sequence[object]) -> Message:

@@ -14,6 +14,7 @@ from functools import partial
 
 from crosvm_py.console.ends import open_ends
 from crosvm_py.console.input import TerminalInput
+from devices.virtio.commands import Drain, Refused, SetWindow, Waiting
 from devices.virtio.console.backlog import backlogs_bytes
 from devices.virtio.console.device import ConsoleSpec, PortSpec
 from sys_util.errors import raise_host_error
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
     from crosvm_py.console.ends import Ends
     from crosvm_py.console.input import TimerLoop
     from crosvm_py.console.terminal import Terminal
+    from devices.virtio.commands import Command
+    from sys_util.wire import Message
 
-    CommandResult = Callable[[bool, dict[str, object]], None]
-    Command = Callable[[str, dict[str, object], CommandResult], None]
+    Send = Callable[[Command, Callable[[Message], None]], None]
 
 log = get_logger("crosvm.serial")
 
@@ -168,7 +170,7 @@ class VirtioConsole:
     def __init__(self, ports: Sequence[tuple[SerialSpec, Ends]]) -> None:
         self._ports = [_OpenPort(spec, ends) for spec, ends in ports]
         self._specs = [port.hand_over() for port in self._ports]
-        self._command: Command | None = None
+        self._command: Send | None = None
         self._is_writing: Callable[[], bool] = lambda: False
         self._loop: TimerLoop | None = None
         self._undo_signal: Callable[[], None] = _nothing
@@ -205,7 +207,7 @@ class VirtioConsole:
                 port.pipe.start(loop)
                 port.keys.start(port.pipe, loop, lock)
 
-    def connect(self, command: Command, is_writing: Callable[[], bool] = lambda: False) -> None:
+    def connect(self, command: Send, is_writing: Callable[[], bool] = lambda: False) -> None:
         """Reach the device process by ``command`` from now on; main thread only.
 
         It is told how large its terminals are, whenever that changes. ``is_writing`` says whether
@@ -231,18 +233,18 @@ class VirtioConsole:
 
         The guest stands still. ``turn`` is one round of the event loop.
         """
-        answers: list[object] = []
+        waiting: list[int] = []
 
-        def take(done: bool, answer: dict[str, object]) -> None:
-            answers.append(answer.get("bytes") if done else 0)
+        def take(answer: Message) -> None:
+            waiting.append(answer.size_bytes if isinstance(answer, Waiting) else 0)
 
         deadline = time.monotonic() + DRAIN_SECONDS
         while self._command is not None and time.monotonic() < deadline:
-            answers.clear()
-            self._command("drain", {}, take)
-            while not answers and time.monotonic() < deadline:
+            waiting.clear()
+            self._command(Drain(), take)
+            while not waiting and time.monotonic() < deadline:
                 turn(DRAIN_STEP_SECONDS)
-            if not (self._is_writing() or (answers and answers[0])):
+            if not (self._is_writing() or any(waiting)):
                 return
             turn(DRAIN_STEP_SECONDS)
 
@@ -255,17 +257,12 @@ class VirtioConsole:
             if size != port.size and self._command is not None:
                 port.size = size
                 told = partial(self._on_told, port)
-                arguments: dict[str, object] = {
-                    "port": number,
-                    "columns": size[0],
-                    "rows": size[1],
-                }
-                self._command("resize", arguments, told)
+                self._command(SetWindow(number, *size), told)
 
-    def _on_told(self, port: _OpenPort, done: bool, answer: dict[str, object]) -> None:
-        if done or self._loop is None:
+    def _on_told(self, port: _OpenPort, answer: Message) -> None:
+        if not isinstance(answer, Refused) or self._loop is None:
             return
-        log.debug("the console does not take its size: %s", answer.get("error"))
+        log.debug("the console does not take its size: %s", answer.reason)
         port.size = _UNTOLD
         self._loop.call_later(_RETRY_SECONDS, self.check_sizes)
 

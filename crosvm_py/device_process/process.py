@@ -14,6 +14,7 @@ from crosvm_py.device_process import protocol
 from crosvm_py.device_process.configuration import Configuration
 from crosvm_py.kinds.table import build_device
 from devices.virtio.backend import QueuePosition
+from devices.virtio.commands import MAX_REASON_CHARS, Refused
 from devices.virtio.counters import Counters
 from devices.virtio.device import CommandError
 from devices.virtio.loop_context import LoopContext
@@ -33,7 +34,6 @@ from sys_util.errors import (
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
 from sys_util.shared_page import SharedPage
-from sys_util.stranger import unpack_fields
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class _DeviceProcess:
         if received is None:
             return
         message, fds = received
-        if isinstance(message, protocol.Command):
+        if isinstance(message, protocol.Order):
             self._say(self._answer(message))
             return
         if isinstance(message, protocol.ConfigTaken):
@@ -168,16 +168,12 @@ class _DeviceProcess:
             else:
                 return
 
-    def _answer(self, command: protocol.Command) -> protocol.Answer:
+    def _answer(self, order: protocol.Order) -> protocol.Answer:
         try:
-            arguments = unpack_fields(command.arguments)
-            result = protocol.pack_fields(self._device.command(command.verb, arguments))
-            if len(result) > protocol.MAX_RESULT_BYTES:
-                raise CommandError(f"{command.verb}: the answer is too long")
+            answer = self._device.command(order.command)
         except CommandError as error:
-            reason = protocol.pack_fields({"error": str(error)[:512]})
-            return protocol.Answer(command.request_id, False, reason)
-        return protocol.Answer(command.request_id, True, result)
+            answer = Refused(str(error)[:MAX_REASON_CHARS])
+        return protocol.Answer(order.request_id, answer)
 
     def _describe(self, request_id: int) -> protocol.Description:
         seconds = self._loop.next_timer_seconds

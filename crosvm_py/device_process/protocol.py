@@ -7,9 +7,8 @@ deadline. The descriptors of ``Activate`` and ``EnableQueue`` are two for each q
 
 from __future__ import annotations
 
-import msgpack
-
 from devices.virtio.backend import QueueActivation, QueuePosition, RingPosition
+from devices.virtio.commands import ANSWERS, COMMANDS
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 from sys_util.wire import (
@@ -20,6 +19,7 @@ from sys_util.wire import (
     blob,
     boolean,
     integer,
+    nested,
     optional,
     record,
     sequence,
@@ -27,15 +27,14 @@ from sys_util.wire import (
 )
 
 if TYPE_CHECKING:
-    from sys_util.wire import Check
+    from devices.virtio.commands import Command
+    from sys_util.wire import Check, Message
 
 MAX_QUEUES: Final = 64
 MAX_CONFIG_BYTES: Final = 4096
 MAX_CONFIG_WRITES: Final = 256  # in one message
 MAX_HOLDS: Final = 4
 MAX_TIMER_MS: Final = 1 << 40
-MAX_ARGUMENTS_BYTES: Final = 4096
-MAX_RESULT_BYTES: Final = 16 * 1024
 
 # With what a device process exits: for a bug of ours, and where the host failed it.
 EXIT_BUG: Final = 70
@@ -50,11 +49,6 @@ _ID: Final = U32
 def without_fds(queue: QueueActivation) -> QueueActivation:
     """Return ``queue`` as it crosses in a message."""
     return queue._replace(kick_fd=-1, call_fd=-1)
-
-
-def pack_fields(fields: dict[str, object]) -> bytes:
-    """Return the arguments or the result of a command as they cross in a message."""
-    return msgpack.packb(fields)
 
 
 @fact
@@ -136,14 +130,13 @@ class Resume:
 
 
 @fact
-class Command:
+class Order:
     """Do what the user asks for; ``Answer`` follows, not ``Done``."""
 
     TYPE: ClassVar[int] = 8
-    FIELDS: ClassVar[tuple[Check, ...]] = (_ID, text(32), blob(MAX_ARGUMENTS_BYTES))
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID, nested(COMMANDS))
     request_id: int
-    verb: str
-    arguments: bytes
+    command: Command
 
 
 @fact
@@ -255,13 +248,12 @@ class Crashed:
 
 @fact
 class Answer:
-    """What came of a ``Command``: its result, or ``{"error": reason}``."""
+    """What came of an ``Order``: the answer of its command, or ``Refused``."""
 
     TYPE: ClassVar[int] = 39
-    FIELDS: ClassVar[tuple[Check, ...]] = (_ID, boolean, blob(MAX_RESULT_BYTES))
+    FIELDS: ClassVar[tuple[Check, ...]] = (_ID, nested(ANSWERS))
     request_id: int
-    ok: bool
-    result: bytes
+    answer: Message
 
 
 _RING: Final = record(RingPosition, *(U16,) * 5, boolean)
@@ -293,7 +285,7 @@ CALL_DENIED_HEAD: Final = bytes([0x92, CallDenied.TYPE])
 
 DEVICE_CODEC: Final = Codec(
     (
-        *(Activate, EnableQueue, ResetQueue, Reset, WriteConfig, Pause, Resume, Command, Ping),
+        *(Activate, EnableQueue, ResetQueue, Reset, WriteConfig, Pause, Resume, Order, Ping),
         *(ConfigTaken, Describe),
     )
 )

@@ -1,48 +1,40 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Carry requests about the balloon to its device, and check what comes back."""
+"""Carry requests about the balloon to its device."""
 
 from __future__ import annotations
 
+from crosvm_py.operations.devices import ask_device
 from crosvm_py.operations.operation import operation
-from crosvm_py.requests.balloon import (
-    PAGE_BYTES,
-    BalloonAdjust,
-    BalloonQuery,
-    BalloonSet,
-    BalloonState,
-)
-from crosvm_py.requests.pending import Pending
-from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
-from sys_util.errors import ConfigError, ProtocolError
-from sys_util.typing import TYPE_CHECKING, Final
-from sys_util.wire import record
+from crosvm_py.requests.balloon import PAGE_BYTES, BalloonAdjust, BalloonQuery, BalloonSet
+from devices.virtio.commands import AdjustTarget, SetTarget, TellState
+from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from crosvm_py.operations.operation import RunningVm
-    from crosvm_py.requests.protocol import Response
-
-_STATE: Final = record(BalloonState, *BalloonState.FIELDS)
+    from crosvm_py.requests.pending import Pending
+    from devices.virtio.commands import Command
 
 
 @operation(BalloonSet)
 def set_balloon(vm: RunningVm, request: BalloonSet) -> Pending:
     """Give the balloon a size."""
-    return ask_balloon(vm, request)
+    return _ask_balloon(vm, SetTarget(request.size_bytes // PAGE_BYTES))
 
 
 @operation(BalloonAdjust)
 def adjust_balloon(vm: RunningVm, request: BalloonAdjust) -> Pending:
     """Change the size of the balloon."""
-    return ask_balloon(vm, request)
+    return _ask_balloon(vm, AdjustTarget(request.pages))
 
 
 @operation(BalloonQuery)
 def query_balloon(vm: RunningVm, request: BalloonQuery) -> Pending:
     """Tell how the balloon stands."""
-    return ask_balloon(vm, request)
+    return _ask_balloon(vm, TellState(request.refresh, request.hint))
 
 
-def ask_balloon(vm: RunningVm, request: BalloonSet | BalloonAdjust | BalloonQuery) -> Pending:
+def _ask_balloon(vm: RunningVm, command: Command) -> Pending:
     """Return the answer to come of the balloon.
 
     Raises:
@@ -51,29 +43,4 @@ def ask_balloon(vm: RunningVm, request: BalloonSet | BalloonAdjust | BalloonQuer
     device = next((device for device in vm.supervisor.devices if device.name == "balloon"), None)
     if device is None:
         raise ConfigError("this VM has no balloon (crosvm run --balloon gives it one)")
-    pending = Pending()
-    verb, arguments = _command(request)
-    device.command(verb, arguments, lambda ok, fields: pending.complete(_response(ok, fields)))
-    return pending
-
-
-def _command(
-    request: BalloonSet | BalloonAdjust | BalloonQuery,
-) -> tuple[str, dict[str, object]]:
-    if isinstance(request, BalloonSet):
-        return "set", {"pages": request.size_bytes // PAGE_BYTES}
-    if isinstance(request, BalloonAdjust):
-        return "adjust", {"pages": request.pages}
-    return ("refresh" if request.refresh else "state"), {"hint": request.hint}
-
-
-def _response(ok: bool, fields: dict[str, object]) -> Response:
-    """Return the client's answer: the fields are of a process that nobody trusts."""
-    if not ok:
-        return Failed(f"{fields.get('error', 'refused')}"[:MAX_REASON_CHARS])
-    values = [fields.get(name) for name in BalloonState.__match_args__]
-    try:
-        state = _STATE(values)
-    except ProtocolError as error:
-        return Failed(f"the balloon's process talks nonsense: {error}"[:MAX_REASON_CHARS])
-    return state if isinstance(state, BalloonState) else Failed("no balloon state")
+    return ask_device(device, command)

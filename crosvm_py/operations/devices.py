@@ -10,7 +10,6 @@ from crosvm_py.requests.devices import (
     MAX_CGROUP_CHARS,
     CounterInfo,
     DeviceInfo,
-    DeviceLimits,
     DeviceList,
     LimitDevice,
     ListDevices,
@@ -19,18 +18,21 @@ from crosvm_py.requests.devices import (
 )
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Done, Failed
+from devices.virtio.commands import Obeyed, Refused, SetLimits
 from devices.virtio.counters import named, waiting_until
-from devices.virtio.rate_limiter import LIMIT_NAMES, MAX_TOKENS
+from devices.virtio.rate_limiter import LIMIT_NAMES
 from sys_util.errors import ConfigError
 from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from crosvm_py.operations.operation import RunningVm
     from crosvm_py.requests.protocol import Response
     from crosvm_py.vmm.device_proxy import DeviceProcess
+    from devices.virtio.commands import Command
+    from sys_util.wire import Message
 
 
 @operation(ListDevices)
@@ -111,26 +113,21 @@ def limit_device(vm: RunningVm, request: LimitDevice) -> Pending:
     if len(request.values) != len(LIMIT_NAMES):
         raise ConfigError(f"{len(request.values)} limits instead of {len(LIMIT_NAMES)}")
     device = find_device(vm.supervisor.devices, request.device)
-    given = zip(LIMIT_NAMES, request.values, strict=True)
-    changes: dict[str, object] = {name: value for name, value in given if value is not None}
+    return ask_device(device, SetLimits(request.values))
+
+
+def ask_device(device: DeviceProcess, command: Command) -> Pending:
+    """Have a device carry out a command; its answer is the client's."""
     pending = Pending()
-
-    def answer(ok: bool, fields: dict[str, object]) -> None:
-        pending.complete(_limits(device.name, fields) if ok else refusal(device.name, fields))
-
-    device.command("limit", changes, answer)
+    device.command(command, lambda answer: pending.complete(response(device, answer)))
     return pending
 
 
-def refusal(name: str, fields: dict[str, object]) -> Failed:
-    """Return the answer for a command that a device did not carry out."""
-    return Failed(f"{name}: {fields.get('error', 'refused')}"[:MAX_REASON_CHARS])
-
-
-def _limits(name: str, fields: dict[str, object]) -> Response:
-    """Return the client's answer: the fields are of a process that nobody trusts."""
-    values: Sequence[object] = [fields.get(limit) for limit in LIMIT_NAMES]
-    numbers = tuple(value for value in values if type(value) is int and 0 <= value <= MAX_TOKENS)
-    if len(numbers) != len(LIMIT_NAMES):
-        return Failed(f"{name}: its process answers nonsense")
-    return DeviceLimits(numbers)
+def response(device: DeviceProcess, answer: Message) -> Response:
+    """Return what a client is told of a device's answer."""
+    match answer:
+        case Refused(reason):
+            return Failed(f"{device.name}: {reason}"[:MAX_REASON_CHARS])
+        case Obeyed():
+            return Done()
+    return answer

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from crosvm_py.operations.devices import find_device, refusal
+from crosvm_py.operations.devices import ask_device, find_device
 from crosvm_py.operations.operation import operation
 from crosvm_py.requests.net import SetLink
-from crosvm_py.requests.pending import Pending
-from crosvm_py.requests.protocol import Done
+from devices.virtio import commands
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from crosvm_py.operations.operation import RunningVm
+    from crosvm_py.requests.pending import Pending
 
 
 @operation(SetLink)
@@ -25,10 +25,4 @@ def set_link(vm: RunningVm, request: SetLink) -> Pending:
     device = find_device(vm.supervisor.devices, request.device)
     if not device.kind.is_card:
         raise ConfigError(f"{device.name} is no network card")
-    pending = Pending()
-
-    def answer(ok: bool, fields: dict[str, object]) -> None:
-        pending.complete(Done() if ok else refusal(device.name, fields))
-
-    device.command("link", {"up": request.up}, answer)
-    return pending
+    return ask_device(device, commands.SetLink(request.up))

@@ -12,11 +12,12 @@ is told instead.
 
 from __future__ import annotations
 
-from crosvm_py.operations.devices import find_device, refusal
+from crosvm_py.operations.devices import find_device, response
 from crosvm_py.operations.operation import operation
 from crosvm_py.requests.devices import DiskSize, ResizeDisk
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
+from devices.virtio.commands import CheckSize, Refused, SetSize
 from sys_util.errors import VmmError, describe
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from crosvm_py.requests.protocol import Response
     from crosvm_py.vmm.device_proxy import DeviceProcess
     from crosvm_py.vmm.supervisor import Supervisor
+    from sys_util.wire import Message
 
 log = get_logger("crosvm.devices")
 
@@ -62,12 +64,14 @@ class _DiskResize:
 
     def begin(self) -> None:
         """Let the device agree; a smaller size holds for it from now on."""
-        verb = "resize" if self._wanted_bytes < self._old_bytes else "check-size"
-        self._device.command(verb, {"size_bytes": self._wanted_bytes}, self._on_agreed)
+        size_bytes = self._wanted_bytes
+        is_smaller = size_bytes < self._old_bytes
+        command = SetSize(size_bytes) if is_smaller else CheckSize(size_bytes)
+        self._device.command(command, self._on_agreed)
 
-    def _on_agreed(self, ok: bool, fields: dict[str, object]) -> None:
-        if not ok:
-            self._complete(refusal(self._device.name, fields))
+    def _on_agreed(self, answer: Message) -> None:
+        if isinstance(answer, Refused):
+            self._complete(response(self._device, answer))
             return
         try:
             self._supervisor.resize(self._device, self._wanted_bytes, self._on_resized)
@@ -88,15 +92,15 @@ class _DiskResize:
     def _tell(self, size_bytes: int, then: Callable[[], None]) -> None:
         device = self._device
 
-        def told(ok: bool, fields: dict[str, object]) -> None:
-            if ok:
+        def told(answer: Message) -> None:
+            if not isinstance(answer, Refused):
                 then()
             elif (device.is_open and device.status.ready) or device.status.dead:
-                self._complete(refusal(device.name, fields))
+                self._complete(response(device, answer))
             else:
                 device.when_served_again(lambda: self._tell(size_bytes, then))
 
-        device.command("resize", {"size_bytes": size_bytes, "measured": True}, told)
+        device.command(SetSize(size_bytes, measured=True), told)
 
     def _fail(self, reason: str) -> None:
         self._complete(Failed(f"{self._device.name}: {reason}"[:MAX_REASON_CHARS]))

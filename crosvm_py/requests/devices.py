@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from crosvm_py.requests.protocol import Done
+from devices.virtio.commands import DeviceLimits
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
@@ -76,17 +77,6 @@ class DeviceList:
         ),
     )
     devices: tuple[DeviceInfo, ...]
-
-
-@fact
-class DeviceLimits:
-    """The limits of a device's requests as they are now, in the order of ``LIMIT_NAMES``."""
-
-    TYPE: ClassVar[int] = 67
-    FIELDS: ClassVar[tuple[Check, ...]] = (
-        record(lambda *values: values, *(U64,) * len(LIMIT_NAMES)),
-    )
-    values: tuple[int, ...]
 
 
 @fact

@@ -17,6 +17,7 @@ from crosvm_py.vmm.config_writes import ConfigWrites
 from crosvm_py.vmm.death import DeviceDeath
 from crosvm_py.vmm.link import GONE, DeviceLink
 from crosvm_py.vmm.status import DeviceStatus
+from devices.virtio.commands import Refused
 from devices.virtio.counters import KICKS
 from sys_util import log as logging
 from sys_util.errors import ProtocolError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from crosvm_py.kinds.kind import DeviceKind
     from crosvm_py.vmm.link import CommandResult
     from devices.virtio.backend import BackendEvents, QueueActivation, TransportState
+    from devices.virtio.commands import Command
     from sys_util.event_loop import EventLoop
     from sys_util.wire import Message
 
@@ -237,12 +239,12 @@ class DeviceProcess:
         self._holds.append(then)
         self._request(build, then=done)
 
-    def command(self, verb: str, arguments: dict[str, object], then: CommandResult) -> None:
+    def command(self, command: Command, then: CommandResult) -> None:
         """Have the device do what the user asks for; ``then`` is called once, in any case."""
         if self._link is None or not self.status.ready:
-            then(False, {"error": GONE})
+            then(Refused(GONE))
         else:
-            self._link.command(verb, arguments, then)
+            self._link.command(command, then)
 
     def describe_transport(self) -> TransportState | None:
         """Return what the transport knows, if there is one yet."""

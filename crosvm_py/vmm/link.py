@@ -13,9 +13,10 @@ import time
 
 from crosvm_py.device_process import protocol
 from devices.virtio.backend import DeviceWords
+from devices.virtio.commands import Refused
 from sys_util.channel import Channel
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
-from sys_util.stranger import judged, unpack_fields
+from sys_util.stranger import judged
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from devices.virtio.commands import Command
     from sys_util.event_loop import EventLoop
     from sys_util.wire import Message
 
@@ -33,9 +35,8 @@ _MESSAGES_PER_TURN: Final = 64
 
 GONE: Final = "the device process has ended"
 
-# What is called with the outcome of a command: whether it was done, and the fields of its result or
-# ``{"error": reason}``. They come from the device: check each of them where it is used.
-CommandResult: TypeAlias = "Callable[[bool, dict[str, object]], None]"
+# What is called with the answer of a command, or with ``Refused``.
+CommandResult: TypeAlias = "Callable[[Message], None]"
 
 # What is called with the description of a device, or with None where it gives none in time.
 DescriptionResult: TypeAlias = "Callable[[DeviceWords | None], None]"
@@ -87,7 +88,7 @@ class DeviceLink:
         self._stuck = False  # a request could not be sent, and the loop will close the link
         self._next_id = 0
         self._pending: dict[int, tuple[float, Callable[[], None]]] = {}
-        self._commands: dict[int, CommandResult] = {}
+        self._commands: dict[int, tuple[type[Message], CommandResult]] = {}
         self._questions: dict[int, DescriptionResult] = {}
         self._heard_at = time.monotonic()  # when the process said something last
         self._watching = False
@@ -123,8 +124,8 @@ class DeviceLink:
             self._pending.clear()
             questions, self._questions = self._questions, {}
             commands, self._commands = self._commands, {}
-        for command in commands.values():
-            command(False, {"error": GONE})
+        for _, then in commands.values():
+            then(Refused(GONE))
         for question in questions.values():
             question(None)
 
@@ -134,14 +135,13 @@ class DeviceLink:
             self.close()
             self._on_end(verdict)
 
-    def command(self, verb: str, arguments: dict[str, object], then: CommandResult) -> None:
+    def command(self, command: Command, then: CommandResult) -> None:
         """Have the device do what the user asks for; ``then`` is called once, in any case."""
-        packed = protocol.pack_fields(arguments)
-        request_id = self.request(lambda request: protocol.Command(request, verb, packed))
+        request_id = self.request(lambda request: protocol.Order(request, command))
         if self._open:
-            self._commands[request_id] = then
+            self._commands[request_id] = (command.ANSWER, then)
         else:
-            then(False, {"error": GONE})
+            then(Refused(GONE))
 
     def describe(self, within_seconds: float, then: DescriptionResult) -> None:
         """Have the device tell how its queues stand; ``then`` is called once, in any case."""
@@ -226,14 +226,15 @@ class DeviceLink:
                 if request_id in self._commands or request_id in self._questions:
                     raise ProtocolError(f"answer to request {request_id}, which was not asked")
                 self._answered(request_id)()
-            case protocol.Answer(request_id, ok, result):
+            case protocol.Answer(request_id, answer):
                 if request_id not in self._commands:
                     raise ProtocolError(f"result of request {request_id}, which was no command")
-                fields = unpack_fields(result)
-                if not ok and type(fields.get("error")) is not str:
-                    raise ProtocolError("a command refused without a reason")
+                kind, then = self._commands[request_id]
+                if not isinstance(answer, (kind, Refused)):
+                    raise ProtocolError(f"{type(answer).__name__} instead of {kind.__name__}")
                 self._answered(request_id)
-                self._commands.pop(request_id)(ok, fields)
+                del self._commands[request_id]
+                then(answer)
             case protocol.Description(request_id):
                 if request_id not in self._questions:
                     raise ProtocolError(f"description {request_id}, which was not asked")

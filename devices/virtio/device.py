@@ -10,11 +10,13 @@ from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 if TYPE_CHECKING:
     from devices.virtio.backend import QueueActivation
+    from devices.virtio.commands import Command
     from devices.virtio.context import DeviceContext
     from devices.virtio.counters import Counters
     from devices.virtio.queue.chain import DescriptorChain
     from devices.virtio.queue.split_queue import SplitQueue
     from sys_util.log import Logger
+    from sys_util.wire import Message
 
 # One turn of serving: then other queues and the vmm's messages have theirs. The bytes bound how
 # long finished requests wait for their interrupt when each of them is large.
@@ -155,8 +157,8 @@ class VirtioDevice(Protocol):
         """Go on; a kick of every active queue follows."""
         ...
 
-    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
-        """Do what the user asks for over the control socket and return the answer's fields.
+    def command(self, command: Command) -> Message:
+        """Do what the user asks for over the control socket and return the answer.
 
         Raises:
             CommandError: it is not done; the text says why.
@@ -190,8 +192,8 @@ class SimpleDevice:
     def resume(self) -> None:
         """There is nothing to start."""
 
-    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
-        raise CommandError(f"{self.name} devices know no {verb}")
+    def command(self, command: Command) -> Message:
+        raise CommandError(f"{self.name} devices know no {command.WORD}")
 
 
 def serve_queue(

@@ -7,6 +7,7 @@ a guest gains nothing by an end of the process.
 
 from __future__ import annotations
 
+from devices.virtio.commands import DeviceLimits, SetLimits
 from devices.virtio.counters import LimitWaits
 from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.rate_limiter import LIMIT_NAMES, RateLimiter, RateLimits
@@ -15,9 +16,13 @@ from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from devices.virtio.commands import Command
     from devices.virtio.context import DeviceContext
     from devices.virtio.queue.chain import DescriptorChain
     from sys_util.event_loop import Timer
+    from sys_util.wire import Message
 
 
 class LimitedDevice(SimpleDevice):
@@ -49,10 +54,9 @@ class LimitedDevice(SimpleDevice):
             VmmError: it left nonsense.
         """
         limits = fields.get("limits")
-        if type(limits) is not list or len(limits) != len(LIMIT_NAMES):
+        if type(limits) is not list or any(type(value) is not int for value in limits):
             raise ProtocolError(f"limits: {brief(limits)}")
-        named = dict(zip(LIMIT_NAMES, limits, strict=True))
-        self._limiter.configure(changed_limits(RateLimits(), named))
+        self._limiter.configure(changed_limits(RateLimits(), limits))
 
     def save(self) -> None:
         """Store what the next process has to know."""
@@ -71,17 +75,16 @@ class LimitedDevice(SimpleDevice):
         """Return how many bytes the last request moved; ``passed`` through its chain."""
         return passed
 
-    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
-        """``limit``: change the limits that ``arguments`` names, and answer with all of them."""
-        if verb != "limit":
-            return super().command(verb, arguments)
-        limits = changed_limits(self._limiter.limits, arguments)
+    def command(self, command: Command) -> Message:
+        if not isinstance(command, SetLimits):
+            return super().command(command)
+        limits = changed_limits(self._limiter.limits, command.values)
         if limits != self._limiter.limits:
             self._limiter.configure(limits)
             self.save()
             self._set_gate()
             self._open()
-        return limits._asdict()
+        return DeviceLimits(tuple(limits))
 
     def _set_gate(self) -> None:
         self.gate = self if self._limiter.active else None
@@ -107,16 +110,17 @@ class LimitedDevice(SimpleDevice):
             self._context.serve_again()
 
 
-def changed_limits(limits: RateLimits, arguments: dict[str, object]) -> RateLimits:
-    """Return ``limits`` with the values of ``arguments``, the fields of the command ``limit``.
+def changed_limits(limits: RateLimits, values: Sequence[int | None]) -> RateLimits:
+    """Return ``limits`` with those of ``values`` that are there, in the order of ``LIMIT_NAMES``.
 
     Raises:
-        CommandError: a name or a value makes no sense.
+        CommandError: they make no sense.
     """
-    for name, value in arguments.items():
-        if name not in LIMIT_NAMES or type(value) is not int:
-            raise CommandError(f"limit: {name} = {brief(value)} is no limit")
-    changed = RateLimits(**(limits._asdict() | arguments))
+    if len(values) != len(LIMIT_NAMES):
+        raise CommandError(f"limit: {len(values)} values instead of {len(LIMIT_NAMES)}")
+    changed = RateLimits._make(
+        old if new is None else new for old, new in zip(limits, values, strict=True)
+    )
     try:
         changed.check()
     except ConfigError as error:

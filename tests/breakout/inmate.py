@@ -10,13 +10,19 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 from unittest import mock
+
+import msgpack
 
 from crosvm_py.device_process.protocol import CALL_DENIED_HEAD
 from crosvm_py.kinds.table import DEVICE_KINDS
+from devices.virtio.commands import ANSWERS, COMMANDS, Command
 from sys_util import linux
+from sys_util.facts import fact
+from sys_util.stranger import unpack_fields
 from sys_util.vhost import Vhost
+from sys_util.wire import U32, Check, Message, blob, sequence, text
 from tests.breakout import hands, lies
 from tests.breakout.attempt import Attempt, Cell
 from tests.breakout.hands import Refused
@@ -30,9 +36,51 @@ if TYPE_CHECKING:
     from devices.virtio.device import VirtioDevice
 
 
-VERB: Final = "breakout"
 EARLY: Final = b"early lie "  # before a Spec, with a number: which one to tell before Ready
 _MAX_FDS: Final = 256
+
+
+@fact
+class Told:
+    """A lie was told, or ``refused`` is the call that was not let pass."""
+
+    TYPE: ClassVar[int] = 200
+    FIELDS: ClassVar[tuple[Check, ...]] = (text(4096),)
+    refused: str
+
+
+@fact
+class Lie:
+    """Tell a lie; ``request_id`` is that of this command."""
+
+    TYPE: ClassVar[int] = 200
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, U32, U32)
+    ANSWER: ClassVar[type[Message]] = Told
+    WORD: ClassVar[str] = "lie"
+    number: int
+    request_id: int
+    times: int
+
+
+@fact
+class Outcomes:
+    """What became of attempts: a packed map of their numbers to ``outcome``."""
+
+    TYPE: ClassVar[int] = 201
+    FIELDS: ClassVar[tuple[Check, ...]] = (blob(60_000),)
+    packed: bytes
+
+
+@fact
+class Attempts:
+    """Make attempts; ``world`` is a packed map of what a ``Cell`` has to know."""
+
+    TYPE: ClassVar[int] = 201
+    FIELDS: ClassVar[tuple[Check, ...]] = (sequence(U32, 10_000), blob(60_000))
+    ANSWER: ClassVar[type[Message]] = Outcomes
+    WORD: ClassVar[str] = "breakout"
+    numbers: tuple[int, ...]
+    world: bytes
 
 
 class Inmate:
@@ -58,24 +106,22 @@ class Inmate:
             lies.tell(lies.LIES[self.early_lie], self.channel(), 1, 1)
         self.device.attach(context)
 
-    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
+    def command(self, command: Command) -> Message:
         """Make the attempts that are asked for and say what became of each, or tell a lie."""
-        if verb == lies.VERB:
-            lie: tuple[int, int, int] = arguments["lie"]  # type: ignore[assignment]  # from our own rig
-            number, request_id, times = lie
-            try:
-                lies.tell(lies.LIES[number], self.channel(), request_id, times)
-            except Refused as refused:
-                return {"refused": f"{refused}"}
-            return {}
-        if verb != VERB:
-            return self.device.command(verb, arguments)
-        cell = self._cell(arguments)
-        wanted: list[int] = arguments["attempts"]  # type: ignore[assignment]  # from our own rig
-        return {f"{at}": outcome(ATTEMPTS[at], cell) for at in wanted}
+        match command:
+            case Lie(number, request_id, times):
+                try:
+                    lies.tell(lies.LIES[number], self.channel(), request_id, times)
+                except Refused as refused:
+                    return Told(f"{refused}")
+                return Told("")
+            case Attempts(wanted, world):
+                cell = self._cell(unpack_fields(world))
+                outcomes = {f"{at}": outcome(ATTEMPTS[at], cell) for at in wanted}
+                return Outcomes(msgpack.packb(outcomes))
+        return self.device.command(command)
 
-    def _cell(self, arguments: dict[str, object]) -> Cell:
-        world = arguments["world"]
+    def _cell(self, world: dict[str, object]) -> Cell:
         return Cell(
             kind=self._kind,
             channel=self.channel(),
@@ -162,6 +208,8 @@ def taken_over(
     prepare = _prepare(linux.report_denied_calls)
     with (
         mock.patch.dict(DEVICE_KINDS, changed),
+        mock.patch.dict(COMMANDS._types, {one.TYPE: one for one in (Lie, Attempts)}),
+        mock.patch.dict(ANSWERS._types, {one.TYPE: one for one in (Told, Outcomes)}),
         mock.patch.object(linux, "report_denied_calls", prepare),
     ):
         yield

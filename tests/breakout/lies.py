@@ -9,14 +9,15 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import msgpack
 
 from crosvm_py.device_process import protocol
 from devices.virtio.backend import QueuePosition, RingPosition
+from devices.virtio.commands import Obeyed, SetSize
 from sys_util import wire
-from sys_util.facts import fields_of
+from sys_util.stranger import unpack
 from tests.breakout.hands import Refused, address, call
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from sys_util.wire import Message
 
 GROUP: Final = "lies to the vmm"
-VERB: Final = "lie"
 
 SCM_MAX_FD: Final = 253
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _NEVER_ASKED: Final = 0xFFFF_FFF0
+_TOLD: Final = 200  # what answers the command by which a lie is asked for
 # What the vmm takes from a device in one turn, and a socket's buffer holds, many times over.
 _MOST_BYTES: Final = wire.MAX_MESSAGE_BYTES
 
@@ -42,7 +43,7 @@ SAMPLES: Final[tuple[Message, ...]] = (
     protocol.LogLine(3, "breakout", "a line"),
     protocol.CallDenied(1),
     protocol.Crashed("no reason"),
-    protocol.Answer(_NEVER_ASKED, True, b"\x80"),
+    protocol.Answer(_NEVER_ASKED, Obeyed()),
     protocol.Description(
         _NEVER_ASKED,
         ("paused",),
@@ -82,7 +83,7 @@ def _packed(fields: object) -> bytes:
 
 
 def _fields(message: Message) -> list[object]:
-    return [message.TYPE, *fields_of(message).values()]
+    return cast("list[object]", unpack(wire.encode(message)))
 
 
 def _says(name: str, payload: bytes, fds: int = 0) -> Lie:
@@ -129,20 +130,20 @@ def _out_of_range() -> list[Lie]:
         _says("Description of too many queues", _packed([40, 1, [], None, [_QUEUE] * 65])),
         _says("Description of a queue at 65,536", _packed([40, 1, [], None, [_WRONG_QUEUE]])),
         _says("Description held for 5 reasons", _packed([40, 1, ["x"] * 5, None, []])),
-        _says("Answer with too long a result", _packed([39, 1, True, bytes(60_000)])),
+        _says("Answer with too long a result", _packed([39, 1, [65, large]])),
     ]
 
 
 def _out_of_order() -> list[Lie]:
     def twice(request_id: int) -> list[Said]:
-        answer = wire.encode(protocol.Answer(request_id, True, b"\x80"))
+        answer = _packed([39, request_id, [_TOLD, ""]])
         return [Said(answer), Said(answer)]
 
-    def answer(result: bytes) -> Callable[[int], list[Said]]:
-        return lambda request_id: [Said(wire.encode(protocol.Answer(request_id, True, result)))]
+    def answer(*fields: object) -> Callable[[int], list[Said]]:
+        return lambda request_id: [Said(_packed([39, request_id, *fields]))]
 
-    def refusal(result: bytes) -> Callable[[int], list[Said]]:
-        return lambda request_id: [Said(wire.encode(protocol.Answer(request_id, False, result)))]
+    def raw(result: bytes) -> Callable[[int], list[Said]]:
+        return lambda request_id: [Said(b"\x93\x27" + _packed(request_id) + result)]
 
     return [
         _says("Ready a second time", wire.encode(SAMPLES[0])),
@@ -156,14 +157,16 @@ def _out_of_order() -> list[Lie]:
             lambda request: [Said(_packed([40, request, [], None, []]))],
         ),
         Lie("Answer twice", twice),
-        Lie("Answer that is not msgpack", answer(b"\xc1")),
-        Lie("Answer without names", answer(b"\x90")),
-        Lie("Answer with numbers for names", answer(b"\x81\x01\x02")),
-        Lie("Answer nested 1,000 deep", answer(b"\x81\xa1x" + b"\x91" * 999 + b"\x01")),
-        Lie("Answer nested 4,000 deep", answer(b"\x91" * 4000 + b"\x01")),
-        Lie("Answer that refuses without a reason", refusal(b"\x80")),
-        Lie("Answer that refuses with a nested reason", refusal(b"\x81\xa5error\x91\x91\xc0")),
-        Lie("Answer that claims 2^32 entries", answer(b"\xdf\xff\xff\xff\xff")),
+        Lie("Answer of another command", answer([64])),
+        Lie("Answer that is not msgpack", raw(b"\xc1")),
+        Lie("Answer without a type", answer([])),
+        Lie("Answer of an unknown type", answer([99])),
+        Lie("Answer with a map for a message", answer({1: 2})),
+        Lie("Answer nested 1,000 deep", raw(b"\x91" * 999 + b"\x01")),
+        Lie("Answer nested 4,000 deep", raw(b"\x91" * 4000 + b"\x01")),
+        Lie("Answer that refuses without a reason", answer([65])),
+        Lie("Answer that refuses with a nested reason", answer([65, [[None]]])),
+        Lie("Answer that claims 2^32 entries", raw(b"\xdf\xff\xff\xff\xff")),
         _says("QueueFailed for a queue that it does not have", _packed([34, 0xFFFF, ""])),
         _says("ConfigChanged to another size", wire.encode(protocol.ConfigChanged(bytes(4096)))),
     ]
@@ -186,7 +189,7 @@ def _no_message() -> list[Lie]:
         protocol.Activate(1, 1 << 32, ()),
         protocol.Reset(1),
         protocol.Pause(1),
-        protocol.Command(1, "x", b"\x80"),
+        protocol.Order(1, SetSize(512)),
     )
     return [
         _says("nothing but a descriptor", b"", fds=1),

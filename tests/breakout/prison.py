@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgpack
+
 from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.socket_path import bind_control_socket
@@ -18,11 +20,12 @@ from devices.virtio.rng.device import RngSpec
 from seccomp import load_policy
 from seccomp.simulate import simulate
 from seccomp.syscalls import get_constants, machine_arch
-from tests.breakout import lies
+from sys_util.stranger import unpack_fields
+from sys_util.wire import Message
 from tests.breakout.attempt import KINDS
 from tests.breakout.descriptors import FILE_BYTES, Orders
 from tests.breakout.hands import SYSCALLS
-from tests.breakout.inmate import EARLY, VERB, filters_left_out, taken_over
+from tests.breakout.inmate import EARLY, Attempts, Lie, Outcomes, Told, filters_left_out, taken_over
 from tests.breakout.lies import LIES
 from tests.breakout.table import ATTEMPTS
 from tests.crosvm_py.device_rig import DeviceRig
@@ -97,14 +100,13 @@ class Prison:
         if LIES[number].early:
             self.rig.until(lambda: liar.death.status is not None and not liar.is_open)
             return liar.death.verdict
-        answers: list[dict[str, object]] = []
-        arguments: dict[str, object] = {"lie": [number, 1, times]}
-        liar.command(lies.VERB, arguments, lambda _ok, fields: answers.append(fields))
+        answers: list[Message] = []
+        liar.command(Lie(number, 1, times), answers.append)
         if LIES[number].repeated:
             while not answers:
                 self.check_unharmed()
         self.rig.until(lambda: bool(answers))
-        refusal = str(answers[0].get("refused", ""))
+        refusal = answers[0].refused if isinstance(answers[0], Told) else ""
         if LIES[number].ends and not refusal:
             self.rig.until(lambda: not liar.is_open)
             self.rig.until(lambda: liar.death.status is not None)
@@ -158,15 +160,12 @@ class Prison:
 
     def _ask(self, kind: str, numbers: list[int]) -> dict[str, object]:
         device = self.device(kind)
-        results: list[tuple[bool, dict[str, object]]] = []
-        arguments: dict[str, object] = {
-            "attempts": numbers,
-            "world": self._world.fields(self, kind),
-        }
-        device.command(VERB, arguments, lambda ok, fields: results.append((ok, fields)))
+        results: list[Message] = []
+        world = msgpack.packb(self._world.fields(self, kind))
+        device.command(Attempts(tuple(numbers), world), results.append)
         self.rig.until(lambda: bool(results))
-        ok, fields = results[0]
-        return fields if ok else {}
+        (answer,) = results
+        return unpack_fields(answer.packed) if isinstance(answer, Outcomes) else {}
 
 
 class World:

@@ -22,7 +22,7 @@ from crosvm_py.config import SerialSpec
 from crosvm_py.console.serial_ports import open_serial_ports
 from crosvm_py.kinds.console import open_console
 from crosvm_py.kinds.order import DeviceOrder, pack_spec
-from crosvm_py.operations.balloon import ask_balloon
+from crosvm_py.operations.balloon import adjust_balloon, query_balloon
 from crosvm_py.operations.devices import limit_device, list_devices, restart_device
 from crosvm_py.requests.balloon import BalloonAdjust, BalloonQuery
 from crosvm_py.requests.devices import LimitDevice, ListDevices, RestartDevice
@@ -179,8 +179,8 @@ class _Storm:
         chance, vm = self._chance, supervised(self.rig.supervisor)
         wishes: tuple[Callable[[], object], ...] = (
             lambda: list_devices(vm, ListDevices()),
-            lambda: ask_balloon(vm, BalloonAdjust(chance.randrange(-9, 9))),
-            lambda: ask_balloon(vm, BalloonQuery(refresh=True, hint=False)),
+            lambda: adjust_balloon(vm, BalloonAdjust(chance.randrange(-9, 9))),
+            lambda: query_balloon(vm, BalloonQuery(refresh=True, hint=False)),
             lambda: limit_device(vm, LimitDevice("rng", (chance.randrange(9),) * 6)),
         )
         chance.choice(wishes)()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgpack
 
 from crosvm_py.device_process import protocol
+from devices.virtio.commands import Obeyed, SetSize
 from sys_util import log
 from sys_util.facts import fields_of
 from tests.crosvm_py.hostile_device import READY, HostileDevice, queue
@@ -89,7 +90,7 @@ class ChannelFuzzer:
         elif kind == 4:
             host.pause(_nothing)
         else:
-            host.command("state", {"n": source.below(9)}, lambda _ok, _fields: None)
+            host.command(SetSize(source.below(9)), lambda _answer: None)
 
     def _say(self, source: Source) -> None:
         """Send one message: mostly one that is taken for what it says, so that more can follow."""
@@ -142,8 +143,8 @@ class ChannelFuzzer:
         for fd in fds:
             os.close(fd)
         request_id = int(str(next(iter(fields_of(message).values()))))
-        if isinstance(message, protocol.Command):
-            self._device.send(protocol.Answer(request_id, True, protocol.pack_fields({})))
+        if isinstance(message, protocol.Order):
+            self._device.send(protocol.Answer(request_id, Obeyed()))
         else:
             self._device.send(protocol.Done(request_id))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from devices.virtio.balloon.device import Balloon, BalloonSpec
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec
+from devices.virtio.commands import AdjustTarget, Command, SetTarget, TellState
 from devices.virtio.device import SimpleDevice
 from devices.virtio.rng.device import Rng, RngSpec
 from devices.virtio.saved_state import PAGE_CELLS
@@ -241,10 +242,9 @@ class BalloonKind(QueueKind):
         return [struct.pack(f"<{len(pages)}I", *pages)], []
 
     def host_acts(self, source: Source) -> None:
-        verb = pick(source, ("set", "adjust", "state", "refresh"))
-        hint = one_in(source, 2)
-        if not hint or self.side.features >> 3 & 1:
-            self.side.device.command(verb, {"pages": number(source, 32), "hint": False})
+        pages, refresh = number(source, 32), one_in(source, 2)
+        wishes: tuple[Command, ...] = (SetTarget(pages), AdjustTarget(pages), TellState(refresh))
+        self.side.device.command(pick(source, wishes))
 
     def serves(self) -> None:
         self.side.start(0, 1, size=4)

@@ -80,6 +80,11 @@ def _sample_record(source: Source, cells: dict[str, object]) -> object:
     return [sample(source, field) for field in cast("tuple[Check, ...]", cells["fields"])]
 
 
+def _sample_nested(source: Source, cells: dict[str, object]) -> object:
+    kind = pick(source, message_types(cast("Codec", cells["codec"])))
+    return [kind.TYPE, *(sample(source, check) for check in kind.FIELDS)]
+
+
 _SAMPLERS: dict[str, Callable[[Source, dict[str, object]], object]] = {
     "integer": _sample_integer,
     "text": _sample_text,
@@ -87,6 +92,7 @@ _SAMPLERS: dict[str, Callable[[Source, dict[str, object]], object]] = {
     "optional": _sample_optional,
     "sequence": _sample_sequence,
     "record": _sample_record,
+    "nested": _sample_nested,
 }
 
 

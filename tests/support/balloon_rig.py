@@ -14,7 +14,9 @@ from devices.virtio.balloon.device import (
     Balloon,
     BalloonSpec,
 )
+from devices.virtio.commands import BalloonState, Command
 from sys_util.guest_memory import GuestMemory
+from tests.support.commands import ask_balloon
 from tests.support.device_context import DriverSide
 from tests.support.driver_queue import NEXT, WRITE, Desc
 
@@ -74,8 +76,8 @@ class BalloonRig(DriverSide):
         pages, actual, cmd_id, poison = struct.unpack("<IIII", self.device.config())
         return pages, actual, cmd_id, poison
 
-    def ask(self, verb: str, **arguments: object) -> dict[str, object]:
-        return self.device.command(verb, arguments)
+    def ask(self, command: Command) -> BalloonState:
+        return ask_balloon(self.device, command)
 
 
 def stat(tag: int, value: int) -> bytes:

@@ -2,7 +2,13 @@ from collections.abc import Callable
 
 from . import exceptions as exceptions
 
-def packb(o: object, *, use_bin_type: bool = ..., unicode_errors: str = ...) -> bytes: ...
+def packb(
+    o: object,
+    *,
+    default: Callable[..., object] = ...,
+    use_bin_type: bool = ...,
+    unicode_errors: str = ...,
+) -> bytes: ...
 def unpackb(
     packed: bytes | bytearray | memoryview,
     *,

@@ -17,8 +17,8 @@ from crosvm_py.requests.balloon import (
     BalloonAdjust,
     BalloonQuery,
     BalloonSet,
-    BalloonState,
 )
+from devices.virtio.commands import BalloonState
 from sys_util.errors import UsageError, VmmError, describe
 from sys_util.typing import TYPE_CHECKING, Final
 

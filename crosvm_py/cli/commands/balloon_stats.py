@@ -10,7 +10,8 @@ from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import switch
 from crosvm_py.cli.output import write_out
 from crosvm_py.control import socket_client as client
-from crosvm_py.requests.balloon import PAGE_BYTES, BalloonQuery, BalloonState
+from crosvm_py.requests.balloon import PAGE_BYTES, BalloonQuery
+from devices.virtio.commands import BalloonState
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:

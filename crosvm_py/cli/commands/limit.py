@@ -8,7 +8,8 @@ from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional
 from crosvm_py.cli.output import write_out
 from crosvm_py.cli.run_options.limits import FIELDS, given_limits
-from crosvm_py.requests.devices import DeviceLimits, LimitDevice
+from crosvm_py.requests.devices import LimitDevice
+from devices.virtio.commands import DeviceLimits
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:

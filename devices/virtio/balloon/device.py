@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from struct import Struct
 
+from devices.virtio import commands
 from devices.virtio.balloon.memory import PAGE_SHIFT, GuestPages
 from devices.virtio.balloon.state import (
     FIRST_CMD_ID,
@@ -28,6 +29,7 @@ from devices.virtio.balloon.state import (
     read_state,
 )
 from devices.virtio.balloon.stats import read_stats
+from devices.virtio.commands import AdjustTarget, SetTarget, TellState
 from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.queue.chain import ChainError
 from sys_util.facts import fact
@@ -36,10 +38,11 @@ from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 from sys_util.wire import U64, boolean
 
 if TYPE_CHECKING:
+    from devices.virtio.commands import Command
     from devices.virtio.context import DeviceContext
     from devices.virtio.queue.chain import DescriptorChain
     from devices.virtio.queue.port import QueuePort
-    from sys_util.wire import Check
+    from sys_util.wire import Check, Message
 
 VIRTIO_BALLOON_F_MUST_TELL_HOST: Final = 0
 VIRTIO_BALLOON_F_STATS_VQ: Final = 1
@@ -298,26 +301,22 @@ class Balloon(SimpleDevice):
 
     # What the user asks for.
 
-    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
-        """Carry out ``set`` and ``adjust`` (``pages``), ``state`` and ``refresh`` (``hint``).
+    def command(self, command: Command) -> Message:
+        match command:
+            case SetTarget(pages):
+                return self._set_target(pages)
+            case AdjustTarget(pages):
+                return self._set_target(self._state.target_pages + pages)
+            case TellState(refresh, hint):
+                state = self._describe()
+                if hint:
+                    self._start_hinting()
+                if refresh and self._held is not None and not self._held[0].paused:
+                    self._return_stats()
+                return state
+        return super().command(command)
 
-        ``refresh`` asks the guest for statistics, which are there when ``updates`` has grown;
-        ``hint`` asks for its free pages, which are known when ``hint_done`` is true again.
-        """
-        if verb == "set":
-            return self._set_target(_integer(arguments, "pages"))
-        if verb == "adjust":
-            return self._set_target(self._state.target_pages + _integer(arguments, "pages"))
-        if verb in ("state", "refresh"):
-            state = self._describe()
-            if arguments.get("hint") is True:
-                self._start_hinting()
-            if verb == "refresh" and self._held is not None and not self._held[0].paused:
-                self._return_stats()
-            return state
-        raise CommandError(f"balloon: unknown command {verb}")
-
-    def _set_target(self, pages: int) -> dict[str, object]:
+    def _set_target(self, pages: int) -> commands.BalloonState:
         target = max(0, min(pages, self._pages.page_count))
         if target != self._state.target_pages:
             self._change(target_pages=target)
@@ -326,7 +325,7 @@ class Balloon(SimpleDevice):
 
     def _start_hinting(self) -> None:
         if not self._features >> VIRTIO_BALLOON_F_FREE_PAGE_HINT & 1:
-            raise CommandError("balloon: the guest's driver knows no free page hints")
+            raise CommandError("the guest's driver knows no free page hints")
         if self._state.cmd_id < FIRST_CMD_ID:  # else a round is under way already
             cmd_id = max(FIRST_CMD_ID, (self._state.last_cmd_id + 1) & U32_MAX)
             self._change(last_cmd_id=cmd_id, cmd_id=cmd_id)
@@ -343,24 +342,17 @@ class Balloon(SimpleDevice):
             self._change(hinting=0, cmd_id=VIRTIO_BALLOON_CMD_ID_DONE)
             self._context.config_changed()
 
-    def _describe(self, *, clamped: bool = False) -> dict[str, object]:
+    def _describe(self, *, clamped: bool = False) -> commands.BalloonState:
         state = self._state
-        return {
-            "target_pages": state.target_pages,
-            "actual_pages": state.actual_pages,
-            "released_bytes": self._pages.released_bytes,
-            "has_driver": bool(self._features),
-            "has_stats": bool(self._features >> VIRTIO_BALLOON_F_STATS_VQ & 1),
-            "updates": state.updates,
-            "stats": list(self._stats.items()),
-            "hint_done": state.cmd_id < FIRST_CMD_ID,
-            "hinted_bytes": state.hinted_bytes,
-            "clamped": clamped,
-        }
-
-
-def _integer(arguments: dict[str, object], name: str) -> int:
-    value = arguments.get(name)
-    if type(value) is not int:
-        raise CommandError(f"balloon: {name} must be a whole number")
-    return value
+        return commands.BalloonState(
+            target_pages=state.target_pages,
+            actual_pages=state.actual_pages,
+            released_bytes=self._pages.released_bytes,
+            has_driver=bool(self._features),
+            has_stats=bool(self._features >> VIRTIO_BALLOON_F_STATS_VQ & 1),
+            updates=state.updates,
+            stats=tuple(self._stats.items()),
+            hint_done=state.cmd_id < FIRST_CMD_ID,
+            hinted_bytes=state.hinted_bytes,
+            clamped=clamped,
+        )

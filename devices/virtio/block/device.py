@@ -19,6 +19,7 @@ from devices.virtio.block.image import (
     open_image,
     usable_bytes,
 )
+from devices.virtio.commands import CheckSize, Obeyed, SetSize
 from devices.virtio.device import CommandError, RequestError
 from devices.virtio.limited import LimitedDevice
 from devices.virtio.queue.chain import ChainError
@@ -28,7 +29,9 @@ from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Self
 
 if TYPE_CHECKING:
     from devices.virtio.block.image import BlockSpec
+    from devices.virtio.commands import Command
     from devices.virtio.queue.chain import DescriptorChain, Reader, Writer
+    from sys_util.wire import Message
 
 VIRTIO_BLK_F_SEG_MAX: Final = 2
 VIRTIO_BLK_F_RO: Final = 5
@@ -154,22 +157,18 @@ class Block(LimitedDevice):
         super().reset()
         self._active = 0
 
-    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
-        """``resize``: the image has ``size_bytes`` now; ``check-size``: could it have so many?
-
-        A size that was ``measured`` may be any; what is behind its last block stays hidden.
-        """
-        if verb not in ("resize", "check-size"):
-            return super().command(verb, arguments)
-        size_bytes = arguments.get("size_bytes")
-        if type(size_bytes) is not int:
-            raise CommandError(f"{brief(size_bytes)} is no size")
-        if arguments.get("measured") is True:
-            size_bytes = self._usable_sectors(size_bytes) * SECTOR_BYTES
-        self._check_size(size_bytes)
-        if verb == "resize":
-            self._resize(size_bytes // SECTOR_BYTES)
-        return {}
+    def command(self, command: Command) -> Message:
+        match command:
+            case CheckSize(size_bytes):
+                self._check_size(size_bytes)
+            case SetSize(size_bytes, measured):
+                if measured:
+                    size_bytes = self._usable_sectors(size_bytes) * SECTOR_BYTES
+                self._check_size(size_bytes)
+                self._resize(size_bytes // SECTOR_BYTES)
+            case _:
+                return super().command(command)
+        return Obeyed()
 
     def _usable_sectors(self, size_bytes: int) -> int:
         return usable_bytes(self._spec, size_bytes, self._file.alignment) // SECTOR_BYTES

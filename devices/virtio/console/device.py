@@ -18,6 +18,7 @@ from __future__ import annotations
 from functools import partial
 from struct import Struct
 
+from devices.virtio.commands import Drain, Obeyed, SetWindow, Waiting
 from devices.virtio.console.backlog import open_backlogs
 from devices.virtio.console.control import (
     CONTROL_RECEIVE_QUEUE,
@@ -30,17 +31,17 @@ from devices.virtio.console.state import ConsoleState, PortState, bits, flags, r
 from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.queue.chain import ChainError
 from sys_util.facts import fact
-from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 from sys_util.wire import U16, U32, blob, boolean, record, sequence, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from devices.virtio.commands import Command
     from devices.virtio.console.backlog import Backlog
     from devices.virtio.context import DeviceContext
     from devices.virtio.queue.chain import DescriptorChain
-    from sys_util.wire import Check
+    from sys_util.wire import Check, Message
 
 VIRTIO_CONSOLE_F_SIZE: Final = 0
 VIRTIO_CONSOLE_F_MULTIPORT: Final = 1
@@ -232,19 +233,16 @@ class Console(SimpleDevice):
             self._control.reset()
         self._save()
 
-    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
-        if verb == "drain":
-            return {"bytes": sum(port.drain() for port in self._ports)}
-        if verb != "resize":
-            return super().command(verb, arguments)
-        number, columns, rows = (arguments.get(key) for key in ("port", "columns", "rows"))
-        if not isinstance(number, int) or not 0 <= number < len(self._ports):
-            raise CommandError(f"port {brief(number)}: there are {len(self._ports)}")
-        for value in (columns, rows):
-            if not isinstance(value, int) or not 0 <= value <= 0xFFFF:
-                raise CommandError(f"size {brief(columns)} x {brief(rows)}: not in 0..65535")
-        self._resize(number, Size(int(str(columns)), int(str(rows))))
-        return {}
+    def command(self, command: Command) -> Message:
+        match command:
+            case Drain():
+                return Waiting(sum(port.drain() for port in self._ports))
+            case SetWindow(number, columns, rows):
+                if number >= len(self._ports):
+                    raise CommandError(f"port {number}: there are {len(self._ports)}")
+                self._resize(number, Size(columns, rows))
+                return Obeyed()
+        return super().command(command)
 
     def close(self) -> None:
         """Give every descriptor up; a device process does it by its end."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from struct import Struct
 
-from devices.virtio.device import CommandError, SimpleDevice
+from devices.virtio.commands import Obeyed, SetLink
+from devices.virtio.device import SimpleDevice
 from devices.virtio.net import features as bits
 from devices.virtio.net.control import ControlQueue
 from devices.virtio.net.ends import TapEnd
@@ -21,10 +22,12 @@ from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from devices.virtio.commands import Command
     from devices.virtio.context import DeviceContext
     from devices.virtio.net.ends import NetEnd
     from devices.virtio.net.state import NetSpec
     from devices.virtio.queue.chain import DescriptorChain
+    from sys_util.wire import Message
 
 VIRTIO_NET_S_LINK_UP: Final = 1
 VIRTIO_NET_S_ANNOUNCE: Final = 2
@@ -151,17 +154,11 @@ class NetCard(SimpleDevice):
             self._change(announce=True)
             self._tell()
 
-    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
-        """``link`` with ``up``; ``stats``."""
-        if verb == "link":
-            up = arguments.get("up")
-            if not isinstance(up, bool):
-                raise CommandError("link: up or down is missing")
-            self._set_link(up=up)
-            return {}
-        if verb == "stats":
-            return self.stats.as_dict()
-        raise CommandError(f"{self.name} devices know no {verb}")
+    def command(self, command: Command) -> Message:
+        if not isinstance(command, SetLink):
+            return super().command(command)
+        self._set_link(up=command.up)
+        return Obeyed()
 
     # ControlTarget
 

@@ -10,6 +10,7 @@ Kept fds:    the queues of the TAP, or the socket to passt
 
 from __future__ import annotations
 
+from devices.virtio.commands import DeviceLimits, SetLimits
 from devices.virtio.counters import LimitWaits
 from devices.virtio.limited import changed_limits
 from devices.virtio.net.card import NetCard
@@ -22,9 +23,11 @@ from sys_util.typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from devices.virtio.commands import Command
     from devices.virtio.context import DeviceContext
     from devices.virtio.net.ends import EndGoneError
     from devices.virtio.net.state import NetSpec
+    from sys_util.wire import Message
 
 
 class Net(NetCard):
@@ -73,18 +76,17 @@ class Net(NetCard):
             limiter.forget_waits()
         super().reset()
 
-    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
-        """``limit`` with what shall change, and what every card knows."""
-        if verb != "limit":
-            return super().command(verb, arguments)
+    def command(self, command: Command) -> Message:
+        if not isinstance(command, SetLimits):
+            return super().command(command)
         before = self._state.limits
-        limits = changed_limits(before, arguments)
+        limits = changed_limits(before, command.values)
         if limits != before:
             self._change(limits=limits)
             self._set_limits()
             if self._context is not None:
                 self._context.serve_again()
-        return limits._asdict()
+        return DeviceLimits(tuple(limits))
 
     def _set_limits(self) -> None:
         for limiter in self._limiters:

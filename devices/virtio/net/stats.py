@@ -45,10 +45,6 @@ class NetStats:
         for at, name in enumerate(NET_STATS, _FIRST_CELL):
             setattr(self, name, cells[at] if cells[at] <= _MAX_START else 0)
 
-    def as_dict(self) -> dict[str, object]:
-        """Return every number by its name."""
-        return {name: getattr(self, name) for name in NET_STATS}
-
     def publish(self, counters: Counters) -> None:
         """Show the numbers to the vmm, after each turn."""
         cells = counters.cells

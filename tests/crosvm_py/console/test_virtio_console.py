@@ -21,10 +21,12 @@ from crosvm_py.console.terminal import save
 from crosvm_py.console.virtio_console import KEY_BYTES, KeyPipe, VirtioConsole
 from crosvm_py.kinds.console import open_console
 from crosvm_py.kinds.table import build_device
+from devices.virtio.commands import Command, Drain, Refused, SetWindow, Waiting
 from devices.virtio.console.backlog import backlogs_bytes
 from devices.virtio.console.device import Console, PortSpec
 from sys_util.errors import ConfigError, HostError
 from sys_util.event_loop import EventLoop
+from sys_util.wire import Message
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,20 +57,21 @@ class Device:
     """The other side of ``connect``: keeps what it was asked, and answers."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, dict[str, object]]] = []
-        self.answers: list[dict[str, object]] = []
+        self.asked: list[Command] = []
+        self.answers: list[Message] = []
         self.is_there = True
 
-    def command(self, verb: str, arguments: dict[str, object], then: CommandResult) -> None:
-        self.asked.append((verb, arguments))
+    def command(self, command: Command, then: CommandResult) -> None:
+        self.asked.append(command)
         if not self.is_there:
-            then(False, {"error": "gone"})
+            then(Refused("gone"))
         elif self.answers:
-            then(True, self.answers.pop(0))
+            then(self.answers.pop(0))
 
     @property
-    def sizes(self) -> list[tuple[object, object, object]]:
-        return [(a["port"], a["columns"], a["rows"]) for verb, a in self.asked if verb == "resize"]
+    def sizes(self) -> list[tuple[int, int, int]]:
+        told = (command for command in self.asked if isinstance(command, SetWindow))
+        return [(command.port, command.columns, command.rows) for command in told]
 
 
 def test_ports_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -297,17 +300,17 @@ def test_keys_for_a_device_that_is_gone_are_dropped(loop: EventLoop) -> None:
 
 def test_drain_asks_until_nothing_waits() -> None:
     console, device = virtio([SerialSpec("sink", HVC)]), Device()
-    device.answers = [{"bytes": 9}, {"bytes": 4}, {"bytes": 0}]
+    device.answers = [Waiting(9), Waiting(4), Waiting(0)]
     turns: list[float] = []
     console.connect(device.command)
     console.drain(turns.append)
-    assert [verb for verb, _ in device.asked] == ["drain"] * 3
+    assert device.asked == [Drain()] * 3
     assert len(turns) == 2
 
 
-@pytest.mark.parametrize("answers", [[], [{"bytes": 9}] * 9, [{"bytes": "many"}] * 9, [{}] * 9])
+@pytest.mark.parametrize("answers", [[], [Waiting(9)] * 9])
 def test_drain_has_no_more_than_its_time(
-    answers: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
+    answers: list[Message], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

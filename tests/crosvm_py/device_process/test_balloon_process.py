@@ -11,6 +11,8 @@ import pytest
 
 from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from devices.virtio.balloon.device import BalloonSpec
+from devices.virtio.commands import BalloonState, Command, Refused, SetTarget, TellState
+from sys_util.wire import Message
 from tests.crosvm_py.device_rig import DeviceRig
 from tests.crosvm_py.hostile_device import RecordedEvents, WatchedLock
 
@@ -41,13 +43,11 @@ def start(rig: DeviceRig) -> tuple[DeviceProcess, RecordedEvents]:
     return device, events
 
 
-def command(
-    rig: DeviceRig, device: DeviceProcess, verb: str, **arguments: object
-) -> tuple[bool, dict[str, object]]:
-    results: list[tuple[bool, dict[str, object]]] = []
-    device.command(verb, arguments, lambda ok, fields: results.append((ok, fields)))
-    rig.until(lambda: bool(results))
-    return results[0]
+def ask(rig: DeviceRig, device: DeviceProcess, command: Command) -> Message:
+    answers: list[Message] = []
+    device.command(command, answers.append)
+    rig.until(lambda: bool(answers))
+    return answers[0]
 
 
 def test_inflated_pages_leave_the_host(rig: DeviceRig) -> None:
@@ -63,9 +63,9 @@ def test_inflated_pages_leave_the_host(rig: DeviceRig) -> None:
 def test_new_target_reaches_the_driver(rig: DeviceRig) -> None:
     device, events = start(rig)
     assert struct.unpack("<4I", device.config) == (8, 0, 0, 0)
-    ok, fields = command(rig, device, "set", pages=5)
-    assert ok
-    assert fields["target_pages"] == 5
+    answer = ask(rig, device, SetTarget(5))
+    assert isinstance(answer, BalloonState)
+    assert answer.target_pages == 5
     rig.until(lambda: bool(events.calls))
     assert struct.unpack("<4I", device.config) == (5, 0, 0, 0)
     assert events.calls == [f"config_changed {device.config.hex()}"]
@@ -73,10 +73,8 @@ def test_new_target_reaches_the_driver(rig: DeviceRig) -> None:
 
 def test_refused_command_says_why(rig: DeviceRig) -> None:
     device, _ = start(rig)
-    assert command(rig, device, "set", pages="all") == (
-        False,
-        {"error": "balloon: pages must be a whole number"},
-    )
+    reason = "the guest's driver knows no free page hints"
+    assert ask(rig, device, TellState(hint=True)) == Refused(reason)
 
 
 def test_size_that_the_driver_writes_is_known_to_the_vmm(rig: DeviceRig) -> None:

@@ -12,6 +12,7 @@ import pytest
 from crosvm_py.device_process import protocol
 from crosvm_py.device_process.configuration import MOST_WAIT_SECONDS, Configuration
 from crosvm_py.kinds.order import DeviceOrder, pack_spec
+from devices.virtio.commands import SetLink
 from devices.virtio.net.state import NetSpec
 from tests.crosvm_py import device_rig
 from tests.support.net_rig import MAC, PLAIN, NetRig, frame
@@ -93,7 +94,7 @@ def test_command_that_changes_nothing_is_used_at_once(scene: Scene) -> None:
 
 def test_commands_wait_for_the_last_change(scene: Scene) -> None:
     scene.set_mac(mac(1))
-    scene.rig.device.command("link", {"up": False})
+    scene.rig.device.command(SetLink(up=False))
     first, second = scene.numbers()
     scene.known.taken(first)
     assert scene.used() == 0

@@ -12,7 +12,9 @@ import pytest
 
 from crosvm_py.care import Care
 from crosvm_py.kinds.order import DeviceOrder, pack_spec
+from devices.virtio.commands import Obeyed, SetLink
 from devices.virtio.net.state import NetSpec
+from sys_util.wire import Message
 from tests.crosvm_py.device_rig import DeviceRig, Transport
 from tests.support.net_rig import MAC, PLAIN, frame, on_wire
 
@@ -96,10 +98,10 @@ def test_killed_in_the_midst_of_a_frame_loses_at_most_that(card: Card) -> None:
 
 
 def test_killed_with_the_link_down_stays_down(card: Card) -> None:
-    done: list[bool] = []
-    card.device.command("link", {"up": False}, lambda ok, _fields: done.append(ok))
+    done: list[Message] = []
+    card.device.command(SetLink(up=False), done.append)
     card.rig.until(lambda: bool(done))
-    assert done == [True]
+    assert done == [Obeyed()]
     down = card.device.config
     card.kill()
     assert card.device.config == down

@@ -12,8 +12,10 @@ import pytest
 from crosvm_py.kinds.kind import DeviceKind
 from crosvm_py.kinds.order import DeviceOrder
 from crosvm_py.kinds.table import DEVICE_KINDS
-from devices.virtio.device import CommandError, SimpleDevice
+from devices.virtio.commands import Command, Drain, Obeyed, Refused, SetLink, SetSize, Waiting
+from devices.virtio.device import SimpleDevice
 from sys_util.errors import GuestError
+from sys_util.wire import Message
 from tests.crosvm_py.device_rig import DeviceRig
 
 if TYPE_CHECKING:
@@ -72,18 +74,17 @@ class Pipe(SimpleDevice):
             port.give_back(chain)
             port.flush()
 
-    def command(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
+    def command(self, command: Command) -> Message:
         assert self._context is not None
-        if verb == "number":
-            self._number = int(str(arguments["number"]))
-            self._context.config_changed()
-            return {"was": "changed"}
-        if verb == "later":
-            self._context.call_later(0, self._give_up)
-            return {}
-        if verb == "much":
-            return {"much": "x" * 20_000}
-        raise CommandError(f"no {verb} here")
+        match command:
+            case SetSize(number):
+                self._number = number
+                self._context.config_changed()
+                return Obeyed()
+            case Drain():
+                self._context.call_later(0, self._give_up)
+                return Waiting(0)
+        return super().command(command)
 
     def _give_up(self) -> None:
         raise GuestError("the guest is mad")
@@ -104,11 +105,9 @@ def pipe(rig: DeviceRig) -> Iterator[tuple[DeviceProcess, int]]:
     os.close(write_end)
 
 
-def run_command(
-    rig: DeviceRig, device: DeviceProcess, verb: str, **arguments: object
-) -> tuple[bool, dict[str, object]]:
-    answers: list[tuple[bool, dict[str, object]]] = []
-    device.command(verb, arguments, lambda ok, fields: answers.append((ok, fields)))
+def run_command(rig: DeviceRig, device: DeviceProcess, command: Command) -> Message:
+    answers: list[Message] = []
+    device.command(command, answers.append)
     rig.until(lambda: bool(answers))
     return answers[0]
 
@@ -149,7 +148,7 @@ def test_nothing_happens_while_it_is_paused(
     offer(queue, 2)
     held(rig, device, "pause")
     os.write(write_end, b"word....")
-    run_command(rig, device, "number", number=1)  # it is awake, and still
+    run_command(rig, device, SetSize(1))  # it is awake, and still
     assert queue.ring.used_idx == 0
     held(rig, device, "resume")
     rig.until(lambda: queue.ring.used_idx == 1)
@@ -160,19 +159,16 @@ def test_command_is_answered_and_may_change_the_configuration(
     rig: DeviceRig, pipe: tuple[DeviceProcess, int]
 ) -> None:
     device, _ = pipe
-    assert run_command(rig, device, "number", number=7) == (True, {"was": "changed"})
+    assert run_command(rig, device, SetSize(7)) == Obeyed()
     assert device.config == struct.pack("<I", 7)
 
 
-@pytest.mark.parametrize(
-    ("verb", "reason"), [("dance", "no dance here"), ("much", "much: the answer is too long")]
-)
 def test_refused_command_says_why_and_the_device_goes_on(
-    rig: DeviceRig, pipe: tuple[DeviceProcess, int], verb: str, reason: str
+    rig: DeviceRig, pipe: tuple[DeviceProcess, int]
 ) -> None:
     device, _ = pipe
-    assert run_command(rig, device, verb) == (False, {"error": reason})
-    assert run_command(rig, device, "number", number=1)[0]
+    assert run_command(rig, device, SetLink(up=True)) == Refused("pipe devices know no link")
+    assert run_command(rig, device, SetSize(1)) == Obeyed()
 
 
 def break_ring(rig: DeviceRig, device: DeviceProcess, queue: RigQueue, write_end: int) -> None:
@@ -181,7 +177,7 @@ def break_ring(rig: DeviceRig, device: DeviceProcess, queue: RigQueue, write_end
 
 
 def give_up_later(rig: DeviceRig, device: DeviceProcess, queue: RigQueue, write_end: int) -> None:
-    assert run_command(rig, device, "later") == (True, {})
+    assert run_command(rig, device, Drain()) == Waiting(0)
     os.write(write_end, b"word....")
 
 

@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from crosvm_py.operations.balloon import ask_balloon
-from crosvm_py.requests import balloon, catalogue, protocol
-from crosvm_py.requests.balloon import BalloonAdjust, BalloonQuery, BalloonSet, BalloonState
+from crosvm_py.operations import balloon
+from crosvm_py.requests import catalogue, protocol
+from crosvm_py.requests.balloon import PAGE_BYTES, BalloonAdjust, BalloonQuery, BalloonSet
 from devices.virtio.balloon.device import Balloon, BalloonSpec
+from devices.virtio.commands import (
+    AdjustTarget,
+    BalloonState,
+    Command,
+    Refused,
+    SetTarget,
+    TellState,
+)
 from sys_util.errors import ConfigError, ProtocolError
 from sys_util.guest_memory import GuestMemory
 from sys_util.wire import encode
@@ -20,88 +28,67 @@ from tests.support.device_context import DriverSide
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from crosvm_py.requests.protocol import Request
     from crosvm_py.vmm.device_proxy import DeviceProcess
     from crosvm_py.vmm.link import CommandResult
+    from sys_util.wire import Message
 
-STATE: dict[str, object] = {
-    "target_pages": 512,
-    "actual_pages": 100,
-    "released_bytes": 1 << 40,
-    "has_driver": True,
-    "has_stats": True,
-    "updates": 3,
-    "stats": [[4, 1000], [5, 2000]],
-    "hint_done": True,
-    "hinted_bytes": 0,
-    "clamped": False,
-}
 ANSWER = BalloonState(512, 100, 1 << 40, True, True, 3, ((4, 1000), (5, 2000)), True, 0, False)
 
 
 class FakeDevice:
     """A device process that gives one answer to everything."""
 
-    def __init__(self, name: str, ok: bool, fields: dict[str, object]) -> None:
+    def __init__(self, name: str, answer: Message) -> None:
         self.name = name
-        self.asked: list[tuple[str, dict[str, object]]] = []
-        self._result = (ok, fields)
+        self.asked: list[Command] = []
+        self._answer = answer
 
-    def command(self, verb: str, arguments: dict[str, object], then: CommandResult) -> None:
-        self.asked.append((verb, arguments))
-        then(*self._result)
+    def command(self, command: Command, then: CommandResult) -> None:
+        self.asked.append(command)
+        then(self._answer)
 
 
-def ask(
-    device: FakeDevice, request: BalloonSet | BalloonAdjust | BalloonQuery
-) -> protocol.Response:
-    devices = cast("list[DeviceProcess]", [FakeDevice("rng", False, {}), device])
+def ask(device: FakeDevice, request: Request) -> protocol.Response:
+    vm = vm_of(*cast("list[DeviceProcess]", [FakeDevice("rng", Refused("no")), device]))
     answers: list[protocol.Response] = []
-    ask_balloon(vm_of(*devices), request).deliver_to(answers.append)
+    match request:
+        case BalloonSet():
+            pending = balloon.set_balloon(vm, request)
+        case BalloonAdjust():
+            pending = balloon.adjust_balloon(vm, request)
+        case BalloonQuery():
+            pending = balloon.query_balloon(vm, request)
+        case _:
+            raise AssertionError(request)
+    pending.deliver_to(answers.append)
     (answer,) = answers
     return answer
 
 
 @pytest.mark.parametrize(
-    ("request_", "verb", "arguments"),
+    ("request_", "command"),
     [
-        pytest.param(BalloonSet(5 * 4096 + 4095), "set", {"pages": 5}, id="set"),
-        pytest.param(BalloonAdjust(-7), "adjust", {"pages": -7}, id="adjust"),
-        pytest.param(BalloonQuery(False, False), "state", {"hint": False}, id="state"),
-        pytest.param(BalloonQuery(True, True), "refresh", {"hint": True}, id="refresh"),
+        pytest.param(BalloonSet(5 * 4096 + 4095), SetTarget(5), id="set"),
+        pytest.param(BalloonAdjust(-7), AdjustTarget(-7), id="adjust"),
+        pytest.param(BalloonQuery(False, False), TellState(), id="state"),
+        pytest.param(BalloonQuery(True, True), TellState(refresh=True, hint=True), id="refresh"),
     ],
 )
-def test_request_becomes_a_command(
-    request_: BalloonSet, verb: str, arguments: dict[str, object]
-) -> None:
-    device = FakeDevice("balloon", True, STATE)
+def test_request_becomes_a_command(request_: Request, command: Command) -> None:
+    device = FakeDevice("balloon", ANSWER)
     assert ask(device, request_) == ANSWER
-    assert device.asked == [(verb, arguments)]
+    assert device.asked == [command]
 
 
-@pytest.mark.parametrize(
-    ("ok", "fields", "reason"),
-    [
-        pytest.param(False, {"error": "not today"}, "not today", id="refused"),
-        pytest.param(False, {}, "refused", id="no-reason"),
-        pytest.param(True, {}, "talks nonsense", id="empty"),
-        pytest.param(True, STATE | {"actual_pages": -1}, "not a whole number", id="negative"),
-        pytest.param(True, STATE | {"has_driver": 1}, "not a boolean", id="type"),
-        pytest.param(True, STATE | {"stats": [[4, 1]] * 99}, "not an array", id="many"),
-        pytest.param(True, STATE | {"stats": [[4, 1, 1]]}, "not an array of 2", id="pair"),
-        pytest.param(True, STATE | {"updates": 1 << 64}, "not a whole number", id="big"),
-    ],
-)
-def test_bad_answer_of_the_device_is_a_reason(
-    ok: bool, fields: dict[str, object], reason: str
-) -> None:
-    answer = ask(FakeDevice("balloon", ok, fields), BalloonSet(0))
-    assert isinstance(answer, protocol.Failed)
-    assert reason in answer.reason
+def test_refusal_of_the_device_is_a_reason() -> None:
+    answer = ask(FakeDevice("balloon", Refused("not today")), BalloonSet(0))
+    assert answer == protocol.Failed("balloon: not today")
 
 
 def test_vm_without_a_balloon_says_how_to_get_one() -> None:
     with pytest.raises(ConfigError, match=r"no balloon \(crosvm run --balloon gives it one"):
-        ask(FakeDevice("block:0", True, STATE), BalloonSet(0))
+        ask(FakeDevice("block:0", ANSWER), BalloonSet(0))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +119,7 @@ def real() -> Iterator[DriverSide]:
 
 
 def test_what_the_real_device_answers_is_accepted(real: DriverSide) -> None:
-    fields = real.device.command("set", {"pages": 1 << 40})
-    answer = ask(FakeDevice("balloon", True, fields), BalloonSet(1 << 52))
-    assert isinstance(answer, BalloonState)
-    assert (answer.target_pages * balloon.PAGE_BYTES, answer.clamped) == (8 << 20, True)
+    state = real.device.command(SetTarget(1 << 40))
+    assert isinstance(state, BalloonState)
+    assert (state.target_pages * PAGE_BYTES, state.clamped) == (8 << 20, True)
+    assert catalogue.RESPONSES.decode(encode(state)) == state

@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-import msgpack
 import pytest
 
 from crosvm_py.device_process import protocol
@@ -15,18 +14,18 @@ from crosvm_py.operations.devices import find_device, limit_device, list_devices
 from crosvm_py.requests.catalogue import RESPONSES
 from crosvm_py.requests.devices import (
     CounterInfo,
-    DeviceLimits,
     DeviceList,
     LimitDevice,
     ListDevices,
     QueueInfo,
 )
-from crosvm_py.requests.protocol import MAX_REASON_CHARS, MAX_RESPONSE_BYTES, Failed
+from crosvm_py.requests.protocol import MAX_RESPONSE_BYTES, Failed
 from devices.virtio.backend import QueueActivation
+from devices.virtio.commands import DeviceLimits, Obeyed, Refused, SetLimits
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from devices.virtio.vsock.common import COUNTERS
 from sys_util.errors import ConfigError
-from sys_util.wire import encode
+from sys_util.wire import Message, encode
 from tests.crosvm_py.hostile_device import HostileDevice
 from tests.crosvm_py.operations.running_vm import vm_of
 
@@ -126,48 +125,44 @@ def test_vm_without_devices_says_so() -> None:
         find_device([], "rng")
 
 
-def test_limits_cross_by_name_and_only_those_given(device: HostileDevice) -> None:
+def test_limits_cross_in_their_order_and_only_those_given(device: HostileDevice) -> None:
     limit(device, 5, None, 7, None, None, 0)
-    command, _ = device.take()
-    fields = {"bw_size": 5, "bw_refill_time": 7, "ops_refill_time": 0}
-    assert command == protocol.Command(1, "limit", msgpack.packb(fields))
+    order, _ = device.take()
+    assert order == protocol.Order(1, SetLimits((5, None, 7, None, None, 0)))
 
 
 def test_limits_of_the_device_are_the_answer(device: HostileDevice) -> None:
     answers = limit(device)
-    device.send(protocol.Answer(1, True, msgpack.packb(LIMITS)))
+    device.send(protocol.Answer(1, DeviceLimits((0, 1, 2, 3, 4, 5))))
     device.turn()
     assert answers == [DeviceLimits((0, 1, 2, 3, 4, 5))]
 
 
-def test_refusal_is_the_clients_answer_and_is_cut(device: HostileDevice) -> None:
+def test_refusal_is_the_clients_answer(device: HostileDevice) -> None:
     answers = limit(device)
-    device.send(protocol.Answer(1, False, msgpack.packb({"error": "no" * 2000})))
+    device.send(protocol.Answer(1, Refused("no" * 256)))
     device.turn()
     (answer,) = answers
     assert isinstance(answer, Failed)
-    assert answer.reason.startswith(f"{device.host.name}: nono")
-    assert len(answer.reason) == MAX_REASON_CHARS
+    assert answer.reason == f"{device.host.name}: " + "no" * 256
 
 
 @pytest.mark.parametrize(
-    "fields",
+    "answer",
     [
-        pytest.param({}, id="nothing"),
-        pytest.param(LIMITS | {"bw_size": "1"}, id="text"),
-        pytest.param(LIMITS | {"bw_size": -1}, id="negative"),
-        pytest.param(LIMITS | {"ops_size": 1 << 63}, id="too-large"),
-        pytest.param(LIMITS | {"ops_size": True}, id="boolean"),
-        pytest.param(LIMITS | {"ops_size": None}, id="nil"),
+        pytest.param(Obeyed(), id="of another command"),
+        pytest.param(DeviceLimits((0,) * 5), id="too few"),
+        pytest.param(DeviceLimits((0, 1, 2, -3, 4, 5)), id="negative"),
+        pytest.param(DeviceLimits((0, 1, 2, 1 << 63, 4, 5)), id="too large"),
+        pytest.param(Refused("no" * 2000), id="too long a reason"),
     ],
 )
-def test_nonsense_of_the_device_is_not_passed_on(
-    device: HostileDevice, fields: dict[str, object]
-) -> None:
+def test_nonsense_of_the_device_ends_it(device: HostileDevice, answer: Message) -> None:
     answers = limit(device)
-    device.send(protocol.Answer(1, True, msgpack.packb(fields)))
+    device.send(protocol.Answer(1, answer))
     device.turn()
-    assert answers == [Failed(f"{device.host.name}: its process answers nonsense")]
+    assert device.verdict
+    assert answers == [Failed(f"{device.host.name}: the device process has ended")]
 
 
 def test_device_that_dies_meanwhile_is_an_answer(device: HostileDevice) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgpack
 import pytest
 
 from crosvm_py.cli.dispatch import execute
@@ -18,6 +17,7 @@ from crosvm_py.operations.link import set_link
 from crosvm_py.requests.devices import DeviceList
 from crosvm_py.requests.net import SetLink
 from crosvm_py.requests.protocol import Done, Failed
+from devices.virtio.commands import Obeyed, Refused
 from sys_util.errors import ConfigError, UsageError
 from tests.crosvm_py.hostile_device import READY, HostileDevice
 from tests.crosvm_py.operations.running_vm import vm_of
@@ -43,7 +43,7 @@ def device() -> Iterator[HostileDevice]:
 def test_link_is_an_order_to_the_card(device: HostileDevice, name: str, *, up: bool) -> None:
     answers: list[Response] = []
     set_link(vm_of(device.host), SetLink(name, up)).deliver_to(answers.append)
-    device.send(protocol.Answer(1, True, msgpack.packb({})))
+    device.send(protocol.Answer(1, Obeyed()))
     device.turn()
     assert answers == [Done()]
 
@@ -51,7 +51,7 @@ def test_link_is_an_order_to_the_card(device: HostileDevice, name: str, *, up: b
 def test_link_refused_is_said(device: HostileDevice) -> None:
     answers: list[Response] = []
     set_link(vm_of(device.host), SetLink("net:0", True)).deliver_to(answers.append)
-    device.send(protocol.Answer(1, False, msgpack.packb({"error": "no"})))
+    device.send(protocol.Answer(1, Refused("no")))
     device.turn()
     assert answers == [Failed("net:0: no")]
 

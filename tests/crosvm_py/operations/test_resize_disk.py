@@ -22,8 +22,8 @@ from crosvm_py.requests.devices import DiskSize, ResizeDisk
 from crosvm_py.requests.protocol import Failed
 from crosvm_py.warden import protocol
 from crosvm_py.warden.resize import resize_file
+from devices.virtio.commands import CheckSize, Command, Obeyed, Refused, SetSize
 from sys_util.errors import ConfigError, ProtocolError
-from sys_util.stranger import unpack_fields
 from sys_util.wire import encode
 from tests.crosvm_py.device_rig import DeviceRig
 from tests.crosvm_py.fake_warden import FakeWarden
@@ -57,18 +57,18 @@ class FakeVm:
         request = ResizeDisk(0, size_bytes)
         resize_disk(supervised(self.warden.supervisor), request).deliver_to(self.answers.append)
 
-    def command(self) -> tuple[str, object]:
+    def command(self) -> Command:
         """Return the order to the disk that must be there, and carry it out."""
         received = self.warden.devices[0].receive()
         assert received is not None
-        command = received[0]
-        assert isinstance(command, device_protocol.Command)
-        self.answer_disk(command.request_id)
-        return command.verb, unpack_fields(command.arguments)["size_bytes"]
+        order = received[0]
+        assert isinstance(order, device_protocol.Order)
+        self.answer_disk(order.request_id)
+        return order.command
 
     def answer_disk(self, request_id: int, error: str = "") -> None:
-        fields = msgpack.packb({"error": error} if error else {})
-        self.warden.devices[0].send(device_protocol.Answer(request_id, not error, fields))
+        answer = Refused(error) if error else Obeyed()
+        self.warden.devices[0].send(device_protocol.Answer(request_id, answer))
         self.warden.turn()
 
     def order_to_warden(self) -> tuple[int, int]:
@@ -94,17 +94,17 @@ def vm(lines: list[str]) -> Iterator[FakeVm]:
 
 def test_grown_file_is_there_before_the_driver_hears_of_it(vm: FakeVm) -> None:
     vm.resize(NEW_LARGE)
-    assert vm.command() == ("check-size", NEW_LARGE)
+    assert vm.command() == CheckSize(NEW_LARGE)
     assert vm.order_to_warden() == (0, NEW_LARGE)
     vm.warden.send(protocol.Resized(0, NEW_LARGE, ""))
     assert vm.answers == []
-    assert vm.command() == ("resize", NEW_LARGE)
+    assert vm.command() == SetSize(NEW_LARGE, measured=True)
     assert vm.answers == [DiskSize(NEW_LARGE)]
 
 
 def test_shrunk_disk_refuses_the_end_before_it_is_gone(vm: FakeVm, lines: list[str]) -> None:
     vm.resize(NEW_SMALL)
-    assert vm.command() == ("resize", NEW_SMALL)
+    assert vm.command() == SetSize(NEW_SMALL)
     assert vm.order_to_warden() == (0, NEW_SMALL)
     vm.warden.send(protocol.Resized(0, NEW_SMALL, ""))
     vm.command()
@@ -122,7 +122,9 @@ def test_disk_that_refuses_ends_it_and_nothing_is_said_to_be_lost(
     assert vm.warden.channel.receive() is None
     assert lines == []
     vm.resize(size_bytes)
-    assert vm.command()[1] == size_bytes
+    command = vm.command()
+    assert isinstance(command, SetSize | CheckSize)
+    assert command.size_bytes == size_bytes
 
 
 def test_file_that_cannot_change_leaves_the_driver_what_it_had(
@@ -132,7 +134,7 @@ def test_file_that_cannot_change_leaves_the_driver_what_it_had(
     vm.command()
     vm.order_to_warden()
     vm.warden.send(protocol.Resized(0, 0, "No space left on device"))
-    assert vm.command() == ("resize", OLD)
+    assert vm.command() == SetSize(OLD, measured=True)
     assert vm.answers == [Failed("block:0: No space left on device")]
     assert lines == []
 
@@ -142,7 +144,7 @@ def test_block_device_has_its_own_size(vm: FakeVm) -> None:
     vm.command()
     vm.order_to_warden()
     vm.warden.send(protocol.Resized(0, OLD * 4, ""))
-    assert vm.command() == ("resize", OLD * 4)
+    assert vm.command() == SetSize(OLD * 4, measured=True)
     assert vm.answers == [DiskSize(OLD * 4)]
 
 
@@ -156,7 +158,7 @@ def test_second_resize_waits_for_no_first_one_and_the_disk_is_not_asked(vm: Fake
     assert vm.answers == [DiskSize(NEW_LARGE)]
     assert vm.warden.devices[0].receive() is None
     vm.resize(NEW_SMALL)
-    assert vm.command() == ("resize", NEW_SMALL)
+    assert vm.command() == SetSize(NEW_SMALL)
 
 
 def test_disk_that_dies_meanwhile_is_an_answer(vm: FakeVm) -> None:
@@ -199,7 +201,7 @@ def test_disk_that_ends_when_its_file_has_its_size_is_told_again(ends_first: boo
         vm.warden.send(protocol.Resized(0, NEW_LARGE, ""))
         end_and_make_again(vm)
     assert vm.answers == []
-    assert vm.command() == ("resize", NEW_LARGE)
+    assert vm.command() == SetSize(NEW_LARGE, measured=True)
     assert vm.answers == [DiskSize(NEW_LARGE)]
     vm.close()
 
@@ -223,7 +225,7 @@ def test_disk_without_a_file_to_resize_keeps_its_size(size_bytes: int, lines: li
     vm = FakeVm(writable=False)
     vm.resize(size_bytes)
     vm.command()
-    assert vm.command() == ("resize", OLD)
+    assert vm.command() == SetSize(OLD, measured=True)
     assert lines == []
     assert vm.answers == [Failed("block:0: it writes no file that could be resized")]
     vm.close()

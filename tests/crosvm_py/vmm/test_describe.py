@@ -7,6 +7,7 @@ import pytest
 
 from crosvm_py.device_process import protocol
 from devices.virtio.backend import DeviceWords, QueuePosition, RingPosition
+from devices.virtio.commands import Obeyed
 from tests.crosvm_py.hostile_device import READY, HostileDevice
 
 QUEUE = QueuePosition(3, "port", RingPosition(1, 2, 3, 4, 5, True), False)
@@ -48,7 +49,7 @@ def test_device_that_says_nothing_in_time_may_do_it_later(device: HostileDevice)
     [
         pytest.param(description(2), id="another-number"),
         pytest.param(protocol.Done(1), id="done"),
-        pytest.param(protocol.Answer(1, True, b"\x80"), id="answer"),
+        pytest.param(protocol.Answer(1, Obeyed()), id="answer"),
     ],
 )
 def test_device_that_answers_something_else_is_ended(

@@ -14,6 +14,7 @@ from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.vmm import supervisor
 from crosvm_py.vmm.restart import HEALTHY_SECONDS, MAX_DELAY_SECONDS, RestartBudget
 from crosvm_py.warden.protocol import Exited, Kill, Respawn, SpawnFailed
+from devices.virtio.commands import Refused
 from sys_util.errors import ConfigError
 from tests.crosvm_py.fake_warden import FakeWarden
 from tests.crosvm_py.hostile_device import (
@@ -24,6 +25,7 @@ from tests.crosvm_py.hostile_device import (
     queue,
 )
 from tests.crosvm_py.hostile_device import READY as BLOCK_READY
+from tests.support.commands import set_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,10 +216,10 @@ def test_next_process_starts_paused_in_a_suspended_vm(rig: Rig) -> None:
 
 def test_nobody_waits_for_an_answer_of_the_dead(rig: Rig) -> None:
     answers: list[object] = []
-    rig.device.command("limit", {}, lambda ok, fields: answers.append((ok, fields)))
+    rig.device.command(set_limits(), answers.append)
     rig.die()
-    rig.device.command("limit", {}, lambda ok, fields: answers.append((ok, fields)))
-    assert answers == [(False, {"error": "the device process has ended"})] * 2
+    rig.device.command(set_limits(), answers.append)
+    assert answers == [Refused("the device process has ended")] * 2
 
 
 def test_restart_on_purpose_reads_the_code_anew_and_is_answered_when_it_serves(

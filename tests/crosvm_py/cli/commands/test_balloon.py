@@ -11,9 +11,10 @@ import pytest
 from crosvm_py.cli.commands import balloon, balloon_stats
 from crosvm_py.cli.dispatch import execute
 from crosvm_py.control import socket_client as client
-from crosvm_py.requests.balloon import BalloonAdjust, BalloonQuery, BalloonSet, BalloonState
+from crosvm_py.requests.balloon import BalloonAdjust, BalloonQuery, BalloonSet
 from crosvm_py.requests.protocol import Done
 from devices.virtio.balloon.stats import STAT_NAMES
+from devices.virtio.commands import BalloonState
 from sys_util.errors import UsageError
 
 if TYPE_CHECKING:

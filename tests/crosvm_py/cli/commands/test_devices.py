@@ -16,13 +16,13 @@ from crosvm_py.control.socket_client import ControlError
 from crosvm_py.requests.devices import (
     CounterInfo,
     DeviceInfo,
-    DeviceLimits,
     DeviceList,
     LimitDevice,
     ListDevices,
     QueueInfo,
 )
 from crosvm_py.requests.protocol import Done
+from devices.virtio.commands import DeviceLimits
 from sys_util.errors import UsageError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,8 +16,10 @@ from devices.virtio.balloon.device import INFLATE_QUEUE as INFLATE
 from devices.virtio.balloon.device import REPORTING_QUEUE as REPORTING
 from devices.virtio.balloon.device import STATS_QUEUE as STATS
 from devices.virtio.balloon.state import VIRTIO_BALLOON_CMD_ID_STOP
+from devices.virtio.commands import AdjustTarget, BalloonState, Command, SetTarget, TellState
 from devices.virtio.saved_state import MAX_STATE_BYTES
 from sys_util.guest_memory import GuestMemory
+from tests.support.commands import ask_balloon
 from tests.support.device_context import DriverSide
 from tests.support.driver_queue import WRITE, Desc
 from tests.support.killed import each_kill, shared_state
@@ -61,8 +63,8 @@ class Rig(DriverSide):
         pages, actual, cmd_id, poison = struct.unpack("<IIII", self.device.config())
         return pages, actual, cmd_id, poison
 
-    def ask(self, verb: str, **arguments: object) -> dict[str, object]:
-        return self.device.command(verb, arguments)
+    def ask(self, command: Command) -> BalloonState:
+        return ask_balloon(self.device, command)
 
     def send_stats(self, *values: int) -> None:
         pairs = (struct.pack("<HQ", tag, value) for tag, value in enumerate(values))
@@ -126,10 +128,10 @@ def test_poison_is_not_forgotten() -> None:
         assert rig.page(POOL_PFN) == b"\xab"
 
 
-@pytest.mark.parametrize(("verb", "pages"), [("set", 700), ("adjust", 444)])
-def test_target_is_the_old_or_the_new_one(verb: str, pages: int) -> None:
+@pytest.mark.parametrize("command", [SetTarget(700), AdjustTarget(444)])
+def test_target_is_the_old_or_the_new_one(command: Command) -> None:
     found = []
-    for rig in each_kill(Rig, lambda rig: rig.ask(verb, pages=pages)):
+    for rig in each_kill(Rig, lambda rig: rig.ask(command)):
         rig.take_over()
         found.append(rig.config()[0])
     assert found == sorted(found)
@@ -140,7 +142,7 @@ def test_size_that_the_driver_wrote_stays(rig: Rig) -> None:
     rig.device.write_config(ACTUAL_OFFSET, (99).to_bytes(4, "little"))
     rig.take_over()
     assert rig.config()[:2] == (256, 99)
-    assert rig.ask("state")["actual_pages"] == 99
+    assert rig.ask(TellState()).actual_pages == 99
     rig.reset()
     rig.take_over()
     assert rig.config() == (256, 0, 0, 0)
@@ -151,7 +153,7 @@ def test_each_buffer_of_statistics_is_counted_once() -> None:
         rig = Rig()
         rig.send_stats(1, 2)
         rig.kick(STATS)
-        rig.ask("refresh")
+        rig.ask(TellState(refresh=True))
         assert len(rig.queues[STATS].collect()) == 1
         rig.send_stats(3, 4, 5)
         return rig
@@ -159,15 +161,15 @@ def test_each_buffer_of_statistics_is_counted_once() -> None:
     for rig in each_kill(make, lambda rig: rig.kick(STATS)):
         rig.take_over()
         for _ in range(2):
-            state = rig.ask("state")
-            assert (state["updates"], state["stats"]) == (2, [(0, 3), (1, 4), (2, 5)])
+            state = rig.ask(TellState())
+            assert (state.updates, state.stats) == (2, ((0, 3), (1, 4), (2, 5)))
             rig.take_over()
         assert rig.queues[STATS].collect() == []
-        rig.ask("refresh")
+        rig.ask(TellState(refresh=True))
         assert len(rig.queues[STATS].collect()) == 1
         rig.send_stats(6)
         rig.kick(STATS)
-        assert rig.ask("state")["updates"] == 3
+        assert rig.ask(TellState()).updates == 3
 
 
 def test_statistics_are_asked_for_wherever_the_process_ends() -> None:
@@ -177,19 +179,19 @@ def test_statistics_are_asked_for_wherever_the_process_ends() -> None:
         rig.kick(STATS)
         return rig
 
-    for rig in each_kill(make, lambda rig: rig.ask("refresh")):
+    for rig in each_kill(make, lambda rig: rig.ask(TellState(refresh=True))):
         rig.take_over()
-        rig.ask("refresh")  # the vmm heard no answer
+        rig.ask(TellState(refresh=True))  # the vmm heard no answer
         assert len(rig.queues[STATS].collect()) == 1
         rig.send_stats(2)
         rig.kick(STATS)
-        assert rig.ask("state")["updates"] == 2
+        assert rig.ask(TellState()).updates == 2
 
 
 def test_round_of_hints_goes_on_and_ends_in_time() -> None:
     def make() -> Rig:
         rig = Rig()
-        rig.ask("state", hint=True)
+        rig.ask(TellState(hint=True))
         cmd_id = rig.config()[2]
         queue = rig.queues[FREE_PAGE]
         queue.submit([struct.pack("<I", cmd_id)])
@@ -200,18 +202,18 @@ def test_round_of_hints_goes_on_and_ends_in_time() -> None:
     for rig in each_kill(make, lambda rig: rig.kick(FREE_PAGE)):
         rig.take_over()
         assert len(rig.queues[FREE_PAGE].collect()) == 3
-        state = rig.ask("state")
-        assert state["hint_done"] is True
-        assert state["hinted_bytes"] in (0, PAGE)  # a number for the user
+        state = rig.ask(TellState())
+        assert state.hint_done is True
+        assert state.hinted_bytes in (0, PAGE)  # a number for the user
         rig.context.advance(HINT_SECONDS)
 
 
 def test_round_that_the_driver_does_not_end_is_ended_by_the_next_process(rig: Rig) -> None:
-    rig.ask("state", hint=True)
+    rig.ask(TellState(hint=True))
     rig.take_over()
-    assert rig.ask("state")["hint_done"] is False
+    assert rig.ask(TellState()).hint_done is False
     rig.context.advance(HINT_SECONDS)
-    assert rig.ask("state")["hint_done"] is True
+    assert rig.ask(TellState()).hint_done is True
     assert rig.context.config_changes == 1
 
 
@@ -219,7 +221,7 @@ def test_what_was_given_back_is_counted_on(rig: Rig) -> None:
     rig.submit_pages(INFLATE, POOL_PFN)
     rig.kick(INFLATE)
     rig.take_over()
-    assert rig.ask("state")["released_bytes"] == PAGE
+    assert rig.ask(TellState()).released_bytes == PAGE
 
 
 GOOD: dict[str, object] = {"state": [1, 1, 0, 0, 0, 0, 0, 0, -1], "stats": [], "released": 0}
@@ -259,11 +261,11 @@ def test_nonsense_of_the_last_process_is_one_line_and_no_more(
     assert "saved state is not used" in line
     lines.clear()
     assert rig.config() == (256, 0, 0, 0)
-    assert rig.ask("set", pages=3)["target_pages"] == 3
+    assert rig.ask(SetTarget(3)).target_pages == 3
 
 
 def test_state_of_a_driver_that_knows_everything_fits(rig: Rig) -> None:
     rig.send_stats(*[(1 << 64) - 1] * 20)
     rig.kick(STATS)
-    assert len(cast("list[object]", rig.ask("state")["stats"])) == 16
+    assert len(rig.ask(TellState()).stats) == 16
     assert MAX_STATE_BYTES > 16 * 11 + 9 * 9 + 100

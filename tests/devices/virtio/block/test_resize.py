@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
 from devices.virtio.block.device import MAX_SIZE_BYTES
 from devices.virtio.block.image import BlockSpec
+from devices.virtio.commands import CheckSize, Command, Obeyed, SetLink, SetSize
 from devices.virtio.device import CommandError
 from tests.support.block_driver import IN, IOERR, OK, OUT, SECTOR, BlockDriver
+from tests.support.commands import limits_of
 from tests.support.device_context import FakeContext
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ def capacity(disk: BlockDriver) -> int:
 
 
 def resize(disk: BlockDriver, sectors: int) -> None:
-    assert disk.device.command("resize", {"size_bytes": sectors * SECTOR}) == {}
+    assert disk.device.command(SetSize(sectors * SECTOR)) == Obeyed()
 
 
 def test_grown_disk_is_told_and_usable_to_its_end(
@@ -77,51 +80,49 @@ def test_same_size_is_no_change(disk: BlockDriver, context: FakeContext) -> None
 
 
 def test_check_changes_nothing(disk: BlockDriver, context: FakeContext) -> None:
-    assert disk.device.command("check-size", {"size_bytes": 4 * SECTOR}) == {}
+    assert disk.device.command(CheckSize(4 * SECTOR)) == Obeyed()
     assert (capacity(disk), context.config_changes) == (SECTORS, 0)
 
 
-@pytest.mark.parametrize("verb", ["resize", "check-size"])
+@pytest.mark.parametrize("command", [SetSize, CheckSize])
 @pytest.mark.parametrize(
     ("size_bytes", "reason"),
     [
-        pytest.param(None, "None is no size", id="none"),
-        pytest.param("512", "'512' is no size", id="text"),
-        pytest.param(True, "True is no size", id="boolean"),
-        pytest.param(512.0, "512.0 is no size", id="fraction"),
         pytest.param(0, "0 bytes is not in 1", id="zero"),
-        pytest.param(-512, "-512 bytes is not in 1", id="negative"),
         pytest.param(513, "513 bytes is not a multiple of the sector 512", id="odd"),
         pytest.param(1 << 63, "bytes is not in 1", id="64-bits"),
-        pytest.param(1 << 80, "bytes is not in 1", id="80-bits"),
     ],
 )
 def test_size_that_makes_no_sense_is_refused(
-    disk: BlockDriver, context: FakeContext, verb: str, size_bytes: object, reason: str
+    disk: BlockDriver,
+    context: FakeContext,
+    command: Callable[[int], Command],
+    size_bytes: int,
+    reason: str,
 ) -> None:
     with pytest.raises(CommandError, match=reason):
-        disk.device.command(verb, {"size_bytes": size_bytes})
+        disk.device.command(command(size_bytes))
     assert (capacity(disk), context.config_changes) == (SECTORS, 0)
 
 
 def test_greatest_size_is_a_file_offset(disk: BlockDriver, context: FakeContext) -> None:
-    disk.device.command("check-size", {"size_bytes": MAX_SIZE_BYTES})
+    disk.device.command(CheckSize(MAX_SIZE_BYTES))
     assert MAX_SIZE_BYTES < 1 << 63
 
 
 def test_size_has_to_be_whole_blocks(image: Path) -> None:
     disk = BlockDriver.start(BlockSpec(str(image), block_size=4096))
     with pytest.raises(CommandError, match="4608 bytes is not a multiple of the block-size 4096"):
-        disk.device.command("resize", {"size_bytes": 4608})
+        disk.device.command(SetSize(4608))
     disk.close()
 
 
 def test_measured_size_that_is_no_whole_blocks_hides_its_end(image: Path) -> None:
     disk = BlockDriver.start(BlockSpec(str(image), block_size=4096))
-    disk.device.command("resize", {"size_bytes": 4608, "measured": True})
+    disk.device.command(SetSize(4608, measured=True))
     assert capacity(disk) == 4096 // SECTOR
     with pytest.raises(CommandError, match="0 bytes is not in 1"):
-        disk.device.command("resize", {"size_bytes": 4095, "measured": True})
+        disk.device.command(SetSize(4095, measured=True))
     disk.close()
 
 
@@ -138,11 +139,11 @@ def test_image_with_a_hidden_end_can_be_resized(image: Path) -> None:
 def test_read_only_disk_keeps_its_size(image: Path) -> None:
     disk = BlockDriver.start(BlockSpec(str(image), read_only=True))
     with pytest.raises(CommandError, match="a read-only disk keeps its size"):
-        disk.device.command("resize", {"size_bytes": 512})
+        disk.device.command(SetSize(512))
     disk.close()
 
 
 def test_limits_are_still_a_command_of_disks(disk: BlockDriver, context: FakeContext) -> None:
-    assert disk.device.command("limit", {})["ops_size"] == 0
-    with pytest.raises(CommandError, match="block devices know no dance"):
-        disk.device.command("dance", {})
+    assert limits_of(disk.device).ops_size == 0
+    with pytest.raises(CommandError, match="block devices know no link"):
+        disk.device.command(SetLink(up=True))

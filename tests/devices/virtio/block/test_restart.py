@@ -11,10 +11,12 @@ import pytest
 
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec
+from devices.virtio.commands import SetLimits, SetSize
 from devices.virtio.rate_limiter import RateLimits
 from devices.virtio.rng.device import Rng, RngSpec
 from sys_util.facts import replace
 from sys_util.guest_memory import GuestMemory
+from tests.support.commands import limits_of
 from tests.support.device_context import DriverSide
 from tests.support.killed import each_kill, shared_state
 
@@ -113,7 +115,7 @@ def shown(disk: Disk) -> int:
 
 def test_disk_that_shrinks_is_never_larger_again() -> None:
     def resize(disk: Disk) -> None:
-        disk.block.command("resize", {"size_bytes": 32 * SECTOR})
+        disk.block.command(SetSize(32 * SECTOR))
 
     found = []
     for disk in each_kill(Disk, resize):
@@ -127,13 +129,13 @@ def test_disk_whose_image_was_cut_can_grow_again() -> None:
     def make() -> Disk:
         disk = Disk()
         for _ in range(2):
-            disk.block.command("resize", {"size_bytes": 32 * SECTOR})
+            disk.block.command(SetSize(32 * SECTOR))
             os.truncate(disk.fd, 32 * SECTOR)
         os.truncate(disk.fd, 128 * SECTOR)
         return disk
 
     def resize(disk: Disk) -> None:
-        disk.block.command("resize", {"size_bytes": 128 * SECTOR})
+        disk.block.command(SetSize(128 * SECTOR))
 
     for disk in each_kill(make, resize):
         disk.take_over()
@@ -206,12 +208,12 @@ def test_limits_that_were_changed_stay(build: Callable[[], Rng]) -> None:
         return limited(build)
 
     def limit(side: DriverSide) -> None:
-        side.device.command("limit", OPS._asdict())
+        side.device.command(SetLimits(tuple(OPS)))
 
     found = []
     for side in each_kill(make, limit):
         side.replace(build())
-        found.append(int(str(side.device.command("limit", {})["ops_size"])))
+        found.append(limits_of(side.device).ops_size)
         side.memory.close()
     assert found[0] == 0
     assert found[-1] == 2

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from devices.virtio.commands import Command, Drain, Obeyed, SetLink, SetWindow, Waiting
 from devices.virtio.console import backlog as console_backlog
 from devices.virtio.console.device import Console, ConsoleSpec, PortSpec
 from devices.virtio.counters import named
@@ -204,37 +205,33 @@ def test_size_is_in_the_configuration_and_follows(console: Pipes) -> None:
     device = console.driver.device
     assert console.driver.context.config_changes == 1  # Linux looks at the first size, too
     assert device.config() == struct.pack("<HHII", 80, 25, 1, 0)
-    assert device.command("resize", {"port": 0, "columns": 132, "rows": 50}) == {}
+    assert device.command(SetWindow(0, 132, 50)) == Obeyed()
     assert device.config() == struct.pack("<HHII", 132, 50, 1, 0)
     assert console.driver.context.config_changes == 2
-    device.command("resize", {"port": 0, "columns": 132, "rows": 50})
+    device.command(SetWindow(0, 132, 50))
     assert console.driver.context.config_changes == 2
 
 
 def test_drain_says_what_waits_for_its_reader(console: Pipes) -> None:
     console.driver.queues[TRANSMIT].submit([b"a" * (PIPE_BYTES + 7)])
-    assert console.console.command("drain", {}) == {"bytes": 7}
+    assert console.console.command(Drain()) == Waiting(7)
     console.read()
     console.room()
-    assert console.console.command("drain", {}) == {"bytes": 0}
+    assert console.console.command(Drain()) == Waiting(0)
 
 
 @pytest.mark.parametrize(
-    ("verb", "arguments", "reason"),
+    ("command", "reason"),
     [
-        ("shout", {}, "know no shout"),
-        ("resize", {}, "port None"),
-        ("resize", {"port": 1, "columns": 1, "rows": 1}, "port 1: there are 1"),
-        ("resize", {"port": 0, "columns": -1, "rows": 1}, "not in 0..65535"),
-        ("resize", {"port": 0, "columns": 1, "rows": 65536}, "not in 0..65535"),
-        ("resize", {"port": 0, "columns": "1", "rows": 1}, "not in 0..65535"),
+        (SetLink(up=True), "console devices know no link"),
+        (SetWindow(1, 1, 1), "port 1: there are 1"),
     ],
 )
 def test_command_that_makes_no_sense_is_refused(
-    console: Pipes, verb: str, arguments: dict[str, object], reason: str
+    console: Pipes, command: Command, reason: str
 ) -> None:
     with pytest.raises(CommandError, match=reason):
-        console.driver.device.command(verb, arguments)
+        console.driver.device.command(command)
 
 
 def test_reset_stops_input_until_the_next_driver(console: Pipes) -> None:

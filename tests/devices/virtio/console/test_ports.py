@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from devices.virtio.commands import SetWindow
 from devices.virtio.console.control import Event
 from devices.virtio.console.device import Console, ConsoleSpec, PortSpec
 from devices.virtio.console.port import BYTES_PER_TURN
@@ -144,20 +145,20 @@ def test_new_size_is_told_once_however_often_it_changed(ports: Ports) -> None:
     device = ports.console
     queue = ports.driver.queues[CONTROL_RECEIVE]
     for columns in (100, 101):
-        device.command("resize", {"port": 0, "columns": columns, "rows": 30})
+        device.command(SetWindow(0, columns, 30))
     heard = [data[8:used] for _, used, data in queue.collect()]
     assert heard == [struct.pack("<HH", 100, 30), struct.pack("<HH", 101, 30)]
     while queue.requests:  # no buffers: only the last size is kept
-        device.command("resize", {"port": 0, "columns": len(queue.requests), "rows": 9})
+        device.command(SetWindow(0, len(queue.requests), 9))
         queue.collect()
     for columns in range(200, 300):
-        device.command("resize", {"port": 0, "columns": columns, "rows": 9})
+        device.command(SetWindow(0, columns, 9))
     assert ports.hear() == []
     assert ports.hear() == [(0, Event.RESIZE, struct.pack("<HH", 299, 9))]
 
 
 def test_size_of_what_is_no_console_is_not_told(ports: Ports) -> None:
-    ports.console.command("resize", {"port": 1, "columns": 1, "rows": 1})
+    ports.console.command(SetWindow(1, 1, 1))
     assert ports.hear() == []
 
 
@@ -341,5 +342,5 @@ def test_next_process_goes_on_with_the_ports_that_were_open(ports: Ports) -> Non
     assert [used for _, used, _ in queues[RECEIVE_1].collect()] == [5]
     assert ports.transmit(b" after", queue=TRANSMIT_1) == [1]
     assert ports.read(1) == b"before after"
-    console.command("resize", {"port": 0, "columns": 90, "rows": 20})
+    console.command(SetWindow(0, 90, 20))
     assert ports.hear() == [(0, Event.RESIZE, struct.pack("<HH", 90, 20))]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgpack
 import pytest
 
+from devices.virtio.commands import SetWindow
 from devices.virtio.console.backlog import BACKLOG_BYTES, backlogs_bytes
 from devices.virtio.console.control import Event
 from devices.virtio.console.device import MAX_PORTS, Console, ConsoleSpec, PortSpec
@@ -276,7 +277,7 @@ def test_new_size_is_told_and_stays() -> None:
         return scene
 
     def resize(scene: TwoPorts) -> None:
-        scene.console.command("resize", {"port": 0, "columns": 132, "rows": 50})
+        scene.console.command(SetWindow(0, 132, 50))
 
     for scene in each_kill(make, resize):
         scene.take_over()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from devices.virtio.commands import SetLink
 from tests.support.net_rig import EVENT_IDX, MRG_RXBUF, PLAIN, Ioctls, NetRig, frame
 
 if TYPE_CHECKING:
@@ -89,9 +90,9 @@ def test_receive_frame_that_no_buffers_come_for_is_dropped(
 def test_receive_link_that_comes_back_drops_half_a_frame(rig: NetRig) -> None:
     rig.offer(100)
     rig.arrive(frame(500))
-    rig.device.command("link", {"up": False})
+    rig.device.command(SetLink(up=False))
     rig.host.send(PLAIN + frame(300, 1))
-    rig.device.command("link", {"up": True})
+    rig.device.command(SetLink(up=True))
     rig.offer(*[100] * 6)
     rig.arrive(frame(400, 2))
     received = rig.received()

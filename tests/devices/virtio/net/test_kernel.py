@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from devices.virtio.commands import SetLink
 from devices.virtio.device import CommandError
 from devices.virtio.net.kernel import KernelNet
 from devices.virtio.net.state import NetSpec
@@ -16,6 +17,7 @@ from devices.virtio.queue.split_queue import QueueError
 from sys_util.guest_memory import GuestMemory
 from sys_util.tap import IFF_ATTACH_QUEUE, TUNSETOFFLOAD, TUNSETQUEUE
 from sys_util.vhost import VhostRing
+from tests.support.commands import limits_of
 from tests.support.device_context import DriverSide
 from tests.support.net_rig import EVENT_IDX, MAC, MRG_RXBUF, Ioctls
 from tests.support.noting_vhost import NotingVhost
@@ -128,9 +130,9 @@ def test_pause_stops_the_kernel_and_resume_goes_on_where_it_was(scene: Scene) ->
 
 
 def test_link_down_stops_the_kernel(scene: Scene) -> None:
-    scene.device.command("link", {"up": False})
+    scene.device.command(SetLink(up=False))
     assert scene.vhosts[0].backends == {0: -1, 1: -1}
-    scene.device.command("link", {"up": True})
+    scene.device.command(SetLink(up=True))
     assert scene.vhosts[0].backends == {0: 901, 1: 901}
 
 
@@ -196,4 +198,4 @@ def test_restart_hands_the_rings_on_where_they_stand(ioctls: Ioctls, scene_of_tw
 
 def test_limits_are_not_the_kernels(scene: Scene) -> None:
     with pytest.raises(CommandError, match="net devices know no limit"):
-        scene.device.command("limit", {"ops_size": 1})
+        limits_of(scene.device, ops_size=1)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from devices.virtio.commands import SetLink
 from devices.virtio.counters import waiting_until
 from devices.virtio.device import CommandError
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.event_loop import EPOLLOUT
+from tests.support.commands import limits_of
 from tests.support.net_rig import PLAIN, Ioctls, NetRig, frame
 
 if TYPE_CHECKING:
@@ -33,9 +35,9 @@ def rig(
     rig.close()
 
 
-def lift(rig: NetRig) -> dict[str, object]:
+def lift(rig: NetRig) -> RateLimits:
     """Let everything pass, and every queue have the turn that the device asks for."""
-    answer = rig.device.command("limit", {"ops_size": 0, "bw_size": 0})
+    answer = limits_of(rig.device, ops_size=0, bw_size=0)
     rig.driver.kick(0)
     rig.driver.kick(1)
     return answer
@@ -63,11 +65,11 @@ def test_send_beyond_the_limit_waits_for_a_timer_and_not_for_the_host(rig: NetRi
 
 
 def test_frames_that_go_nowhere_cost_operations_and_no_bytes(rig: NetRig) -> None:
-    rig.device.command("link", {"up": False})
+    rig.device.command(SetLink(up=False))
     for _ in range(4):
         rig.driver.queues[1].submit([PLAIN + frame(100)])
     rig.driver.kick(1)
-    limited_by_ops = bool(rig.device.command("limit", {})["ops_size"])
+    limited_by_ops = bool(limits_of(rig.device).ops_size)
     assert len(rig.driver.queues[1].collect()) == (2 if limited_by_ops else 4)
     assert rig.sent() == []
 
@@ -133,12 +135,12 @@ def test_directions_have_buckets_of_their_own(rig: NetRig) -> None:
 
 
 def test_limit_answers_with_all_of_them(rig: NetRig) -> None:
-    answer = rig.device.command("limit", {"bw_size": 1000, "bw_refill_time": 10})
-    assert answer["bw_size"] == 1000
-    assert rig.device.command("limit", {}) == answer
-    assert lift(rig)["bw_refill_time"] == 10
+    answer = limits_of(rig.device, bw_size=1000, bw_refill_time=10)
+    assert answer.bw_size == 1000
+    assert limits_of(rig.device) == answer
+    assert lift(rig).bw_refill_time == 10
 
 
 def test_limit_without_sense_is_refused(rig: NetRig) -> None:
     with pytest.raises(CommandError, match="bw-size: -1 is not in"):
-        rig.device.command("limit", {"bw_size": -1})
+        limits_of(rig.device, bw_size=-1)

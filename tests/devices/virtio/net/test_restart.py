@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
+from devices.virtio.commands import SetLink
 from devices.virtio.net.state import CardState
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.tap import IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUNSETOFFLOAD, TUNSETQUEUE
 from sys_util.unix_stream import FIONREAD, SO_PEEK_OFF
+from tests.support.commands import limits_of
 from tests.support.killed import each_kill, shared_state
 from tests.support.net_rig import EVENT_IDX, MAC, PLAIN, Ioctls, NetRig, frame
 from tests.support.stored import stored
@@ -102,21 +104,21 @@ def test_restart_keeps_the_address_and_the_wish_for_an_announcement(scene: Scene
 def test_restart_keeps_the_link_down(scene: Scene) -> None:
     rig = scene.rig
     rig.offer(2000)
-    rig.device.command("link", {"up": False})
+    rig.device.command(SetLink(up=False))
     scene.restart()
     assert rig.config()[1] == 0
     rig.send(PLAIN + frame(60))
     assert rig.sent() == []
     assert not rig.listens()
-    rig.device.command("link", {"up": True})
+    rig.device.command(SetLink(up=True))
     assert rig.listens()
 
 
 def test_restart_keeps_limits_that_were_changed(scene: Scene) -> None:
     rig = scene.rig
-    told = rig.device.command("limit", {"ops_size": 1, "ops_refill_time": HOUR_MS})
+    told = limits_of(rig.device, ops_size=1, ops_refill_time=HOUR_MS)
     scene.restart()
-    assert rig.device.command("limit", {}) == told
+    assert limits_of(rig.device) == told
     rig.send(PLAIN + frame(60))
     assert rig.sent() == []  # the guest gains no second bucket
 
@@ -161,7 +163,7 @@ def test_restart_between_a_command_and_the_tap_sets_the_tap_right(scene_of_three
 def test_restart_after_a_reset_finds_no_driver(scene: Scene) -> None:
     rig = scene.rig
     rig.command(1, 1, OTHER_MAC)
-    rig.device.command("link", {"up": False})
+    rig.device.command(SetLink(up=False))
     rig.driver.reset()
     scene.restart()
     assert rig.config()[:2] == (MAC, 0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from devices.virtio.commands import SetLink
 from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.queue import port as port_module
 from devices.virtio.queue.split_queue import QueueError, QueueState
@@ -308,8 +309,8 @@ def test_resumed_queue_goes_on_behind_what_was_used(side: DriverSide, port: Queu
 
 
 def test_simple_devices_know_no_command(device: Parking) -> None:
-    with pytest.raises(CommandError, match="parking devices know no dance"):
-        device.command("dance", {})
+    with pytest.raises(CommandError, match="parking devices know no link"):
+        device.command(SetLink(up=True))
 
 
 def test_place_of_a_chain_is_the_same_in_the_next_process(
