@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The installed program: its Python is isolated, so that nobody else's code gets into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "bin" / "crosvm"
+MARK = "not ours"
+INTRUDER = f"import sys\nsys.stderr.write({MARK!r})\n"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the program in an environment of its own; its packages are those of this checkout."""
+    home = tmp_path_factory.mktemp("installed") / "env"
+    venv.create(home, symlinks=True, system_site_packages=True)
+    packages = sysconfig.get_path("purelib", vars={"base": str(home)})
+    paths = (ROOT, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    (Path(packages) / "crosvm.pth").write_text("".join(f"{path}\n" for path in paths))
+    return Path(shutil.copy(SCRIPT, home / "bin"))
+
+
+@pytest.fixture
+def intruders(tmp_path: Path) -> Path:
+    """Put modules of others where Python may look for ours."""
+    user = tmp_path / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    user.mkdir(parents=True)
+    for folder in (tmp_path, user):
+        for name in ("sitecustomize.py", "usercustomize.py", "msgpack.py"):
+            (folder / name).write_text(INTRUDER)
+        (folder / "crosvm_py").mkdir()
+        (folder / "crosvm_py" / "__init__.py").write_text(INTRUDER)
+    (user / "intruder.pth").write_text(f"import sys; sys.stderr.write({MARK!r})\n")
+    return tmp_path
+
+
+def run(program: Path, intruders: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    home = {"PYTHONPATH": str(intruders), "PYTHONUSERBASE": str(intruders), "HOME": str(intruders)}
+    return subprocess.run(
+        [program, *words],
+        cwd=intruders,
+        env={"PATH": os.defpath, "PYTHONSTARTUP": "x", "PYTHONINSPECT": "1", **home},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_installed_program_runs_no_code_of_others(program: Path, intruders: Path) -> None:
+    done = run(program, intruders, "version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("crosvm-py ")
+
+
+def test_module_runs_what_its_environment_says(program: Path, intruders: Path) -> None:
+    done = run(program.parent / "python3", intruders, "-m", "crosvm_py", "version")
+    assert MARK in done.stderr  # what the isolated mode is for
+
+
+def test_program_is_found_behind_links_and_by_its_name(program: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to(program)
+    (tmp_path / "crosvm").symlink_to("one")
+    for words in (["./crosvm"], ["crosvm"], [f"{tmp_path}/one"]):
+        done = subprocess.run(
+            [*words, "version"],
+            cwd=tmp_path,
+            env={"PATH": f"{tmp_path}:{os.defpath}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.startswith("crosvm-py ")
+
+
+def test_words_and_status_arrive_as_they_are(program: Path, intruders: Path) -> None:
+    done = run(program, intruders, "run", "a b", "*", "-p", "'$HOME'")
+    assert done.returncode != 0
+    assert "unexpected argument '*'" in done.stderr
+
+
+def test_program_without_a_python_says_where_to_install_it(tmp_path: Path) -> None:
+    done = run(Path(shutil.copy(SCRIPT, tmp_path)), tmp_path, "version")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"no python3 in {tmp_path}: install it in a virtual environment" in done.stderr
