@@ -53,7 +53,13 @@ class Configuration:
         self._ready = True
         device = self._device
         features = self._worker.offered_features
-        return protocol.Ready(device.device_type, features, device.queue_sizes, device.config())
+        return protocol.Ready(
+            device.device_type,
+            features,
+            device.queue_sizes,
+            device.config(),
+            device.early_writes,
+        )
 
     def changed(self, *, by_driver: bool = False) -> None:
         """The device has another configuration now."""

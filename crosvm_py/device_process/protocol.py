@@ -168,7 +168,10 @@ class Describe:
 
 @fact
 class Ready:
-    """The first message of a device: it is in its jail, and this is what it offers."""
+    """The first message of a device: it is in its jail, and this is what it offers.
+
+    ``early_writes``: a driver may write to the configuration before it has negotiated.
+    """
 
     TYPE: ClassVar[int] = 32
     FIELDS: ClassVar[tuple[Check, ...]] = (
@@ -176,11 +179,13 @@ class Ready:
         U64,
         sequence(U16, MAX_QUEUES),
         blob(MAX_CONFIG_BYTES),
+        boolean,
     )
     device_type: int
     features: int
     queue_sizes: tuple[int, ...]
     config: bytes
+    early_writes: bool = False
 
 
 @fact

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from crosvm_py.operations.devices import find_device, response
 from crosvm_py.operations.operation import operation
-from crosvm_py.requests.devices import DiskSize, ResizeDisk
+from crosvm_py.requests.devices import ResizeDisk
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
-from devices.virtio.commands import CheckSize, Refused, SetSize
+from devices.virtio.commands import CheckSize, DiskSize, Refused, SetSize
 from sys_util.errors import VmmError, describe
 from sys_util.log import get_logger
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from sys_util.wire import Message
 
 log = get_logger("crosvm.devices")
-
-_SECTOR_BYTES: Final = 512
 
 
 @operation(ResizeDisk)
@@ -59,20 +57,29 @@ class _DiskResize:
         self._supervisor = supervisor
         self._device = device
         self._wanted_bytes = size_bytes
-        # What the driver was told, capacity being the first field (virtio 1.3 §5.2.4).
-        self._old_bytes = int.from_bytes(device.config[:8], "little") * _SECTOR_BYTES
+        self._old_bytes = 0  # what the driver was told
 
     def begin(self) -> None:
-        """Let the device agree; a smaller size holds for it from now on."""
-        size_bytes = self._wanted_bytes
-        is_smaller = size_bytes < self._old_bytes
-        command = SetSize(size_bytes) if is_smaller else CheckSize(size_bytes)
-        self._device.command(command, self._on_agreed)
+        """Ask the device whether it could have this size, and which it has."""
+        self._device.command(CheckSize(self._wanted_bytes), self._on_checked)
+
+    def _on_checked(self, answer: Message) -> None:
+        if not isinstance(answer, DiskSize):
+            self._complete(response(self._device, answer))
+            return
+        self._old_bytes = answer.size_bytes
+        if self._wanted_bytes < self._old_bytes:  # which holds for the device from now on
+            self._device.command(SetSize(self._wanted_bytes), self._on_agreed)
+        else:
+            self._resize_file()
 
     def _on_agreed(self, answer: Message) -> None:
         if isinstance(answer, Refused):
             self._complete(response(self._device, answer))
-            return
+        else:
+            self._resize_file()
+
+    def _resize_file(self) -> None:
         try:
             self._supervisor.resize(self._device, self._wanted_bytes, self._on_resized)
         except VmmError as error:

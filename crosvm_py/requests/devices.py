@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from crosvm_py.requests.protocol import Done
-from devices.virtio.commands import DeviceLimits
+from devices.virtio.commands import DeviceLimits, DiskSize
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
@@ -77,15 +77,6 @@ class DeviceList:
         ),
     )
     devices: tuple[DeviceInfo, ...]
-
-
-@fact
-class DiskSize:
-    """The size that a disk has now, and the guest knows of."""
-
-    TYPE: ClassVar[int] = 68
-    FIELDS: ClassVar[tuple[Check, ...]] = (U64,)
-    size_bytes: int
 
 
 @fact

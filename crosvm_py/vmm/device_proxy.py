@@ -66,6 +66,7 @@ class DeviceProcess:
         self.features = 0
         self.queue_sizes: tuple[int, ...] = ()
         self.config = b""
+        self.early_writes = False
         self.cells: Sequence[int] = ()  # its counters, which it writes by itself
         self.status = DeviceStatus()
         self.events: BackendEvents | None = None  # the transport, once there is one
@@ -332,6 +333,7 @@ class DeviceProcess:
             self.status.served = True
             self.device_type, self.features = ready.device_type, ready.features
             self.queue_sizes, self.config = ready.queue_sizes, ready.config
+            self.early_writes = ready.early_writes
             self.status.ready = True
         else:
             self._take_over(ready)
@@ -340,8 +342,9 @@ class DeviceProcess:
 
     def _take_over(self, ready: protocol.Ready) -> None:
         """Let a new process go on where the last one stood."""
-        known = (self.device_type, self.features, self.queue_sizes, len(self.config))
-        if known != (ready.device_type, ready.features, ready.queue_sizes, len(ready.config)):
+        facts = (ready.device_type, ready.features, ready.queue_sizes, ready.early_writes)
+        known = (self.device_type, self.features, self.queue_sizes, self.early_writes)
+        if facts != known or len(ready.config) != len(self.config):
             raise ProtocolError("not the device that its predecessor was")
         with self._lock:  # so that what a vCPU asks for comes after what it asked for before
             self.config = ready.config

@@ -136,6 +136,11 @@ class VirtioBackend(Protocol):
         """The current copy of the device configuration; reading it never waits."""
         ...
 
+    @property
+    def early_writes(self) -> bool:
+        """Whether a driver may write to the configuration before it has negotiated."""
+        ...
+
     def activate(self, features: int, queues: Sequence[QueueActivation]) -> None:
         """Start serving ``queues``: the driver set DRIVER_OK."""
         ...

@@ -61,6 +61,15 @@ class DeviceLimits:
 
 
 @fact
+class DiskSize:
+    """The size that a disk has now, and the guest knows of."""
+
+    TYPE: ClassVar[int] = 68
+    FIELDS: ClassVar[tuple[Check, ...]] = (U64,)
+    size_bytes: int
+
+
+@fact
 class Waiting:
     """So many bytes wait for somebody on the host to read them."""
 
@@ -137,11 +146,11 @@ class SetLink:
 
 @fact
 class CheckSize:
-    """Say whether the disk could have this size; nothing changes."""
+    """Say whether the disk could have this size, and which it has; nothing changes."""
 
     TYPE: ClassVar[int] = 3
     FIELDS: ClassVar[tuple[Check, ...]] = (U64,)
-    ANSWER: ClassVar[type[Message]] = Obeyed
+    ANSWER: ClassVar[type[Message]] = DiskSize
     WORD: ClassVar[str] = "resize"
     size_bytes: int
 
@@ -235,4 +244,4 @@ COMMANDS: Final = Codec(
         Drain,
     )
 )
-ANSWERS: Final = Codec((Obeyed, Refused, DeviceLimits, Waiting, BalloonState))
+ANSWERS: Final = Codec((Obeyed, Refused, DeviceLimits, DiskSize, Waiting, BalloonState))

@@ -79,6 +79,11 @@ class VirtioDevice(Protocol):
         """Whether every chain is finished before the next one is taken (VIRTIO_F_IN_ORDER)."""
         ...
 
+    @property
+    def early_writes(self) -> bool:
+        """Whether a driver may write to the configuration before it has negotiated."""
+        ...
+
     def features(self) -> int:
         """Return the device-specific feature bits; the base ones are added for every device."""
         ...
@@ -170,6 +175,7 @@ class SimpleDevice:
     """The answers of a device that has no events and no commands of its own."""
 
     name: ClassVar[str]
+    early_writes: ClassVar[bool] = False
     own_queues: ClassVar[frozenset[int]] = frozenset()
     kernel_queues: ClassVar[frozenset[int]] = frozenset()
     gate: Gate | None = None

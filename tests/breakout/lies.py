@@ -114,10 +114,10 @@ def _of_each_type() -> list[Lie]:
 def _out_of_range() -> list[Lie]:
     large = "x" * 60_000
     return [
-        _says("Ready for too many queues", _packed([32, 2, 0, [1] * 65, b""])),
-        _says("Ready with a queue of -1", _packed([32, 2, 0, [-1], b""])),
-        _says("Ready with features of 2^64", b"\x95\x20\x02\xcb" + bytes(8) + b"\x90\xc4\x00"),
-        _says("Ready with too large a configuration", _packed([32, 2, 0, [], bytes(4097)])),
+        _says("Ready for too many queues", _packed([32, 2, 0, [1] * 65, b"", False])),
+        _says("Ready with a queue of -1", _packed([32, 2, 0, [-1], b"", False])),
+        _says("Ready with features of 2^64", b"\x96\x20\x02\xcb" + bytes(8) + b"\x90\xc4\x00\xc2"),
+        _says("Ready with too large a configuration", _packed([32, 2, 0, [], bytes(4097), False])),
         _says("Done with an id of -1", _packed([33, -1])),
         _says("Done with an id of 2^32", _packed([33, 1 << 32])),
         _says("QueueFailed for queue 65,536", _packed([34, 1 << 16, ""])),

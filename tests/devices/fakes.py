@@ -113,6 +113,7 @@ class FakeBackend:
 
     name = "fake:0"
     device_type = 2
+    early_writes = False
 
     def __init__(
         self, features: int, queue_sizes: tuple[int, ...] = (256, 64), config: bytes = b""

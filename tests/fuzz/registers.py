@@ -65,6 +65,7 @@ class LocalBackend:
         self.worker = QueueWorker(self.device, memory)
         self.name = "rng"
         self.device_type = self.device.device_type
+        self.early_writes = self.device.early_writes
         self.features = self.worker.offered_features
         self.queue_sizes = self.device.queue_sizes
         self.config = self.device.config()

@@ -8,7 +8,8 @@ from crosvm_py.cli.grammar.command import Command, command_group
 from crosvm_py.cli.grammar.options import Positional
 from crosvm_py.cli.grammar.scanner import parse_number, parse_size
 from crosvm_py.cli.output import write_error
-from crosvm_py.requests.devices import MAX_DISK_BYTES, DiskSize, ResizeDisk
+from crosvm_py.requests.devices import MAX_DISK_BYTES, ResizeDisk
+from devices.virtio.commands import DiskSize
 from sys_util.errors import UsageError
 from sys_util.typing import TYPE_CHECKING, Final
 

@@ -19,7 +19,7 @@ from devices.virtio.block.image import (
     open_image,
     usable_bytes,
 )
-from devices.virtio.commands import CheckSize, Obeyed, SetSize
+from devices.virtio.commands import CheckSize, DiskSize, Obeyed, SetSize
 from devices.virtio.device import CommandError, RequestError
 from devices.virtio.limited import LimitedDevice
 from devices.virtio.queue.chain import ChainError
@@ -161,6 +161,7 @@ class Block(LimitedDevice):
         match command:
             case CheckSize(size_bytes):
                 self._check_size(size_bytes)
+                return DiskSize(self._capacity_sectors * SECTOR_BYTES)
             case SetSize(size_bytes, measured):
                 if measured:
                     size_bytes = self._usable_sectors(size_bytes) * SECTOR_BYTES

@@ -151,6 +151,7 @@ class Console(SimpleDevice):
     name: ClassVar[str] = "console"
     device_type: ClassVar[int] = 3
     seccomp_policy: ClassVar[str] = "console_device"
+    early_writes: ClassVar[bool] = True  # the emergency write (§5.3.4)
     in_order: ClassVar[bool] = True
     own_queues: frozenset[int]  # type: ignore[misc]  # known with the ports
 

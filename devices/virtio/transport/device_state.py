@@ -39,10 +39,6 @@ _STEPS: Final = (
     (DRIVER_OK, FEATURES_OK),
 )
 
-# Devices whose configuration a driver may write to before it negotiated: the emergency write of a
-# console (§5.3.4).
-_EARLY_WRITES: Final = frozenset({3})
-
 _log = get_logger("devices.virtio.transport").limited()
 
 
@@ -270,8 +266,8 @@ class DeviceState:
             self.interrupts.config_changed()
 
     def _write_config(self, offset: int, data: bytes) -> None:
-        early = self._backend.device_type in _EARLY_WRITES
-        if (early or self.status & FEATURES_OK) and not self._reset_pending and not self._lost:
+        may_write = self._backend.early_writes or self.status & FEATURES_OK
+        if may_write and not self._reset_pending and not self._lost:
             self._backend.write_config(offset, data)
             self.config.replace(self._backend.config)
 

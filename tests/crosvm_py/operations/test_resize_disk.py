@@ -18,13 +18,13 @@ from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.kinds.order import DeviceOrder
 from crosvm_py.operations.resize_disk import resize_disk
 from crosvm_py.requests.catalogue import REQUESTS
-from crosvm_py.requests.devices import DiskSize, ResizeDisk
+from crosvm_py.requests.devices import ResizeDisk
 from crosvm_py.requests.protocol import Failed
 from crosvm_py.warden import protocol
 from crosvm_py.warden.resize import resize_file
-from devices.virtio.commands import CheckSize, Command, Obeyed, Refused, SetSize
+from devices.virtio.commands import CheckSize, Command, DiskSize, Obeyed, Refused, SetSize
 from sys_util.errors import ConfigError, ProtocolError
-from sys_util.wire import encode
+from sys_util.wire import Message, encode
 from tests.crosvm_py.device_rig import DeviceRig
 from tests.crosvm_py.fake_warden import FakeWarden
 from tests.crosvm_py.hostile_device import RecordedEvents, WatchedLock
@@ -51,6 +51,7 @@ class FakeVm:
         limit = OLD if writable else 0
         order = DeviceOrder("block:0", "block", b"\x80", (os.dup(self.file_fd),), limit)
         self.disk = self.warden.spawn_order(order, device_protocol.Ready(2, 0, (256,), CONFIG))
+        self.size_bytes = OLD
         self.answers: list[Response] = []
 
     def resize(self, size_bytes: int) -> None:
@@ -63,11 +64,15 @@ class FakeVm:
         assert received is not None
         order = received[0]
         assert isinstance(order, device_protocol.Order)
-        self.answer_disk(order.request_id)
+        answer: Message = Obeyed()
+        if isinstance(order.command, CheckSize):
+            answer = DiskSize(self.size_bytes)
+        elif isinstance(order.command, SetSize):
+            self.size_bytes = order.command.size_bytes
+        self.answer_disk(order.request_id, answer)
         return order.command
 
-    def answer_disk(self, request_id: int, error: str = "") -> None:
-        answer = Refused(error) if error else Obeyed()
+    def answer_disk(self, request_id: int, answer: Message) -> None:
         self.warden.devices[0].send(device_protocol.Answer(request_id, answer))
         self.warden.turn()
 
@@ -104,6 +109,7 @@ def test_grown_file_is_there_before_the_driver_hears_of_it(vm: FakeVm) -> None:
 
 def test_shrunk_disk_refuses_the_end_before_it_is_gone(vm: FakeVm, lines: list[str]) -> None:
     vm.resize(NEW_SMALL)
+    assert vm.command() == CheckSize(NEW_SMALL)
     assert vm.command() == SetSize(NEW_SMALL)
     assert vm.order_to_warden() == (0, NEW_SMALL)
     vm.warden.send(protocol.Resized(0, NEW_SMALL, ""))
@@ -117,21 +123,19 @@ def test_disk_that_refuses_ends_it_and_nothing_is_said_to_be_lost(
     vm: FakeVm, lines: list[str], size_bytes: int
 ) -> None:
     vm.resize(size_bytes)
-    vm.answer_disk(1, "a read-only disk keeps its size")
+    vm.answer_disk(1, Refused("a read-only disk keeps its size"))
     assert vm.answers == [Failed("block:0: a read-only disk keeps its size")]
     assert vm.warden.channel.receive() is None
     assert lines == []
     vm.resize(size_bytes)
-    command = vm.command()
-    assert isinstance(command, SetSize | CheckSize)
-    assert command.size_bytes == size_bytes
+    assert vm.command() == CheckSize(size_bytes)
 
 
 def test_file_that_cannot_change_leaves_the_driver_what_it_had(
     vm: FakeVm, lines: list[str]
 ) -> None:
     vm.resize(NEW_SMALL)
-    vm.command()
+    assert [vm.command(), vm.command()] == [CheckSize(NEW_SMALL), SetSize(NEW_SMALL)]
     vm.order_to_warden()
     vm.warden.send(protocol.Resized(0, 0, "No space left on device"))
     assert vm.command() == SetSize(OLD, measured=True)
@@ -158,7 +162,7 @@ def test_second_resize_waits_for_no_first_one_and_the_disk_is_not_asked(vm: Fake
     assert vm.answers == [DiskSize(NEW_LARGE)]
     assert vm.warden.devices[0].receive() is None
     vm.resize(NEW_SMALL)
-    assert vm.command() == SetSize(NEW_SMALL)
+    assert [vm.command(), vm.command()] == [CheckSize(NEW_SMALL), SetSize(NEW_SMALL)]
 
 
 def test_disk_that_dies_meanwhile_is_an_answer(vm: FakeVm) -> None:
@@ -225,6 +229,8 @@ def test_disk_without_a_file_to_resize_keeps_its_size(size_bytes: int, lines: li
     vm = FakeVm(writable=False)
     vm.resize(size_bytes)
     vm.command()
+    if size_bytes < OLD:
+        assert vm.command() == SetSize(size_bytes)
     assert vm.command() == SetSize(OLD, measured=True)
     assert lines == []
     assert vm.answers == [Failed("block:0: it writes no file that could be resized")]

@@ -16,6 +16,7 @@ from crosvm_py.vmm.restart import HEALTHY_SECONDS, MAX_DELAY_SECONDS, RestartBud
 from crosvm_py.warden.protocol import Exited, Kill, Respawn, SpawnFailed
 from devices.virtio.commands import Refused
 from sys_util.errors import ConfigError
+from sys_util.facts import replace
 from tests.crosvm_py.fake_warden import FakeWarden
 from tests.crosvm_py.hostile_device import (
     CONFIG,
@@ -329,8 +330,9 @@ def test_driver_that_the_last_process_did_not_forget_is_forgotten_by_the_next(
         device_protocol.Ready(2, 0, BLOCK_READY.queue_sizes, CONFIG),
         device_protocol.Ready(2, BLOCK_READY.features, (256,), CONFIG),
         device_protocol.Ready(2, BLOCK_READY.features, BLOCK_READY.queue_sizes, CONFIG[1:]),
+        replace(BLOCK_READY, early_writes=True),
     ],
-    ids=["type", "features", "queues", "configuration"],
+    ids=["type", "features", "queues", "configuration", "early writes"],
 )
 def test_another_device_is_no_successor(
     device: HostileDevice, ready: device_protocol.Ready

@@ -11,8 +11,9 @@ from crosvm_py.cli.commands import disk as cli
 from crosvm_py.cli.dispatch import execute
 from crosvm_py.control import socket_client as client
 from crosvm_py.control.socket_client import ControlError
-from crosvm_py.requests.devices import DiskSize, ResizeDisk
+from crosvm_py.requests.devices import ResizeDisk
 from crosvm_py.requests.protocol import Done
+from devices.virtio.commands import DiskSize
 from sys_util.errors import UsageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 
 from devices.virtio.block.device import MAX_SIZE_BYTES
 from devices.virtio.block.image import BlockSpec
-from devices.virtio.commands import CheckSize, Command, Obeyed, SetLink, SetSize
+from devices.virtio.commands import CheckSize, Command, DiskSize, Obeyed, SetLink, SetSize
 from devices.virtio.device import CommandError
 from tests.support.block_driver import IN, IOERR, OK, OUT, SECTOR, BlockDriver
 from tests.support.commands import limits_of
@@ -80,7 +80,7 @@ def test_same_size_is_no_change(disk: BlockDriver, context: FakeContext) -> None
 
 
 def test_check_changes_nothing(disk: BlockDriver, context: FakeContext) -> None:
-    assert disk.device.command(CheckSize(4 * SECTOR)) == Obeyed()
+    assert disk.device.command(CheckSize(4 * SECTOR)) == DiskSize(SECTORS * SECTOR)
     assert (capacity(disk), context.config_changes) == (SECTORS, 0)
 
 

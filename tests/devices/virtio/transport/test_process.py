@@ -70,7 +70,7 @@ def test_device_config_write_before_features_ok_is_ignored(machine: Machine) -> 
 
 
 def test_emergency_write_of_a_console_needs_no_driver(machine: Machine) -> None:
-    machine.backend.device_type = 3
+    machine.backend.early_writes = True
     machine.command(MEMORY)
     machine.mmio.write(machine.region(4) + 8, 4, ord("!"))
     assert machine.backend.config_writes == [(8, b"!\0\0\0")]
