@@ -8,7 +8,7 @@ import os
 import sys
 
 from crosvm_py.cli.output import write_error
-from sys_util.errors import UsageError, VmmError, describe
+from sys_util.errors import UsageError, VmmError, describe, is_hosts_fault, remedy_for
 
 
 def main() -> int:
@@ -42,16 +42,27 @@ def _do() -> int:
 
         write_error(describe(error))
         return VmExit.ERROR
+    except OSError as error:
+        if not is_hosts_fault(error):
+            return _tell_of_bug(error)
+        from crosvm_py.exit_status import VmExit
+
+        write_error(f"the host refuses a system call: {error.strerror}{remedy_for(error)}")
+        return VmExit.ERROR
     except KeyboardInterrupt:
         from crosvm_py.exit_status import INTERRUPTED
 
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the process entry: a bug of ours ends here
-        from crosvm_py.exit_status import INTERNAL_ERROR
-        from sys_util.log import get_logger
+        return _tell_of_bug(error)
 
-        get_logger("crosvm").exception(error, "internal error, please report it")
-        return INTERNAL_ERROR
+
+def _tell_of_bug(error: Exception) -> int:
+    from crosvm_py.exit_status import INTERNAL_ERROR
+    from sys_util.log import get_logger
+
+    get_logger("crosvm").exception(error, "internal error, please report it")
+    return INTERNAL_ERROR
 
 
 def _open_standard_fds() -> None:

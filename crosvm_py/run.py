@@ -15,6 +15,7 @@ from crosvm_py.end_signals import release_end_signals, undo_accidents
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from jail.signals import keep_signals_inside
 from sys_util import linux
+from sys_util.errors import Refusable
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def run_vm(
         # From here on the imports are the vmm's alone, made while the warden makes its own.
         from crosvm_py.vmm.vm import VirtualMachine
 
-        vm = VirtualMachine(config, prepared, warden, _serve_control)
+        with Refusable("make", "the virtual machine"):
+            vm = VirtualMachine(config, prepared, warden, _serve_control)
         stack.callback(vm.close)
         vm.build()
         gc.freeze()  # what is there now stays: no collection ever looks at it

@@ -51,7 +51,7 @@ def find_site(path: str | None = None, *, proc: str = "/proc") -> CgroupSite:
     """
     own = own_group(proc)
     if path is not None:
-        return _examine(os.path.realpath(path), own)
+        return _examine(_absolute(path), own)
     try:
         return _examine(own, own)
     except NoCgroupError:
@@ -59,6 +59,13 @@ def find_site(path: str | None = None, *, proc: str = "/proc") -> CgroupSite:
         if not _is_delegated(above):
             raise
         return _examine(above, own)
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except OSError as error:
+        raise NoCgroupError(f"{path}: {error.strerror}", "give an absolute path") from error
 
 
 def _delegation_hint() -> str:

@@ -207,7 +207,9 @@ def parser_jail(
     """
     held = linux.capabilities()
     ids = held & {linux.CAP_SETGID, linux.CAP_SETUID}
-    unknown = (BecomeUnknown(FIRST_DEVICE_UID + os.getpid()),) if len(ids) == 2 else ()
+    can_end_others = linux.CAP_KILL in held
+    new_ids = len(ids) == 2 and can_end_others
+    unknown = (BecomeUnknown(FIRST_DEVICE_UID + os.getpid()),) if new_ids else ()
     return JailPlan(
         steps=(
             CloseFds(frozenset(keep_fds)),

@@ -13,6 +13,7 @@ from seccomp import cache
 from seccomp.errors import PolicyError
 from seccomp.sources import read_sources
 from seccomp.syscalls import machine_arch
+from sys_util.errors import HostError, remedy_for
 from sys_util.typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -82,10 +83,13 @@ def _compile(sources: dict[str, bytes], arch_name: str, *, log_failures: bool) -
     tree = parse(sources, arch.name, arch.syscalls)
     try:
         from seccomp.compiler import compile_tree
-    except (ImportError, RuntimeError) as error:  # pyseccomp raises RuntimeError
+    except (ImportError, RuntimeError, OSError) as error:  # pyseccomp raises RuntimeError
         raise PolicyError(f"libseccomp cannot be used: {error}") from error
     try:
         return compile_tree(tree, arch, log_failures=log_failures)
+    except OSError as error:
+        remedy = remedy_for(error) or " (is seccomp(2) denied here, or /tmp full?)"
+        raise PolicyError(f"libseccomp cannot compile policies: {error.strerror}{remedy}") from None
     except PolicyError as error:
         raise PolicyError(f"{next(iter(sources))}: {error}") from error
 
@@ -93,7 +97,10 @@ def _compile(sources: dict[str, bytes], arch_name: str, *, log_failures: bool) -
 def _library() -> cache.LibraryStamp | None:
     from seccomp.compiler import libseccomp_path
 
-    return cache.LibraryStamp.of(libseccomp_path())
+    try:
+        return cache.LibraryStamp.of(libseccomp_path())
+    except OSError as error:
+        raise HostError("read", "/proc/self/maps", "mount a proc(5) at /proc") from error
 
 
 def parse_policy(path: str, arch: str | None = None) -> PolicyTree:

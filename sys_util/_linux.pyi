@@ -37,6 +37,7 @@ class _Lib:
     def crosvm_landlock_restrict(self, ruleset: int) -> int: ...
     def crosvm_pidfd_send_signal(self, pidfd: int, signal: int) -> int: ...
     CAP_DAC_OVERRIDE: int
+    CAP_KILL: int
     CAP_SETGID: int
     CAP_SETPCAP: int
     CAP_SETUID: int

@@ -77,8 +77,10 @@ class Channel:
         if not payload and not fds:
             raise ChannelClosed
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & socket.MSG_TRUNC:
                 raise ProtocolError("message larger than any of ours")
+            if flags & socket.MSG_CTRUNC:
+                raise ProtocolError("a message lost descriptors: ulimit -n may allow too few")
             return self._codec.decode(payload), fds
         except ProtocolError:
             for fd in fds:

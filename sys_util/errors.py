@@ -9,11 +9,16 @@ from sys_util.typing import Final, NoReturn
 
 NO_MORE_PROCESSES: Final = "no more processes: see ulimit -u and pids.max of the cgroup"
 
+# Of a call that is refused for no reason of its own, as seccomp profiles of containers do.
+_FILTERED: Final = "what filters system calls here may deny this one"
+
 # What to do where the number alone says what is missing, whatever was tried.
 _REMEDIES: Final = {
     errno.EMFILE: "ulimit -n raises the limit on open files",
     errno.ENFILE: "sysctl fs.file-max raises the limit on open files",
-    errno.ENOSYS: "the kernel is too old, or what filters system calls here denies this one",
+    errno.ENOMEM: "memory is short, or ulimit -v or the cgroup's memory.max allows no more",
+    errno.EFBIG: "ulimit -f raises the limit on the size of files",
+    errno.ENOSYS: f"the kernel is too old, or {_FILTERED}",
 }
 
 
@@ -80,6 +85,38 @@ def remedy_for(error: OSError) -> str:
     """Return what to do about an error, in brackets, where its number alone says so."""
     remedy = _REMEDIES.get(error.errno or 0, "")
     return f" ({remedy})" if remedy else ""
+
+
+# What the host can lack or refuse at any call, without a mistake of ours.
+_HOSTS_FAULTS: Final = frozenset(
+    {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSYS, errno.EPERM}
+)
+
+
+def is_hosts_fault(error: OSError) -> bool:
+    """Return whether an error that nobody expected there says what the host lacks or refuses."""
+    return error.errno in _HOSTS_FAULTS
+
+
+class Refusable:
+    """What the host may refuse: in a ``with`` an ``OSError`` becomes a ``HostError``."""
+
+    def __init__(self, operation: str, target: str, *, forks: bool = False) -> None:
+        """Say what is tried; ``forks``: EAGAIN means that there are enough processes."""
+        self._operation = operation
+        self._target = target
+        self._hints = {errno.EPERM: _FILTERED}
+        if forks:
+            self._hints[errno.EAGAIN] = NO_MORE_PROCESSES
+
+    def __enter__(self) -> None:
+        """Try it."""
+
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        """Say what was refused."""
+        if isinstance(error, OSError):
+            hint = self._hints.get(error.errno or 0, "")
+            raise HostError(self._operation, self._target, hint) from error
 
 
 def raise_host_error(operation: str, target: str, error: OSError, hint: str = "") -> NoReturn:

@@ -11,6 +11,7 @@ from sys_util._linux import ffi, lib
 from sys_util.typing import Final
 
 CAP_DAC_OVERRIDE: Final[int] = lib.CAP_DAC_OVERRIDE
+CAP_KILL: Final[int] = lib.CAP_KILL
 CAP_SETGID: Final[int] = lib.CAP_SETGID
 CAP_SETPCAP: Final[int] = lib.CAP_SETPCAP
 CAP_SETUID: Final[int] = lib.CAP_SETUID
@@ -145,7 +146,7 @@ def make_core_cookie() -> None:
 
 def set_process_name(name: str) -> None:
     """Name this thread as ``ps`` shows it; Linux keeps 15 bytes (PR_SET_NAME)."""
-    buffer = ffi.new("char[]", name.encode()[:15])
+    buffer = ffi.new("char[]", os.fsencode(name)[:15])
     _check(lib.crosvm_prctl(PR_SET_NAME, int(ffi.cast("uintptr_t", buffer)), 0, 0, 0))
 
 

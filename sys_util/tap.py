@@ -87,7 +87,7 @@ def open_queue(name: str, *, multi_queue: bool) -> tuple[int, str]:
     flags = _TAP_FLAGS | (IFF_MULTI_QUEUE if multi_queue else 0)
     fd = os.open(TUN_PATH, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        answer = fcntl.ioctl(fd, TUNSETIFF, _IFREQ_FLAGS.pack(name.encode(), flags))
+        answer = fcntl.ioctl(fd, TUNSETIFF, _IFREQ_FLAGS.pack(os.fsencode(name), flags))
     except OSError:
         os.close(fd)
         raise
@@ -135,29 +135,29 @@ class Interfaces:
     def exists(self, name: str) -> bool:
         """Return whether there is an interface of this name."""
         try:
-            self._call(SIOCGIFINDEX, _IFREQ.pack(name.encode()))
+            self._call(SIOCGIFINDEX, _IFREQ.pack(os.fsencode(name)))
         except OSError:
             return False
         return True
 
     def mtu(self, name: str) -> int:
         """Return the longest packet, in bytes."""
-        answer = self._call(SIOCGIFMTU, _IFREQ.pack(name.encode()))
+        answer = self._call(SIOCGIFMTU, _IFREQ.pack(os.fsencode(name)))
         mtu: int = _IFREQ_INT.unpack(answer)[1]
         return mtu
 
     def set_mtu(self, name: str, mtu: int) -> None:
         """Set the longest packet, in bytes."""
-        self._call(SIOCSIFMTU, _IFREQ_INT.pack(name.encode(), mtu))
+        self._call(SIOCSIFMTU, _IFREQ_INT.pack(os.fsencode(name), mtu))
 
     def set_address(self, name: str, address: bytes, netmask: bytes) -> None:
         """Give the interface an IPv4 address, both 4 bytes."""
         for request, value in ((SIOCSIFADDR, address), (SIOCSIFNETMASK, netmask)):
-            self._call(request, _IFREQ_ADDRESS.pack(name.encode(), socket.AF_INET, 0, value))
+            self._call(request, _IFREQ_ADDRESS.pack(os.fsencode(name), socket.AF_INET, 0, value))
 
     def bring_up(self, name: str) -> None:
         """Bring the interface up; nothing happens when it is."""
-        raw = name.encode()
+        raw = os.fsencode(name)
         flags: int = _IFREQ_FLAGS.unpack(self._call(SIOCGIFFLAGS, _IFREQ.pack(raw)))[1]
         if not flags & _IFF_UP:
             self._call(SIOCSIFFLAGS, _IFREQ_FLAGS.pack(raw, flags | _IFF_UP))

@@ -20,6 +20,7 @@ from crosvm_py.machine.vcpu_exit import StoppedVcpu, VmExitReason, ended_by_exit
 from kvm.run_page import KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MMIO, RunPage
 from kvm.vcpu import install_kick_handler, kick_thread
 from sys_util import linux
+from sys_util.errors import NO_MORE_PROCESSES, HostError, remedy_for
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -145,13 +146,16 @@ class VcpuSet:
             confine: called in each thread before anything of the guest; it may raise.
 
         Raises:
-            HostError: the kick signal cannot be handled.
+            HostError: the kick signal cannot be handled, or there are threads enough.
         """
         install_kick_handler(KICK_SIGNAL)
         self._state = _PAUSED if paused else _RUNNING
         self._confine = confine
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:  # Python does not say which error the system gave
+            raise HostError("start", "a thread for each vCPU", NO_MORE_PROCESSES) from error
 
     def wait_confined(self) -> None:
         """Wait until every thread that was started is confined.
@@ -319,12 +323,21 @@ class _Runner:
                     self._handle_mmio()
                 elif reason != KVM_EXIT_INTR:
                     return self._end(reason)
-            elif result == -errno.EINTR:
+            elif result == -errno.EINTR or self._waits_for_startup(result):
                 if not gate(vcpu):
                     return None
-            elif result != -errno.EAGAIN:  # EAGAIN: a processor that waits for its start-up IPI
-                text = f"vCPU {vcpu.index}: KVM_RUN: {os.strerror(-result)}"
+            else:
+                error = OSError(-result, os.strerror(-result))
+                hint = f" ({NO_MORE_PROCESSES})" if result == -errno.EAGAIN else remedy_for(error)
+                text = f"vCPU {vcpu.index}: KVM_RUN: {error.strerror}{hint}"
                 return VmExitReason(VmExit.CRASH, text)
+
+    def _waits_for_startup(self, result: int) -> bool:
+        """Return whether KVM_RUN says that a processor waits for its start-up IPI.
+
+        The first processor never does. There KVM could not start a thread of its own.
+        """
+        return result == -errno.EAGAIN and self.vcpu.index != 0
 
     def _end(self, exit_reason: int) -> VmExitReason:
         return ended_by_exit(

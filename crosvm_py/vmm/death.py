@@ -7,6 +7,9 @@ import signal
 
 from crosvm_py.device_process.protocol import EXIT_HOST
 from seccomp import syscall_name
+from sys_util.typing import Final
+
+_MAX_CAUSE_CHARS: Final = 512
 
 
 class DeviceDeath:
@@ -35,7 +38,16 @@ class DeviceDeath:
         if self.status is not None and self.status < 0:
             cause = f": {self.cause}" if self.cause else ""
             return f"killed by {_signal_name(-self.status)}{cause}"
-        return "ended" if self.status is None else f"exited with status {self.status}"
+        if self.status is None:
+            return "ended"
+        words = f": {self.report}" if self.is_told_in_one_line else ""
+        return f"exited with status {self.status}{words}"
+
+    @property
+    def is_told_in_one_line(self) -> bool:
+        """Whether what the process said itself is the cause: the host refused it something."""
+        is_short = len(self.report) <= _MAX_CAUSE_CHARS and "\n" not in self.report
+        return self.status == EXIT_HOST and bool(self.report) and is_short
 
 
 def _signal_name(number: int) -> str:

@@ -333,8 +333,9 @@ class Supervisor:
         if device.is_open or device.death.status is None or self._ending:
             return
         charge.stop_waiting()
-        for line in device.death.report.splitlines():
-            device.say(logging.ERROR, log.module, line)
+        if not device.death.is_told_in_one_line:
+            for line in device.death.report.splitlines():
+                device.say(logging.ERROR, log.module, line)
         if charge.on_purpose:
             charge.on_purpose = False
             log.info("%s (pid %d): ended to be restarted", device.name, device.pid)

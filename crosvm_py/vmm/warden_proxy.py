@@ -14,6 +14,7 @@ from crosvm_py.warden import protocol
 from sys_util import linux
 from sys_util.channel import Channel, socket_pair
 from sys_util.crash import crash_report
+from sys_util.errors import HostError, Refusable, remedy_for
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,8 @@ EXIT_BUG: Final = 70
 
 # How long the warden may take to end everything when the vmm closes the channel.
 END_SECONDS: Final = 10.0
+
+_REFUSABLE: Final = Refusable("start", "the warden, which makes the devices", forks=True)
 
 _STDERR: Final = 2
 _STDIO: Final = frozenset({0, 1, _STDERR})
@@ -72,18 +75,29 @@ def start_warden(
         when_vmm_is_gone: the tidying that outlives the vmm; runs in the warden.
         keep_fds: what the tidying needs; every other descriptor of the vmm is closed.
         cgroup: the VM's, which becomes the warden's to remove.
+
+    Raises:
+        HostError: the host does not let us.
     """
-    ours, theirs = socket_pair()
+    with _REFUSABLE:
+        ours, theirs = socket_pair()
     gc.freeze()  # so that no collection writes to pages which both processes have
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
-    pid = os.fork()
+    with _REFUSABLE:
+        pid = os.fork()
     if pid == 0:
         _be_warden(theirs, policies, kinds, when_vmm_is_gone, keep_fds, cgroup)
     if cgroup is not None:
         cgroup.let_go()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()
-    return WardenProcess(Channel(ours, protocol.VMM_CODEC), pid)
+    try:
+        with _REFUSABLE:
+            return WardenProcess(Channel(ours, protocol.VMM_CODEC), pid)
+    except HostError:
+        ours.close()  # at which it ends
+        os.waitpid(pid, 0)
+        raise
 
 
 def _be_warden(
@@ -113,6 +127,9 @@ def _be_warden(
             cgroup.remove()
         when_vmm_is_gone()
         status = 0
+    except OSError as error:
+        reason = f"{error.strerror}{remedy_for(error)}"
+        Channel(sock, protocol.WARDEN_CODEC).send(protocol.CannotStart(reason))
     except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
         log.error("%s", crash_report(error))
     finally:

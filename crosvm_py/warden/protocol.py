@@ -178,7 +178,7 @@ class WardenDenied:
 
 @fact
 class CannotStart:
-    """The warden's only message: the host does not let it be one."""
+    """The warden's last message: the host does not let it be one."""
 
     TYPE: ClassVar[int] = 38
     FIELDS: ClassVar[tuple[Check, ...]] = (text(1024),)

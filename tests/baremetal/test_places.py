@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +17,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
+from crosvm_py.exit_status import VmExit
 from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT
 from tests.guests.baremetal.build import build_guest
 from tests.support.places import (
+    denied,
+    limited,
     make_kvm_for_all,
     ordinary,
     root_of_namespace,
@@ -64,6 +69,40 @@ RUNS: Final = (
     Place("container-without-capability", [*root_of_namespace("0 100000 65536"), *without("all")]),
 )
 
+SMALL: Final = (*root_of_namespace("0 1000 1"), "sh", "-c")
+NO_NAMESPACES: Final = (*SMALL, 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"', "sh")
+# Where the dynamic linker finds everything but the file system of processes, or but KVM.
+NO_PROC: Final = ("unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"', "sh")
+NO_KVM: Final = ("sh", "-c", 'umount -l /dev/kvm && chmod 0 /dev/kvm && exec "$@"', "sh")
+
+REFUSES: Final = (
+    *(Place(f"{count}-files", limited(nofile=count), r"ulimit -n") for count in (12, 16, 20)),
+    *(
+        Place(f"{count}-processes", [*ordinary(USER), *limited(nproc=count)], r"no more processes")
+        for count in (2, 3, 4)
+    ),
+    Place("no-address", limited(**{"as": 160 << 20}), r"Cannot allocate memory \(.*ulimit -v"),
+    Place(
+        "no-file-size",
+        limited(fsize=0),
+        r"File too large \(ulimit -f raises|policies: Operation canceled",
+    ),
+    Place("no-namespaces", NO_NAMESPACES, r"user\.max_user_namespaces.*No space left"),
+    Place("no-proc", NO_PROC, r"mount a proc\(5\) at /proc"),
+    *(
+        Place(f"{call}-{errno.errorcode[reason]}", denied(call, reason), words)
+        for call, words in (
+            ("pidfd_open", r"start the warden.*what filters system calls here"),
+            ("clone", r"start a process.*(not permitted|what filters system calls here)"),
+            ("epoll_create1", r"make the virtual machine.*what filters system calls here"),
+            ("memfd_create", r"policies: .*(not permitted|what filters system calls here)"),
+            ("seccomp", r"policies: .*is seccomp\(2\) denied here"),
+            ("pivot_root", r"rng \(.*pivot into an empty.*(not permitted|filters system calls)"),
+        )
+        for reason in (errno.EPERM, errno.ENOSYS)
+    ),
+)
+
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
@@ -106,3 +145,66 @@ def test_guest_runs_with_every_kind_of_process(place: Place, folder: Path, crosv
     assert "hello from the guest" in done.stdout, done.stderr
     assert done.returncode == 0
     assert "ERROR" not in done.stderr
+
+
+@pytest.mark.parametrize("place", REFUSES, ids=lambda place: place.name)
+def test_refusal_is_one_line_with_its_cause(place: Place, folder: Path, crosvm_at: At) -> None:
+    done = crosvm_at(place, "run", f"{folder}/hello.elf")
+    assert done.returncode in (VmExit.ERROR, VmExit.CRASH), done.stderr
+    lines = [line for line in done.stderr.splitlines() if " WARN " not in line]
+    assert len(lines) == 1, done.stderr
+    assert re.search(place.refusal, lines[0])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["-s", "vm.sock"], id="socket"),
+        pytest.param(["--vsock", "cid=3,socket=v"], id="vsock"),
+        pytest.param(["--block", "disk.img"], id="block"),
+        pytest.param(["--cgroup", "group"], id="cgroup"),
+        pytest.param(["--serial", "type=file,path=log"], id="serial"),
+        pytest.param(["--seccomp-policy-dir", "policies"], id="policies"),
+    ],
+)
+def test_relative_path_in_a_directory_that_was_removed_is_refused(
+    tmp_path: Path, folder: Path, words: list[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = [sys.executable, "-m", "crosvm_py", "run", *words, f"{folder}/hello.elf"]
+    done = subprocess.run(
+        ["sh", "-c", f'cd {gone} && rmdir {gone} && exec "$@"', "sh", *command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == VmExit.ERROR, done.stderr
+    assert "internal error" not in done.stderr
+
+
+def test_names_of_any_bytes_are_no_error_of_ours(tmp_path: Path, folder: Path) -> None:
+    disk = os.fsencode(tmp_path) + b"/\xff.img"
+    with open(disk, "wb") as file:
+        file.truncate(4096)
+    run: list[bytes | str] = [sys.executable, "-m", "crosvm_py", "run", "--name", b"\xff\xfe"]
+    paths: list[bytes | str] = [b"-s", disk + b".s", b"--vsock", b"cid=3,socket=" + disk + b".v"]
+    done = subprocess.run(
+        [*run, *paths, b"--block", b"path=" + disk, f"{folder}/hello.elf"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for words in ([b"--net", b"tap-name=\xff"], [b"--block", b"id=\xff,path=" + disk]):
+        refused = subprocess.run(
+            [*run, *words, f"{folder}/hello.elf"],
+            cwd=ROOT,
+            capture_output=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+        assert refused.returncode == VmExit.ERROR, refused.stderr

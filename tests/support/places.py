@@ -1,27 +1,38 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Places that a program is started in: user namespaces, fewer capabilities, tighter limits.
 
-``python -m tests.support.places UIDS GIDS COMMAND…`` is uid 0 of a user namespace with these maps.
+``python -m tests.support.places root UIDS GIDS COMMAND…`` is uid 0 of a user namespace with these
+maps; with ``deny CALL ERRNO COMMAND…`` a system call fails, as in many a container.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import struct
 import sys
 from typing import TYPE_CHECKING, Final
 
+from seccomp.syscalls_x86_64 import SYSCALLS
 from sys_util import linux
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import NoReturn
 
 KVM: Final = "/dev/kvm"
+
+BPF_LD_W_ABS: Final = 0x20
+BPF_JEQ_K: Final = 0x15
+BPF_RET_K: Final = 0x06
+SECCOMP_RET_ERRNO: Final = 0x0005_0000
+SECCOMP_RET_ALLOW: Final = 0x7FFF_0000
+_INSTRUCTION: Final = struct.Struct("=HBBI")  # struct sock_filter
 
 
 def root_of_namespace(uids: str, gids: str | None = None) -> list[str]:
     """Return the words before a command that make it uid 0 of a namespace with this map."""
-    return [sys.executable, "-m", __name__, uids, uids if gids is None else gids]
+    return [sys.executable, "-m", __name__, "root", uids, uids if gids is None else gids]
 
 
 def without(*capabilities: str) -> list[str]:
@@ -33,6 +44,11 @@ def without(*capabilities: str) -> list[str]:
 def ordinary(uid: int) -> list[str]:
     """Return the words before a command that make it an ordinary user's."""
     return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+
+
+def denied(call: str, reason: int) -> list[str]:
+    """Return the words before a command for which a system call fails with an errno."""
+    return [sys.executable, "-m", __name__, "deny", call, str(reason)]
 
 
 def limited(**limits: int) -> list[str]:
@@ -48,7 +64,7 @@ def make_kvm_for_all(path: Path) -> list[str]:
     return ["unshare", "--mount", "sh", "-c", script, "sh"]
 
 
-def main(uids: str, gids: str, *command: str) -> int:
+def be_root(uids: str, gids: str, *command: str) -> int:
     """Run a command as uid 0 of a namespace; return its exit status."""
     ready_read, ready_write = os.pipe()
     pid = linux.clone(linux.CLONE_NEWUSER)
@@ -68,5 +84,22 @@ def main(uids: str, gids: str, *command: str) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def deny(call: str, reason: str, *command: str) -> NoReturn:
+    """Become a command for which a system call fails."""
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    linux.load_seccomp_filter(
+        b"".join(
+            _INSTRUCTION.pack(*instruction)
+            for instruction in (
+                (BPF_LD_W_ABS, 0, 0, 0),  # the number
+                (BPF_JEQ_K, 0, 1, SYSCALLS[call]),
+                (BPF_RET_K, 0, 0, SECCOMP_RET_ERRNO | int(reason)),
+                (BPF_RET_K, 0, 0, SECCOMP_RET_ALLOW),
+            )
+        )
+    )
+    os.execvp(command[0], command)
+
+
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit({"root": be_root, "deny": deny}[sys.argv[1]](*sys.argv[2:]))

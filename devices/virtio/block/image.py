@@ -7,8 +7,10 @@ belongs to the open file, so it lasts as long as any process of this VM holds th
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+import struct
 
 from devices.virtio.block.format import foreign_format
 from devices.virtio.rate_limiter import RATE_LIMITS, RateLimits
@@ -29,6 +31,9 @@ SECTOR_BYTES: Final = 512
 MAX_BLOCK_BYTES: Final = 4096  # Linux guests take no logical block above their page size
 MAX_QUEUES: Final = 64
 MAX_ID_BYTES: Final = 20  # virtio 1.3 §5.2.6
+
+_BLKROGET: Final = 0x125E  # linux/fs.h: into an int, whether the device is read-only
+_INT: Final = struct.Struct("i")
 
 
 @fact
@@ -79,7 +84,8 @@ def open_image(spec: BlockSpec) -> int:
     fd = _open(label, spec)
     try:
         _check_kind(label, fd)
-        size_bytes = os.lseek(fd, 0, os.SEEK_END)
+        size_bytes = _size(label, fd)
+        _check_writable(label, spec, fd)
         _warn_of_format(label, fd, size_bytes)
         alignment = _direct_alignment(label, fd) if spec.direct and size_bytes else 1
         _check_size(label, spec, size_bytes, alignment)
@@ -101,7 +107,7 @@ def usable_bytes(spec: BlockSpec, size_bytes: int, alignment: int) -> int:
 
 def disk_id(spec: BlockSpec) -> bytes:
     """Return the 20 bytes of GET_ID: shorter ids are padded with zeros (§5.2.6)."""
-    return (spec.id or "").encode("utf-8", "surrogateescape").ljust(MAX_ID_BYTES, b"\0")
+    return (spec.id or "").encode().ljust(MAX_ID_BYTES, b"\0")
 
 
 def _check_options(label: str, spec: BlockSpec) -> None:
@@ -110,8 +116,11 @@ def _check_options(label: str, spec: BlockSpec) -> None:
         raise ConfigError(
             f"{label}: block-size {size} is not a power of two in {SECTOR_BYTES}..{MAX_BLOCK_BYTES}"
         )
-    if len(disk_id(spec)) > MAX_ID_BYTES:
-        raise ConfigError(f"{label}: id is longer than {MAX_ID_BYTES} bytes")
+    try:
+        if len(disk_id(spec)) > MAX_ID_BYTES:
+            raise ConfigError(f"{label}: id is longer than {MAX_ID_BYTES} bytes")
+    except UnicodeEncodeError:
+        raise ConfigError(f"{label}: id is not UTF-8") from None
     if "\0" in spec.path:
         raise ConfigError(f"{brief(label)}: a path with a zero byte")
 
@@ -137,6 +146,26 @@ def _check_kind(label: str, fd: int) -> None:
         raise ConfigError(f"{label}: is a directory")
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise ConfigError(f"{label}: neither a regular file nor a block device")
+
+
+def _size(label: str, fd: int) -> int:
+    """Return the size, which not every file has: many of /proc have neither one nor an end."""
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    except OSError as error:
+        raise ConfigError(f"{label}: has no size that a disk could have") from error
+
+
+def _check_writable(label: str, spec: BlockSpec, fd: int) -> None:
+    """Refuse what only seems writable: a block device is opened so, but every write fails."""
+    if spec.read_only or not stat.S_ISBLK(os.fstat(fd).st_mode):
+        return
+    try:
+        answer = fcntl.ioctl(fd, _BLKROGET, bytes(_INT.size))
+    except OSError:
+        return  # a driver that does not tell; its writes will
+    if _INT.unpack(answer)[0]:
+        raise ConfigError(f"{label}: the block device is read-only; ro uses it so")
 
 
 def _warn_of_format(label: str, fd: int, size_bytes: int) -> None:

@@ -39,7 +39,7 @@ class ScriptedVcpu:
     def run(self) -> int:
         if self.page[lib.RUN_IMMEDIATE_EXIT]:
             return -errno.EINTR
-        return self._steps.pop(0)(self.page) if self._steps else -errno.EAGAIN
+        return self._steps.pop(0)(self.page) if self._steps else -errno.EINTR
 
     def set_immediate_exit(self, *, enabled: bool) -> None:
         self.page[lib.RUN_IMMEDIATE_EXIT] = enabled
@@ -123,13 +123,14 @@ def play(
     *steps: Callable[[memoryview], int],
     pio: RecordingBus | None = None,
     mmio_bus: RecordingBus | None = None,
+    index: int = 0,
 ) -> tuple[VmExitReason, memoryview]:
     """Run one vCPU through ``steps`` until it ends the VM."""
-    vcpu, outcome = ScriptedVcpu(steps=[*steps, SHUTDOWN]), Outcome()
+    vcpu, outcome = ScriptedVcpu(index, [*steps, SHUTDOWN]), Outcome()
     vcpus = VcpuSet([vcpu], pio or RecordingBus(), mmio_bus or RecordingBus(), outcome.on_exit)
     vcpus.start()
-    index, reason = outcome.wait()
+    told, reason = outcome.wait()
     assert vcpus.stop(TIMEOUT_SECONDS)
-    assert index == 0
+    assert told == index
     assert len(outcome.reports) == 1
     return reason, vcpu.page

@@ -103,8 +103,35 @@ def test_interrupted_and_waiting_processors_go_on() -> None:
         exits(lib.KVM_EXIT_INTR),
         io(OUT, 1, 0x80, b"\x01"),
         pio=bus,
+        index=1,
     )
     assert bus.accesses == [(0x80, 1, 1)]
+
+
+def test_first_processor_that_kvm_cannot_run_ends_the_vm() -> None:
+    reason, _ = play(exits(0, result=-errno.EAGAIN))
+    assert reason.kind == VmExit.CRASH
+    assert reason.text.startswith("vCPU 0: KVM_RUN: Resource temporarily unavailable (no more proc")
+
+
+def test_processor_that_waits_for_its_startup_can_be_stopped() -> None:
+    """KVM_RUN says so before it looks at ``immediate_exit``."""
+    waiting = ScriptedVcpu(1, [exits(0, result=-errno.EAGAIN)] * 1_000_000)
+    vcpus = VcpuSet([waiting], RecordingBus(), RecordingBus(), lambda *_: None)
+    waiting.set_immediate_exit = lambda *, enabled: None  # type: ignore[method-assign]  # ignored
+    vcpus.start()
+    assert vcpus.stop(TIMEOUT_SECONDS)
+    assert waiting.steps_left
+
+
+def test_refused_thread_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    vcpus = VcpuSet([ScriptedVcpu()], RecordingBus(), RecordingBus(), lambda *_: None)
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    with pytest.raises(HostError, match=r"^start a thread for each vCPU \(no more processes"):
+        vcpus.start()
 
 
 def test_device_bug_is_logged_and_ends_the_vm(capfd: pytest.CaptureFixture[str]) -> None:

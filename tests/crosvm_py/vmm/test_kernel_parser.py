@@ -194,7 +194,8 @@ def test_file_larger_than_any_kernel_cannot_be_written(
     act(monkeypatch, fill)
     with pytest.raises(HostError) as caught:
         read(kernel)
-    assert describe(caught.value) == f"write kernel {kernel}: {os.strerror(errno.EFBIG)}"
+    words = f"write kernel {kernel}: {os.strerror(errno.EFBIG)}"
+    assert describe(caught.value).startswith(words)
 
 
 def test_bug_of_ours_is_told_where_it_is(

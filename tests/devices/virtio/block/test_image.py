@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SIZE = 64 * 1024
+BLKROGET = 0x125E  # linux/fs.h
 
 
 @pytest.fixture
@@ -86,6 +87,42 @@ def test_named_pipe_is_refused_without_waiting(tmp_path: Path, read_only: bool) 
 def test_device_that_is_no_disk_is_refused() -> None:
     with pytest.raises(ConfigError, match="neither a regular file nor a block device"):
         Block.open(BlockSpec("/dev/null"))
+
+
+def test_file_without_a_size_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^--block /proc/cpuinfo: has no size"):
+        Block.open(BlockSpec("/proc/cpuinfo", read_only=True))
+
+
+@pytest.mark.parametrize("read_only", [True, False], ids=["ro", "rw"])
+def test_read_only_block_device_is_no_writable_disk(
+    image: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    """Any file stands in for the device, which answers BLKROGET as a read-only loop device does."""
+
+    def is_read_only(_fd: int, request: int, _value: bytes) -> bytes:
+        assert request == BLKROGET
+        return b"\1\0\0\0"
+
+    monkeypatch.setattr("stat.S_ISBLK", lambda _mode: True)
+    monkeypatch.setattr("devices.virtio.block.image.fcntl.ioctl", is_read_only)
+    if read_only:
+        os.close(Block.open(BlockSpec(str(image), read_only=True, lock=False)))
+        return
+    with pytest.raises(ConfigError, match="the block device is read-only; ro uses it so"):
+        Block.open(BlockSpec(str(image), lock=False))
+
+
+def test_id_of_any_bytes_is_refused(image: Path) -> None:
+    with pytest.raises(ConfigError, match="id is not UTF-8"):
+        Block.open(BlockSpec(str(image), id="\udcff"))
+
+
+def test_path_of_any_bytes_is_opened(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff.img"
+    with open(path, "wb") as file:
+        file.truncate(SIZE)
+    os.close(Block.open(BlockSpec(os.fsdecode(path))))
 
 
 def test_socket_is_refused(tmp_path: Path) -> None:
