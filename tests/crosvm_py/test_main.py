@@ -43,7 +43,7 @@ class Cli:
         return status
 
     def vm_ends_with(self, result: VmExit | BaseException) -> None:
-        def run_vm(config: RunConfig) -> VmExit:
+        def run_vm(config: RunConfig, _syslog: object = None) -> VmExit:
             if isinstance(result, BaseException):
                 raise result
             return result
