@@ -71,6 +71,8 @@ def judge(data: memoryview, at: int, end: int, *, strict: bool) -> int:
         whole = at + LENGTH_BYTES + length
         if end < min(whole, place + HEAD_BYTES) and length <= MAX_FRAME_BYTES:
             return UNKNOWN
+        if place > at + LENGTH_BYTES:  # nothing but lengths
+            return place - at
     if strict or length > MAX_FRAME_BYTES:
         return LOST
     seen = length >= MIN_FRAME_BYTES and at + HEAD_BYTES <= end

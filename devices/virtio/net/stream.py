@@ -279,10 +279,13 @@ class StreamEnd:
         if verdict > 0:
             self._skip_lengths(verdict)
             self._in[: seen - verdict] = bytes(self._in[verdict:seen])
-            self._end = self._read = LENGTH_BYTES + LENGTH.unpack_from(self._in)[0]
-            self._missing = self._end - (seen - verdict)
+            whole = LENGTH_BYTES + LENGTH.unpack_from(self._in)[0]
+            if not seen - verdict < whole <= _MOST_BYTES:
+                self._lose_step()
+            self._end = self._read = whole
+            self._missing = whole - (seen - verdict)
             self._stream.announce(self._missing)
-        self._judged = verdict != framing.UNKNOWN
+        self._judged = verdict == framing.FRAME
         self._lost = self._lost and not self._judged
 
     def _skip_lengths(self, count_bytes: int) -> None:

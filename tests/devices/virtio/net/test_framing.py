@@ -94,7 +94,7 @@ def test_flood_into_a_full_socket_costs_only_what_had_no_room(passt: Passt) -> N
 
 
 @pytest.mark.parametrize("data", GOOD, ids=lambda data: f"{len(data)}")
-@pytest.mark.parametrize("lengths", [1, 2, 5])
+@pytest.mark.parametrize("lengths", [1, 2, 5, 40])
 @pytest.mark.parametrize("at", [0, 1, 2, 3])
 def test_lengths_without_frames_are_skipped(
     passt: Passt, data: bytes, lengths: int, at: int
@@ -115,6 +115,19 @@ def test_every_byte_alone_is_enough(passt: Passt) -> None:
         passt.rig.host.send(wire[at : at + 1])
         got += passt.deliver()
     assert got == [ARP, ip_frame(60)]
+
+
+@pytest.mark.parametrize("word", [b"\xff\xff\xff\xff", bytes(4), b"\0\0\0\x0e", b"RT\0\0"])
+def test_lengths_and_then_none_are_dropped(passt: Passt, word: bytes) -> None:
+    wire = struct.pack(">I", 42) * 7 + word + b"RT" * 11
+    for at in range(len(wire)):
+        passt.rig.host.send(wire[at : at + 1])
+        assert passt.deliver() == []
+    for seed in range(3):
+        assert passt.tap_send(ip_frame(600, seed))
+        got = passt.deliver()
+    assert got == [ip_frame(600, 2)]
+    assert passt.rig.config()[1] == 1
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE)
