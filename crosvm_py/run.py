@@ -73,6 +73,7 @@ def run_vm(
             cgroup=prepared.cgroup,
         )
         release_end_signals()
+        parser.close()  # it has ended meanwhile
         # From here on the imports are the vmm's alone, made while the warden makes its own.
         from crosvm_py.vmm.vm import VirtualMachine
 

@@ -41,7 +41,7 @@ from crosvm_py.kinds.jail import jail_for
 from crosvm_py.kinds.table import DEVICE_KINDS, build_device
 from crosvm_py.machine.x86_64.layout import FIRST_DEVICE_SLOT
 from crosvm_py.version import VERSION
-from crosvm_py.vmm.kernel_parser import start_kernel_parser
+from crosvm_py.vmm.kernel_parser import load_parser_policy, start_kernel_parser
 from crosvm_py.vmm.preparation import prepare
 from crosvm_py.vmm.relay import POLICY_NAME as RELAY_POLICY
 from devices.virtio.rate_limiter import LIMIT_NAMES
@@ -203,7 +203,7 @@ def plan_run(config: RunConfig) -> RunPlan:
                 _device(slot, order, queues, config, prepared, has_group=has_group)
                 for slot, (order, queues) in enumerate(_queues(prepared), FIRST_DEVICE_SLOT)
             ),
-            tuple(_policies(prepared, parser.policy)),
+            tuple(_policies(prepared, load_parser_policy(config))),
             config.sandbox,
             None if site is None else site.path,
             _sockets(prepared),

@@ -19,15 +19,22 @@ from sys_util.typing import TYPE_CHECKING
 from sys_util.wire import encode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jail.plan import JailPlan
     from kernel_loader.source import FileSource
     from sys_util.wire import Message
 
 
-def run_parser(sock_fd: int, source: FileSource, unpacked_fd: int, jail: JailPlan | None) -> None:
+def run_parser(
+    sock_fd: int,
+    source: FileSource,
+    unpacked_fd: int,
+    make_jail: Callable[[], JailPlan | None],
+) -> None:
     """Read ``source`` and tell the vmm at the other end of ``sock_fd`` what came of it.
 
-    ``jail``: ``None`` for ``--disable-sandbox``.
+    ``make_jail`` returns ``None`` for ``--disable-sandbox``.
     """
 
     def say(message: Message) -> None:
@@ -36,13 +43,19 @@ def run_parser(sock_fd: int, source: FileSource, unpacked_fd: int, jail: JailPla
 
     try:
         log.set_sink(lambda level, module, line: say(protocol.Line(level, module, line)))
-        say(_answer(sock_fd, source, unpacked_fd, jail))
+        say(_answer(sock_fd, source, unpacked_fd, make_jail))
     except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
         say(protocol.Crashed(crash_report(error)[-protocol.MAX_REASON_CHARS :]))
 
 
-def _answer(sock_fd: int, source: FileSource, unpacked_fd: int, jail: JailPlan | None) -> Message:
+def _answer(
+    sock_fd: int,
+    source: FileSource,
+    unpacked_fd: int,
+    make_jail: Callable[[], JailPlan | None],
+) -> Message:
     try:
+        jail = make_jail()
         import_unpacker(source)
         if jail is not None:
             jail.enter()
@@ -50,7 +63,10 @@ def _answer(sock_fd: int, source: FileSource, unpacked_fd: int, jail: JailPlan |
             jail.close_door()
         return protocol.Parsed(parse_kernel(source, unpacked_fd))
     except ConfigError as error:
-        reason = str(error).removeprefix(source.what)
+        text = str(error)
+        reason = text.removeprefix(source.what)
+        if reason == text:  # nothing of the file
+            reason = f": {text}"
         return protocol.Refused(reason[: protocol.MAX_REASON_CHARS])
     except MemoryError:
         return protocol.Refused(": needs more memory than reading a kernel may take")

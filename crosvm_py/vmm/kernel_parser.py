@@ -9,6 +9,7 @@ segments of the kernel, are only copied.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -50,6 +51,9 @@ DEADLINE_SECONDS: Final = 2.0 * MAX_PARSER_SECONDS
 # Beside the payload, which is read as a whole: Python with what it inherited, and a dictionary.
 _MAX_OTHER_DATA_BYTES: Final = 448 << 20
 
+# Nobody changes what was unpacked, once the vmm has taken it.
+_SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
 _EXIT_BUG: Final = 70
 
 
@@ -62,17 +66,18 @@ class KernelParser:
         unpacked_fd: int,
         channel: Channel,
         pid: int,
-        policy: Policy | None,
     ) -> None:
-        """``policy`` is what it is under; ``None`` for ``--disable-sandbox``."""
-        self.policy = policy
+        """Take all of them over; ``unpacked_fd`` can be sealed."""
         self._source = source
         self._unpacked_fd = unpacked_fd
         self._channel = channel
         self._pid = pid
+        self._killed = False
 
     def image(self, deadline_seconds: float = DEADLINE_SECONDS) -> KernelImage:
         """Wait for the answer and return the kernel, which owns the file that it lies in.
+
+        The process is not buried yet: ``close`` does that.
 
         Raises:
             ConfigError: the file is no kernel for this machine, is damaged, or took its parser
@@ -83,7 +88,8 @@ class KernelParser:
         what = self._source.what
         try:
             answer = self._wait(time.monotonic() + deadline_seconds)
-            self._end()  # nobody writes what was unpacked any more
+            # It is about to end, and was heard. Waiting for that would make every start longer.
+            self._kill()
             match answer:
                 case protocol.Parsed(kernel):
                     return self._make_image(kernel)
@@ -143,15 +149,22 @@ class KernelParser:
         """Let the process be no more; return how it ended, as ``os.waitstatus_to_exitcode``."""
         if not self._pid:
             return 0
-        os.kill(self._pid, signal.SIGKILL)  # which changes nothing where it is about to end
+        self._kill()  # which changes nothing where it is about to end
         _, wait_status = os.waitpid(self._pid, 0)
         self._pid = 0
         return os.waitstatus_to_exitcode(wait_status)
 
+    def _kill(self) -> None:
+        """Kill it once: when the vmm has confined itself, it may signal nobody outside any more."""
+        if not self._killed:
+            self._killed = True
+            os.kill(self._pid, signal.SIGKILL)
+
     def _make_image(self, kernel: ParsedKernel) -> KernelImage:
-        """Check what the parser says, and let go of the file that is not needed."""
+        """Check what the parser says; of the files, one becomes the image's."""
         source = self._source
         if kernel.unpacked_bytes:
+            fcntl.fcntl(self._unpacked_fd, fcntl.F_ADD_SEALS, _SEALS)
             if os.fstat(self._unpacked_fd).st_size < kernel.unpacked_bytes:
                 raise ProtocolError(f"{kernel.unpacked_bytes:#x} unpacked bytes that are not there")
             name = f"{source.what} ({kernel.kind.rpartition(' ')[2]} payload)"
@@ -161,65 +174,72 @@ class KernelParser:
             self._source = FileSource(source.what, -1, 0)
         else:
             self._unpacked_fd = -1
-        self.close()
         return image
 
 
 def start_kernel_parser(config: RunConfig) -> KernelParser:
     """Start to read the kernel of a run; the caller has one thread.
 
-    The policy is the one that comes with the program, whatever ``--seccomp-policy-dir`` says: no
-    guest has run yet that it could be for.
-
     Raises:
         ConfigError: it is no regular file, or empty.
         HostError: the host does not let us open it, or fork.
-        PolicyError: the policy cannot be used.
     """
     with ExitStack() as undo:
         source = FileSource.open("kernel", config.kernel)
         undo.callback(source.close)
-        policy = None
-        if config.sandbox:
-            policy = load_policy(POLICY_NAME, log_failures=config.seccomp_log_failures)
         try:
-            unpacked_fd = os.memfd_create("crosvm_kernel", os.MFD_CLOEXEC)
+            flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+            unpacked_fd = os.memfd_create("crosvm_kernel", flags)
             undo.callback(os.close, unpacked_fd)
             ours, theirs = socket_pair()
             undo.callback(ours.close)
             with theirs:
                 pid = os.fork()
                 if pid == 0:
-                    _be_parser(theirs.fileno(), source, unpacked_fd, policy)
+                    _be_parser(config, theirs.fileno(), source, unpacked_fd)
         except OSError as error:
             raise_host_error("start", f"a process that reads {source.what}", error)
         undo.pop_all()
-    return KernelParser(source, unpacked_fd, Channel(ours, protocol.CODEC), pid, policy)
+    return KernelParser(source, unpacked_fd, Channel(ours, protocol.CODEC), pid)
 
 
-def _be_parser(
-    sock_fd: int, source: FileSource, unpacked_fd: int, policy: Policy | None
-) -> NoReturn:
+def load_parser_policy(config: RunConfig) -> Policy | None:
+    """Return what a parser of this run is under; ``None`` for ``--disable-sandbox``.
+
+    The policy is the one that comes with the program, whatever ``--seccomp-policy-dir`` says: no
+    guest has run yet that it could be for.
+
+    Raises:
+        PolicyError: it cannot be used.
+    """
+    if not config.sandbox:
+        return None
+    return load_policy(POLICY_NAME, log_failures=config.seccomp_log_failures)
+
+
+def _be_parser(config: RunConfig, sock_fd: int, source: FileSource, unpacked_fd: int) -> NoReturn:
     status = _EXIT_BUG
     try:
         end_fault_handler()
         from crosvm_py.kernel_parser.process import run_parser
 
-        run_parser(sock_fd, source, unpacked_fd, _jail(sock_fd, source, unpacked_fd, policy))
+        def make_jail() -> JailPlan | None:
+            return _jail(config, {sock_fd, source.fd, unpacked_fd}, source.size)
+
+        run_parser(sock_fd, source, unpacked_fd, make_jail)
         status = 0
     finally:
         os._exit(status)
 
 
-def _jail(
-    sock_fd: int, source: FileSource, unpacked_fd: int, policy: Policy | None
-) -> JailPlan | None:
+def _jail(config: RunConfig, keep_fds: set[int], source_bytes: int) -> JailPlan | None:
+    policy = load_parser_policy(config)
     if policy is None:
         return None
     return parser_jail(
         policy,
-        keep_fds={sock_fd, source.fd, unpacked_fd},
-        max_data_bytes=_MAX_OTHER_DATA_BYTES + min(source.size, MAX_UNPACKED_BYTES),
+        keep_fds=keep_fds,
+        max_data_bytes=_MAX_OTHER_DATA_BYTES + min(source_bytes, MAX_UNPACKED_BYTES),
         max_file_bytes=MAX_UNPACKED_BYTES,
     )
 

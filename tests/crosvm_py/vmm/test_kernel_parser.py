@@ -99,6 +99,16 @@ def test_kernel_is_read_and_placed(
     assert ram.read(TEXT_GPA, 0x3000) == content
 
 
+def test_unpacked_kernel_cannot_change_any_more(tmp_path: Path) -> None:
+    path = write(tmp_path, bzimage(COMPRESSORS["gzip"](Elf().build())))
+    with closing(start_kernel_parser(config_of(path))) as parser:
+        fd = os.dup(parser._unpacked_fd)  # as the process had it
+        parser.image().close()
+    with pytest.raises(PermissionError):
+        os.pwrite(fd, b"x", 0)
+    os.close(fd)
+
+
 def test_log_lines_reach_the_log_of_the_vmm(tmp_path: Path, lines: list[str]) -> None:
     path = write(tmp_path, bzimage(b"\x89LZO\0\r\n\x1a\n" + bytes(100)))
     read(path).close()
