@@ -31,4 +31,5 @@ BALLOON: Final = DeviceKind(
     "devices.virtio.balloon.device",
     _build,
     counters=("pages_inflated", "pages_deflated", "bytes_reported"),
+    plain_fields=((4, 4), (12, 4)),  # actual, poison_val (virtio 1.3 §5.5.4)
 )

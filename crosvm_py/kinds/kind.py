@@ -39,6 +39,7 @@ class DeviceKind(NamedTuple):
         in_kernel: the host's kernel serves its queues. The kernel's threads on its behalf count as
             processes of its user.
         output_offset: the field of the configuration to which each write is output.
+        plain_fields: fields of it, by offset and size, that take whatever a driver writes.
         max_open_files: two eventfds for each of 64 queues, and the process's own.
         max_processes: how many there may be of its user, 0 for none but itself.
         max_memory_bytes: the process's own and the kernel's for it, in a cgroup.
@@ -54,6 +55,7 @@ class DeviceKind(NamedTuple):
     broker: BrokerKind | None = None
     in_kernel: bool = False
     output_offset: int = NO_OUTPUT
+    plain_fields: tuple[tuple[int, int], ...] = ()
     max_open_files: int = 192
     max_processes: int = 0
     max_memory_bytes: int = 320 * MIB

@@ -18,7 +18,7 @@ from crosvm_py.kinds.kind import NO_OUTPUT
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     # Passes writes on to a process, if there is one, and calls back when it has carried them out.
     Send = Callable[[tuple[ConfigWrite, ...], Callable[[], None]], None]
@@ -34,15 +34,21 @@ class ConfigWrites:
     """The writes of one device that its process has not carried out yet."""
 
     def __init__(
-        self, send: Send, serves: Callable[[], bool], output_offset: int = NO_OUTPUT
+        self,
+        send: Send,
+        serves: Callable[[], bool],
+        output_offset: int = NO_OUTPUT,
+        plain_fields: Collection[tuple[int, int]] = (),
     ) -> None:
         """Pass writes on while ``serves`` says that there is a process.
 
-        ``output_offset`` is that of the field to which each write is output.
+        ``output_offset`` is that of the field to which each write is output; ``plain_fields``, by
+        offset and size, take whatever is written.
         """
         self._send = send
         self._serves = serves
         self._output_offset = output_offset
+        self._plain_fields = frozenset(plain_fields)
         self._fields: dict[tuple[int, int], ConfigWrite] = {}  # waiting, by offset and size
         self._output: deque[ConfigWrite] = deque()
         self._sent: dict[int, tuple[ConfigWrite, ...]] = {}
@@ -51,6 +57,20 @@ class ConfigWrites:
     def __len__(self) -> int:
         """How many writes are not carried out yet."""
         return len(self._fields) + len(self._output) + sum(map(len, self._sent.values()))
+
+    def over(self, config: bytes) -> bytes:
+        """Return the configuration as the driver has written it, of which the process has less."""
+        if not (self._plain_fields and (self._sent or self._fields)):
+            return config
+        written = bytearray(config)
+        for write in self._in_order():
+            if (write.offset, len(write.data)) in self._plain_fields:
+                written[write.offset : write.offset + len(write.data)] = write.data
+        return bytes(written)
+
+    def _in_order(self) -> list[ConfigWrite]:
+        sent = (write for batch in self._sent.values() for write in batch)
+        return [*sent, *self._fields.values(), *self._output]
 
     def add(self, offset: int, data: bytes) -> bool:
         """Take a write of the driver; return False if it is output for which there is no room."""
@@ -71,8 +91,7 @@ class ConfigWrites:
 
     def repeat(self) -> None:
         """Tell a new process what the last one may not have carried out."""
-        batches, fields, output = self._sent.values(), self._fields.values(), self._output
-        everything = [*(write for batch in batches for write in batch), *fields, *output]
+        everything = self._in_order()
         self._sent, self._fields, self._output = {}, {}, deque()
         for write in everything:
             self._keep(write)

@@ -62,10 +62,9 @@ class DeviceProcess:
         self.pid = 0
         self.cgroup = ""  # the directory of its group, if it has one
         self.death = DeviceDeath()
-        self.device_type = 0
-        self.features = 0
+        self.device_type = self.features = 0
         self.queue_sizes: tuple[int, ...] = ()
-        self.config = b""
+        self._config = b""
         self.early_writes = False
         self.cells: Sequence[int] = ()  # its counters, which it writes by itself
         self.status = DeviceStatus()
@@ -78,13 +77,19 @@ class DeviceProcess:
         self._log = log.limited()  # for what a guest can make its device say again and again
         self._holds: list[Callable[[], None]] = []
         self._paused = False  # as it was asked for last
-        self._writes = ConfigWrites(self._pass_writes, self._serves, kind.output_offset)
+        fields = (kind.output_offset, kind.plain_fields)
+        self._writes = ConfigWrites(self._pass_writes, self._serves, *fields)
         self._last_reset = self._resets_done = 0  # the number of the last one asked for, and done
         self._kick_fds: dict[int, int] = {}  # of active queues; the transport's
         self._unserved: tuple[int, float] | None = None  # kicks served, since when no more
-        self._on_ready: Callable[[], None] = _nothing
-        self._on_failure: Callable[[], None] = _nothing
+        self._on_ready: Callable[[], None] = lambda: None
+        self._on_failure: Callable[[], None] = lambda: None
         self._waiters: list[Callable[[], None]] = []
+
+    @property
+    def config(self) -> bytes:
+        """The copy that the driver reads: what it wrote is in it at once."""
+        return self._writes.over(self._config)
 
     @property
     def is_open(self) -> bool:
@@ -332,7 +337,7 @@ class DeviceProcess:
         if not self.status.served:
             self.status.served = True
             self.device_type, self.features = ready.device_type, ready.features
-            self.queue_sizes, self.config = ready.queue_sizes, ready.config
+            self.queue_sizes, self._config = ready.queue_sizes, ready.config
             self.early_writes = ready.early_writes
             self.status.ready = True
         else:
@@ -344,10 +349,10 @@ class DeviceProcess:
         """Let a new process go on where the last one stood."""
         facts = (ready.device_type, ready.features, ready.queue_sizes, ready.early_writes)
         known = (self.device_type, self.features, self.queue_sizes, self.early_writes)
-        if facts != known or len(ready.config) != len(self.config):
+        if facts != known or len(ready.config) != len(self._config):
             raise ProtocolError("not the device that its predecessor was")
         with self._lock:  # so that what a vCPU asks for comes after what it asked for before
-            self.config = ready.config
+            self._config = ready.config
             self.status.ready = True
             needs_reset = self.status.needs_reset
             self.status.paused = self._paused
@@ -378,13 +383,13 @@ class DeviceProcess:
                 self.status.needs_reset = True
                 self._tell(lambda to: to.set_needs_reset())
             case protocol.ConfigChanged(config, by_driver, number):
-                if len(config) != len(self.config):
+                if len(config) != len(self._config):
                     raise ProtocolError("configuration of another size")
-                self.config = config
+                self._config = config
                 if by_driver:
-                    self._tell(lambda to: to.config_written(config))
+                    self._tell(lambda to: to.config_written(self.config))
                 else:
-                    self._tell(lambda to: to.config_changed(config))
+                    self._tell(lambda to: to.config_changed(self.config))
                 if self._link is not None:
                     self._link.send(protocol.ConfigTaken(number))
 
@@ -393,7 +398,3 @@ class DeviceProcess:
         if self.events is not None:
             with self._lock:
                 call(self.events)
-
-
-def _nothing() -> None:
-    """Do nothing."""

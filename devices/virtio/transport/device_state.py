@@ -247,6 +247,7 @@ class DeviceState:
     def _finish_reset(self) -> None:
         self._reset_pending = False
         self._active = False
+        self.config.replace(self._backend.config)  # without what was written, and not carried out
         self.status = 0
         self.driver_features = 0
         for queue in self.queues:

@@ -35,6 +35,7 @@ def test_last_size_that_the_driver_wrote_is_the_balloons(rig: DeviceRig) -> None
     for pages in range(500):
         with rig.lock:
             device.write_config(ACTUAL, pages.to_bytes(4, "little"))
+            assert struct.unpack_from("<I", device.config, ACTUAL) == (pages,)
     rig.until(lambda: not device.is_writing())
     assert struct.unpack_from("<I", device.config, ACTUAL) == (499,)
 

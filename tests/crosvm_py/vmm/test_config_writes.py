@@ -161,3 +161,30 @@ def test_driver_that_is_forgotten_keeps_its_output_alone(process: Process) -> No
     assert process.got(ACTUAL) == []
     assert process.got(OUTPUT) == [b"a"]
     assert process.got(POISON) == [number(3)]
+
+
+def test_configuration_is_what_the_driver_wrote_until_the_process_says_so() -> None:
+    process = Process()
+    writes = ConfigWrites(process._send, lambda: process.serves, OUTPUT, [(ACTUAL, 4)])
+    config = bytes(16)
+    for value in range(1, MAX_UNANSWERED + 10):
+        writes.add(ACTUAL, number(value))
+        assert writes.over(config) == bytes(4) + number(value) + bytes(8)
+    writes.add(0, number(1))  # not the driver's
+    writes.add(POISON, number(1))
+    writes.add(ACTUAL, b"\1")
+    writes.add(OUTPUT, number(1))
+    last = bytes(4) + number(MAX_UNANSWERED + 9) + bytes(8)
+    assert writes.over(config) == last
+    process.answer()
+    assert writes.over(bytes(4) + number(1) + bytes(8)) == last
+    process.answer_all()
+    assert writes.over(config) == config
+
+
+def test_configuration_is_the_processs_own_after_a_reset() -> None:
+    process = Process()
+    writes = ConfigWrites(process._send, lambda: process.serves, OUTPUT, [(ACTUAL, 4)])
+    writes.add(ACTUAL, number(7))
+    writes.forget_driver()
+    assert writes.over(bytes(16)) == bytes(16)

@@ -30,6 +30,7 @@ from tests.devices.virtio.transport.pci_driver import (
     QUEUE_NOTIFY_OFF,
     QUEUE_SELECT,
     RING_RESET,
+    STATUS,
     VERSION_1,
     Machine,
 )
@@ -247,6 +248,17 @@ def test_config_that_the_driver_wrote_is_read_back_without_an_interrupt(machine:
     machine.transport.config_written(b"\x01" + CONFIG[1:])
     assert machine.routes.deliver() == []
     assert machine.mmio.read(machine.region(4), 1) == 1
+
+
+def test_config_that_nobody_carried_out_is_gone_after_a_reset(machine: Machine) -> None:
+    machine.start()
+    machine.backend.config = b"\x01" + CONFIG[1:]  # with what the driver wrote
+    machine.mmio.write(machine.region(4), 1, 1)
+    assert machine.mmio.read(machine.region(4), 1) == 1
+    machine.backend.config = CONFIG
+    machine.write(STATUS, 1, 0)
+    machine.transport.reset_done()
+    assert machine.mmio.read(machine.region(4), 1) == CONFIG[0]
 
 
 def test_config_change_before_driver_ok_is_silent(machine: Machine) -> None:
