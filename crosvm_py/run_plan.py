@@ -39,7 +39,7 @@ from crosvm_py.end_signals import undo_accidents
 from crosvm_py.kinds.cgroup import DeviceLimits, file_memory, find_vm_site
 from crosvm_py.kinds.jail import jail_for
 from crosvm_py.kinds.table import DEVICE_KINDS, build_device
-from crosvm_py.machine.x86_64.layout import FIRST_DEVICE_SLOT
+from crosvm_py.machine.arch import host_arch
 from crosvm_py.version import VERSION
 from crosvm_py.vmm.kernel_parser import load_parser_policy, start_kernel_parser
 from crosvm_py.vmm.preparation import prepare
@@ -201,7 +201,9 @@ def plan_run(config: RunConfig) -> RunPlan:
             tuple(map(_port, config.serial)),
             tuple(
                 _device(slot, order, queues, config, prepared, has_group=has_group)
-                for slot, (order, queues) in enumerate(_queues(prepared), FIRST_DEVICE_SLOT)
+                for slot, (order, queues) in enumerate(
+                    _queues(prepared), host_arch().first_device_slot
+                )
             ),
             tuple(_policies(prepared, load_parser_policy(config))),
             config.sandbox,

@@ -170,6 +170,18 @@ def test_imports_point_down_below_a_folder_too(folder: str) -> None:
     assert wrong == []
 
 
+def test_an_architecture_is_known_to_the_seam_alone() -> None:
+    modules = {module_name(path): path for path in SOURCES}
+    x86 = "crosvm_py.machine.x86_64"
+    outside = [(name, path) for name, path in modules.items() if not is_within(name, x86)]
+    users = {
+        name
+        for name, path in outside
+        if any(is_within(used, x86) for used in imported_modules(path, modules.keys()))
+    }
+    assert users == {"crosvm_py.machine.arch"}
+
+
 def test_every_folder_of_the_program_has_a_rule() -> None:
     folders = {path.parent.name for path in (ROOT / "crosvm_py").glob("*/__init__.py")}
     assert {f"crosvm_py.{name}" for name in folders} <= ALLOWED_BELOW.keys()

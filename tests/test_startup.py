@@ -42,6 +42,7 @@ from crosvm_py.cli.dispatch import COMMANDS
 from crosvm_py.cli.grammar.command import load_command
 load_command(COMMANDS["run"])
 import crosvm_py.run, crosvm_py.vmm.vm, crosvm_py.log, crosvm_py.warden.warden
+import crosvm_py.machine.x86_64.machine
 from crosvm_py.kinds.table import DEVICE_KINDS
 for kind in DEVICE_KINDS.values():
     kind.preload()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where each GSI leads: pins of the in-kernel interrupt controllers, and messages from GSI 24 up.
+"""Where each GSI leads: pins of the in-kernel interrupt controllers first, and messages after them.
 
 KVM takes the whole table at once and waits until every CPU has noticed, so a new one is handed over
 as late as possible: when an eventfd is attached to a GSI, or a GSI that has one changes.
@@ -9,22 +9,15 @@ from __future__ import annotations
 
 import threading
 
-from kvm.vm import (
-    KVM_IRQCHIP_IOAPIC,
-    KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE,
-    ChipRoute,
-    MsiRoute,
-)
+from kvm.vm import MsiRoute
 from sys_util.errors import HostError
-from sys_util.typing import TYPE_CHECKING, Final, Protocol
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-IOAPIC_PINS: Final = 24
-PIC_PINS: Final = 8
-FIRST_MSI_GSI: Final = IOAPIC_PINS
+    from kvm.vm import ChipRoute
+
 # KVM_MAX_IRQ_ROUTES of the kernel, which also bounds the GSI numbers.
 MAX_ROUTES: Final = 4096
 
@@ -55,15 +48,11 @@ class LineVm(Protocol):
         ...
 
 
-def chip_routes() -> tuple[ChipRoute, ...]:
-    """Return the pins as KVM wires them itself: GSI n to IOAPIC pin n, the first 16 to the PICs."""
-    master = [ChipRoute(gsi, KVM_IRQCHIP_PIC_MASTER, gsi) for gsi in range(PIC_PINS)]
-    slave = [
-        ChipRoute(gsi, KVM_IRQCHIP_PIC_SLAVE, gsi - PIC_PINS)
-        for gsi in range(PIC_PINS, 2 * PIC_PINS)
-    ]
-    ioapic = [ChipRoute(gsi, KVM_IRQCHIP_IOAPIC, gsi) for gsi in range(IOAPIC_PINS)]
-    return (*master, *slave, *ioapic)
+class ChipWiring(NamedTuple):
+    """How the in-kernel interrupt controllers are wired: GSIs from ``pins`` up lead to none."""
+
+    pins: int
+    routes: tuple[ChipRoute, ...]
 
 
 class IrqRoutes:
@@ -73,10 +62,11 @@ class IrqRoutes:
     hurts nobody but the function that asked for it.
     """
 
-    def __init__(self, vm: RoutingVm) -> None:
+    def __init__(self, vm: RoutingVm, wiring: ChipWiring) -> None:
         self._vm = vm
+        self._first_msi_gsi = wiring.pins
         self._lock = threading.Lock()
-        self._chip_routes = chip_routes()
+        self._chip_routes = wiring.routes
         self._allocated: set[int] = set()
         self._messages: dict[int, MsiRoute] = {}
         self._attached: dict[int, set[int]] = {}
@@ -89,7 +79,7 @@ class IrqRoutes:
             HostError: KVM's table is full.
         """
         with self._lock:
-            for gsi in range(FIRST_MSI_GSI, MAX_ROUTES - len(self._chip_routes)):
+            for gsi in range(self._first_msi_gsi, MAX_ROUTES - len(self._chip_routes)):
                 if gsi not in self._allocated:
                     self._allocated.add(gsi)
                     return gsi

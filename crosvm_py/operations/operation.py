@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crosvm_py.exit_status import VmExit
+    from crosvm_py.machine.board import Board
     from crosvm_py.machine.vcpu import VcpuSet
-    from crosvm_py.machine.x86_64.machine import Machine
     from crosvm_py.operations.suspension import Suspension
     from crosvm_py.requests.pending import Pending
     from crosvm_py.requests.protocol import Request, Response
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class RunningVm(NamedTuple):
     """What operations act on. ``end`` ends the VM, for a reason that is logged."""
 
-    machine: Machine
+    machine: Board
     supervisor: Supervisor
     suspension: Suspension
     vcpus: VcpuSet

@@ -11,8 +11,8 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from crosvm_py.machine.board import Board
     from crosvm_py.machine.vcpu import VcpuSet
-    from crosvm_py.machine.x86_64.machine import Machine
     from crosvm_py.requests.protocol import Response
     from crosvm_py.vmm.device_proxy import DeviceProcess
     from crosvm_py.vmm.supervisor import Supervisor
@@ -25,7 +25,7 @@ _PAUSE_SECONDS: Final = 5.0
 class Suspension:
     """Whether the VM runs, and the way from one to the other. In the loop's thread."""
 
-    def __init__(self, machine: Machine, vcpus: VcpuSet, supervisor: Supervisor) -> None:
+    def __init__(self, machine: Board, vcpus: VcpuSet, supervisor: Supervisor) -> None:
         self._vcpus = vcpus
         self._supervisor = supervisor
         self._suspended = False

@@ -11,8 +11,8 @@ from crosvm_py.end_signals import hold_end_signals, release_end_signals
 from crosvm_py.kinds.cgroup import make_vm_cgroup
 from crosvm_py.kinds.policies import RunPolicies, load_run_policies
 from crosvm_py.kinds.table import open_devices
+from crosvm_py.machine.arch import host_arch
 from crosvm_py.machine.core_scheduling import separates_cores
-from crosvm_py.machine.x86_64.layout import BOOT_LAYOUT, MAX_DEVICES, e820
 from kernel_loader.load import open_initrd, plan_boot
 from kvm.limits import NO_VIRTUALIZATION
 from kvm.vm import Kvm, host_has_hardware_virtualization
@@ -84,6 +84,7 @@ def prepare(
         HostError: the host does not let us.
     """
     separated = separates_cores(config.core_scheduling)
+    arch = host_arch()
     kvm = Kvm.open()
     stack.callback(kvm.close)
     if not host_has_hardware_virtualization():
@@ -101,8 +102,10 @@ def prepare(
             stack.callback(made.unlink)
         opened.append(order)
     devices = tuple(opened)
-    if len(devices) > MAX_DEVICES:
-        raise ConfigError(f"{len(devices)} devices are above the limit of {MAX_DEVICES} PCI slots")
+    if len(devices) > arch.max_devices:
+        raise ConfigError(
+            f"{len(devices)} devices are above the limit of {arch.max_devices} PCI slots"
+        )
     policies = _policies(config, {order.kind for order in devices}, recorded)
     bound = None
     if config.socket is not None:
@@ -139,7 +142,8 @@ def _plan_boot(
         stack.callback(initrd.close)
     words = [_BASE_PARAMETERS, *serial.kernel_parameters, config.root_parameter(), *config.params]
     cmdline = " ".join(word for word in words if word)
-    return plan_boot(image, initrd, cmdline, e820(config.memory_bytes), BOOT_LAYOUT)
+    arch = host_arch()
+    return plan_boot(image, initrd, cmdline, arch.memory_map(config.memory_bytes), arch.boot_layout)
 
 
 def _policies(config: RunConfig, kinds: set[str], recorded: Recorded | None) -> RunPolicies | None:

@@ -11,8 +11,8 @@ from crosvm_py.console.serial_ports import VIRTIO_CONSOLE_NAME
 from crosvm_py.end_signals import handle_end_signals
 from crosvm_py.exit_status import VmExit
 from crosvm_py.leaving import expect_filter
-from crosvm_py.machine.x86_64.layout import ram_ranges
-from crosvm_py.machine.x86_64.machine import Machine, MachineEvents
+from crosvm_py.machine.arch import host_arch
+from crosvm_py.machine.board import MachineEvents
 from crosvm_py.vmm.supervisor import Supervisor
 from jail.plan import confine_vmm, load_filter
 from sys_util import linux
@@ -67,8 +67,9 @@ class VirtualMachine:
         self.loop = EventLoop()
         self._exit: VmExit | None = None
         self._panicked = False
-        self._memory = GuestMemory.create(ram_ranges(config.memory_bytes))
-        self.machine = Machine(
+        arch = host_arch()
+        self._memory = GuestMemory.create(arch.ram_ranges(config.memory_bytes))
+        self.machine = arch.make_machine(
             prepared.kvm,
             self._memory,
             self.loop,
@@ -100,7 +101,7 @@ class VirtualMachine:
             self.supervisor.spawn(order, self._memory)
         prepared.serial.attach(
             machine.pio,
-            machine.isa_irq_line,
+            machine.irq_line,
             self.loop,
             machine.lock,
             on_leave=lambda: self.end(VmExit.STOPPED, "left by the user"),

@@ -13,8 +13,8 @@ import pytest
 from crosvm_py.cli.commands.run_plan_text import as_text
 from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.kinds import cgroup
+from crosvm_py.machine.x86_64.arch import X86
 from crosvm_py.run_plan import RunPlan, as_fields, plan_run
-from crosvm_py.vmm import preparation
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec
 from jail.cgroup import VmCgroup, memory_limit
@@ -142,7 +142,7 @@ def test_nothing_is_left_behind(folder: Path) -> None:
 def test_more_devices_than_slots_are_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(preparation, "MAX_DEVICES", 2)
+    monkeypatch.setattr(X86, "max_devices", 2)
     with pytest.raises(ConfigError, match="3 devices are above the limit of 2 PCI slots"):
         plan("-d", "disk", "--balloon", "0")
 

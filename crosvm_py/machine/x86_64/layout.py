@@ -77,7 +77,6 @@ RESET_VALUE: Final = 0x06
 
 # Interrupt lines (GSIs), which are pins of the IOAPIC of the same number, the PIT's line 0 too
 # (a PC has it on pin 2). Those from 24 up are routes of message-signalled interrupts.
-IOAPIC_PINS: Final = 24
 COM_IRQS: Final = (4, 3, 4, 3)
 CMOS_IRQ: Final = 8
 SCI_IRQ: Final = 9

@@ -5,13 +5,16 @@ Three structures in guest memory: the descriptor table and the available ring, w
 writes, and the used ring, which the device writes. Whatever the driver wrote is read once, checked,
 and then used from our copy.
 
-Memory order: x86-64 keeps loads in order and stores in order, so only a load after a store needs a
-barrier. That happens twice (§2.7.7, §2.7.10): the driver's index is read again after notifications
-were asked for, and the driver's wish for an interrupt is read after the used index was published.
+Memory order: an index is read with ``load_acquire`` and shown with ``store_release``, so that what
+it stands for is read after it, and written before it. A load that has to come after a store needs a
+barrier besides. That happens twice (§2.7.7, §2.7.10): the driver's index is read again after
+notifications were asked for, and whether the driver wants an interrupt is read after the used index
+was published.
 """
 
 from __future__ import annotations
 
+import os
 from struct import Struct
 
 from devices.virtio.backend import RingPosition
@@ -51,6 +54,25 @@ _IDX: Final = 1
 _RING: Final = 2
 
 _U32_MAX: Final = 0xFFFF_FFFF
+
+
+# x86-64 keeps loads in the order of the program, and stores. Others need barriers for both.
+_KEEPS_ORDER: Final = os.uname().machine == "x86_64"
+
+
+def load_acquire(words: memoryview, at: int) -> int:
+    """Return a 16-bit word that the driver writes; whatever we read after this is younger."""
+    value: int = words[at]
+    if not _KEEPS_ORDER:
+        full_barrier()
+    return value
+
+
+def store_release(words: memoryview, at: int, value: int) -> None:
+    """Store a 16-bit word that the driver reads; whatever we wrote before this is there already."""
+    if not _KEEPS_ORDER:
+        full_barrier()
+    words[at] = value
 
 
 class QueueError(GuestError):
@@ -134,7 +156,7 @@ class SplitQueue:
         """
         next_avail = self._next_avail
         if next_avail == self._avail_idx:
-            avail_idx = self._avail[_IDX]
+            avail_idx = load_acquire(self._avail, _IDX)
             if avail_idx == next_avail:
                 return None
             self._accept(avail_idx)
@@ -160,7 +182,8 @@ class SplitQueue:
     def publish(self) -> None:
         """Show the driver every chain given back so far, unless that is withheld."""
         if self._published != self._next_used and not self.withheld:
-            self._published = self._used[_IDX] = self._next_used
+            self._published = self._next_used
+            store_release(self._used, _IDX, self._next_used)
 
     def disable_notification(self) -> None:
         """Tell the driver that we look at the ring anyway. Advice: kicks may still come."""
@@ -175,14 +198,15 @@ class SplitQueue:
             QueueError: the available index makes no sense.
         """
         if self._published != self._next_used and not self.withheld:
-            self._published = self._used[_IDX] = self._next_used
+            self._published = self._next_used
+            store_release(self._used, _IDX, self._next_used)
         if self._event_idx:
             self._avail_event[0] = self._next_avail
         else:
             self._used[_FLAGS] = 0
         full_barrier()
         if self._next_avail == self._avail_idx:
-            avail_idx = self._avail[_IDX]
+            avail_idx = load_acquire(self._avail, _IDX)
             if avail_idx == self._next_avail:
                 self.idle = True
                 return False

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.machine.irq_routes import (
-    FIRST_MSI_GSI,
     MAX_ROUTES,
     IrqRoutes,
     KvmIrqLine,
-    chip_routes,
 )
+from crosvm_py.machine.x86_64.irqchip import IOAPIC_PINS, chip_wiring
 from devices.irq_line import SharedIrqLine
 from kvm.vm import ChipRoute, MsiRoute
 from sys_util.errors import HostError
@@ -57,11 +56,11 @@ def vm() -> FakeVm:
 
 @pytest.fixture
 def routes(vm: FakeVm) -> IrqRoutes:
-    return IrqRoutes(vm)
+    return IrqRoutes(vm, chip_wiring())
 
 
 def test_pins_are_those_of_kvm_itself() -> None:
-    pins = chip_routes()
+    pins = chip_wiring().routes
     assert [(gsi, pin) for gsi, chip, pin in pins if chip == 2] == [(n, n) for n in range(24)]
     assert [(gsi, pin) for gsi, chip, pin in pins if chip == 0] == [(n, n) for n in range(8)]
     assert [(gsi, pin) for gsi, chip, pin in pins if chip == 1] == [(n + 8, n) for n in range(8)]
@@ -69,13 +68,13 @@ def test_pins_are_those_of_kvm_itself() -> None:
 
 def test_allocate_starts_after_the_pins_and_reuses_what_was_freed(routes: IrqRoutes) -> None:
     first, second, third = (routes.allocate() for _ in range(3))
-    assert (first, second, third) == (FIRST_MSI_GSI, FIRST_MSI_GSI + 1, FIRST_MSI_GSI + 2)
+    assert (first, second, third) == (IOAPIC_PINS, IOAPIC_PINS + 1, IOAPIC_PINS + 2)
     routes.free(second)
     assert routes.allocate() == second
 
 
 def test_allocate_ends_where_kvms_table_ends(routes: IrqRoutes) -> None:
-    for _ in range(MAX_ROUTES - 40 - FIRST_MSI_GSI):
+    for _ in range(MAX_ROUTES - 40 - IOAPIC_PINS):
         routes.allocate()
     with pytest.raises(HostError, match="all 4096 routes of KVM are in use"):
         routes.allocate()
@@ -145,7 +144,7 @@ def test_free_detaches_and_forgets(vm: FakeVm, routes: IrqRoutes) -> None:
 
 
 def test_detach_of_what_is_not_attached_is_harmless(vm: FakeVm, routes: IrqRoutes) -> None:
-    routes.detach(FIRST_MSI_GSI, EVENTFD)
+    routes.detach(IOAPIC_PINS, EVENTFD)
     assert vm.irqfds == set()
 
 

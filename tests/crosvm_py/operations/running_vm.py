@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, cast
 from crosvm_py.operations.operation import RunningVm
 
 if TYPE_CHECKING:
+    from crosvm_py.machine.board import Board
     from crosvm_py.machine.vcpu import VcpuSet
-    from crosvm_py.machine.x86_64.machine import Machine
     from crosvm_py.operations.suspension import Suspension
     from crosvm_py.vmm.device_proxy import DeviceProcess
     from crosvm_py.vmm.supervisor import Supervisor
@@ -29,7 +29,7 @@ def supervised(supervisor: Supervisor) -> RunningVm:
     """Return a VM with the devices of ``supervisor``; there is no machine to touch."""
     nothing = object()
     return RunningVm(
-        cast("Machine", nothing),
+        cast("Board", nothing),
         supervisor,
         cast("Suspension", nothing),
         cast("VcpuSet", nothing),

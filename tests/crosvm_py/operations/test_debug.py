@@ -29,7 +29,7 @@ from tests.crosvm_py.operations.running_vm import vm_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from crosvm_py.machine.x86_64.machine import Machine
+    from crosvm_py.machine.board import Board
     from crosvm_py.requests.protocol import Response
 
 MOST = (1 << 64) - 1
@@ -72,7 +72,7 @@ def events(device: HostileDevice) -> Described:
 
 def dump(device: HostileDevice, memory: GuestMemory) -> list[Response]:
     found: list[Response] = []
-    vm = vm_of(device.host)._replace(machine=cast("Machine", FakeMachine(memory)))
+    vm = vm_of(device.host)._replace(machine=cast("Board", FakeMachine(memory)))
     dump_device(vm, DumpDevice(device.host.name)).deliver_to(found.append)
     return found
 

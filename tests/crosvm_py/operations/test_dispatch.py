@@ -16,8 +16,8 @@ from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import Done, Failed
 
 if TYPE_CHECKING:
+    from crosvm_py.machine.board import Board
     from crosvm_py.machine.vcpu import VcpuSet
-    from crosvm_py.machine.x86_64.machine import Machine
     from crosvm_py.operations.suspension import Suspension
     from crosvm_py.requests.protocol import Request, Response
     from crosvm_py.vmm.device_proxy import DeviceProcess
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class FakeVm:
-    """Machine, supervisor and suspension in one; it notes what it is asked."""
+    """Board, supervisor and suspension in one; it notes what it is asked."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -35,7 +35,7 @@ class FakeVm:
         # Each plays its part and nothing else, so the types that they really have do not matter.
         self.handle = request_handler(
             RunningVm(
-                cast("Machine", self),
+                cast("Board", self),
                 cast("Supervisor", self),
                 cast("Suspension", self),
                 cast("VcpuSet", self),

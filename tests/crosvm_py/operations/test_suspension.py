@@ -14,8 +14,8 @@ from crosvm_py.requests.protocol import Done, Failed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from crosvm_py.machine.board import Board
     from crosvm_py.machine.vcpu import VcpuSet
-    from crosvm_py.machine.x86_64.machine import Machine
     from crosvm_py.requests.protocol import Response
     from crosvm_py.vmm.supervisor import Supervisor
 
@@ -40,7 +40,7 @@ class FakeDevice:
 
 
 class FakeVm:
-    """Machine, vCPUs, clocks and supervisor in one; it notes what it is told."""
+    """Board, vCPUs, clocks and supervisor in one; it notes what it is told."""
 
     def __init__(self, *names: str) -> None:
         self.events: list[str] = []
@@ -48,7 +48,7 @@ class FakeVm:
         self.devices = [FakeDevice(self, name) for name in names]
         self.stands_still = True
         # Each plays its part and nothing else, so the types that they really have do not matter.
-        machine, vcpus = cast("Machine", self), cast("VcpuSet", self)
+        machine, vcpus = cast("Board", self), cast("VcpuSet", self)
         self.suspension = Suspension(machine, vcpus, cast("Supervisor", self))
         self.answers: list[Response] = []
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from crosvm_py.machine.irq_routes import IrqRoutes
+from crosvm_py.machine.x86_64.irqchip import chip_wiring
 from devices.pci.config_space import ConfigSpace, PciIdentity
 from devices.pci.msix import MSIX_ENABLE, Msix
 from kvm.vm import Kvm
@@ -22,7 +23,7 @@ def msix() -> Iterator[Msix]:
     vm = with_kvm.create_vm()
     vm.create_irqchip()
     space = ConfigSpace(PciIdentity(1, 2, 3))
-    msix = Msix(2, IrqRoutes(vm))
+    msix = Msix(2, IrqRoutes(vm, chip_wiring()))
     msix.add_capability(space, 0, 0, 0x1000)
     space.on_write(msix.control_register, 2, lambda: msix.update(bus_master=True))
     space.write(msix.control_register, 2, MSIX_ENABLE)

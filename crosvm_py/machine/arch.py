@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The seam between the vmm and one architecture's machine: all that the vmm asks of it."""
+
+from __future__ import annotations
+
+from seccomp.syscalls import machine_arch
+from sys_util.errors import HostError
+from sys_util.typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from crosvm_py.machine.board import Board, MachineEvents
+    from kernel_loader.boot_params import E820Entry
+    from kernel_loader.load import BootLayout
+    from kvm.vm import Kvm
+    from sys_util.event_loop import EventLoop
+    from sys_util.guest_memory import GuestMemory
+
+
+class Arch(Protocol):
+    """One architecture. Its machine is imported when it is made, not before."""
+
+    @property
+    def boot_layout(self) -> BootLayout:
+        """Where the kernel's loader may write."""
+        ...
+
+    @property
+    def first_device_slot(self) -> int:
+        """The PCI slot of the first virtio device."""
+        ...
+
+    @property
+    def max_devices(self) -> int:
+        """How many virtio devices there may be."""
+        ...
+
+    def ram_ranges(self, memory_bytes: int) -> list[tuple[int, int]]:
+        """Return guest memory of this size as (gpa, bytes).
+
+        Raises:
+            ConfigError: there cannot be so much, or so little.
+        """
+        ...
+
+    def memory_map(self, memory_bytes: int) -> list[E820Entry]:
+        """Return the memory map that the guest is told.
+
+        Raises:
+            ConfigError: as ``ram_ranges``.
+        """
+        ...
+
+    def make_machine(
+        self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, events: MachineEvents
+    ) -> Board:
+        """Build the machine; the caller keeps ``kvm`` and ``memory`` open as long as it lives.
+
+        Raises:
+            HostError: KVM refuses a part.
+        """
+        ...
+
+
+def host_arch() -> Arch:
+    """Return the architecture of this host, which is that of its guests.
+
+    Raises:
+        HostError: there is no machine for it.
+    """
+    name = machine_arch()
+    if name == "x86_64":
+        from crosvm_py.machine.x86_64.arch import X86_64
+
+        return X86_64
+    raise HostError("run a VM on", name, "crosvm-py has a machine for x86_64 only")

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the machine of every architecture has: KVM's VM, memory, buses, PCI, and its vCPUs.
+
+The machine of one architecture is a class below ``Board``, which adds interrupt controllers, the
+devices that are not virtio, and how the guest boots. ``arch`` finds it.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+
+from crosvm_py.machine.irq_routes import IrqRoutes, KvmIrqLine
+from crosvm_py.machine.vcpu import VcpuSet
+from devices.bus import Bus
+from devices.irq_line import SharedIrqLine
+from devices.pci.bar import BarWindow
+from devices.pci.root import Ecam, PciRoot
+from devices.virtio.transport.pci_transport import PciServices, VirtioPciTransport
+from kvm.vm import host_has_hardware_virtualization
+from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crosvm_py.machine.irq_routes import ChipWiring
+    from crosvm_py.machine.vcpu_exit import VmExitReason
+    from devices.virtio.backend import VirtioBackend
+    from kernel_loader.load import BootPlan
+    from kvm.vcpu import Vcpu
+    from kvm.vm import Kvm, Vm
+    from sys_util.event_loop import EventLoop, Timer
+    from sys_util.guest_memory import GuestMemory
+
+
+class PciPlace(NamedTuple):
+    """Where an architecture has PCI: its windows in guest-physical memory, lines and slots.
+
+    ``intx_gsi`` is the line, among ``intx_gsis``, of a slot's INTA# (pin 0) to INTD# (3).
+    """
+
+    window_gpa: int
+    window_bytes: int
+    ecam_gpa: int
+    ecam_bytes: int
+    intx_gsis: tuple[int, ...]
+    intx_gsi: Callable[[int, int], int]
+    first_slot: int
+    slots: int
+
+
+class Clocks(Protocol):
+    """The guest's clocks, which stand still while no vCPU runs."""
+
+    def hold(self) -> None:
+        """Note where they are; the vCPUs stand still."""
+
+    def go_on(self) -> None:
+        """Let them go on from there; the vCPUs run next."""
+
+
+class MachineEvents(NamedTuple):
+    """What the guest does to its machine; called in a vCPU thread, with the device-model lock."""
+
+    on_reset: Callable[[], None]
+    on_power_off: Callable[[], None]
+    on_panic: Callable[[], None]
+
+
+class _KvmIoEventFds:
+    """``IoEventFds`` of the transports, in guest-physical memory."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+
+    def register(self, address: int, eventfd: int) -> None:
+        self._vm.register_ioeventfd(eventfd, address)
+
+    def unregister(self, address: int, eventfd: int) -> None:
+        self._vm.unregister_ioeventfd(eventfd, address)
+
+
+class Board(ABC):
+    """One machine, from its parts to its running vCPUs. Owns the VM and the vCPUs."""
+
+    def __init__(
+        self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, pci: PciPlace, wiring: ChipWiring
+    ) -> None:
+        """Build the board; the caller keeps ``kvm`` and ``memory`` open as long as this lives.
+
+        Raises:
+            HostError: KVM refuses a part.
+        """
+        self.lock = threading.RLock()
+        self.pio = Bus("port I/O", self.lock)
+        self.mmio = Bus("memory-mapped I/O", self.lock)
+        self.vm = kvm.create_vm()
+        self._memory = memory
+        self._loop = loop
+        self._transports: list[VirtioPciTransport] = []
+        self._vcpus: list[Vcpu] = []
+        # Memory first: a new slot waits for every reader of the slots and I/O buses, and right
+        # after the interrupt controllers joined a bus that takes KVM 7 ms, before it none.
+        for slot, (region, mapping) in enumerate(memory.mappings):
+            self.vm.add_memory(slot, region.gpa, mapping)
+        self._create_interrupt_controllers()
+        self._place = pci
+        self._pci = PciRoot()
+        self._services = PciServices(
+            BarWindow(self.mmio, pci.window_gpa, pci.window_gpa + pci.window_bytes),
+            IrqRoutes(self.vm, wiring),
+            _KvmIoEventFds(self.vm),
+        )
+        self._intx = {gsi: SharedIrqLine(KvmIrqLine(self.vm, gsi)) for gsi in pci.intx_gsis}
+        self.mmio.insert(pci.ecam_gpa, pci.ecam_bytes, Ecam(self._pci))
+
+    @abstractmethod
+    def _create_interrupt_controllers(self) -> None:
+        """Create what KVM has of interrupt controllers and timers; memory is there already."""
+
+    @abstractmethod
+    def load(self, plan: BootPlan, cpus: int) -> None:
+        """Write the kernel and the firmware's tables into memory, and make the vCPUs for it."""
+
+    @abstractmethod
+    def make_clocks(self) -> Clocks:
+        """Return the guest's clocks, to hold them while the vCPUs stand still."""
+
+    @abstractmethod
+    def press_power_button(self) -> None:
+        """Tell the guest that somebody pressed the power button."""
+
+    def irq_line(self, gsi: int) -> KvmIrqLine:
+        """Return a pin of the interrupt controllers, for one device that is not virtio."""
+        return KvmIrqLine(self.vm, gsi)
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's memory, which stays its maker's."""
+        return self._memory
+
+    def plug(self, backend: VirtioBackend) -> VirtioPciTransport:
+        """Give a virtio device the next PCI slot.
+
+        Raises:
+            ConfigError: every slot is taken.
+        """
+        place = self._place
+        slot = place.first_slot + len(self._transports)
+        if slot >= place.slots:
+            limit = place.slots - place.first_slot
+            raise ConfigError(f"{backend.name}: the machine has {limit} slots for devices")
+        gsi = place.intx_gsi(slot, 0)
+        transport = VirtioPciTransport(backend, self._services, self._intx[gsi].add_source(), gsi)
+        self._pci.add(slot, transport)
+        self._transports.append(transport)
+
+        def pass_interrupt(_events: int) -> None:
+            with self.lock:
+                transport.on_intx_event()
+
+        self._loop.add(transport.intx_fd, pass_interrupt)
+        return transport
+
+    def _call_later_locked(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Call a device back as its rule is: with the device-model lock held."""
+
+        def locked() -> None:
+            with self.lock:
+                callback()
+
+        return self._loop.call_later(seconds, locked)
+
+    def make_vcpu_set(self, on_exit: Callable[[int, VmExitReason], None]) -> VcpuSet:
+        """Return the vCPUs, ready to start."""
+        return VcpuSet(
+            self._vcpus,
+            self.pio,
+            self.mmio,
+            on_exit,
+            hardware_virtualization=host_has_hardware_virtualization(),
+        )
+
+    def close(self) -> None:
+        """Take everything apart; the vCPU threads have ended."""
+        for transport in self._transports:
+            self._loop.remove(transport.intx_fd)
+            transport.close()
+        for vcpu in self._vcpus:
+            vcpu.close()
+        self.vm.close()

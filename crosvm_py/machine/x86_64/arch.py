@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""x86-64 as ``crosvm_py.machine.arch`` wants it."""
+
+from __future__ import annotations
+
+from crosvm_py.machine.x86_64 import layout
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.machine.board import Board, MachineEvents
+    from kernel_loader.boot_params import E820Entry
+    from kernel_loader.load import BootLayout
+    from kvm.vm import Kvm
+    from sys_util.event_loop import EventLoop
+    from sys_util.guest_memory import GuestMemory
+
+
+class X86:
+    """A PC with a 64-bit processor."""
+
+    boot_layout: ClassVar[BootLayout] = layout.BOOT_LAYOUT
+    first_device_slot: ClassVar[int] = layout.FIRST_DEVICE_SLOT
+    max_devices: ClassVar[int] = layout.MAX_DEVICES
+
+    def ram_ranges(self, memory_bytes: int) -> list[tuple[int, int]]:
+        """Return one range below the PCI hole, and one from 4 GiB up."""
+        return layout.ram_ranges(memory_bytes)
+
+    def memory_map(self, memory_bytes: int) -> list[E820Entry]:
+        """Return it as the BIOS of a PC would (INT 15h, E820h)."""
+        return layout.e820(memory_bytes)
+
+    def make_machine(
+        self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, events: MachineEvents
+    ) -> Board:
+        """Build a PC."""
+        # Imported by the vmm alone, while the warden imports what devices need.
+        from crosvm_py.machine.x86_64.machine import Machine
+
+        return Machine(kvm, memory, loop, events)
+
+
+X86_64: Final = X86()

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The PC's interrupt controllers, which are KVM's: two PICs and an IOAPIC."""
+
+from __future__ import annotations
+
+from crosvm_py.machine.irq_routes import ChipWiring
+from kvm.vm import (
+    KVM_IRQCHIP_IOAPIC,
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    ChipRoute,
+)
+from sys_util.typing import Final
+
+IOAPIC_PINS: Final = 24
+PIC_PINS: Final = 8
+
+
+def chip_wiring() -> ChipWiring:
+    """Return the pins as KVM wires them itself: GSI n to IOAPIC pin n, the first 16 to the PICs."""
+    master = [ChipRoute(gsi, KVM_IRQCHIP_PIC_MASTER, gsi) for gsi in range(PIC_PINS)]
+    slave = [
+        ChipRoute(gsi, KVM_IRQCHIP_PIC_SLAVE, gsi - PIC_PINS)
+        for gsi in range(PIC_PINS, 2 * PIC_PINS)
+    ]
+    ioapic = [ChipRoute(gsi, KVM_IRQCHIP_IOAPIC, gsi) for gsi in range(IOAPIC_PINS)]
+    return ChipWiring(IOAPIC_PINS, (*master, *slave, *ioapic))
