@@ -16,7 +16,7 @@ from seccomp.simulate import decode, run, simulate
 from seccomp.syscalls import ARCHITECTURES, get_arch
 from seccomp.verify import probes
 from seccomp.widths import is_wide
-from tests.seccomp.test_policies import POLICIES, WARDENS
+from tests.seccomp.test_both_architectures import POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +99,7 @@ def high_halves(rule: Rule) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("name", [*POLICIES, *WARDENS])
+@pytest.mark.parametrize("name", POLICIES)
 def test_upper_half_opens_nothing(name: str, arch: str) -> None:
     policy, audit = load_policy(name, arch=arch), get_arch(arch).audit
     program = decode(policy.bpf)
