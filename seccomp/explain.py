@@ -8,6 +8,7 @@ import os
 from seccomp.actions import ALLOW, TRAP, Action
 from seccomp.errors import PolicyError
 from seccomp.loader import load_policy, parse_policy, policy_path
+from seccomp.own_process import is_bound
 from seccomp.rules import ALWAYS, MAX_ARGS, U64
 from seccomp.simulate import simulate
 from seccomp.syscalls import get_arch, get_constants
@@ -93,6 +94,9 @@ class Explainer:
         return " and ".join(self.atom(call, atom) for atom in sorted(clause, key=lambda a: a.arg))
 
 
+_OWN: Final = "process (arg0) is the one that calls"
+
+
 class Explanation(NamedTuple):
     """A parsed policy, and where it came from."""
 
@@ -154,6 +158,8 @@ def as_lines(policy: Explanation) -> list[str]:
         width = max(len(rule.name) for rule in limited)
         for rule in limited:
             told = explainer.condition(rule.name, rule.allow)
+            if is_bound(policy.name, rule.name):
+                told = f"{_OWN} and {told}"
             rest = f"; else {consequence(rule.otherwise)}" if rule.otherwise else ""
             lines += _wrap(f"  {rule.name:{width}}  if {told}{rest}", width + 7)
     return lines + _denied(policy)
@@ -195,11 +201,14 @@ def as_fields(policy: Explanation) -> dict[str, object]:
         "files": policy.files(),
         "default": str(policy.default),
         "allowed": policy.allowed(),
-        "calls": [_rule_fields(rule, explainer) for rule in policy.rules()],
+        "calls": [
+            _rule_fields(rule, explainer, own_process_only=is_bound(policy.name, rule.name))
+            for rule in policy.rules()
+        ],
     }
 
 
-def _rule_fields(rule: Rule, explainer: Explainer) -> dict[str, object]:
+def _rule_fields(rule: Rule, explainer: Explainer, *, own_process_only: bool) -> dict[str, object]:
     clauses = [
         [
             {"arg": a.arg, "op": a.op, "value": a.value, "text": explainer.atom(rule.name, a)}
@@ -210,6 +219,7 @@ def _rule_fields(rule: Rule, explainer: Explainer) -> dict[str, object]:
     return {
         "name": rule.name,
         "number": rule.number,
+        "own_process_only": own_process_only,
         "allowed_if_any_of": clauses,
         "otherwise": None if rule.otherwise is None else str(rule.otherwise),
         "where": [source.where for source in rule.sources],
@@ -260,6 +270,8 @@ def _reasons(policy: Explanation, number: int, args: Sequence[int], action: Acti
         if holding:
             decisive = Vocabulary(policy.arch).clause(rule.name, holding[0])
             found.append(_told(rule, source, f"… {decisive} …"))
+    if is_bound(policy.name, rule.name):
+        found.append(f"in a run only where {_OWN}")
     return found
 
 

@@ -16,6 +16,9 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from seccomp.loader import Policy
 
+# The policies that are loaded so, which jail.plan.load_filter does.
+_BOUND: Final = frozenset({"vcpu", "vmm", "warden", "warden_vsock"})
+_CALL: Final = "tgkill"
 # Known here, so that no start waits for a whole table.
 _TGKILL: Final = {"x86_64": 234, "aarch64": 131}
 
@@ -23,6 +26,11 @@ _LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _JUMP_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 _RETURN: Final = 0x06  # BPF_RET | BPF_K
 _NR, _ARG0_LOW, _ARG0_HIGH = 0, 16, 20  # offsets in struct seccomp_data; little-endian
+
+
+def is_bound(policy_name: str, call: str) -> bool:
+    """Tell whether a run allows a call of this policy for the process itself only."""
+    return policy_name in _BOUND and call == _CALL
 
 
 def signals_to(pid: int, policy: Policy) -> bytes:

@@ -267,3 +267,19 @@ def test_calls_that_are_explained_exist() -> None:
     known = {name for arch in ARCHITECTURES for name in get_arch(arch).syscalls}
     assert MEANINGS.keys() <= known
     assert parse_policy(explain("vmm", arch="x86_64").path).rules
+
+
+def test_signal_is_told_to_be_for_the_process_itself() -> None:
+    vmm = explain("vmm", arch="x86_64")
+    assert "process (arg0) is the one that calls and signal" in " ".join(as_lines(vmm))
+    decision = decide(vmm, "tgkill", ["1", "1", "SIGABRT"])
+    assert decision.action == ALLOW
+    assert decision.reasons[-1] == "in a run only where process (arg0) is the one that calls"
+    assert "in a run" not in " ".join(decide(vmm, "tgkill", ["1", "1", "9"]).reasons)
+    assert "in a run" not in " ".join(decide(vmm, "getpid", []).reasons)
+
+
+def test_json_tells_which_calls_are_for_the_process_itself() -> None:
+    calls = as_fields(explain("warden", arch="aarch64"))["calls"]
+    assert isinstance(calls, list)
+    assert [each["name"] for each in calls if each["own_process_only"]] == ["tgkill"]
