@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 
 from crosvm_py.cli.commands.run import COMMAND as RUN
+from crosvm_py.cli.commands.run import run_config
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Option, Positional, parse, text_option
 from crosvm_py.cli.output import write_error
 from crosvm_py.cli.run_options import boot, machine
 from crosvm_py.cli.run_options.run_config import build_config
+from crosvm_py.inherited import keep_to_oneself
 from crosvm_py.tunables import leave_huge_pages
 from sys_util.errors import UsageError, VmmError
 from sys_util.typing import TYPE_CHECKING, Final
@@ -52,15 +54,11 @@ def _shell(arguments: Arguments, settings: GlobalSettings) -> int:
     folder = arguments.positional[0] if arguments.positional else _own_guest()
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     words = [*_words(arguments, folder), f"--serial=num=2,type=file,path=/proc/self/fd/{writing}"]
+    keep_to_oneself()  # what guest make and the words ask of the environment is behind us
     config = build_config(
         parse(words, RUN.options, RUN.positional), extended_status=settings.extended_status
     )
-    from crosvm_py import log
-    from crosvm_py.exit_status import exit_status
-    from crosvm_py.run import run_vm
-
-    log.configure(settings.syslog_tag if settings.syslog else None)
-    end = exit_status(run_vm(config), extended=config.extended_status)
+    end = run_config(config, settings)
     status = session_status(_said(reading))
     return end if status is None or end else status
 

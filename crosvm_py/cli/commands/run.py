@@ -26,6 +26,15 @@ def _run(arguments: Arguments, settings: GlobalSettings) -> int:
         return _print_plan(config, as_json=arguments.has(JSON))
     if arguments.has(JSON):
         raise UsageError("run: --json is for --dry-run")
+    return run_config(config, settings)
+
+
+def run_config(config: RunConfig, settings: GlobalSettings) -> int:
+    """Run a VM from its start to its end and return the exit status.
+
+    Raises:
+        VmmError: it cannot be run.
+    """
     from crosvm_py import log
     from crosvm_py.exit_status import exit_status
     from crosvm_py.run import run_vm
