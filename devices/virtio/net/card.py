@@ -9,7 +9,7 @@ from __future__ import annotations
 from struct import Struct
 
 from devices.virtio.commands import Obeyed, SetLink
-from devices.virtio.device import SimpleDevice
+from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.net import features as bits
 from devices.virtio.net.control import ControlQueue
 from devices.virtio.net.ends import TapEnd
@@ -132,14 +132,11 @@ class NetCard(SimpleDevice):
         self._set_offloads()
 
     def reset(self) -> None:
-        before = self.config()
         for pair in self._pairs:
             pair.reset()
         self._control = ControlQueue(self, 0, 1)
         self._forget_driver()
         self._set_offloads()  # the next driver may want none, and frames come before it does
-        if self.config() != before:
-            self._tell()
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         """No queue is the common loop's."""
@@ -158,6 +155,8 @@ class NetCard(SimpleDevice):
         if not isinstance(command, SetLink):
             return super().command(command)
         self._set_link(up=command.up)
+        if command.up and not self._state.link_up:
+            raise CommandError("the network behind the card is gone, so that the link stays down")
         return Obeyed()
 
     # ControlTarget
@@ -243,7 +242,8 @@ class NetCard(SimpleDevice):
             announce = up and self._negotiated(bits.VIRTIO_NET_F_GUEST_ANNOUNCE)
             self._change(link_up=up, announce=announce)
             self._set_carriers()
-            self._tell()
+            if self._state.link_up == up:  # the host's end may turn out to be gone
+                self._tell()
 
     def _tell(self) -> None:
         if self._context is not None:

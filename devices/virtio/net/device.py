@@ -95,5 +95,5 @@ class Net(NetCard):
     def _on_gone(self, error: EndGoneError) -> None:
         """The host's end is no more: to the guest this is a cable that was pulled."""
         self._log.error("%s; the link is down", error)
-        self._change(link_up=False)
+        self._change(link_up=False, announce=False)
         self._tell()

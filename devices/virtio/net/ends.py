@@ -42,6 +42,7 @@ class NetEnd(Protocol):
         Raises:
             BlockingIOError: there is no frame now.
             EndGoneError: nor will there be one.
+            OSError: there was one, which the host does not give.
         """
         ...
 
@@ -109,9 +110,9 @@ class TapEnd:
     def receive(self, vectors: Sequence[memoryview]) -> int:
         try:
             return os.readv(self.fd, vectors)
-        except BlockingIOError:
-            raise
         except OSError as error:
+            if error.errno != errno.EBADFD:  # as EINVAL of tun for segments that have no GSO type
+                raise
             raise EndGoneError(f"TAP: {error.strerror}") from error
 
     def send(self, header: bytes, frame: Sequence[memoryview]) -> None:

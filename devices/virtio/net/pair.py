@@ -37,7 +37,7 @@ class NetPair:
     ) -> None:
         """``limiters`` are for receiving and for sending, for all pairs of the card together.
 
-        ``on_gone`` is told once that the host's end is no more.
+        ``on_gone`` is told that the host's end is no more, and again whenever the link comes up.
         """
         self._first_queue = first_queue
         self._features = 0
@@ -45,7 +45,7 @@ class NetPair:
         self._stats = stats
         self._context = context
         self._on_gone = on_gone
-        self._gone = False
+        self._gone: EndGoneError | None = None
         self._receive = ReceiveQueue(end, stats, limiters[0])
         self._transmit = TransmitQueue(end, stats, limiters[1])
         self._timer: Timer | None = None
@@ -59,16 +59,21 @@ class NetPair:
         Raises:
             OSError: the host does not attach or detach the queue.
         """
-        if not self._gone:
+        gone = self._gone
+        if not gone:
             self._end.set_attached(attached=attached)
         came_up = link_up and not self._link_up
         self._link_up = link_up
         carrier = attached and link_up and not self._gone
         self._transmit.carrier = carrier
+        if not carrier and self._transmit.blocked:
+            self._context.serve_again()  # what waits for the host goes nowhere now
         if carrier and came_up:
             self._guard(self._receive.drain)
-        self._listening = carrier
+        self._listening = carrier and not self._gone
         self._watch()
+        if gone and link_up:
+            self._on_gone(gone)
 
     def activate(self, features: int) -> None:
         """Learn what the driver negotiated."""
@@ -143,7 +148,7 @@ class NetPair:
         except EndGoneError as error:
             self._transmit.carrier = self._listening = False
             if not self._gone:
-                self._gone = True
+                self._gone = error
                 self._on_gone(error)
             return False
         finally:

@@ -116,10 +116,13 @@ class ReceiveQueue:
         for _ in range(MAX_CHAINS_PER_TURN):
             try:
                 self._end.receive([self._spill])
-                self._stats.rx_dropped += 1
             except BlockingIOError:
                 if not self._end.commit():
                     return
+            except OSError:
+                self._stats.rx_dropped += 1
+            else:
+                self._stats.rx_dropped += 1
 
     def _pay(self) -> bool:
         """Return whether the limiter lets the last frame have passed, and so the next one come."""
@@ -180,7 +183,13 @@ class ReceiveQueue:
             BlockingIOError: there is none.
         """
         vectors, room = self._vectors()
-        length = self._end.receive([*vectors, self._spill])
+        try:
+            length = self._end.receive([*vectors, self._spill])
+        except BlockingIOError:
+            raise
+        except OSError:
+            self._stats.rx_dropped += 1
+            return
         self._expected = max(length, self._expected - (self._expected >> 4))
         stats = self._stats
         if length > self._held_bytes and not self._merge:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from devices.virtio.commands import SetLink
+from devices.virtio.device import CommandError
 from tests.support.net_rig import EVENT_IDX, MRG_RXBUF, PLAIN, Ioctls, NetRig, frame
 
 if TYPE_CHECKING:
@@ -98,3 +100,53 @@ def test_receive_link_that_comes_back_drops_half_a_frame(rig: NetRig) -> None:
     received = rig.received()
     assert b"".join(received)[12:] == frame(400, 2)
     assert rig.device.stats.rx_dropped == 2
+
+
+def test_receive_frame_that_the_host_does_not_give_costs_only_that(
+    rig: NetRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, answers = os.readv, [22]
+
+    def readv(fd: int, vectors: list[memoryview]) -> int:
+        if answers:
+            raise OSError(answers.pop(), "Invalid argument")
+        return real(fd, vectors)
+
+    monkeypatch.setattr(os, "readv", readv)
+    rig.offer(2000)
+    rig.arrive(frame(60))
+    assert [data[12:] for data in rig.received()] == [frame(60)]
+    assert rig.config()[1] == 1
+    assert rig.device.stats.rx_dropped == 1
+    rig.device.command(SetLink(up=False))
+    rig.host.send(PLAIN + frame(60))
+    answers.append(22)
+    rig.device.command(SetLink(up=True))
+    assert rig.device.stats.rx_dropped == 3
+
+
+def test_link_of_a_network_that_is_gone_does_not_come_up(lines: list[str]) -> None:
+    rig = NetRig(tap=False)
+    rig.driver.start()
+    rig.device.command(SetLink(up=False))
+    rig.host.close()
+    for _ in range(2):  # learnt now, known before
+        with pytest.raises(CommandError, match="network behind the card is gone"):
+            rig.device.command(SetLink(up=True))
+        assert rig.config()[1] == 0
+    rig.driver.reset()
+    rig.driver.start()
+    assert rig.config()[1] == 0
+    rig.close()
+
+
+def test_link_that_goes_down_lets_go_of_a_frame_that_waits(rig: NetRig) -> None:
+    while not rig.driver.worker.states()[1].next_avail - rig.driver.worker.states()[1].next_used:
+        rig.send(PLAIN + frame(60))
+        rig.driver.queues[1].collect()
+    turns = rig.driver.context.turns_wanted
+    rig.device.command(SetLink(up=False))
+    assert rig.driver.context.turns_wanted > turns
+    rig.driver.kick(1)
+    assert len(rig.driver.queues[1].collect()) == 1
+    assert rig.device.stats.tx_dropped == 1

@@ -203,7 +203,7 @@ def test_reset_forgets_the_driver_but_not_the_link(rig: NetRig) -> None:
     changes = rig.driver.context.config_changes
     rig.driver.reset()
     assert rig.config()[:2] == (MAC, 0)
-    assert rig.driver.context.config_changes == changes + 1
+    assert rig.driver.context.config_changes == changes  # its process sees it
     rig.device.command(SetLink(up=True))
     rig.driver.start()
     rig.offer(2000)
