@@ -55,6 +55,8 @@ def _of_device(device: DeviceDump, queue: QueueDump, at: QueuePosition) -> str:
     taken = at.ring.next_avail - at.ring.next_used & 0xFFFF
     if offered and (text := _of_offered(queue, at, offered)):
         return text
+    if taken and at.server == "port":
+        return f"waits for the host: {taken} chains are taken and kept until there is use for them"
     if taken:
         return f"waits for the device: {taken} chains are taken and not given back"
     return _of_used(device, queue, at.ring)

@@ -113,6 +113,11 @@ CASES = [
         id="taken",
     ),
     pytest.param(
+        changed(at=POSITION._replace(server="port", ring=RingPosition(5, 5, 4, 4, 4, True))),
+        "waits for the host: 1 chains are taken and kept",
+        id="kept-by-a-port",
+    ),
+    pytest.param(
         changed(at=POSITION._replace(ring=RingPosition(5, 5, 5, 4, 4, False))),
         "waits for the device: 1 chains are given back and not shown",
         id="not-shown",
