@@ -23,7 +23,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "seccomp": frozenset({"sys_util"}),
     "kernel_loader": frozenset({"sys_util"}),
     "kvm": frozenset({"sys_util"}),
-    "devices": frozenset({"sys_util"}),
+    "engine": frozenset({"sys_util"}),
+    "devices": frozenset({"sys_util", "engine"}),
     "jail": frozenset({"sys_util", "seccomp"}),
     "crosvm_py": frozenset({"sys_util", "seccomp", "kernel_loader", "kvm", "devices", "jail"}),
 }

@@ -211,6 +211,15 @@ def _check_core_scheduling(name: str) -> list[Finding]:
     return [Finding(name, Status.WARNING, detail, advice)]
 
 
+def _check_engine(name: str) -> list[Finding]:
+    from devices.virtio.block.native import IS_BUILT
+
+    if IS_BUILT:
+        return [Finding(name, Status.OK, "serves the queues of disks")]
+    advice = "install a Rust compiler (cargo-web and rustc-web on Debian 12), then crosvm again"
+    return [Finding(name, Status.WARNING, "not built: disks are served in Python", advice)]
+
+
 CHECKS: Final[Sequence[tuple[str, Callable[[str], list[Finding]]]]] = (
     ("host", _check_machine),
     ("kvm", _check_kvm),
@@ -227,5 +236,6 @@ CHECKS: Final[Sequence[tuple[str, Callable[[str], list[Finding]]]]] = (
     ("landlock", _check_landlock),
     ("core scheduling", _check_core_scheduling),
     ("python", _check_python),
+    ("engine", _check_engine),
     ("libraries", _check_libraries),
 )

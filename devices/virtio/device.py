@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from devices.virtio.context import DeviceContext
     from devices.virtio.counters import Counters
     from devices.virtio.queue.chain import DescriptorChain
-    from devices.virtio.queue.split_queue import SplitQueue
+    from devices.virtio.queue.split_queue import Handover, SplitQueue
+    from sys_util.guest_memory import GuestMemory
     from sys_util.log import Logger
     from sys_util.wire import Message
 
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 # long finished requests wait for their interrupt when each of them is large.
 MAX_CHAINS_PER_TURN: Final = 256
 MAX_BYTES_PER_TURN: Final = 4 << 20
+
+# How the turn of an engine ended: the ring is empty; there is more, and nobody kicks; Python is to
+# serve the next chain.
+ENGINE_IDLE: Final = 0
+ENGINE_MORE: Final = 1
+ENGINE_PYTHON: Final = 2
 
 
 class RequestError(GuestError):
@@ -48,6 +55,26 @@ class Gate(Protocol):
 
     def settle(self, passed: int) -> None:
         """The request that was admitted is done: so many bytes passed through its chain."""
+        ...
+
+
+class EngineQueue(Protocol):
+    """A queue that native code serves, a turn at a time; Python takes it back for some chains."""
+
+    def turn(self, counters: Counters) -> int:
+        """Serve and count one turn; return one of the ``ENGINE_`` values."""
+        ...
+
+    def take(self) -> Handover:
+        """Return where the queue stands, for Python to go on."""
+        ...
+
+    def give(self, start: Handover) -> None:
+        """Go on from where Python has come to."""
+        ...
+
+    def close(self) -> None:
+        """Touch the queue's memory no more."""
         ...
 
 
@@ -110,6 +137,12 @@ class VirtioDevice(Protocol):
 
     def reset(self) -> None:
         """Forget the driver and everything it negotiated; every queue has stopped."""
+        ...
+
+    def start_engine(
+        self, memory: GuestMemory, activation: QueueActivation, features: int, start: Handover
+    ) -> EngineQueue | None:
+        """Return a native server for a queue that ``SplitQueue`` has found good, or None."""
         ...
 
     @property
@@ -186,6 +219,11 @@ class SimpleDevice:
     def stop_kernel_queue(self, index: int) -> None:
         """No queue is the kernel's."""
 
+    def start_engine(
+        self, memory: GuestMemory, activation: QueueActivation, features: int, start: Handover
+    ) -> EngineQueue | None:
+        return None
+
     def attach(self, context: DeviceContext) -> None:
         """Nothing is needed of the surroundings."""
 
@@ -203,12 +241,18 @@ class SimpleDevice:
 
 
 def serve_queue(
-    device: VirtioDevice, queue_index: int, queue: SplitQueue, counters: Counters, log: Logger
+    device: VirtioDevice,
+    queue_index: int,
+    queue: SplitQueue,
+    counters: Counters,
+    log: Logger,
+    max_chains: int | None = None,
 ) -> bool:
     """Serve one turn of available chains and return whether the driver wants an interrupt.
 
     Each chain goes back to the driver exactly once, whatever the device makes of it. When the turn
-    was too short for all of them, ``queue.idle`` is false and no kick will come: serve again.
+    was too short for all of them, ``queue.idle`` is false and no kick will come: serve again. With
+    ``max_chains`` it goes on with a turn that an engine has begun.
 
     Raises:
         QueueError: the ring is unusable; the caller sets DEVICE_NEEDS_RESET.
@@ -216,8 +260,9 @@ def serve_queue(
     pop, add_used, handle_chain = queue.pop, queue.add_used, device.handle_chain
     gate = device.gate
     requests, received, sent = counters.requests, 0, 0
-    chains_left, bytes_left = MAX_CHAINS_PER_TURN, MAX_BYTES_PER_TURN
-    queue.disable_notification()
+    chains_left, bytes_left = max_chains or MAX_CHAINS_PER_TURN, MAX_BYTES_PER_TURN
+    if max_chains is None:
+        queue.disable_notification()
     try:
         while chains_left and bytes_left > 0:
             try:

@@ -180,7 +180,8 @@ class BlockKind(QueueKind):
 
     def build(self) -> Block:
         spec = BlockSpec("image", read_only=self._read_only, sparse=True)
-        return Block(replace(spec, num_queues=2), self._fd)
+        # Every chain is watched, which the engine knows nothing of.
+        return Block(replace(spec, num_queues=2), self._fd, engine=False)
 
     def request(self, source: Source, queue: int) -> Request:
         kind = pick(source, self.TYPES)

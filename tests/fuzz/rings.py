@@ -26,6 +26,10 @@ MAX_CHAIN = 20
 class HostileRing:
     """Write one queue's structures. ``mutations`` counts every change of what would be right."""
 
+    # One chain in so many is spoilt, up to three times; one index in so many is nonsense.
+    SPOILT_ONE_IN = 1
+    NONSENSE_ONE_IN = 12
+
     def __init__(self, memory: GuestMemory, ring: DriverQueue, source: Source, heap: int) -> None:
         """``heap`` is where the buffers go, ``HEAP_BYTES`` of it."""
         self.mutations = 0
@@ -50,7 +54,7 @@ class HostileRing:
         """Make one chain available, more or less."""
         source = self._source
         descs = self._flood() if one_in(source, FLOOD_ONE_IN) else self._lay_out(out, into)
-        for _ in range(source.below(4)):
+        for _ in range(source.below(4) if one_in(source, self.SPOILT_ONE_IN) else 0):
             self._spoil_chain(descs)
         if one_in(source, 4) or len(descs) > self._ring.size:
             descs = [self._as_table(descs)]
@@ -153,7 +157,7 @@ class HostileRing:
         """Show the chains to the device; now and then the ring itself is nonsense."""
         source, ring = self._source, self._ring
         ring.publish()
-        if not one_in(source, 12):
+        if not one_in(source, self.NONSENSE_ONE_IN):
             return
         self.mutations += 1
         kind = source.below(8)

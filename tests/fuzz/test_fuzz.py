@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.vmm.link import DeviceLink
 from devices.cmos import Cmos
+from devices.virtio.block import native
+from devices.virtio.block.native import NativeQueue
 from devices.virtio.limited import LimitedDevice
 from devices.virtio.queue import split_queue as queue_module
 from devices.virtio.queue.chain import ChainError, Writer
 from devices.virtio.queue.port import QueuePort
-from devices.virtio.queue.split_queue import SplitQueue
+from devices.virtio.queue.split_queue import Handover, SplitQueue
 from devices.virtio.rate_limiter import LIMIT_NAMES, RateLimits
 from devices.virtio.rng.device import Rng
 from devices.virtio.transport.device_state import DeviceState
@@ -44,6 +46,7 @@ SLICE = {
     "net": 6_000,
     "vsock": 6_000,
     "console": 5_000,
+    "engine": 4_000,
 }
 DEFAULT_SLICE = 10_000
 
@@ -55,6 +58,8 @@ def plan(count: int) -> Plan:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_slice_of_the_fuzzer_finds_nothing(name: str) -> None:
+    if name == "engine" and not native.IS_BUILT:
+        pytest.skip("the engine is not built here")
     count = SLICE.get(name, DEFAULT_SLICE)
     result = fuzz(name, plan(count))
     assert result.find == ""
@@ -222,6 +227,44 @@ def plant_trusting_successor(patch: pytest.MonkeyPatch) -> None:
         self._limiter.configure(RateLimits(**named))
 
     patch.setattr(LimitedDevice, "restore", restore)
+
+
+def plant_empty_descriptor_without_a_direction(patch: pytest.MonkeyPatch) -> None:
+    """A writable descriptor of no bytes may come before a readable one, for Python alone."""
+    unpack = queue_module._UNPACK_DESC
+
+    def careless(table: memoryview, at: int) -> tuple[int, ...]:
+        addr, length, flags, following = unpack(table, at)
+        return addr, length, flags if length else flags & ~2, following
+
+    patch.setattr(queue_module, "_UNPACK_DESC", careless)
+
+
+def plant_forgotten_interrupt(patch: pytest.MonkeyPatch) -> None:
+    """Whoever takes a queue over believes that the driver was told of everything."""
+
+    def take(self: NativeQueue) -> Handover:
+        start = Handover(*self._queue.take())
+        return start._replace(signalled=start.next_used, must_signal=False)
+
+    patch.setattr(NativeQueue, "take", take)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not native.IS_BUILT, reason="the engine is not built here")
+@pytest.mark.parametrize(
+    ("plant", "found"),
+    [
+        (plant_empty_descriptor_without_a_direction, "AssertionError"),
+        (plant_forgotten_interrupt, "AssertionError"),
+    ],
+)
+def test_planted_difference_is_found(
+    monkeypatch: pytest.MonkeyPatch, plant: Plant, found: str
+) -> None:
+    plant(monkeypatch)
+    result = fuzz("engine", plan(100_000))
+    assert re.search(found, result.find), result
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from struct import Struct
 
+from devices.virtio.block import native
 from devices.virtio.block.file import DiskFile
 from devices.virtio.block.image import (
     MAX_ID_BYTES,
@@ -19,6 +20,7 @@ from devices.virtio.block.image import (
     open_image,
     usable_bytes,
 )
+from devices.virtio.block.native import NativeDisk, NativeQueue
 from devices.virtio.commands import CheckSize, DiskSize, Obeyed, SetSize
 from devices.virtio.device import CommandError, RequestError
 from devices.virtio.limited import LimitedDevice
@@ -28,9 +30,13 @@ from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Self
 
 if TYPE_CHECKING:
+    from devices.virtio.backend import QueueActivation
     from devices.virtio.block.image import BlockSpec
     from devices.virtio.commands import Command
+    from devices.virtio.device import EngineQueue
     from devices.virtio.queue.chain import DescriptorChain, Reader, Writer
+    from devices.virtio.queue.split_queue import Handover
+    from sys_util.guest_memory import GuestMemory
     from sys_util.wire import Message
 
 VIRTIO_BLK_F_SEG_MAX: Final = 2
@@ -107,8 +113,11 @@ class Block(LimitedDevice):
         """Open, check and lock the image of ``spec``; see ``block_image``."""
         return open_image(spec)
 
-    def __init__(self, spec: BlockSpec, fd: int) -> None:
-        """Serve the image behind ``fd``, which stays the caller's to close."""
+    def __init__(self, spec: BlockSpec, fd: int, *, engine: bool | None = None) -> None:
+        """Serve the image behind ``fd``, which stays the caller's to close.
+
+        With ``engine`` native code serves what it can of the queues; by default where it is built.
+        """
         super().__init__(spec.limits)
         self.queue_sizes = (QUEUE_SIZE,) * spec.num_queues
         self._spec = spec
@@ -116,6 +125,8 @@ class Block(LimitedDevice):
         self._capacity_sectors = self._usable_sectors(self._file.size_bytes)
         self._image_sectors = self._capacity_sectors  # as far as we know
         self._active = 0  # the negotiated features
+        engine = native.IS_BUILT if engine is None else engine
+        self._native = NativeDisk(fd, read_only=spec.read_only) if engine else None
 
     def features(self) -> int:
         bits = [VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ]
@@ -153,6 +164,15 @@ class Block(LimitedDevice):
         # A driver that cannot flush has to find its writes stable (§5.2.6.2).
         self._file.writethrough = not features >> VIRTIO_BLK_F_FLUSH & 1
 
+    def start_engine(
+        self, memory: GuestMemory, activation: QueueActivation, features: int, start: Handover
+    ) -> EngineQueue | None:
+        if self._native is None:
+            return None
+        self._native.capacity_sectors = self._capacity_sectors
+        self._native.writethrough = self._file.writethrough
+        return NativeQueue(self._native, memory, activation, features, start)
+
     def reset(self) -> None:
         super().reset()
         self._active = 0
@@ -177,6 +197,8 @@ class Block(LimitedDevice):
     def _resize(self, sectors: int) -> None:
         """Have another capacity from now on; a smaller one comes before the image is cut."""
         before, self._capacity_sectors = self._capacity_sectors, sectors
+        if self._native is not None:
+            self._native.capacity_sectors = sectors
         if sectors >= before:
             self._image_sectors = sectors
         self.save()

@@ -86,6 +86,21 @@ class QueueState(NamedTuple):
     next_used: int
 
 
+class Handover(NamedTuple):
+    """All that one who serves a queue has to know to go on where another has stopped.
+
+    Everything that was used is published. ``avail_idx``: what is known of the driver's index, and
+    was believed. ``signalled``: the used index when an interrupt was last
+    thought about. ``must_signal``: the next answer to whether one is wanted is yes.
+    """
+
+    next_avail: int
+    avail_idx: int
+    next_used: int
+    signalled: int
+    must_signal: bool
+
+
 class SplitQueue:
     """An activated split virtqueue. Not thread-safe: one device process owns it.
 
@@ -146,6 +161,20 @@ class SplitQueue:
             self._signalled,
             self.idle,
         )
+
+    def handover(self) -> Handover:
+        """Return where the queue stands once all is published."""
+        return Handover(
+            *(self._next_avail, self._avail_idx, self._next_used),
+            *(self._signalled, self._must_signal),
+        )
+
+    def go_on(self, position: Handover) -> None:
+        """Go on where another has stopped."""
+        self._next_avail, self._avail_idx, self._next_used = position[:3]
+        self._signalled, self._must_signal = position[3:]
+        self._published = self._next_used
+        self.idle = False
 
     def pop(self) -> DescriptorChain | None:
         """Consume the next available chain, or return ``None`` when the driver offered no more.

@@ -6,7 +6,11 @@ from __future__ import annotations
 from os import eventfd_read
 
 from devices.virtio.counters import INTERRUPTS, KICKS, Counters
-from devices.virtio.device import serve_queue
+from devices.virtio.device import (
+    ENGINE_MORE,
+    ENGINE_PYTHON,
+    serve_queue,
+)
 from devices.virtio.features import BASE_FEATURES, VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1
 from devices.virtio.queue.port import QueuePort
 from devices.virtio.queue.split_queue import QueueError, QueueState, SplitQueue
@@ -17,7 +21,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from devices.virtio.backend import QueueActivation, RingPosition
-    from devices.virtio.device import VirtioDevice
+    from devices.virtio.device import EngineQueue, VirtioDevice
     from sys_util.guest_memory import GuestMemory
 
 # A guest can cause a line with every request, but no more of them than this.
@@ -31,12 +35,14 @@ class _ActiveQueue:
     ``port`` is there when the device serves the queue itself.
     """
 
-    __slots__ = ("call_fd", "kick_fd", "port", "ring")
+    __slots__ = ("call_fd", "engine", "in_engine", "kick_fd", "port", "ring")
 
     def __init__(
         self, ring: SplitQueue, kick_fd: int, call_fd: int, port: QueuePort | None
     ) -> None:
         self.ring: SplitQueue | None = ring
+        self.engine: EngineQueue | None = None
+        self.in_engine = False  # so that ``ring`` does not know where it stands
         self.kick_fd = kick_fd
         self.call_fd = call_fd
         self.port = port
@@ -46,6 +52,23 @@ class _ActiveQueue:
         self.ring = None
         if self.port is not None:
             self.port.close()
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+    def turn_of_engine(self, engine: EngineQueue, ring: SplitQueue, counters: Counters) -> int:
+        """Let the engine serve a turn; see ``EngineQueue.turn``."""
+        if not self.in_engine:
+            engine.give(ring.handover())
+            self.in_engine = True
+        return engine.turn(counters)
+
+    def take_from_engine(self) -> SplitQueue | None:
+        """Return the ring, which knows where it stands again."""
+        if self.in_engine and self.engine is not None and self.ring is not None:
+            self.ring.go_on(self.engine.take())
+            self.in_engine = False
+        return self.ring
 
 
 class QueueWorker:
@@ -101,6 +124,10 @@ class QueueWorker:
         if index in self._device.kernel_queues:
             self._device.start_kernel_queue(activation, ring.state().next_avail)
             queue.abandon()
+        elif port is None:
+            queue.engine = self._device.start_engine(
+                self._memory, activation, features, ring.handover()
+            )
         self._queues[index] = queue
 
     def stop_queue(self, index: int) -> None:
@@ -169,26 +196,32 @@ class QueueWorker:
     def _set_withheld(self, *, withheld: bool) -> None:
         self._withheld = withheld
         for queue in self._queues.values():
-            if queue.ring is not None:
-                queue.ring.withheld = withheld
+            ring = queue.take_from_engine()
+            if ring is not None:
+                ring.withheld = withheld
 
     def positions(self) -> dict[int, tuple[str, RingPosition | None]]:
         """Return who serves each started queue, and where it stands if that is known here."""
-        return {
-            index: (self._server(index, queue), queue.ring.position() if queue.ring else None)
-            for index, queue in self._queues.items()
-        }
+        found: dict[int, tuple[str, RingPosition | None]] = {}
+        for index, queue in self._queues.items():
+            server = self._server(index, queue)
+            ring = queue.take_from_engine()
+            found[index] = (server, None if ring is None else ring.position())
+        return found
 
     def _server(self, index: int, queue: _ActiveQueue) -> str:
         if index in self._device.kernel_queues:
             return "kernel"
         if queue.ring is None:
             return "nobody"
+        if queue.in_engine:
+            return "engine"
         return "device" if queue.port is None else "port"
 
     def states(self) -> dict[int, QueueState]:
         """Return where each usable queue stands."""
-        return {index: queue.ring.state() for index, queue in self._queues.items() if queue.ring}
+        rings = {index: queue.take_from_engine() for index, queue in self._queues.items()}
+        return {index: ring.state() for index, ring in rings.items() if ring is not None}
 
     def on_kick(self, index: int) -> bool:
         """Serve one turn of a queue; return whether it has more, which no kick will announce.
@@ -213,10 +246,20 @@ class QueueWorker:
             return False
         if queue.port is not None:
             return self._device.on_kick(index)
+        max_chains = None
+        if queue.engine is not None:
+            if self._device.gate is None and not self._withheld:
+                ended = queue.turn_of_engine(queue.engine, ring, counters)
+                if ended != ENGINE_PYTHON:
+                    return ended == ENGINE_MORE
+                max_chains = 1
+            queue.take_from_engine()
         try:
-            wants_interrupt = serve_queue(self._device, index, ring, counters, self._log)
+            wants_interrupt = serve_queue(
+                self._device, index, ring, counters, self._log, max_chains
+            )
         except QueueError as error:
-            queue.ring = None
+            queue.abandon()
             self._log.warning("%s queue %d: %s", self._device.name, index, error)
             raise
         if wants_interrupt:

@@ -195,6 +195,7 @@ def test_short_transfers_are_continued(disk: BlockDriver, monkeypatch: pytest.Mo
 # Flush and id
 
 
+@pytest.mark.usefixtures("fake_calls")
 def test_flush_reaches_the_image(disk: BlockDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[int] = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
@@ -202,6 +203,7 @@ def test_flush_reaches_the_image(disk: BlockDriver, monkeypatch: pytest.MonkeyPa
     assert len(flushed) == 1
 
 
+@pytest.mark.usefixtures("fake_calls")
 @pytest.mark.parametrize(
     ("features_without", "flags"),
     [(0, 0), (1 << VIRTIO_BLK_F_FLUSH, os.RWF_DSYNC)],
@@ -302,6 +304,7 @@ def test_request_without_a_whole_header_is_an_error(disk: BlockDriver) -> None:
     assert disk.request(IN, 0, into=[SECTOR]).status == OK
 
 
+@pytest.mark.usefixtures("fake_calls")
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EFBIG])
 def test_host_error_is_the_guests_ioerr(
     disk: BlockDriver, monkeypatch: pytest.MonkeyPatch, number: int

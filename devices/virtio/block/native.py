@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The engine for the queues of a disk: what it needs to know, and what it did."""
+
+from __future__ import annotations
+
+import os
+
+from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, INTERRUPTS, REQUESTS
+from devices.virtio.device import MAX_BYTES_PER_TURN, MAX_CHAINS_PER_TURN
+from devices.virtio.features import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
+from devices.virtio.queue.split_queue import Handover
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from devices.virtio.backend import QueueActivation
+    from devices.virtio.counters import Counters
+    from sys_util.guest_memory import GuestMemory
+
+try:
+    from engine import native
+except ModuleNotFoundError:  # it is not built; one that is broken ends us
+    IS_BUILT = False
+else:
+    IS_BUILT = True
+
+# Watching the ring for that long costs less than being woken; on one processor it only takes the
+# guest's time.
+POLL_NS: Final = 32_000 if len(os.sched_getaffinity(0)) > 1 else 0
+
+
+class NativeDisk:
+    """What all queues of one disk share; the device changes it between two turns."""
+
+    def __init__(self, fd: int, *, read_only: bool) -> None:
+        """``fd`` is the image, which stays the caller's."""
+        self.fd = fd
+        self.read_only = read_only
+        self.writethrough = False
+        self.capacity_sectors = 0
+        self.queues = 0  # that are being served
+        self._memory: native.EngineMemory | None = None
+
+    def memory(self, memory: GuestMemory) -> native.EngineMemory:
+        """Return the guest's memory as the engine knows it."""
+        if self._memory is None:
+            self._memory = native.EngineMemory(memory)
+        return self._memory
+
+
+class NativeQueue:
+    """One queue of a disk in the engine's hands, a turn at a time."""
+
+    def __init__(
+        self,
+        disk: NativeDisk,
+        memory: GuestMemory,
+        activation: QueueActivation,
+        features: int,
+        start: Handover,
+    ) -> None:
+        """Take up a queue that ``SplitQueue`` has found good, where that stands."""
+        layout = native.Layout(
+            activation.desc_table,
+            activation.avail_ring,
+            activation.used_ring,
+            activation.size,
+            bool(features >> VIRTIO_RING_F_EVENT_IDX & 1),
+            bool(features >> VIRTIO_RING_F_INDIRECT_DESC & 1),
+        )
+        position = native.Position(*start)
+        self._queue = native.BlockQueue(disk.memory(memory), layout, position, activation.call_fd)
+        self._queue.limits.chains = MAX_CHAINS_PER_TURN
+        self._queue.limits.bytes = MAX_BYTES_PER_TURN
+        self._queue.disk.fd = disk.fd
+        self._queue.disk.read_only = disk.read_only
+        self._disk = disk
+        disk.queues += 1
+
+    def close(self) -> None:
+        """Say that the queue is served no more."""
+        self._disk.queues -= 1
+
+    def turn(self, counters: Counters) -> int:
+        """Serve one turn and count it; see ``native.BlockQueue.turn``."""
+        queue, disk = self._queue, self._disk
+        queue.disk.capacity_sectors = disk.capacity_sectors
+        queue.disk.writethrough = disk.writethrough
+        # While one queue is watched the others wait.
+        queue.limits.poll_ns = POLL_NS if disk.queues == 1 else 0
+        outcome = queue.turn()
+        done, cells = queue.done, counters.cells
+        counters.requests = cells[REQUESTS] = counters.requests + done.requests
+        counters.bytes_from_guest += done.bytes_from_guest
+        counters.bytes_to_guest += done.bytes_to_guest
+        counters.interrupts = cells[INTERRUPTS] = counters.interrupts + done.interrupts
+        cells[BYTES_FROM_GUEST] = counters.bytes_from_guest
+        cells[BYTES_TO_GUEST] = counters.bytes_to_guest
+        return outcome
+
+    def take(self) -> Handover:
+        """Return where the queue stands, for Python to go on."""
+        return Handover(*self._queue.take())
+
+    def give(self, start: Handover) -> None:
+        """Go on from where Python has come to."""
+        self._queue.give(native.Position(*start))

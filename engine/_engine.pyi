@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What ``engine/ffi/engine.h`` declares, for the type checker."""
+
+from collections.abc import Callable
+from typing import Literal, overload
+
+from _typeshed import ReadableBuffer
+
+class CData: ...
+
+class Region(CData):
+    gpa: int
+    size_bytes: int
+    base: CData
+
+class Regions(CData):
+    def __getitem__(self, at: int) -> Region: ...
+
+class Position(CData):
+    next_avail: int
+    avail_idx: int
+    next_used: int
+    signalled: int
+    must_signal: bool
+
+class Disk(CData):
+    fd: int
+    read_only: bool
+    writethrough: bool
+    capacity_sectors: int
+
+class Limits(CData):
+    chains: int
+    bytes: int
+    poll_ns: int
+
+class Turn(CData):
+    outcome: int
+    interrupts: int
+    requests: int
+    bytes_from_guest: int
+    bytes_to_guest: int
+
+class _Ffi:
+    NULL: CData
+    @overload
+    def new(self, cdecl: Literal["struct crosvm_region[]"], init: int) -> Regions: ...
+    @overload
+    def new(
+        self,
+        cdecl: Literal["struct crosvm_position *"],
+        init: tuple[int, int, int, int, bool],
+    ) -> Position: ...
+    @overload
+    def new(
+        self,
+        cdecl: Literal["struct crosvm_layout *"],
+        init: tuple[int, int, int, int, bool, bool],
+    ) -> CData: ...
+    @overload
+    def new(self, cdecl: Literal["struct crosvm_disk *"]) -> Disk: ...
+    @overload
+    def new(self, cdecl: Literal["struct crosvm_limits *"]) -> Limits: ...
+    @overload
+    def new(self, cdecl: Literal["struct crosvm_turn *"]) -> Turn: ...
+    def from_buffer(self, cdecl: str, buffer: ReadableBuffer) -> CData: ...
+    def gc(self, cdata: CData, destructor: Callable[[CData], None]) -> CData: ...
+
+class _Lib:
+    def crosvm_engine_memory(
+        self, regions: CData, count: int, bitmap: CData, bitmap_words: int
+    ) -> CData: ...
+    def crosvm_engine_free_memory(self, memory: CData) -> None: ...
+    def crosvm_engine_block_queue(
+        self, memory: CData, layout: CData, position: Position, call_fd: int
+    ) -> CData: ...
+    def crosvm_engine_free_block_queue(self, queue: CData) -> None: ...
+    def crosvm_engine_block_turn(
+        self, queue: CData, disk: Disk, limits: Limits, turn: Turn
+    ) -> None: ...
+    def crosvm_engine_take(self, queue: CData, position: Position) -> None: ...
+    def crosvm_engine_give(self, queue: CData, position: Position) -> None: ...
+    def crosvm_engine_exit_on_panic(self) -> None: ...
+
+ffi: _Ffi
+lib: _Lib

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The C interface of the engine, as engine/src/sys.rs implements it: read there what each field
+ * means and what each call asks of its caller. The builder reads this file, too: no directives. */
+
+struct crosvm_region { uint64_t gpa; uint64_t size_bytes; uint8_t *base; };
+
+struct crosvm_layout {
+    uint64_t desc_table; uint64_t avail_ring; uint64_t used_ring;
+    uint32_t size; bool event_idx; bool indirect;
+};
+
+struct crosvm_position {
+    uint16_t next_avail; uint16_t avail_idx; uint16_t next_used; uint16_t signalled;
+    bool must_signal;
+};
+
+struct crosvm_disk {
+    int32_t fd; bool read_only; bool writethrough; uint64_t capacity_sectors;
+};
+
+struct crosvm_limits { uint32_t chains; uint64_t bytes; uint64_t poll_ns; };
+
+struct crosvm_turn {
+    uint32_t outcome; uint32_t interrupts;
+    uint64_t requests; uint64_t bytes_from_guest; uint64_t bytes_to_guest;
+};
+
+struct crosvm_memory;
+struct crosvm_block_queue;
+
+const struct crosvm_memory *crosvm_engine_memory(const struct crosvm_region *regions, size_t count,
+                                                 const uint64_t *bitmap, uint64_t bitmap_words);
+void crosvm_engine_free_memory(const struct crosvm_memory *memory);
+struct crosvm_block_queue *crosvm_engine_block_queue(const struct crosvm_memory *memory,
+                                                     const struct crosvm_layout *layout,
+                                                     const struct crosvm_position *position,
+                                                     int32_t call_fd);
+void crosvm_engine_free_block_queue(struct crosvm_block_queue *queue);
+void crosvm_engine_block_turn(struct crosvm_block_queue *queue, const struct crosvm_disk *disk,
+                              const struct crosvm_limits *limits, struct crosvm_turn *turn);
+void crosvm_engine_take(const struct crosvm_block_queue *queue, struct crosvm_position *position);
+void crosvm_engine_give(struct crosvm_block_queue *queue, const struct crosvm_position *position);
+void crosvm_engine_exit_on_panic(void);

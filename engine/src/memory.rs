@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//! Guest memory. The guest may change each byte at any time, so nothing here hands out a reference
+//! to it: values are copied out once, or stored, and only the kernel reads and writes in place.
+//!
+//! This file and `sys.rs` are the only ones with `unsafe`.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::Arc;
+
+use crate::sys::IoVec;
+
+/// The pages that the dirty bitmap counts, in bytes.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// A part of guest memory, mapped in this process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Region {
+    /// Its first guest-physical address.
+    pub gpa: u64,
+    /// How many bytes it has.
+    pub size_bytes: u64,
+    /// Where it is mapped.
+    pub base: *mut u8,
+}
+
+/// One bit for each page of guest-physical memory from address 0 on.
+struct DirtyBitmap {
+    words: *const AtomicU64,
+    count: u64,
+}
+
+/// All of a guest's memory.
+pub struct GuestMemory {
+    regions: Vec<Region>,
+    dirty: Option<DirtyBitmap>,
+}
+
+// SAFETY: a region is shared memory, which other processes change as well. Every access is atomic,
+// volatile or the kernel's.
+unsafe impl Send for GuestMemory {}
+// SAFETY: as above.
+unsafe impl Sync for GuestMemory {}
+
+/// Some bytes of guest memory, all of them inside one region: an address, which is checked again where
+/// it is used, so that no slice can outlive what it names.
+#[derive(Clone, Copy)]
+pub struct Slice {
+    region: usize,
+    gpa: u64,
+    len: usize,
+}
+
+impl GuestMemory {
+    /// Take over mapped regions and, if there is one, the bitmap that gets a bit for each page that is
+    /// written: `bitmap_words` words of 64 bits.
+    ///
+    /// # Safety
+    ///
+    /// Regions and bitmap stay mapped, writable and as long as they say until this memory is gone.
+    pub unsafe fn new(regions: &[Region], bitmap: *const u64, bitmap_words: u64) -> Self {
+        let dirty = (!bitmap.is_null()).then_some(DirtyBitmap {
+            words: bitmap.cast(),
+            count: bitmap_words,
+        });
+        Self {
+            regions: regions.to_vec(),
+            dirty,
+        }
+    }
+
+    /// Return `len` bytes at `gpa`, if one region has all of them.
+    pub fn slice(&self, gpa: u64, len: u64) -> Option<Slice> {
+        let end = gpa.checked_add(len)?;
+        let region = self
+            .regions
+            .iter()
+            .position(|region| region.gpa <= gpa && end <= region.gpa + region.size_bytes)?;
+        Some(Slice {
+            region,
+            gpa,
+            len: len as usize,
+        })
+    }
+
+    /// Note that `slice` was written. Everything that writes guest memory calls this.
+    pub fn mark_dirty(&self, slice: &Slice) {
+        let Some(dirty) = &self.dirty else { return };
+        if slice.len == 0 {
+            return;
+        }
+        let first = slice.gpa / PAGE_BYTES;
+        let last = (slice.gpa + slice.len as u64 - 1) / PAGE_BYTES;
+        for page in first..=last.min((dirty.count * 64).saturating_sub(1)) {
+            // SAFETY: the word's index is below `count`, for the page was bounded.
+            let word = unsafe { &*dirty.words.add((page / 64) as usize) };
+            word.fetch_or(1 << (page % 64), Ordering::Relaxed);
+        }
+    }
+
+    /// Store `data` at the start of `slice`, which has at least that many bytes.
+    pub fn store(&self, slice: &Slice, data: &[u8]) {
+        let base = self.pointer(slice, 0, data.len());
+        for (at, byte) in data.iter().enumerate() {
+            // SAFETY: so many bytes are mapped there; volatile, for the guest looks on.
+            unsafe { base.add(at).write_volatile(*byte) };
+        }
+        self.mark_dirty(&slice.first(data.len()));
+    }
+
+    /// Copy the first `data.len()` bytes out, of which there are enough, each of them read once.
+    pub fn read(&self, slice: &Slice, data: &mut [u8]) {
+        let base = self.pointer(slice, 0, data.len());
+        for (at, byte) in data.iter_mut().enumerate() {
+            // SAFETY: so many bytes are mapped there.
+            *byte = unsafe { base.add(at).read_volatile() };
+        }
+    }
+
+    /// Copy 16 bytes out at an `offset`, each read once.
+    pub fn read_16(&self, slice: &Slice, offset: usize) -> [u8; 16] {
+        let base = self.pointer(slice, offset, 16);
+        // SAFETY: 16 bytes are mapped there, and an array of bytes has no alignment.
+        unsafe { base.cast::<[u8; 16]>().read_volatile() }
+    }
+
+    /// Return these bytes for a call of the kernel, which is over before this memory is gone.
+    pub(crate) fn io_vec(&self, slice: &Slice) -> IoVec {
+        IoVec::new(self.pointer(slice, 0, slice.len), slice.len)
+    }
+
+    /// Return where `len` bytes at an `offset` of a slice are mapped.
+    fn pointer(&self, slice: &Slice, offset: usize, len: usize) -> *mut u8 {
+        let region = &self.regions[slice.region];
+        let at = slice.gpa - region.gpa + offset as u64;
+        assert!(offset + len <= slice.len && at + len as u64 <= region.size_bytes);
+        // SAFETY: the offset lies inside the mapping, as was just checked.
+        unsafe { region.base.add(at as usize) }
+    }
+}
+
+impl Slice {
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Return the first `len` bytes, of which there are enough.
+    pub fn first(&self, len: usize) -> Self {
+        assert!(len <= self.len);
+        Self { len, ..*self }
+    }
+
+    /// Return what comes after the first `offset` bytes, of which there are enough.
+    pub fn after(&self, offset: usize) -> Self {
+        assert!(offset <= self.len);
+        Self {
+            gpa: self.gpa + offset as u64,
+            len: self.len - offset,
+            ..*self
+        }
+    }
+}
+
+/// A part of a ring: a slice that is kept, with the memory that it lies in.
+pub struct Part {
+    memory: Arc<GuestMemory>,
+    slice: Slice,
+}
+
+impl Part {
+    /// Return `len` bytes at `gpa`, if one region has them and `gpa` is so aligned.
+    pub fn new(memory: &Arc<GuestMemory>, gpa: u64, len: u64, alignment: u64) -> Option<Self> {
+        let slice = memory.slice(gpa, len)?;
+        let base = memory.pointer(&slice, 0, 0);
+        (gpa % alignment == 0 && base as u64 % alignment == 0).then(|| Self {
+            memory: Arc::clone(memory),
+            slice,
+        })
+    }
+
+    /// The bytes themselves.
+    pub fn slice(&self) -> &Slice {
+        &self.slice
+    }
+
+    /// Load the 16-bit number at an even `offset`; what was stored before it is seen after it.
+    pub fn load_u16(&self, offset: usize) -> u16 {
+        u16::from_le(self.cell_16(offset).load(Ordering::Acquire))
+    }
+
+    /// Store a 16-bit number at an even `offset`, after all that was stored before.
+    pub fn store_u16(&self, offset: usize, value: u16) {
+        self.cell_16(offset).store(value.to_le(), Ordering::Release);
+        self.memory.mark_dirty(&self.slice.after(offset).first(2));
+    }
+
+    /// Store a 32-bit number at an `offset` that four divides, in a part that is aligned to four.
+    pub fn store_u32(&self, offset: usize, value: u32) {
+        let cell = self.memory.pointer(&self.slice, offset, 4).cast::<u32>();
+        assert!(cell as usize % 4 == 0);
+        // SAFETY: mapped and aligned; shared memory is accessed atomically.
+        unsafe { AtomicU32::from_ptr(cell) }.store(value.to_le(), Ordering::Relaxed);
+        self.memory.mark_dirty(&self.slice.after(offset).first(4));
+    }
+
+    fn cell_16(&self, offset: usize) -> &AtomicU16 {
+        let cell = self.memory.pointer(&self.slice, offset, 2).cast::<u16>();
+        assert!(cell as usize % 2 == 0);
+        // SAFETY: mapped and aligned, as long as the memory, which `self` keeps.
+        unsafe { AtomicU16::from_ptr(cell) }
+    }
+}
+
+#[cfg(test)]
+pub mod testing {
+    //! Memory for tests of the other files, which have no `unsafe`.
+
+    use super::*;
+
+    /// So many zeros from address 0 on and a bitmap; they live as long as the program.
+    pub fn memory(size_bytes: usize) -> (Arc<GuestMemory>, &'static [AtomicU64]) {
+        let bytes = Box::leak(vec![0u64; size_bytes / 8].into_boxed_slice());
+        let words = (size_bytes / PAGE_BYTES as usize).div_ceil(64);
+        let bitmap: &'static [AtomicU64] =
+            Box::leak((0..words).map(|_| AtomicU64::new(0)).collect());
+        let region = Region {
+            gpa: 0,
+            size_bytes: size_bytes as u64,
+            base: bytes.as_mut_ptr().cast(),
+        };
+        // SAFETY: both are leaked, so they stay.
+        let memory = unsafe { GuestMemory::new(&[region], bitmap.as_ptr().cast(), words as u64) };
+        (Arc::new(memory), bitmap)
+    }
+
+    /// Store bytes at an address, as a driver does.
+    pub fn put(memory: &GuestMemory, gpa: u64, data: &[u8]) {
+        let slice = memory.slice(gpa, data.len() as u64).expect("inside");
+        memory.store(&slice, data);
+    }
+
+    #[test]
+    fn slice_ends_where_its_region_does() {
+        let (memory, _) = memory(0x4000);
+        assert!(memory.slice(0x3000, 0x1000).is_some());
+        assert!(memory.slice(0x3000, 0x1001).is_none());
+        assert!(memory.slice(u64::MAX, 2).is_none());
+        assert!(memory
+            .slice(0x4000, 0)
+            .is_some_and(|slice| slice.is_empty()));
+    }
+
+    #[test]
+    fn what_is_written_is_marked_page_by_page() {
+        let (memory, bitmap) = memory(0x40_0000);
+        put(&memory, 0x1FFF, &[1, 2]);
+        assert_eq!(bitmap[0].load(Ordering::Relaxed), 0b110);
+        let part = Part::new(&memory, 65 * PAGE_BYTES, 16, 4).expect("a part");
+        part.store_u32(4, 7);
+        part.store_u16(2, 7);
+        assert_eq!(bitmap[1].load(Ordering::Relaxed), 0b10);
+        assert_eq!(bitmap[0].load(Ordering::Relaxed), 0b110);
+    }
+
+    #[test]
+    fn part_is_aligned_or_none() {
+        let (memory, _) = memory(0x4000);
+        assert!(Part::new(&memory, 0x1008, 16, 16).is_none());
+        assert!(Part::new(&memory, 0x1010, 16, 16).is_some());
+    }
+}

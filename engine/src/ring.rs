@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//! The device's side of a split virtqueue (virtio 1.3 §2.7), as `devices/virtio/queue/split_queue.py`
+//! is. Whatever the driver wrote is read once, checked, and then used from our copy.
+//!
+//! A chain that is malformed is left in the ring: Python takes it, says what is wrong with it, and
+//! gives it back.
+
+use std::sync::atomic::{fence, Ordering};
+use std::sync::Arc;
+
+use crate::memory::{GuestMemory, Part, Slice};
+
+const DESC_BYTES: usize = 16;
+const DESC_F_NEXT: u16 = 1;
+const DESC_F_WRITE: u16 = 2;
+const DESC_F_INDIRECT: u16 = 4;
+const AVAIL_F_NO_INTERRUPT: u16 = 1;
+const USED_F_NO_NOTIFY: u16 = 1;
+const MAX_QUEUE_SIZE: u32 = 32768;
+/// Through an indirect table: what preadv(2) takes. Linux counts such a chain as one descriptor.
+const MAX_INDIRECT_CHAIN: usize = 1024;
+const MAX_CHAIN_BYTES: u64 = 1 << 32;
+
+const FLAGS: usize = 0;
+const IDX: usize = 2;
+const RING: usize = 4;
+
+/// Where the driver put a queue, and what it negotiated.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Guest-physical address of the descriptor table.
+    pub desc_table: u64,
+    /// Guest-physical address of the available ring.
+    pub avail_ring: u64,
+    /// Guest-physical address of the used ring.
+    pub used_ring: u64,
+    /// How many descriptors there are: a power of two.
+    pub size: u32,
+    /// Whether VIRTIO_F_EVENT_IDX was negotiated.
+    pub event_idx: bool,
+    /// Whether VIRTIO_F_INDIRECT_DESC was negotiated.
+    pub indirect: bool,
+}
+
+/// Where a queue stands: free-running indices, which travel between Python's queue and this one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The chain that is taken next.
+    pub next_avail: u16,
+    /// What is known of the driver's index, which was believed.
+    pub avail_idx: u16,
+    /// The used element that is written next.
+    pub next_used: u16,
+    /// The used index when an interrupt was last thought about.
+    pub signalled: u16,
+    /// Whether the next answer to "is an interrupt wanted?" is yes in any case.
+    pub must_signal: bool,
+}
+
+/// What `Ring::pop` found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Popped {
+    /// The driver has offered no more.
+    Empty,
+    /// A chain, which is in `Chain` now.
+    Chain,
+    /// A chain that only Python knows what to do with; it is not taken.
+    Malformed,
+    /// The available ring makes no sense; nothing is taken. Python finds the same, and says it.
+    Broken,
+}
+
+/// The buffers of one chain, in the order of their descriptors. Reused, so that none is allocated.
+#[derive(Default)]
+pub struct Chain {
+    /// Its name in the used ring.
+    pub head: u16,
+    /// What the device reads; no slice is empty.
+    pub readable: Vec<Slice>,
+    /// What the device writes; no slice is empty.
+    pub writable: Vec<Slice>,
+    /// The bytes of `readable`.
+    pub readable_bytes: u64,
+    /// The bytes of `writable`.
+    pub writable_bytes: u64,
+}
+
+impl Chain {
+    fn clear(&mut self, head: u16) {
+        self.head = head;
+        self.readable.clear();
+        self.writable.clear();
+        self.readable_bytes = 0;
+        self.writable_bytes = 0;
+    }
+}
+
+/// An activated split virtqueue.
+pub struct Ring {
+    memory: Arc<GuestMemory>,
+    table: Part,
+    avail: Part,
+    used: Part,
+    size: usize,
+    event_idx: bool,
+    indirect: bool,
+    position: Position,
+    published: u16,
+}
+
+impl Ring {
+    /// Map the three parts of a queue, or return `None` where Python would refuse them.
+    pub fn new(memory: Arc<GuestMemory>, layout: &Layout, position: Position) -> Option<Self> {
+        if !layout.size.is_power_of_two() || layout.size > MAX_QUEUE_SIZE {
+            return None;
+        }
+        let size = u64::from(layout.size);
+        let table = Part::new(&memory, layout.desc_table, 16 * size, 16)?;
+        let avail = Part::new(&memory, layout.avail_ring, 6 + 2 * size, 2)?;
+        let used = Part::new(&memory, layout.used_ring, 6 + 8 * size, 4)?;
+        let mut ring = Self {
+            memory,
+            table,
+            avail,
+            used,
+            size: layout.size as usize,
+            event_idx: layout.event_idx,
+            indirect: layout.indirect,
+            position,
+            published: 0,
+        };
+        ring.set_position(position);
+        Some(ring)
+    }
+
+    /// The memory that the ring and its buffers lie in.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Where the queue stands, everything that was used being published.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Go on from where somebody else has come to.
+    pub fn set_position(&mut self, position: Position) {
+        self.position = position;
+        self.published = position.next_used;
+    }
+
+    /// Take the next available chain.
+    pub fn pop(&mut self, chain: &mut Chain) -> Popped {
+        let next = self.position.next_avail;
+        if next == self.position.avail_idx {
+            let avail_idx = self.avail.load_u16(IDX);
+            if avail_idx == next {
+                return Popped::Empty;
+            }
+            if !self.accept(avail_idx) {
+                return Popped::Broken;
+            }
+        }
+        let slot = usize::from(next) & (self.size - 1);
+        let head = self.avail.load_u16(RING + 2 * slot);
+        if usize::from(head) >= self.size {
+            return Popped::Broken;
+        }
+        if self.walk(head, chain).is_none() {
+            return Popped::Malformed;
+        }
+        self.position.next_avail = next.wrapping_add(1);
+        Popped::Chain
+    }
+
+    /// Undo the last `pop`.
+    pub fn unpop(&mut self) {
+        self.position.next_avail = self.position.next_avail.wrapping_sub(1);
+    }
+
+    /// Give a chain back with `written` bytes stored, and show it to the driver at once.
+    pub fn add_used(&mut self, head: u16, written: u64) {
+        let next = self.position.next_used;
+        let element = RING + 8 * (usize::from(next) & (self.size - 1));
+        self.used.store_u32(element, u32::from(head));
+        self.used
+            .store_u32(element + 4, u32::try_from(written).unwrap_or(u32::MAX));
+        let next = next.wrapping_add(1);
+        self.position.next_used = next;
+        self.published = next;
+        self.used.store_u16(IDX, next);
+    }
+
+    /// Tell the driver that we look at the ring anyway.
+    pub fn disable_notification(&mut self) {
+        if !self.event_idx {
+            self.used.store_u16(FLAGS, USED_F_NO_NOTIFY);
+        }
+    }
+
+    /// Ask for a kick; return whether a chain slipped in before that was known.
+    pub fn enable_notification(&mut self) -> bool {
+        if self.event_idx {
+            self.used
+                .store_u16(RING + 8 * self.size, self.position.next_avail);
+        } else {
+            self.used.store_u16(FLAGS, 0);
+        }
+        fence(Ordering::SeqCst);
+        self.has_more()
+    }
+
+    /// Whether the driver has offered more; what it says is believed by `pop` alone.
+    pub fn has_more(&self) -> bool {
+        self.position.next_avail != self.position.avail_idx
+            || self.avail.load_u16(IDX) != self.position.next_avail
+    }
+
+    /// Whether the driver wants to hear of what was published since the last answer.
+    pub fn wants_interrupt(&mut self) -> bool {
+        let old = self.position.signalled;
+        let new = self.published;
+        self.position.signalled = new;
+        if self.position.must_signal {
+            self.position.must_signal = false;
+            return true;
+        }
+        if old == new {
+            return false;
+        }
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            let used_event = self.avail.load_u16(RING + 2 * self.size);
+            return new.wrapping_sub(used_event).wrapping_sub(1) < new.wrapping_sub(old);
+        }
+        self.avail.load_u16(FLAGS) & AVAIL_F_NO_INTERRUPT == 0
+    }
+
+    fn accept(&mut self, avail_idx: u16) -> bool {
+        let pending = avail_idx.wrapping_sub(self.position.next_avail);
+        if usize::from(pending) > self.size {
+            return false;
+        }
+        self.position.avail_idx = avail_idx;
+        true
+    }
+
+    /// Follow the chain at `head`, reading each descriptor once and a bounded number of them.
+    fn walk(&self, head: u16, chain: &mut Chain) -> Option<()> {
+        chain.clear(head);
+        let mut table = *self.table.slice();
+        let mut in_indirect = false;
+        let (mut at, mut count, mut left) = (usize::from(head), self.size, self.size);
+        let mut writing = false;
+        loop {
+            if at >= count || left == 0 {
+                return None;
+            }
+            left -= 1;
+            let desc = Desc::of(self.memory.read_16(&table, at * DESC_BYTES));
+            if desc.flags & DESC_F_INDIRECT != 0 {
+                if in_indirect {
+                    return None;
+                }
+                table = self.enter_table(&desc)?;
+                in_indirect = true;
+                (at, count) = (0, table.len() / DESC_BYTES);
+                left = self.size.max(MAX_INDIRECT_CHAIN);
+                continue;
+            }
+            let length = u64::from(desc.len);
+            if desc.flags & DESC_F_WRITE != 0 {
+                writing = true;
+                chain.writable_bytes += length;
+            } else if writing {
+                return None;
+            } else {
+                chain.readable_bytes += length;
+            }
+            if length != 0 {
+                let slice = self.memory.slice(desc.addr, length)?;
+                let list = if writing {
+                    &mut chain.writable
+                } else {
+                    &mut chain.readable
+                };
+                list.push(slice);
+            }
+            if desc.flags & DESC_F_NEXT == 0 {
+                break;
+            }
+            at = usize::from(desc.next);
+        }
+        (chain.readable_bytes + chain.writable_bytes <= MAX_CHAIN_BYTES).then_some(())
+    }
+
+    /// Return the indirect table that a descriptor points to (§2.7.5.3).
+    fn enter_table(&self, desc: &Desc) -> Option<Slice> {
+        let length = desc.len as usize;
+        let whole = length != 0 && length % DESC_BYTES == 0;
+        let fits = length <= DESC_BYTES * MAX_QUEUE_SIZE as usize;
+        if !self.indirect || desc.flags & DESC_F_NEXT != 0 || !whole || !fits {
+            return None;
+        }
+        self.memory.slice(desc.addr, u64::from(desc.len))
+    }
+}
+
+/// struct virtq_desc, as it was when it was read.
+struct Desc {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Desc {
+    fn of(bytes: [u8; 16]) -> Self {
+        let word = u128::from_le_bytes(bytes);
+        Self {
+            addr: word as u64,
+            len: (word >> 64) as u32,
+            flags: (word >> 96) as u16,
+            next: (word >> 112) as u16,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::testing::{memory, put};
+
+    const TABLE: u64 = 0x1000;
+    const AVAIL: u64 = 0x2000;
+    const USED: u64 = 0x3000;
+    const INDIRECT: u64 = 0x5000;
+
+    fn desc(addr: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
+        let word = u128::from(addr)
+            | u128::from(len) << 64
+            | u128::from(flags) << 96
+            | u128::from(next) << 112;
+        word.to_le_bytes()
+    }
+
+    fn ring(descs: &[[u8; 16]], event_idx: bool) -> (Ring, Arc<GuestMemory>) {
+        let (memory, _) = memory(0x10000);
+        for (at, bytes) in descs.iter().enumerate() {
+            put(&memory, TABLE + 16 * at as u64, bytes);
+        }
+        put(&memory, AVAIL + 2, &1u16.to_le_bytes());
+        let layout = Layout {
+            desc_table: TABLE,
+            avail_ring: AVAIL,
+            used_ring: USED,
+            size: 8,
+            event_idx,
+            indirect: true,
+        };
+        let ring = Ring::new(Arc::clone(&memory), &layout, Position::default()).expect("a ring");
+        (ring, memory)
+    }
+
+    fn popped(descs: &[[u8; 16]]) -> (Popped, Chain) {
+        let mut chain = Chain::default();
+        let found = ring(descs, false).0.pop(&mut chain);
+        (found, chain)
+    }
+
+    #[test]
+    fn chain_is_followed_in_order() {
+        let (found, chain) = popped(&[
+            desc(0x8000, 16, DESC_F_NEXT, 3),
+            [0; 16],
+            [0; 16],
+            desc(0x9000, 512, DESC_F_WRITE, 0),
+        ]);
+        assert_eq!(found, Popped::Chain);
+        assert_eq!((chain.readable_bytes, chain.writable_bytes), (16, 512));
+        assert_eq!((chain.readable.len(), chain.writable.len()), (1, 1));
+    }
+
+    #[test]
+    fn malformed_chains_are_left_for_python() {
+        for (name, descs) in [
+            ("loop", vec![desc(0, 1, DESC_F_NEXT, 0)]),
+            ("outside the table", vec![desc(0, 1, DESC_F_NEXT, 8)]),
+            ("outside memory", vec![desc(0xFFFF, 2, 0, 0)]),
+            (
+                "an empty writable one before a readable one",
+                vec![desc(0, 0, DESC_F_NEXT | DESC_F_WRITE, 1), desc(0, 1, 0, 0)],
+            ),
+            (
+                "a table that is no whole one",
+                vec![desc(INDIRECT, 17, DESC_F_INDIRECT, 0)],
+            ),
+            ("no table", vec![desc(INDIRECT, 0, DESC_F_INDIRECT, 0)]),
+            (
+                "a table with a next",
+                vec![desc(INDIRECT, 16, DESC_F_INDIRECT | DESC_F_NEXT, 1)],
+            ),
+        ] {
+            assert_eq!(popped(&descs).0, Popped::Malformed, "{name}");
+        }
+    }
+
+    #[test]
+    fn table_in_a_table_is_malformed() {
+        let (mut ring, memory) = ring(&[desc(INDIRECT, 16, DESC_F_INDIRECT, 0)], false);
+        put(&memory, INDIRECT, &desc(INDIRECT, 16, DESC_F_INDIRECT, 0));
+        let mut chain = Chain::default();
+        assert_eq!(ring.pop(&mut chain), Popped::Malformed);
+        put(&memory, INDIRECT, &desc(0x8000, 16, 0, 0));
+        assert_eq!(ring.pop(&mut chain), Popped::Chain);
+    }
+
+    #[test]
+    fn index_too_far_ahead_breaks_the_ring() {
+        let (mut ring, memory) = ring(&[desc(0x8000, 16, 0, 0)], false);
+        put(&memory, AVAIL + 2, &9u16.to_le_bytes());
+        assert_eq!(ring.pop(&mut Chain::default()), Popped::Broken);
+        assert_eq!(ring.position(), Position::default());
+    }
+
+    #[test]
+    fn interrupt_is_wanted_as_the_event_index_says() {
+        for (used_event, wanted) in [(0u16, true), (1, false), (0xFFFF, false)] {
+            let (mut ring, memory) = ring(&[desc(0x8000, 16, 0, 0)], true);
+            put(&memory, AVAIL + 4 + 16, &used_event.to_le_bytes());
+            assert_eq!(ring.pop(&mut Chain::default()), Popped::Chain);
+            ring.add_used(0, 16);
+            assert_eq!(ring.wants_interrupt(), wanted, "{used_event}");
+            assert!(!ring.wants_interrupt());
+        }
+    }
+}
