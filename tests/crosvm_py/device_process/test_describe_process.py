@@ -39,7 +39,9 @@ def test_device_tells_how_its_queues_stand(rig: DeviceRig) -> None:
     idle = RingPosition(1, 1, 1, 1, 1, True)
     (at,) = described(rig, device).queues
     assert at == QueuePosition(0, "device", idle, False)
-    device.pause(lambda: None)
+    paused: list[bool] = []
+    device.pause(lambda: paused.append(True))
+    rig.until(lambda: bool(paused))
     queue.submit([], [8])
     words = described(rig, device)
     assert (words.held, words.queues[0].ring) == (("paused",), idle)
