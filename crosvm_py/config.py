@@ -85,7 +85,8 @@ class RunConfig:
     ``serial`` is complete: every COM port is in it, those nobody asked for as sinks.
     ``device_restarts`` is how often each device that fails gets a new process; ``cgroup`` the group
     below which those of devices are made, "none", or ``None`` for where it can be done;
-    ``core_scheduling`` whether vCPUs share cores with nothing, ``None`` for where it can be done.
+    ``core_scheduling`` whether vCPUs share cores with nothing, ``None`` for where it can be done;
+    with ``per_vm_core_scheduling`` they share them with one another.
     """
 
     kernel: str
@@ -109,6 +110,7 @@ class RunConfig:
     device_timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     cgroup: str | None = None
     core_scheduling: bool | None = None
+    per_vm_core_scheduling: bool = False
 
     def root_parameter(self) -> str | None:
         """Return the kernel parameters that name the root disk, or None without one."""

@@ -3,7 +3,8 @@
 
 Hardware threads of one core share caches and buffers, through which a guest can read what another
 program does there. A thread with a cookie of its own runs on a core only while its siblings are
-idle. As in crosvm each vCPU has one, so that guests are safe from themselves, too.
+idle. As in crosvm each vCPU has one, so that programs of a guest are safe from one another, too,
+or all vCPUs of a VM have one together.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import errno
 import os
 
 from sys_util import linux
-from sys_util.errors import ConfigError
+from sys_util.errors import ConfigError, HostError
 from sys_util.log import get_logger
 from sys_util.typing import Final
 
@@ -55,6 +56,18 @@ def separates_cores(wanted: bool | None) -> bool:
             what = f"refuses it: {refusal.strerror}"
         raise ConfigError(f"{OPTION}: this kernel {what}; switch SMT off, or leave the option out")
     return False
+
+
+def take_core() -> None:
+    """Let this thread, and those it starts later, share a core with one another only.
+
+    Raises:
+        HostError: the kernel refuses it.
+    """
+    try:
+        linux.make_core_cookie()
+    except OSError as error:
+        raise HostError("take", "a core for vCPUs", f"or try {OPTION}=false") from error
 
 
 def _has_siblings() -> bool:

@@ -13,10 +13,9 @@ from crosvm_py.exit_status import VmExit
 from crosvm_py.leaving import expect_filter
 from crosvm_py.machine.arch import host_arch
 from crosvm_py.machine.board import MachineEvents
+from crosvm_py.machine.core_scheduling import take_core
 from crosvm_py.vmm.supervisor import Supervisor
 from jail.plan import confine_vmm, load_filter
-from sys_util import linux
-from sys_util.errors import HostError
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
 from sys_util.log import get_logger
@@ -150,6 +149,8 @@ class VirtualMachine:
         Raises:
             VmmError: a thread could not be confined; no guest has run.
         """
+        if self._prepared.separates_cores and self._config.per_vm_core_scheduling:
+            take_core()  # which the threads of this one inherit
         policies = self._prepared.policies
         if policies is None:
             vcpus.start(paused=True, confine=lambda: self._enter_vcpu(None))
@@ -169,11 +170,8 @@ class VirtualMachine:
 
     def _enter_vcpu(self, policy: Policy | None) -> None:
         """Make the calling thread one that may run a guest."""
-        if self._prepared.separates_cores:
-            try:
-                linux.make_core_cookie()
-            except OSError as error:
-                raise HostError("take a core for", "a vCPU", "--core-scheduling=false") from error
+        if self._prepared.separates_cores and not self._config.per_vm_core_scheduling:
+            take_core()
         if policy is not None:
             load_filter(policy)
 

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
-from crosvm_py.cli.grammar.options import Option, OptionGroup
+from crosvm_py.cli.grammar.options import Option, OptionGroup, switch
 from sys_util.errors import ConfigError, UsageError
-from sys_util.typing import Final
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.cli.grammar.options import Arguments
 
 # An x86 local APIC ID has 8 bits; 255 means all of them, and one is the I/O APIC's.
 MAX_CPUS: Final = 254
@@ -68,9 +71,26 @@ CORE_SCHEDULING: Final = Option(
     _read_bool,
     default="true where the host can do it",
 )
+PER_VM: Final = switch(
+    "--per-vm-core-scheduling",
+    "let the vCPUs of this VM share cores with one another: faster, and the guest has to see to "
+    "what its own programs can spy out",
+)
+
+
+def per_vm_core_scheduling(arguments: Arguments) -> bool:
+    """Return whether vCPUs may share cores with one another.
+
+    Raises:
+        ConfigError: they may share them with everything.
+    """
+    if arguments.has(PER_VM) and arguments.get(CORE_SCHEDULING) is False:
+        raise ConfigError(f"{PER_VM.name}: there is none with {CORE_SCHEDULING.name}=false")
+    return arguments.has(PER_VM)
+
 
 GROUP: Final = OptionGroup(
     "Processors and memory",
-    (CPUS, MEMORY, CORE_SCHEDULING),
+    (CPUS, MEMORY, CORE_SCHEDULING, PER_VM),
     examples=("crosvm run -c 4 -m 2g vmlinux",),
 )

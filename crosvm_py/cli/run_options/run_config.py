@@ -68,6 +68,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         device_timeout_seconds=care.timeout_seconds(arguments),
         cgroup=arguments.get(sandbox.CGROUP),
         core_scheduling=arguments.get(machine.CORE_SCHEDULING),
+        per_vm_core_scheduling=machine.per_vm_core_scheduling(arguments),
     )
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from crosvm_py.machine import core_scheduling
-from crosvm_py.machine.core_scheduling import separates_cores
+from crosvm_py.machine.core_scheduling import separates_cores, take_core
 from sys_util import linux
-from sys_util.errors import ConfigError
+from sys_util.errors import ConfigError, HostError
 from tests.support.processes import in_child
 
 if TYPE_CHECKING:
@@ -83,6 +83,15 @@ def test_what_was_asked_for_and_cannot_be_is_refused(
     host(number, smt)
     with pytest.raises(ConfigError, match=f"--core-scheduling: {reason}"):
         separates_cores(True)
+
+
+def test_kernel_that_refuses_a_core_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(linux, "make_core_cookie", refuse)
+    with pytest.raises(HostError, match="take a core for vCPUs"):
+        take_core()
 
 
 def test_kernel_gives_a_cookie_or_says_why_not() -> None:

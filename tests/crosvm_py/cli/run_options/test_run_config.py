@@ -70,6 +70,12 @@ def test_run_core_scheduling_is_true_or_false() -> None:
         config_of("--core-scheduling=yes", "vmlinux")
 
 
+def test_run_vcpus_may_share_cores_with_one_another() -> None:
+    assert config_of("--per-vm-core-scheduling", "vmlinux").per_vm_core_scheduling
+    with pytest.raises(ConfigError, match="--per-vm-core-scheduling: there is none with"):
+        config_of("--per-vm-core-scheduling", "--core-scheduling=false", "vmlinux")
+
+
 def test_run_disks_keep_their_order_and_spelling() -> None:
     made = config_of(
         *["-d", "a", "--rwdisk", "b", "--rwroot", "c", "--block", "path=d,ro,id=x", "--disk=e"],
