@@ -12,6 +12,7 @@ import gc
 from contextlib import ExitStack
 
 from crosvm_py.end_signals import release_end_signals, undo_accidents
+from crosvm_py.inherited import close_unused
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from jail.signals import keep_signals_inside
 from sys_util import linux
@@ -60,6 +61,7 @@ def run_vm(
         from crosvm_py.vmm.warden_proxy import start_warden
 
         prepared = prepare(config, parser, stack, recorded)
+        close_unused(fd for order in prepared.devices for fd in order.fds)
         if prepared.policies is not None:
             keep_signals_inside()
         relay = start_relay(_outlets(prepared, syslog), sandbox=config.sandbox)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -76,3 +77,11 @@ def test_json_without_a_rehearsal_is_refused(words: list[str]) -> None:
     refused = crosvm("run", "--json", *words)
     assert refused.returncode == VmExit.USAGE
     assert refused.stderr == "crosvm: run: --json is for --dry-run\n"
+
+
+def test_rehearsal_hears_of_its_processes_whatever_signals_are_ignored(words: list[str]) -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    with Vmm(words, verb=("run", "--dry-run"), before=ignore) as rehearsal:
+        assert rehearsal.wait() == 0, rehearsal.log()

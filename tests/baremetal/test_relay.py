@@ -59,3 +59,14 @@ def test_relay_ends_with_a_vmm_that_is_killed(
         vmm.signal(signal.SIGKILL)
         vmm.wait()
         assert vmm.nothing_is_left()
+
+
+def test_vmm_keeps_no_datagram_socket_that_it_inherited(
+    receiver: socket.socket, words: list[str | Path]
+) -> None:
+    with Vmm(words, fds=[receiver.fileno()]) as vmm:
+        assert eventually(lambda: bool(arrived(receiver)))
+        processes = vmm.processes()
+        assert [datagram_sockets(pid) for pid in processes.all()] == [0] * len(processes.all())
+        vmm.signal(signal.SIGTERM)
+        assert vmm.wait() == 0

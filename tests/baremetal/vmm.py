@@ -85,7 +85,7 @@ class Vmm:
     """One run; use it in a ``with`` statement. With ``terminal`` its stdio is a pseudo-terminal.
 
     ``verb`` is what stands before the words instead of ``run``. ``before`` is done in the process
-    before it becomes the program.
+    before it becomes the program, which inherits ``fds``.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Vmm:
         terminal: bool = False,
         verb: Sequence[str | Path] = ("run",),
         before: Callable[[], None] | None = None,
+        fds: Sequence[int] = (),
     ) -> None:
         command = [sys.executable, "-m", "crosvm_py", "--extended-status"]
         command += map(str, (*verb, *words))
@@ -119,6 +120,7 @@ class Vmm:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 preexec_fn=before,
+                pass_fds=fds,
             )
             assert self.process.stdout is not None
             self.user = os.dup(self.process.stdout.fileno())

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from crosvm_py.config import NetworkSpec
-from crosvm_py.inherited import keep_to_oneself
+from crosvm_py.inherited import close_unused, keep_to_oneself
 from crosvm_py.net import passt
 from sys_util.environment import forget_environment
 from tests.support.processes import in_child
@@ -92,6 +92,20 @@ def test_program_gets_no_descriptor_but_the_standard_ones(inheritable: int) -> N
 
     # The last one is the directory that it looks at.
     assert in_child(execute).split() == ["0", "1", "2", "3"]
+    os.close(inheritable)
+
+
+def test_descriptor_that_no_option_names_is_closed_when_all_are_open(inheritable: int) -> None:
+    def start() -> bool:
+        keep_to_oneself()
+        own = os.dup(2)
+        close_unused(set(range(1024)) - {inheritable})
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(inheritable)
+        close_unused([])  # once only: these numbers may be of something else now
+        return os.fstat(own) is not None
+
+    assert in_child(start) == "True"
     os.close(inheritable)
 
 

@@ -45,8 +45,10 @@ def run_config(config: RunConfig, settings: GlobalSettings) -> int:
 
 def _print_plan(config: RunConfig, *, as_json: bool) -> int:
     from crosvm_py.cli.output import write_out
+    from crosvm_py.end_signals import undo_accidents
     from crosvm_py.run_plan import as_fields, plan_run
 
+    undo_accidents()
     plan = plan_run(config)
     if as_json:
         import json
