@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import tarfile
 
+from crosvm_py.guest.apt import ARCHITECTURE
 from crosvm_py.guest.tools import failure, plain_environment
 from sys_util.errors import HostError
 from sys_util.typing import TYPE_CHECKING, Final
@@ -22,7 +24,15 @@ if TYPE_CHECKING:
     from crosvm_py.guest.apt import Apt, Source
     from crosvm_py.guest.tools import Progress
 
-_MKSQUASHFS: Final = ("-tar", "-noappend", "-no-progress", "-quiet", "-comp", "zstd", "-no-xattrs")
+_MKSQUASHFS: Final = (
+    *("-tar", "-noappend", "-no-progress", "-quiet", "-comp", "zstd", "-no-xattrs"),
+    # The folder of the root itself: what the archive says of it is not taken.
+    *("-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"),
+)
+# Of what mmdebstrap tells, lines with these words first are its steps.
+_STEPS: Final = frozenset(
+    {"cleaning", "creating", "downloading", "extracting", "installing", "running"}
+)
 _FOLDERS: Final = (
     *("bin", "dev", "etc", "mnt", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"),
 )
@@ -59,16 +69,23 @@ def minimal_root(target: str, busybox: bytes) -> None:
     """
     with _mksquashfs(target) as packer:
         stream = _stdin(packer)
-        with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-            for folder in _FOLDERS:
-                _add(archive, folder, tarfile.DIRTYPE, 0o1777 if folder == "tmp" else 0o755)
-            _add(archive, "bin/busybox", tarfile.REGTYPE, 0o755, busybox)
-            for name in applets(busybox):
-                _add(archive, f"bin/{name}", tarfile.SYMTYPE, 0o777, link="busybox")
-            for name, text in _FILES.items():
-                _add(archive, name, tarfile.REGTYPE, 0o644, text.encode())
-        stream.close()
+        # A packer that ends early has said why, and is asked for it below.
+        with contextlib.suppress(BrokenPipeError):
+            _write_minimal(stream, busybox)
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
         _finish(packer)
+
+
+def _write_minimal(stream: IO[bytes], busybox: bytes) -> None:
+    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        for folder in _FOLDERS:
+            _add(archive, folder, tarfile.DIRTYPE, 0o1777 if folder == "tmp" else 0o755)
+        _add(archive, "bin/busybox", tarfile.REGTYPE, 0o755, busybox)
+        for name in applets(busybox):
+            _add(archive, f"bin/{name}", tarfile.SYMTYPE, 0o777, link="busybox")
+        for name, text in _FILES.items():
+            _add(archive, name, tarfile.REGTYPE, 0o644, text.encode())
 
 
 def debian_root(
@@ -83,7 +100,7 @@ def debian_root(
     os.makedirs(cache, exist_ok=True)
     argv = [
         *("mmdebstrap", f"--mode={'unshare' if os.geteuid() else 'root'}", "--format=tar"),
-        *("--variant=minbase", f"--architectures={_architecture()}", "--skip=output/dev"),
+        *("--variant=minbase", f"--architectures={ARCHITECTURE}", "--skip=output/dev"),
         *(("--include=" + ",".join(packages),) if packages else ()),
         # Packages come from our cache and go there, as mmdebstrap's manual page describes.
         *("--skip=download/empty", "--skip=essential/unlink"),
@@ -108,15 +125,11 @@ def debian_root(
         _stdin(packer).close()
         said = _relay(maker, progress)
         if maker.wait():
+            if packer.poll():  # it ended first, which is the reason
+                _finish(packer)
             packer.kill()
             raise failure(f"Debian {source.suite}", argv[0], maker.returncode, said)
         _finish(packer)
-
-
-def _architecture() -> str:
-    from crosvm_py.guest.apt import ARCHITECTURE
-
-    return ARCHITECTURE
 
 
 def _quoted(path: str) -> str:
@@ -128,9 +141,9 @@ def _relay(maker: subprocess.Popen[bytes], progress: Progress) -> bytes:
     lines: list[bytes] = []
     for line in maker.stderr or ():
         lines = [*lines[-20:], line]
-        # Of what it tells, these are its steps.
-        if line.startswith(b"I: ") and line.endswith(b"...\n") and b"special hook" not in line:
-            progress.say(line[3:].decode(errors="replace").strip())
+        told = line[3:].decode(errors="replace").strip()
+        if line.startswith(b"I: ") and told.endswith("...") and told.split()[0] in _STEPS:
+            progress.say(told)
     return b"".join(lines)
 
 

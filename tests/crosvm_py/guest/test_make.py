@@ -164,6 +164,13 @@ def test_failure_is_one_line_and_leaves_nothing(
     assert os.listdir(bench.guests) == []
 
 
+def test_packer_that_ends_early_is_the_reason_for_a_minimal_guest_too(bench: Bench) -> None:
+    bench.program("mksquashfs", "echo no space; exit 1")
+    bench.package("busybox-static", ("./bin/busybox", tarfile.REGTYPE, BUSYBOX + bytes(1 << 20)))
+    with pytest.raises(HostError, match="mksquashfs: status 1: no space"):
+        bench.make()
+
+
 def test_interrupt_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_path: str) -> NoReturn:
         raise KeyboardInterrupt
