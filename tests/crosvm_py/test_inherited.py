@@ -129,3 +129,13 @@ def test_passt_gets_its_socket_and_nothing_that_we_inherited(
     assert [word for word in words if word.isdigit()] == ["0", "1", "2", "3", "4"]
     assert SECRET not in seen.read_text()
     os.close(inheritable)
+
+
+def test_every_command_that_starts_a_vm_keeps_to_itself() -> None:
+    starters = ("crosvm_py.run import", "plan_run(", "commands.run import run_config")
+    found = {
+        path.name: "keep_to_oneself()" in path.read_text()
+        for path in (ROOT / "crosvm_py" / "cli" / "commands").glob("*.py")
+        if any(starter in path.read_text() for starter in starters)
+    }
+    assert found == {"run.py": True, "policy_record.py": True, "guest_shell.py": True}
