@@ -13,7 +13,7 @@ from seccomp import cache
 from seccomp.errors import PolicyError
 from seccomp.sources import read_sources
 from seccomp.syscalls import machine_arch
-from sys_util.errors import HostError, remedy_for
+from sys_util.errors import NO_MORE_PROCESSES, HostError, remedy_for
 from sys_util.typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def _compile(sources: dict[str, bytes], arch_name: str, *, log_failures: bool) -
     try:
         from seccomp.compiler import compile_tree
     except (ImportError, RuntimeError, OSError) as error:  # pyseccomp raises RuntimeError
-        raise PolicyError(f"libseccomp cannot be used: {error}") from error
+        hint = f"install libseccomp2, or let ldconfig run, which finds it: {NO_MORE_PROCESSES}"
+        raise PolicyError(f"libseccomp cannot be used: {error} ({hint})") from error
     try:
         return compile_tree(tree, arch, log_failures=log_failures)
     except OSError as error:

@@ -7,7 +7,7 @@ import errno
 
 from sys_util.typing import Final, NoReturn
 
-NO_MORE_PROCESSES: Final = "no more processes: see ulimit -u and pids.max of the cgroup"
+NO_MORE_PROCESSES: Final = "no more processes? see ulimit -u and pids.max of the cgroup"
 
 # Of a call that is refused for no reason of its own, as seccomp profiles of containers do.
 _FILTERED: Final = "what filters system calls here may deny this one"

@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 
-from crosvm_py.doctor.report import VIRTUALIZATION, Finding, Status
+from crosvm_py.doctor.report import GUEST, VIRTUALIZATION, Finding, Status, can_run
 from sys_util.errors import HostError, VmmError, describe
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -45,7 +45,20 @@ def diagnose() -> list[Finding]:
         except ImportError as error:
             advice = "install crosvm-py again, its native modules are built then"
             findings.append(Finding(name, Status.PROBLEM, f"{error}", advice))
+    if can_run(findings):
+        findings.append(_run_guest())
     return findings
+
+
+def _run_guest() -> Finding:
+    """Run a guest where nothing speaks against it: no list of conditions is ever complete."""
+    from crosvm_py.doctor.guest import try_guest
+
+    try:
+        try_guest()
+    except (HostError, OSError) as error:
+        return Finding(GUEST, Status.PROBLEM, describe(error))
+    return Finding(GUEST, Status.OK, "one ran in its sandbox, until it asked for a reset")
 
 
 def _check_python(name: str) -> list[Finding]:
@@ -64,11 +77,15 @@ def _check_libraries(_name: str) -> list[Finding]:
     for distribution, module in LIBRARIES:
         try:
             importlib.import_module(module)
-            detail = metadata.version(distribution)
-            findings.append(Finding(distribution, Status.OK, detail))
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # pyseccomp raises RuntimeError
             advice = f"pip install {distribution}"
             findings.append(Finding(distribution, Status.PROBLEM, f"{error}", advice))
+            continue
+        try:
+            detail = metadata.version(distribution)
+        except metadata.PackageNotFoundError:  # a package of a distribution may leave it out
+            detail = "there, of a version that is not told"
+        findings.append(Finding(distribution, Status.OK, detail))
     return findings
 
 
@@ -114,18 +131,23 @@ def _check_memfd(name: str) -> list[Finding]:
 
 def _check_sandbox(name: str) -> list[Finding]:
     from crosvm_py.doctor.sandbox import try_jail
+    from jail.ids import choose
 
     try_jail()
     who = "root" if os.geteuid() == 0 else "an ordinary user"
-    return [Finding(name, Status.OK, f"namespaces, empty root and filter work as {who}")]
+    ids = "ids of its own" if choose().gives_own else "your ids"
+    detail = f"namespaces, empty root and filter work as {who}; a device has {ids}"
+    return [Finding(name, Status.OK, detail)]
 
 
 def _check_seccomp(name: str) -> list[Finding]:
     try:
         with open(_SECCOMP_ACTIONS, encoding="ascii") as file:
             actions = file.read().split()
-    except OSError:
-        return [Finding(name, Status.PROBLEM, "none", "use a kernel with CONFIG_SECCOMP_FILTER")]
+    except OSError as error:
+        advice = "use a kernel with CONFIG_SECCOMP_FILTER, and mount a proc(5) at /proc"
+        detail = f"{_SECCOMP_ACTIONS}: {error.strerror}"
+        return [Finding(name, Status.PROBLEM, detail, advice)]
     missing = {"kill_process", "trap", "errno", "log", "allow"} - set(actions)
     if missing:
         detail = f"without {', '.join(sorted(missing))}"
@@ -148,8 +170,11 @@ def _check_device(path: str, use: str, advice: str) -> Callable[[str], list[Find
 
 
 def _check_huge_pages(name: str) -> list[Finding]:
-    with open("/proc/meminfo", encoding="ascii") as file:
-        fields = dict(line.split(":", 1) for line in file if ":" in line)
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file if ":" in line)
+    except OSError as error:
+        return [Finding(name, Status.WARNING, f"unknown, /proc/meminfo: {error.strerror}")]
     free = fields.get("HugePages_Free", "").strip()
     size = fields.get("Hugepagesize", "").strip()
     if not free or free == "0":

@@ -29,6 +29,7 @@ class Finding(NamedTuple):
 
 
 VIRTUALIZATION: Final = "hardware virtualization"
+GUEST: Final = "guest"
 
 
 def can_boot_stock_kernels(findings: Sequence[Finding]) -> bool:

@@ -10,7 +10,10 @@ from jail.ids import choose
 from jail.namespaces import clone_into, write_id_maps
 from jail.plan import device_jail
 from sys_util.errors import HostError, VmmError, describe
-from sys_util.typing import Final
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from jail.ids import Ids
 
 # seccomp(2): one instruction, BPF_RET | BPF_K with SECCOMP_RET_ALLOW.
 _ALLOW_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
@@ -26,17 +29,18 @@ def try_jail() -> None:
     Raises:
         HostError: the step that this host refuses.
     """
+    ids = choose()  # before the clone: the child is somebody else
     report_read, report_write = os.pipe()
     go_read, go_write = os.pipe()
     try:
         pid = clone_into()
         if pid == 0:
             os.close(go_write)  # so that its end is the end of the parent's
-            _be_jailed(go_read, report_write)
+            _be_jailed(go_read, report_write, ids)
         os.close(report_write)
         report_write = -1
         try:
-            write_id_maps(pid, choose().of_device(pid))
+            write_id_maps(pid, ids.of_device(pid))
             os.write(go_write, b"!")
             report = os.read(report_read, _MAX_REPORT_BYTES)
         finally:
@@ -51,7 +55,7 @@ def try_jail() -> None:
         raise HostError("enter", f"the jail: {report.decode(errors='replace') or 'died'}", _HINT)
 
 
-def _be_jailed(go_fd: int, report_fd: int) -> None:
+def _be_jailed(go_fd: int, report_fd: int, ids: Ids) -> None:
     """Be the child: never returns, and reports one line."""
     report = "died"
     try:
@@ -60,7 +64,7 @@ def _be_jailed(go_fd: int, report_fd: int) -> None:
             bpf=_ALLOW_ALL,
             keep_fds=(2, go_fd, report_fd),
             max_file_bytes=0,
-            ids=choose().of_device().inside(),
+            ids=ids.of_device().inside(),
         )
         # Without the byte the parent could not write the id maps and has said so itself.
         if os.read(go_fd, 1):

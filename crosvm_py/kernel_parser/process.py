@@ -75,5 +75,8 @@ def _answer(
         if not isinstance(cause, OSError) or not cause.errno:
             raise
         return protocol.HostFailed(
-            error.operation, error.target[: protocol.MAX_REASON_CHARS], cause.errno
+            error.operation,
+            error.target[: protocol.MAX_REASON_CHARS],
+            cause.errno,
+            error.hint[: protocol.MAX_REASON_CHARS],
         )

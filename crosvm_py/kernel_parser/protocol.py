@@ -91,17 +91,19 @@ class Refused:
 
 @fact
 class HostFailed:
-    """The host refused an operation, with this errno."""
+    """The host refused an operation, with this errno; ``hint`` says what can be done about it."""
 
     TYPE: ClassVar[int] = 4
     FIELDS: ClassVar[tuple[Check, ...]] = (
         text(64),
         text(MAX_REASON_CHARS),
         integer(1, 4095),
+        text(MAX_REASON_CHARS),
     )
     operation: str
     target: str
     error: int
+    hint: str = ""
 
 
 @fact

@@ -95,9 +95,10 @@ class KernelParser:
                     return self._make_image(kernel)
                 case protocol.Refused(reason):
                     raise ConfigError(f"{what}{reason}")
-                case protocol.HostFailed(operation, target, number):
+                case protocol.HostFailed(operation, target, number, hint):
                     target = target if what in target else f"{target}, to read {what}"
-                    raise_host_error(operation, target, OSError(number, os.strerror(number)))
+                    error = OSError(number, os.strerror(number))
+                    raise_host_error(operation, target, error, hint)
                 case protocol.CallDenied(number):
                     call = f"{syscall_name(number)} ({number})"
                     raise ConfigError(

@@ -7,6 +7,7 @@ import gc
 import os
 import select
 import signal
+from contextlib import suppress
 
 from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.leaving import end_fault_handler
@@ -14,7 +15,7 @@ from crosvm_py.warden import protocol
 from sys_util import linux
 from sys_util.channel import Channel, socket_pair
 from sys_util.crash import crash_report
-from sys_util.errors import HostError, Refusable, remedy_for
+from sys_util.errors import ChannelClosed, HostError, ProtocolError, Refusable, remedy_for
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -129,7 +130,8 @@ def _be_warden(
         status = 0
     except OSError as error:
         reason = f"{error.strerror}{remedy_for(error)}"
-        Channel(sock, protocol.WARDEN_CODEC).send(protocol.CannotStart(reason))
+        with suppress(ChannelClosed, ProtocolError):  # a vmm that has gone has its own reason
+            Channel(sock, protocol.WARDEN_CODEC).send(protocol.CannotStart(reason))
     except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
         log.error("%s", crash_report(error))
     finally:

@@ -94,7 +94,8 @@ def be_warden(
             linux.report_denied_calls(sock.fileno(), protocol.WARDEN_DENIED_HEAD)
             load_filter(policies.warden)
     except (VmmError, OSError) as error:
-        channel.send(protocol.CannotStart(_reason(error)))
+        with contextlib.suppress(ChannelClosed, ProtocolError):  # a vmm that has gone has its own
+            channel.send(protocol.CannotStart(_reason(error)))
         return
     warden.run()
 

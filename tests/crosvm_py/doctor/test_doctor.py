@@ -6,16 +6,32 @@ from __future__ import annotations
 import errno
 import json
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 
-from crosvm_py.doctor import Finding, Status, as_json, as_text, can_run, checks, diagnose, sandbox
-from crosvm_py.doctor.report import VIRTUALIZATION
+from crosvm_py.doctor import (
+    Finding,
+    Status,
+    as_json,
+    as_text,
+    can_run,
+    checks,
+    diagnose,
+    guest,
+    sandbox,
+)
+from crosvm_py.doctor.report import GUEST, VIRTUALIZATION
 from crosvm_py.doctor.sandbox import try_jail
 from jail.cgroup_site import CgroupSite, NoCgroupError
 from jail.namespaces import clone_into
+from kernel_loader.parse import parse_kernel
+from kernel_loader.source import FileSource
 from kvm.vm import Kvm
 from sys_util.errors import HostError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 OK = Finding("kvm", Status.OK, "usable")
 PROBLEM = Finding("kvm", Status.PROBLEM, "open /dev/kvm: denied", "join the group kvm")
@@ -95,6 +111,38 @@ def test_diagnose_missing_library_names_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert finding == Finding(
         "zstandard", Status.PROBLEM, "No module named 'no_such_module'", "pip install zstandard"
     )
+
+
+def test_diagnose_library_without_metadata_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "LIBRARIES", (("no-such-distribution", "json"),))
+    finding = next(each for each in diagnose() if each.name == "no-such-distribution")
+    assert finding == Finding(
+        "no-such-distribution", Status.OK, "there, of a version that is not told"
+    )
+
+
+def test_guest_image_is_what_the_loader_takes(tmp_path: Path) -> None:
+    path = tmp_path / "guest.elf"
+    path.write_bytes(guest.guest_image())
+    source = FileSource.open("kernel", str(path))
+    kernel = parse_kernel(source, -1)
+    source.close()
+    assert kernel.protocol == "linux64"
+    assert [segment.size_bytes for segment in kernel.segments] == [len(guest.guest_image())]
+
+
+@pytest.mark.kvm
+@pytest.mark.root
+def test_guest_that_does_not_run_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest, "guest_image", lambda: b"no kernel")
+    finding = next(each for each in diagnose() if each.name == GUEST)
+    assert finding.status is Status.PROBLEM
+    assert finding.detail.startswith("run a guest: kernel /proc/self/fd/")
+
+
+def test_guest_is_not_tried_where_another_check_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "CHECKS", _raising(OSError("no")))
+    assert [finding.name for finding in diagnose()] == ["thing"]
 
 
 def test_diagnose_old_python_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,7 +263,7 @@ LIES = {
     "depth": b"\x91" * 5000,
     "large": encode(protocol.Refused("x" * 2000)) + bytes(70_000),
     "reason": packed(protocol.Refused.TYPE, "x" * 5000),
-    "errno": packed(protocol.HostFailed.TYPE, "open", "x", 0),
+    "errno": packed(protocol.HostFailed.TYPE, "open", "x", 0, ""),
     "kind": parsed(kind="\x1b[2J"),
     "protocol": parsed(protocol="real"),
     "protocol-list": parsed(protocol=[[]]),
