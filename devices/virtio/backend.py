@@ -50,9 +50,9 @@ class RingPosition(NamedTuple):
 class QueuePosition(NamedTuple):
     """One started queue as its device sees it.
 
-    ``server`` is device, port (the device's own way), kernel (vhost) or nobody: the driver made the
-    queue unusable. ``ring`` is ``None`` where the device does not know it. ``has_more`` says that
-    the device is to serve it again by itself.
+    ``server`` is device, engine (native code), port (the device's own way), kernel (vhost) or
+    nobody: the driver made the queue unusable. ``ring`` is ``None`` where the device does not know
+    it. ``has_more`` says that the device is to serve it again by itself.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
