@@ -57,16 +57,17 @@ def run_vm(
         stack.callback(parser.close)
         # Imported here, while the kernel is read.
         from crosvm_py.vmm.preparation import prepare
-        from crosvm_py.vmm.relay import start_relay
         from crosvm_py.vmm.warden_proxy import start_warden
 
         prepared = prepare(config, parser, stack, recorded)
         close_unused(fd for order in prepared.devices for fd in order.fds)
         if prepared.policies is not None:
             keep_signals_inside()
-        relay = start_relay(_outlets(prepared, syslog), sandbox=config.sandbox)
-        if relay is not None:
-            end_relay.callback(relay.end)
+        outlets = _outlets(prepared, syslog)
+        if outlets:
+            from crosvm_py.vmm.relay import start_relay
+
+            end_relay.callback(start_relay(outlets, sandbox=config.sandbox).end)
         warden = start_warden(
             prepared.policies,
             {device.kind for device in prepared.devices},

@@ -47,9 +47,6 @@ MAX_OTHER_ADDRESSES: Final = 4 << 30
 # Of the one thread; it is neither data nor mapped.
 MAX_STACK_BYTES: Final = 8 * 1024 * 1024
 
-# Processor time for reading one kernel. The largest take a second, or 20 in a test host.
-MAX_PARSER_SECONDS: Final = 120
-
 # Two eventfds for each of 64 queues, and the fds of the process itself.
 MAX_OPEN_FILES: Final = 192
 
@@ -191,7 +188,12 @@ def load_filter(policy: Policy) -> None:
 
 
 def parser_jail(
-    policy: Policy, *, keep_fds: Iterable[int], max_data_bytes: int, max_file_bytes: int
+    policy: Policy,
+    *,
+    keep_fds: Iterable[int],
+    max_seconds: int,
+    max_data_bytes: int,
+    max_file_bytes: int,
 ) -> JailPlan:
     """Return the jail of a process that reads a file from outside and ends.
 
@@ -202,6 +204,7 @@ def parser_jail(
     Args:
         policy: its compiled policy.
         keep_fds: the descriptors that stay open, and there will be no others.
+        max_seconds: processor time; after it, SIGXCPU ends the process.
         max_data_bytes: private memory that it may hold, with what it inherited.
         max_file_bytes: the highest offset that it may write at.
     """
@@ -218,7 +221,7 @@ def parser_jail(
             *unknown,
             DieWithParent(),  # after the change of ids, which clears the request
             LimitResources(
-                (("CPU", MAX_PARSER_SECONDS), ("DATA", max_data_bytes), ("FSIZE", max_file_bytes)),
+                (("CPU", max_seconds), ("DATA", max_data_bytes), ("FSIZE", max_file_bytes)),
                 raisable=frozenset({"CPU"}),  # so that SIGXCPU tells what was exceeded
             ),
             *_be_alone(),

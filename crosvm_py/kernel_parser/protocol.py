@@ -24,6 +24,9 @@ from sys_util.wire import U32, U64, Codec, blob, integer, record, sequence, text
 if TYPE_CHECKING:
     from sys_util.wire import Check
 
+# For reading one kernel. The largest take a second, or 20 in a test host.
+MAX_PROCESSOR_SECONDS: Final = 120
+
 # The parser has one line to say of a file at most, and of each of the notes in it.
 MAX_LINES: Final = 16
 MAX_REASON_CHARS: Final = 2048

@@ -18,7 +18,6 @@ from contextlib import ExitStack
 
 from crosvm_py.kernel_parser import protocol
 from crosvm_py.leaving import end_fault_handler
-from jail.plan import MAX_PARSER_SECONDS, parser_jail
 from kernel_loader.image import MAX_UNPACKED_BYTES, KernelImage, ParsedKernel
 from kernel_loader.source import FileSource
 from seccomp import load_policy, syscall_name
@@ -46,7 +45,7 @@ log = logging.get_logger("crosvm.kernel")
 POLICY_NAME: Final = "kernel_parser"
 
 # For the answer, also where it is the host that takes so long to read the file.
-DEADLINE_SECONDS: Final = 2.0 * MAX_PARSER_SECONDS
+DEADLINE_SECONDS: Final = 2.0 * protocol.MAX_PROCESSOR_SECONDS
 
 # Beside the payload, which is read as a whole: Python with what it inherited, and a dictionary.
 _MAX_OTHER_DATA_BYTES: Final = 448 << 20
@@ -237,9 +236,13 @@ def _jail(config: RunConfig, keep_fds: set[int], source_bytes: int) -> JailPlan 
     policy = load_parser_policy(config)
     if policy is None:
         return None
+    # Imported here: the vmm needs it later, and the warden is waiting to be forked.
+    from jail.plan import parser_jail
+
     return parser_jail(
         policy,
         keep_fds=keep_fds,
+        max_seconds=protocol.MAX_PROCESSOR_SECONDS,
         max_data_bytes=_MAX_OTHER_DATA_BYTES + min(source_bytes, MAX_UNPACKED_BYTES),
         max_file_bytes=MAX_UNPACKED_BYTES,
     )
@@ -248,7 +251,7 @@ def _jail(config: RunConfig, keep_fds: set[int], source_bytes: int) -> JailPlan 
 def _describe_end(status: int) -> str:
     """Say who is to blame for a process that ended without an answer."""
     if status == -signal.SIGXCPU:
-        return f"takes more than {MAX_PARSER_SECONDS} s of processor time to read"
+        return f"takes more than {protocol.MAX_PROCESSOR_SECONDS} s of processor time to read"
     if status == -signal.SIGKILL:
         return "the process that reads it was killed, perhaps for lack of memory"
     how = f"exit status {status}"

@@ -8,7 +8,6 @@ import select
 import signal
 
 from crosvm_py.leaving import end_fault_handler
-from jail.plan import relay_jail
 from seccomp import load_policy
 from sys_util import linux
 from sys_util.errors import raise_host_error
@@ -54,8 +53,8 @@ class RelayProcess:
             log.error("the relay of lines (pid %d): %s", self.pid, how)
 
 
-def start_relay(outlets: Sequence[Outlet], *, sandbox: bool) -> RelayProcess | None:
-    """Fork the relay, if there is anything to relay; the caller has one thread.
+def start_relay(outlets: Sequence[Outlet], *, sandbox: bool) -> RelayProcess:
+    """Fork the relay; the caller has one thread.
 
     The outlets become the relay's.
 
@@ -63,8 +62,6 @@ def start_relay(outlets: Sequence[Outlet], *, sandbox: bool) -> RelayProcess | N
         HostError: the host does not let us fork.
         PolicyError: the policy cannot be used.
     """
-    if not outlets:
-        return None
     try:
         policy = load_policy(POLICY_NAME) if sandbox else None
         pid = os.fork()
@@ -85,6 +82,7 @@ def _be_relay(outlets: Sequence[Outlet], policy: Policy | None) -> NoReturn:
         os.setpgid(0, 0)
         end_fault_handler()
         from crosvm_py.relay.process import run_relay
+        from jail.plan import relay_jail  # which the vmm needs later
 
         linux.set_process_name("crosvm-relay")
 

@@ -75,7 +75,6 @@ def relayed(daemon: socket.socket) -> tuple[Syslog, RelayProcess]:
     syslog = configure("crosvm", daemon.getsockname())
     assert syslog is not None
     relay = start_relay([syslog.hand_over()], sandbox=True)
-    assert relay is not None
     return syslog, relay
 
 

@@ -119,7 +119,6 @@ def relayed(target: Target) -> tuple[StreamSink, RelayProcess]:
     """Make the sink of a port that is for lines, and start the relay behind it."""
     sink, outlet = sink_through_relay(target)
     relay = start_relay([outlet], sandbox=True)
-    assert relay is not None
     return sink, relay
 
 

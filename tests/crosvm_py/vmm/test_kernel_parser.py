@@ -227,7 +227,7 @@ def test_endless_reading_ends_at_the_deadline(kernel: str, monkeypatch: pytest.M
 def test_endless_reading_uses_no_more_than_its_processor_time(
     kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jail.plan.MAX_PARSER_SECONDS", 1)
+    monkeypatch.setattr("crosvm_py.kernel_parser.protocol.MAX_PROCESSOR_SECONDS", 1)
     act(monkeypatch, spin)
     with pytest.raises(ConfigError, match=rf"^kernel {kernel}: takes more than .* processor time"):
         read(kernel)
