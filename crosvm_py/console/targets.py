@@ -113,7 +113,17 @@ def stream_to(fd: int, name: str) -> StreamSink:
 
 
 def inherited_fd(path: str) -> int | None:
-    """Return N for ``/proc/self/fd/N`` and ``/dev/fd/N``: an open descriptor, not a file."""
+    """Return N for ``/proc/self/fd/N``, ``/dev/fd/N`` and what links there, as ``/dev/stdout``.
+
+    That is a descriptor which is open already; a socket could not be opened by its name.
+    """
+    fd = _named_fd(path)
+    if fd is None and os.path.islink(path):
+        fd = _named_fd(os.readlink(path))
+    return fd
+
+
+def _named_fd(path: str) -> int | None:
     for prefix in ("/proc/self/fd/", "/dev/fd/"):
         number = path.removeprefix(prefix)
         if number != path and number.isascii() and number.isdigit():

@@ -61,6 +61,19 @@ def test_file_may_name_an_open_descriptor(tmp_path: Path) -> None:
         assert file.tell() == 1
 
 
+@pytest.mark.parametrize("name", ["proc", "link"])
+def test_file_may_name_an_open_socket(tmp_path: Path, name: str) -> None:
+    """As /dev/stdout does where the standard streams are sockets, of systemd for example."""
+    ours, theirs = socket.socketpair()
+    path = f"/proc/self/fd/{theirs.fileno()}"
+    (tmp_path / "link").symlink_to(path)
+    with ours, theirs:
+        sink = sink_to(open_file(path if name == "proc" else str(tmp_path / "link")))
+        sink.write(b"x")
+        sink.close()
+        assert ours.recv(16) == b"x"
+
+
 def test_fifo_without_a_reader_waits_for_one(tmp_path: Path) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
