@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 
 from crosvm_py.exit_status import VmExit
+from sys_util import tap
 from tests.baremetal.vmm import Vmm
 from tests.guests.baremetal.build import build_guest
 
@@ -51,3 +52,22 @@ def test_secret_of_the_environment_is_in_no_process(
             assert memory_of(pid).count(SECRET.encode()) == 0
         vmm.type(b"q")
         assert vmm.wait() == VmExit.RESET
+
+
+@pytest.mark.skipif(not os.access("/dev/net/tun", os.W_OK), reason="needs a TAP")
+def test_tap_that_the_caller_opened_is_the_guests_alone(tmp_path: Path) -> None:
+    try:
+        fd, _ = tap.open_queue("crosvm%d", multi_queue=False)
+    except OSError as error:
+        pytest.skip(f"no TAP can be made: {error}")
+    guest = build_guest("echo", tmp_path)
+    os.set_inheritable(fd, True)
+    with Vmm(["-m", "16", "--net", f"tap-fd={fd}", str(guest)], fds=[fd]) as vmm:
+        vmm.wait_for(b"echo")
+        found = vmm.processes()
+        for pid, expected in ((found.devices["net:0"], 1), (found.devices["rng"], 0)):
+            links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+            assert links.count("/dev/net/tun") == expected
+        vmm.type(b"q")
+        assert vmm.wait() == VmExit.RESET
+    os.close(fd)
