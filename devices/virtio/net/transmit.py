@@ -21,9 +21,10 @@ MAX_FRAMES_PER_TURN: Final = 64
 
 
 class _Frame(NamedTuple):
-    """A frame that was accepted and not yet passed on.
+    """A frame that was taken and not yet passed on.
 
-    ``chain`` is ``None`` when the driver has it back already.
+    ``chain`` is ``None`` when the driver has it back already; ``header`` is empty when the frame is
+    not fit to be sent.
     """
 
     chain: DescriptorChain | None
@@ -89,9 +90,12 @@ class TransmitQueue:
                 self._waiting = frame
                 if not (self._paid or self._pay(frame)):
                     return False
-                self._waiting = frame = self._let_go(frame, port)
-                if not self._send(frame):
-                    return False
+                if frame.header:
+                    self._waiting = frame = self._let_go(frame, port)
+                    if not self._send(frame):
+                        return False
+                else:
+                    self._stats.tx_malformed += 1
                 self._waiting = None
                 self._paid = False
                 if frame.chain is not None:
@@ -101,20 +105,17 @@ class TransmitQueue:
         return True
 
     def _next(self, port: QueuePort) -> _Frame | None:
-        """Return the next frame that is fit to be sent, ``None`` when there is none now."""
-        for _ in range(MAX_FRAMES_PER_TURN):
-            chain = port.take()
-            if chain is None:
-                return None
-            reader = chain.reader
-            whole = reader.remaining
-            if whole >= HEADER_BYTES:
-                header = self._rules.accept(reader.read(HEADER_BYTES), reader.remaining)
-                if header is not None:
-                    return _Frame(chain, header, reader.iovecs(reader.remaining), whole)
-            self._stats.tx_malformed += 1
-            port.give_back(chain)
-        return None
+        """Return the next frame, ``None`` when there is none now."""
+        chain = port.take()
+        if chain is None:
+            return None
+        reader = chain.reader
+        whole = reader.remaining
+        if whole >= HEADER_BYTES:
+            header = self._rules.accept(reader.read(HEADER_BYTES), reader.remaining)
+            if header is not None:
+                return _Frame(chain, header, reader.iovecs(reader.remaining), whole)
+        return _Frame(chain, b"", [], HEADER_BYTES)  # it moves nothing, and costs an operation
 
     def _pay(self, frame: _Frame) -> bool:
         """Return whether the limiter lets a frame pass."""

@@ -74,6 +74,18 @@ def test_frames_that_go_nowhere_cost_operations_and_no_bytes(rig: NetRig) -> Non
     assert rig.sent() == []
 
 
+def test_frames_that_are_refused_cost_operations_and_no_bytes(rig: NetRig) -> None:
+    for _ in range(4):
+        rig.driver.queues[1].submit([b"\xff" * 12 + frame(100)])
+    rig.driver.kick(1)
+    limited_by_ops = bool(limits_of(rig.device).ops_size)
+    refused = 2 if limited_by_ops else 4
+    assert len(rig.driver.queues[1].collect()) == rig.device.stats.tx_malformed == refused
+    lift(rig)
+    assert rig.device.stats.tx_malformed == 4
+    assert rig.sent() == []
+
+
 def test_vmm_sees_which_queue_waits(rig: NetRig) -> None:
     cells = rig.driver.context.counters.cells
     for _ in range(3):
