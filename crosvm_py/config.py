@@ -86,7 +86,8 @@ class RunConfig:
     ``device_restarts`` is how often each device that fails gets a new process; ``cgroup`` the group
     below which those of devices are made, "none", or ``None`` for where it can be done;
     ``core_scheduling`` whether vCPUs share cores with nothing, ``None`` for where it can be done;
-    with ``per_vm_core_scheduling`` they share them with one another.
+    with ``per_vm_core_scheduling`` they share them with one another. ``guest_files`` are the kernel
+    and the initrd of a guest's folder: no symbolic link is followed there.
     """
 
     kernel: str
@@ -111,6 +112,7 @@ class RunConfig:
     cgroup: str | None = None
     core_scheduling: bool | None = None
     per_vm_core_scheduling: bool = False
+    guest_files: tuple[str, ...] = ()
 
     def root_parameter(self) -> str | None:
         """Return the kernel parameters that name the root disk, or None without one."""

@@ -73,14 +73,14 @@ class BootPlan(NamedTuple):
     layout: BootLayout
 
 
-def open_initrd(path: str) -> Initrd:
-    """Open an initial RAM disk.
+def open_initrd(path: str, *, follow: bool = True) -> Initrd:
+    """Open an initial RAM disk; a symbolic link at the end of its path only with ``follow``.
 
     Raises:
         ConfigError: it is empty or no regular file.
         HostError: the host does not let us open it.
     """
-    return Initrd(FileSource.open("initrd", path))
+    return Initrd(FileSource.open("initrd", path, follow=follow))
 
 
 def plan_boot(

@@ -52,8 +52,8 @@ class FileSource:
         self.fd = fd
 
     @classmethod
-    def open(cls, role: str, path: str) -> Self:
-        """Open ``path`` for reading.
+    def open(cls, role: str, path: str, *, follow: bool = True) -> Self:
+        """Open ``path`` for reading; a symbolic link at its end only with ``follow``.
 
         Raises:
             ConfigError: a directory, a device, a pipe or an empty file.
@@ -64,7 +64,8 @@ class FileSource:
             raise ConfigError(f"{role} {path!r}: a NUL character in a file name")
         try:
             # Without O_NONBLOCK, a FIFO would hold us until somebody writes to it.
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            fd = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
         except OSError as error:
             raise_host_error("open", what, error)
         status = os.fstat(fd)

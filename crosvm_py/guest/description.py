@@ -12,9 +12,8 @@ comments. Keys, each at most once:
 ``params``   words for the kernel's command line
 ===========  ====================================================================
 
-Files are names in the folder itself: no path, no symbolic link, nothing but regular files. The
-check and the opening are two moments: whoever can write the folder meanwhile can deceive it, as
-with every path of the command line.
+Files are names in the folder itself: no path, no symbolic link, nothing but regular files. They are
+opened without following a link, too: whoever owns the folder may change it after this check.
 """
 
 from __future__ import annotations

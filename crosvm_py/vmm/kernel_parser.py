@@ -185,7 +185,9 @@ def start_kernel_parser(config: RunConfig) -> KernelParser:
         HostError: the host does not let us open it, or fork.
     """
     with ExitStack() as undo:
-        source = FileSource.open("kernel", config.kernel)
+        source = FileSource.open(
+            "kernel", config.kernel, follow=config.kernel not in config.guest_files
+        )
         undo.callback(source.close)
         try:
             flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING

@@ -138,7 +138,7 @@ def _plan_boot(
     stack.callback(image.close)
     initrd = None
     if config.initrd is not None:
-        initrd = open_initrd(config.initrd)
+        initrd = open_initrd(config.initrd, follow=config.initrd not in config.guest_files)
         stack.callback(initrd.close)
     words = [_BASE_PARAMETERS, *serial.kernel_parameters, config.root_parameter(), *config.params]
     cmdline = " ".join(word for word in words if word)

@@ -67,6 +67,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         device_restarts=care.restarts(arguments),
         device_timeout_seconds=care.timeout_seconds(arguments),
         cgroup=arguments.get(sandbox.CGROUP),
+        guest_files=guest.files,
         core_scheduling=arguments.get(machine.CORE_SCHEDULING),
         per_vm_core_scheduling=machine.per_vm_core_scheduling(arguments),
     )
@@ -79,6 +80,7 @@ class _Guest(NamedTuple):
     params: tuple[str, ...] = ()
     initrd: str | None = None
     root: BlockSpec | None = None
+    files: tuple[str, ...] = ()
 
 
 def _guest(kernel: str) -> _Guest:
@@ -90,8 +92,11 @@ def _guest(kernel: str) -> _Guest:
     image = found.rwroot or found.root
     root = None
     if image is not None:
-        root = BlockSpec(image, read_only=found.rwroot is None, root=True, option=kernel)
-    return _Guest(found.kernel, (found.params,), found.initrd, root)
+        root = BlockSpec(
+            image, read_only=found.rwroot is None, root=True, option="guest root", follow=False
+        )
+    files = tuple(path for path in (found.kernel, found.initrd) if path is not None)
+    return _Guest(found.kernel, (found.params,), found.initrd, root, files)
 
 
 def _check_sockets(*paths: str | None) -> None:

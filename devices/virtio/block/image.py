@@ -40,7 +40,8 @@ _INT: Final = struct.Struct("i")
 class BlockSpec:
     """One disk as the user asked for it. ``option`` is the spelling to name in messages.
 
-    The device learns all of it but the path.
+    The device learns all of it but the path. Without ``follow`` a path that ends in a symbolic link
+    is refused.
     """
 
     TYPE: ClassVar[int] = 2
@@ -56,6 +57,7 @@ class BlockSpec:
         text(32),
         RATE_LIMITS,
         integer(1, MAX_QUEUES),
+        boolean,
     )
     path: str
     read_only: bool = False
@@ -68,6 +70,7 @@ class BlockSpec:
     option: str = "--block"
     limits: RateLimits = RateLimits()
     num_queues: int = 1
+    follow: bool = True
 
 
 def open_image(spec: BlockSpec) -> int:
@@ -129,6 +132,7 @@ def _open(label: str, spec: BlockSpec) -> int:
     flags = os.O_RDONLY if spec.read_only else os.O_RDWR
     # Without O_NONBLOCK a path that names a pipe would hang us before we can refuse it.
     flags |= os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    flags |= 0 if spec.follow else os.O_NOFOLLOW
     try:
         return os.open(spec.path, flags | (os.O_DIRECT if spec.direct else 0))
     except IsADirectoryError:

@@ -16,7 +16,11 @@ from crosvm_py.guest.description import (
     read_guest,
     write_description,
 )
-from sys_util.errors import ConfigError, describe
+from crosvm_py.kinds.order import pack_spec, unpack_spec
+from crosvm_py.vmm.kernel_parser import start_kernel_parser
+from devices.virtio.block.image import BlockSpec, open_image
+from kernel_loader.load import open_initrd
+from sys_util.errors import ConfigError, HostError, describe
 from tests.support.command_line import config_of
 
 FULL = GuestDescription("vmlinuz", "initrd.img", "root.img", params="quiet panic=1")
@@ -162,3 +166,26 @@ def test_options_come_after_what_the_folder_says_and_win(folder: Path) -> None:
 def test_more_disks_come_after_the_root_of_the_folder(folder: Path) -> None:
     config = config_of("-d", "d.img", str(folder))
     assert [disk.path for disk in config.disks] == [f"{folder}/root.img", "d.img"]
+
+
+def test_link_that_comes_after_the_check_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    config = config_of(str(folder))
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * 512)
+    for name in ("vmlinuz", "initrd.img", "root.img"):
+        (folder / name).unlink()
+        (folder / name).symlink_to(secret)
+    assert config.initrd is not None
+    with pytest.raises(HostError, match="open initrd") as caught:
+        open_initrd(config.initrd, follow=config.initrd not in config.guest_files)
+    assert "symbolic link" in describe(caught.value)
+    with pytest.raises(HostError, match="open kernel"):
+        start_kernel_parser(config)
+    with pytest.raises(ConfigError, match=r"guest root .*root\.img"):
+        open_image(config.disks[0])
+
+
+def test_root_of_a_folder_with_a_long_name_reaches_its_device(folder: Path) -> None:
+    (root,) = config_of(str(folder)).disks
+    assert len(root.path) > 32
+    assert unpack_spec(BlockSpec, pack_spec(root, path="")).root
