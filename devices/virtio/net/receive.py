@@ -17,7 +17,6 @@ from devices.virtio.net.header import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
     NUM_BUFFERS_AT,
-    VIRTIO_NET_HDR_GSO_NONE,
 )
 from devices.virtio.net.offloads import GuestOffloads
 from devices.virtio.net.vectors import cut_bytes
@@ -56,7 +55,7 @@ class ReceiveQueue:
         self._stats = stats
         self._spill = memoryview(bytearray(HEADER_BYTES + MAX_FRAME_BYTES))
         self._merge = False
-        self._offloads = GuestOffloads(0)
+        self.set_offloads(0)
         self._forget()
 
     def start(self, port: QueuePort | None, features: int) -> None:
@@ -68,6 +67,8 @@ class ReceiveQueue:
     def set_offloads(self, offloads: int) -> None:
         """Learn which of the driver's GUEST_* features are on."""
         self._offloads = GuestOffloads(offloads)
+        self._strange_flags = ~self._offloads.flags
+        self._gso_types = self._offloads.gso_types
 
     def pause(self) -> None:
         """Hold nothing of the driver's any more. A frame that is half stored is lost."""
@@ -197,11 +198,12 @@ class ReceiveQueue:
             return
         head = vectors[0]
         flags, gso_type = (head[0], head[1]) if len(head) > 1 else cut_bytes(vectors, 2)
-        known = not flags & ~self._offloads.flags and gso_type in self._offloads.gso_types
-        if not known and not self._offloads.settle([*vectors, self._spill], length):
+        strange = flags & self._strange_flags or gso_type not in self._gso_types
+        if strange and not self._offloads.settle([*vectors, self._spill], length):
             stats.rx_dropped += 1
             return
-        stats.rx_large += gso_type != VIRTIO_NET_HDR_GSO_NONE
+        if gso_type:  # not VIRTIO_NET_HDR_GSO_NONE
+            stats.rx_large += 1
         if self._limiter.active:
             self._unpaid_bytes = length - HEADER_BYTES
         self._start = vectors
