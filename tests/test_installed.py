@@ -26,7 +26,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the program in an environment of its own; its packages are those of this checkout."""
     home = tmp_path_factory.mktemp("installed") / "env"
     venv.create(home, symlinks=True, system_site_packages=True)
-    packages = sysconfig.get_path("purelib", vars={"base": str(home)})
+    packages = sysconfig.get_path("purelib", "venv", vars={"base": str(home)})
     paths = (ROOT, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
     (Path(packages) / "crosvm.pth").write_text("".join(f"{path}\n" for path in paths))
     return Path(shutil.copy(SCRIPT, home / "bin"))
