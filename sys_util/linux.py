@@ -56,6 +56,12 @@ SOCK_FILTER_BYTES: Final = 8
 # struct flock of fcntl(2) on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK: Final = struct.Struct("hhxxxxqqixxxx")
 
+# Asked once, when nothing is forbidden yet: code of devices that is read anew cannot ask.
+HAS_SEVERAL_PROCESSORS: Final = len(os.sched_getaffinity(0)) > 1
+
+# x86-64 keeps loads in the order of the program, and stores. Others need barriers for both.
+KEEPS_ORDER: Final = os.uname().machine == "x86_64"
+
 # A full barrier: no later load is done before an earlier store (StoreLoad) by this thread.
 full_barrier = lib.crosvm_full_barrier
 

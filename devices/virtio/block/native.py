@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import os
-
 from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, INTERRUPTS, REQUESTS
 from devices.virtio.device import MAX_BYTES_PER_TURN, MAX_CHAINS_PER_TURN
 from devices.virtio.features import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
 from devices.virtio.queue.split_queue import Handover
+from sys_util.linux import HAS_SEVERAL_PROCESSORS
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ else:
 
 # Watching the ring for that long costs less than being woken; on one processor it only takes the
 # guest's time.
-POLL_NS: Final = 32_000 if len(os.sched_getaffinity(0)) > 1 else 0
+POLL_NS: Final = 32_000 if HAS_SEVERAL_PROCESSORS else 0
 
 
 class NativeDisk:

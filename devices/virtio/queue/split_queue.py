@@ -14,14 +14,13 @@ was published.
 
 from __future__ import annotations
 
-import os
 from struct import Struct
 
 from devices.virtio.backend import RingPosition
 from devices.virtio.features import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
 from devices.virtio.queue.chain import ChainError, DescriptorChain, Reader, Writer
 from sys_util.errors import GuestAddressError, GuestError
-from sys_util.linux import full_barrier
+from sys_util.linux import KEEPS_ORDER, full_barrier
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -56,21 +55,17 @@ _RING: Final = 2
 _U32_MAX: Final = 0xFFFF_FFFF
 
 
-# x86-64 keeps loads in the order of the program, and stores. Others need barriers for both.
-_KEEPS_ORDER: Final = os.uname().machine == "x86_64"
-
-
 def load_acquire(words: memoryview, at: int) -> int:
     """Return a 16-bit word that the driver writes; whatever we read after this is younger."""
     value: int = words[at]
-    if not _KEEPS_ORDER:
+    if not KEEPS_ORDER:
         full_barrier()
     return value
 
 
 def store_release(words: memoryview, at: int, value: int) -> None:
     """Store a 16-bit word that the driver reads; whatever we wrote before this is there already."""
-    if not _KEEPS_ORDER:
+    if not KEEPS_ORDER:
         full_barrier()
     words[at] = value
 
