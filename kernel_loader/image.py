@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from sys_util.guest_memory import GuestMemory
 
 EntryProtocol: TypeAlias = Literal["linux64", "linux32", "pvh"]
+# What a file can be: plain, unpacking itself in the guest, or unpacked on the host.
+FORMATS: Final = ("gzip", "xz", "lzma", "bzip2", "lz4", "zstd")
+KINDS: Final = ("vmlinux", "bzImage", *(f"bzImage, {name}" for name in FORMATS))
 PROTOCOLS: Final[tuple[EntryProtocol, ...]] = ("linux64", "linux32", "pvh")
 
 # Page tables and protected mode without paging both end here.

@@ -75,6 +75,17 @@ def text(max_chars: int) -> Check:
     return check
 
 
+def choice(values: Sequence[str]) -> Check:
+    """Accept one of these strings."""
+
+    def check(value: object) -> object:
+        if type(value) is not str or value not in values:
+            raise ProtocolError(f"{brief(value)} is not one of {len(values)} words")
+        return value
+
+    return check
+
+
 def blob(max_bytes: int) -> Check:
     """Accept at most ``max_bytes`` bytes."""
 

@@ -8,6 +8,7 @@ file that the vmm made.
 from __future__ import annotations
 
 from kernel_loader.image import (
+    KINDS,
     MAX_SEGMENTS,
     MAX_SETUP_HEADER_BYTES,
     MAX_UNPACKED_BYTES,
@@ -15,11 +16,9 @@ from kernel_loader.image import (
     ParsedKernel,
     Segment,
 )
-from sys_util.errors import ProtocolError
 from sys_util.facts import fact
-from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
-from sys_util.wire import U32, U64, Codec, blob, integer, record, sequence, text
+from sys_util.wire import U32, U64, Codec, blob, choice, integer, record, sequence, text
 
 if TYPE_CHECKING:
     from sys_util.wire import Check
@@ -33,19 +32,6 @@ MAX_REASON_CHARS: Final = 2048
 MAX_LINE_CHARS: Final = 4096
 
 _MODULE_CHARS: Final = 64
-_KIND_CHARS: Final = 32
-
-
-def _protocol(value: object) -> object:
-    if value not in PROTOCOLS:
-        raise ProtocolError(f"{brief(value)} is no way to start a kernel")
-    return value
-
-
-def _kind(value: object) -> object:
-    if type(value) is not str or len(value) > _KIND_CHARS or not value.isprintable():
-        raise ProtocolError(f"{brief(value)} is no kind of kernel")
-    return value
 
 
 _SEGMENT: Final = record(Segment, U64, U64, U64, U64)
@@ -70,8 +56,8 @@ class Parsed:
     FIELDS: ClassVar[tuple[Check, ...]] = (
         record(
             ParsedKernel,
-            _kind,
-            _protocol,
+            choice(KINDS),
+            choice(PROTOCOLS),
             U64,
             sequence(_SEGMENT, MAX_SEGMENTS),
             blob(MAX_SETUP_HEADER_BYTES),

@@ -10,6 +10,7 @@ fuzzers (``tests/fuzz/unforeseen.py``).
 from __future__ import annotations
 
 import ast
+import os
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -23,17 +24,20 @@ from crosvm_py.control import socket_client as client
 from crosvm_py.control.socket_server import ControlServer
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.device_process.vsock_broker import Broker
+from crosvm_py.kernel_parser import protocol as kernel_parser_protocol
 from crosvm_py.requests.catalogue import REQUESTS, RESPONSES
 from crosvm_py.requests.life import Resume
 from crosvm_py.requests.protocol import Done
 from crosvm_py.socket_path import bind_control_socket
+from crosvm_py.vmm.kernel_parser import KernelParser
 from crosvm_py.warden import protocol as warden_protocol
 from crosvm_py.warden import warden as warden_module
 from crosvm_py.warden.code import Code
 from devices.virtio.commands import TellState
 from devices.virtio.vsock.broker import BROKER_CODEC
+from kernel_loader.source import FileSource
 from sys_util.channel import Channel, socket_pair
-from sys_util.errors import HostError, ProtocolError, VmmError
+from sys_util.errors import HostError, ProtocolError, VmmError, describe
 from sys_util.event_loop import EventLoop
 from sys_util.wire import encode
 from tests.crosvm_py.fake_warden import FakeWarden
@@ -55,6 +59,8 @@ BORDERS = [
     *sorted((ROOT / "crosvm_py" / "device_process").rglob("*.py")),
     *sorted((ROOT / "crosvm_py" / "control").rglob("*.py")),
     *sorted((ROOT / "crosvm_py" / "warden").rglob("*.py")),
+    *sorted((ROOT / "crosvm_py" / "kernel_parser").rglob("*.py")),
+    *(ROOT / name for name in ("crosvm_py/vmm/kernel_parser.py", "kernel_loader/image.py")),
 ]
 SOURCES = [
     path
@@ -105,6 +111,36 @@ def test_device_that_says_anything_ends_itself_alone(is_ready: bool) -> None:
         count += 1
         device.close()
     assert ended > count / 2
+
+
+# The process that reads the kernel, for the vmm
+
+
+@pytest.mark.slow
+def test_parser_that_says_anything_ends_the_start_alone(tmp_path: Path) -> None:
+    path = tmp_path / "kernel"
+    path.write_bytes(bytes(4096))
+    refusals: list[str] = []
+    for payload in list(hostile_payloads(kernel_parser_protocol.CODEC, depths=DEPTHS[::4]))[::7]:
+        ours, theirs = socket_pair()
+        theirs.send(payload)
+        theirs.close()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        parser = KernelParser(
+            FileSource.open("kernel", str(path)),
+            os.memfd_create("unpacked", os.MFD_ALLOW_SEALING),
+            Channel(ours, kernel_parser_protocol.CODEC),
+            pid,
+        )
+        try:
+            parser.image().close()
+        except VmmError as error:
+            refusals.append(describe(error))
+        parser.close()
+    assert len(refusals) > 100
+    assert all(str(path) in words for words in refusals)
 
 
 # The warden, for the vmm; and the vmm, for the warden

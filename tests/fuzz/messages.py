@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import msgpack
 
 from crosvm_py.device_process import protocol as device_protocol
+from crosvm_py.kernel_parser import protocol as kernel_parser_protocol
 from crosvm_py.requests import catalogue
 from crosvm_py.warden import protocol as warden_protocol
 from devices.virtio.vsock import broker as vsock_broker
@@ -30,6 +31,7 @@ CODECS = {
     "vmm to device": device_protocol.DEVICE_CODEC,
     "vmm to warden": warden_protocol.WARDEN_CODEC,
     "warden to vmm": warden_protocol.VMM_CODEC,
+    "kernel parser to vmm": kernel_parser_protocol.CODEC,
     "vsock device to broker": vsock_broker.BROKER_CODEC,
     "broker to vsock device": vsock_broker.DEVICE_CODEC,
     "control request": catalogue.REQUESTS,
@@ -85,6 +87,10 @@ def _sample_nested(source: Source, cells: dict[str, object]) -> object:
     return [kind.TYPE, *(sample(source, check) for check in kind.FIELDS)]
 
 
+def _sample_choice(source: Source, cells: dict[str, object]) -> object:
+    return pick(source, cast("tuple[str, ...]", cells["values"]))
+
+
 _SAMPLERS: dict[str, Callable[[Source, dict[str, object]], object]] = {
     "integer": _sample_integer,
     "text": _sample_text,
@@ -93,6 +99,7 @@ _SAMPLERS: dict[str, Callable[[Source, dict[str, object]], object]] = {
     "sequence": _sample_sequence,
     "record": _sample_record,
     "nested": _sample_nested,
+    "choice": _sample_choice,
 }
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kernel_loader.image import MAX_UNPACKED_BYTES
+from kernel_loader import payload
+from kernel_loader.image import FORMATS, MAX_UNPACKED_BYTES
 from kernel_loader.payload import payload_format, unpack_payload
 from sys_util.errors import ConfigError, HostError, describe
 from tests.kernel_loader.images import COMPRESSORS, MIB
@@ -24,6 +25,10 @@ def fd() -> Iterator[int]:
     fd = os.memfd_create("unpacked")
     yield fd
     os.close(fd)
+
+
+def test_every_format_is_one_that_the_vmm_knows_and_tested_here() -> None:
+    assert {name for _, name, _ in payload._FORMATS} == set(PACKED) == set(FORMATS)
 
 
 @pytest.mark.parametrize("name", PACKED)
