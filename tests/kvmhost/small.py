@@ -30,7 +30,7 @@ from tests.guests.cache import CACHE, BuildError, artefact, say
 from tests.guests.cache import run as run_quietly
 from tests.kvmhost import image
 from tests.kvmhost.client import HostGoneError, run_attached
-from tests.kvmhost.host import Host
+from tests.kvmhost.host import SOURCES, Host
 from tests.kvmhost.protocol import RunRequest
 
 PACKAGES: Final = (
@@ -42,7 +42,7 @@ SYSTEM_MIB: Final = 300
 GUEST_MIB: Final = 1024
 SCRATCH_MIB: Final = 256
 SECONDS: Final = 300.0
-PRODUCT: Final = ("crosvm_py", "devices", "jail", "kernel_loader", "kvm", "seccomp", "sys_util")
+PRODUCT: Final = tuple(name for name in SOURCES if name != "tests")
 
 
 def build() -> Path:

@@ -47,7 +47,8 @@ def _read_mirror(option: str, text: str) -> str:
 PACKAGES: Final = Option(
     "--packages",
     "NAME,NAME…",
-    "more Debian packages for a debian guest; with systemd-sysv it starts as an ordinary Debian",
+    "more Debian packages for a debian guest; with systemd-sysv and udev it starts as an ordinary "
+    "Debian does",
     _read_packages,
 )
 SUITE_OPTION: Final = Option("--suite", "NAME", "release of Debian", _read_suite, default=SUITE)
