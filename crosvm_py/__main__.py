@@ -58,11 +58,11 @@ def _do() -> int:
 
 
 def _tell_of_bug(error: Exception) -> int:
-    from crosvm_py.exit_status import INTERNAL_ERROR
+    from crosvm_py.exit_status import EXIT_BUG
     from sys_util.log import get_logger
 
     get_logger("crosvm").exception(error, "internal error, please report it")
-    return INTERNAL_ERROR
+    return EXIT_BUG
 
 
 def _open_standard_fds() -> None:

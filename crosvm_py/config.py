@@ -6,7 +6,7 @@ from __future__ import annotations
 from crosvm_py.care import DEFAULT_LIMIT, DEFAULT_TIMEOUT_SECONDS
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.facts import fact
-from sys_util.typing import TYPE_CHECKING
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.care import RestartLimit
@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from devices.virtio.block.image import BlockSpec
     from devices.virtio.rng.device import RngSpec
     from devices.virtio.vsock.common import VsockSpec
+
+
+# An x86 local APIC ID has 8 bits; 255 means all of them, and one is the I/O APIC's.
+MAX_CPUS: Final = 254
+# Below this not even the boot tables and a bare-metal guest fit.
+MIN_MEMORY_BYTES: Final = 4 << 20
+# One KVM memory slot has at most 2^31 pages; half of that leaves room below 46 address bits.
+MAX_MEMORY_BYTES: Final = 4 << 40
+
+# Where a port of ``--serial`` is on the virtio console, and no device of its own.
+VIRTIO_CONSOLE: Final = "virtio-console"
 
 
 @fact
@@ -40,7 +51,7 @@ class SerialSpec:
         """Return where the guest finds the port, for people."""
         if self.hardware == "serial":
             return f"COM{self.num}"
-        if self.hardware == "virtio-console":
+        if self.hardware == VIRTIO_CONSOLE:
             return f"virtio port {self.num}"
         return f"port {self.debugcon_port:#x}"
 

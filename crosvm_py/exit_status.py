@@ -33,8 +33,10 @@ class VmExit(IntEnum):
     WATCHDOG = 36
 
 
-# sysexits.h EX_SOFTWARE: a traceback went to the log.
-INTERNAL_ERROR: Final = 70
+# With what each process of ours exits for a bug of ours, which the log describes (sysexits.h,
+# EX_SOFTWARE), and with what a process beside the vmm exits where the host failed it.
+EXIT_BUG: Final = 70
+EXIT_HOST: Final = 1
 # What a shell shows for a process that SIGINT ended.
 INTERRUPTED: Final = 130
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from devices.com_ports import COM_PORT_LENGTH
 from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from devices.bus import IrqLine
 
-UART_LENGTH: Final = 8
 
 # Register offsets. DLL and DLM stand in for the first two while LCR.DLAB is set.
 THR: Final = 0  # RBR when read
@@ -143,7 +143,7 @@ class Uart:
                 self._raise_thr_empty()
             return
         if size != 1:  # the bus splits wide accesses to byte-wide chips into consecutive ports
-            for i in range(min(size, UART_LENGTH - (offset & 7))):
+            for i in range(min(size, COM_PORT_LENGTH - (offset & 7))):
                 self.write((offset & 7) + i, 1, (value >> (8 * i)) & 0xFF)
             return
         self._write_register(offset & 7, value & 0xFF)
@@ -177,7 +177,7 @@ class Uart:
         value = 0
         for i in range(size):
             at = (offset & 7) + i
-            value |= (self.read(at, 1) if at < UART_LENGTH else 0xFF) << (8 * i)
+            value |= (self.read(at, 1) if at < COM_PORT_LENGTH else 0xFF) << (8 * i)
         return value
 
     def _read_register(self, offset: int) -> int:

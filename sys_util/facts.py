@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Classes for facts: ``fact`` for frozen records with slots, ``NamedTuple`` for tuples with names.
 
+Which of the two: a ``NamedTuple`` where the parts are taken apart, compared or packed as a row, and
+may be replaced one by one: a queue's activation, a line of a table, several results of a function.
+A ``fact`` where the whole has a meaning of its own and must not be mixed up with another whole of
+the same values: what a user asked for (``…Spec``), each message between processes, a step of a
+jail. Two tuples with equal values are equal whatever they are called; two facts are not.
+
 They do what ``dataclasses`` and ``typing.NamedTuple`` do for the classes of this project, in a
 thirtieth and a tenth of the time: those two compile source text for every class, and importing
 them costs more than starting Python. Fields are the annotated names of the class body in their

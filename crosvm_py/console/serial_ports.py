@@ -12,13 +12,15 @@ import os
 import signal
 import time
 
+from crosvm_py.config import VIRTIO_CONSOLE
 from crosvm_py.console.ends import open_ends
 from crosvm_py.console.input import TerminalInput
 from crosvm_py.console.output import NullSink
 from crosvm_py.console.targets import sink_through_relay, sink_to, stream_to
+from devices.com_ports import COM_PORT_LENGTH, COM_PORTS
 from devices.debugcon import DEBUGCON_LENGTH, DebugConsole
 from devices.irq_line import SharedIrqLine
-from devices.serial import UART_LENGTH, Uart
+from devices.serial import Uart
 from sys_util import log as logging
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
@@ -38,15 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.get_logger("crosvm.serial")
 
-# I/O port and IRQ of COM1 to COM4.
-COM_PORTS: Final = {1: (0x3F8, 4), 2: (0x2F8, 3), 3: (0x3E8, 4), 4: (0x2E8, 3)}
-COM_IRQS: Final = frozenset(irq for _, irq in COM_PORTS.values())
-
 # The time that a slow reader gets for what is left at the end, all ports together.
 DRAIN_SECONDS: Final = 1.0
-
-VIRTIO_CONSOLE: Final = "virtio-console"
-VIRTIO_CONSOLE_NAME: Final = "console"  # of its process
 
 
 class _Port(NamedTuple):
@@ -85,7 +80,7 @@ class SerialPorts:
             if spec.console:
                 parameters.append(f"console=ttyS{spec.num - 1}")
             if spec.earlycon:
-                parameters.append(f"earlycon=uart8250,io,{COM_PORTS[spec.num][0]:#x}")
+                parameters.append(f"earlycon=uart8250,io,{COM_PORTS[spec.num].port:#x}")
         if self.virtio is not None:
             parameters += self.virtio.kernel_parameters
         return tuple(parameters)
@@ -112,7 +107,10 @@ class SerialPorts:
         Raises:
             ConfigError: the port of a debug console is taken.
         """
-        lines = {irq: SharedIrqLine(irq_line(irq)) for irq in sorted(COM_IRQS)}
+        lines = {
+            irq: SharedIrqLine(irq_line(irq))
+            for irq in sorted({com.irq for com in COM_PORTS.values()})
+        }
         for port in self._ports:
             port.sink.attach(loop, lock)
             if port.spec.hardware == "debugcon":
@@ -120,7 +118,7 @@ class SerialPorts:
                 continue
             base, irq = COM_PORTS[port.spec.num]
             uart = Uart(port.sink, lines[irq].add_source())
-            _insert(bus, base, UART_LENGTH, uart)
+            _insert(bus, base, COM_PORT_LENGTH, uart)
             self.uarts[port.spec.num] = uart
             if isinstance(port.input, TerminalInput):
                 self._attach_terminal(port.input, loop, lock, on_leave)

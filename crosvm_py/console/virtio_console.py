@@ -12,6 +12,7 @@ import os
 import time
 from functools import partial
 
+from crosvm_py.config import VIRTIO_CONSOLE
 from crosvm_py.console.ends import open_ends
 from crosvm_py.console.input import TerminalInput
 from devices.virtio.commands import Drain, Refused, SetWindow, Waiting
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.serial")
 
-HARDWARE: Final = "virtio-console"
 
 # Keys that the device has not taken yet; then TerminalInput waits, and later drops.
 KEY_BYTES: Final = 4096
@@ -299,7 +299,7 @@ def open_virtio_console(specs: Sequence[SerialSpec]) -> VirtioConsole:
         ConfigError: a spec makes no sense.
         HostError: something cannot be opened; nothing stays open.
     """
-    wanted = sorted((spec for spec in specs if spec.hardware == HARDWARE), key=_number)
+    wanted = sorted((spec for spec in specs if spec.hardware == VIRTIO_CONSOLE), key=_number)
     opened: list[tuple[SerialSpec, Ends]] = []
     try:
         for spec in wanted:

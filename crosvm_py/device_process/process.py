@@ -12,6 +12,7 @@ import select
 
 from crosvm_py.device_process import protocol
 from crosvm_py.device_process.configuration import Configuration
+from crosvm_py.exit_status import EXIT_BUG, EXIT_HOST
 from crosvm_py.kinds.table import build_device
 from devices.virtio.backend import QueuePosition
 from devices.virtio.commands import MAX_REASON_CHARS, Refused
@@ -77,10 +78,10 @@ def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: Jail
         return 0
     except VmmError as error:
         _last_words(channel, describe(error))
-        return protocol.EXIT_HOST
+        return EXIT_HOST
     except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
         _last_words(channel, crash_report(error))
-        return protocol.EXIT_BUG
+        return EXIT_BUG
     return 0
 
 

@@ -36,10 +36,6 @@ MAX_CONFIG_WRITES: Final = 256  # in one message
 MAX_HOLDS: Final = 4
 MAX_TIMER_MS: Final = 1 << 40
 
-# With what a device process exits: for a bug of ours, and where the host failed it.
-EXIT_BUG: Final = 70
-EXIT_HOST: Final = 1
-
 # A queue's descriptors travel beside the message; in it they are -1.
 _NO_FD: Final = integer(-1, -1)
 _QUEUE: Final = record(QueueActivation, U16, U16, U64, U64, U64, _NO_FD, _NO_FD, boolean)

@@ -16,6 +16,7 @@ import socket
 import stat
 import time
 
+from crosvm_py.exit_status import EXIT_BUG, EXIT_HOST
 from crosvm_py.socket_path import is_socket_of_a_vm
 from devices.virtio.vsock.broker import (
     BROKER_CODEC,
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
 
     from jail.plan import JailPlan
     from sys_util.wire import Message
-
-EXIT_BUG: Final = 70
-EXIT_HOST: Final = 1
 
 # Connections that may be asked for at once, which is as many as a guest can have, and in a second
 # for longer. It is for the sake of the host's programs, which have to accept them all.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from crosvm_py.kinds.balloon import BALLOON
 from crosvm_py.operations.devices import ask_device
 from crosvm_py.operations.operation import operation
 from crosvm_py.requests.balloon import PAGE_BYTES, BalloonAdjust, BalloonQuery, BalloonSet
@@ -40,7 +41,7 @@ def _ask_balloon(vm: RunningVm, command: Command) -> Pending:
     Raises:
         ConfigError: there is none.
     """
-    device = next((device for device in vm.supervisor.devices if device.name == "balloon"), None)
+    device = next((each for each in vm.supervisor.devices if each.kind is BALLOON), None)
     if device is None:
         raise ConfigError("this VM has no balloon (crosvm run --balloon gives it one)")
     return ask_device(device, command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 
-from crosvm_py.device_process.protocol import EXIT_HOST
+from crosvm_py.exit_status import EXIT_HOST
 from seccomp import syscall_name
 from sys_util.typing import Final
 

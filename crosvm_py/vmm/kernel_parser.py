@@ -16,6 +16,7 @@ import signal
 import time
 from contextlib import ExitStack
 
+from crosvm_py.exit_status import EXIT_BUG
 from crosvm_py.kernel_parser import protocol
 from crosvm_py.leaving import end_fault_handler
 from kernel_loader.image import MAX_UNPACKED_BYTES, KernelImage, ParsedKernel
@@ -52,8 +53,6 @@ _MAX_OTHER_DATA_BYTES: Final = 448 << 20
 
 # Nobody changes what was unpacked, once the vmm has taken it.
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-
-_EXIT_BUG: Final = 70
 
 
 class KernelParser:
@@ -220,7 +219,7 @@ def load_parser_policy(config: RunConfig) -> Policy | None:
 
 
 def _be_parser(config: RunConfig, sock_fd: int, source: FileSource, unpacked_fd: int) -> NoReturn:
-    status = _EXIT_BUG
+    status = EXIT_BUG
     try:
         end_fault_handler()
         from crosvm_py.kernel_parser.process import run_parser

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 
+from crosvm_py.exit_status import EXIT_BUG
 from crosvm_py.leaving import end_fault_handler
 from seccomp import load_policy
 from sys_util import linux
@@ -27,8 +28,6 @@ POLICY_NAME: Final = "line_relay"
 
 # How long it may take to end, a little more than it gives its receivers.
 END_SECONDS: Final = 2.0
-
-_EXIT_BUG: Final = 70
 
 
 class RelayProcess:
@@ -76,7 +75,7 @@ def start_relay(outlets: Sequence[Outlet], *, sandbox: bool) -> RelayProcess:
 
 
 def _be_relay(outlets: Sequence[Outlet], policy: Policy | None) -> NoReturn:
-    status = _EXIT_BUG
+    status = EXIT_BUG
     try:
         # A terminal's Ctrl-C is for the vmm, whose last lines have to get through.
         os.setpgid(0, 0)

@@ -7,9 +7,9 @@ import os
 import signal
 
 from crosvm_py.care import Care
-from crosvm_py.console.serial_ports import VIRTIO_CONSOLE_NAME
 from crosvm_py.end_signals import handle_end_signals
 from crosvm_py.exit_status import VmExit
+from crosvm_py.kinds.console import CONSOLE
 from crosvm_py.leaving import expect_filter
 from crosvm_py.machine.arch import host_arch
 from crosvm_py.machine.board import MachineEvents
@@ -112,7 +112,7 @@ class VirtualMachine:
             device.events = machine.plug(device)
             if prepared.cgroup is not None:
                 device.cgroup = f"{prepared.cgroup.path}/{device.name}"
-            if prepared.serial.virtio is not None and device.name == VIRTIO_CONSOLE_NAME:
+            if prepared.serial.virtio is not None and device.kind is CONSOLE:
                 prepared.serial.virtio.connect(device.command, device.is_writing)
 
     def run(self) -> VmExit:

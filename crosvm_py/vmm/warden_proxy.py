@@ -10,6 +10,7 @@ import signal
 from contextlib import suppress
 
 from crosvm_py.end_signals import END_SIGNALS
+from crosvm_py.exit_status import EXIT_BUG
 from crosvm_py.leaving import end_fault_handler
 from crosvm_py.warden import protocol
 from sys_util import linux
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.warden")
 
-EXIT_BUG: Final = 70
 
 # How long the warden may take to end everything when the vmm closes the channel.
 END_SECONDS: Final = 10.0

@@ -19,6 +19,7 @@ from functools import partial
 
 from crosvm_py.device_process.process import run_device
 from crosvm_py.device_process.protocol import CALL_DENIED_HEAD
+from crosvm_py.exit_status import EXIT_BUG
 from crosvm_py.kinds.cgroup import DeviceLimits, file_memory
 from crosvm_py.kinds.jail import jail_for
 from crosvm_py.kinds.table import DEVICE_KINDS
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.warden")
 
-EXIT_BUG: Final = 70
 _STDIO: Final = frozenset({0, 1, 2})
 _SHARED: Final = 2  # guest memory and the page of counters come before the device's own
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devices.com_ports import COM_PORT_LENGTH
 from devices.serial import (
     FCR,
     FIFO_BYTES,
@@ -18,7 +19,6 @@ from devices.serial import (
     MSR,
     SCR,
     THR,
-    UART_LENGTH,
     Uart,
 )
 
@@ -356,9 +356,9 @@ def test_wide_access_is_split_into_consecutive_ports(uart: Uart, sink: FakeSink)
 def test_hostile_accesses_never_raise_and_stay_in_range(uart: Uart, size: int) -> None:
     uart.receive(bytes(LINE_BYTES))
     for value in (0, 1, 0x55, 0x80, 0xAA, 0xFF, 0x1F1F1F1F_1F1F1F1F, (1 << 64) - 1):
-        for offset in range(UART_LENGTH):
+        for offset in range(COM_PORT_LENGTH):
             uart.write(offset, size, value & ((1 << (8 * size)) - 1))
-            for read_offset in range(UART_LENGTH):
+            for read_offset in range(COM_PORT_LENGTH):
                 assert 0 <= uart.read(read_offset, size) < 1 << (8 * size)
     assert uart.room >= 0
 

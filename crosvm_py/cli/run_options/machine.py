@@ -5,22 +5,16 @@ from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
 from crosvm_py.cli.grammar.options import Option, OptionGroup, switch
+from crosvm_py.config import MAX_CPUS, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
 
-# An x86 local APIC ID has 8 bits; 255 means all of them, and one is the I/O APIC's.
-MAX_CPUS: Final = 254
-
 MIB: Final = 1 << 20
 PAGE_BYTES: Final = 4096
 DEFAULT_MEMORY_BYTES: Final = 256 * MIB
-# Below this not even the boot tables and a bare-metal guest fit.
-MIN_MEMORY_BYTES: Final = 4 * MIB
-# One KVM memory slot has at most 2^31 pages; half of that leaves room below 46 address bits.
-MAX_MEMORY_BYTES: Final = 4 << 40
 
 _NUM_CORES: Final = keyvalue.integer("num-cores", "number of vCPUs", 1)
 _SIZE: Final = keyvalue.size("size", "memory, in MiB or with a suffix", DEFAULT_MEMORY_BYTES, MIB)

@@ -6,17 +6,17 @@ from __future__ import annotations
 from crosvm_py.cli.grammar import keyvalue
 from crosvm_py.cli.grammar.options import Option, OptionGroup
 from crosvm_py.cli.run_options.twice import first_twice
-from crosvm_py.config import SerialSpec
+from crosvm_py.config import VIRTIO_CONSOLE, SerialSpec
+from devices.com_ports import COM_PORT_LENGTH, COM_PORTS
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
 
-COM_PORTS: Final = 4
 TYPES: Final = ("stdout", "file", "sink", "syslog", "unix", "unix-stream", "pty")
 PATH_TYPES: Final = ("file", "unix", "unix-stream")
-HARDWARE: Final = ("serial", "virtio-console", "debugcon")
+HARDWARE: Final = ("serial", VIRTIO_CONSOLE, "debugcon")
 # hvc0 to hvc15 is what Linux has.
 VIRTIO_PORTS: Final = 16
 MAX_NAME_CHARS: Final = 64
@@ -29,10 +29,7 @@ _TAKEN_PORTS: Final = (
     range(0x60, 0x65),
     range(0x70, 0x72),
     range(0xA0, 0xA2),
-    range(0x2E8, 0x2F0),
-    range(0x2F8, 0x300),
-    range(0x3E8, 0x3F0),
-    range(0x3F8, 0x400),
+    *(range(com.port, com.port + COM_PORT_LENGTH) for com in COM_PORTS.values()),
     range(0x4D0, 0x4D2),
     range(0x505, 0x506),
     range(0x600, 0x608),
@@ -112,7 +109,7 @@ def _problem(spec: SerialSpec) -> str | None:
     serial, debugcon = spec.hardware == "serial", spec.hardware == "debugcon"
     virtio = spec.hardware == "virtio-console"
     checks = {
-        f"num={spec.num} is not in 1..{COM_PORTS}": serial and not 1 <= spec.num <= COM_PORTS,
+        f"num={spec.num} is not in 1..{len(COM_PORTS)}": serial and spec.num not in COM_PORTS,
         f"num={spec.num} is not in 1..{VIRTIO_PORTS}": virtio and not 1 <= spec.num <= VIRTIO_PORTS,
         f"debugcon-port={spec.debugcon_port:#x} is not in 1..0xffff": not (
             1 <= spec.debugcon_port <= 0xFFFF
@@ -198,9 +195,5 @@ def serial_ports(arguments: Arguments) -> tuple[SerialSpec, ...]:
         stdin = not any(spec.stdin for spec in specs)
         specs.append(SerialSpec(type="stdout", num=1, console=True, stdin=stdin))
     taken = {spec.place() for spec in specs}
-    specs += [
-        SerialSpec(type="sink", num=num)
-        for num in range(1, COM_PORTS + 1)
-        if f"COM{num}" not in taken
-    ]
+    specs += [SerialSpec(type="sink", num=num) for num in COM_PORTS if f"COM{num}" not in taken]
     return tuple(specs)

@@ -7,6 +7,8 @@ they expect them. Numbers only; who models what is said in the modules that use 
 
 from __future__ import annotations
 
+from crosvm_py.config import MAX_MEMORY_BYTES, MIN_MEMORY_BYTES
+from devices import com_ports
 from kernel_loader.boot_params import E820_RAM, E820_RESERVED, E820Entry
 from kernel_loader.load import BootLayout
 from sys_util.errors import ConfigError
@@ -53,13 +55,9 @@ TSS_GPA: Final = 0xFEFF_D000  # three pages
 TSS_BYTES: Final = 0x3000
 MMIO_HOLE_END: Final = 4 * GIB
 
-# What a 46-bit guest-physical address space and the tables of the hypervisor surely hold.
-MIN_MEMORY_BYTES: Final = 4 * MIB
-MAX_MEMORY_BYTES: Final = 1 << 45
-
 # I/O ports.
-COM_PORTS: Final = (0x3F8, 0x2F8, 0x3E8, 0x2E8)
-COM_PORT_COUNT: Final = 8
+COM_PORTS: Final = tuple(com.port for com in com_ports.COM_PORTS.values())
+COM_PORT_COUNT: Final = com_ports.COM_PORT_LENGTH
 I8042_PORT: Final = 0x60
 I8042_PORT_COUNT: Final = 5
 CMOS_PORT: Final = 0x70
@@ -77,7 +75,7 @@ RESET_VALUE: Final = 0x06
 
 # Interrupt lines (GSIs), which are pins of the IOAPIC of the same number, the PIT's line 0 too
 # (a PC has it on pin 2). Those from 24 up are routes of message-signalled interrupts.
-COM_IRQS: Final = (4, 3, 4, 3)
+COM_IRQS: Final = tuple(com.irq for com in com_ports.COM_PORTS.values())
 CMOS_IRQ: Final = 8
 SCI_IRQ: Final = 9
 PCI_INTX_GSIS: Final = (10, 11)
@@ -85,9 +83,6 @@ PCI_SLOTS: Final = 32
 FIRST_DEVICE_SLOT: Final = 1  # slot 0 is the host bridge
 MAX_DEVICES: Final = PCI_SLOTS - FIRST_DEVICE_SLOT
 PCI_PINS: Final = 4
-
-# One byte names a CPU in the MP table, 255 is the broadcast address.
-MAX_CPUS: Final = 254
 
 BOOT_LAYOUT: Final = BootLayout(
     zero_page_gpa=ZERO_PAGE_GPA,

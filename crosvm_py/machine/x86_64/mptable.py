@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from struct import Struct, pack
 
+from crosvm_py.config import MAX_CPUS
 from crosvm_py.machine.x86_64 import layout
 from crosvm_py.machine.x86_64.acpi.tables import IOAPIC_ID, checksum
 from sys_util.typing import TYPE_CHECKING, Final
@@ -42,8 +43,8 @@ _PIC_CASCADE_IRQ: Final = 2
 
 def build_mptable(cpus: int) -> bytes:
     """Return the configuration table of a machine with ``cpus`` CPUs, APIC ids from 0 up."""
-    if not 0 < cpus <= layout.MAX_CPUS:
-        raise ValueError(f"{cpus} CPUs, the MP table holds 1 to {layout.MAX_CPUS}")
+    if not 0 < cpus <= MAX_CPUS:
+        raise ValueError(f"{cpus} CPUs, the MP table holds 1 to {MAX_CPUS}")
     entries = [_processor(apic_id) for apic_id in range(cpus)]
     entries.append(pack("<BB6s", 1, _PCI_BUS, b"PCI   "))
     entries.append(pack("<BB6s", 1, _ISA_BUS, b"ISA   "))

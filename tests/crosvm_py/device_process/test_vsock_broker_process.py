@@ -14,7 +14,8 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from crosvm_py.device_process.vsock_broker import EXIT_HOST, run_broker
+from crosvm_py.device_process.vsock_broker import run_broker
+from crosvm_py.exit_status import EXIT_HOST
 from devices.virtio.vsock.broker import DEVICE_CODEC, BrokerFailed, Connect
 from sys_util.channel import Channel, socket_pair
 from sys_util.errors import ProtocolError

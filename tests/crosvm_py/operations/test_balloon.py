@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from crosvm_py.kinds.balloon import BALLOON
+from crosvm_py.kinds.block import BLOCK
+from crosvm_py.kinds.kind import DeviceKind
+from crosvm_py.kinds.rng import RNG
 from crosvm_py.operations import balloon
 from crosvm_py.requests import catalogue, protocol
 from crosvm_py.requests.balloon import PAGE_BYTES, BalloonAdjust, BalloonQuery, BalloonSet
@@ -39,8 +43,8 @@ ANSWER = BalloonState(512, 100, 1 << 40, True, True, 3, ((4, 1000), (5, 2000)), 
 class FakeDevice:
     """A device process that gives one answer to everything."""
 
-    def __init__(self, name: str, answer: Message) -> None:
-        self.name = name
+    def __init__(self, kind: DeviceKind, answer: Message) -> None:
+        self.kind, self.name = kind, kind.name
         self.asked: list[Command] = []
         self._answer = answer
 
@@ -50,7 +54,7 @@ class FakeDevice:
 
 
 def ask(device: FakeDevice, request: Request) -> protocol.Response:
-    vm = vm_of(*cast("list[DeviceProcess]", [FakeDevice("rng", Refused("no")), device]))
+    vm = vm_of(*cast("list[DeviceProcess]", [FakeDevice(RNG, Refused("no")), device]))
     answers: list[protocol.Response] = []
     match request:
         case BalloonSet():
@@ -76,19 +80,19 @@ def ask(device: FakeDevice, request: Request) -> protocol.Response:
     ],
 )
 def test_request_becomes_a_command(request_: Request, command: Command) -> None:
-    device = FakeDevice("balloon", ANSWER)
+    device = FakeDevice(BALLOON, ANSWER)
     assert ask(device, request_) == ANSWER
     assert device.asked == [command]
 
 
 def test_refusal_of_the_device_is_a_reason() -> None:
-    answer = ask(FakeDevice("balloon", Refused("not today")), BalloonSet(0))
+    answer = ask(FakeDevice(BALLOON, Refused("not today")), BalloonSet(0))
     assert answer == protocol.Failed("balloon: not today")
 
 
 def test_vm_without_a_balloon_says_how_to_get_one() -> None:
     with pytest.raises(ConfigError, match=r"no balloon \(crosvm run --balloon gives it one"):
-        ask(FakeDevice("block:0", ANSWER), BalloonSet(0))
+        ask(FakeDevice(BLOCK, ANSWER), BalloonSet(0))
 
 
 @pytest.mark.parametrize(

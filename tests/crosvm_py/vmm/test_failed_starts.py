@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.care import DEFAULT_LIMIT
-from crosvm_py.device_process.protocol import EXIT_BUG, EXIT_HOST
+from crosvm_py.exit_status import EXIT_BUG, EXIT_HOST
 from crosvm_py.vmm import restart
 from crosvm_py.warden.protocol import Exited, Kill, Respawn, SpawnFailed
 from devices.virtio.saved_state import SavedState
