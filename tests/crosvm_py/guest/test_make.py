@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from crosvm_py.cli.commands import guest_shell
 from crosvm_py.cli.dispatch import execute
 from crosvm_py.guest import make
 from crosvm_py.guest.apt import Source
@@ -253,3 +254,14 @@ def test_words_that_cannot_be_are_refused(bench: Bench, words: list[str], reason
         execute(["guest", "make", *words])
     assert reason in str(caught.value)
     assert not bench.calls.exists()
+
+
+def test_shell_without_a_folder_makes_a_minimal_guest_once(
+    bench: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = guest_shell._own_guest()
+    assert "5/5" in capfd.readouterr().err
+    assert guest_shell._own_guest() == first
+    assert capfd.readouterr().err == ""
+    assert Path(first).is_relative_to(bench.guests.parent / "cache/crosvm-py")
+    assert read_guest(first).root == f"{first}/root.squashfs"
