@@ -21,7 +21,7 @@ END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def undo_accidents() -> None:
-    """Unblock every signal, and learn of the end of children; for the start of a run."""
+    """Unblock every signal, and learn of the end of children: for commands that have some."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 

@@ -16,6 +16,7 @@ from crosvm_py.cli.grammar.options import Option, Positional, parse, text_option
 from crosvm_py.cli.output import write_error
 from crosvm_py.cli.run_options import boot, machine
 from crosvm_py.cli.run_options.run_config import build_config
+from crosvm_py.end_signals import undo_accidents
 from crosvm_py.inherited import keep_to_oneself
 from crosvm_py.tunables import leave_huge_pages
 from sys_util.errors import UsageError, VmmError
@@ -50,6 +51,7 @@ NET: Final = Option(
 
 
 def _shell(arguments: Arguments, settings: GlobalSettings) -> int:
+    undo_accidents()
     leave_huge_pages()
     folder = arguments.positional[0] if arguments.positional else _own_guest()
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
