@@ -339,7 +339,7 @@ def _jail(order: DeviceOrder, config: RunConfig, policies: RunPolicies | None) -
         keep_fds=range(_SHARED_FDS + len(order.fds)),
         max_file_bytes=order.max_file_bytes,
         guest_bytes=config.memory_bytes,
-        ids=choose(),
+        ids=choose().of_device().inside(),
     )
     return (f"enter new namespaces: {', '.join(NAMESPACES)}", *plan.describe())
 
@@ -356,6 +356,7 @@ def _policies(prepared: Preparation, parser: Policy | None) -> Iterable[PolicyUs
     yield _use(policies.main, "vmm")
     yield _use(policies.vcpu, "each vCPU thread of the vmm")
     yield _use(policies.warden, "warden")
+    yield _use(policies.forge, "forge")
 
 
 def _users(policy_name: str, orders: Iterable[DeviceOrder]) -> Iterable[str]:

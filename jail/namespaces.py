@@ -81,8 +81,10 @@ def _starts_with(path: str, value: bytes) -> bool:
         os.close(fd)
 
 
-def clone_into(cgroup_fd: int = -1) -> int:
+def clone_into(cgroup_fd: int = -1, *, sibling: bool = False) -> int:
     """Fork into new namespaces of every kind; return 0 in the child, else its pid.
+
+    The parent of a ``sibling`` is the caller's own, who writes its id maps and buries it.
 
     With ``cgroup_fd``, the directory of a group of cgroup v2, the child is in that, too, before
     ``write_id_maps`` can let it go.
@@ -91,24 +93,26 @@ def clone_into(cgroup_fd: int = -1) -> int:
         HostError: the host does not let us.
     """
     try:
-        return linux.clone(_ALL) if cgroup_fd < 0 else _clone_into_cgroup(cgroup_fd)
+        flags = _ALL | linux.CLONE_PARENT if sibling else _ALL
+        return linux.clone(flags) if cgroup_fd < 0 else _clone_into_cgroup(flags, cgroup_fd)
     except OSError as error:
         raise HostError("clone", "namespaces for a device", _hint(error, _CLONE_HINTS)) from error
 
 
-def _clone_into_cgroup(cgroup_fd: int) -> int:
+def _clone_into_cgroup(flags: int, cgroup_fd: int) -> int:
     try:
-        return linux.clone_into_cgroup(_ALL, cgroup_fd)
+        return linux.clone_into_cgroup(flags, cgroup_fd)
     except OSError as error:
         if error.errno != errno.ENOSYS:  # what a container that does not let us says
             raise
-    pid = linux.clone(_ALL)
+    pid = linux.clone(flags)
     if pid:
         try:
             _move(pid, cgroup_fd)
         except OSError:
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            if not flags & linux.CLONE_PARENT:
+                os.waitpid(pid, 0)
             raise
     return pid
 

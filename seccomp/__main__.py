@@ -14,6 +14,7 @@ CROSVM_COUNTS: Final = {
     "balloon_device": "69",
     "block_device": "82",
     "console_device": "71",
+    "forge": "none",
     "net_device": "69",
     "rng_device": "70",
     "vhost_net_device": "69",

@@ -23,6 +23,7 @@ CLONE_NEWNS: Final[int] = lib.CLONE_NEWNS
 CLONE_NEWPID: Final[int] = lib.CLONE_NEWPID
 CLONE_NEWUSER: Final[int] = lib.CLONE_NEWUSER
 CLONE_NEWUTS: Final[int] = lib.CLONE_NEWUTS
+CLONE_PARENT: Final[int] = lib.CLONE_PARENT
 MNT_DETACH: Final[int] = lib.MNT_DETACH
 MS_BIND: Final[int] = lib.MS_BIND
 MS_NODEV: Final[int] = lib.MS_NODEV
@@ -33,6 +34,8 @@ MS_RDONLY: Final[int] = lib.MS_RDONLY
 MS_REC: Final[int] = lib.MS_REC
 MS_REMOUNT: Final[int] = lib.MS_REMOUNT
 PR_CAPBSET_DROP: Final[int] = lib.PR_CAPBSET_DROP
+PR_CAP_AMBIENT: Final[int] = lib.PR_CAP_AMBIENT
+PR_CAP_AMBIENT_RAISE: Final[int] = lib.PR_CAP_AMBIENT_RAISE
 PR_SET_DUMPABLE: Final[int] = lib.PR_SET_DUMPABLE
 PR_SET_NAME: Final[int] = lib.PR_SET_NAME
 PR_SET_NO_NEW_PRIVS: Final[int] = lib.PR_SET_NO_NEW_PRIVS
@@ -74,6 +77,8 @@ def _check(result: int, what: str | None = None) -> int:
 
 def clone(flags: int) -> int:
     """Fork the calling process with namespace ``flags``; return 0 in the child, else its pid.
+
+    With CLONE_PARENT the child is the caller's sibling: it has the same parent.
 
     Only for a process with one thread: nothing of Python's or the C library's fork handling runs
     (clone(2)).
@@ -161,7 +166,18 @@ def set_capabilities(mask: int) -> None:
 
     Nothing can be gained this way: the new permitted set must be part of the old one.
     """
-    _check(lib.crosvm_set_capabilities(mask))
+    _check(lib.crosvm_set_capabilities(mask, 0))
+
+
+def keep_capabilities_for_programs(kept: frozenset[int]) -> None:
+    """Hold only ``kept``, of those that are held, and give it to programs that are executed.
+
+    Whoever is root then has no other capability in them (capabilities(7), "ambient").
+    """
+    mask = sum(1 << capability for capability in kept)
+    _check(lib.crosvm_set_capabilities(mask, mask))
+    for capability in kept:
+        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
 
 
 def capabilities() -> frozenset[int]:

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from crosvm_py.kinds.kind import DeviceKind
-    from jail.ids import Ids
     from jail.plan import JailPlan
     from seccomp import Policy
 
@@ -22,7 +21,7 @@ def jail_for(
     keep_fds: Iterable[int],
     max_file_bytes: int,
     guest_bytes: int,
-    ids: Ids,
+    ids: tuple[int | None, int | None],
 ) -> JailPlan:
     """Return the jail of one process.
 
@@ -32,7 +31,7 @@ def jail_for(
         keep_fds: the descriptors that stay open.
         max_file_bytes: the highest offset it may write at in any file.
         guest_bytes: the size of guest memory.
-        ids: what the process that clones it can give.
+        ids: user and group that it becomes.
     """
     return device_jail(
         policy_name=policy.name,
@@ -43,5 +42,5 @@ def jail_for(
         max_processes=kind.max_processes,
         recorder=policy.recorder,
         memory_bytes=guest_bytes,
-        ids=ids.of_device().inside(),
+        ids=ids,
     )

@@ -16,6 +16,7 @@ _MAIN: Final = "vmm"
 _VCPU: Final = "vcpu"
 # Its children inherit the warden's, which contains theirs: without and with a broker.
 _WARDENS: Final = ("warden", "warden_vsock")
+_FORGE: Final = "forge"
 
 
 class Recorded(NamedTuple):
@@ -35,6 +36,7 @@ class RunPolicies(NamedTuple):
 
     devices: dict[str, Policy]
     warden: Policy
+    forge: Policy
     main: Policy
     vcpu: Policy
 
@@ -64,11 +66,17 @@ def load_run_policies(
             return _recording(name, recorded)
         return load_policy(name, directory=directory, log_failures=log_failures)
 
+    def load_outer(name: str) -> Policy:
+        # The filter around one that is recorded must stop nothing.
+        return load_policy(
+            name, directory=directory, log_failures=log_failures or recorded is not None
+        )
+
     warden = _WARDENS[any(DEVICE_KINDS[kind].broker is not None for kind in kinds)]
     return RunPolicies(
         {name: load(name) for name in names},
-        # The filter around one that is recorded must stop nothing.
-        load_policy(warden, directory=directory, log_failures=log_failures or recorded is not None),
+        load_outer(warden),
+        load_outer(_FORGE),
         load(_MAIN),
         load(_VCPU),
     )

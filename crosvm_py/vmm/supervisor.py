@@ -83,12 +83,7 @@ class Supervisor:
         device_id = len(self._charges)
         kind = DEVICE_KINDS[order.kind]
         device = DeviceProcess(
-            device_id,
-            order.name,
-            kind,
-            self._loop,
-            self._lock,
-            self._care.timeout_seconds,
+            device_id, order.name, kind, self._loop, self._lock, self._care.timeout_seconds
         )
         charge = Charge(device, SharedPage.create("crosvm_counters"), self._care.restarts)
         charge.resizable = bool(kind.resizable and order.max_file_bytes)
@@ -174,16 +169,19 @@ class Supervisor:
     def restart(self, device: DeviceProcess, then: RestartResult) -> None:
         """Give a device a new process, with its code read anew; ``then`` is told when it serves.
 
+        Code that cannot be read leaves it the process that it has.
+
         Raises:
             ConfigError: there is no process that could be ended now.
+            VmmError: the warden has gone.
         """
         charge = self._charges[device.device_id]
         if charge.wish is not None:
             raise ConfigError("another restart is under way")
         if not device.status.ready:
             raise ConfigError(f"it has no process that serves now ({device.status.word})")
-        charge.wish, charge.on_purpose = then, True
-        device.finish(lambda: self._end_process(charge))
+        self._order(protocol.Renew(device.device_id))
+        charge.wish = then
 
     def end(self) -> None:
         """End every device and the warden, in order; harmless when some are gone already."""
@@ -271,8 +269,15 @@ class Supervisor:
                 self._end_with(f"warden (pid {self._warden.pid}): killed by seccomp: {denied}")
             case protocol.CannotStart(reason):
                 self._end_with(f"warden: {reason}")
+            case _:
+                self._take_answer(message)
+
+    def _take_answer(self, message: Message) -> None:
+        match message:
             case protocol.Sealed():
                 self._sealed = True
+            case protocol.Renewed(device_id, reason):
+                self._on_renewed(self._charge(device_id), reason)
             case protocol.Resized(device_id, size_bytes, reason):
                 then = self._resizes.pop(device_id, None)
                 if then is None:
@@ -313,6 +318,16 @@ class Supervisor:
         self._kill(charge)
         self._report(charge)
 
+    def _on_renewed(self, charge: Charge, reason: str) -> None:
+        """End a process on purpose, if the code of the next one can be read."""
+        device = charge.device
+        if reason:
+            charge.log.error("%s: is not restarted: %s", device.name, reason)
+            charge.fulfil(f"{device.name}: {reason}")
+        elif charge.wish is not None and device.status.ready:  # else it has ended meanwhile
+            charge.on_purpose = True
+            device.finish(lambda: self._end_process(charge))
+
     def _end_process(self, charge: Charge) -> None:
         """End a process that has finished what it had begun, as somebody wishes."""
         if charge.device.is_open:
@@ -339,7 +354,7 @@ class Supervisor:
         if charge.on_purpose:
             charge.on_purpose = False
             log.info("%s (pid %d): ended to be restarted", device.name, device.pid)
-            self._make_again(charge, fresh=True)
+            self._make_again(charge)
         else:
             charge.check_state()
             cause = device.death.describe(device.kind.policy_name)
@@ -362,12 +377,12 @@ class Supervisor:
         else:
             self._make_again(charge)
 
-    def _make_again(self, charge: Charge, *, fresh: bool = False) -> None:
+    def _make_again(self, charge: Charge) -> None:
         if self._ending or self._failure:
             return
         charge.device.status.restarts += 1
         charge.is_ready = False
-        message = protocol.Respawn(charge.device.device_id, fresh)
+        message = protocol.Respawn(charge.device.device_id)
         try:
             self._warden.channel.send(message, [self._memory_fd, charge.page.fd])
         except (ChannelClosed, ProtocolError):

@@ -10,45 +10,21 @@ from __future__ import annotations
 
 import os
 import signal
-from functools import partial
 
 from jail.ids import IdMap
-from jail.plan import device_jail
 from sys_util import linux
 from sys_util.channel import socket_pair
 from sys_util.log import get_logger
-from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable
-
-    from crosvm_py.kinds.kind import BrokerKind
     from crosvm_py.kinds.order import Connects
-    from crosvm_py.kinds.policies import RunPolicies
-    from jail.ids import Ids
-    from jail.plan import JailPlan
     from sys_util.event_loop import EventLoop
 
 log = get_logger("crosvm.warden")
 
 # How long a broker may take to end after its device has.
 END_SECONDS: Final = 1.0
-
-_STDIO: Final = frozenset({0, 1, 2})
-
-
-class Role(NamedTuple):
-    """What a child of the warden is to be: its life, its jail, whose ids it has, how it is denied.
-
-    ``denied_head`` is what the report of a denied system call begins with, on the first of the
-    child's descriptors.
-    """
-
-    run: Callable[[socket.socket, list[int], JailPlan | None], int]
-    jail: JailPlan | None
-    denied_head: bytes
-    owner: IdMap | None = None
 
 
 class _Process:
@@ -79,82 +55,54 @@ class Broker:
     def __init__(
         self,
         name: str,
-        kind: BrokerKind,
         connects: Connects,
-        ids: Ids | None,
         directory_fd: int,
         loop: EventLoop,
     ) -> None:
-        """Take up the broker of device ``name``; without a sandbox there are no ``ids``.
-
-        In ``loop`` the end of a process is noticed.
-        """
+        """``name`` is the device's; in ``loop`` the end of a process is noticed."""
         self._name = name
-        self._kind = kind
         self._connects = connects
-        self._ids = ids
         self._directory_fd = directory_fd
         self._loop = loop
         self._processes: list[_Process] = []  # the last one is that of the present device
 
-    def start(
-        self,
-        policies: RunPolicies | None,
-        fork: Callable[[Role, list[int]], tuple[int, int]],
-    ) -> int:
-        """Make the process and return the device's end of the channel to it, the caller's.
+    @property
+    def owner(self) -> IdMap:
+        """Whose ids its processes have."""
+        return IdMap(self._connects.uid, self._connects.gid)
 
-        Args:
-            policies: those of the run; ``None`` for ``--disable-sandbox``.
-            fork: makes a child with these descriptors; returns its pid and a pidfd.
+    def open_fds(self) -> tuple[list[int], int]:
+        """Return the descriptors of one process, then the device's end of the channel to it.
+
+        All of them are the caller's.
 
         Raises:
-            HostError, OSError: the host does not let us; there is no process.
+            OSError: the host does not let us.
         """
         devices_end, brokers_end = socket_pair()
-        fds = [brokers_end.fileno(), self._directory_fd]
-        try:
-            process = _Process(*fork(self._role(policies, fds), fds))
-        except BaseException:
-            devices_end.close()
-            raise
-        finally:
-            brokers_end.close()
+        with devices_end, brokers_end:
+            directory = os.dup(self._directory_fd)
+            return [brokers_end.detach(), directory], devices_end.detach()
+
+    def adopt(self, pid: int, pidfd: int) -> None:
+        """Have the process that was made with these descriptors; ``pidfd`` becomes ours."""
+        process = _Process(pid, pidfd)
         self._processes.append(process)
         self._loop.add(process.pidfd, lambda _events: self._bury(process))
-        return devices_end.detach()
+
+    def knows(self, pid: int) -> bool:
+        """Return whether ``pid`` is one of ours that is not buried yet."""
+        return any(process.pid == pid for process in self._processes)
 
     def let_go(self) -> None:
         """Expect the end of every process, which sees that of its device; a stuck one is killed."""
         for process in self._processes:
             self._loop.call_later(END_SECONDS, process.kill)
 
-    def end(self) -> None:
-        """Kill and bury every process; nothing of the device is left, and the loop runs no more."""
+    def kill(self) -> None:
+        """Kill every process; the caller buries them, and the loop runs no more."""
         for process in self._processes:
             process.kill()
-            process.bury()
-
-    def _role(self, policies: RunPolicies | None, fds: list[int]) -> Role:
-        from importlib import import_module
-
-        module = import_module(self._kind.module)  # which may have been read anew
-        run = partial(module.run_broker, self._connects.name)
-        owner = IdMap(self._connects.uid, self._connects.gid)
-        jail = None
-        if policies is not None and self._ids is not None:
-            policy = policies.devices[self._kind.policy_name]
-            jail = device_jail(
-                policy_name=policy.name,
-                bpf=policy.bpf,
-                keep_fds=_STDIO.union(fds),
-                max_file_bytes=0,
-                ids=self._ids.of_user(owner).inside(),
-                root_fd=self._directory_fd,
-                recorder=policy.recorder,
-                memory_bytes=0,
-            )
-        return Role(run, jail, module.BROKER_DENIED_HEAD, owner)
 
     def _bury(self, process: _Process) -> None:
         self._loop.remove(process.pidfd)

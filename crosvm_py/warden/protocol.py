@@ -95,14 +95,24 @@ class VmmDenied:
 class Respawn:
     """Make the process of a device again; its last one has ended.
 
-    The descriptors: guest memory, the page of its counters. With ``fresh`` its code is read anew
-    from where it is installed, so that it can be another version.
+    The descriptors: guest memory, the page of its counters.
     """
 
     TYPE: ClassVar[int] = 5
-    FIELDS: ClassVar[tuple[Check, ...]] = (U32, boolean)
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
     device_id: int
-    fresh: bool
+
+
+@fact
+class Renew:
+    """See that the code of devices can be read as it is installed now, for a device's next process.
+
+    ``Renewed`` follows; the device has the process that it had.
+    """
+
+    TYPE: ClassVar[int] = 7
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
+    device_id: int
 
 
 @fact
@@ -168,6 +178,16 @@ class Sealed:
 
 
 @fact
+class Renewed:
+    """The next process of the device has the new code, or there is a ``reason`` why it cannot."""
+
+    TYPE: ClassVar[int] = 39
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, text(1024))
+    device_id: int
+    reason: str
+
+
+@fact
 class WardenDenied:
     """The warden's last message, of the same kind."""
 
@@ -189,5 +209,7 @@ class CannotStart:
 VMM_DENIED_HEAD: Final = bytes([0x93, VmmDenied.TYPE])
 WARDEN_DENIED_HEAD: Final = bytes([0x92, WardenDenied.TYPE])
 
-WARDEN_CODEC: Final = Codec((Spawn, Respawn, Kill, Resize, VmmDenied, Seal))
-VMM_CODEC: Final = Codec((Spawned, SpawnFailed, Exited, Resized, WardenDenied, Sealed, CannotStart))
+WARDEN_CODEC: Final = Codec((Spawn, Respawn, Renew, Kill, Resize, VmmDenied, Seal))
+VMM_CODEC: Final = Codec(
+    (Spawned, SpawnFailed, Exited, Resized, Renewed, WardenDenied, Sealed, CannotStart)
+)

@@ -14,51 +14,42 @@ import contextlib
 import gc
 import os
 import signal
-import socket
-from functools import partial
 
-from crosvm_py.device_process.process import run_device
-from crosvm_py.device_process.protocol import CALL_DENIED_HEAD
-from crosvm_py.exit_status import EXIT_BUG
-from crosvm_py.kinds.cgroup import DeviceLimits, file_memory
-from crosvm_py.kinds.jail import jail_for
+from crosvm_py.kinds.cgroup import DeviceLimits
 from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.warden import protocol
-from crosvm_py.warden.broker import Broker, Role
-from crosvm_py.warden.code import Code, read_anew
+from crosvm_py.warden.broker import Broker
+from crosvm_py.warden.child import be_child, broker_role, device_role, guest_bytes, let_go
+from crosvm_py.warden.device import Device
+from crosvm_py.warden.forge import start_forge
+from crosvm_py.warden.forge_proxy import reason_for
+from crosvm_py.warden.foundry import Foundry
 from crosvm_py.warden.resize import check_resize, resize_file
 from jail.ids import choose
-from jail.namespaces import clone_into, write_id_maps
+from jail.namespaces import clone_into
 from jail.plan import confine_warden, load_filter
-from jail.steps import DieWithParent
 from seccomp import syscall_name
 from sys_util import linux
 from sys_util.channel import Channel, socket_pair
-from sys_util.errors import (
-    ChannelClosed,
-    HostError,
-    ProtocolError,
-    VmmError,
-    describe,
-    remedy_for,
-)
+from sys_util.errors import ChannelClosed, HostError, ProtocolError, VmmError, describe
 from sys_util.event_loop import EventLoop
 from sys_util.log import get_logger
 from sys_util.stranger import judged
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import NoReturn
+    import socket
+    from collections.abc import Callable, Iterable
 
     from crosvm_py.kinds.policies import RunPolicies
+    from crosvm_py.warden.child import Role
+    from crosvm_py.warden.forge import ForgeProcess
     from jail.cgroup import VmCgroup
-    from jail.plan import JailPlan
+    from jail.ids import IdMap
     from sys_util.wire import Message
 
 log = get_logger("crosvm.warden")
 
-_STDIO: Final = frozenset({0, 1, 2})
 _SHARED: Final = 2  # guest memory and the page of counters come before the device's own
 
 
@@ -80,6 +71,7 @@ def be_warden(
     """
     os.setsid()
     linux.set_process_name("crosvm-warden")
+    kinds = sorted(kinds)
     channel = Channel(sock, protocol.WARDEN_CODEC)
     try:
         if policies is not None:
@@ -88,53 +80,17 @@ def be_warden(
             DEVICE_KINDS[kind].preload()
         gc.freeze()
         gc.enable()
-        warden = _Warden(channel, policies, null_fd, cgroup)
+        forge = start_forge(policies, kinds, null_fd)  # now, so that it shares most pages with us
+        warden = _Warden(channel, forge, policies, null_fd, cgroup)
         if policies is not None:
             syscall_name(0)  # loads the names, for the vmm's last words
             linux.report_denied_calls(sock.fileno(), protocol.WARDEN_DENIED_HEAD)
             load_filter(policies.warden)
     except (VmmError, OSError) as error:
         with contextlib.suppress(ChannelClosed, ProtocolError):  # a vmm that has gone has its own
-            channel.send(protocol.CannotStart(_reason(error)))
+            channel.send(protocol.CannotStart(reason_for(error)))
         return
     warden.run()
-
-
-class _Device:
-    """One device: what its processes are made from, and the process that it has now, if any.
-
-    Owns its descriptors.
-    """
-
-    def __init__(
-        self, order: protocol.Spawn, fds: list[int], limits: DeviceLimits, broker: Broker | None
-    ) -> None:
-        self.broker = broker
-        self.order = order
-        self.limits = limits
-        self.fds = fds
-        self.max_file_bytes = order.max_file_bytes
-        self.pid = 0
-        self.pidfd = -1
-
-    @property
-    def file_memory(self) -> int:
-        """How much memory the disk can take that it writes."""
-        return file_memory(DEVICE_KINDS[self.order.kind], self.fds, self.max_file_bytes)
-
-    def open_fds(self, opened: list[int]) -> None:
-        """Append the descriptors of one process to ``opened``; they are the caller's.
-
-        Where the host does not let us open a file anew, the process gets ours: the first one can
-        use it, and one after it will say what is wrong.
-        """
-        first_reopened = len(self.fds) - self.order.reopened
-        for at, fd in enumerate(self.fds):
-            copy = -1
-            if at >= first_reopened:
-                with contextlib.suppress(OSError):
-                    copy = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-            opened.append(os.dup(fd) if copy < 0 else copy)
 
 
 class _Warden:
@@ -143,6 +99,7 @@ class _Warden:
     def __init__(
         self,
         channel: Channel,
+        forge: ForgeProcess,
         policies: RunPolicies | None,
         null_fd: int,
         cgroup: VmCgroup | None,
@@ -150,12 +107,15 @@ class _Warden:
         self._channel = channel
         self._cgroup = cgroup
         self._policies = policies
+        self._filters = None if policies is None else policies.devices
         self._null_fd = null_fd
-        self._devices: dict[int, _Device] = {}
+        self._devices: dict[int, Device] = {}
+        self._renewing: set[int] = set()  # those for which new code is being read
+        self._prepared: set[int] = set()  # those that are made again on purpose, next
         self._sealed = False
-        self._code = Code(DEVICE_KINDS, run_device)
-        self._ids = None if policies is None else choose()
         self._loop = EventLoop()
+        self._ids = None if policies is None else choose()
+        self._foundry = Foundry(self._loop, forge, self._knows)
 
     def run(self) -> None:
         self._loop.add(self._channel.fileno(), self._on_message)
@@ -166,12 +126,21 @@ class _Warden:
         except VmmError as error:
             log.error("the vmm broke the protocol: %s", describe(error))
         finally:
-            for device in self._devices.values():
-                if device.pid:
-                    linux.pidfd_send_signal(device.pidfd, signal.SIGKILL)
-                    os.waitpid(device.pid, 0)
-                if device.broker is not None:
-                    device.broker.end()
+            self._end()
+
+    def _end(self) -> None:
+        """Kill and bury every child."""
+        self._foundry.end()
+        for device in self._devices.values():
+            if device.pid:
+                linux.pidfd_send_signal(device.pidfd, signal.SIGKILL)
+            if device.broker is not None:
+                device.broker.kill()
+        try:
+            while True:
+                os.waitpid(-1, 0)
+        except ChildProcessError:
+            pass
 
     def _on_message(self, _events: int) -> None:
         received = self._channel.receive()
@@ -187,9 +156,11 @@ class _Warden:
     def _serve(self, message: Message, fds: list[int]) -> None:
         match message:
             case protocol.Spawn():
-                self._start(self._new(message, fds), fds, fresh=False)
-            case protocol.Respawn(device_id, fresh):
-                self._start(self._ended(device_id), fds, fresh=fresh)
+                self._start(self._new(message, fds), fds)
+            case protocol.Renew(device_id):
+                self._renew(device_id)
+            case protocol.Respawn(device_id):
+                self._start_again(self._ended(device_id), fds)
             case protocol.Seal():
                 self._sealed = True
                 self._channel.send(protocol.Sealed())
@@ -204,7 +175,7 @@ class _Warden:
             case _:
                 raise ProtocolError(f"unexpected {type(message).__name__}")
 
-    def _new(self, order: protocol.Spawn, fds: list[int]) -> _Device:
+    def _new(self, order: protocol.Spawn, fds: list[int]) -> Device:
         """Take up a device; its own descriptors leave ``fds``."""
         if self._sealed:
             raise ProtocolError(f"it asks for device {order.device_id} while the guest runs")
@@ -215,18 +186,17 @@ class _Warden:
             raise ProtocolError(f"device {order.device_id} is of no kind there is")
         if len(fds) < _SHARED + (kind.broker is not None):
             raise ProtocolError(f"{len(fds)} descriptors for device {order.device_id}")
-        limits = DeviceLimits(self._cgroup, order.name, kind, _guest_bytes(order))
+        limits = DeviceLimits(self._cgroup, order.name, kind, guest_bytes(order))
         broker = None
         if kind.broker is not None:
-            ids = self._ids
-            broker = Broker(order.name, kind.broker, order.connects, ids, fds.pop(), self._loop)
-        self._devices[order.device_id] = device = _Device(order, fds[_SHARED:], limits, broker)
+            broker = Broker(order.name, order.connects, fds.pop(), self._loop)
+        self._devices[order.device_id] = device = Device(order, fds[_SHARED:], limits, broker)
         del fds[_SHARED:]
         return device
 
-    def _ended(self, device_id: int) -> _Device:
+    def _ended(self, device_id: int) -> Device:
         device = self._devices.get(device_id)
-        if device is None or device.pid:
+        if device is None or device.pid or device.is_remade:
             raise ProtocolError(f"device {device_id} is not one that has ended")
         return device
 
@@ -254,21 +224,67 @@ class _Warden:
             log.warning("%s: its memory limit stays: %s", device.order.name, error.strerror)
         return protocol.Resized(device_id, size_bytes, "")
 
-    def _start(self, device: _Device, shared: list[int], *, fresh: bool) -> None:
+    def _knows(self, pid: int) -> bool:
+        """Return whether ``pid`` is that of a device or a broker."""
+        devices = self._devices.values()
+        return any(
+            device.pid == pid or (device.broker is not None and device.broker.knows(pid))
+            for device in devices
+        )
+
+    def _renew(self, device_id: int) -> None:
+        if device_id not in self._devices or device_id in self._renewing:
+            raise ProtocolError(f"it asks for new code for device {device_id}")
+        self._renewing.add(device_id)
+
+        def done(reason: str) -> None:
+            self._renewing.remove(device_id)
+            if not reason:
+                self._prepared.add(device_id)
+            self._channel.send(protocol.Renewed(device_id, reason[:1024]))
+
+        self._foundry.renew(done)
+
+    def _start_again(self, device: Device, shared: list[int]) -> None:
+        """Have the next process of a device made by a mould."""
         device_id = device.order.device_id
+        self._check_shared(device_id, shared)
+        if device_id in self._prepared:
+            self._prepared.remove(device_id)
+        else:
+            self._foundry.keep_spare()
+
+        def done(ours: socket.socket | None, reason: str) -> None:
+            if ours is None:
+                self._channel.send(protocol.SpawnFailed(device_id, reason[:1024]))
+            else:
+                self._started(device, ours)
+
+        device.remake(self._foundry, self._ids, shared, done)
+
+    def _check_shared(self, device_id: int, shared: list[int]) -> None:
         if len(shared) != _SHARED:
             raise ProtocolError(f"{len(shared)} descriptors for device {device_id}")
+
+    def _start(self, device: Device, shared: list[int]) -> None:
+        """Fork the first process of a device."""
+        device_id = device.order.device_id
+        self._check_shared(device_id, shared)
         try:
-            if fresh:
-                self._code = read_anew({device.order.kind for device in self._devices.values()})
             ours = self._make(device, shared)
         except (VmmError, OSError) as error:
-            self._channel.send(protocol.SpawnFailed(device_id, _reason(error)))
-            return
-        with ours:
-            self._channel.send(protocol.Spawned(device_id, device.pid), [ours.fileno()])
+            self._channel.send(protocol.SpawnFailed(device_id, reason_for(error)))
+        else:
+            self._started(device, ours)
 
-    def _make(self, device: _Device, shared: list[int]) -> socket.socket:
+    def _started(self, device: Device, ours: socket.socket) -> None:
+        """Tell of a process, and notice its end; ``ours`` is the vmm's end of its channel."""
+        self._loop.add(device.pidfd, lambda _events: self._bury(device))
+        with ours:
+            message = protocol.Spawned(device.order.device_id, device.pid)
+            self._channel.send(message, [ours.fileno()])
+
+    def _make(self, device: Device, shared: list[int]) -> socket.socket:
         """Make the process and return the vmm's end of its channel.
 
         Raises:
@@ -279,11 +295,10 @@ class _Warden:
         try:
             device.open_fds(fds)
             if device.broker is not None:
-                fork = partial(self._fork, device)
-                fds.append(device.broker.start(self._policies, fork))
-            run = partial(self._code.run, device.order)
-            role = Role(run, self._jail(device, fds), CALL_DENIED_HEAD)
-            device.pid, device.pidfd = self._fork(device, role, fds)
+                fds.append(self._make_broker(device, device.broker))
+            ids = self._ids and self._ids.of_device
+            role = device_role(device.order, fds, self._filters, _inside(ids))
+            device.pid, device.pidfd = self._fork(device, role, fds, ids)
         except (HostError, OSError):
             if device.broker is not None:
                 device.broker.let_go()
@@ -293,52 +308,54 @@ class _Warden:
             theirs.close()
             for fd in fds[1 + len(shared) :]:
                 os.close(fd)
-        self._loop.add(device.pidfd, lambda _events: self._bury(device))
         return ours
 
-    def _fork(self, device: _Device, role: Role, fds: list[int]) -> tuple[int, int]:
+    def _make_broker(self, device: Device, broker: Broker) -> int:
+        """Make the broker's process and return the device's end of the channel to it.
+
+        Raises:
+            HostError, OSError: the host does not let us; there is no process.
+        """
+        kind = DEVICE_KINDS[device.order.kind].broker
+        if kind is None:
+            raise ProtocolError(f"{device.order.name} has no broker")
+        fds, end = broker.open_fds()
+        try:
+            user = self._ids and self._ids.of_user(broker.owner)
+            ids = None if user is None else lambda _pid: user
+            role = broker_role(device.order, kind, fds, self._filters, _inside(ids))
+            broker.adopt(*self._fork(device, role, fds, ids))
+        except BaseException:
+            os.close(end)
+            raise
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return end
+
+    def _fork(
+        self,
+        device: Device,
+        role: Role,
+        fds: list[int],
+        ids: Callable[[int], IdMap] | None,
+    ) -> tuple[int, int]:
         """Fork a process and let it go once its ids are mapped; return pid and pidfd."""
-        ids = self._ids
         cgroup_fd = device.limits.enter(device.file_memory)
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
         try:
             pid = os.fork() if ids is None else clone_into(cgroup_fd)
             if pid == 0:
                 os.close(go_write)
-                _be_child(role, fds, go_read, self._null_fd)
-            try:
-                if ids is not None:
-                    user = ids.of_device(pid) if role.owner is None else ids.of_user(role.owner)
-                    write_id_maps(pid, user)
-                pidfd = os.pidfd_open(pid)
-            except (HostError, OSError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise
-            os.write(go_write, b"!")
+                be_child(role, fds, go_read, self._null_fd)
+            return pid, let_go(pid, go_write, ids and ids(pid))
         finally:
             os.close(go_read)
             os.close(go_write)
             if cgroup_fd >= 0:
                 os.close(cgroup_fd)
-        return pid, pidfd
 
-    def _jail(self, device: _Device, fds: list[int]) -> JailPlan | None:
-        if self._policies is None or self._ids is None:
-            return None
-        order = device.order
-        kind = self._code.kinds[order.kind]
-        policy = self._policies.devices[kind.policy_name]
-        return jail_for(
-            kind,
-            policy,
-            keep_fds=_STDIO.union(fds),
-            max_file_bytes=device.max_file_bytes,
-            guest_bytes=_guest_bytes(order),
-            ids=self._ids,
-        )
-
-    def _bury(self, device: _Device) -> None:
+    def _bury(self, device: Device) -> None:
         pid, device.pid = device.pid, 0
         if device.broker is not None:
             device.broker.let_go()
@@ -350,27 +367,6 @@ class _Warden:
         self._channel.send(protocol.Exited(device.order.device_id, pid, status, cause))
 
 
-def _reason(error: VmmError | OSError) -> str:
-    """Return why something cannot be made, as a message can hold it."""
-    if isinstance(error, OSError):
-        return f"{error.strerror}{remedy_for(error)}"[:1024]
-    return describe(error)[:1024]
-
-
-def _guest_bytes(order: protocol.Spawn) -> int:
-    return sum(region.size_bytes for region in order.regions)
-
-
-def _be_child(role: Role, fds: list[int], go_fd: int, null_fd: int) -> NoReturn:
-    status = EXIT_BUG
-    try:
-        linux.report_denied_calls(fds[0], role.denied_head)  # the warden's channel is not ours
-        for fd in _STDIO:
-            os.dup2(null_fd, fd)
-        if os.read(go_fd, 1):  # nothing: the warden died or gave up
-            if role.jail is None:
-                linux.close_all_fds_except({*_STDIO, *fds})
-                DieWithParent().apply()
-            status = role.run(socket.socket(fileno=fds[0]), fds[1:], role.jail)
-    finally:
-        os._exit(status)
+def _inside(ids: Callable[[int], IdMap] | None) -> tuple[int | None, int | None]:
+    """Return user and group that a process becomes; nobody else without a sandbox."""
+    return (None, None) if ids is None else ids(0).inside()

@@ -32,12 +32,13 @@ int crosvm_clone(unsigned long flags)
     return result(syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0));
 }
 
-/* The child is in the cgroup from its first instruction on, and nothing has to be moved. */
+/* The child is in the cgroup from its first instruction on, and nothing has to be moved. A sibling
+ * (CLONE_PARENT) has the caller's own exit signal, and clone3(2) refuses another. */
 int crosvm_clone_into_cgroup(unsigned long flags, int cgroup_fd)
 {
     struct clone_args args = {
         .flags = flags | CLONE_INTO_CGROUP,
-        .exit_signal = SIGCHLD,
+        .exit_signal = flags & CLONE_PARENT ? 0 : SIGCHLD,
         .cgroup = cgroup_fd,
     };
 
@@ -103,13 +104,15 @@ int crosvm_prctl(int option, unsigned long arg2, unsigned long arg3,
 }
 
 /* All three sets, whatever capabilities this kernel has: libcap knows only its own time's. */
-int crosvm_set_capabilities(unsigned long long mask)
+int crosvm_set_capabilities(unsigned long long mask, unsigned long long inheritable)
 {
     struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
     struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
     memset(sets, 0, sizeof(sets));
     sets[0].permitted = sets[0].effective = (unsigned int)mask;
     sets[1].permitted = sets[1].effective = (unsigned int)(mask >> 32);
+    sets[0].inheritable = (unsigned int)inheritable;
+    sets[1].inheritable = (unsigned int)(inheritable >> 32);
     return result(syscall(SYS_capset, &header, sets));
 }
 

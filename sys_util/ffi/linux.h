@@ -14,7 +14,7 @@ void crosvm_forget_environment(const char *kept);
 int crosvm_fallocate(int fd, int mode, long long offset, long long length);
 int crosvm_prctl(int option, unsigned long arg2, unsigned long arg3,
                  unsigned long arg4, unsigned long arg5);
-int crosvm_set_capabilities(unsigned long long mask);
+int crosvm_set_capabilities(unsigned long long mask, unsigned long long inheritable);
 int crosvm_capabilities(unsigned long long *mask);
 int crosvm_load_filter(const void *program, unsigned short length);
 int crosvm_load_recording_filter(const void *program, unsigned short length,

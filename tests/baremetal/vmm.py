@@ -24,15 +24,21 @@ ROOT: Final = Path(__file__).parents[2]
 PATIENCE_SECONDS: Final = 120.0
 
 
+FORGE: Final = "crosvm-forge"
+MOULD: Final = "crosvm-mould"
+
+
 class Processes(NamedTuple):
     """The process ids of one VM; devices by name."""
 
     vmm: int
     warden: int
     devices: dict[str, int]
+    forge: int
+    moulds: list[int]
 
     def all(self) -> list[int]:
-        return [self.vmm, self.warden, *self.devices.values()]
+        return [self.vmm, self.warden, self.forge, *self.moulds, *self.devices.values()]
 
 
 def children(pid: int) -> list[int]:
@@ -162,7 +168,11 @@ class Vmm:
         """Find the VM's processes and keep hold of them for ``nothing_is_left``."""
         vmm = self.process.pid
         (warden,) = (pid for pid in children(vmm) if name_of(pid) == "crosvm-warden")
-        found = Processes(vmm, warden, {name_of(pid): pid for pid in children(warden)})
+        named = [(name_of(pid), pid) for pid in children(warden)]
+        devices = {name: pid for name, pid in named if name not in (FORGE, MOULD)}
+        (forge,) = (pid for name, pid in named if name == FORGE)
+        moulds = [pid for name, pid in named if name == MOULD]
+        found = Processes(vmm, warden, devices, forge, moulds)
         self._pidfds += [os.pidfd_open(pid) for pid in found.all()[1:]]
         return found
 

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import mmap
 import sys
+from contextlib import contextmanager
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Final
+from unittest import mock
 
+from crosvm_py.warden import forge
 from tests.breakout import lies
 from tests.breakout.inmate import Inmate, taken_over
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from devices.virtio.queue.chain import DescriptorChain
 
 KIND: Final = "rng"
@@ -29,7 +35,15 @@ TOLD: Final = (
 )
 _LIES: Final = {lie.name: lie for lie in lies.LIES}
 
-# How many were told; every process of the device has this page.
+# In a mould, which makes all processes of the device but the first.
+_BOOT: Final = """
+import sys
+sys.path[:] = sys.argv[3:]
+from tests.breakout import hijacked
+hijacked.move_in({path!r}).__enter__()
+"""
+
+# How many were told; every process of the device has this page, which is a file.
 _told = mmap.mmap(-1, mmap.PAGESIZE)
 
 
@@ -49,12 +63,25 @@ class Liar(Inmate):
         self.device.handle_chain(queue_index, chain)
 
 
+@contextmanager
+def move_in(path: str) -> Iterator[None]:
+    """Have the processes of the device that are made here be taken over; ``path`` has the page."""
+    global _told
+    with open(path, "r+b") as page:
+        _told = mmap.mmap(page.fileno(), mmap.PAGESIZE)
+    with taken_over([KIND], frozenset(), inmate=Liar):
+        yield
+
+
 def main() -> int:
     """Be crosvm."""
     from crosvm_py.__main__ import main as crosvm
 
-    with taken_over([KIND], frozenset(), inmate=Liar):
-        return crosvm()
+    with NamedTemporaryFile() as page:
+        page.truncate(mmap.PAGESIZE)
+        boot = _BOOT.format(path=page.name) + forge.BOOT
+        with mock.patch.object(forge, "BOOT", boot), move_in(page.name):
+            return crosvm()
 
 
 if __name__ == "__main__":

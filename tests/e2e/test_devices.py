@@ -53,7 +53,8 @@ def scene(kvmhost: KvmHost, request: pytest.FixtureRequest) -> Scene:
     disk = lab.disk("data.img", DISK_MIB)
     with lab.start("-c", str(VCPUS), "--rwdisk", disk, end="stay", script="sync") as vm:
         vm.wait_ready()
-        vmm, warden, *devices = vm.processes()
+        vmm, warden, *below = vm.processes()
+        devices = [process for process in below if process["name"] != "crosvm-forge"]
     lab.close()
     return Scene(lab, disk, vmm, warden, {device["name"]: device for device in devices})
 
@@ -165,9 +166,11 @@ def test_warden_has_what_devices_are_made_of_but_neither_kvm_nor_guest_memory(
 ) -> None:
     found = kinds(scene.warden)
     devices = len(scene.devices)
-    # stderr is the vmm's, here a pipe; the others are the event loop and its children's pidfds.
+    # stderr is the vmm's, here a pipe; the others are the channels to the vmm and the forge, the
+    # event loop and its children's pidfds.
+    pidfds = devices + 1
     expected = Counter(
-        {NULL: 2, "pipe": 1, "socket": 1, "anon_inode:[eventpoll]": 1, EVENTFD: 1, PIDFD: devices}
+        {NULL: 2, "pipe": 1, "socket": 2, "anon_inode:[eventpoll]": 1, EVENTFD: 1, PIDFD: pidfds}
     )
     assert found == expected + Counter({ROOT_SQUASHFS: 1, scene.disk: 1})
 

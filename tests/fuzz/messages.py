@@ -14,6 +14,7 @@ import msgpack
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.kernel_parser import protocol as kernel_parser_protocol
 from crosvm_py.requests import catalogue
+from crosvm_py.warden import forge_protocol
 from crosvm_py.warden import protocol as warden_protocol
 from devices.virtio.vsock import broker as vsock_broker
 from sys_util import wire
@@ -32,6 +33,10 @@ CODECS = {
     "vmm to warden": warden_protocol.WARDEN_CODEC,
     "warden to vmm": warden_protocol.VMM_CODEC,
     "kernel parser to vmm": kernel_parser_protocol.CODEC,
+    "warden to forge": forge_protocol.FORGE_CODEC,
+    "warden to mould": forge_protocol.MOULD_CODEC,
+    "forge to warden": forge_protocol.FROM_FORGE_CODEC,
+    "mould to warden": forge_protocol.FROM_MOULD_CODEC,
     "vsock device to broker": vsock_broker.BROKER_CODEC,
     "broker to vsock device": vsock_broker.DEVICE_CODEC,
     "control request": catalogue.REQUESTS,

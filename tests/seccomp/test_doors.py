@@ -42,6 +42,7 @@ DEVICES: Final = {
         *("vhost_net_device", "vhost_vsock_device"),
     ),
     "warden_vsock": ("vsock_device", "vsock_broker"),
+    "forge": ("warden_vsock", "warden"),
 }
 
 NEW_STREAM: Final = C["SOCK_STREAM"] | C["SOCK_NONBLOCK"] | C["SOCK_CLOEXEC"]

@@ -16,6 +16,7 @@ _JAIL: Final = (
 _WARDEN_ALLOWED: Final = Calls(
     (
         f"clone({_JAIL}|SIGCHLD, 0, 0, 0, 0)",
+        f"clone({_JAIL}|CLONE_PARENT|SIGCHLD, 0, 0, 0, 0)",
         "socketpair(AF_UNIX, SOCK_SEQPACKET|SOCK_CLOEXEC, 0, 0x1000)",
         "pidfd_send_signal(7, SIGKILL, 0, 0)",
         "openat(AT_FDCWD, 0x1000, O_WRONLY|O_CLOEXEC)",
@@ -148,6 +149,26 @@ ALLOWED: Final[dict[str, Calls]] = {
             "exit_group(0)",
         ),
     ),
+    "forge": Calls(
+        (
+            "clone(CLONE_PARENT|SIGCHLD, 0, 0, 0, 0)",
+            f"clone({_JAIL}|CLONE_PARENT|SIGCHLD, 0, 0, 0, 0)",
+            "execveat(5, 0x1000, 0x1000, 0x1000, AT_EMPTY_PATH)",
+            "mmap(0, 0x1000, PROT_READ|PROT_EXEC, MAP_PRIVATE|MAP_FIXED|MAP_DENYWRITE, 3, 0)",
+            "mmap(0, 0x1000, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
+            "mmap(0, 0x1000, PROT_READ|PROT_WRITE, MAP_SHARED, 4, 0)",
+            "openat(AT_FDCWD, 0x1000, O_RDONLY|O_CLOEXEC)",
+            "ioctl(5, FIONCLEX)",
+            "prctl(PR_CAPBSET_READ, 1, 0, 0, 0)",
+            "pread64(3, 0x1000, 0x1000, 0x1000)",
+            "rseq(0x1000, 32, 0, 0x1000)",
+            "sched_getaffinity(0, 128, 0x1000)",
+            "seccomp(1, 0, 0x1000)",
+            "socket(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)",
+        ),
+        x86_64=("arch_prctl(ARCH_SET_FS, 0x1000)", "access(0x1000, 4)"),
+        aarch64=("faccessat(AT_FDCWD, 0x1000, 4)",),
+    ),
     "vsock_broker": Calls(
         (
             "recvmsg(3, 0x1000, MSG_CMSG_CLOEXEC)",
@@ -191,7 +212,10 @@ _VMM_DENIED: Final = (
 _WARDEN_DENIED: Final = (
     "clone(SIGCHLD, 0, 0, 0, 0)",
     f"clone({_JAIL}|CLONE_VM|SIGCHLD, 0, 0, 0, 0)",
+    "clone(CLONE_PARENT|SIGCHLD, 0, 0, 0, 0)",
     "execve(0x1000, 0x1000, 0x1000)",
+    "execveat(5, 0x1000, 0x1000, 0x1000, AT_EMPTY_PATH)",
+    "prctl(PR_CAPBSET_READ, 1, 0, 0, 0)",
     "socketpair(AF_UNIX, SOCK_STREAM|SOCK_CLOEXEC, 0, 0x1000)",
     "socket(AF_INET, SOCK_STREAM, 0)",
     "kill(0xFFFFFFFF, SIGKILL)",
@@ -256,6 +280,24 @@ DENIED: Final[dict[str, Calls]] = {
         (*_WARDEN_DENIED, "socket(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)")
     ),
     "warden_vsock": Calls((*_WARDEN_DENIED, "socket(AF_UNIX, SOCK_STREAM, 0)")),
+    "forge": Calls(
+        (
+            "clone(SIGCHLD, 0, 0, 0, 0)",
+            "clone(CLONE_PARENT|CLONE_VM|SIGCHLD, 0, 0, 0, 0)",
+            "execve(0x1000, 0x1000, 0x1000)",
+            "execveat(AT_FDCWD, 0x1000, 0x1000, 0x1000, 0)",
+            "mmap(0, 0x1000, PROT_READ|PROT_EXEC, MAP_SHARED, 4, 0)",
+            "mprotect(0x1000, 0x1000, PROT_EXEC)",
+            "prctl(PR_SET_PTRACER, 1, 0, 0, 0)",
+            "socket(AF_INET, SOCK_STREAM, 0)",
+            "kill(0, SIGKILL)",
+            "pidfd_send_signal(7, SIGTERM, 0, 0)",
+            "mount(0x1000, 0x1000, 0, MS_BIND, 0)",
+            "setresuid(0, 0, 0)",
+            "ioctl(0, TIOCSTI)",
+        ),
+        x86_64=("arch_prctl(ARCH_SET_GS, 0x1000)",),
+    ),
     "line_relay": Calls(
         (
             "read(4, 0x1000, 8)",

@@ -71,7 +71,7 @@ def test_processes_that_cannot_be_made_are_tried_ten_times_and_the_device_is_los
 ) -> None:
     for _ in range(DEFAULT_LIMIT.restarts):
         rig.wait_for_request()
-        assert rig.warden.take()[0] == Respawn(0, False)
+        assert rig.warden.take()[0] == Respawn(0)
         rig.warden.send(SpawnFailed(0, "clone: Resource temporarily unavailable"))
     assert rig.is_lost()
     assert len(lines) == DEFAULT_LIMIT.restarts + 1

@@ -13,7 +13,7 @@ from crosvm_py.care import ALWAYS, DEFAULT_LIMIT, NEVER
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.vmm import supervisor
 from crosvm_py.vmm.restart import HEALTHY_SECONDS, MAX_DELAY_SECONDS, RestartBudget
-from crosvm_py.warden.protocol import Exited, Kill, Respawn, SpawnFailed
+from crosvm_py.warden.protocol import Exited, Kill, Renew, Renewed, Respawn, SpawnFailed
 from devices.virtio.commands import Refused
 from sys_util.errors import ConfigError
 from sys_util.facts import replace
@@ -135,7 +135,7 @@ def rig(lines: list[str]) -> Iterator[Rig]:
 def test_killed_device_is_named_and_comes_again(rig: Rig, lines: list[str]) -> None:
     rig.die()
     assert rig.device.status.word == "restarting"
-    assert rig.come_again() == Respawn(0, False)
+    assert rig.come_again() == Respawn(0)
     assert rig.events.calls == ["!reactivate rng"]
     assert (rig.device.status.word, rig.device.status.restarts) == ("idle", 1)
     assert lines[0] == "rng (pid 100): killed by SIGKILL"
@@ -155,10 +155,10 @@ def test_next_process_is_made_when_the_last_one_is_gone_and_not_before(rig: Rig)
 
 def test_process_that_cannot_be_made_is_tried_again(rig: Rig, lines: list[str]) -> None:
     rig.die()
-    assert rig.warden.take()[0] == Respawn(0, False)
+    assert rig.warden.take()[0] == Respawn(0)
     rig.warden.send(SpawnFailed(0, "clone: Cannot allocate memory"))
     assert lines[-1] == "rng: clone: Cannot allocate memory"
-    assert rig.come_again() == Respawn(0, False)
+    assert rig.come_again() == Respawn(0)
     assert rig.device.status.word == "idle"
 
 
@@ -167,7 +167,7 @@ def test_process_that_could_not_be_made_has_no_deadline(
 ) -> None:
     monkeypatch.setattr(supervisor, "START_SECONDS", 0.2)
     rig.die()
-    assert rig.warden.take()[0] == Respawn(0, False)
+    assert rig.warden.take()[0] == Respawn(0)
     rig.warden.send(SpawnFailed(0, "no"))
     rig.come_again()
     late: list[bool] = []
@@ -223,13 +223,16 @@ def test_nobody_waits_for_an_answer_of_the_dead(rig: Rig) -> None:
     assert answers == [Refused("the device process has ended")] * 2
 
 
-def test_restart_on_purpose_reads_the_code_anew_and_is_answered_when_it_serves(
+def test_restart_on_purpose_reads_the_code_first_and_is_answered_when_it_serves(
     rig: Rig, lines: list[str]
 ) -> None:
     answers: list[str] = []
     rig.warden.supervisor.restart(rig.device, answers.append)
     with pytest.raises(ConfigError, match="another restart is under way"):
         rig.warden.supervisor.restart(rig.device, answers.append)
+    assert rig.warden.take()[0] == Renew(0)
+    assert rig.requests() == []
+    rig.warden.send(Renewed(0, ""))
     received = rig.warden.devices[0].receive()
     assert received is not None
     assert isinstance(received[0], device_protocol.Pause)
@@ -238,19 +241,35 @@ def test_restart_on_purpose_reads_the_code_anew_and_is_answered_when_it_serves(
     assert rig.warden.take()[0] == Kill(0)
     rig.warden.send(Exited(0, 100, 0))
     assert answers == []
-    assert rig.come_again() == Respawn(0, True)
+    assert rig.come_again() == Respawn(0)
     assert answers == [""]
     assert lines[0] == "rng (pid 100): ended to be restarted"
 
 
-def test_code_that_cannot_be_read_is_an_answer_and_the_old_code_serves(rig: Rig) -> None:
+def test_code_that_cannot_be_read_is_an_answer_and_the_process_serves_on(
+    rig: Rig, lines: list[str]
+) -> None:
     answers: list[str] = []
     rig.warden.supervisor.restart(rig.device, answers.append)
-    rig.die(0)
-    assert rig.warden.take()[0] == Respawn(0, True)
-    rig.warden.send(SpawnFailed(0, "its code cannot be read anew: SyntaxError()"))
-    assert answers == ["rng: its code cannot be read anew: SyntaxError()"]
-    assert rig.come_again() == Respawn(0, False)
+    assert rig.warden.take()[0] == Renew(0)
+    rig.warden.send(Renewed(0, "no new process: SyntaxError: half an update"))
+    assert answers == ["rng: no new process: SyntaxError: half an update"]
+    assert lines == ["rng: is not restarted: no new process: SyntaxError: half an update"]
+    assert (rig.requests(), rig.device.status.word) == ([], "idle")
+    rig.warden.supervisor.restart(rig.device, answers.append)  # it may be whole by now
+    assert rig.warden.take()[0] == Renew(0)
+
+
+def test_device_that_ends_while_its_code_is_read_is_restarted_once(rig: Rig) -> None:
+    answers: list[str] = []
+    rig.warden.supervisor.restart(rig.device, answers.append)
+    assert rig.warden.take()[0] == Renew(0)
+    rig.die()
+    assert answers == ["rng (pid 100): killed by SIGKILL"]
+    rig.warden.send(Renewed(0, ""))
+    assert rig.come_again() == Respawn(0)
+    rig.warden.turn()
+    assert not rig.warden.asked
 
 
 # What the next process is told, message by message.

@@ -6,8 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from crosvm_py.vmm.device_proxy import DeviceProcess
     from tests.crosvm_py.device_rig import RigQueue
 
-ROOT = Path(__file__).parents[3]
 SECTOR = 512
 TIMEOUT_SECONDS = 1.0
 
@@ -92,49 +89,3 @@ def test_restart_on_purpose_finishes_what_was_begun(rig: DeviceRig, tmp_path: Pa
     assert answers == [""]
     assert queue.answer() == (SECTOR + 1, bytes([5]) * SECTOR + b"\0")
     assert device.pid != pid
-
-
-# The code of the next process.
-
-READ_ANEW = """
-import sys
-from crosvm_py.kinds.table import DEVICE_KINDS
-from crosvm_py.warden.code import read_anew
-from crosvm_py.warden.warden import run_device
-from sys_util.errors import VmmError
-
-DEVICE_KINDS["rng"].preload()
-before = sys.modules["devices.virtio.rng.device"]
-{change}
-try:
-    code = read_anew(["rng"])
-except VmmError as error:
-    assert sys.modules["devices.virtio.rng.device"] is before
-    print(error)
-else:
-    assert sys.modules["devices.virtio.rng.device"] is not before
-    assert code.run is not run_device
-    assert code.kinds["rng"] is not DEVICE_KINDS["rng"]
-    print("read")
-"""
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        pytest.param("", "read", id="good"),
-        pytest.param(
-            "import importlib\n"
-            "def broken(name): raise SyntaxError('half an update')\n"
-            "importlib.import_module = broken",
-            "its code cannot be read anew: SyntaxError: half an update",
-            id="broken",
-        ),
-    ],
-)
-def test_code_is_read_anew_or_stays_what_it_was(change: str, said: str) -> None:
-    script = READ_ANEW.format(change=change)
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == said

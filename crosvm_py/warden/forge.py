@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The forge: a small process that executes fresh interpreters, and does nothing else.
+
+The first processes of a VM are forked from the warden, which is cheap, so all of them have one
+layout of addresses and one stack canary. What replaces a process that crashed has its own: the
+forge executes an interpreter, a mould, which imports the code of the devices as it is installed now
+and makes one process. The filter of the warden knows no exec, so the forge is forked before that is
+loaded. It hears the warden alone, which can ask for this one program and nothing else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import sys
+
+import msgpack
+
+from crosvm_py.exit_status import EXIT_BUG, EXIT_HOST
+from crosvm_py.warden.forge_protocol import (
+    CALL_DENIED_HEAD,
+    FAILED_HEAD,
+    FORGE_CODEC,
+    MAX_REASON_CHARS,
+    Begun,
+    Execute,
+    Failed,
+    StoredPolicy,
+)
+from jail.plan import load_filter
+from jail.steps import DieWithParent
+from sys_util import linux
+from sys_util.channel import Channel, socket_pair
+from sys_util.crash import crash_report
+from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe, raise_host_error
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+from sys_util.wire import encode
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable
+    from typing import NoReturn
+
+    from crosvm_py.kinds.policies import RunPolicies
+
+log = get_logger("crosvm.forge")
+
+_SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+_STDIO: Final = frozenset({0, 1, 2})
+
+# The first words of a mould. Until our own code can be imported only this can tell what is wrong.
+BOOT: Final = f"""
+import gc, os, sys
+gc.disable()
+try:
+    sys.path[:] = sys.argv[3:]
+    from crosvm_py.warden.mould import be_mould
+except BaseException as error:
+    text = f"{{type(error).__name__}}: {{error}}".encode("ascii", "backslashreplace")
+    text = text[:{MAX_REASON_CHARS}]
+    os.write(int(sys.argv[1].split(",")[0]), {FAILED_HEAD!r} + len(text).to_bytes(2, "big") + text)
+    os._exit({EXIT_HOST})
+be_mould(sys.argv[1], sys.argv[2])
+"""
+
+
+class MouldFds(NamedTuple):
+    """The descriptors that a mould inherits, beside the standard ones; -1 for none.
+
+    ``policies`` is a sealed memfd with every filter of the run, and ``recorder`` the socket for
+    those that are recorded.
+    """
+
+    channel: int
+    null: int
+    policies: int
+    recorder: int
+
+    def as_word(self) -> str:
+        """Return them as they are told to the mould."""
+        return ",".join(map(str, self))
+
+    @classmethod
+    def read(cls, word: str) -> MouldFds:
+        """Return what ``as_word`` said."""
+        return cls(*map(int, word.split(",")))
+
+
+class ForgeProcess(NamedTuple):
+    """The warden's handle on its forge. The descriptors are the warden's."""
+
+    sock: socket.socket
+    pid: int
+    pidfd: int
+
+
+class _Program(NamedTuple):
+    """What the forge executes: the interpreter that runs us, the same file, found once."""
+
+    fd: int
+    arguments: tuple[str, ...]  # before and after the word with the descriptors
+    kinds: str
+    path: tuple[str, ...]
+
+    def words(self, fds: MouldFds) -> list[str]:
+        return [*self.arguments, fds.as_word(), self.kinds, *self.path]
+
+
+def start_forge(policies: RunPolicies | None, kinds: Iterable[str], null_fd: int) -> ForgeProcess:
+    """Fork the forge; the caller, the warden, is under no filter yet.
+
+    Args:
+        policies: the compiled ones of the run; ``None`` for ``--disable-sandbox``.
+        kinds: the kinds of device that there are, which a mould imports.
+        null_fd: /dev/null.
+
+    Raises:
+        HostError: the host does not let us.
+    """
+    fds = MouldFds(-1, null_fd, -1, -1)
+    program_fd = policies_fd = -1
+    try:
+        program_fd = os.open("/proc/self/exe", os.O_PATH | os.O_CLOEXEC)
+        if policies is not None:
+            policies_fd = _store(policies)
+            fds = fds._replace(policies=policies_fd, recorder=_recorder(policies))
+        program = _Program(program_fd, _interpreter_words(), ",".join(kinds), _module_path())
+        ours, theirs = socket_pair()
+        pid = os.fork()
+        if pid == 0:
+            _be_forge(theirs, program, fds, policies)
+        theirs.close()
+        return ForgeProcess(ours, pid, os.pidfd_open(pid))
+    except OSError as error:
+        raise_host_error("start", "the forge, which makes processes again", error)
+    finally:
+        for fd in (program_fd, policies_fd):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _store(policies: RunPolicies) -> int:
+    """Return a memfd with what a mould needs of the filters, which nobody can change."""
+    rows = [policies.warden, *policies.devices.values()]
+    packed = msgpack.packb(
+        [StoredPolicy(row.name, row.bpf, row.recorder is not None) for row in rows]
+    )
+    fd = os.memfd_create("crosvm_policies", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, packed)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd
+
+
+def _recorder(policies: RunPolicies) -> int:
+    """Return the socket for the filters that are recorded; there is one of them in a run."""
+    recorders = (policy.recorder for policy in policies.devices.values())
+    return next((fd for fd in recorders if fd is not None), -1)
+
+
+def _interpreter_words() -> tuple[str, ...]:
+    """Return how to start Python: as it was, but isolated, and nothing is searched or written."""
+    name = getattr(sys, "_base_executable", "") or sys.executable
+    optimized = "O" * sys.flags.optimize
+    return (name, "-I", "-S", "-B", *([f"-{optimized}"] if optimized else ()), "-c", BOOT)
+
+
+def _module_path() -> tuple[str, ...]:
+    """Return where our modules and those of others come from, whatever finds them here."""
+    path = [os.path.abspath(entry) for entry in sys.path]
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return tuple(path) if root in path else (*path, root)
+
+
+def _be_forge(
+    sock: socket.socket, program: _Program, fds: MouldFds, policies: RunPolicies | None
+) -> NoReturn:
+    status = EXIT_BUG
+    try:
+        linux.set_process_name("crosvm-forge")
+        DieWithParent().apply()
+        keep = {sock.fileno(), program.fd, fds.null, fds.policies, fds.recorder} - {-1}
+        linux.close_all_fds_except(keep | _STDIO)
+        if policies is not None:
+            # Some hosts want it for namespaces; a mould needs nothing else.
+            held = linux.capabilities() & {linux.CAP_SYS_ADMIN}
+            linux.keep_capabilities_for_programs(held)
+            linux.report_denied_calls(sock.fileno(), CALL_DENIED_HEAD)
+            load_filter(policies.forge)
+        _serve(Channel(sock, FORGE_CODEC), program, fds)
+        status = 0
+    except (VmmError, OSError) as error:
+        log.error("%s", describe(error))
+        status = EXIT_HOST
+    except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
+        log.error("%s", crash_report(error))
+    finally:
+        os._exit(status)
+
+
+def _serve(channel: Channel, program: _Program, fds: MouldFds) -> None:
+    """Execute a mould whenever the warden asks for one, until it closes the channel.
+
+    Raises:
+        ProtocolError: it asks for anything else.
+    """
+    poll = select.poll()
+    poll.register(channel.fileno(), select.POLLIN)
+    while True:
+        poll.poll()
+        try:
+            received = channel.receive()
+        except ChannelClosed:
+            return
+        if received is None:
+            continue
+        message, passed = received
+        if not isinstance(message, Execute) or len(passed) != 1:
+            raise ProtocolError(f"{type(message).__name__} with {len(passed)} descriptors")
+        _execute(program, fds._replace(channel=passed[0]))
+        os.close(passed[0])
+
+
+def _execute(program: _Program, fds: MouldFds) -> None:
+    """Clone a child of the warden and have it execute the interpreter."""
+    try:
+        if linux.clone(linux.CLONE_PARENT):
+            return
+    except OSError as error:
+        _tell_failure(fds.channel, f"clone: {error.strerror}")
+        return
+    try:
+        DieWithParent().apply()
+        _say(fds.channel, Begun(os.getpid()))
+        for fd in fds:
+            if fd >= 0:
+                os.set_inheritable(fd, True)
+        os.execve(program.fd, program.words(fds), {})
+    except OSError as error:
+        _tell_failure(fds.channel, f"execute {program.arguments[0]}: {error.strerror}")
+    finally:
+        os._exit(EXIT_HOST)
+
+
+def _tell_failure(fd: int, reason: str) -> None:
+    _say(fd, Failed(reason[:MAX_REASON_CHARS]))
+
+
+def _say(fd: int, message: Begun | Failed) -> None:
+    """Say something on the channel of a mould, which stays open."""
+    os.write(fd, encode(message))

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The warden's side of its forge, and what it knows of each mould."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from crosvm_py.warden.forge_protocol import FROM_FORGE_CODEC, CallDenied, Execute
+from seccomp import syscall_name
+from sys_util import linux
+from sys_util.channel import Channel
+from sys_util.errors import ChannelClosed, VmmError, describe, remedy_for
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crosvm_py.warden.forge import ForgeProcess
+    from crosvm_py.warden.protocol import Spawn
+    from jail.ids import IdMap
+    from sys_util.event_loop import EventLoop, Timer
+
+log = get_logger("crosvm.warden")
+
+# What is called with the pid and a pidfd, the callee's, or with a reason why there is no process.
+CastResult: TypeAlias = "Callable[[int, int, str], None]"
+
+
+def reason_for(error: VmmError | OSError) -> str:
+    """Return why something cannot be made, as a message can hold it."""
+    if isinstance(error, OSError):
+        return f"{error.strerror}{remedy_for(error)}"[:1024]
+    return describe(error)[:1024]
+
+
+def describe_end(wait_status: int) -> str:
+    """Say how a process ended."""
+    status = os.waitstatus_to_exitcode(wait_status)
+    return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+
+
+class Casting(NamedTuple):
+    """One process to be made.
+
+    ``ids`` tells what the host knows it as, by its pid (0 for any); without a sandbox it is what we
+    are. The descriptors, with ``in_cgroup`` that of its group first, are closed when the mould has
+    them.
+    """
+
+    order: Spawn
+    as_broker: bool
+    ids: Callable[[int], IdMap] | None
+    in_cgroup: bool
+    fds: list[int]
+    then: CastResult
+
+    def close(self) -> None:
+        """Close the descriptors, once."""
+        while self.fds:
+            os.close(self.fds.pop())
+
+
+class Mould:
+    """One mould, from the request for it to its burial. Owns its channel, pidfd and ``go_fd``."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.is_open = True  # the channel
+        self.pid = 0
+        self.pidfd = -1
+        self.is_loaded = False
+        self.is_unwanted = False
+        self.casting: Casting | None = None
+        self.go_fd = -1  # lets the process go, while it is being made
+        self.renewal: Callable[[str], None] | None = None
+        self.reason = ""  # why it comes to nothing
+        self.timer: Timer | None = None  # its deadline
+
+    def stop_waiting(self) -> None:
+        """What it had to do is done, or never will be."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def kill(self) -> None:
+        """Kill it, where it is known and not buried."""
+        if self.pidfd >= 0:
+            linux.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def close_go(self) -> None:
+        """Let nobody go any more: whoever still waits ends by itself."""
+        if self.go_fd >= 0:
+            os.close(self.go_fd)
+            self.go_fd = -1
+
+
+class Forge:
+    """The forge, and its end, which nobody wants. Owns what ``ForgeProcess`` has."""
+
+    def __init__(self, loop: EventLoop, process: ForgeProcess, on_end: Callable[[], None]) -> None:
+        """``on_end`` is called when there is no forge any more."""
+        self.pid = process.pid
+        self.end = ""  # how it ended
+        self._loop = loop
+        self._pidfd = process.pidfd
+        self._channel = Channel(process.sock, FROM_FORGE_CODEC)
+        self._on_end = on_end
+        loop.add(self._pidfd, lambda _events: self._bury())
+
+    def execute(self, fd: int) -> None:
+        """Ask for a mould; ``fd`` is its end of its channel, and stays the caller's.
+
+        Raises:
+            VmmError: there is no forge.
+        """
+        if self.end:
+            raise VmmError(f"no new process: the forge {self.end}")
+        try:
+            self._channel.send(Execute(), [fd])
+        except (ChannelClosed, VmmError) as error:
+            raise VmmError("no new process: the forge does not hear") from error
+
+    def kill(self) -> None:
+        """End it, with the warden."""
+        if not self.end:
+            linux.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._channel.close()
+
+    def _bury(self) -> None:
+        self._loop.remove(self._pidfd)
+        os.close(self._pidfd)
+        _, wait_status = os.waitpid(self.pid, 0)
+        self.end = self._last_words() or describe_end(wait_status)
+        log.error("forge (pid %d): %s; no device process is made again", self.pid, self.end)
+        self._on_end()
+
+    def _last_words(self) -> str:
+        try:
+            received = self._channel.receive()
+        except (ChannelClosed, VmmError):
+            return ""
+        if received is None or not isinstance(received[0], CallDenied):
+            return ""
+        number = received[0].number
+        return f"was killed by seccomp: {syscall_name(number)} ({number}), policy forge"

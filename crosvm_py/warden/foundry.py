@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The warden's care for its moulds: who makes the next process, and what came of it.
+
+A mould takes some 30 ms to start, so once a device has crashed one is kept ready, the spare: there
+is never more than one. Nothing here waits for a mould; it has a deadline for each of its two steps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+
+from crosvm_py.warden.child import let_go
+from crosvm_py.warden.forge_protocol import (
+    FROM_MOULD_CODEC,
+    Begun,
+    Born,
+    CallDenied,
+    Cast,
+    Failed,
+    Loaded,
+)
+from crosvm_py.warden.forge_proxy import Forge, Mould, describe_end, reason_for
+from seccomp import syscall_name
+from sys_util.channel import Channel, socket_pair
+from sys_util.errors import ChannelClosed, HostError, ProtocolError, VmmError, describe
+from sys_util.log import get_logger
+from sys_util.stranger import judged
+from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.wire import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crosvm_py.warden.forge import ForgeProcess
+    from crosvm_py.warden.forge_proxy import Casting
+    from sys_util.event_loop import EventLoop
+    from sys_util.wire import Message
+
+log = get_logger("crosvm.warden")
+
+# How long a mould may take to be ready, and again to make its process; a slow host needs a tenth.
+MOULD_SECONDS: Final = 20.0
+# How long after a crash the spare is begun, so that it takes no time from what replaces the device.
+SPARE_SECONDS: Final = 0.1
+# When what a mould left behind that was killed at its work is looked for.
+_SWEEP_SECONDS: Final = 1.0
+
+
+class Foundry:
+    """Every mould of one warden, and its forge."""
+
+    def __init__(self, loop: EventLoop, forge: ForgeProcess, knows: Callable[[int], bool]) -> None:
+        """Serve in ``loop``; ``knows`` tells which children the warden has by itself."""
+        self._loop = loop
+        self._knows = knows
+        self._moulds: list[Mould] = []
+        self._spare: Mould | None = None
+        self._is_spare_due = False
+        self._renewals: deque[Callable[[str], None]] = deque()
+        self._forge = Forge(loop, forge, self._on_forge_end)
+
+    def cast(self, casting: Casting) -> None:
+        """Have a process made; ``casting.then`` is called later, or at once if that is in vain."""
+        mould, self._spare = self._spare, None
+        try:
+            mould = mould or self._begin()
+        except (VmmError, OSError) as error:
+            casting.close()
+            casting.then(0, -1, reason_for(error))
+            return
+        mould.casting = casting
+        if mould.is_loaded:
+            self._pour(mould, casting)
+
+    def keep_spare(self) -> None:
+        """Have one mould ready before long, since a device has crashed and may do so again."""
+        if not self._is_spare_due:
+            self._is_spare_due = True
+            self._loop.call_later(SPARE_SECONDS, self._make_spare)
+
+    def renew(self, then: Callable[[str], None]) -> None:
+        """See that the code of devices can be read as it is installed now, and is from now on.
+
+        ``then`` is called with nothing, and the spare is a mould that has read it; or with a reason
+        why it cannot be, and everything is as it was.
+        """
+        self._renewals.append(then)
+        if len(self._renewals) == 1:
+            self._renew_next()
+
+    def end(self) -> None:
+        """Kill forge and moulds; the caller buries every child that it has, and serves no more."""
+        for mould in self._moulds:
+            mould.kill()
+            mould.close_go()
+            if mould.is_open:
+                mould.channel.close()
+        self._forge.kill()
+
+    # The spare.
+
+    def _make_spare(self) -> None:
+        self._is_spare_due = False
+        if self._spare is None:
+            try:
+                self._spare = self._begin()
+            except (VmmError, OSError) as error:
+                log.debug("no spare is kept: %s", reason_for(error))
+
+    def _renew_next(self) -> None:
+        try:
+            self._begin().renewal = self._on_renewed
+        except (VmmError, OSError) as error:
+            self._on_renewed(reason_for(error))
+
+    def _on_renewed(self, reason: str) -> None:
+        self._renewals.popleft()(reason)
+        if self._renewals:
+            self._renew_next()
+
+    def _replace_spare(self, mould: Mould) -> None:
+        old, self._spare = self._spare, mould
+        if old is not None:
+            old.is_unwanted = True
+            if old.is_loaded:
+                self._close(old)
+
+    # What a mould says.
+
+    def _begin(self) -> Mould:
+        """Ask the forge for a mould.
+
+        Raises:
+            VmmError, OSError: there is no forge, or the host lets us have no socket.
+        """
+        ours, theirs = socket_pair()
+        try:
+            self._forge.execute(theirs.fileno())
+        except VmmError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        mould = Mould(Channel(ours, FROM_MOULD_CODEC))
+        self._moulds.append(mould)
+        self._loop.add(ours.fileno(), lambda _events: self._on_message(mould))
+        self._limit(mould, "its interpreter is not ready")
+        return mould
+
+    def _limit(self, mould: Mould, late: str) -> None:
+        """Give a mould a deadline for what comes next, instead of the one before."""
+        mould.stop_waiting()
+        words = f"{late} after {MOULD_SECONDS:.0f} s"
+        mould.timer = self._loop.call_later(MOULD_SECONDS, lambda: self._give_up(mould, words))
+
+    def _on_message(self, mould: Mould) -> None:
+        self._hear(mould)
+
+    def _hear(self, mould: Mould) -> bool:
+        """Take what a mould says next; return whether there may be more of it."""
+        try:
+            received = mould.channel.receive()
+            if received is None:
+                return False
+            message, fds = received
+            for fd in fds:  # it has none to give
+                os.close(fd)
+            judged(f"its {type(message).__name__}", self._take, mould, message)
+        except ChannelClosed:
+            self._close(mould)
+            if mould.pidfd < 0:
+                self._forget(mould)
+            else:
+                mould.kill()  # if it has not ended yet
+        except VmmError as error:
+            self._give_up(mould, describe(error))
+        return mould.is_open
+
+    def _take(self, mould: Mould, message: Message) -> None:
+        match message:
+            case Begun(pid):
+                if mould.pid:
+                    raise ProtocolError("a mould that begins twice")
+                self._check_child(pid)
+                mould.pidfd = os.pidfd_open(pid)
+                mould.pid = pid
+                self._loop.add(mould.pidfd, lambda _events: self._bury(mould))
+            case Loaded():
+                self._on_loaded(mould)
+            case Failed(reason):
+                mould.reason = reason
+            case CallDenied(number):
+                name = f"{syscall_name(number)} ({number})"
+                mould.reason = f"its interpreter was killed by seccomp: {name}"
+            case Born(pid):
+                self._on_born(mould, pid)
+
+    def _on_loaded(self, mould: Mould) -> None:
+        if not mould.pid or mould.is_loaded:
+            raise ProtocolError("a mould that is ready at the wrong time")
+        mould.is_loaded = True
+        mould.stop_waiting()
+        renewed, mould.renewal = mould.renewal, None
+        if mould.is_unwanted:
+            self._close(mould)
+        elif mould.casting is not None:
+            self._pour(mould, mould.casting)
+        elif renewed is not None:
+            self._replace_spare(mould)
+            renewed("")
+
+    def _pour(self, mould: Mould, casting: Casting) -> None:
+        """Hand a mould its order."""
+        self._limit(mould, "its interpreter makes no process")
+        go_read = -1
+        try:
+            go_read, mould.go_fd = os.pipe2(os.O_CLOEXEC)
+            inside = casting.ids(0).inside() if casting.ids else (None, None)
+            order = encode(casting.order)
+            cast = Cast(order, casting.as_broker, casting.in_cgroup, *inside)
+            mould.channel.send(cast, [go_read, *casting.fds])
+        except ChannelClosed:
+            pass  # why is told next
+        except (VmmError, OSError) as error:
+            self._give_up(mould, reason_for(error))
+        finally:
+            if go_read >= 0:
+                os.close(go_read)
+            casting.close()
+
+    def _on_born(self, mould: Mould, pid: int) -> None:
+        casting = mould.casting
+        if casting is None or mould.go_fd < 0:
+            raise ProtocolError("a process that nobody ordered")
+        self._check_child(pid)
+        mould.stop_waiting()
+        mould.casting = None
+        try:
+            pidfd = let_go(pid, mould.go_fd, casting.ids and casting.ids(pid))
+        except (HostError, OSError) as error:
+            casting.then(0, -1, reason_for(error))
+        else:
+            casting.then(pid, pidfd, "")
+        mould.close_go()
+
+    def _is_known(self, pid: int) -> bool:
+        """Return whether ``pid`` is a child of ours that somebody will bury."""
+        moulds = any(pid == mould.pid for mould in self._moulds)
+        return moulds or pid == self._forge.pid or self._knows(pid)
+
+    def _check_child(self, pid: int) -> None:
+        """See that ``pid`` is a child of ours that nobody knows yet.
+
+        Raises:
+            ProtocolError: it is not.
+        """
+        try:
+            if pid < 1 or self._is_known(pid):
+                raise ChildProcessError
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            raise ProtocolError(f"process {pid}, which is no new child") from None
+
+    # The end of a mould.
+
+    def _give_up(self, mould: Mould, reason: str) -> None:
+        """End a mould that is of no use; whoever waits for it is told at once."""
+        mould.reason = mould.reason or reason
+        self._close(mould)
+        if mould.pidfd < 0:
+            self._forget(mould)
+        else:
+            mould.kill()
+            self._tell_failure(mould)
+
+    def _close(self, mould: Mould) -> None:
+        if mould.is_open:
+            mould.is_open = False
+            self._loop.remove(mould.channel.fileno())
+            mould.channel.close()
+
+    def _bury(self, mould: Mould) -> None:
+        while mould.is_open and self._hear(mould):  # what it said before it ended
+            pass
+        self._close(mould)
+        self._loop.remove(mould.pidfd)
+        os.close(mould.pidfd)
+        mould.pidfd = -1
+        _, wait_status = os.waitpid(mould.pid, 0)
+        mould.reason = mould.reason or f"its interpreter {describe_end(wait_status)}"
+        self._forget(mould)
+
+    def _forget(self, mould: Mould) -> None:
+        self._moulds.remove(mould)
+        if mould is self._spare:
+            self._spare = None
+        self._tell_failure(mould)
+
+    def _tell_failure(self, mould: Mould) -> None:
+        """Tell whoever waits that this mould comes to nothing, and why."""
+        mould.stop_waiting()
+        mould.close_go()
+        casting, mould.casting = mould.casting, None
+        renewal, mould.renewal = mould.renewal, None
+        reason = f"no new process: {mould.reason or self._forge.end or 'its interpreter is gone'}"
+        if casting is not None:
+            casting.close()
+            self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+            casting.then(0, -1, reason)
+        if renewal is not None:
+            renewal(reason)
+
+    def _sweep(self) -> None:
+        """Bury children that nobody knows: a mould had just made them when it was killed.
+
+        They end by themselves, for nobody lets them go.
+        """
+        try:
+            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if self._is_known(found.si_pid):
+                    return
+                os.waitpid(found.si_pid, 0)
+        except ChildProcessError:
+            return
+
+    def _on_forge_end(self) -> None:
+        for mould in [mould for mould in self._moulds if mould.pidfd < 0]:
+            self._give_up(mould, f"the forge {self._forge.end}")
