@@ -127,7 +127,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], status: int, words: s
     ("kernel", "words"),
     [
         ("missing", r"kernel missing: No such file"),
-        ("folder", r"kernel folder: is a directory"),
+        ("folder", r"folder: a folder without guest.conf is no guest \(crosvm guest make"),
         ("fifo", r"kernel fifo: is not a regular file"),
         ("empty", r"kernel empty: is empty"),
         ("text", r"kernel text: not a kernel: a text that starts with '#!/bin/sh"),
