@@ -72,9 +72,8 @@ RUNS: Final = (
 
 SMALL: Final = (*root_of_namespace("0 1000 1"), "sh", "-c")
 NO_NAMESPACES: Final = (*SMALL, 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"', "sh")
-# Where the dynamic linker finds everything but the file system of processes, or but KVM.
+# Where the dynamic linker finds everything but the file system of processes.
 NO_PROC: Final = ("unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"', "sh")
-NO_KVM: Final = ("sh", "-c", 'umount -l /dev/kvm && chmod 0 /dev/kvm && exec "$@"', "sh")
 
 DENIED: Final = r"(denied here|Operation not permitted|what filters system calls here)"
 
