@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -175,16 +176,16 @@ def test_orders_are_numbered(taps: FakeTaps) -> None:
         (errno.EINVAL, 1, ConfigError, "tap0 is not a TAP$"),
         (errno.EINVAL, 2, ConfigError, r"tap0 is not a TAP with 2 queues \(multi_queue\)"),
         (errno.ENODEV, 1, HostError, "/dev/net/tun .*modprobe tun"),
-        (errno.ENOMEM, 1, HostError, "--net: open the TAP tap0: Cannot allocate memory"),
+        (errno.EIO, 1, HostError, "--net: open the TAP tap0: Input/output error"),
     ],
 )
 def test_named_tap_refused_says_what_to_do(
     taps: FakeTaps, number: int, pairs: int, kind: type[Exception], reason: str
 ) -> None:
     taps.errors["open"] = OSError(number, os.strerror(number))
-    with pytest.raises(kind, match=reason.partition(": Cannot")[0]) as caught:
+    with pytest.raises(kind) as caught:
         open_network(NetworkSpec(tap_name="tap0", pairs=pairs))
-    assert reason.endswith("memory") <= describe(caught.value).endswith("memory")
+    assert re.search(reason, describe(caught.value))
 
 
 def test_named_tap_missing_says_how_to_make_one(taps: FakeTaps) -> None:
