@@ -198,3 +198,17 @@ def test_forms_exist_at_run_time_and_take_brackets() -> None:
     assert ours.cast("int", text) is text
     forms: list[object] = [ours.ClassVar, ours.Final, ours.Literal, ours.Self, ours.TypeAlias]
     assert len(forms) == len([form for form in forms if not isinstance(form, type)])
+
+
+@facts.fact
+class Replaced:
+    a: int
+    b: str = "b"
+
+
+def test_replaced_fact_is_another_one_with_the_rest_as_it_was() -> None:
+    before = Replaced(1, "x")
+    assert facts.replace(before, a=2) == Replaced(2, "x")
+    assert before == Replaced(1, "x")
+    with pytest.raises(TypeError, match="lacks or does not know: c"):
+        facts.replace(before, c=3)

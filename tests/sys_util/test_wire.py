@@ -97,3 +97,34 @@ def test_decode_of_any_array_never_raises_anything_else(fields: list[object]) ->
     except ProtocolError:
         return
     assert isinstance(message, Sample)
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    TYPE: ClassVar[int] = 9
+    FIELDS: ClassVar[tuple[wire.Check, ...]] = (wire.U16, wire.nested(CODEC))
+    number: int
+    inner: wire.Message
+
+
+OUTER = wire.Codec((Outer,))
+
+
+def test_message_in_a_message_round_trips() -> None:
+    message = Outer(1, Sample(1, "name", ((2, True),), None))
+    assert OUTER.decode(wire.encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    ("inner", "reason"),
+    [
+        pytest.param(None, "not an array that begins with its type", id="nil"),
+        pytest.param([], "not an array that begins with its type", id="empty"),
+        pytest.param([9, 1, []], "message of unknown type 9", id="itself"),
+        pytest.param(GOOD[:-1], "Sample with 3 fields", id="short"),
+        pytest.param([*GOOD[:2], 5, *GOOD[3:]], "not a string", id="field"),
+    ],
+)
+def test_message_in_a_message_is_checked_as_strictly(inner: object, reason: str) -> None:
+    with pytest.raises(ProtocolError, match=reason):
+        OUTER.decode(msgpack.packb([9, 1, inner]))

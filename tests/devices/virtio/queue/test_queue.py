@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
 from devices.virtio.queue import split_queue as queue_module
@@ -340,3 +342,35 @@ def test_pop_head_outside_the_table_is_queue_error(
     driver.offer(head)
     with pytest.raises(QueueError, match=f"head {head} outside a table of 8"):
         queue.pop()
+
+
+class Words:
+    """A ring's words and the barrier around them, in the order in which they were touched."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+        self.order: list[str] = []
+
+    def __getitem__(self, at: int) -> int:
+        self.order.append(f"load {at}")
+        return self.value
+
+    def __setitem__(self, at: int, value: int) -> None:
+        self.order.append(f"store {value} at {at}")
+
+    def barrier(self) -> None:
+        self.order.append("barrier")
+
+
+@pytest.mark.parametrize("keeps_order", [True, False])
+def test_index_is_read_before_and_shown_after_what_it_stands_for(
+    monkeypatch: pytest.MonkeyPatch, *, keeps_order: bool
+) -> None:
+    words = Words(7)
+    monkeypatch.setattr(queue_module, "KEEPS_ORDER", keeps_order)
+    monkeypatch.setattr(queue_module, "full_barrier", words.barrier)
+    view = cast("memoryview", words)
+    assert queue_module.load_acquire(view, 1) == 7
+    queue_module.store_release(view, 1, 8)
+    barriers = [] if keeps_order else ["barrier", "barrier"]
+    assert words.order == ["load 1", *barriers, "store 8 at 1"]
