@@ -72,8 +72,8 @@ RUNS: Final = (
 
 SMALL: Final = (*root_of_namespace("0 1000 1"), "sh", "-c")
 NO_NAMESPACES: Final = (*SMALL, 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"', "sh")
-# Where the dynamic linker finds everything but the file system of processes.
 NO_PROC: Final = ("unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"', "sh")
+NO_KVM: Final = ("sh", "-c", 'mount --bind /dev/null /dev/kvm && exec "$@"', "sh")
 
 DENIED: Final = r"(denied here|Operation not permitted|what filters system calls here)"
 
@@ -89,6 +89,7 @@ REFUSES: Final = (
         r"File too large \(ulimit -f raises|policies: Operation canceled",
     ),
     Place("no-namespaces", NO_NAMESPACES, r"user\.max_user_namespaces.*No space left"),
+    Place("no-kvm", NO_KVM, r"/dev/kvm \(this is not KVM\)"),
     Place("no-proc", NO_PROC, r"mount a proc\(5\) at /proc"),
     *(
         Place(f"{call}-{errno.errorcode[reason]}", denied(call, reason), f"({words}).*{DENIED}")
