@@ -29,6 +29,8 @@ ARCHITECTURE: Final = "amd64"
 # Lists older than this are asked for again.
 LISTS_SECONDS: Final = 24 * 3600
 
+# Ask what would be installed, and where it comes from.
+_INSTALL: Final = (*("apt-get", "-q", "-y", "--no-install-recommends", "--print-uris", "install"),)
 _URI: Final = re.compile(r"'[^']*' (?P<file>[\w.+%~:-]+) (?P<size>\d+)(?: \S+)?")
 _DEPENDS: Final = re.compile(r"^ *\|?Depends: (\S+)$", re.MULTILINE)
 
@@ -141,8 +143,16 @@ class Apt:
         Raises:
             HostError: apt cannot, or does not know one.
         """
-        asking = ["apt-get", "-q", "-y", "--no-install-recommends", "--print-uris", "install"]
-        return self._fetched(self._asked([*asking, *packages]))
+        return self._fetched(self._asked([*_INSTALL, *packages]))
+
+    def check(self, packages: Sequence[str]) -> None:
+        """Make sure that packages exist and can be installed together.
+
+        Raises:
+            HostError: they cannot, with apt's reason.
+        """
+        if packages:
+            self._run([*_INSTALL, *packages], " ".join(packages), self._home)
 
     def _asked(self, asking: list[str]) -> dict[str, _File]:
         """Return the file of each package that apt names in an answer."""

@@ -127,6 +127,7 @@ def _fill(order: GuestOrder, folder: str, progress: Progress) -> None:
     apt = Apt(order.source, progress)
     try:
         apt.refresh()
+        apt.check(order.packages)
         kernel, busybox = apt.download([apt.resolve(KERNEL_PACKAGE), BUSYBOX_PACKAGE])
         progress.step("the kernel and its modules")
         box = _busybox(busybox)

@@ -46,7 +46,7 @@ _FILES: Final = {
 _NOT_LINKED: Final = frozenset(
     {"busybox", "dpkg", "dpkg-deb", "init", "linuxrc", "rpm", "rpm2cpio"}
 )
-_APPLETS_START: Final = b"\0[\0[[\0"
+_APPLETS_START: Final = b"[\0[[\0"
 _APPLETS_END: Final = b"\0\0"
 _APPLET: Final = re.compile(r"[a-z0-9_.+-]{1,30}")
 

@@ -68,7 +68,7 @@ def run(
     """Run a program and return what it printed.
 
     Raises:
-        HostError: it failed; with the last line that it printed.
+        HostError: it failed; with the line that says why.
     """
     try:
         done = subprocess.run(
@@ -87,10 +87,10 @@ def run(
 
 
 def failure(what: str, program: str, status: int, output: bytes) -> HostError:
-    """Return the error of a program that failed, with the last line it printed as the reason."""
+    """Return the error of a program that failed, with its first line that names an error."""
     lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
     wrong = [line for line in lines if line.startswith(("E:", "FATAL", "error"))]
-    reason = (wrong or lines or ["no reason given"])[-1][:_REASON_CHARS]
+    reason = (wrong or lines[-1:] or ["no reason given"])[0][:_REASON_CHARS]
     return HostError(f"guest make: {what}:", f"{program}: status {status}: {reason}")
 
 

@@ -30,6 +30,7 @@ SCRIPTS = {
     "apt-cache": f"""echo '{KERNEL}-meta'; echo '  Depends: {KERNEL}'""",
     "apt-get": """case "$*" in
         *update) ;;
+        *zzz) echo 'E: Unable to locate package zzz' >&2; echo 'E: more' >&2; exit 100 ;;
         *--print-uris*)
             for file in "$PACKAGES"/*; do
                 echo "'http://m.test/x' $(basename "$file") $(stat -c %s "$file") SHA256:00"
@@ -117,6 +118,12 @@ def test_debian_guest_has_the_packages(bench: Bench) -> None:
     assert "--include=curl,python3 " in call
     assert any("running apt..." in line for line in bench.lines)
     assert not any("/tmp/x" in line for line in bench.lines)
+
+
+def test_package_that_does_not_exist_is_named_before_anything_is_made(bench: Bench) -> None:
+    with pytest.raises(HostError, match="status 100: E: Unable to locate package zzz"):
+        bench.make("debian", "zzz")
+    assert bench.called("mmdebstrap") == []
 
 
 def test_packages_are_downloaded_once(bench: Bench) -> None:

@@ -140,7 +140,7 @@ def test_initrd_has_modules_in_order_and_the_scripts() -> None:
 
 
 def test_applets_are_read_without_running_busybox() -> None:
-    data = b"ELF\0[\0[[\0ash\0busybox\0dpkg\0init\0../x\0xxd\0\0after\0"
+    data = b"ELF 2[\0002[[\000[\0[[\0ash\0busybox\0dpkg\0init\0../x\0xxd\0\0after\0"
     assert applets(data) == ["ash", "xxd"]
 
 
