@@ -23,6 +23,7 @@ from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT
 from tests.guests.baremetal.build import build_guest
 from tests.support.places import (
     denied,
+    hardened,
     limited,
     make_kvm_for_all,
     ordinary,
@@ -67,6 +68,7 @@ RUNS: Final = (
     Place("user-made-by-a-user", [*ordinary(USER), "unshare", "-U", "--map-current-user"]),
     Place("no-capability", without("all")),
     *(Place(f"without-{each}", without(each)) for each in CAPABILITIES),
+    Place("root-where-others-make-no-user-namespaces", hardened()),
     Place("container-without-capability", [*root_of_namespace("0 100000 65536"), *without("all")]),
 )
 
@@ -75,6 +77,7 @@ NO_NAMESPACES: Final = (*SMALL, 'echo 0 >/proc/sys/user/max_user_namespaces && e
 NO_PROC: Final = ("unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"', "sh")
 NO_KVM: Final = ("sh", "-c", 'mount --bind /dev/null /dev/kvm && exec "$@"', "sh")
 
+DEBIAN: Final = r"sysctl kernel\.unprivileged_userns_clone=1.*Operation not permitted"
 DENIED: Final = r"(denied here|Operation not permitted|what filters system calls here)"
 
 REFUSES: Final = (
@@ -89,6 +92,7 @@ REFUSES: Final = (
         r"File too large \(ulimit -f raises|policies: Operation canceled",
     ),
     Place("no-namespaces", NO_NAMESPACES, r"user\.max_user_namespaces.*No space left"),
+    Place("user-who-makes-no-user-namespaces", [*hardened(), *ordinary(USER)], DEBIAN),
     Place("no-kvm", NO_KVM, r"/dev/kvm \(this is not KVM\)"),
     Place("no-proc", NO_PROC, r"mount a proc\(5\) at /proc"),
     *(
