@@ -54,9 +54,11 @@ def _shell(arguments: Arguments, settings: GlobalSettings) -> int:
     undo_accidents()
     leave_huge_pages()
     folder = arguments.positional[0] if arguments.positional else _own_guest()
-    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    words = [*_words(arguments, folder), f"--serial=num=2,type=file,path=/proc/self/fd/{writing}"]
+    words = _words(arguments, folder)
     keep_to_oneself()  # what guest make and the words ask of the environment is behind us
+    # Behind it, for a run closes what was open before.
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    words.append(f"--serial=num=2,type=file,path=/proc/self/fd/{writing}")
     config = build_config(
         parse(words, RUN.options, RUN.positional), extended_status=settings.extended_status
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +17,9 @@ from crosvm_py.cli.grammar.options import parse
 from crosvm_py.guest.throwaway import throwaway_copy
 from sys_util.errors import ConfigError, UsageError
 from tests.support.command_line import config_of
+
+if TYPE_CHECKING:
+    from crosvm_py.config import RunConfig
 
 MIB = 1 << 20
 
@@ -76,6 +80,27 @@ def test_command_is_on_the_command_line_of_the_kernel(folder: Path) -> None:
     config = config_of(*words_of(folder, "-e", "echo 'a b'; exit 3"))
     (word,) = [it for it in config.params if it.startswith("crosvm.run=")]
     assert base64.b64decode(word.partition("=")[2]) == b"echo 'a b'; exit 3"
+
+
+@pytest.mark.parametrize(("end", "status"), [(0, 5), (33, 33)])
+def test_status_is_the_guests_unless_the_run_failed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, end: int, status: int
+) -> None:
+    """What is open when a run begins to keep to itself, it closes: the pipe must not be."""
+    inherited: list[str] = []
+
+    def run(config: RunConfig, _settings: object) -> int:
+        (path,) = [spec.path for spec in config.serial if spec.path is not None]
+        assert path.rpartition("/")[2] not in inherited
+        Path(path).write_text("5\r\n")
+        return end
+
+    monkeypatch.setattr(guest_shell, "leave_huge_pages", lambda: None)
+    monkeypatch.setattr(
+        guest_shell, "keep_to_oneself", lambda: inherited.extend(os.listdir("/proc/self/fd"))
+    )
+    monkeypatch.setattr(guest_shell, "run_config", run)
+    assert execute(["guest", "shell", str(folder)]) == status
 
 
 @pytest.mark.parametrize(
