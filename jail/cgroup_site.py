@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Find where in cgroup v2 a VM can make groups for its devices (cgroups(7)). Change nothing.
+"""Where in cgroup v2 a VM can make groups for its devices (cgroups(7)). Reads, and changes nothing.
 
-Except for the root group, a group that enables controllers for the groups below it must not
-contain processes. So the VM's groups can be made in one of three places: in the root group, by
-root; in a group that we may write and that has no processes; in the group that we are in, if we are
-its only process and move to another group first.
+A group with controllers for the groups below it may have no processes of its own, but for the root.
+So a place is one of: the root, for root; a group that is ours and empty; the one that we are in, if
+we are alone in it and can step aside.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import os
 from sys_util.errors import VmmError
 from sys_util.typing import Final, NamedTuple
 
-# They limit a device's share of the processors, its memory and its number of processes.
+# What limits a device: its share of the processors, its memory, its processes.
 CONTROLLERS: Final = ("cpu", "memory", "pids")
 
 _V2_LINE: Final = "0::"
@@ -25,7 +24,7 @@ _BOOT_HINT: Final = "boot with systemd.unified_cgroup_hierarchy=1"
 
 
 class NoCgroupError(VmmError):
-    """We can make no groups. ``hint`` says what the user can do about it."""
+    """There is no place for groups of ours: why not, and what the user can do about it."""
 
     def __init__(self, reason: str, hint: str = "") -> None:
         super().__init__(reason)
@@ -35,8 +34,8 @@ class NoCgroupError(VmmError):
 class CgroupSite(NamedTuple):
     """A group below which we can make others.
 
-    ``controllers`` are those that can be enabled for the groups below it. ``steps_aside``: our own
-    process is the only one in the group, and has to move to another one first.
+    ``controllers`` are those that the groups below can have. With ``steps_aside`` our own process
+    is the only one in it, and has to leave it first.
     """
 
     path: str
@@ -45,13 +44,10 @@ class CgroupSite(NamedTuple):
 
 
 def find_site(path: str | None = None, *, proc: str = "/proc") -> CgroupSite:
-    """Return the group at ``path``, if groups for devices can be made below it.
-
-    Without ``path``, try the group that this process is in. If that does not work, try the one
-    above it, provided that systemd has delegated it to us.
+    """Return the group at ``path``, or the best there is, if it can hold groups for devices.
 
     Raises:
-        NoCgroupError: no groups for devices can be made there.
+        NoCgroupError: it cannot, or there is none.
     """
     own = own_group(proc)
     if path is not None:
@@ -81,7 +77,7 @@ def own_group(proc: str = "/proc") -> str:
     """Return the directory of the group that this process is in.
 
     Raises:
-        NoCgroupError: no mount shows that group, or cgroup v2 is missing.
+        NoCgroupError: it is in none that we can see.
     """
     try:
         group = _group_of(f"{proc}/self/cgroup")
@@ -105,7 +101,7 @@ def _group_of(path: str) -> str:
 
 
 def _mounts(path: str) -> list[tuple[str, str]]:
-    """Return the group that each mount of cgroup v2 shows, and the mount point (proc(5))."""
+    """Return which group each mount of cgroup v2 shows, and where (proc(5))."""
     found = []
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
@@ -117,13 +113,13 @@ def _mounts(path: str) -> list[tuple[str, str]]:
 
 
 def _unescape(text: str) -> str:
-    r"""Undo the kernel's octal escapes, such as \040 for a blank."""
+    r"""Undo \040 and the like, which stand for blanks and backslashes."""
     first, *rest = text.split("\\")
     return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 
 
 def _is_delegated(path: str) -> bool:
-    """Return whether systemd has marked the group as delegated: its owner manages it."""
+    """Return whether systemd says that the group and what is below it are its users' own."""
     try:
         return os.getxattr(path, "user.delegate") == b"1"
     except OSError:
@@ -167,10 +163,7 @@ def _must_step_aside(path: str, own: str) -> bool:
 
 
 def _check_rights(path: str, own: str) -> None:
-    """Check that we may make groups there, enable controllers and move our children into them.
-
-    To move a process takes write access also to the closest group above both (cgroup-v2.rst).
-    """
+    """Check that we may make groups there, give them controllers, and put our children in."""
     shared = os.path.commonpath((path, own))
     for needed in (
         path,
@@ -183,7 +176,7 @@ def _check_rights(path: str, own: str) -> None:
 
 
 def _is_root(path: str) -> bool:
-    """Return whether this is the root group: only that one has no cgroup.type."""
+    """Return whether this is the root of all groups, which alone has no type."""
     return not os.path.exists(f"{path}/cgroup.type")
 
 

@@ -116,6 +116,7 @@ class _Remake:
                 owner = device.broker.owner
                 ids = self._ids
                 self._cast(fds, ids and (lambda _pid: ids.of_user(owner)), self._on_broker)
+                self._foundry.hurry_spare()
         except (HostError, OSError) as error:
             self._fail(reason_for(error))
 

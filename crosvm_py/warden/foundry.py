@@ -77,7 +77,11 @@ class Foundry:
         """Have one mould ready before long, since a device has crashed and may do so again."""
         if not self._is_spare_due:
             self._is_spare_due = True
-            self._loop.call_later(SPARE_SECONDS, self._make_spare)
+            self._loop.call_later(SPARE_SECONDS, self._on_spare_due)
+
+    def hurry_spare(self) -> None:
+        """Begin a spare at once, since a second process will be needed after the one ordered."""
+        self._make_spare()
 
     def renew(self, then: Callable[[str], None]) -> None:
         """See that the code of devices can be read as it is installed now, and is from now on.
@@ -100,8 +104,11 @@ class Foundry:
 
     # The spare.
 
-    def _make_spare(self) -> None:
+    def _on_spare_due(self) -> None:
         self._is_spare_due = False
+        self._make_spare()
+
+    def _make_spare(self) -> None:
         if self._spare is None:
             try:
                 self._spare = self._begin()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tests.endurance.load import DEVICES, run_load
 from tests.endurance.many import run_many
+from tests.endurance.renewals import run_renewals
 from tests.endurance.restarts import run_restarts
 from tests.endurance.starts import run_starts
 from tests.endurance.storm import run_storm
@@ -20,11 +21,14 @@ from tests.kvmhost.fixture import session
 if TYPE_CHECKING:
     from tests.endurance.load import LoadResult
     from tests.endurance.many import ManyResult
+    from tests.endurance.renewals import RenewalsResult
     from tests.endurance.restarts import RestartsResult
     from tests.endurance.starts import StartsResult
     from tests.endurance.storm import StormResult
 
-    AnyResult = StartsResult | RestartsResult | StormResult | ManyResult | LoadResult
+    AnyResult = (
+        StartsResult | RestartsResult | RenewalsResult | StormResult | ManyResult | LoadResult
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     starts.add_argument("--count", type=int, default=1000)
     restarts = subjects.add_parser("restarts", help="kill devices, see how soon they serve again")
     restarts.add_argument("--count", type=int, default=20)
+    renewals = subjects.add_parser("renewals", help="restart a device on purpose: nothing grows")
+    renewals.add_argument("--count", type=int, default=1000)
     storm = subjects.add_parser("storm", help="a guest that never rests, devices that never live")
     storm.add_argument("--kills", type=int, default=20_000)
     storm.add_argument("--seed", type=int, default=1)
@@ -48,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> AnyResult:
-    if options.subject in ("starts", "restarts", "storm"):
+    if options.subject in ("starts", "restarts", "renewals", "storm"):
         with tempfile.TemporaryDirectory() as folder:
             return _run_here(options, Path(folder))
     for host in session():
@@ -62,6 +68,8 @@ def _run(options: argparse.Namespace) -> AnyResult:
 def _run_here(options: argparse.Namespace, folder: Path) -> AnyResult:
     if options.subject == "restarts":
         return run_restarts(options.count, folder)
+    if options.subject == "renewals":
+        return run_renewals(options.count, folder)
     if options.subject == "storm":
         return run_storm(options.kills, options.seed, folder)
     return run_starts(options.count, folder, progress=True)

@@ -48,7 +48,7 @@ def has_nothing_in_common(one: Layout, other: Layout) -> bool:
     return all(ours != theirs for ours, theirs in zip(one, other, strict=True))
 
 
-def private_kib(pid: int) -> int:
-    """Return how much memory a process has to itself, in KiB."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+def anonymous_kib(pid: int) -> int:
+    """Return how much memory of no file a process has, shared with others or not, in KiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))

@@ -15,7 +15,7 @@ import pytest
 from crosvm_py.care import ALWAYS, Care
 from crosvm_py.warden import forge
 from tests.crosvm_py.device_rig import DeviceRig, Transport
-from tests.support.layout import has_nothing_in_common, layout_of, private_kib
+from tests.support.layout import anonymous_kib, has_nothing_in_common, layout_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -276,10 +276,10 @@ def test_warden_does_not_grow(rig: DeviceRig) -> None:
     device = start(rig)
     for _ in range(3):
         assert restart(rig, device) == ""
-    before = private_kib(rig.warden.pid)
+    before = anonymous_kib(rig.warden.pid)
     for _ in range(12):
         assert restart(rig, device) == ""
-    assert private_kib(rig.warden.pid) - before < 256
+    assert anonymous_kib(rig.warden.pid) - before < 256
 
 
 @pytest.mark.parametrize("end", [DeviceRig.end, lambda rig: os.kill(rig.warden.pid, 9)])
