@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The groups of one VM in cgroup v2: one for it, in that one for each of its devices.
+"""The cgroup v2 groups of one VM: a group for the VM, and inside it one for each of its devices.
 
-The vmm makes the VM's group before it forks the warden; from then on it is the warden's, which
-makes those of the devices, has them cloned into these, and removes everything at the end. Where the
-warden is killed, its lock on the VM's group goes with it, and the next VM removes what is left.
+The vmm makes the VM's group before it forks the warden, which owns it from then on: the warden
+makes a group for each device, clones the device into it, and removes all groups at the end. If the
+warden is killed, the kernel drops its lock on the VM's group, and the next VM to start removes
+whatever it left.
 
-Guest memory is charged to whoever touches a page of it first: the vmm where the guest itself does,
-a device where it fills what the guest has never used, as a disk does all the time. It cannot be
-charged elsewhere, and pages stay charged when the process dies. So the limit of a device is all of
-guest memory and its own share, and one that is started again gets its old group.
+A page of guest memory is charged to the process that touches it first. That is the vmm when the
+guest itself touches the page, and a device when it fills a page that the guest has never used,
+which a disk does all the time. The charge cannot be moved, and it stays when the process dies.
+Therefore the limit of a device is all of guest memory plus what the device itself needs, and a
+device that is restarted gets its old group.
 """
 
 from __future__ import annotations
@@ -33,19 +35,20 @@ _ASIDE: Final = ".vmm"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MOST_BYTES: Final = 4096
 
-# What cpu.weight may be, and what it is if nobody says otherwise (cgroup-v2.rst).
+# The default of cpu.weight, and its maximum (cgroup-v2.rst).
 _CPU_WEIGHT: Final = 100
 _MAX_CPU_WEIGHT: Final = 10_000
 
-# A new VM looks for dead ones: it may find ours between our first two calls, and remove it.
+# A new VM removes groups that nobody has locked. It may take ours for such a group between our
+# mkdir and our flock, so we try again.
 _ATTEMPTS: Final = 3
 
-# 8 bytes of a page table for each 4096 that are mapped.
+# A page table takes 8 bytes for each 4096 bytes that it maps.
 _MEMORY_PER_TABLE: Final = 512
 
 
 class Limits(NamedTuple):
-    """What a device may take of the host: bytes charged to it, and processes."""
+    """What a device may use of the host: bytes of memory charged to it, and processes."""
 
     memory_bytes: int
     processes: int
@@ -59,12 +62,12 @@ class OomCount(NamedTuple):
 
 
 def memory_limit(guest_bytes: int, own_bytes: int, file_bytes: int) -> int:
-    """Return how much may be charged to a device.
+    """Return how many bytes of memory may be charged to a device.
 
     Args:
-        guest_bytes: all of guest memory, for it may be the first to touch any page.
-        own_bytes: what it may use itself, in user space and in the kernel.
-        file_bytes: the size of a file that it writes and that lies in memory (tmpfs(5)).
+        guest_bytes: all of guest memory, because the device may be the first to touch any page.
+        own_bytes: what the device itself may use, in user space and in the kernel.
+        file_bytes: the size of the file that it writes, if that file is in memory (tmpfs(5)).
     """
     return guest_bytes + guest_bytes // _MEMORY_PER_TABLE + own_bytes + file_bytes
 
@@ -73,7 +76,7 @@ class VmCgroup:
     """The group of one VM, and those of its devices."""
 
     def __init__(self, site: CgroupSite, name: str) -> None:
-        """Use ``create``."""
+        """Make nothing yet: call ``create`` instead."""
         self.path = f"{site.path}/{name}"
         self._site = site
         self._aside = self.path + _ASIDE if site.steps_aside else ""
@@ -84,13 +87,14 @@ class VmCgroup:
 
     @classmethod
     def create(cls, site: CgroupSite, cpus: int) -> Self:
-        """Make the VM's group; ``remove`` it in whichever process is the last.
+        """Make the VM's group. The last process that uses it calls ``remove``.
 
-        All devices together get as much of a contested processor as one vCPU: where the vmm had to
-        leave the site for a group beside, that one weighs as much as its ``cpus``.
+        When processors are busy, all devices together get as much time as one vCPU: their group
+        keeps the default weight. If the vmm has to move to a group beside theirs, the vmm's group
+        gets ``cpus`` times that weight.
 
         Raises:
-            HostError: the kernel refuses it; nothing is left of it.
+            HostError: the kernel refuses it. What was made until then is removed.
         """
         remove_stale(site.path)
         group = cls(site, f"{_PREFIX}{os.getpid()}")
@@ -108,10 +112,12 @@ class VmCgroup:
         return group
 
     def device(self, name: str, limits: Limits) -> int:
-        """Make the group of a device, or find it, and return its directory, the caller's to close.
+        """Make the group of a device unless it exists, and set its limits.
+
+        Return a descriptor of its directory, which the caller closes.
 
         Raises:
-            ProtocolError: the name is that of another directory.
+            ProtocolError: the name would lead to another directory.
             HostError: the kernel refuses it.
         """
         if "/" in name or name.startswith("."):
@@ -138,7 +144,7 @@ class VmCgroup:
             _write(f"{self.path}/{name}/pids.max", str(limits.processes))
 
     def oom_count(self, name: str) -> OomCount:
-        """Return what has happened in a device's group so far; nothing where that is not known."""
+        """Return what has happened in a device's group so far; zeros if the kernel does not say."""
         try:
             words = _read(f"{self.path}/{name}/memory.events").split()
         except OSError:
@@ -147,9 +153,9 @@ class VmCgroup:
         return OomCount(int(events.get("oom", "0")), int(events.get("oom_kill", "0")))
 
     def remove(self) -> None:
-        """Remove every group and go back where we came from; what has gone already is no matter.
+        """Remove every group, and move back to the group that we came from.
 
-        Nothing happens where another process has taken over.
+        Groups that no longer exist are no error. Do nothing after ``let_go``.
         """
         if not self._ours:
             return
@@ -162,13 +168,13 @@ class VmCgroup:
             self._step_back()
 
     def let_go(self) -> None:
-        """Leave all of it to another process that has the lock, too."""
+        """Leave the groups to another process, which inherited the lock."""
         self._ours = False
         os.close(self.lock_fd)
         self.lock_fd = -1
 
     def _make(self) -> None:
-        """Make the group and lock it, which says that it is in use."""
+        """Make the group and lock it, so that other VMs see that it is in use."""
         for _ in range(_ATTEMPTS):
             os.mkdir(self.path, 0o755)
             try:
@@ -191,7 +197,7 @@ class VmCgroup:
         _write(f"{self._aside}/cpu.weight", str(min(_CPU_WEIGHT * cpus, _MAX_CPU_WEIGHT)))
 
     def _step_back(self) -> None:
-        """Take the controllers from the site again, and all that stepped aside back into it."""
+        """Switch the controllers off again, and move back every process that we moved aside."""
         try:
             if self._enabled:
                 _write(f"{self._site.path}/cgroup.subtree_control", _signed("-", self._enabled))
@@ -203,7 +209,7 @@ class VmCgroup:
 
 
 def remove_stale(path: str) -> None:
-    """Remove the groups below ``path`` of VMs whose warden was killed before it could."""
+    """Remove the groups below ``path`` that VMs left because their warden was killed."""
     names = [name for name in os.listdir(path) if _is_ours(name)]
     for name in sorted(names):
         group = f"{path}/{name}"
@@ -215,13 +221,13 @@ def remove_stale(path: str) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    """Return whether this is what we call groups: somebody else's crosvm-web.service is not."""
+    """Return whether a VM made the group, whose name is crosvm-PID then, not crosvm-web.service."""
     pid = name.removesuffix(_ASIDE).removeprefix(_PREFIX)
     return name.startswith(_PREFIX) and pid.isdecimal()
 
 
 def _is_abandoned(path: str) -> bool:
-    """Return whether no process holds the lock of the VM's group, and none is in it."""
+    """Return whether no process is in the VM's group and none holds its lock."""
     try:
         if "populated 1" in _read(f"{path}/cgroup.events"):
             return False
@@ -238,7 +244,7 @@ def _is_abandoned(path: str) -> bool:
 
 
 def _remove_tree(path: str) -> bool:
-    """Remove the groups in a VM's group, and itself; return whether it went."""
+    """Remove a VM's group and the groups inside it; return whether the VM's group was removed."""
     try:
         with os.scandir(path) as entries:
             names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -260,7 +266,7 @@ def _remove(path: str) -> bool:
 
 
 def _enable(path: str, controllers: Iterable[str]) -> tuple[str, ...]:
-    """Let the groups below ``path`` have these controllers; return those that they had not."""
+    """Enable these controllers for the groups below ``path``; return those that were off."""
     present = _read(f"{path}/cgroup.subtree_control").split()
     missing = tuple(name for name in controllers if name not in present)
     if missing:
@@ -288,7 +294,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _read(path: str) -> str:
-    """Return a short file of the kernel's."""
+    """Return the text of a short file of cgroup v2."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, _MOST_BYTES).decode()

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where in cgroup v2 a VM can make groups for its devices (cgroups(7)). Reads, and changes nothing.
+"""Find where in cgroup v2 a VM can make groups for its devices (cgroups(7)). Change nothing.
 
-A group with controllers for the groups below it may have no processes of its own, but for the root.
-So a place is one of: the root, for root; a group that is ours and empty; the one that we are in, if
-we are alone in it and can step aside.
+Except for the root group, a group that enables controllers for the groups below it must not
+contain processes. So the VM's groups can be made in one of three places: in the root group, by
+root; in a group that we may write and that has no processes; in the group that we are in, if we are
+its only process and move to another group first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 from sys_util.errors import VmmError
 from sys_util.typing import Final, NamedTuple
 
-# What limits a device: its share of the processors, its memory, its processes.
+# They limit a device's share of the processors, its memory and its number of processes.
 CONTROLLERS: Final = ("cpu", "memory", "pids")
 
 _V2_LINE: Final = "0::"
@@ -24,7 +25,7 @@ _BOOT_HINT: Final = "boot with systemd.unified_cgroup_hierarchy=1"
 
 
 class NoCgroupError(VmmError):
-    """There is no place for groups of ours: why not, and what the user can do about it."""
+    """We can make no groups. ``hint`` says what the user can do about it."""
 
     def __init__(self, reason: str, hint: str = "") -> None:
         super().__init__(reason)
@@ -34,8 +35,8 @@ class NoCgroupError(VmmError):
 class CgroupSite(NamedTuple):
     """A group below which we can make others.
 
-    ``controllers`` are those that the groups below can have. With ``steps_aside`` our own process
-    is the only one in it, and has to leave it first.
+    ``controllers`` are those that can be enabled for the groups below it. ``steps_aside``: our own
+    process is the only one in the group, and has to move to another one first.
     """
 
     path: str
@@ -44,10 +45,13 @@ class CgroupSite(NamedTuple):
 
 
 def find_site(path: str | None = None, *, proc: str = "/proc") -> CgroupSite:
-    """Return the group at ``path``, or the best there is, if it can hold groups for devices.
+    """Return the group at ``path``, if groups for devices can be made below it.
+
+    Without ``path``, try the group that this process is in. If that does not work, try the one
+    above it, provided that systemd has delegated it to us.
 
     Raises:
-        NoCgroupError: it cannot, or there is none.
+        NoCgroupError: no groups for devices can be made there.
     """
     own = own_group(proc)
     if path is not None:
@@ -77,7 +81,7 @@ def own_group(proc: str = "/proc") -> str:
     """Return the directory of the group that this process is in.
 
     Raises:
-        NoCgroupError: it is in none that we can see.
+        NoCgroupError: no mount shows that group, or cgroup v2 is missing.
     """
     try:
         group = _group_of(f"{proc}/self/cgroup")
@@ -101,7 +105,7 @@ def _group_of(path: str) -> str:
 
 
 def _mounts(path: str) -> list[tuple[str, str]]:
-    """Return which group each mount of cgroup v2 shows, and where (proc(5))."""
+    """Return the group that each mount of cgroup v2 shows, and the mount point (proc(5))."""
     found = []
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
@@ -113,13 +117,13 @@ def _mounts(path: str) -> list[tuple[str, str]]:
 
 
 def _unescape(text: str) -> str:
-    r"""Undo \040 and the like, which stand for blanks and backslashes."""
+    r"""Undo the kernel's octal escapes, such as \040 for a blank."""
     first, *rest = text.split("\\")
     return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 
 
 def _is_delegated(path: str) -> bool:
-    """Return whether systemd says that the group and what is below it are its users' own."""
+    """Return whether systemd has marked the group as delegated: its owner manages it."""
     try:
         return os.getxattr(path, "user.delegate") == b"1"
     except OSError:
@@ -163,7 +167,10 @@ def _must_step_aside(path: str, own: str) -> bool:
 
 
 def _check_rights(path: str, own: str) -> None:
-    """Check that we may make groups there, give them controllers, and put our children in."""
+    """Check that we may make groups there, enable controllers and move our children into them.
+
+    To move a process takes write access also to the closest group above both (cgroup-v2.rst).
+    """
     shared = os.path.commonpath((path, own))
     for needed in (
         path,
@@ -176,7 +183,7 @@ def _check_rights(path: str, own: str) -> None:
 
 
 def _is_root(path: str) -> bool:
-    """Return whether this is the root of all groups, which alone has no type."""
+    """Return whether this is the root group: only that one has no cgroup.type."""
     return not os.path.exists(f"{path}/cgroup.type")
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The namespaces of a jail, and the two sides of entering them (namespaces(7)).
+"""Make a process in new namespaces of every kind (namespaces(7)).
 
-The parent calls ``clone_into`` and then ``write_id_maps``; the child waits until the maps are
-there. The child is process 1 of a PID namespace of its own from its first instruction on.
+The parent calls ``clone_into`` and then ``write_id_maps``; the child waits until the parent has
+written the maps. From its first instruction on, the child is process 1 of its own PID namespace.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ NAMESPACES: Final = {
 }
 _ALL: Final = sum(NAMESPACES.values())
 
-# A hardened host lets only CAP_SYS_ADMIN make user namespaces (Debian's kernels), or lets others
-# make them without any power inside (AppArmor of Ubuntu). Other kernels have neither file.
+# On a hardened host, making a user namespace needs CAP_SYS_ADMIN (Debian's kernels), or a process
+# without it gets no capabilities inside (AppArmor on Ubuntu). Other kernels have neither file.
 _RESTRICTIONS: Final = (
     ("/proc/sys/kernel/unprivileged_userns_clone", b"0"),
     ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", b"1"),
@@ -84,13 +84,12 @@ def _starts_with(path: str, value: bytes) -> bool:
 def clone_into(cgroup_fd: int = -1, *, sibling: bool = False) -> int:
     """Fork into new namespaces of every kind; return 0 in the child, else its pid.
 
-    The parent of a ``sibling`` is the caller's own, who writes its id maps and buries it.
-
-    With ``cgroup_fd``, the directory of a group of cgroup v2, the child is in that, too, before
-    ``write_id_maps`` can let it go.
+    ``cgroup_fd`` is the directory of a cgroup v2 group: the child is in it when this returns, so
+    before ``write_id_maps`` lets the child continue. ``sibling``: the parent of the new process is
+    the caller's own parent, which writes its id maps and reaps it.
 
     Raises:
-        HostError: the host does not let us.
+        HostError: the host refuses the namespaces or the group.
     """
     try:
         flags = _ALL | linux.CLONE_PARENT if sibling else _ALL
@@ -103,7 +102,7 @@ def _clone_into_cgroup(flags: int, cgroup_fd: int) -> int:
     try:
         return linux.clone_into_cgroup(flags, cgroup_fd)
     except OSError as error:
-        if error.errno != errno.ENOSYS:  # what a container that does not let us says
+        if error.errno != errno.ENOSYS:  # the seccomp filter of a container denies clone3 so
             raise
     pid = linux.clone(flags)
     if pid:
@@ -118,7 +117,7 @@ def _clone_into_cgroup(flags: int, cgroup_fd: int) -> int:
 
 
 def _move(pid: int, cgroup_fd: int) -> None:
-    """Put a process into a group: slower than starting it there, since the kernel has to wait."""
+    """Move a process into a group: slower than cloning into it, because the kernel has to wait."""
     fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=cgroup_fd)
     try:
         os.write(fd, str(pid).encode())
@@ -128,6 +127,7 @@ def _move(pid: int, cgroup_fd: int) -> None:
 
 def write_id_maps(pid: int, ids: IdMap) -> None:
     """Give the new user namespace of ``pid`` its one user and one group (user_namespaces(7)).
+
     Raises:
         HostError: the kernel refuses the map.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A jail as a list of steps: what is told, what is tested and what is done are one thing."""
+"""A jail as a list of steps. The same list is carried out, printed and tested."""
 
 from __future__ import annotations
 
@@ -37,56 +37,61 @@ if TYPE_CHECKING:
 
     from seccomp import Policy
 
-# Private memory a device may come to hold: several times what Python and its buffers need.
+# Private memory of a device: several times what Python and the device's buffers need.
 MAX_DATA_BYTES: Final = 256 * 1024 * 1024
 
-# Addresses beside those of guest memory: many times what a device has. What they bound are the page
+# Address space of a device beside guest memory: many times what it needs. This bounds the page
 # tables of memory that is mapped and only read, which no other limit counts.
 MAX_OTHER_ADDRESSES: Final = 4 << 30
 
-# Of the one thread; it is neither data nor mapped.
+# The stack of a process's only thread; RLIMIT_DATA does not count it.
 MAX_STACK_BYTES: Final = 8 * 1024 * 1024
 
-# Two eventfds for each of 64 queues, and the fds of the process itself.
+# A device has two eventfds for each of at most 64 queues, and a few descriptors of its own.
 MAX_OPEN_FILES: Final = 192
 
-# The vmm: as many for each of 31 devices, its consoles, and the clients of the control socket.
+# The vmm has those eventfds for each of 31 devices, its consoles and clients of its control socket.
 VMM_OPEN_FILES: Final = 8192
-# Private memory of the vmm: Python, what the control socket buffers, and the heap of each vCPU
-# thread, beside its stack (pthread_attr_setstacksize(3)).
+# Private memory of the vmm: for Python and the buffers of the control socket, and for each vCPU
+# thread its heap; the thread's stack is added to it (pthread_attr_setstacksize(3)).
 _VMM_DATA_BYTES: Final = 512 * 1024 * 1024
 _THREAD_DATA_BYTES: Final = 8 * 1024 * 1024
 _UNLIMITED_STACK_BYTES: Final = 8 * 1024 * 1024
 
-# What vmm and warden never need. No limit on the size of files: they write logs and consoles, and
-# the warden resizes disks. None on processes: KVM's and vhost's threads in the kernel count too,
-# and the vmm's filters know no clone. None on pending signals: kicks of vCPUs are some.
+# Limits on what the vmm and the warden never use. There is no limit on the size of files: both
+# write logs and consoles, and the warden resizes disks. None on processes: the kernel threads of
+# KVM and vhost count too, and the vmm's filters allow no clone anyway. None on pending signals: the
+# vmm kicks a vCPU thread out of KVM_RUN with a signal.
 _COMMON_LIMITS: Final = (("CORE", 0), ("MEMLOCK", 0), ("MSGQUEUE", 0), ("NICE", 0), ("RTPRIO", 0))
 
 
-# To remove the control socket from a directory that is not root's; to map a device's ids.
+# The warden removes the control socket, also from a directory of another user, and maps ids.
 _WARDEN_CAPABILITIES: Final = frozenset(
     {linux.CAP_DAC_OVERRIDE, linux.CAP_SETGID, linux.CAP_SETUID}
 )
 
 
 class Step(Protocol):
-    """One thing that is taken away."""
+    """One thing that is taken from the process."""
 
     def describe(self) -> str:
         """Say what the step does, for people."""
 
     def apply(self) -> None:
-        """Do it to the calling process. An OSError says what the host refused."""
+        """Do it to the calling process.
+
+        Raises:
+            OSError: the host refused it.
+        """
 
 
 @fact
 class JailPlan:
-    """Everything between a fresh child process and the untrusted input it will read.
+    """Everything that happens to a new child process before it reads untrusted input.
 
-    The filter comes last and apart: between ``enter`` and ``close_door`` the device maps guest
-    memory and sets itself up, with nothing of the host in reach but with calls that it will
-    never need again.
+    The seccomp filter, the door, is loaded last and in a call of its own. Between ``enter`` and
+    ``close_door`` the device maps guest memory and sets itself up. It can no longer reach anything
+    of the host then, but it needs system calls that the filter denies.
     """
 
     steps: tuple[Step, ...]
@@ -110,7 +115,7 @@ class JailPlan:
         _take(self.door)
 
     def describe(self) -> list[str]:
-        """Say every step, in order."""
+        """Return what each step does, in order."""
         return [step.describe() for step in (*self.steps, self.door)]
 
 
@@ -122,9 +127,10 @@ def _take(step: Step) -> None:
 
 
 def confine_vmm(*, cpus: int, removable_in: Iterable[str] = ()) -> None:
-    """Take from the vmm what it does not need for the guest, before it has a second thread.
+    """Take from the vmm all that it does not need to run the guest.
 
-    Nothing can be imported any more. ``load_filter`` follows, in each thread.
+    Call it before the vmm starts a second thread. No module can be imported afterwards. Each thread
+    calls ``load_filter`` later.
 
     Args:
         cpus: how many threads it will start.
@@ -145,13 +151,15 @@ def confine_vmm(*, cpus: int, removable_in: Iterable[str] = ()) -> None:
 
 
 def confine_warden() -> None:
-    """Leave the warden of root what clones its devices, maps their ids and tidies up.
+    """Take from the warden all that it does not need.
 
-    CAP_SYS_ADMIN, too, where the host lets nobody else make namespaces for them.
+    If root runs it, it keeps the capabilities to map the ids of devices and to tidy up, and on a
+    host that restricts user namespaces CAP_SYS_ADMIN too, to make them.
 
-    It stays dumpable, as its children are born: else their id maps would belong to root. It keeps
-    the file system, since its children mount their roots, which Landlock forbids for good.
-    ``load_filter`` follows when everything is imported.
+    It stays dumpable: the kernel gives the /proc files of a process that is not dumpable to root,
+    and its children, which inherit that, could get no id maps. It keeps the file system: its
+    children mount their roots, and Landlock would forbid that for good. It calls ``load_filter``
+    later, when every module is imported.
 
     Raises:
         HostError: a step was refused.
@@ -165,7 +173,7 @@ def confine_warden() -> None:
 
 
 def _drop_privileges(keep: frozenset[int]) -> None:
-    """Drop what this process has of capabilities and groups; an ordinary user has no capability."""
+    """Drop the groups and all capabilities but ``keep``, where this process has any."""
     held = linux.capabilities()
     if linux.CAP_SETGID in held:
         _take(ForgetGroups())
@@ -174,14 +182,15 @@ def _drop_privileges(keep: frozenset[int]) -> None:
 
 
 def load_filter(policy: Policy) -> None:
-    """Close the door of the calling thread, be it of the vmm or the warden, for good.
+    """Load the filter into the calling thread of the vmm or the warden.
 
-    Whatever the policy says, ``tgkill`` reaches this process alone.
+    Unless the process is recorded, the filter lets ``tgkill`` reach this process only, whatever the
+    policy says.
 
     Raises:
         HostError: the kernel refused the filter.
     """
-    # A recorder's socket is closed when it has served a thread.
+    # Loading a recording filter closes the socket, and each thread needs one.
     recorder = None if policy.recorder is None else os.dup(policy.recorder)
     bpf = policy.bpf if recorder is not None else signals_to(os.getpid(), policy)
     _take(LoadFilter(policy.name, bpf, recorder))
@@ -195,18 +204,18 @@ def parser_jail(
     max_data_bytes: int,
     max_file_bytes: int,
 ) -> JailPlan:
-    """Return the jail of a process that reads a file from outside and ends.
+    """Return the jail of a process that reads one untrusted file and ends.
 
-    It is no other process's parent and has no namespaces, whose making would take longer than the
-    reading of most kernels. What it can do is in its filter; behind that it can open no descriptor,
-    start no process, and is as root somebody else.
+    It gets no namespaces, because making them takes longer than reading most kernels. The seccomp
+    filter is what confines it. Should the filter fail, the process still cannot open a descriptor
+    or start a process, and if root runs the VM, it has the ids of an unknown user.
 
     Args:
-        policy: its compiled policy.
-        keep_fds: the descriptors that stay open, and there will be no others.
-        max_seconds: processor time; after it, SIGXCPU ends the process.
-        max_data_bytes: private memory that it may hold, with what it inherited.
-        max_file_bytes: the highest offset that it may write at.
+        policy: the compiled policy of the process.
+        keep_fds: the descriptors that stay open; it cannot get others.
+        max_seconds: processor time, after which SIGXCPU ends the process.
+        max_data_bytes: private memory that it may have, which includes what it inherited.
+        max_file_bytes: the largest file offset that it may write at.
     """
     held = linux.capabilities()
     ids = held & {linux.CAP_SETGID, linux.CAP_SETUID}
@@ -222,7 +231,8 @@ def parser_jail(
             DieWithParent(),  # after the change of ids, which clears the request
             LimitResources(
                 (("CPU", max_seconds), ("DATA", max_data_bytes), ("FSIZE", max_file_bytes)),
-                raisable=frozenset({"CPU"}),  # so that SIGXCPU tells what was exceeded
+                # Raisable, because at the hard limit the kernel sends SIGKILL, not SIGXCPU.
+                raisable=frozenset({"CPU"}),
             ),
             *_be_alone(),
         ),
@@ -231,10 +241,11 @@ def parser_jail(
 
 
 def relay_jail(policy: Policy) -> JailPlan:
-    """Return the jail of a process that passes bytes on, between descriptors that it has.
+    """Return the jail of a process that only copies bytes between descriptors that it has.
 
-    It keeps the ids of the user, by which the log daemon knows whose lines these are, and has
-    closed what it does not need. Otherwise it is as that of ``parser_jail``.
+    It is like ``parser_jail`` with two differences. The process keeps the ids of its user, which
+    the log daemon records with each line. It has already closed the descriptors that it does not
+    need.
     """
     return JailPlan(
         steps=(
@@ -247,7 +258,7 @@ def relay_jail(policy: Policy) -> JailPlan:
 
 
 def _lose_privileges(held: frozenset[int], keep: frozenset[int] = frozenset()) -> tuple[Step, ...]:
-    """Lose what root has; ``keep`` goes as soon as the ids were changed."""
+    """Lose the groups and capabilities of root, but for ``keep``, which the change of ids needs."""
     if not held:
         return ()
     groups = (ForgetGroups(),) if linux.CAP_SETGID in held else ()
@@ -255,7 +266,7 @@ def _lose_privileges(held: frozenset[int], keep: frozenset[int] = frozenset()) -
 
 
 def _be_alone() -> tuple[Step, ...]:
-    """Come to nothing new: no capability, process, file or descriptor."""
+    """Make sure that the process gets no new capability, process, file or descriptor."""
     return (
         HoldNoCapability(),
         LimitResources(
@@ -272,7 +283,7 @@ def _be_alone() -> tuple[Step, ...]:
         ),
         NoNewPrivileges(),
         ForbidFiles(alone=True),
-        LimitResources((("NOFILE", 0),)),  # no number is below it
+        LimitResources((("NOFILE", 0),)),  # no new descriptor can get a number below 0
         NotDumpable(),
     )
 
@@ -290,20 +301,22 @@ def device_jail(
     memory_bytes: int | None = None,
     recorder: int | None = None,
 ) -> JailPlan:
-    """Return the one jail that every device process enters, and every broker.
+    """Return the jail of a device process or a broker.
 
     Args:
         policy_name: the policy's name, for messages.
         bpf: the compiled policy.
         keep_fds: the descriptors that stay open.
-        max_file_bytes: the largest file offset the device may write at, which the warden changes
-            when it resizes the file; 0 for none.
-        ids: user and group that it becomes; see ``AssumeIds``.
-        root_fd: a directory of the host that becomes its root, for a broker of sockets; any device
-            has an empty one.
-        max_open_files: descriptors at one time.
-        max_processes: processes and threads of its user; the kernel's own on its behalf count too.
-        memory_bytes: guest memory, which it will map; ``None`` for as many addresses as it likes.
+        max_file_bytes: the largest file offset that it may write at; 0 if it writes no file. The
+            warden raises it when it resizes the file.
+        ids: the user and the group that it becomes; see ``AssumeIds``.
+        root_fd: a directory of the host that becomes its root, for a broker of sockets; ``None``
+            for an empty root, as every device has.
+        max_open_files: how many descriptors it may have open at one time.
+        max_processes: how many processes and threads its user may have. Threads that the kernel
+            starts for it count too.
+        memory_bytes: the size of guest memory, which it will map; ``None`` for no limit on its
+            address space.
         recorder: a socket that stays open until the filter is loaded; see ``LoadFilter``.
     """
     addresses = () if memory_bytes is None else (("AS", memory_bytes + MAX_OTHER_ADDRESSES),)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The outermost wall of a VM, around all its processes: no signal leaves it."""
+"""Keep all processes of a VM from sending signals to processes outside it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from sys_util.errors import HostError
 
 
 def keep_signals_inside() -> None:
-    """Let this process and all it forks signal nobody but one another (landlock(7), Linux 6.12).
+    """Let this process and all that it forks signal only one another (landlock(7), Linux 6.12).
 
-    An older kernel leaves that to the filters. Sets no_new_privs.
+    On an older kernel only the seccomp filters prevent it. Sets no_new_privs.
 
     Raises:
         HostError: the kernel refuses it.

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The steps of entering a jail, in the order in which a plan takes them.
+"""The steps of entering a jail, roughly in the order in which a plan takes them.
 
-Each step says what it does and does it; an ``OSError`` leaves ``apply`` as it is, and the plan
-adds which step it was.
+If the kernel refuses a step, ``apply`` raises ``OSError``, and the plan adds which step it was.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import os
 import resource
 import signal
 
-# The numbers of python-prctl's C module: its Python half builds 200 functions that nobody here
-# calls, and takes 2 ms of every start for it. ``linux.prctl`` makes every call.
+# Only for the constants in python-prctl's C module: its Python module builds 200 functions that we
+# do not use, which takes 2 ms of every start. We make every call through ``linux.prctl``.
 import _prctl
 
 from sys_util import landlock, linux
@@ -24,7 +23,7 @@ from sys_util.typing import Final
 
 log = get_logger("crosvm.jail")
 
-# Any directory that exists everywhere: the tmpfs that is mounted there becomes the root.
+# Where we mount the tmpfs that becomes the root: any directory that every host has.
 _MOUNT_POINT: Final = "/proc"
 
 _SECUREBITS: Final = (
@@ -35,8 +34,8 @@ _SECUREBITS: Final = (
     | _prctl.SECBIT_KEEP_CAPS_LOCKED
 )
 
-# The kernel's sets have 64 bits. python-prctl refuses the numbers that are newer than itself, so
-# that its own way to empty the bounding set would leave those in.
+# The kernel's capability sets have 64 bits. We try all numbers, because python-prctl knows only the
+# capabilities of its own time and would leave newer ones in the bounding set.
 _MAX_CAPABILITIES: Final = 64
 
 _RLIMITS: Final = {
@@ -58,20 +57,20 @@ _RLIMITS: Final = {
 
 @fact
 class DieWithParent:
-    """The process never outlives the one that made it (PR_SET_PDEATHSIG)."""
+    """The process never outlives its parent (PR_SET_PDEATHSIG)."""
 
     def describe(self) -> str:
         """Say what the step does."""
         return "die with the parent"
 
     def apply(self) -> None:
-        """Ask the kernel for SIGKILL when the parent ends; credentials changes clear it."""
+        """Ask the kernel for SIGKILL when the parent ends; a change of ids clears the request."""
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @fact
 class CloseFds:
-    """Nothing that the parent had open is left, but for ``keep``."""
+    """The process keeps only the descriptors in ``keep`` of those that it inherited."""
 
     keep: frozenset[int]
 
@@ -86,9 +85,10 @@ class CloseFds:
 
 @fact
 class LeaveGroup:
-    """The process is alone in its process group, so that a signal to its own reaches nobody else.
+    """The process is alone in its process group, so a signal to its group reaches nobody else.
 
-    A PID namespace does not help there: the group is the parent's, whatever number it has inside.
+    A PID namespace does not prevent that: a process inherits its parent's group even into a new
+    namespace.
     """
 
     def describe(self) -> str:
@@ -96,22 +96,22 @@ class LeaveGroup:
         return "leave the parent's process group"
 
     def apply(self) -> None:
-        """Lead a group, and no session: who leads one could get a terminal."""
+        """Become the leader of a new group, not of a session: that could acquire a terminal."""
         os.setpgid(0, 0)
 
 
 @fact
 class ForbidUserNamespaces:
-    """No user namespace can be made in this one, and so no capability over any other kind."""
+    """The process can make no user namespace, in which it would have capabilities again."""
 
     def describe(self) -> str:
         """Say what the step does."""
         return "make no user namespaces"
 
     def apply(self) -> None:
-        """Set the limit of this namespace, while it can be seen (namespaces(7)).
+        """Set the limit of this user namespace, as long as /proc is in reach (namespaces(7)).
 
-        A host that shows no writable /proc leaves this one to the filter.
+        Where /proc cannot be written, only the seccomp filter prevents new namespaces.
         """
         try:
             fd = os.open("/proc/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC)
@@ -125,9 +125,9 @@ class ForbidUserNamespaces:
 
 @fact
 class AssumeIds:
-    """The process becomes the one user of its user namespace.
+    """The process becomes the only user and the only group of its user namespace.
 
-    ``None``: it stays who it is, for the namespace has no such user or group.
+    ``None``: the namespace has no user, or no group, and the process keeps its own.
     """
 
     uid: int | None
@@ -139,7 +139,7 @@ class AssumeIds:
         return f"become uid {uid}, gid {gid}"
 
     def apply(self) -> None:
-        """Set all three of each; the capabilities of the namespace stay for the next steps."""
+        """Set real, effective and saved ids; the next steps still have the capabilities."""
         if self.gid is not None:
             os.setresgid(self.gid, self.gid, self.gid)
         if self.uid is not None:
@@ -148,9 +148,9 @@ class AssumeIds:
 
 @fact
 class ForgetGroups:
-    """The process is in no group but its own (setgroups(2)), which takes CAP_SETGID.
+    """The process has no supplementary groups (setgroups(2)), if it has CAP_SETGID.
 
-    Root of a user namespace may lack it as any user does (user_namespaces(7)), and stays in them.
+    A user namespace can forbid setgroups even to its root (user_namespaces(7)): the groups stay.
     """
 
     def describe(self) -> str:
@@ -158,7 +158,7 @@ class ForgetGroups:
         return "leave every supplementary group"
 
     def apply(self) -> None:
-        """Leave them, before CAP_SETGID goes."""
+        """Leave them, before CAP_SETGID is dropped."""
         try:
             os.setgroups([])
         except PermissionError:
@@ -174,7 +174,7 @@ class EmptyRoot:
         return "pivot into an empty, read-only root"
 
     def apply(self) -> None:
-        """Mount an empty tmpfs, make it the root, and let go of everything else."""
+        """Mount an empty tmpfs, make it the root, and unmount everything else."""
         flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
         linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
         linux.mount("jail", _MOUNT_POINT, "tmpfs", flags, "size=4k,nr_inodes=1,mode=555")
@@ -187,10 +187,10 @@ class EmptyRoot:
 
 @fact
 class DirectoryRoot:
-    """The process sees the directory behind ``fd`` and what lies in it; the descriptor is closed.
+    """The process sees only the directory behind ``fd`` and its content; ``fd`` is closed.
 
-    It follows ``EmptyRoot``: the directory is in none of the mounts of this jail, and nothing leads
-    back to it once the process has neither a descriptor nor a capability.
+    It follows ``EmptyRoot``, so the directory is in no mount of this jail. The process cannot leave
+    the directory once it has no descriptor of another one and no capability.
     """
 
     fd: int
@@ -200,7 +200,7 @@ class DirectoryRoot:
         return f"make the directory of descriptor {self.fd} the root"
 
     def apply(self) -> None:
-        """Change the root, which takes search permission on that directory alone (chroot(2))."""
+        """Change the root: the process needs search permission on that directory (chroot(2))."""
         os.fchdir(self.fd)
         os.chroot(".")
         os.close(self.fd)
@@ -208,9 +208,10 @@ class DirectoryRoot:
 
 @fact
 class LimitResources:
-    """Bounds on what the process may take of the host (getrlimit(2)).
+    """The process can use no more of the host than ``limits`` say (getrlimit(2)).
 
-    Another process may raise those in ``raisable``; the filter lets none raise its own.
+    The hard limit of those in ``raisable`` stays as it is, so that another process can raise the
+    soft one. The process itself cannot: its filter denies the call.
     """
 
     limits: tuple[tuple[str, int], ...]
@@ -221,7 +222,7 @@ class LimitResources:
         return "limit " + ", ".join(f"{name}={value:#x}" for name, value in self.limits)
 
     def apply(self) -> None:
-        """Set soft and hard limit alike, but for the raisable ones; never raise one."""
+        """Set the soft limit and, unless raisable, the hard one; never raise a hard limit."""
         for name, value in self.limits:
             kind = _RLIMITS[name]
             hard = resource.getrlimit(kind)[1]
@@ -231,10 +232,10 @@ class LimitResources:
 
 @fact
 class DropCapabilities:
-    """Only ``keep`` is held, and nothing else can come back (capabilities(7)).
+    """The process has only the capabilities in ``keep`` and cannot get others (capabilities(7)).
 
-    ``for_good``: the bounding set is emptied and the securebits are locked, which takes
-    CAP_SETPCAP. Where that is missing no_new_privs has to do: no program can give a capability.
+    ``for_good``: drop the others from the bounding set and lock the securebits, which needs
+    CAP_SETPCAP. Without it no_new_privs must suffice: no program can grant a capability then.
     """
 
     keep: frozenset[int] = frozenset()
@@ -246,7 +247,7 @@ class DropCapabilities:
         return f"drop {kept}" + (" and lock the securebits" if self.for_good else "")
 
     def apply(self) -> None:
-        """Empty the bounding set first, while CAP_SETPCAP is still there."""
+        """Change the bounding set first, while the process still has CAP_SETPCAP."""
         if self.for_good:
             linux.prctl(_prctl.PR_SET_SECUREBITS, _SECUREBITS)
             self._empty_bounding_set()
@@ -266,23 +267,23 @@ class DropCapabilities:
 
 @fact
 class HoldNoCapability:
-    """Every set but the bounding set is empty; this needs no capability."""
+    """The process has no capability in any set but the bounding set; needs no capability."""
 
     def describe(self) -> str:
         """Say what the step does."""
         return "give up every capability"
 
     def apply(self) -> None:
-        """Give up also those that an ordinary user's service manager gave (ambient)."""
+        """Give up all, including the ambient ones that a service manager gave a user's process."""
         linux.set_capabilities(0)
 
 
 @fact
 class BecomeUnknown:
-    """The process becomes a user and a group that nothing else has on the host.
+    """The process becomes a user and a group that nothing else on the host has.
 
-    That takes CAP_SETUID and CAP_SETGID. Where the ids do not exist, in a user namespace that has
-    fewer, it stays who it is, and the other steps have to do.
+    That needs CAP_SETUID and CAP_SETGID. If our user namespace does not have the id, the process
+    keeps its ids, and the other steps must suffice.
     """
 
     host_id: int
@@ -292,7 +293,7 @@ class BecomeUnknown:
         return f"become uid and gid {self.host_id:#x}"
 
     def apply(self) -> None:
-        """Set all three of each."""
+        """Set real, effective and saved ids."""
         try:
             os.setresgid(self.host_id, self.host_id, self.host_id)
             os.setresuid(self.host_id, self.host_id, self.host_id)
@@ -303,7 +304,7 @@ class BecomeUnknown:
 
 @fact
 class NoNewPrivileges:
-    """No execve(2) can grant what was taken; the filter needs it."""
+    """No execve(2) can grant privileges; the kernel demands this before it loads a filter."""
 
     def describe(self) -> str:
         """Say what the step does."""
@@ -329,12 +330,12 @@ class NotDumpable:
 
 @fact
 class ForbidFiles:
-    """No file can be opened, made or changed, wherever a path leads (landlock(7)).
+    """No file can be opened, made or changed (landlock(7)).
 
-    Files of the directories ``removable_in`` can still be removed. It holds for the calling thread
-    and those that it starts from then on; what is open stays usable. A process under it can mount
-    nothing, and so make no jail. ``alone``: it can signal no other process, either, where the
-    kernel knows that.
+    It holds for the calling thread and the threads that it starts later. Open descriptors stay
+    usable. Files in the directories ``removable_in`` can still be removed. The process cannot mount
+    anything any more, so it cannot make a jail. ``alone``: it cannot signal other processes either,
+    if the kernel can forbid that.
     """
 
     removable_in: tuple[str, ...] = ()
@@ -347,16 +348,16 @@ class ForbidFiles:
         return f"give up all files{but}{signals} (Landlock)"
 
     def apply(self) -> None:
-        """Give them up; on a kernel without Landlock the other steps have to do."""
+        """Give them up; on a kernel without Landlock the other steps must suffice."""
         if not landlock.forbid_files(self.removable_in, alone=self.alone):
             log.debug("this kernel has no Landlock")
 
 
 @fact
 class LoadFilter:
-    """Only the system calls of the policy are left; the last step there can be.
+    """The process can make only the system calls of the policy. This is always the last step.
 
-    With ``recorder``, a socket, the filter asks who is at its other end about every call.
+    With ``recorder``, a socket, the process at its other end decides about each call instead.
     """
 
     policy_name: str

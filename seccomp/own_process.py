@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from seccomp.loader import Policy
 
 # The policies that are loaded so, which jail.plan.load_filter does.
-_BOUND: Final = frozenset({"vcpu", "vmm", "warden", "warden_vsock"})
+_BOUND: Final = frozenset({"forge", "vcpu", "vmm", "warden", "warden_vsock"})
 _CALL: Final = "tgkill"
 # Known here, so that no start waits for a whole table.
 _TGKILL: Final = {"x86_64": 234, "aarch64": 131}

@@ -13,21 +13,34 @@ import pytest
 from jail.plan import confine_vmm, load_filter
 from seccomp import load_policy
 from seccomp.actions import ALLOW, LOG, TRAP, Action
-from seccomp.loader import parse_policy
-from seccomp.own_process import signals_to
+from seccomp.loader import parse_policy, policy_path
+from seccomp.own_process import is_bound, signals_to
 from seccomp.simulate import simulate
 from seccomp.syscalls import ARCHITECTURES, get_arch
 from seccomp.verify import probes
+from tests.seccomp.test_both_architectures import POLICIES
 from tests.support.processes import in_child
 
 PID: Final = 0x12345
-BOUND: Final = ("vmm", "vcpu", "warden", "warden_vsock")
+BOUND: Final = ("forge", "vmm", "vcpu", "warden", "warden_vsock")
 
 
 def judged(name: str, arch: str, *args: int, log_failures: bool = False) -> Action:
     policy = load_policy(name, arch=arch, log_failures=log_failures)
     known = get_arch(arch)
     return simulate(signals_to(PID, policy), known.syscalls["tgkill"], args, known.audit)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_policy_that_signals_is_bound(arch: str) -> None:
+    number = get_arch(arch).syscalls["tgkill"]
+    signalling = {
+        name
+        for name in POLICIES
+        if parse_policy(policy_path(name, arch=arch), arch).rules.get(number) is not None
+    }
+    assert signalling == set(BOUND)
+    assert all(is_bound(name, "tgkill") for name in signalling)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
