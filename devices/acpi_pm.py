@@ -25,9 +25,9 @@ WAK_STS: Final = 1 << 15
 
 RTC_STS: Final = 1 << 10
 
-# What PM1_EN can enable: the global lock and the power button. Timer and sleep button are absent
-# (the FADT says so), so their bits do not stick. So is the RTC alarm, but Linux enables its event
-# all the same and logs an error when the bit reads back as zero.
+# The bits of PM1_EN that the guest can set: the global lock and the power button. Timer and sleep
+# button are absent (the FADT says so), so their bits stay zero. The RTC alarm is absent too, but
+# Linux enables its event all the same and logs an error when the bit reads back as zero.
 PM1_EN_MASK: Final = GBL_STS | PWRBTN_STS | RTC_STS
 
 SCI_EN: Final = 1 << 0

@@ -3,7 +3,7 @@
 
 Both buses of a machine share one re-entrant lock, the device-model lock. It is held around every
 device call, so devices have no locks of their own and must never block. A device may change the
-bus from inside its own call (moving a BAR does): lookups finish before the device is called.
+bus from inside its own call (moving a BAR does): the bus has ended its lookup by then.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class IrqLine(Protocol):
     """One interrupt line of one device. Edge-triggered devices raise it and lower it again."""
 
     def set_level(self, asserted: bool) -> None:
-        """Drive the line; lines shared by devices stay up while any device asserts."""
+        """Drive the line; a shared line stays up while any of its devices asserts it."""
         ...
 
 

@@ -3,12 +3,13 @@
 
 Ports 0x70 (index, write-only; bit 7 masks NMIs on a PC and is ignored) and 0x71 (data). The clock
 shows the host's time in UTC plus an offset, which changes when the guest sets it. The update cycle
-takes no time; UIP is set for the 244 µs before it. Registers of one reading belong together: they
-are latched when the guest looks at UIP, and otherwise for ``LATCH_SECONDS``.
+takes no time; UIP is set for the 244 µs before it. A guest reads the time one register after the
+other, and all of them must show the same moment. So the time is latched for ``LATCH_SECONDS`` when
+the guest reads UIP, or else when it reads its first time register.
 
 Interrupts (IRQ 8) are the alarm, the end of an update and the periodic one. Timers run only while
-one of them is enabled; a guest that polls register C finds the flags all the same. A periodic
-interrupt that nobody acknowledges stops its timer, so ticks never pile up.
+one of them is enabled; a guest that polls register C instead finds the flags of alarm and update
+there. A periodic interrupt that nobody acknowledges stops its timer, so ticks never pile up.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ UIP_SECONDS: Final = 244e-6
 LATCH_SECONDS: Final = 0.01
 # The fastest rates (up to 8 kHz) would keep the event loop busy; Linux uses timers of its own.
 MIN_PERIOD_SECONDS: Final = 1 / 1024
-# A timer for a distant alarm looks again in between, which also follows steps of the host's clock.
-# One whose place an earlier one took runs on: in a second there cannot be many.
+# No timer runs longer than this. So one for a distant alarm notices when the host's clock is set,
+# and timers that others have replaced (see ``_arm``) end before there are many.
 MAX_TICK_SECONDS: Final = 1.0
 NEVER: Final = float("inf")
 
@@ -77,7 +78,7 @@ ALARM_ANY: Final = 0xC0  # an alarm register from here on matches every value
 
 
 class CallLater(Protocol):
-    """Call back once, ``seconds`` from now, with the device-model lock held; any thread may ask."""
+    """Call back once, ``seconds`` from now, with the device-model lock held; for any thread."""
 
     def __call__(self, seconds: float, callback: Callable[[], None]) -> object: ...
 
@@ -122,8 +123,8 @@ class Cmos:
         self._latched = 0.0
         self._latch_until = 0.0
         self._flags_until = clock()  # guest time up to which UF and AF are accounted for
-        self._tick = 0  # the number of the newest alarm and update timer, due at:
-        self._tick_at = NEVER
+        self._tick = 0  # the number of the newest timer for alarm and update
+        self._tick_at = NEVER  # when it is due, in host time
         self._period_runs = False
 
     # Ports
@@ -215,7 +216,7 @@ class Cmos:
 
     def _set_time_register(self, index: int, value: int) -> None:
         self._account_flags()
-        self._latch_until = self._latched  # the field must be set in the present time
+        self._latch_until = self._latched  # the other fields must be those of now
         now = self._now()
         civil = self._civil()
         number = self._decode(value)
@@ -252,7 +253,7 @@ class Cmos:
         if b & B_SET or self._divider_reset:
             self._frozen = now
         elif self._frozen is not None:
-            if was_reset:  # the divider starts half-way: the next update is 0.5 s off
+            if was_reset:  # the divider starts half-way: the next update comes in 0.5 s
                 now = now // 1 + 0.5
             self._offset = now - self._clock()
             self._frozen = None
@@ -322,8 +323,8 @@ class Cmos:
     def _arm(self) -> None:
         """Make sure that the enabled, not yet pending interrupts will come.
 
-        A timer that runs already and ends early enough is kept, and none is ever cancelled: a
-        guest that keeps changing its mind does not pile timers up.
+        A timer that runs already and ends early enough is kept, so that a guest that changes the
+        registers again and again does not pile up timers. None is ever cancelled.
         """
         wanted = self._b & ~self._c
         if self._frozen is None and wanted & (B_UIE | B_AIE):
@@ -346,7 +347,7 @@ class Cmos:
         return max(float(1 << (rate - 1)) / 32768, MIN_PERIOD_SECONDS)
 
     def _on_tick(self, tick: int) -> None:
-        if tick != self._tick:  # an earlier one took its place
+        if tick != self._tick:  # a timer that ends earlier has replaced it
             return
         self._tick_at = NEVER
         self._account_flags()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Arithmetic behind the CMOS clock: dates, alarms, and how the memory size is told."""
+"""Arithmetic behind the CMOS clock: dates, alarms, and the bytes that tell the memory size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MIB: Final = 1 << 20
 def days_since_epoch(year: int, month: int, day: int) -> int:
     """Return the days from 1970-01-01 to a date of the proleptic Gregorian calendar.
 
-    Any numbers will do: a guest may store 99 as a month.
+    Month and day may be out of range (a guest may store 99 as a month): they carry over.
     """
     year, month0 = divmod(12 * year + month - 1, 12)
     year, shifted = (year, month0 - 2) if month0 >= 2 else (year - 1, month0 + 10)
@@ -41,8 +41,8 @@ def memory_size_bytes(low_bytes: int, high_bytes: int) -> dict[int, int]:
 def next_match(start: int, hour: int | None, minute: int | None, second: int | None) -> int:
     """Return the first second since the epoch, from ``start`` on, with this time of day.
 
-    ``None`` matches every value. A time of day that does not exist is answered with a moment
-    more than a day after ``start``.
+    ``None`` matches every value. For a time of day that does not exist, return a moment more than
+    a day after ``start``.
     """
     never = start + 2 * DAY_SECONDS
     if (hour or 0) > 23 or (minute or 0) > 59 or (second or 0) > 59:

@@ -7,7 +7,7 @@ from sys_util.typing import Final, NamedTuple
 
 
 class ComPort(NamedTuple):
-    """The first I/O port of a UART, and its IRQ, which two of the four share."""
+    """The first I/O port of a UART, and its IRQ; two of the four UARTs share one."""
 
     port: int
     irq: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Bochs debug console: one port that takes bytes, where firmware looks for it at 0x402."""
+"""Bochs debug console: one port that takes bytes; firmware looks for it at 0x402."""
 
 from __future__ import annotations
 

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Keyboard controller without keyboard or mouse, for what PCs misuse it for: resetting the CPU.
+"""Keyboard controller without keyboard or mouse; PCs use it to reset the CPU.
 
 Ports 0x60 (data), 0x61 (system control B) and 0x64 (status and command), one range of five.
 
 The FADT leaves IAPC_BOOT_ARCH bit 1 clear, so Linux with ACPI never probes. A kernel that probes
 all the same starts by emptying the output buffer and gives up once more than 16 (older: 32) bytes
-came out. The buffer therefore holds ``STALE_BYTES`` at power-on: the probe ends after some 35
-accesses with "No controller found", where an absent answer costs 10,000 status reads each. A
-driver that empties the buffer without counting comes to its end, any command empties it too, and
-commands get the answers of a controller with nothing plugged in.
+came out. The buffer therefore holds ``STALE_BYTES`` at power-on, so that the probe ends after some
+35 accesses with "No controller found"; each answer that never came would cost the guest 10,000
+reads of the status. A driver that does not count the bytes empties the buffer in the end, and so
+does any command. Commands get the answers of a controller with nothing plugged in.
 
 Bit 1 of the status, input buffer full, is never set: ``reboot=k`` waits for that.
 
-KVM's in-kernel PIT handles port 0x61 itself when made with KVM_PIT_SPEAKER_DUMMY. Without, bit 4
-toggles on each read as DRAM refresh does, and bit 5 reads as the finished PIT channel 2, so that
-calibration loops end.
+KVM's in-kernel PIT handles port 0x61 itself when it is made with KVM_PIT_SPEAKER_DUMMY. Otherwise
+this device does: bit 4 toggles on each read as DRAM refresh does, and bit 5 says that PIT channel 2
+has finished, so that calibration loops end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STATUS_COMMAND: Final = 0x08
 STATUS_UNLOCKED: Final = 0x10
 
 STALE_BYTES: Final = 40
-# More answers than a driver can have outstanding; bounds what writes to port 0x60 pile up.
+# Bounds the answers that writes to port 0x60 pile up; no driver waits for so many.
 MAX_PENDING_BYTES: Final = 64
 
 COMMAND_READ_CONFIG: Final = 0x20
@@ -68,7 +68,7 @@ CONFIG_DEFAULT: Final = 0x30  # both ports disabled, no interrupts
 
 
 class I8042:
-    """Reset line, and quick answers for everybody who looks for a keyboard."""
+    """The CPU's reset line, and quick answers for drivers that look for a keyboard."""
 
     def __init__(self, on_reset: Callable[[], None]) -> None:
         self._on_reset = on_reset
@@ -129,5 +129,5 @@ class I8042:
                 self._on_reset()
         elif command in (COMMAND_LOOP_KEYBOARD, COMMAND_LOOP_MOUSE):
             self._output.append(value)
-        elif len(self._output) < MAX_PENDING_BYTES:  # a byte for a keyboard or mouse: nobody there
+        elif len(self._output) < MAX_PENDING_BYTES:  # for a keyboard or mouse that is not there
             self._output.append(RESEND)

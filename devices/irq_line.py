@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 class SharedIrqLine:
     """A level-triggered line that stays up while any of the devices on it asserts it.
 
-    PCI functions share their INTx pins so, and COM ports their IRQs. The device-model lock protects
-    it, as it does the devices.
+    PCI functions share INTx pins in this way, and COM ports share IRQs. The device-model lock
+    protects it, as it does the devices.
     """
 
     def __init__(self, line: IrqLine) -> None:
@@ -22,12 +22,12 @@ class SharedIrqLine:
         self._sources = 0
 
     def add_source(self) -> IrqLine:
-        """Return the line as one more device drives it."""
+        """Return a line for one more device to drive."""
         self._sources += 1
         return _Source(self, self._sources)
 
     def set_source(self, source: int, *, asserted: bool) -> None:
-        """Record what one device drives, and drive the line where that makes a difference."""
+        """Record the level that one device drives, and change the shared line if need be."""
         was = bool(self._asserting)
         if asserted:
             self._asserting.add(source)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""pvpanic on the ISA bus: the guest says that its kernel panicked (QEMU docs/specs/pvpanic).
+"""pvpanic on the ISA bus: the guest tells that its kernel panicked (QEMU docs/specs/pvpanic).
 
-A read gives the events that the host understands, a write reports some of them.
+A read returns the events that the host understands, a write reports some of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PVPANIC_EVENTS: Final = PVPANIC_PANICKED | PVPANIC_CRASH_LOADED
 
 
 class PvPanic:
-    """Tell the machine about a panic; a panic that a crash kernel handles is not one of ours."""
+    """Tell the machine about a panic, or about one that a crash kernel of the guest handles."""
 
     def __init__(
         self, on_panic: Callable[[], None], on_crash_loaded: Callable[[], None] | None = None

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """16550A UART as on a PC's COM port (National Semiconductor PC16550D data sheet).
 
-The line is infinitely fast: a byte that the guest writes is with the ``ByteSink`` before the
+The line is infinitely fast: a byte that the guest writes reaches the ``ByteSink`` before the
 access ends, so the transmitter always reads as empty. Input comes from the host through
 ``receive`` and waits *on the line* until the guest takes it: a FIFO reset does not lose it, and
 nothing arrives before the guest asserts RTS (or enables the receive interrupt, where it never
-used RTS), so that input typed ahead of a boot survives the driver's probing. There is no
-overrun of host input: ``room`` says how much the host may hand over, ``on_room`` when there is
-room again.
+used RTS), so that input typed ahead of a boot survives the driver's probing. Input of the host
+never overruns: ``room`` says how much the host may hand over, and ``on_room`` is called when there
+is room again.
 
 One console character costs the guest two exits, a THR write and an LSR read; ``write`` and
 ``read`` try these two first.
@@ -81,8 +81,8 @@ MSR_DCD: Final = 0x80
 MSR_CONNECTED: Final = MSR_CTS | MSR_DSR | MSR_DCD
 
 FIFO_BYTES: Final = 16
-# What the host may hand over ahead of the guest: a paste goes on in few steps, and a guest that
-# never reads holds no more than this.
+# How many bytes of input may wait for the guest: enough to pass on a paste in few steps, few enough
+# for a guest that never reads.
 LINE_BYTES: Final = 256
 LOW_LINE_BYTES: Final = LINE_BYTES // 2
 
@@ -300,7 +300,7 @@ class Uart:
         """Interrupt for a byte that just left.
 
         The line is edge-triggered, so a driver that looks at LSR instead of IIR needs a new edge
-        for each refill; one that fills the FIFO in a row gets one for all of it.
+        for each refill. A driver that fills the FIFO without looking gets one edge for all of it.
         """
         if self._thr_pending and self._lsr & _LSR_WATCHED:
             return

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Memory BARs and the window of the machine in which they may be decoded (PCI 3.0 §6.2.5).
 
-The guest may put a BAR anywhere at any time. One that lies outside the window, or on top of
-another one, answers nowhere: the BAR that was there first keeps the addresses, and the other one
-gets its turn when they become free. No order of register writes reaches an error.
+The guest may put a BAR anywhere at any time. A BAR outside the window answers nowhere. Where two
+overlap, the BAR that was there first keeps the addresses, and the other one gets them when they
+become free. So no order of register writes is an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class BarListener(Protocol):
-    """Who wants to know where a BAR is decoded."""
+    """Somebody who is told where a BAR is decoded."""
 
     def bar_moved(self, address: int | None) -> None:
         """Follow the BAR to its new address; ``None`` means that it answers nowhere."""
@@ -47,7 +47,7 @@ class BarWindow:
         return address
 
     def place(self, bar: MemoryBar) -> None:
-        """Decode ``bar`` where it now wants to be, as far as that is possible."""
+        """Decode ``bar`` at the address that it wants now, as soon as that is possible."""
         if bar in self._waiting:
             self._waiting.remove(bar)
         if bar.address == bar.wanted:

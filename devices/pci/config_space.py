@@ -2,7 +2,7 @@
 """The 4096 bytes of configuration space of one PCI function (PCI Local Bus 3.0 §6).
 
 Every byte has a mask of the bits that the guest may write, so any size and alignment of access is
-safe by construction; whoever gives a register a meaning asks for a hook.
+safe by construction. Code that acts on an access to a register adds a hook.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PCI_INTERRUPT_PIN_A: Final = 1
 
 
 class PciIdentity(NamedTuple):
-    """Who a function says it is; ``class_code`` is base class, subclass and interface."""
+    """What a function says it is; ``class_code`` is base class, subclass and interface."""
 
     vendor_id: int
     device_id: int
@@ -59,7 +59,7 @@ class _Hook(NamedTuple):
 
 
 class ConfigSpace:
-    """The registers of one type-0 function, at first read-only but for the interrupt line."""
+    """The registers of one type-0 function; at first only the interrupt line is writable."""
 
     def __init__(self, identity: PciIdentity) -> None:
         self._data = bytearray(CONFIG_SPACE_BYTES)
@@ -76,7 +76,7 @@ class ConfigSpace:
         self.set(PCI_INTERRUPT_LINE, 1, 0, writable=0xFF)
 
     def get(self, offset: int, size: int) -> int:
-        """Return a register as it is, without side effects."""
+        """Return a register without side effects."""
         return int.from_bytes(self._data[offset : offset + size], "little")
 
     def set(self, offset: int, size: int, value: int, *, writable: int | None = None) -> None:
@@ -101,7 +101,7 @@ class ConfigSpace:
     def add_capability(self, cap_id: int, body: bytes, writable: bytes = b"") -> int:
         """Append a capability and return its offset; ``body`` begins after the next pointer.
 
-        ``writable`` masks ``body`` from its start.
+        ``writable`` has the bits of ``body`` that the guest may write, from its start.
 
         Raises:
             ValueError: it does not fit below byte 256.

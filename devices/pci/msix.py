@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """MSI-X: the vector table, the pending bits and the way to KVM (PCI 3.0 §6.8.2).
 
-Each vector has an eventfd that whoever interrupts signals. While the vector may be delivered, the
-eventfd is attached to a KVM route and interrupts never come through this process. A masked vector
-keeps its route and loses only the attachment; its eventfd remembers, which makes it the pending
-bit, and KVM delivers what it remembered when it is attached again.
+Each vector has an eventfd, which the device signals to interrupt the guest. While the vector may be
+delivered, the eventfd is attached to a KVM route and interrupts never come through this process. A
+masked vector keeps its route, but its eventfd is detached. A signal then stays in the eventfd,
+which serves as the pending bit, and KVM delivers it when the eventfd is attached again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class MsiVectorRoutes(Protocol):
         ...
 
     def attach(self, gsi: int, eventfd: int) -> None:
-        """Deliver ``gsi`` whenever ``eventfd`` is signalled, at once if it is (KVM_IRQFD)."""
+        """Deliver ``gsi`` whenever ``eventfd`` is signalled, at once if it was (KVM_IRQFD)."""
         ...
 
     def detach(self, gsi: int, eventfd: int) -> None:
@@ -105,7 +105,7 @@ class Msix:
         return len(self._vectors)
 
     def add_capability(self, space: ConfigSpace, bar: int, table: int, pba: int) -> None:
-        """Announce table and PBA at these offsets of ``bar``, and obey the control register."""
+        """Announce table and PBA at these offsets of ``bar``; ``update`` follows the register."""
         control = len(self._vectors) - 1
         body = control.to_bytes(2, "little")
         body += (table | bar).to_bytes(4, "little") + (pba | bar).to_bytes(4, "little")
@@ -129,7 +129,7 @@ class Msix:
             self._deliver(index)
 
     def eventfd(self, vector: int) -> int:
-        """Return the eventfd of ``vector``, which stays ours."""
+        """Return the eventfd of ``vector``, which this object still owns."""
         return self._vectors[vector].eventfd
 
     def signal(self, vector: int) -> None:
@@ -147,7 +147,7 @@ class Msix:
         bits = 0
         for eventfd, _ in self._poll.poll(0):
             index = self._by_fd[eventfd]
-            # Between a signal and KVM's consuming it an attached eventfd is readable for a moment.
+            # An attached eventfd is readable for a moment, until KVM has consumed the signal.
             if not self._vectors[index].attached:
                 bits |= 1 << index
         return bits
@@ -158,7 +158,7 @@ class Msix:
         return self._function_mask
 
     def states(self) -> tuple[VectorState, ...]:
-        """Return how each vector stands, without consuming anything."""
+        """Return the state of each vector, without consuming any signal."""
         signalled = {self._by_fd[eventfd] for eventfd, _ in self._poll.poll(0)}
         return tuple(
             VectorState(
@@ -201,7 +201,7 @@ class Msix:
         self._deliver(vector)
 
     def _deliver(self, index: int) -> None:
-        """Bring route and attachment of a vector in line with the registers."""
+        """Make route and attachment of a vector what the registers ask for."""
         vector = self._vectors[index]
         masked = vector.registers[_CONTROL_INDEX] & _VECTOR_MASKED or self._function_mask
         wanted = self.enabled and self._bus_master and not masked
@@ -278,4 +278,4 @@ class MsixPendingBits:
         return self._msix.pending() >> 8 * offset & all_ones(size)
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Ignore it: pending bits are the device's."""
+        """Ignore it: only the device sets pending bits."""

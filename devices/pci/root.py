@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The PCI root: who sits in which slot, and the two ways to configuration space.
+"""The PCI root: which function is in which slot, and the two ways to configuration space.
 
 ``ConfigPorts`` is mechanism #1 at 0xCF8..0xCFF with the reset control register 0xCF9 inside it,
 ``Ecam`` the memory-mapped form (PCI Express 5.0 §7.2.2). All functions are on bus 0.
