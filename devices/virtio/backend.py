@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The seam between the virtio-pci transport (in the vmm) and a device (a process of its own).
+"""The interface between the virtio-pci transport (in the vmm) and a device (its own process).
 
 Every call here returns at once: a vCPU thread makes it while it holds the device-model lock. What
 the device answers comes back later through ``BackendEvents``, with that lock held again.
@@ -19,8 +19,8 @@ class QueueActivation(NamedTuple):
     """One enabled queue as the driver configured it (virtio 1.3 §4.1.4.3).
 
     Both descriptors are eventfds owned by the transport: ``kick_fd`` is signalled by the driver,
-    ``call_fd`` by the device. ``resume`` says that an earlier device process served this queue, so
-    that the rings and not zero say where to go on.
+    ``call_fd`` by the device. ``resume`` says that an earlier device process served this queue: the
+    new one goes on where the used ring ends, and not at zero.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
@@ -34,9 +34,10 @@ class QueueActivation(NamedTuple):
 
 
 class RingPosition(NamedTuple):
-    """What the device side knows of a queue, for people who look for what stands still.
+    """What the device side knows of a queue, to debug one that stands still.
 
-    All are free-running 16-bit indices but the last: whether somebody else asks for the next turn.
+    All are free-running 16-bit indices but ``idle``, which says that the device does not serve the
+    queue again by itself: something else has to ask for the next turn, such as a kick.
     """
 
     seen_avail: int
@@ -50,9 +51,9 @@ class RingPosition(NamedTuple):
 class QueuePosition(NamedTuple):
     """One started queue as its device sees it.
 
-    ``server`` is device, engine (native code), port (the device's own way), kernel (vhost) or
-    nobody: the driver made the queue unusable. ``ring`` is ``None`` where the device does not know
-    it. ``has_more`` says that the device is to serve it again by itself.
+    ``server`` is device, engine (native code), port (the device's own way), kernel (vhost), or
+    nobody where the driver made the queue unusable. ``ring`` is ``None`` where the device does not
+    know it. ``has_more`` says that the device will serve the queue again without a kick.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
@@ -62,7 +63,7 @@ class QueuePosition(NamedTuple):
 
 
 class DeviceWords(NamedTuple):
-    """What a device process says itself.
+    """What a device process tells of itself.
 
     ``held``: why none of its events is served now. ``timer_ms``: when its next timer is due, below
     0 if it is overdue; ``None`` if there is none.
@@ -93,7 +94,7 @@ class TransportQueue(NamedTuple):
 
 
 class TransportState(NamedTuple):
-    """What the transport knows of a device, for people who look for what stands still."""
+    """What the transport knows of a device, to debug one that stands still."""
 
     status: int
     driver_features: int
@@ -165,8 +166,8 @@ class VirtioBackend(Protocol):
 class BackendEvents(Protocol):
     """What a device tells its transport. Each call needs the device-model lock.
 
-    Calls that answer nothing (an unasked-for ``reset_done``) are ignored: the device is not
-    trusted.
+    A call that answers no request (a ``reset_done`` where no reset is under way) is ignored: the
+    device is not trusted.
     """
 
     def reset_done(self) -> None:
@@ -190,15 +191,15 @@ class BackendEvents(Protocol):
         ...
 
     def reactivate(self, backend: VirtioBackend) -> None:
-        """A new process has the device: queues that were active go on where they stood.
+        """The device has a new process: queues that were active go on where they stopped.
 
         Raises:
-            ProtocolError: it is another device than the last one was.
+            ProtocolError: the new process announces another device than the last one did.
         """
         ...
 
     def describe(self) -> TransportState:
-        """Return what is known of the device; nothing changes by it."""
+        """Return what the transport knows of the device; this changes nothing."""
         ...
 
     def backend_lost(self) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the user can ask of a device that runs, and what a device answers.
+"""The commands that a user can give to a running device, and the device's answers.
 
 These are messages (``sys_util/wire.py``) that cross the channel of a device process inside its
 ``Command`` and ``Answer``. ``ANSWER`` of a command is the class of what comes back, if it is not
-``Refused``; ``WORD`` is what people call it.
+``Refused``; ``WORD`` names the command in messages to the user.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Refused:
 
 @fact
 class DeviceLimits:
-    """The limits of a device's requests as they are now, in the order of ``LIMIT_NAMES``."""
+    """The present limits of a device's requests, in the order of ``LIMIT_NAMES``."""
 
     TYPE: ClassVar[int] = 67
     FIELDS: ClassVar[tuple[Check, ...]] = (
@@ -62,7 +62,7 @@ class DeviceLimits:
 
 @fact
 class DiskSize:
-    """The size that a disk has now, and the guest knows of."""
+    """The size of a disk as the guest knows it now."""
 
     TYPE: ClassVar[int] = 68
     FIELDS: ClassVar[tuple[Check, ...]] = (U64,)
@@ -71,7 +71,7 @@ class DiskSize:
 
 @fact
 class Waiting:
-    """So many bytes wait for somebody on the host to read them."""
+    """How many bytes wait for somebody on the host to read them."""
 
     TYPE: ClassVar[int] = 70
     FIELDS: ClassVar[tuple[Check, ...]] = (U64,)
@@ -80,19 +80,20 @@ class Waiting:
 
 @fact
 class BalloonState:
-    """How the balloon stands.
+    """The state of the balloon.
 
     Args:
         target_pages: how large the host wants it.
         actual_pages: how large the guest says it is.
-        released_bytes: how much the host has got back so far; pages count each time.
+        released_bytes: how much the host has got back so far; a page counts each time.
         has_driver: whether a driver serves the device now.
         has_stats: whether that driver tells statistics.
         updates: how often it has told them.
-        stats: tags and values it told last (``devices.virtio.balloon.stats``).
+        stats: tags and values that it told last (``devices.virtio.balloon.stats``).
         hint_done: whether no round of hints is under way.
-        hinted_bytes: what the guest said is free, in the last round of hints.
-        clamped: the target is not what was asked for: the memory is smaller, or 0 the least.
+        hinted_bytes: how much the guest said is free, in the last round of hints.
+        clamped: whether the user asked for a target below 0 or above the guest's memory, so that
+            the target is the nearest possible one.
     """
 
     TYPE: ClassVar[int] = 80
@@ -122,7 +123,7 @@ class BalloonState:
 
 @fact
 class SetLimits:
-    """Change the limits of requests: a value for each of ``LIMIT_NAMES``, nil for as it is."""
+    """Change the limits of requests: a value for each of ``LIMIT_NAMES``, None to keep it."""
 
     TYPE: ClassVar[int] = 1
     FIELDS: ClassVar[tuple[Check, ...]] = (
@@ -146,7 +147,7 @@ class SetLink:
 
 @fact
 class CheckSize:
-    """Say whether the disk could have this size, and which it has; nothing changes."""
+    """Say whether the disk could have this size, and which size it has; change nothing."""
 
     TYPE: ClassVar[int] = 3
     FIELDS: ClassVar[tuple[Check, ...]] = (U64,)
@@ -172,7 +173,7 @@ class SetSize:
 
 @fact
 class SetTarget:
-    """Let the balloon grow or shrink to so many pages, within the memory of the guest."""
+    """Let the balloon grow or shrink to this many pages, within the memory of the guest."""
 
     TYPE: ClassVar[int] = 5
     FIELDS: ClassVar[tuple[Check, ...]] = (U64,)
@@ -183,7 +184,7 @@ class SetTarget:
 
 @fact
 class AdjustTarget:
-    """Let the balloon grow by so many pages, or shrink where they are negative."""
+    """Let the balloon grow by this many pages, or shrink if the number is negative."""
 
     TYPE: ClassVar[int] = 6
     FIELDS: ClassVar[tuple[Check, ...]] = (integer(-MAX_ADJUST_PAGES, MAX_ADJUST_PAGES),)
@@ -194,9 +195,9 @@ class AdjustTarget:
 
 @fact
 class TellState:
-    """Tell how the balloon stands.
+    """Tell the state of the balloon.
 
-    ``refresh`` asks the guest for statistics, which are there when ``updates`` has grown; ``hint``
+    ``refresh`` asks the guest for statistics, which have come when ``updates`` has grown; ``hint``
     asks for its free pages, which are known when ``hint_done`` is true again.
     """
 
@@ -223,7 +224,7 @@ class SetWindow:
 
 @fact
 class Drain:
-    """Write what still waits for its readers, as far as they take it now."""
+    """Write the output that still waits for its readers, as much of it as they take now."""
 
     TYPE: ClassVar[int] = 9
     FIELDS: ClassVar[tuple[Check, ...]] = ()

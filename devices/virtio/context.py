@@ -21,7 +21,7 @@ class DeviceContext(Protocol):
 
     A callback may raise ``QueueError`` (``take`` and ``wait`` do): the device then needs a reset.
     While the device is paused, or waits for a reset, descriptors and timers are held: no callback
-    comes, and what happened meanwhile comes after it.
+    comes, and those that became due meanwhile come afterwards.
     """
 
     @property
@@ -36,7 +36,7 @@ class DeviceContext(Protocol):
 
     @property
     def saved(self) -> SavedState:
-        """What the device remembers beyond the end of its process; load it in ``attach``."""
+        """What the device remembers when its process ends; restore it in ``attach``."""
         ...
 
     def port(self, index: int) -> QueuePort | None:
@@ -60,9 +60,9 @@ class DeviceContext(Protocol):
         ...
 
     def serve_again(self) -> None:
-        """Give every active queue a turn soon: what held their chains back does not any more."""
+        """Give every active queue a turn soon: nothing holds their chains back any more."""
         ...
 
     def config_changed(self) -> None:
-        """Say that ``device.config()`` is now another, of the same length; the driver is told."""
+        """Tell the driver that ``device.config()`` has changed; its length never does."""
         ...

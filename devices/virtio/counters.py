@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What one device did since the VM started, in numbers that only grow, and who waits for a limit.
+"""Counters of what one device did since the VM started, and which queues wait for a rate limit.
 
-A process that takes the place of another goes on where that one stopped. The numbers are kept as
-plain numbers and stored in cells that the vmm maps too, so that it reads them without asking. On
-the path of every request an attribute and a store are half the price of adding to a cell.
+A restarted device process counts on from where the last one stopped. Each number is an attribute
+that is also stored in a cell, which the vmm maps too, so that it reads the number without asking.
+To store an attribute for every request costs half as much as to add to a cell.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ COUNTER_NAMES: Final = (
 MAX_SPECIFIC: Final = 10
 CELL_COUNT: Final = _FIRST_SPECIFIC + MAX_SPECIFIC
 
-# Behind the counters, twice: a bit for each queue that waits for its limit, and until when, in ns
-# of CLOCK_MONOTONIC. A card has two limiters, one for each direction, other devices have one.
+# After the counters come two cells for each limiter: a bit for each queue that waits for its limit,
+# and until when, in ns of CLOCK_MONOTONIC. A network card has a limiter for each direction, other
+# devices have one.
 LIMITERS: Final = 2
 _FIRST_WAIT: Final = CELL_COUNT
 _ALL_CELLS: Final = _FIRST_WAIT + 2 * LIMITERS
@@ -48,29 +49,29 @@ def _private_cells() -> memoryview[int]:
 
 
 class LimitWaits:
-    """Which queues one limiter lets wait. The vmm reads it by ``waiting_until``."""
+    """The queues that one limiter makes wait, for the vmm to read by ``waiting_until``."""
 
     __slots__ = ("_at", "_cells")
 
     def __init__(self, cells: memoryview[int] | None = None, limiter: int = 0) -> None:
-        """Without ``cells`` nobody is told."""
+        """Without ``cells`` nobody else sees it."""
         self._cells = _private_cells() if cells is None else cells
         self._at = _FIRST_WAIT + 2 * limiter
 
     def set(self, queue: int, until_ns: int) -> None:
-        """Queue ``queue`` waits; every queue of this limiter does until about then."""
+        """Note that ``queue`` waits, and that every waiting one does until about ``until_ns``."""
         self._cells[self._at + 1] = min(until_ns, _WRAP)
         self._cells[self._at] |= 1 << queue
 
     def clear(self) -> None:
-        """No queue waits."""
+        """Note that no queue waits."""
         self._cells[self._at] = self._cells[self._at + 1] = 0
 
 
 def waiting_until(cells: Sequence[int]) -> dict[int, int]:
     """Return for each queue that waits for its limit until when, in ns of CLOCK_MONOTONIC.
 
-    A time that has passed is that of a queue that does not wait any more.
+    A queue whose time has passed does not wait any more.
     """
     until: dict[int, int] = {}
     for at in range(_FIRST_WAIT, _ALL_CELLS, 2):
@@ -98,7 +99,7 @@ class Counters:
         if cells is None:
             cells = _private_cells()
         for at in range(_FIRST_SPECIFIC):
-            if cells[at] > _MAX_START:  # no count of ours: the last process had lost its mind
+            if cells[at] > _MAX_START:  # no real count: a compromised process wrote it
                 cells[at] = 0
         self.cells = cells
         self.requests = cells[REQUESTS]
@@ -109,12 +110,12 @@ class Counters:
         self.interrupts = cells[INTERRUPTS]
 
     def count_error(self) -> None:
-        """Count one thing that the guest did wrong, or the host."""
+        """Count one error of the guest or of the host."""
         self.errors = errors = self.errors + 1
         self.cells[ERRORS] = errors
 
     def add(self, specific: int, amount: int = 1) -> None:
-        """Count something of the device's own, the ``specific``-th of its kind's names."""
+        """Add to a counter that only this kind of device has, the ``specific``-th of them."""
         at = _FIRST_SPECIFIC + specific
         self.cells[at] = (self.cells[at] + amount) & _WRAP
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a virtio device is to the rest of us, and the one loop that serves them all."""
+"""What every virtio device has to provide, and the loop that serves the queues of most."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ if TYPE_CHECKING:
     from sys_util.log import Logger
     from sys_util.wire import Message
 
-# One turn of serving: then other queues and the vmm's messages have theirs. The bytes bound how
-# long finished requests wait for their interrupt when each of them is large.
+# The bounds of one turn: after it other queues and messages of the vmm are served. The bound in
+# bytes limits how long finished requests wait for their interrupt where each of them is large.
 MAX_CHAINS_PER_TURN: Final = 256
 MAX_BYTES_PER_TURN: Final = 4 << 20
 
-# How the turn of an engine ended: the ring is empty; there is more, and nobody kicks; Python is to
-# serve the next chain.
-ENGINE_IDLE: Final = 0
-ENGINE_MORE: Final = 1
-ENGINE_PYTHON: Final = 2
+# How the turn of an engine ended.
+ENGINE_IDLE: Final = 0  # the ring is empty
+ENGINE_MORE: Final = 1  # there are more chains, for which no kick will come
+ENGINE_PYTHON: Final = 2  # Python has to serve the next chain
 
 
 class RequestError(GuestError):
     """A well-formed request that the device will not or cannot perform.
 
-    ``status`` is what the guest is told, in the device's own numbers.
+    ``status`` is the code that the guest gets, one of those of its type of device.
     """
 
     def __init__(self, status: int, reason: str) -> None:
@@ -47,14 +46,14 @@ class CommandError(VmmError):
 
 
 class Gate(Protocol):
-    """What each request of the common loop passes before it is carried out."""
+    """What decides in the common loop whether a request may be carried out now."""
 
     def admit(self, queue_index: int, chain: DescriptorChain) -> bool:
         """Return whether the request may be carried out now."""
         ...
 
     def settle(self, passed: int) -> None:
-        """The request that was admitted is done: so many bytes passed through its chain."""
+        """Learn that the admitted request is done; ``passed`` bytes went through its chain."""
         ...
 
 
@@ -66,15 +65,15 @@ class EngineQueue(Protocol):
         ...
 
     def take(self) -> Handover:
-        """Return where the queue stands, for Python to go on."""
+        """Return the position in the queue from which Python goes on."""
         ...
 
     def give(self, start: Handover) -> None:
-        """Go on from where Python has come to."""
+        """Go on from the position that Python has reached."""
         ...
 
     def close(self) -> None:
-        """Touch the queue's memory no more."""
+        """End; the queue's memory is not touched after this."""
         ...
 
 
@@ -131,7 +130,7 @@ class VirtioDevice(Protocol):
         """Carry out one request and write the answer through ``chain.writer``.
 
         Raises:
-            GuestError: the request makes no sense. What was written so far goes back.
+            GuestError: the request makes no sense. The driver gets what was written so far.
         """
         ...
 
@@ -152,16 +151,16 @@ class VirtioDevice(Protocol):
 
     @property
     def gate(self) -> Gate | None:
-        """What stands before ``handle_chain`` for each chain of the other queues, if anything.
+        """What each chain of the other queues passes before ``handle_chain``, if anything.
 
-        A chain that it does not admit stays in its queue. Then the device asks for the next turn
-        (``context.serve_again``) when it lets chains pass again.
+        A chain that it does not admit stays in its queue. The device asks for another turn
+        (``context.serve_again``) when its gate admits chains again.
         """
         ...
 
     @property
     def kernel_queues(self) -> frozenset[int]:
-        """The queues that the host's kernel serves: their kicks and interrupts bypass us."""
+        """The queues that the host's kernel serves: it takes the kicks and interrupts itself."""
         ...
 
     def start_kernel_queue(self, activation: QueueActivation, next_avail: int) -> None:
@@ -173,9 +172,9 @@ class VirtioDevice(Protocol):
         ...
 
     def attach(self, context: DeviceContext) -> None:
-        """Learn the surroundings, once, before the process's filter is loaded.
+        """Take the device's context, once, before the process's filter is loaded.
 
-        What can be made ahead (descriptors, buffers, registrations) is made here.
+        What can be made in advance (descriptors, buffers, registrations) is made here.
         """
         ...
 
@@ -188,7 +187,7 @@ class VirtioDevice(Protocol):
         ...
 
     def pause(self) -> None:
-        """Finish what is in flight, so that nothing is when this returns; ports are empty."""
+        """Finish what is in flight; when this returns, nothing is and no port holds a chain."""
         ...
 
     def resume(self) -> None:
@@ -199,13 +198,13 @@ class VirtioDevice(Protocol):
         """Do what the user asks for over the control socket and return the answer.
 
         Raises:
-            CommandError: it is not done; the text says why.
+            CommandError: the device does not do it; the text says why.
         """
         ...
 
 
 class SimpleDevice:
-    """The answers of a device that has no events and no commands of its own."""
+    """Base of a device that has no events and no commands of its own."""
 
     name: ClassVar[str]
     early_writes: ClassVar[bool] = False
@@ -214,10 +213,10 @@ class SimpleDevice:
     gate: Gate | None = None
 
     def start_kernel_queue(self, activation: QueueActivation, next_avail: int) -> None:
-        """No queue is the kernel's."""
+        """Do nothing: the kernel serves no queue."""
 
     def stop_kernel_queue(self, index: int) -> None:
-        """No queue is the kernel's."""
+        """Do nothing: the kernel serves no queue."""
 
     def start_engine(
         self, memory: GuestMemory, activation: QueueActivation, features: int, start: Handover
@@ -225,16 +224,16 @@ class SimpleDevice:
         return None
 
     def attach(self, context: DeviceContext) -> None:
-        """Nothing is needed of the surroundings."""
+        """Do nothing: the device needs no context."""
 
     def on_kick(self, index: int) -> bool:
         return False
 
     def pause(self) -> None:
-        """Nothing is ever in flight between two chains."""
+        """Do nothing: between two chains nothing is in flight."""
 
     def resume(self) -> None:
-        """There is nothing to start."""
+        """Do nothing: ``pause`` stopped nothing."""
 
     def command(self, command: Command) -> Message:
         raise CommandError(f"{self.name} devices know no {command.WORD}")
@@ -250,9 +249,9 @@ def serve_queue(
 ) -> bool:
     """Serve one turn of available chains and return whether the driver wants an interrupt.
 
-    Each chain goes back to the driver exactly once, whatever the device makes of it. When the turn
+    Each chain goes back to the driver exactly once, whatever the device does with it. When the turn
     was too short for all of them, ``queue.idle`` is false and no kick will come: serve again. With
-    ``max_chains`` it goes on with a turn that an engine has begun.
+    ``max_chains`` this goes on with a turn that an engine has begun.
 
     Raises:
         QueueError: the ring is unusable; the caller sets DEVICE_NEEDS_RESET.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A device of the common loop whose requests pass a rate limiter first.
 
-A new process of the device keeps the limits of the last one and starts with empty buckets, so that
-a guest gains nothing by an end of the process.
+A restarted process keeps the limits of the last one and starts with empty buckets, so that a guest
+gains nothing when it makes the process end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class LimitedDevice(SimpleDevice):
-    """Base of such a device, which is its own gate while something is limited."""
+    """Base of such a device. While something is limited, the device itself is its gate."""
 
     def __init__(self, limits: RateLimits) -> None:
         self.gate = None
@@ -44,14 +44,14 @@ class LimitedDevice(SimpleDevice):
         self._set_gate()
 
     def saved_fields(self) -> dict[str, object]:
-        """Return what the next process has to know."""
+        """Return what a restarted process has to know."""
         return {"limits": self._limiter.limits}
 
     def restore(self, fields: dict[str, object]) -> None:
-        """Go on as the last process would; see ``SavedState.restore``.
+        """Take up what the last process saved; see ``SavedState.restore``.
 
         Raises:
-            VmmError: it left nonsense.
+            VmmError: it saved nonsense.
         """
         limits = fields.get("limits")
         if type(limits) is not list or any(type(value) is not int for value in limits):
@@ -59,12 +59,12 @@ class LimitedDevice(SimpleDevice):
         self._limiter.configure(changed_limits(RateLimits(), limits))
 
     def save(self) -> None:
-        """Store what the next process has to know."""
+        """Store what a restarted process has to know."""
         if self._context is not None:
             self._context.saved.store(self.saved_fields())
 
     def reset(self) -> None:
-        """Forget the driver. What it moved stays charged."""
+        """Forget the driver, but not how much of the limits it has used up."""
         self._limiter.forget_waits()
 
     def request_bytes(self, chain: DescriptorChain) -> int:
@@ -72,7 +72,7 @@ class LimitedDevice(SimpleDevice):
         return chain.reader.remaining + chain.writer.remaining
 
     def moved_bytes(self, passed: int) -> int:
-        """Return how many bytes the last request moved; ``passed`` through its chain."""
+        """Return how many bytes the last request moved, if ``passed`` went through its chain."""
         return passed
 
     def command(self, command: Command) -> Message:
@@ -111,7 +111,7 @@ class LimitedDevice(SimpleDevice):
 
 
 def changed_limits(limits: RateLimits, values: Sequence[int | None]) -> RateLimits:
-    """Return ``limits`` with those of ``values`` that are there, in the order of ``LIMIT_NAMES``.
+    """Return ``limits`` changed by ``values``, in the order of ``LIMIT_NAMES``; None changes none.
 
     Raises:
         CommandError: they make no sense.

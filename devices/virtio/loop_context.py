@@ -29,7 +29,7 @@ class LoopContext:
         on_guest_error: Callable[[GuestError], None],
         saved: SavedState | None = None,
     ) -> None:
-        """``on_guest_error`` is told what left a callback of the device."""
+        """``on_guest_error`` gets each ``GuestError`` that a callback of the device raises."""
         self.memory = memory
         self.saved = SavedState() if saved is None else saved
         self.counters = worker.counters
@@ -40,7 +40,7 @@ class LoopContext:
         self._on_guest_error = on_guest_error
         self._fds: dict[int, tuple[Callable[[int], None], int]] = {}
         self._held: set[str] = set()  # why callbacks are held
-        self._deferred: list[Callable[[], None]] = []  # timers that ran out meanwhile
+        self._deferred: list[Callable[[], None]] = []  # timers that ran out while held
 
     def add_fd(self, fd: int, callback: Callable[[int], None], *, events: int = EPOLLIN) -> None:
         def guarded(ready: int) -> None:
@@ -81,19 +81,19 @@ class LoopContext:
 
     @property
     def held(self) -> tuple[str, ...]:
-        """Why no callback comes now; empty when they do."""
+        """The reasons why no callback comes now; empty when callbacks come."""
         return tuple(sorted(self._held))
 
     def hold(self, reason: str) -> None:
-        """Let no callback come until every reason was released."""
+        """Let no callback come until every reason is released."""
         if not self._held:
             for fd in self._fds:
-                # Not with an empty set of events: the end of a peer would still be told, for ever.
+                # With an empty set of events epoll would still report EPOLLHUP, again and again.
                 self._loop.remove(fd)
         self._held.add(reason)
 
     def release(self, reason: str) -> None:
-        """Take one reason away; harmless when it is none."""
+        """Take one reason away, if it holds; without any, callbacks come again."""
         if reason not in self._held:
             return
         self._held.remove(reason)

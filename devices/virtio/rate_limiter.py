@@ -3,14 +3,14 @@
 
 A bucket holds ``size`` tokens and is refilled evenly, a whole bucket in ``refill_time``. Beyond
 that a guest has ``one_time_burst`` tokens once, which are used first and never come back. A request
-needs one token of the bucket of operations and one for each byte of the other. One that needs more
-than its bucket can ever hold passes, the bucket owes the rest, and nothing else passes until it has
-been refilled that far.
+needs one token of the bucket of operations and one for each byte of the other. A request that needs
+more than its bucket can ever hold passes; then the bucket owes the rest, and nothing else passes
+until refills have paid the debt.
 
-What a request needs is what its driver claims. What it is charged in the end is what was moved: who
-carries it out tells by ``settle`` or ``give_back``, so that a claim that is refused leaves no debt.
-A debt for bytes that were moved is the limit itself. A reset of the device does not cancel it, or
-guests would reset theirs instead of waiting.
+Before a request is carried out, it needs tokens for the bytes that its driver claims. Afterwards
+it is charged for the bytes that it moved. The device tells these by ``settle`` or ``give_back``, so
+that a request that it refuses leaves no debt. A debt for bytes that were moved stays, even through
+a reset of the device: otherwise guests would reset it instead of waiting.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ MAX_REFILL_MS: Final = 1000 * 3600 * 24 * 365
 
 _NS_PER_MS: Final = 1_000_000
 
-# Looking again costs the process a turn. So wait for more than one small request's tokens, but
-# never so long that a bucket that is full meanwhile loses some.
+# Each retry costs the process a turn. So it waits for the tokens of more than one small request,
+# but never so long that the bucket is full before and tokens are lost.
 _LEAST_WAIT_NS: Final = 5 * _NS_PER_MS
 
-# A debt may be paid off in millions of years; epoll_wait(2) counts up to 24 days.
+# To pay a debt may take millions of years; the longest timeout of epoll_wait(2) is 24 days.
 _MOST_WAIT_NS: Final = 3600 * 1000 * _NS_PER_MS
 
 
@@ -59,10 +59,10 @@ class RateLimits(NamedTuple):
     ops_refill_time: int = 0
 
     def check(self) -> None:
-        """Find values that make no sense.
+        """Refuse values that make no sense.
 
         Raises:
-            ConfigError: it names the first of them.
+            ConfigError: it names the first such value.
         """
         for name, value in zip(LIMIT_NAMES, self, strict=True):
             most = MAX_REFILL_MS if name.endswith("refill_time") else MAX_TOKENS
@@ -76,7 +76,7 @@ class RateLimits(NamedTuple):
                 raise ConfigError(f"{kind}-one-time-burst: without {kind}-size nothing is limited")
 
 
-# How they cross in a message; ``check`` knows more.
+# The limits as a field of a message. ``check`` refuses more than this does.
 RATE_LIMITS: Final = record(RateLimits, *(integer(0, MAX_TOKENS) for _ in LIMIT_NAMES))
 
 
@@ -91,7 +91,7 @@ class TokenBucket:
     __slots__ = ("_burst", "_carry", "_last_ns", "_most_burst", "_refill_ns", "_size", "budget")
 
     def __init__(self, size: int, one_time_burst: int, refill_ms: int, now_ns: int) -> None:
-        self.budget = size  # below 0 it is a debt; not up to date
+        self.budget = size  # as of _last_ns; below 0 it is a debt
         self._size = size
         self._refill_ns = refill_ms * _NS_PER_MS
         self._burst = self._most_burst = one_time_burst
@@ -100,14 +100,14 @@ class TokenBucket:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are there, the burst included; below 0 what it owes."""
+        """The tokens that are there, the burst included; below 0, the debt."""
         return self._burst + self.budget
 
     def take(self, tokens: int, now_ns: int) -> int:
         """Take ``tokens`` if they are there, or if a bucket without debt can never hold them.
 
         Returns:
-            0, and all is well; above 0: nothing was taken, and so many ns are missing.
+            0 if they were taken. Otherwise nothing was, and this is the ns until it can be.
         """
         if self.budget < 0 and (missing_ns := self.debt_ns(now_ns)):
             return missing_ns
@@ -118,18 +118,18 @@ class TokenBucket:
             if self.budget < rest <= self._size:
                 return self._missing_ns(rest - self.budget)
         elif not rest:
-            self._last_ns, self._carry = now_ns, 0  # time does not count during the burst
+            self._last_ns, self._carry = now_ns, 0  # no refill while the burst lasts
         self._burst -= from_burst
         self.budget -= rest
         return 0
 
     def debt_ns(self, now_ns: int) -> int:
-        """Return in how many ns the bucket owes nothing any more; 0 if it does not now."""
+        """Return the ns until the bucket owes nothing; 0 if it owes nothing now."""
         self._refill(now_ns)
         return self._missing_ns(-self.budget) if self.budget < 0 else 0
 
     def charge(self, tokens: int, now_ns: int) -> None:
-        """Take ``tokens``, which were used already: what is not there is owed."""
+        """Take ``tokens`` that were used already; those that are not there become a debt."""
         self._refill(now_ns)
         from_burst = min(self._burst, tokens)
         self._burst -= from_burst
@@ -161,7 +161,7 @@ class TokenBucket:
 
 
 class RateLimiter:
-    """Both buckets of one device. A request either passes or is told when to come again."""
+    """Both buckets of one device. A request passes, or learns when to try again."""
 
     def __init__(self, limits: RateLimits, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         """``limits`` were checked; ``clock_ns`` never goes back."""
@@ -175,7 +175,7 @@ class RateLimiter:
         waits.clear()
 
     def configure(self, limits: RateLimits) -> None:
-        """Begin again with full buckets."""
+        """Set other limits; their buckets are full."""
         now_ns = self._clock_ns()
         self.limits = limits
         self._bytes = _bucket(limits[:3], now_ns)
@@ -185,7 +185,7 @@ class RateLimiter:
         self._waits.clear()
 
     def drain(self) -> None:
-        """Empty the buckets: somebody else has used them, nobody knows how much."""
+        """Empty the buckets: an earlier process used them, and nobody knows how much."""
         for bucket in (self._bytes, self._ops):
             if bucket is not None:
                 bucket.drain()
@@ -196,7 +196,7 @@ class RateLimiter:
         return self._bytes is not None or self._ops is not None
 
     def take(self, length_bytes: int, queue: int = 0) -> bool:
-        """Let a request of ``queue`` pass, or say after how many ``retry_seconds`` it may."""
+        """Return whether a request of ``queue`` passes; if not, set ``retry_seconds``."""
         now_ns = self._clock_ns()
         ops, of_bytes = self._ops, self._bytes
         if ops is not None:
@@ -222,12 +222,12 @@ class RateLimiter:
                 self._bytes.charge(-unused, self._clock_ns())
 
     def give_back(self, length_bytes: int) -> None:
-        """Take bytes back that passed some time ago, and were not moved after all."""
+        """Take back the tokens of bytes that passed some time ago and were never moved."""
         if self._bytes is not None:
             self._bytes.give_back(length_bytes)
 
     def forget_waits(self) -> None:
-        """No queue waits any more: the driver has reset the device."""
+        """Note that no queue waits any more: the driver has reset the device."""
         self._waits.clear()
 
     def _refuse(self, queue: int, now_ns: int, missing_ns: int, refill_ms: int) -> bool:

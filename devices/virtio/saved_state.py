@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a device remembers beyond the end of its process, for the process that takes its place.
+"""What a device process saves for the process that replaces it.
 
-It lies in the page of the counters, which both processes and the vmm map. There are two slots: a
-state is written to the one that is not in use, and then one 64-bit store makes that the valid one.
-So a process that is killed at any moment leaves a whole state, the old or the new.
+The state lies in the page of the counters, which both processes and the vmm map. There are two
+slots: a state is written to the one that is not in use, and then one 64-bit store makes that slot
+the valid one. So a process that is killed at any moment leaves a whole state, the old or the new.
 
-Who reads it trusts it no more than the guest: the process that wrote it may have been taken over.
+The reader trusts the state no more than the guest: the process that wrote it may have been
+compromised.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _log = get_logger("devices.virtio.saved_state")
 
 # The cells below are the counters'; see counters.py.
-_GENERATION: Final = 31  # of the valid state, 0 for none; its lowest bit is the slot
+_GENERATION: Final = 31  # of the valid state, 0 if there is none; its lowest bit is the slot
 _FIRST_SLOT: Final = 32
 _SLOT_CELLS: Final = 240
 PAGE_CELLS: Final = _FIRST_SLOT + 2 * _SLOT_CELLS
@@ -53,11 +54,11 @@ class SavedState:
         return not self._cells[_GENERATION]
 
     def restore(self, take_up: Callable[[dict[str, object]], None]) -> bool:
-        """Let ``take_up`` have the fields that the last process stored; return whether it did.
+        """Call ``take_up`` with the fields that the last process stored; return whether it did.
 
-        It checks all of them before it changes anything. If it raises an exception, of whatever
-        kind, the state is nonsense: it is cleared, so that no later process meets it, and the
-        device starts afresh.
+        ``take_up`` checks all fields before it changes anything. Whatever exception it raises, the
+        state is nonsense: it is cleared, so that no later process reads it, and the device starts
+        without one.
         """
         if self.is_empty:
             return False
@@ -70,7 +71,7 @@ class SavedState:
         return True
 
     def clear(self) -> None:
-        """Forget what is stored. The vmm does it for a device that could not start with it."""
+        """Forget what is stored. The vmm does this when a device could not start with it."""
         self._cells[_GENERATION] = 0
 
     def _load(self) -> bytes:
@@ -82,7 +83,7 @@ class SavedState:
         return bytes(self._bytes[start : start + length])
 
     def store(self, fields: Mapping[str, object]) -> None:
-        """Replace the state; at no moment is there none.
+        """Replace the state; at every moment there is a valid one.
 
         Raises:
             ValueError: ``fields`` need more than ``MAX_STATE_BYTES``, which is our bug.
