@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One SOCK_SEQPACKET socket per child process: messages with file descriptors (unix(7)).
+"""Send messages and file descriptors between two processes, over a SOCK_SEQPACKET pair (unix(7)).
 
-Neither side ever blocks on the other: a send that does not fit is an error of the receiver, and
-a receive returns ``None`` when nothing is there.
+Neither side ever waits for the other. A message that does not fit into the socket's buffer is an
+error, because the receiver did not read in time. ``receive`` returns ``None`` if there is no
+message.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from sys_util.wire import MAX_MESSAGE_BYTES, Codec, Message, encode
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Two eventfds for each of 64 queues; SCM_MAX_FD of the kernel is 253.
+# Enough for two eventfds of each of 64 queues. The kernel allows 253 (SCM_MAX_FD).
 MAX_MESSAGE_FDS: Final = 130
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _FD_BYTES: Final = array.array("i").itemsize
 
 
 class Channel:
-    """One end. Owns its socket."""
+    """One end of a channel. Owns its socket."""
 
     def __init__(self, sock: socket.socket, codec: Codec) -> None:
         sock.setblocking(False)
@@ -33,7 +34,7 @@ class Channel:
         self._codec = codec
 
     def fileno(self) -> int:
-        """Return the descriptor to poll; it stays the channel's."""
+        """Return the descriptor to poll, which the channel owns."""
         return self._sock.fileno()
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
@@ -49,7 +50,8 @@ class Channel:
             if fds:
                 rights = array.array("i", fds).tobytes()
                 self._sock.sendmsg([payload], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-            else:  # by a call that cannot carry descriptors: a device is not allowed the other
+            else:
+                # The policy of a device allows no sendmsg, which can pass descriptors.
                 self._sock.send(payload, _FLAGS)
         except BlockingIOError as error:
             raise ChannelFull("the peer does not read its messages") from error
@@ -61,10 +63,10 @@ class Channel:
             raise ProtocolError(f"no message reaches the peer: {error.strerror}") from error
 
     def receive(self) -> tuple[Message, list[int]] | None:
-        """Take the next message and the descriptors with it, which become the caller's.
+        """Take the next message and its descriptors, which the caller owns; ``None`` if none came.
 
         Raises:
-            ChannelClosed: the other side has gone, and everything it sent was taken.
+            ChannelClosed: the other side has gone, and all of its messages were taken.
             ProtocolError: the message breaks the protocol; its descriptors are closed.
         """
         try:
@@ -93,8 +95,8 @@ class Channel:
         try:
             payload, ancillary, flags, _ = self._sock.recvmsg(*arguments)
         except ConnectionResetError:
-            # The peer ended without having read everything. The kernel says so once, before it
-            # hands over what the peer had sent.
+            # The peer ended before it had read all that we sent. The kernel reports that once, and
+            # only then returns what the peer had sent.
             payload, ancillary, flags, _ = self._sock.recvmsg(*arguments)
         return payload, ancillary, flags
 

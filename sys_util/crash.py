@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tell where a bug of ours is, without opening a file.
+"""Report where an exception was raised, without opening a file.
 
-The standard traceback module reads source files and imports others; a jailed process can do
-neither. File names, line numbers and functions are all in memory.
+Python's traceback module reads source files and imports other modules. A jailed process can do
+neither, but file names, line numbers and function names are in its memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MAX_CAUSES: Final = 8
 
 
 def crash_report(error: BaseException) -> str:
-    """Return the exception, its causes and the frames they came through, innermost last."""
+    """Return the exception, its causes and their stack frames, the innermost frame last."""
     lines: list[str] = []
     for each in _with_causes(error):
         if lines:
@@ -25,12 +25,12 @@ def crash_report(error: BaseException) -> str:
 
 
 def name_and_words(error: BaseException) -> str:
-    """Return what an error is called, and what it says, if it can be told."""
+    """Return the name of the error's class and its text."""
     return f"{type(error).__qualname__}: {_words(error)}"
 
 
 def _with_causes(error: BaseException) -> list[BaseException]:
-    """Return the last few causes, the first of them first, and ``error``."""
+    """Return the nearest causes of ``error``, the oldest first, and ``error`` itself last."""
     found = [error]
     while len(found) <= _MAX_CAUSES:
         last = found[-1]
@@ -54,5 +54,5 @@ def _frames(error: BaseException) -> list[str]:
 def _words(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - an error that cannot even be told is told by its name
+    except Exception:  # noqa: BLE001 - the error's own __str__ may fail in any way
         return "no description"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who is to blame decides the class; the class decides what happens next."""
+"""The errors of this project. Their class says who is to blame, which decides what happens next."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sys_util.typing import Final, NoReturn
 
 NO_MORE_PROCESSES: Final = "no more processes? see ulimit -u and pids.max of the cgroup"
 
-# Of a call that is refused for no reason of its own, as seccomp profiles of containers do.
+# The likely cause of EPERM and ENOSYS from a call that should work: a container's seccomp profile.
 _FILTERED: Final = "what filters system calls here may deny this one"
 
-# What to do where the number alone says what is missing, whatever was tried.
+# What the user can do about an error whose number alone says what is missing.
 _REMEDIES: Final = {
     errno.EMFILE: "ulimit -n raises the limit on open files",
     errno.ENFILE: "sysctl fs.file-max raises the limit on open files",
@@ -23,7 +23,7 @@ _REMEDIES: Final = {
 
 
 class VmmError(Exception):
-    """Root of every error this project raises on purpose."""
+    """The base class of the errors that this project raises on purpose."""
 
 
 class ConfigError(VmmError):
@@ -68,12 +68,12 @@ class ChannelClosed(Exception):  # noqa: N818 - the peer's orderly end, not an e
     """The other side of a channel has gone."""
 
 
-class ChannelFull(ProtocolError):  # noqa: N818 - what it is of a peer that reads later
+class ChannelFull(ProtocolError):  # noqa: N818 - no error where the peer is only slow
     """The other side of a channel does not read what it is sent."""
 
 
 def describe(error: BaseException) -> str:
-    """Return one line for people: the error and the operating system's reason behind it."""
+    """Return one line for people: the error, the operating system's reason and the remedy."""
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.strerror:
         remedy = "" if getattr(error, "hint", "") else remedy_for(cause)
@@ -82,27 +82,30 @@ def describe(error: BaseException) -> str:
 
 
 def remedy_for(error: OSError) -> str:
-    """Return what to do about an error, in brackets, where its number alone says so."""
+    """Return what to do about an error, in brackets, or nothing if its number does not say."""
     remedy = _REMEDIES.get(error.errno or 0, "")
     return f" ({remedy})" if remedy else ""
 
 
-# What the host can lack or refuse at any call, without a mistake of ours.
+# With these numbers any call can fail, because the host lacks or refuses something.
 _HOSTS_FAULTS: Final = frozenset(
     {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSYS, errno.EPERM}
 )
 
 
 def is_hosts_fault(error: OSError) -> bool:
-    """Return whether an error that nobody expected there says what the host lacks or refuses."""
+    """Return whether an unexpected error is due to the host, and not to a bug of ours."""
     return error.errno in _HOSTS_FAULTS
 
 
 class Refusable:
-    """What the host may refuse: in a ``with`` an ``OSError`` becomes a ``HostError``."""
+    """A ``with`` statement that turns an ``OSError`` of its body into a ``HostError``."""
 
     def __init__(self, operation: str, target: str, *, forks: bool = False) -> None:
-        """Say what is tried; ``forks``: EAGAIN means that there are enough processes."""
+        """Remember what is tried. ``forks``: EAGAIN means that the limit of processes is reached.
+
+        ``operation`` and ``target`` are those of ``HostError``.
+        """
         self._operation = operation
         self._target = target
         self._hints = {errno.EPERM: _FILTERED}
@@ -110,10 +113,10 @@ class Refusable:
             self._hints[errno.EAGAIN] = NO_MORE_PROCESSES
 
     def __enter__(self) -> None:
-        """Try it."""
+        """Do nothing yet."""
 
     def __exit__(self, _kind: object, error: object, _trace: object) -> None:
-        """Say what was refused."""
+        """Raise ``HostError`` if the body raised ``OSError``."""
         if isinstance(error, OSError):
             hint = self._hints.get(error.errno or 0, "")
             raise HostError(self._operation, self._target, hint) from error

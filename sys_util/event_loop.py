@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The one event loop: epoll(7), timers, and calls from other threads."""
+"""The event loop of every process: epoll(7), timers, and calls from other threads."""
 
 from __future__ import annotations
 
@@ -33,12 +33,15 @@ class Timer:
         self.callback = callback
 
     def cancel(self) -> None:
-        """Forget the call; harmless when it has happened."""
+        """Forget the call; do nothing if it has happened already."""
         self.callback = None
 
 
 class EventLoop:
-    """Call back when descriptors are ready. Owned by one thread; owns no descriptor but its own."""
+    """Call back when descriptors are ready.
+
+    It belongs to the thread that makes it. It does not own the descriptors that are added.
+    """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -74,7 +77,9 @@ class EventLoop:
         timer = Timer(time.monotonic() + seconds, callback)
         if get_ident() == self._thread:
             self._push(timer)
-        else:  # the loop looks at its first timer, then takes it: none may come between the two
+        else:
+            # Only the loop's thread changes the heap: the loop looks at the first timer and removes
+            # it in two steps, and no other timer may become the first between them.
             self.call_soon_threadsafe(lambda: self._push(timer))
         return timer
 
@@ -83,12 +88,12 @@ class EventLoop:
 
     @property
     def next_timer_seconds(self) -> float | None:
-        """In how many seconds the next timer is due: below 0 if it is overdue, None without one."""
+        """Seconds until the next timer is due: negative if it is overdue, None without a timer."""
         due = [deadline for deadline, _, timer in self._timers if timer.callback is not None]
         return min(due) - time.monotonic() if due else None
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` from the loop's own thread; for other threads and signal handlers."""
+        """Have the loop's thread call ``callback``; for other threads and signal handlers."""
         self._soon.append(callback)
         signal_eventfd(self._wake_fd)
 
@@ -115,15 +120,15 @@ class EventLoop:
         """Wait for one round of events and serve it."""
         callbacks = self._callbacks
         ready = self._epoll.poll(self._wait_seconds(max_wait_seconds))
-        # An earlier callback of this round may remove a later one, and a new descriptor may have
-        # the number of the old: what was told of that one is not for it.
+        # A callback may remove a descriptor whose event comes later in this round, and add a new
+        # one with the same number. The event is not for the new one.
         for fd, events, callback in [(fd, events, callbacks.get(fd)) for fd, events in ready]:
             if callback is not None and callbacks.get(fd) is callback:
                 callback(events)
         self._run_timers()
 
     def stop(self) -> None:
-        """Let ``run`` return after the present round; only from the loop's own thread."""
+        """Let ``run`` return after the current round; call it only in the loop's thread."""
         self._running = False
 
     def close(self) -> None:
@@ -159,5 +164,5 @@ class EventLoop:
 
 
 def _drain(fd: int) -> None:
-    """Take the signal numbers out of the pipe; their handlers run by themselves."""
+    """Empty the pipe of signal numbers; Python runs the handlers by itself."""
     os.read(fd, 4096)

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Classes for facts: ``fact`` for frozen records with slots, ``NamedTuple`` for tuples with names.
+"""Small replacements for ``dataclass(frozen=True, slots=True)`` (``fact``) and ``NamedTuple``.
 
-Which of the two: a ``NamedTuple`` where the parts are taken apart, compared or packed as a row, and
-may be replaced one by one: a queue's activation, a line of a table, several results of a function.
-A ``fact`` where the whole has a meaning of its own and must not be mixed up with another whole of
-the same values: what a user asked for (``…Spec``), each message between processes, a step of a
-jail. Two tuples with equal values are equal whatever they are called; two facts are not.
+Use a ``NamedTuple`` for values that are unpacked, compared or written as a row, or replaced one by
+one: a queue's activation, a line of a table, several results of a function. Use a ``fact`` for a
+record that must not be confused with another kind of record: what a user asked for (``…Spec``), a
+message between processes, a step of a jail. Two tuples with equal values are equal even if their
+classes differ; two facts of different classes are never equal.
 
-They do what ``dataclasses`` and ``typing.NamedTuple`` do for the classes of this project, in a
-thirtieth and a tenth of the time: those two compile source text for every class, and importing
-them costs more than starting Python. Fields are the annotated names of the class body in their
-order; annotations must be strings (``from __future__ import annotations``). Left out: whatever
-nobody here uses, such as field options and inheritance of fields.
+The reason for our own classes is the time of a start: ``dataclasses`` and ``typing.NamedTuple``
+compile source text for every class, which takes thirty and ten times as long, and importing those
+modules takes longer than starting Python. The fields are the annotated names of the class body, in
+their order; annotations must be strings (``from __future__ import annotations``). Features that
+this project does not use are missing, such as field options and inheritance of fields.
 """
 
 from __future__ import annotations
 
 from operator import itemgetter
 
-TYPE_CHECKING = False  # as in typing; a checker takes it for true
+TYPE_CHECKING = False  # a type checker takes this name for true, as it does in typing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import ClassVar, Self, TypeVar, dataclass_transform
@@ -38,7 +38,7 @@ def _bind(
     args: tuple[object, ...],
     kwargs: dict[str, object],
 ) -> Sequence[object]:
-    """Return one value for each of ``names``, or say as a call would what is wrong."""
+    """Return one value for each of ``names``; raise ``TypeError`` as a call with them would."""
     if len(args) == len(names) and not kwargs:
         return args
     if len(args) > len(names):
@@ -94,7 +94,7 @@ def _show(record: _Fact | _Tuple) -> str:
 
 @dataclass_transform(frozen_default=True)
 def fact(cls: type[T]) -> type[T]:
-    """Make ``cls`` what ``@dataclass(frozen=True, slots=True)`` makes of it."""
+    """Return a class that behaves as if decorated with ``@dataclass(frozen=True, slots=True)``."""
     if cls.__bases__ != (object,):
         raise TypeError(f"{cls.__name__} is a fact and has no base class")
     body = dict(vars(cls))
@@ -152,7 +152,7 @@ class _Tuple(tuple[object, ...]):
 
 
 class _NamedTupleType(type):
-    """Turn the body of a class below ``NamedTuple`` into a tuple's."""
+    """Make a subclass of ``_Tuple`` from the body of a class that derives from ``NamedTuple``."""
 
     def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, object]) -> type:
         if not bases:
@@ -171,4 +171,4 @@ class _NamedTupleType(type):
 
 
 class NamedTuple(metaclass=_NamedTupleType):
-    """The base class to write, as with ``typing.NamedTuple``."""
+    """The base class of a named tuple, used like ``typing.NamedTuple``."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Guest-physical memory: one sealed memfd, mapped the same way in every process that may see it.
+"""Guest-physical memory: one sealed memfd, which every process that may see it maps the same way.
 
-The seals forbid resizing, so no process can take pages away from under another's mapping
-(SIGBUS). Every access names a guest-physical address and a length and is checked here.
+The seals forbid resizing: if a process could shrink the memfd, the others would get SIGBUS. Every
+access names a guest-physical address and a length, and is checked here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PAGE_BYTES: Final = mmap.PAGESIZE
 
 
 class MemoryRegion(NamedTuple):
-    """``size_bytes`` of the memfd from ``file_offset`` on, seen by the guest at ``gpa``."""
+    """The guest sees ``size_bytes`` of the memfd, from ``file_offset`` on, at address ``gpa``."""
 
     gpa: int
     size_bytes: int
@@ -66,7 +66,7 @@ class GuestMemory:
         """Make a new guest's memory from ``(gpa, size_bytes)`` ranges, in ascending order.
 
         Raises:
-            HostError: the host has no memory or no memfd for us.
+            HostError: the host refuses the memfd or the mapping.
         """
         regions = []
         file_offset = 0
@@ -89,7 +89,7 @@ class GuestMemory:
 
     @classmethod
     def attach(cls, fd: int, regions: Sequence[MemoryRegion]) -> Self:
-        """Map another process's guest memory. Takes ownership of ``fd``, on failure too.
+        """Map guest memory that another process made. Takes ownership of ``fd``, on failure too.
 
         Raises:
             ProtocolError: the memfd is not sealed, or smaller than ``regions`` say.
@@ -106,10 +106,10 @@ class GuestMemory:
         raise ProtocolError(reason)
 
     def span(self, gpa: int, length: int) -> Span:
-        """Return the region that holds all of ``length`` bytes at ``gpa``.
+        """Return the region in which all ``length`` bytes at ``gpa`` are.
 
         Raises:
-            GuestAddressError: no single region does.
+            GuestAddressError: they are not all in one region.
         """
         if length >= 0:
             end = gpa + length
@@ -138,7 +138,7 @@ class GuestMemory:
         self.view(gpa, source.nbytes)[:] = source
 
     def close(self) -> None:
-        """Unmap the memory and close the memfd. What a view still shows goes with that view."""
+        """Unmap the memory and close the memfd. A region with a view stays mapped as long as it."""
         spans, self._spans = self._spans, ()
         mappings, self.mappings = self.mappings, ()
         for span, (_, mapping) in zip(spans, mappings, strict=True):
@@ -146,22 +146,22 @@ class GuestMemory:
                 span.view.release()
                 mapping.close()
             except BufferError:
-                continue  # someone holds a view: the last one to go unmaps it
+                continue  # a view exists: Python unmaps the region with the last one
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
 def _ask_for_huge_pages(mapping: mmap.mmap) -> None:
-    """Let the host use huge pages where it gives them on request (shmem_enabled "advise").
+    """Ask the host for huge pages, which it gives if shmem_enabled is "advise".
 
-    With pages of 4 KiB a guest leaves its processor once for each that it touches first, 5,300
-    times in a boot of 2 s, and needs more of the translation cache for ever.
+    With pages of 4 KiB, each page that the guest touches for the first time costs a VM exit: 5,300
+    in a boot of 2 s. The guest also needs more of the processor's TLB as long as it runs.
     """
     try:
         mapping.madvise(mmap.MADV_HUGEPAGE)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a kernel without them
+        if error.errno != errno.EINVAL:  # this kernel has no huge pages
             raise
 
 
@@ -185,7 +185,7 @@ def _layout_fault(regions: Sequence[MemoryRegion]) -> str:
 
 
 def _memfd_fault(fd: int, regions: Sequence[MemoryRegion]) -> str:
-    """Say why ``fd`` cannot hold ``regions`` for good, or nothing."""
+    """Say why ``fd`` cannot be relied on to hold ``regions``, or nothing."""
     seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     if seals & _REQUIRED_SEALS != _REQUIRED_SEALS:
         return f"guest memory is not sealed against shrinking (seals {seals:#x})"

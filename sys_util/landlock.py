@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Landlock (landlock(7)): a thread, and those it starts from then on, give up the file system.
+"""Landlock (landlock(7)): a thread, and the threads that it starts later, give up the file system.
 
-What is open stays open and usable. Whatever the kernel knows how to forbid is forbidden; the bits
-below are those of the kernel's ABI, which are the same on every architecture.
+Open descriptors stay usable. We forbid all that the running kernel can forbid. The bits below are
+the kernel's ABI, the same on every architecture.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ if TYPE_CHECKING:
 
 ACCESS_FS_REMOVE_FILE: Final = 1 << 5
 
-# How many of the access rights for files each version of the ABI has; later ones have the last.
+# The number of access rights for files in each version of the ABI; later versions have 16 too.
 _FS_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-# From these versions on: TCP ports (bind, connect), and who is reached (abstract UNIX sockets,
-# signals).
+# The version that added TCP ports (bind, connect), and the one that added scopes: which abstract
+# UNIX sockets can be connected to, and which processes can be signalled.
 _NET_ABI: Final = 4
 _NET_RIGHTS: Final = 0b11
 _SCOPE_ABI: Final = 6
 _SCOPE_ABSTRACT_UNIX_SOCKET: Final = 1 << 0
 _SCOPE_SIGNAL: Final = 1 << 1
 
-# A kernel without it, one where it is switched off, and a container whose filter predates it.
+# Errors of a kernel without Landlock, of one where it is switched off, and of a container whose
+# seccomp profile is older than Landlock.
 _ABSENT: Final = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 
 
 def abi_version() -> int:
-    """Return the version of the kernel's Landlock, 0 where there is none."""
+    """Return the version of the kernel's Landlock ABI, 0 without Landlock."""
     version = lib.crosvm_landlock_abi()
     if version >= 0:
         return version
@@ -45,13 +46,12 @@ def abi_version() -> int:
 def forbid_files(removable_in: Iterable[str] = (), *, alone: bool = False) -> int:
     """Let this thread open, make, change or remove no file any more; return the ABI's version.
 
-    With version 0 nothing has changed. TCP and abstract UNIX sockets are forbidden as well from
-    versions 4 and 6 on. Needs no_new_privs or CAP_SYS_ADMIN.
+    Version 0 means that nothing was forbidden. From version 4 on TCP is forbidden as well, and from
+    version 6 on abstract UNIX sockets. Needs no_new_privs or CAP_SYS_ADMIN.
 
     Args:
         removable_in: directories whose files can still be removed.
-        alone: from version 6 on signals to other processes are forbidden as well, but for those
-            that it starts from then on.
+        alone: from version 6 on the thread can signal only processes that it starts later.
     """
     version = abi_version()
     if not version:
@@ -70,10 +70,10 @@ def forbid_files(removable_in: Iterable[str] = (), *, alone: bool = False) -> in
 
 
 def keep_signals_inside() -> int:
-    """Let this process and those it starts from then on signal one another only.
+    """Let this process and those that it starts later signal only one another.
 
-    Return the ABI's version; before version 6 nothing has changed. Files and mounts stay as they
-    were. Needs no_new_privs or CAP_SYS_ADMIN.
+    Return the ABI's version; before version 6 nothing was forbidden. Access to files is not
+    restricted. Needs no_new_privs or CAP_SYS_ADMIN.
     """
     version = abi_version()
     if version >= _SCOPE_ABI:

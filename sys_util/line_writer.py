@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Lines to a descriptor whose reader may stop: whole, in order, and never waited for."""
+"""Write whole lines, in order, to a descriptor whose reader may stop, and never wait for it."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ _CUT: Final = "…\n".encode()
 
 
 class LineWriter:
-    """Write lines to ``fd``, which stays the caller's, from any thread.
+    """Write lines to ``fd``, which the caller owns, from any thread.
 
-    A line that does not fit is lost; the next one that fits comes together with one that says how
-    many were lost. What is left of a line that was written in part, as terminals do, goes before
-    all others.
+    A line that does not fit is lost. Before the next line that fits, another one says how many
+    were lost. A terminal may take only the first part of a line: the rest of it is then written
+    before anything else.
     """
 
     def __init__(self, fd: int, tell_lost: Callable[[int], str]) -> None:
-        """``tell_lost`` makes the line about a number of lost ones."""
+        """``tell_lost`` makes the line that says how many lines were lost."""
         self._fd = fd
         self._send = write_polled(fd)
         self._tell_lost = tell_lost
         self._rest = b""
         self._lost = 0
-        self._lock = RLock()  # a signal handler may log in the midst of a line
+        self._lock = RLock()  # a signal handler may log while its thread writes a line
 
     def take_over(self) -> None:
-        """Have a description of our own from now on, where that can be: see ``nonblocking``."""
+        """Use an open file description of our own from now on, if possible: see ``nonblocking``."""
         self._send = take_over(self._fd)
 
     def write(self, line: str, patience_seconds: float = 0.0) -> None:
-        """Write a line, or lose it; wait for its reader no longer than ``patience_seconds``.
+        """Write a line, or lose it; wait for the reader no longer than ``patience_seconds``.
 
-        It is cut to PIPE_BUF bytes, which a pipe takes as a whole or not at all. A reader that went
-        away is nobody's error.
+        The line is cut to PIPE_BUF bytes, which a pipe takes as a whole or not at all. It is no
+        error if the reader has gone.
         """
         deadline = time.monotonic() + patience_seconds if patience_seconds else 0.0
         with self._lock:
@@ -55,7 +55,7 @@ class LineWriter:
                 self._lost += 1
 
     def _put(self, data: bytes, deadline: float) -> bool:
-        """Write ``data``, or keep what is left of it; return False if nothing was written."""
+        """Write ``data`` and keep the part that does not fit; return False if nothing fits."""
         if self._rest:
             return False
         begun = not data
@@ -82,5 +82,6 @@ def _packed(line: str, room: int) -> bytes:
     data = line.encode("utf-8", "backslashreplace") + b"\n"
     if len(data) <= room:
         return data
-    whole = data[: room - len(_CUT)].decode("utf-8", "ignore")  # no half of a character
+    # "ignore" drops half a character at the end.
+    whole = data[: room - len(_CUT)].decode("utf-8", "ignore")
     return whole.encode() + _CUT

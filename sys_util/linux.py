@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Linux calls that the standard library lacks, each raising ``OSError`` as the standard ones do."""
+"""Linux calls that Python's standard library lacks. They raise ``OSError`` as ``os`` does."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ FALLOC_FL_KEEP_SIZE: Final[int] = lib.FALLOC_FL_KEEP_SIZE
 FALLOC_FL_PUNCH_HOLE: Final[int] = lib.FALLOC_FL_PUNCH_HOLE
 FALLOC_FL_ZERO_RANGE: Final[int] = lib.FALLOC_FL_ZERO_RANGE
 
-# prctl(2); the headers of some hosts are older than their kernel.
+# prctl(2). We define the numbers, because the headers of some hosts are older than their kernel.
 _PR_SCHED_CORE: Final = 62
 _PR_SCHED_CORE_GET: Final = 0
 _PR_SCHED_CORE_CREATE: Final = 1
 _THREAD: Final = 0  # PIDTYPE_PID: not the whole process
 
-# What a shell shows for a process that SIGSYS ended (31 on every architecture of ours).
+# The status that a shell shows for a process that SIGSYS ended (31 on x86-64 and aarch64).
 EXIT_DENIED: Final = 128 + 31
 
 MAX_FD: Final = 0xFFFF_FFFF
@@ -59,13 +59,14 @@ SOCK_FILTER_BYTES: Final = 8
 # struct flock of fcntl(2) on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK: Final = struct.Struct("hhxxxxqqixxxx")
 
-# Asked once, when nothing is forbidden yet: code of devices that is read anew cannot ask.
+# Asked when this module is imported: the seccomp filter of a device denies sched_getaffinity(2).
 HAS_SEVERAL_PROCESSORS: Final = len(os.sched_getaffinity(0)) > 1
 
-# x86-64 keeps loads in the order of the program, and stores. Others need barriers for both.
+# x86-64 does not reorder loads with other loads, or stores with other stores. Other processors do,
+# unless there is a barrier.
 KEEPS_ORDER: Final = os.uname().machine == "x86_64"
 
-# A full barrier: no later load is done before an earlier store (StoreLoad) by this thread.
+# A full barrier: it also keeps a later load of this thread behind an earlier store (StoreLoad).
 full_barrier = lib.crosvm_full_barrier
 
 
@@ -80,14 +81,14 @@ def clone(flags: int) -> int:
 
     With CLONE_PARENT the child is the caller's sibling: it has the same parent.
 
-    Only for a process with one thread: nothing of Python's or the C library's fork handling runs
-    (clone(2)).
+    Only a process with one thread may call this, because the fork handlers of Python and of the C
+    library do not run (clone(2)).
     """
     return _check(lib.crosvm_clone(flags))
 
 
 def clone_into_cgroup(flags: int, cgroup_fd: int) -> int:
-    """Do what ``clone`` does, with the child in the cgroup v2 of that directory (clone3(2))."""
+    """Do the same as ``clone``, and start the child in the cgroup of that directory (clone3(2))."""
     return _check(lib.crosvm_clone_into_cgroup(flags, cgroup_fd))
 
 
@@ -120,7 +121,7 @@ def close_all_fds_except(keep: set[int]) -> None:
 
 
 def close_on_exec(first: int) -> None:
-    """Let no program that is executed have a descriptor from ``first`` on (close_range(2))."""
+    """Set close-on-exec for every descriptor from ``first`` on (close_range(2))."""
     _check(lib.crosvm_close_on_exec(first))
 
 
@@ -130,7 +131,7 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def buffer_address(buffer: memoryview) -> int:
-    """Return where in this process's memory ``buffer`` begins."""
+    """Return the address in this process at which ``buffer`` begins."""
     return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))
 
 
@@ -142,7 +143,8 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
 def core_cookie() -> int:
     """Return the cookie of this thread for core scheduling, 0 for none (PR_SCHED_CORE_GET).
 
-    Raises ENODEV where no core runs two threads, EINVAL where the kernel cannot separate them.
+    Raises:
+        OSError: ENODEV if no core runs two threads, EINVAL if the kernel has no core scheduling.
     """
     cookie = ffi.new("unsigned long long *")
     address = int(ffi.cast("uintptr_t", cookie))
@@ -151,7 +153,7 @@ def core_cookie() -> int:
 
 
 def make_core_cookie() -> None:
-    """Let this thread share no core with one that has another cookie (PR_SCHED_CORE_CREATE)."""
+    """Give this thread a new cookie: it shares no core with another one (PR_SCHED_CORE_CREATE)."""
     _check(lib.crosvm_prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, 0, _THREAD, 0))
 
 
@@ -162,17 +164,17 @@ def set_process_name(name: str) -> None:
 
 
 def set_capabilities(mask: int) -> None:
-    """Hold exactly the capabilities of ``mask``, 1 << CAP_…; inheritable becomes empty (capset(2)).
+    """Keep only the capabilities of ``mask``, 1 << CAP_…; clear the inheritable set (capset(2)).
 
-    Nothing can be gained this way: the new permitted set must be part of the old one.
+    The kernel refuses a capability that the thread does not have.
     """
     _check(lib.crosvm_set_capabilities(mask, 0))
 
 
 def keep_capabilities_for_programs(kept: frozenset[int]) -> None:
-    """Hold only ``kept``, of those that are held, and give it to programs that are executed.
+    """Keep only the capabilities ``kept``, also in programs that this process executes.
 
-    Whoever is root then has no other capability in them (capabilities(7), "ambient").
+    A program that root executes gets no others either (capabilities(7), "ambient").
     """
     mask = sum(1 << capability for capability in kept)
     _check(lib.crosvm_set_capabilities(mask, mask))
@@ -188,7 +190,7 @@ def capabilities() -> frozenset[int]:
 
 
 def load_seccomp_filter(bpf: bytes) -> None:
-    """Put this thread, and those it starts later, under a compiled filter for good.
+    """Load a compiled filter, for good, into this thread and the threads that it starts later.
 
     Needs no_new_privs or CAP_SYS_ADMIN (seccomp(2)).
     """
@@ -198,25 +200,26 @@ def load_seccomp_filter(bpf: bytes) -> None:
 def report_denied_calls(
     fd: int, head: bytes, *, status: int = EXIT_DENIED, names_thread: bool = False
 ) -> None:
-    """On SECCOMP_RET_TRAP write ``head`` and the call's number (msgpack uint 32) to ``fd``; exit.
+    """Have a denied call (SECCOMP_RET_TRAP) reported to ``fd``, and end the process then.
 
-    ``fd`` stays the caller's and must outlive the process's use of it. With ``names_thread`` a
-    boolean follows: whether it was another thread than the caller of this. Such a filter has to
-    allow gettid(2).
+    The report is ``head`` and the number of the call (msgpack uint 32). With ``names_thread`` a
+    boolean follows, which says whether the call was made by another thread than the one that calls
+    this function; the filter has to allow gettid(2) then. The caller owns ``fd`` and must not close
+    it.
     """
     _check(lib.crosvm_report_denied_calls(fd, head, len(head), status, names_thread))
 
 
 def pidfd_send_signal(pidfd: int, signal: int) -> None:
-    """Signal exactly the process behind ``pidfd`` (pidfd_send_signal(2))."""
+    """Signal the process behind ``pidfd`` (pidfd_send_signal(2))."""
     _check(lib.crosvm_pidfd_send_signal(pidfd, signal))
 
 
 def ofd_lock(fd: int, *, exclusive: bool) -> bool:
     """Lock the whole file behind ``fd``; return whether the lock was free.
 
-    An open file description lock (fcntl(2)): it lives until the last duplicate of ``fd`` is
-    closed, in whichever process that is. ``exclusive`` needs a writable ``fd``.
+    It is an open file description lock (fcntl(2)): it lasts until every duplicate of ``fd``, in any
+    process, is closed. ``exclusive`` needs a writable ``fd``.
     """
     kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
     try:

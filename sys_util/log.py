@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Log lines of every process: levels, a filter per module, one sink for the whole process.
+"""Write log lines: with levels, a filter by module and one sink for the whole process.
 
-The standard logging package costs 10 ms of start-up, takes locks that do not survive a fork, and
-writes what a guest sent straight to the terminal. This one does none of the three.
+Python's logging package takes 10 ms to import, uses locks that can stay locked after a fork, and
+writes what a guest sent to the terminal without escaping it. This module does none of the three.
 
     log = get_logger("devices.virtio.block")
     log.warning("%s: sector %#x is past the end", name, sector)
@@ -40,8 +40,8 @@ LEVELS: Final = {
     "trace": DEBUG,
 }
 
-# The most bytes of one text, escapes and all: with time, level and module it makes a line that a
-# pipe takes as a whole.
+# The maximal size of a text after escaping. With time, level and module it makes a line that a pipe
+# takes as a whole.
 MAX_TEXT_BYTES: Final = 3840
 _MAX_MODULE_CHARS: Final = 64
 
@@ -51,7 +51,7 @@ Sink: TypeAlias = "Callable[[int, str, str], None]"
 
 
 class Filter:
-    """Which lines are wanted: a default level, and exceptions for parts of the program.
+    """Which lines are written: a default level, and exceptions for parts of the program.
 
     The name of an exception is one or more components of a module's dotted name: ``block`` and
     ``devices.virtio`` both match ``devices.virtio.block``. Where several match, the longest wins.
@@ -66,7 +66,7 @@ class Filter:
         """Read ``info`` or ``warn,disk=off,devices.virtio=debug``.
 
         Raises:
-            ValueError: a word of it is no level or no module name.
+            ValueError: a word in it is no level or no module name.
         """
         default = INFO
         exceptions: dict[str, int] = {}
@@ -97,23 +97,24 @@ def _parse_level(word: str) -> int:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` with control, format and undecodable characters as escapes, bounded.
+    """Return ``text`` with control, format and undecodable characters escaped, and cut if too long.
 
-    Names, paths and messages in a log come from guests and other processes: no such text may
-    move the cursor, change colours, reorder a line or pretend to be a second one. The bound counts
-    bytes, after escaping.
+    Names, paths and messages in a log come from guests and other processes. Such a text must not
+    move the cursor, change colours, reorder a line or look like a second line. It is cut to
+    ``MAX_TEXT_BYTES`` after escaping.
     """
     shown = text[:MAX_TEXT_BYTES]
     if not shown.isprintable():
         shown = "".join(c if c.isprintable() else _escape(c) for c in shown)
     if len(text) <= MAX_TEXT_BYTES and len(shown.encode()) <= MAX_TEXT_BYTES:
         return shown
-    whole = shown.encode()[:MAX_TEXT_BYTES].decode("utf-8", "ignore")  # no half of a character
+    # "ignore" drops half a character at the end.
+    whole = shown.encode()[:MAX_TEXT_BYTES].decode("utf-8", "ignore")
     return f"{whole}… ({len(text)} characters)"
 
 
 def _escape(character: str) -> str:
-    """Return a character as Python writes it; the codec for that would be a file to import."""
+    """Return the escape that Python writes; its own codec would have to be imported from a file."""
     short = _SHORT_ESCAPES.get(character)
     if short is not None:
         return short
@@ -130,7 +131,7 @@ def _line(level: int, module: str, text: str) -> str:
 
 
 def describe_lost(count: int) -> str:
-    """Return the text of a line in place of ``count`` lines."""
+    """Return the text of the line that is written instead of ``count`` lost ones."""
     lines = "1 line is" if count == 1 else f"{count} lines are"
     return f"{lines} missing here, which nobody read in time"
 
@@ -139,12 +140,12 @@ def _tell_lost(count: int) -> str:
     return _line(WARNING, "log", describe_lost(count))
 
 
-# The log never blocks whoever writes to it, a vCPU for example.
+# A thread that logs must never wait for the reader of stderr: it may be a vCPU.
 STDERR: Final = LineWriter(2, _tell_lost)
 
 
 def stderr_sink(level: int, module: str, text: str) -> None:
-    """Write one line to stderr, with the time in UTC: a jail has no time zone files."""
+    """Write one line to stderr. The time is in UTC, because a jail has no time zone files."""
     STDERR.write(_line(level, module, text))
 
 
@@ -163,7 +164,7 @@ class Logger:
         self._level_of: Filter | None = None
 
     def enabled(self, level: int) -> bool:
-        """Return whether a line of this level would be written; for costly arguments."""
+        """Return whether a line of this level would be written; ask before costly arguments."""
         if self._level_of is not _filter:
             self._level = _filter.level(self.module)
             self._level_of = _filter
@@ -175,7 +176,7 @@ class Logger:
             return
         try:
             text = fmt % args if args else fmt
-        except Exception:  # noqa: BLE001 - a slip in a format string ends nothing
+        except Exception:  # noqa: BLE001 - a mistake in a format string must not end a process
             text = f"{fmt} ({', '.join(type(arg).__name__ for arg in args)})"
         self._write(level, text)
 
@@ -183,27 +184,27 @@ class Logger:
         _sink(level, self.module, printable(text))
 
     def error(self, fmt: str, *args: object) -> None:
-        """Something that was asked for will not happen."""
+        """Log that something that was asked for will not happen."""
         self.log(ERROR, fmt, *args)
 
     def warning(self, fmt: str, *args: object) -> None:
-        """Something is wrong, and we go on."""
+        """Log that something is wrong, although the program continues."""
         self.log(WARNING, fmt, *args)
 
     def info(self, fmt: str, *args: object) -> None:
-        """Something that the user may want to know."""
+        """Log something that the user may want to know."""
         self.log(INFO, fmt, *args)
 
     def debug(self, fmt: str, *args: object) -> None:
-        """Something that a developer may want to know."""
+        """Log something that a developer may want to know."""
         self.log(DEBUG, fmt, *args)
 
     def exception(self, error: BaseException, fmt: str, *args: object) -> None:
-        """Report our own bug: an error line, then where it is, line by line."""
+        """Report a bug of ours: an error line, then the stack, one line for each frame."""
         self.error(fmt, *args)
         if not self.enabled(ERROR):
             return
-        from sys_util.crash import crash_report  # not traceback, which a process in a jail lacks
+        from sys_util.crash import crash_report  # a jailed process cannot use traceback
 
         for line in crash_report(error).splitlines():
             self.log(ERROR, "%s", line)
@@ -211,16 +212,13 @@ class Logger:
     def limited(self, burst: int = 10, seconds: float = 10.0) -> Logger:
         """Return a logger for events that a guest can cause: at most ``burst`` in ``seconds``.
 
-        The first line after a silence says how many were left out.
+        The first line after a pause says how many were left out.
         """
         return _LimitedLogger(self.module, burst, seconds)
 
 
 class LineLimit:
-    """At most ``burst`` lines in ``seconds``, and no more after ``max_bytes``.
-
-    The others are counted.
-    """
+    """Allow at most ``burst`` lines and ``max_bytes`` in ``seconds``; count the lines left out."""
 
     __slots__ = ("_burst", "_bytes", "_count", "_max_bytes", "_seconds", "_start", "_suppressed")
 
@@ -229,7 +227,7 @@ class LineLimit:
         self._seconds = seconds
         self._max_bytes = max_bytes
         self._start = 0.0
-        self._count = burst  # the first line opens a period
+        self._count = burst  # so that the first line starts a period
         self._bytes = 0
         self._suppressed = 0
 
@@ -249,7 +247,7 @@ class LineLimit:
         self._bytes += size_bytes
 
     def mark(self, text: str) -> str:
-        """Return a line that is written, with the number of those before it that were not."""
+        """Return the text with the number of lines that were left out before it, if any."""
         if self._suppressed:
             text = f"{text} ({self._suppressed} more were not logged)"
             self._suppressed = 0
@@ -289,10 +287,10 @@ def set_filter(new_filter: Filter) -> None:
 
 
 def emit(level: int, module: str, text: str, limit: LineLimit) -> None:
-    """Write a line that another process logged, under this process' filter and to its sink.
+    """Write a line that another process logged, with the filter and the sink of this process.
 
-    Nothing in it is trusted: the level is forced into range and the text made printable again.
-    ``limit`` counts the bytes that are written in the end.
+    The other process is not trusted: the level is forced into its range, and the text is escaped
+    again. ``limit`` counts the bytes after escaping.
     """
     level = min(max(level, ERROR), DEBUG)
     if level <= _filter.level(module) and limit.allows():

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Write to pipes and terminals that other programs share, without ever waiting for a reader.
+"""Write to pipes and terminals that other programs use too, without waiting for a reader.
 
-O_NONBLOCK belongs to the open file description, which whoever gave us the descriptor has as well:
-setting it would break their programs. Where we may, the pipe or terminal is opened anew through
-/proc, for a description of our own. Where we may not (one of another user), poll(2) goes before
-each small write; then another process that writes to the same pipe in the same moment can make us
-wait all the same.
+O_NONBLOCK is a property of the open file description, which we share with the program that gave us
+the descriptor. Setting it would break that program. Therefore we open the pipe or terminal again
+through /proc, which gives us a description of our own. If that is not allowed, because it is
+another user's, we call poll(2) before each small write. In that case we can still be made to wait,
+by another process that writes to the same pipe at the same moment.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Writes what fits and says how much; BlockingIOError when nothing does.
+# It writes as much as fits and returns how much; it raises BlockingIOError if nothing fits.
 Send: TypeAlias = "Callable[[bytes | bytearray], int]"
 
-# A write of this size never blocks on a pipe that poll(2) calls writable, and is never torn.
+# If poll(2) says that a pipe is writable, a write of up to this size does not block. It is never
+# split, so no other process can write between its bytes.
 PIPE_BUF: Final = select.PIPE_BUF
 
-_PTMX: Final = os.makedev(5, 2)  # opening it anew would make another terminal
+_PTMX: Final = os.makedev(5, 2)  # opening it again would make another terminal
 
 
 def reopen(fd: int, flags: int) -> int | None:
-    """Return an own, non-blocking description of a pipe or terminal; None where that cannot be."""
+    """Open a pipe or terminal again, without blocking, and return the new descriptor.
+
+    Return ``None`` if that is not possible.
+    """
     try:
         if os.fstat(fd).st_rdev == _PTMX:
             return None
@@ -40,7 +44,10 @@ def reopen(fd: int, flags: int) -> int | None:
 
 
 def write_polled(fd: int, limit: int = PIPE_BUF) -> Send:
-    """Return a function that writes to a blocking descriptor, never more than fits."""
+    """Return a function that writes to a blocking descriptor only if poll(2) says that it can.
+
+    It writes at most ``limit`` bytes at a time.
+    """
     poller = select.poll()
     poller.register(fd, select.POLLOUT)
 
@@ -53,17 +60,17 @@ def write_polled(fd: int, limit: int = PIPE_BUF) -> Send:
 
 
 def take_over(fd: int) -> Send:
-    """Make ``fd`` a descriptor to which this process writes without waiting; return how.
+    """Return a function that writes to ``fd`` without waiting, and prepare ``fd`` for it.
 
-    A pipe or terminal gets a description of our own under the same number. The children of this
-    process inherit that, and nobody else notices.
+    For a pipe or terminal, ``fd`` then refers to an open file description of our own. Children of
+    this process inherit it; other processes keep theirs.
     """
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):
         return _SocketSend(fd)
     terminal = os.isatty(fd)
     if not (terminal or stat.S_ISFIFO(mode)):
-        return lambda data: os.write(fd, data)  # a file: it has no reader who could stop
+        return lambda data: os.write(fd, data)  # a file: a write does not wait for a reader
     own = reopen(fd, os.O_WRONLY)
     if own is None:
         return write_polled(fd, 1 if terminal else PIPE_BUF)  # one byte fits a writable terminal
@@ -73,7 +80,7 @@ def take_over(fd: int) -> Send:
 
 
 class _SocketSend:
-    """Write to a socket, whose descriptor stays the caller's."""
+    """Write to a socket; the caller owns its descriptor."""
 
     def __init__(self, fd: int) -> None:
         import socket

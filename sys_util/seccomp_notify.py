@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A filter that asks another process about every call (SECCOMP_RET_USER_NOTIF, seccomp_unotify(2)).
+"""Record system calls: a filter asks another process about each one (seccomp_unotify(2)).
 
-The process under the filter waits until the other one has answered. The answer "go on" is no
-protection: what pointers point to may change after it was looked at. It is good for recording.
+The process under the filter waits until the other process, the recorder, has answered
+(SECCOMP_RET_USER_NOTIF). This does not protect anything: memory that a pointer argument points to
+can change after the recorder has allowed the call.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The last argument, which they do not have, of the calls that send the listener away: by it the
-# filter lets them pass.
+# The filter allows calls that have this number as their sixth argument. These are the calls that
+# send the listener to the recorder, none of which uses that argument.
 MARK: Final = 0x63726F73766D2D31
 
 # <linux/seccomp.h>; the structures are the same on every 64-bit architecture.
@@ -34,7 +35,7 @@ _SOCK_FILTER_BYTES: Final = 8
 
 
 class Notification(NamedTuple):
-    """A call that waits for its answer: which one, by which process, with which arguments."""
+    """A call that waits for an answer, the process that makes it, and its arguments."""
 
     id: int
     pid: int
@@ -47,16 +48,16 @@ class Listener:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        with contextlib.suppress(OSError):  # since Linux 6.6; answers are slower without it
+        with contextlib.suppress(OSError):  # before Linux 6.6 answers are slower
             fcntl.ioctl(fd, _NOTIF_SET_FLAGS, _SYNC_WAKE_UP)
 
     def fileno(self) -> int:
-        """Return the descriptor to poll: readable when a call waits, hung up when all have gone."""
+        """Return the descriptor to poll: readable if a call waits, hung up if nobody is left."""
         return self._fd
 
     def receive(self) -> Notification | None:
-        """Take a call that poll(2) has announced; ``None`` when its process gave up meanwhile."""
-        buffer = bytearray(_NOTIFICATION.size)  # the kernel wants zeros
+        """Take a call that poll(2) has announced; ``None`` if it was interrupted meanwhile."""
+        buffer = bytearray(_NOTIFICATION.size)  # the kernel demands zeros
         try:
             fcntl.ioctl(self._fd, _NOTIF_RECV, buffer)
         except OSError:
@@ -65,15 +66,15 @@ class Listener:
         return Notification(request_id, pid, number, args)
 
     def let_go_on(self, request_id: int) -> None:
-        """Let the call be carried out; harmless when its process has gone."""
+        """Let the kernel carry out the call; do nothing if its process has ended."""
         self._answer(_ANSWER.pack(request_id, 0, 0, _FLAG_CONTINUE))
 
     def refuse(self, request_id: int, error: int) -> None:
-        """Let the call fail with an errno; harmless when its process has gone."""
+        """Let the call fail with the errno ``error``; do nothing if its process has ended."""
         self._answer(_ANSWER.pack(request_id, 0, -error, 0))
 
     def close(self) -> None:
-        """Let go of the filter: every further call under it fails with ENOSYS."""
+        """Close the listener: every later call under the filter fails with ENOSYS."""
         os.close(self._fd)
 
     def _answer(self, answer: bytes) -> None:
@@ -82,10 +83,10 @@ class Listener:
 
 
 def load_recording_filter(bpf: bytes, recorder: int, name: str) -> None:
-    """Put this thread, and those it starts, under a filter; send its listener to ``recorder``.
+    """Load a filter into this thread and those that it starts; send its listener to ``recorder``.
 
-    ``recorder`` is a SOCK_SEQPACKET socket, closed here; the message is ``name``. Sending it
-    and closing have ``MARK`` as their last argument.
+    ``recorder`` is a SOCK_SEQPACKET socket, which this closes. The message with the listener is
+    ``name``. The filter must allow calls that have ``MARK`` as their sixth argument.
     """
     result = lib.crosvm_load_recording_filter(
         ffi.from_buffer(bpf),

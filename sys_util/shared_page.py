@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One page of 64-bit numbers that one process writes and another reads without asking.
+"""One page of 64-bit numbers that one process writes and another one reads at any time.
 
-Each number is loaded and stored as a whole (through a view of 64-bit items, never by
-``struct.pack_into``, which zeroes first). Numbers of one page are not of one moment.
+Each number is loaded and stored as a whole, through a view of 64-bit items. ``struct.pack_into``
+would not do: it stores zeros first. Two numbers that are read from a page may be from different
+moments.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class SharedPage:
     """A page in a memfd. Owns the descriptor and the mapping."""
 
     def __init__(self, fd: int) -> None:
-        """Map the page behind ``fd``, which becomes ours. Use ``create`` or ``attach``."""
+        """Map the page behind ``fd`` and own ``fd``. Call ``create`` or ``attach`` instead."""
         self.fd = fd
         self.cells: memoryview[int] = memoryview(
             mmap.mmap(fd, mmap.PAGESIZE, mmap.MAP_SHARED)
@@ -35,7 +36,7 @@ class SharedPage:
         """Make a page of zeros that nobody can resize.
 
         Raises:
-            HostError: the host has no memory or no descriptor for it.
+            HostError: the host refuses the memfd or the mapping.
         """
         fd = -1
         try:
@@ -60,7 +61,7 @@ class SharedPage:
         except OSError as error:
             raise_host_error("map", "a shared page", error)
         finally:
-            os.close(fd)  # the mapping keeps one of its own
+            os.close(fd)  # the mapping has a duplicate
         page.fd = -1
         return page
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Values that strangers send: unpacked within bounds, and described without risk.
+"""Unpack and describe values that strangers send, within bounds.
 
-A stranger is whoever is on the other side of a border: a device process for the vmm, the vmm for
-the warden, a client of the control socket, a process that left its saved state behind. Whatever it
-sends, it must not be able to raise an exception in the process that reads it. So every value from
-outside is unpacked here, every message that mentions one describes it with ``brief``, and whoever
-acts on such a value does it through ``judged``.
+A stranger is any process that the reader does not trust: a device process for the vmm, the vmm for
+the warden, a client of the control socket, a process that left its saved state behind. Nothing that
+it sends may raise an unexpected exception in the process that reads it. Therefore every such value
+is unpacked here, every message that mentions one describes it with ``brief``, and code that acts on
+one is called through ``judged``.
 """
 
 from __future__ import annotations
@@ -21,28 +21,31 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How deep arrays and maps may lie in each other. Our own messages need four levels.
+# How deep arrays and maps may be nested. Our own messages need four levels.
 MAX_DEPTH: Final = 8
 
 _BRIEF_CHARS: Final = 40
 _BRIEF_BITS: Final = 128
 
-# The first byte of a value says what it is (msgpack specification, "Formats"): these are the first
+# The first byte of a value tells its format (msgpack specification, "Formats"). These are the first
 # bytes of arrays and maps.
 _CONTAINERS: Final = bytes((*range(0x80, 0xA0), *range(0xDC, 0xE0)))
 
-# What follows a first byte: so many bytes of a count (else the count is known), so many bytes
-# besides, and what the count is of: 0 for bytes, else for items of one or two values.
+# What follows the first byte of each format, as four numbers:
+# - the width in bytes of a count that follows; 0: the next number is the count,
+# - the count, if no count follows,
+# - how many bytes to skip before the content,
+# - what is counted: 0 for bytes, 1 for the items of an array, 2 for the pairs of a map.
 _ALONE: Final = (0, 0, 0, 0)
 _ROWS: Final[tuple[tuple[int, Iterable[tuple[int, int, int, int]]], ...]] = (
     (0x80, ((0, count, 0, 2) for count in range(16))),  # maps
     (0x90, ((0, count, 0, 1) for count in range(16))),  # arrays
     (0xA0, ((0, count, 0, 0) for count in range(32))),  # strings
     (0xC4, ((1, 0, 0, 0), (2, 0, 0, 0), (4, 0, 0, 0))),  # byte strings
-    (0xC7, ((1, 0, 1, 0), (2, 0, 1, 0), (4, 0, 1, 0))),  # extensions, with a byte for their type
+    (0xC7, ((1, 0, 1, 0), (2, 0, 1, 0), (4, 0, 1, 0))),  # extensions, after a byte for the type
     (0xCA, ((0, 4, 0, 0), (0, 8, 0, 0))),  # floats
-    (0xCC, ((0, 1 << power, 0, 0) for power in range(4))),  # whole numbers without a sign
-    (0xD0, ((0, 1 << power, 0, 0) for power in range(4))),  # and with one
+    (0xCC, ((0, 1 << power, 0, 0) for power in range(4))),  # unsigned integers
+    (0xD0, ((0, 1 << power, 0, 0) for power in range(4))),  # signed integers
     (0xD4, ((0, 1 << power, 1, 0) for power in range(5))),  # extensions of a fixed size
     (0xD9, ((1, 0, 0, 0), (2, 0, 0, 0), (4, 0, 0, 0))),  # strings
     (0xDC, ((2, 0, 0, 1), (4, 0, 0, 1), (2, 0, 0, 2), (4, 0, 0, 2))),  # arrays, then maps
@@ -53,7 +56,7 @@ _log = get_logger("sys_util.stranger").limited(burst=64, seconds=60.0)
 
 
 def brief(value: object) -> str:
-    """Describe any value in a few words, with bounded work, and without raising."""
+    """Describe any value in a few words, in bounded time and without raising an exception."""
     if type(value) is str or type(value) is bytes:
         shown = repr(value[:_BRIEF_CHARS])
         return shown if len(value) <= _BRIEF_CHARS else f"{shown}… ({len(value)} long)"
@@ -69,25 +72,25 @@ def brief(value: object) -> str:
 
 
 def unpack(data: bytes) -> object:
-    """Return the one value that ``data`` holds: nothing in it lies deeper than ``MAX_DEPTH``.
+    """Return the one value in ``data``, which is nested at most ``MAX_DEPTH`` deep.
 
     Raises:
-        ProtocolError: it holds none, or more than one, or a value that no message of ours has.
+        ProtocolError: ``data`` is not exactly one value, or one that no message of ours has.
     """
     try:
         _check_depth(data)
         return msgpack.unpackb(data, use_list=True, strict_map_key=True, ext_hook=_refuse)
     except ProtocolError:
         raise
-    except Exception as error:  # whatever it is, the data made it
+    except Exception as error:  # of whatever class: only the data can be its cause
         raise ProtocolError("data that is not msgpack") from error
 
 
 def unpack_fields(data: bytes) -> dict[str, object]:
-    """Return named values; what they are is checked by whoever uses them.
+    """Return a map of named values. The caller checks the values.
 
     Raises:
-        ProtocolError: ``data`` holds none.
+        ProtocolError: ``data`` is no such map.
     """
     fields = unpack(data)
     if type(fields) is not dict or not all(type(name) is str for name in fields):
@@ -96,9 +99,9 @@ def unpack_fields(data: bytes) -> dict[str, object]:
 
 
 def judged(what: str, act: Callable[..., T], *args: object) -> T:
-    """Return ``act(*args)``; ``args`` come from a stranger, who is to blame if it fails.
+    """Return ``act(*args)``, where ``args`` come from a stranger, who is blamed if it fails.
 
-    An error that nobody foresaw is a bug of ours as well, so the log tells where it is.
+    An unexpected exception is also a bug of ours, so its stack is logged.
 
     Raises:
         VmmError: ``act`` raised it, or any other exception, which becomes a ``ProtocolError``.
@@ -122,10 +125,11 @@ def _refuse(_kind: int, _data: bytes) -> NoReturn:
 
 
 def _check_depth(data: bytes) -> None:
-    """Refuse values that lie too deep in each other, before anybody builds them.
+    """Refuse values that are nested too deep, before msgpack builds them.
 
-    Most messages have so few bytes that could begin an array or a map that they cannot be too deep.
-    In others each value is visited once. Data that is no msgpack may pass: unpacking refuses it.
+    Most messages contain so few bytes that could begin an array or a map that they cannot be nested
+    too deep. In other messages we visit each value once. Data that is not msgpack may pass here;
+    unpacking refuses it.
     """
     if len(data) - len(data.translate(None, _CONTAINERS)) > MAX_DEPTH:
         _visit_values(data)
@@ -133,7 +137,7 @@ def _check_depth(data: bytes) -> None:
 
 def _visit_values(data: bytes) -> None:
     at, end = 0, len(data)
-    missing = [1]  # how many values are still to come in each array and map that is open
+    missing = [1]  # for each array and map that we are in, how many values are still to come
     while at < end:
         missing[-1] -= 1
         width, count, skip, values = _SHAPES.get(data[at], _ALONE)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """TAP devices of the host (<linux/if_tun.h>, netdevice(7)).
 
-A handful of ioctls and no netlink library: a run imports nothing that costs more than what it does
-with it, and these calls do all that is needed, for every kernel there is.
+This needs only a few ioctls, which every kernel has. A netlink library would do the same, but
+importing one would take longer than all these calls.
 """
 
 from __future__ import annotations
@@ -57,32 +57,32 @@ IFNAMSIZ: Final = 16
 _IFREQ: Final = Struct("16s24x")
 _IFREQ_FLAGS: Final = Struct("=16sH22x")
 _IFREQ_INT: Final = Struct("=16si20x")
-# family, port, address: in the union as struct sockaddr_in
+# name, then struct sockaddr_in in the union: family, port, address
 _IFREQ_ADDRESS: Final = Struct("=16sHH4s16x")
 _INT: Final = Struct("=i")
 
 
 def attach_queue(fd: int, *, attached: bool) -> None:
-    """Let the TAP spread frames to this queue too, or not."""
+    """Let the TAP deliver frames to this queue too, or not."""
     flag = IFF_ATTACH_QUEUE if attached else IFF_DETACH_QUEUE
     fcntl.ioctl(fd, TUNSETQUEUE, _IFREQ_FLAGS.pack(b"", flag))
 
 
 def set_offloads(fd: int, flags: int) -> None:
-    """Say what the reader of the TAP can take, in TUN_F_*."""
+    """Tell the TAP which offloads its reader can handle, as TUN_F_* flags."""
     fcntl.ioctl(fd, TUNSETOFFLOAD, flags)
 
 
 def set_header_size(fd: int, size_bytes: int) -> None:
-    """Choose the size of the virtio_net_hdr before each frame."""
+    """Set the size of the virtio_net_hdr that precedes each frame."""
     fcntl.ioctl(fd, TUNSETVNETHDRSZ, _INT.pack(size_bytes))
 
 
 def open_queue(name: str, *, multi_queue: bool) -> tuple[int, str]:
-    """Open one queue of a TAP; return the descriptor, the caller's, and the name it has.
+    """Open one queue of a TAP; return its descriptor, which the caller owns, and the TAP's name.
 
-    The TAP is made when there is none: for good only by others, so that it goes with its last
-    descriptor. A ``%d`` in ``name`` becomes a free number.
+    If no TAP has this name, the kernel makes one, which disappears with its last descriptor. It
+    replaces a ``%d`` in ``name`` by a free number.
     """
     flags = _TAP_FLAGS | (IFF_MULTI_QUEUE if multi_queue else 0)
     fd = os.open(TUN_PATH, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -101,12 +101,12 @@ def describe_queue(fd: int) -> tuple[str, int]:
 
 
 def is_attached(fd: int) -> bool:
-    """Return whether frames are spread to this queue too; see ``attach_queue``."""
+    """Return whether the TAP delivers frames to this queue; see ``attach_queue``."""
     return not describe_queue(fd)[1] & IFF_DETACH_QUEUE
 
 
 def is_tap(flags: int) -> bool:
-    """Return whether frames come with a virtio_net_hdr and with nothing else."""
+    """Return whether these are the flags of a TAP that puts only a virtio_net_hdr before frames."""
     return flags & (_TAP_FLAGS | IFF_TUN) == _TAP_FLAGS
 
 
@@ -133,7 +133,7 @@ class Interfaces:
         self._sock.close()
 
     def exists(self, name: str) -> bool:
-        """Return whether there is an interface of this name."""
+        """Return whether an interface has this name."""
         try:
             self._call(SIOCGIFINDEX, _IFREQ.pack(os.fsencode(name)))
         except OSError:
@@ -141,22 +141,22 @@ class Interfaces:
         return True
 
     def mtu(self, name: str) -> int:
-        """Return the longest packet, in bytes."""
+        """Return the size of the longest packet, in bytes."""
         answer = self._call(SIOCGIFMTU, _IFREQ.pack(os.fsencode(name)))
         mtu: int = _IFREQ_INT.unpack(answer)[1]
         return mtu
 
     def set_mtu(self, name: str, mtu: int) -> None:
-        """Set the longest packet, in bytes."""
+        """Set the size of the longest packet, in bytes."""
         self._call(SIOCSIFMTU, _IFREQ_INT.pack(os.fsencode(name), mtu))
 
     def set_address(self, name: str, address: bytes, netmask: bytes) -> None:
-        """Give the interface an IPv4 address, both 4 bytes."""
+        """Give the interface an IPv4 address and netmask, of 4 bytes each."""
         for request, value in ((SIOCSIFADDR, address), (SIOCSIFNETMASK, netmask)):
             self._call(request, _IFREQ_ADDRESS.pack(os.fsencode(name), socket.AF_INET, 0, value))
 
     def bring_up(self, name: str) -> None:
-        """Bring the interface up; nothing happens when it is."""
+        """Bring the interface up, unless it is up already."""
         raw = os.fsencode(name)
         flags: int = _IFREQ_FLAGS.unpack(self._call(SIOCGIFFLAGS, _IFREQ.pack(raw)))[1]
         if not flags & _IFF_UP:

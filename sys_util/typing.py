@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What this project writes of ``typing``, without the 8 ms that importing it takes.
+"""The names of ``typing`` that this project uses, without the 8 ms that importing it takes.
 
-Every process of ours would pay them, before its first own instruction. A type checker sees
-``typing`` itself here. At run time annotations are strings that nobody reads, so nearly all of
-these names only have to be there.
+A type checker sees ``typing`` itself here. At run time annotations are strings that nobody reads,
+so most of these names only have to exist.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # a checker takes this name for true, as it does in typing
+TYPE_CHECKING = False  # a type checker takes this name for true, as it does in typing
 if TYPE_CHECKING:
     from typing import ClassVar as ClassVar
     from typing import Final as Final
@@ -25,7 +24,7 @@ else:
     from sys_util.facts import NamedTuple as NamedTuple
 
     class _Form:
-        """A name for annotations; ``Form[...]`` and ``Form | ...`` are the form again."""
+        """A name for annotations; ``Form[...]`` and ``Form | ...`` return it unchanged."""
 
         def __init__(self, *_: object, **__: object) -> None:
             pass
@@ -47,7 +46,7 @@ else:
         __slots__ = ()
 
     class Generic:
-        """A base class that adds nothing but its brackets."""
+        """A base class that can be written with brackets and adds nothing else."""
 
         __slots__ = ()
 

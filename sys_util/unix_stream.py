@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A stream socket of the UNIX family that somebody else may go on with at any moment.
+"""A UNIX stream socket with which another process may have to continue at any moment.
 
-The kernel keeps what a successor has to know: what was not read is still there (MSG_PEEK looks at
-it), and an offset that every read counts down (SO_PEEK_OFF, socket(7)) outlives the process.
+The kernel keeps all that the next process has to know. MSG_PEEK looks at data without taking it, so
+the data is still there if this process is killed. SO_PEEK_OFF (socket(7)) is an offset that the
+kernel reduces with every read: we use it to count what is left of a frame.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _PEEK: Final = socket.MSG_PEEK | socket.MSG_DONTWAIT
 
 
 class UnixStream:
-    """One end of such a socket; nothing here waits. Owns ``fd``."""
+    """One end of such a socket. No call waits. Owns ``fd``."""
 
     def __init__(self, fd: int) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
@@ -42,44 +43,44 @@ class UnixStream:
         self.fd = -1
 
     def peek(self, buffer: memoryview) -> int:
-        """Copy what comes next, and leave it; not while bytes are announced.
+        """Copy the next bytes without taking them. Do not call it while bytes are announced.
 
         Raises:
-            BlockingIOError: there is nothing now.
+            BlockingIOError: there is no data now.
         """
         return self._sock.recv_into(buffer, 0, _PEEK)
 
     def read(self, vectors: Sequence[memoryview]) -> int:
-        """Read into ``vectors`` and return how much; 0 at the end.
+        """Read into ``vectors`` and return how many bytes; 0 at the end of the stream.
 
         Raises:
-            BlockingIOError: there is nothing now.
+            BlockingIOError: there is no data now.
         """
         return os.readv(self.fd, vectors)
 
     def write(self, vectors: Sequence[bytes | memoryview]) -> int:
-        """Write as much of ``vectors`` as there is room for.
+        """Write as much of ``vectors`` as fits, and return how many bytes.
 
         Raises:
-            BlockingIOError: there is none now.
+            BlockingIOError: nothing fits now.
         """
         return os.writev(self.fd, vectors)
 
     def readable_bytes(self) -> int:
-        """Return how much can be read now."""
+        """Return how many bytes can be read now."""
         return self._count(FIONREAD)
 
     def queued_bytes(self) -> int:
-        """Return how much of the send buffer is taken, with the kernel's overhead."""
+        """Return how many bytes of the send buffer are used, with the kernel's overhead."""
         return self._count(TIOCOUTQ)
 
     def announce(self, length_bytes: int) -> None:
-        """Have the kernel count down from ``length_bytes`` what is read from now on; 0 ends it."""
+        """Have the kernel subtract every read from ``length_bytes``; 0 ends the counting."""
         offset = length_bytes or _NO_OFFSET
         self._sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offset)
 
     def announced_bytes(self) -> int:
-        """Return what is left of that, whoever announced it."""
+        """Return what is left of the announced bytes, also if another process announced them."""
         return max(0, self._sock.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF))
 
     def _count(self, request: int) -> int:

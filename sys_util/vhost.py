@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """vhost: virtqueues that the host's kernel serves (<linux/vhost.h>).
 
-The kernel reaches guest memory through the mappings of the process that owns the device, so that
-process has to make nearly all of these calls, and the device ends with it.
+The kernel uses the mappings of guest memory of the process that owns the vhost device. So that
+process has to make nearly all of these calls, and the device stops when it ends.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _DESC_BYTES: Final = 16
 
 
 class VhostRing(NamedTuple):
-    """Where one ring lies in guest memory; checked before it comes here."""
+    """The guest-physical addresses of one ring, which the caller has checked."""
 
     number: int
     size: int
@@ -65,15 +65,15 @@ class Vhost:
         return found
 
     def set_features(self, features: int) -> None:
-        """Tell the kernel what was negotiated."""
+        """Tell the kernel which features were negotiated."""
         self._call("features", VHOST_SET_FEATURES, _U64.pack(features))
 
     def set_owner(self) -> None:
-        """Make this process the one whose memory the kernel uses; once."""
+        """Make this process the owner, whose memory the kernel uses. Call it once."""
         self._call("owner", VHOST_SET_OWNER, b"")
 
     def set_memory(self, memory: GuestMemory) -> None:
-        """Tell where guest memory is mapped in this process."""
+        """Tell the kernel where guest memory is mapped in this process."""
         table = _MEMORY.pack(len(memory.mappings), 0) + b"".join(
             _REGION.pack(
                 region.gpa, region.size_bytes, linux.buffer_address(memoryview(mapping)), 0
@@ -83,7 +83,7 @@ class Vhost:
         self._call("memory", VHOST_SET_MEM_TABLE, table)
 
     def set_ring(self, ring: VhostRing, next_avail: int, memory: GuestMemory) -> None:
-        """Describe a ring; the kernel goes on at ``next_avail``."""
+        """Tell the kernel where a ring is, and the available index at which to start."""
         number, size = ring.number, ring.size
         self._call("ring size", VHOST_SET_VRING_NUM, _STATE.pack(number, size))
         self._call("ring base", VHOST_SET_VRING_BASE, _STATE.pack(number, next_avail))
@@ -98,13 +98,13 @@ class Vhost:
         self._call("ring", VHOST_SET_VRING_ADDR, _ADDR.pack(number, 0, *addresses, 0))
 
     def ring_base(self, number: int) -> int:
-        """Return which available index the kernel would take next."""
+        """Return the available index that the kernel would take next."""
         state = self._call("ring base", VHOST_GET_VRING_BASE, _STATE.pack(number, 0))
         base: int = _STATE.unpack(state)[1]
         return base
 
     def set_eventfds(self, number: int, kick_fd: int, call_fd: int, error_fd: int) -> None:
-        """Connect a ring with the driver; the descriptors stay the caller's."""
+        """Connect a ring with the driver by eventfds, which the caller still owns."""
         for what, request, fd in (
             ("kick", VHOST_SET_VRING_KICK, kick_fd),
             ("call", VHOST_SET_VRING_CALL, call_fd),
@@ -113,15 +113,22 @@ class Vhost:
             self._call(what, request, _FILE.pack(number, fd))
 
     def set_net_backend(self, number: int, tap_fd: int) -> None:
-        """Move frames between a ring and a TAP; -1 stops that, and then nothing is in flight."""
+        """Let the kernel move frames between a ring and a TAP.
+
+        -1 stops it: when this returns, the kernel has no buffer of the ring in use.
+        """
         self._call("TAP", VHOST_NET_SET_BACKEND, _FILE.pack(number, tap_fd))
 
     def set_guest_cid(self, cid: int) -> None:
-        """Claim a vsock address. Raises ``OSError``: the caller knows what it means."""
+        """Set the vsock address of the guest.
+
+        Raises:
+            OSError: the kernel refuses it. The caller knows what each errno means.
+        """
         fcntl.ioctl(self.fd, VHOST_VSOCK_SET_GUEST_CID, _U64.pack(cid))
 
     def set_vsock_running(self, *, running: bool) -> None:
-        """Start or stop a vsock device; nothing is in flight once it has stopped."""
+        """Start or stop a vsock device. Once it is stopped, the kernel has no buffer in use."""
         self._call("start", VHOST_VSOCK_SET_RUNNING, _INT.pack(running))
 
     def _call(self, what: str, request: int, argument: bytes) -> bytes:

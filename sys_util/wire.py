@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Messages between processes: facts that cross as msgpack arrays.
+"""Messages between processes: facts that are sent as msgpack arrays.
 
-A message is ``[type, field, ...]``. Each class says with ``TYPE`` and ``FIELDS`` what it accepts;
-``decode`` refuses everything else: another type, another number of fields, a value of the wrong
-type, size, depth or range. Nothing is coerced, and nothing that was received is ever evaluated.
+A message is ``[type, field, ...]``. Each class says with ``TYPE`` and ``FIELDS`` what it accepts.
+``decode`` refuses everything else: an unknown type, another number of fields, a value of the wrong
+type, size, depth or range. It converts no value to another type, and runs no code from a message.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-# Above every message of ours: 64 queues with their addresses, or a long traceback.
+# Larger than our largest messages: 64 queues with their addresses, or a long traceback.
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 
 
@@ -30,10 +30,10 @@ class Message(Protocol):
 
 
 class Check(Protocol):
-    """Return the value if it is what the field may hold.
+    """A function that returns a value, perhaps converted, if a field may have it.
 
     Raises:
-        ProtocolError: it is not.
+        ProtocolError: the field may not have it.
     """
 
     def __call__(self, value: object, /) -> object:
@@ -58,7 +58,7 @@ I32: Final = integer(-0x8000_0000, 0x7FFF_FFFF)
 
 
 def boolean(value: object) -> object:
-    """Accept true or false, and no number."""
+    """Accept true or false, but no number."""
     if type(value) is not bool:
         raise ProtocolError(f"{brief(value)} is not a boolean")
     return value
@@ -131,8 +131,7 @@ def record(build: Callable[..., object], *fields: Check) -> Check:
 def encode(message: Message) -> bytes:
     """Return the message as bytes.
 
-    A file name need not be UTF-8, and then neither is the text of an error that names it: what
-    cannot be encoded crosses as escapes.
+    A text may contain a file name that is not UTF-8: what cannot be encoded is sent as escapes.
     """
     values = _as_array(message)
     try:
@@ -142,7 +141,7 @@ def encode(message: Message) -> bytes:
 
 
 def _as_array(message: Message) -> list[object]:
-    """Return a message as it crosses, by itself or in a field of another one."""
+    """Return the array that is sent for a message, which may be a field of another one."""
     return [message.TYPE, *fields_of(message).values()]
 
 
@@ -153,20 +152,20 @@ class Codec:
         self._types = {message.TYPE: message for message in messages}
 
     def decode(self, payload: bytes) -> Message:
-        """Build the message that ``payload`` holds.
+        """Build the message from ``payload``.
 
         Raises:
-            ProtocolError: it holds none that this side accepts.
+            ProtocolError: it is no message that this side accepts.
         """
         if len(payload) > MAX_MESSAGE_BYTES:
             raise ProtocolError(f"message of {len(payload):#x} bytes")
         return self.build(unpack(payload))
 
     def build(self, fields: object) -> Message:
-        """Build the message that an array holds.
+        """Build the message from an array of its type and its fields.
 
         Raises:
-            ProtocolError: it holds none that this side accepts.
+            ProtocolError: it is no message that this side accepts.
         """
         if type(fields) is not list or not fields or type(fields[0]) is not int:
             raise ProtocolError("message is not an array that begins with its type")

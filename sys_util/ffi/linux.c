@@ -25,15 +25,15 @@ static int result(long value) { return value < 0 ? -errno : (int)value; }
 
 void crosvm_full_barrier(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
-/* The raw call: no other way puts the child itself, and not only its children, into a new
- * PID namespace. The caller is single-threaded, so no lock of the C library is held. */
+/* The raw call, because unshare(2) would put only the children of a process into a new PID
+ * namespace. The caller has one thread, so no lock of the C library is held in the child. */
 int crosvm_clone(unsigned long flags)
 {
     return result(syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0));
 }
 
-/* The child is in the cgroup from its first instruction on, and nothing has to be moved. A sibling
- * (CLONE_PARENT) has the caller's own exit signal, and clone3(2) refuses another. */
+/* The child is in the cgroup from its first instruction on, so it need not be moved there. A
+ * sibling (CLONE_PARENT) has the caller's own exit signal, and clone3(2) refuses any other. */
 int crosvm_clone_into_cgroup(unsigned long flags, int cgroup_fd)
 {
     struct clone_args args = {
@@ -79,7 +79,8 @@ static int is_kept(const char *variable, const char *kept)
     return 0;
 }
 
-/* Where the kernel put them: /proc/PID/environ shows that memory, whatever environ says. */
+/* Overwrite the strings where the kernel stored them: /proc/PID/environ shows that memory, even
+ * if environ no longer refers to it. */
 void crosvm_forget_environment(const char *kept)
 {
     char **from, **to;
@@ -103,7 +104,7 @@ int crosvm_prctl(int option, unsigned long arg2, unsigned long arg3,
     return result(prctl(option, arg2, arg3, arg4, arg5));
 }
 
-/* All three sets, whatever capabilities this kernel has: libcap knows only its own time's. */
+/* Set all 64 bits of the three sets. libcap would leave out capabilities newer than itself. */
 int crosvm_set_capabilities(unsigned long long mask, unsigned long long inheritable)
 {
     struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
@@ -132,8 +133,9 @@ int crosvm_load_filter(const void *program, unsigned short length)
     return result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &fprog));
 }
 
-/* From the first instruction under this filter every call waits for the recorder, who has to
- * get the listener first: only calls with the mark pass. There is no room for Python here. */
+/* As soon as the filter is loaded, every call waits for the recorder, and the recorder does not
+ * have the listener yet. Only calls with the mark pass the filter, so this has to be C: Python
+ * would make other calls. */
 int crosvm_load_recording_filter(const void *program, unsigned short length,
                                  int recorder, const void *name,
                                  unsigned int name_bytes, unsigned long mark)
@@ -153,7 +155,8 @@ int crosvm_load_recording_filter(const void *program, unsigned short length,
     control.head.cmsg_level = SOL_SOCKET;
     control.head.cmsg_type = SCM_RIGHTS;
     control.head.cmsg_len = CMSG_LEN(sizeof(int));
-    /* A signal must not interrupt what never is: since Linux 5.19 it waits for the answer. */
+    /* A signal must not interrupt a call that could not be interrupted without the filter. Since
+     * Linux 5.19 this flag lets signals other than a fatal one wait for the recorder's answer. */
     listener = result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER,
                               flags | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, &fprog));
     if (listener == -EINVAL)
@@ -166,8 +169,9 @@ int crosvm_load_recording_filter(const void *program, unsigned short length,
     return sent < 0 ? sent : 0;
 }
 
-/* SECCOMP_RET_TRAP ends here: say which call it was, then leave. Only async-signal-safe
- * calls, and only ones that every policy allows; gettid where threads are told apart. */
+/* The handler of SIGSYS, which SECCOMP_RET_TRAP raises: report which call was denied, then exit.
+ * It may only make async-signal-safe calls that every policy allows, and gettid where the report
+ * names the thread. */
 static unsigned char denied_report[64];
 static unsigned int denied_head_bytes;
 static int denied_fd = -1;
@@ -212,7 +216,7 @@ int crosvm_pidfd_send_signal(int pidfd, int signal)
     return result(syscall(SYS_pidfd_send_signal, pidfd, signal, 0, 0));
 }
 
-/* landlock(7). Numbers and structures of our own: the headers are older than the kernel. */
+/* landlock(7). We define numbers and structures, because the headers may be too old. */
 #define NR_LANDLOCK_CREATE_RULESET 444
 #define NR_LANDLOCK_ADD_RULE 445
 #define NR_LANDLOCK_RESTRICT_SELF 446
@@ -224,7 +228,7 @@ int crosvm_landlock_abi(void)
     return result(syscall(NR_LANDLOCK_CREATE_RULESET, 0, 0, CREATE_RULESET_VERSION));
 }
 
-/* words: how many of the three this kernel's ABI has. */
+/* words: how many of the three members of struct landlock_ruleset_attr the kernel knows. */
 int crosvm_landlock_create(unsigned long long fs, unsigned long long net,
                            unsigned long long scoped, unsigned int words)
 {

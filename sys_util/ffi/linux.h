@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The functions of linux.c. Those that can fail return a negative errno. The builder reads this file, too:
- * prototypes only, no directives. */
+/* The functions of linux.c. Those that can fail return a negative errno. build_linux.py reads this
+ * file too, so it may contain prototypes only, and no directives. */
 void crosvm_full_barrier(void);
 int crosvm_clone(unsigned long flags);
 int crosvm_clone_into_cgroup(unsigned long flags, int cgroup_fd);
