@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.warden")
 
-# How long a mould may take to be ready, and again to make its process; a slow host needs a tenth.
-MOULD_SECONDS: Final = 20.0
+# How long a mould may take to be ready, and again to make its process; both are less than what the
+# vmm waits for a process. A processor that is emulated needs half of it.
+MOULD_SECONDS: Final = 25.0
 # How long after a crash the spare is begun, so that it takes no time from what replaces the device.
 SPARE_SECONDS: Final = 0.1
 # When what a mould left behind that was killed at its work is looked for.

@@ -40,7 +40,8 @@ _BOOT: Final = """
 import sys
 sys.path[:] = sys.argv[3:]
 from tests.breakout import hijacked
-hijacked.move_in({path!r}).__enter__()
+taken = hijacked.move_in({path!r})  # kept: what is collected ends
+taken.__enter__()
 """
 
 # How many were told; every process of the device has this page, which is a file.
