@@ -80,7 +80,8 @@ class DeviceLimits:
         self._guest_bytes = guest_bytes
         self._own_bytes = kind.max_memory_bytes
         self._processes = max(kind.max_processes, 1)
-        if kind.broker is not None:  # beside it, and both of the process before may not be buried
+        if kind.broker is not None:
+            # The broker counts too, and a restarted device may have two old ones not yet reaped.
             self._processes = 2 * (self._processes + 1)
         self._memory_bytes = 0
         self._count = OomCount(0, 0)

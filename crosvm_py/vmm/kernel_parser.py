@@ -75,7 +75,7 @@ class KernelParser:
     def image(self, deadline_seconds: float = DEADLINE_SECONDS) -> KernelImage:
         """Wait for the answer and return the kernel, which owns the file that it lies in.
 
-        The process is not buried yet: ``close`` does that.
+        The process is reaped later, by ``close``.
 
         Raises:
             ConfigError: the file is no kernel for this machine, is damaged, or took its parser

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The vmm's care for its device processes: make them, and make them again when one ends."""
+"""Supervise the device processes: have the warden start them, and restart those that end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import time
 from crosvm_py.care import DEFAULT_CARE, NEVER
 from crosvm_py.exit_status import VmExit
 from crosvm_py.kinds.table import DEVICE_KINDS
-from crosvm_py.vmm.charge import Charge
 from crosvm_py.vmm.device_proxy import DeviceProcess
+from crosvm_py.vmm.supervised import SupervisedDevice
 from crosvm_py.warden import protocol
 from seccomp import syscall_name
 from sys_util import linux
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.care import Care
     from crosvm_py.kinds.order import DeviceOrder
-    from crosvm_py.vmm.charge import RestartResult
+    from crosvm_py.vmm.supervised import RestartResult
     from crosvm_py.vmm.warden_proxy import WardenProcess
     from sys_util.event_loop import EventLoop
     from sys_util.guest_memory import GuestMemory
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 log = logging.get_logger("crosvm.devices")
 
-# From the request for a process to its ``Ready``; a slow host needs a fraction of it.
+# The most time from the request for a process to its ``Ready``. Even slow hosts need far less.
 START_SECONDS: Final = 60.0
 
-# What is called with the size that a file has now, or with a reason why it is what it was.
+# Called with the file's new size in bytes and "", or with its old size and why it kept that.
 ResizeResult: TypeAlias = "Callable[[int, str], None]"
 
 
@@ -53,17 +53,17 @@ class Supervisor:
         on_death: Callable[[str], None],
         care: Care = DEFAULT_CARE,
     ) -> None:
-        """``on_death`` is told once why the VM cannot go on."""
+        """``on_death`` is called once, with the reason, when the VM cannot go on."""
         self._loop = loop
         self._lock = lock
         self._warden = warden
         self._on_death = on_death
         self._care = care
-        self._charges: list[Charge] = []
+        self._supervised: list[SupervisedDevice] = []
         self._memory_fd = -1
         self._waiting: set[int] = set()
-        self._resizes: dict[int, ResizeResult] = {}  # what the warden has not answered
-        self._resizing: set[int] = set()
+        self._resizes: dict[int, ResizeResult] = {}  # by device id; the warden's answer is missing
+        self._resizing: set[int] = set()  # device ids between begin_resize and end_resize
         self._failure = ""
         self._sealed = False
         self._ending = False
@@ -73,23 +73,25 @@ class Supervisor:
     @property
     def devices(self) -> tuple[DeviceProcess, ...]:
         """Every device, in the order of their slots."""
-        return tuple(charge.device for charge in self._charges)
+        return tuple(supervised.device for supervised in self._supervised)
 
     def spawn(self, order: DeviceOrder, memory: GuestMemory) -> DeviceProcess:
-        """Ask for a device process; ``wait_ready`` waits for all of them at once.
+        """Ask the warden for a device process; ``wait_ready`` waits for all of them at once.
 
-        The order's descriptors go to the warden: ours are closed.
+        The descriptors of ``order`` are sent to the warden and closed here.
         """
-        device_id = len(self._charges)
+        device_id = len(self._supervised)
         kind = DEVICE_KINDS[order.kind]
         device = DeviceProcess(
             device_id, order.name, kind, self._loop, self._lock, self._care.timeout_seconds
         )
-        charge = Charge(device, SharedPage.create("crosvm_counters"), self._care.restarts)
-        charge.resizable = bool(kind.resizable and order.max_file_bytes)
-        device.cells = charge.page.cells
-        device.expect(lambda: self._on_ready(charge), lambda: self._on_failure(charge))
-        self._charges.append(charge)
+        supervised = SupervisedDevice(
+            device, SharedPage.create("crosvm_counters"), self._care.restarts
+        )
+        supervised.resizable = bool(kind.resizable and order.max_file_bytes)
+        device.cells = supervised.page.cells
+        device.expect(lambda: self._on_ready(supervised), lambda: self._on_failure(supervised))
+        self._supervised.append(supervised)
         self._waiting.add(device_id)
         self._memory_fd = memory.fd
         message = protocol.Spawn(
@@ -103,23 +105,23 @@ class Supervisor:
             order.reopened,
         )
         try:
-            self._order(message, [memory.fd, charge.page.fd, *order.fds])
+            self._order(message, [memory.fd, supervised.page.fd, *order.fds])
         finally:
             for fd in order.fds:
                 os.close(fd)
         return device
 
     def seal(self) -> None:
-        """Have the warden refuse any further device; it has confined itself when this returns.
+        """Have the warden confine itself and refuse further devices; return when it has done so.
 
         Raises:
-            VmmError: the warden has gone, or gives no answer.
+            VmmError: the warden has ended, or does not answer.
         """
         self._order(protocol.Seal())
         self._serve_until(lambda: self._sealed, lambda: "warden")
 
     def report_denied_calls(self) -> None:
-        """Have the warden told, in the last moment, which system call the vmm was denied."""
+        """Have the SIGSYS handler tell the warden which system call the vmm was denied."""
         linux.report_denied_calls(
             self._warden.channel.fileno(),
             protocol.VMM_DENIED_HEAD,
@@ -133,79 +135,80 @@ class Supervisor:
         Raises:
             VmmError: a device did not start; it says which and why.
         """
-        syscall_name(0)  # loads the names while the devices start: under the filter it is too late
+        syscall_name(0)  # loads the names now: under the filter no file can be opened
         self._serve_until(lambda: not self._waiting, self._names_waited_for)
         if not self._looks_after:
             self._looks_after = True
             self._look_after()
 
     def begin_resize(self, device: DeviceProcess) -> None:
-        """Let nobody else give the disk another size until ``end_resize``.
+        """Reserve the disk for one resize until ``end_resize``.
 
         Raises:
-            ConfigError: somebody does that now.
+            ConfigError: another resize of this disk is under way.
         """
         if device.device_id in self._resizing:
             raise ConfigError(f"{device.name}: another resize is under way")
         self._resizing.add(device.device_id)
 
     def end_resize(self, device: DeviceProcess) -> None:
-        """The disk has its size, or keeps the one it had."""
+        """Release the disk: the resize has succeeded or failed."""
         self._resizing.discard(device.device_id)
 
     def resize(self, device: DeviceProcess, size_bytes: int, then: ResizeResult) -> None:
-        """Have the file that ``device`` writes resized; the device itself is not told.
+        """Have the warden resize the file that ``device`` writes; the device itself is not told.
 
         Raises:
-            ConfigError: it writes none.
-            VmmError: the warden has gone.
+            ConfigError: the device writes no file.
+            VmmError: the warden has ended.
         """
         device_id = device.device_id
-        if not self._charges[device_id].resizable:
+        if not self._supervised[device_id].resizable:
             raise ConfigError("it writes no file that could be resized")
         self._order(protocol.Resize(device_id, size_bytes))
         self._resizes[device_id] = then
 
     def restart(self, device: DeviceProcess, then: RestartResult) -> None:
-        """Give a device a new process, with its code read anew; ``then`` is told when it serves.
+        """Replace a device's process by one that loads the code as it is installed now.
 
-        Code that cannot be read leaves it the process that it has.
+        ``then`` is called when the new process serves the device. If the code cannot be loaded,
+        the old process goes on, and ``then`` is told why.
 
         Raises:
-            ConfigError: there is no process that could be ended now.
-            VmmError: the warden has gone.
+            ConfigError: the device has no running process, or another restart is under way.
+            VmmError: the warden has ended.
         """
-        charge = self._charges[device.device_id]
-        if charge.wish is not None:
+        supervised = self._supervised[device.device_id]
+        if supervised.on_restarted is not None:
             raise ConfigError("another restart is under way")
         if not device.status.ready:
             raise ConfigError(f"it has no process that serves now ({device.status.word})")
         self._order(protocol.Renew(device.device_id))
-        charge.wish = then
+        supervised.on_restarted = then
 
     def end(self) -> None:
-        """End every device and the warden, in order; harmless when some are gone already."""
+        """End every device, then the warden; some of them may have ended before."""
         self._ending = True
-        for charge in self._charges:
-            charge.device.close()
+        for supervised in self._supervised:
+            supervised.device.close()
         self._loop.remove(self._warden.channel.fileno())
         self._warden.end()
-        for charge in self._charges:
-            charge.page.close()
+        for supervised in self._supervised:
+            supervised.page.close()
 
     def _order(self, message: Message, fds: Sequence[int] = ()) -> None:
         try:
             self._warden.channel.send(message, fds)
         except ChannelClosed as error:
-            self._on_warden(0)  # its last words
+            self._on_warden(0)  # it may have sent the reason before it ended
             raise VmmError(self._failure or "the warden has gone") from error
 
     def _look_after(self) -> None:
-        """Look for processes that hang, now and then."""
+        """Look for processes that hang, four times per timeout."""
 
         def look() -> None:
-            for charge in self._charges:
-                charge.device.check_health(self._care.timeout_seconds)
+            for supervised in self._supervised:
+                supervised.device.check_health(self._care.timeout_seconds)
             self._look_after()
 
         self._loop.call_later(self._care.timeout_seconds / 4, look)
@@ -222,9 +225,9 @@ class Supervisor:
             raise VmmError(self._failure)
 
     def _names_waited_for(self) -> str:
-        return ", ".join(self._charges[at].device.name for at in sorted(self._waiting))
+        return ", ".join(self._supervised[at].device.name for at in sorted(self._waiting))
 
-    # What the warden says.
+    # Messages from the warden.
 
     def _on_warden(self, _events: int) -> None:
         try:
@@ -255,15 +258,15 @@ class Supervisor:
                     raise
                 log.debug("%s is process %d", device.name, pid)
             case protocol.SpawnFailed(device_id, reason):
-                charge = self._without_process(device_id)
-                charge.stop_waiting()
-                self._on_lost(charge, f"{charge.device.name}: {reason}")
+                supervised = self._without_process(device_id)
+                supervised.stop_waiting()
+                self._on_lost(supervised, f"{supervised.device.name}: {reason}")
             case protocol.Exited(device_id, pid, status, cause):
-                charge = self._charge(device_id)
-                charge.device.pid = pid
-                charge.device.death.status = status
-                charge.device.death.cause = cause
-                self._report(charge)
+                supervised = self._supervised_device(device_id)
+                supervised.device.pid = pid
+                supervised.device.death.status = status
+                supervised.device.death.cause = cause
+                self._report(supervised)
             case protocol.WardenDenied(number):
                 denied = f"{syscall_name(number)} ({number}), policy warden"
                 self._end_with(f"warden (pid {self._warden.pid}): killed by seccomp: {denied}")
@@ -277,118 +280,117 @@ class Supervisor:
             case protocol.Sealed():
                 self._sealed = True
             case protocol.Renewed(device_id, reason):
-                self._on_renewed(self._charge(device_id), reason)
+                self._on_renewed(self._supervised_device(device_id), reason)
             case protocol.Resized(device_id, size_bytes, reason):
                 then = self._resizes.pop(device_id, None)
                 if then is None:
                     raise ProtocolError(f"device {device_id} was not to be resized")
                 then(size_bytes, reason)
 
-    def _charge(self, device_id: int) -> Charge:
-        if device_id >= len(self._charges):
+    def _supervised_device(self, device_id: int) -> SupervisedDevice:
+        if device_id >= len(self._supervised):
             raise ProtocolError(f"there is no device {device_id}")
-        return self._charges[device_id]
+        return self._supervised[device_id]
 
-    def _without_process(self, device_id: int) -> Charge:
-        charge = self._charge(device_id)
-        if charge.device.is_open:
+    def _without_process(self, device_id: int) -> SupervisedDevice:
+        supervised = self._supervised_device(device_id)
+        if supervised.device.is_open:
             raise ProtocolError(f"device {device_id} has a process")
-        return charge
+        return supervised
 
     # The life of a process.
 
-    def _on_ready(self, charge: Charge) -> None:
+    def _on_ready(self, supervised: SupervisedDevice) -> None:
         now = time.monotonic()
-        charge.ready(now)
-        self._waiting.discard(charge.device.device_id)
-        device = charge.device
+        supervised.ready(now)
+        self._waiting.discard(supervised.device.device_id)
+        device = supervised.device
         if device.status.restarts:
-            took_ms = 1000 * (now - charge.ended_at)
+            took_ms = 1000 * (now - supervised.ended_at)
             facts = (device.name, device.pid, took_ms, device.status.restarts)
-            charge.log.info("%s: process %d goes on after %.0f ms (restart %d)", *facts)
-        charge.fulfil("")
+            supervised.log.info("%s: process %d goes on after %.0f ms (restart %d)", *facts)
+        supervised.answer_restart("")
 
-    def _on_failure(self, charge: Charge) -> None:
-        """The channel is closed: the process broke a rule, or has ended by itself.
+    def _on_failure(self, supervised: SupervisedDevice) -> None:
+        """Kill the process: its channel is closed, so the vmm can no longer talk to it.
 
-        Or it only closed the channel: whatever it is, it does not live on without one. To one that
-        has ended this makes no difference.
+        The process broke a rule, closed the channel, or has ended; then killing it has no effect.
         """
-        charge.ended_at = time.monotonic()
-        self._kill(charge)
-        self._report(charge)
+        supervised.ended_at = time.monotonic()
+        self._kill(supervised)
+        self._report(supervised)
 
-    def _on_renewed(self, charge: Charge, reason: str) -> None:
-        """End a process on purpose, if the code of the next one can be read."""
-        device = charge.device
+    def _on_renewed(self, supervised: SupervisedDevice, reason: str) -> None:
+        """Take the warden's answer to ``Renew``: the code of the next process is loaded, or not."""
+        device = supervised.device
         if reason:
-            charge.log.error("%s: is not restarted: %s", device.name, reason)
-            charge.fulfil(f"{device.name}: {reason}")
-        elif charge.wish is not None and device.status.ready:  # else it has ended meanwhile
-            charge.on_purpose = True
-            device.finish(lambda: self._end_process(charge))
+            supervised.log.error("%s: is not restarted: %s", device.name, reason)
+            supervised.answer_restart(f"{device.name}: {reason}")
+        elif supervised.on_restarted and device.status.ready:  # otherwise it has ended meanwhile
+            supervised.on_purpose = True
+            device.finish(lambda: self._end_process(supervised))
 
-    def _end_process(self, charge: Charge) -> None:
-        """End a process that has finished what it had begun, as somebody wishes."""
-        if charge.device.is_open:
-            charge.ended_at = time.monotonic()
-            charge.device.close()
-            self._kill(charge)
-            self._report(charge)
+    def _end_process(self, supervised: SupervisedDevice) -> None:
+        """End a process for a requested restart; it has finished the requests it had begun."""
+        if supervised.device.is_open:
+            supervised.ended_at = time.monotonic()
+            supervised.device.close()
+            self._kill(supervised)
+            self._report(supervised)
 
-    def _kill(self, charge: Charge) -> None:
+    def _kill(self, supervised: SupervisedDevice) -> None:
         try:
-            self._warden.channel.send(protocol.Kill(charge.device.device_id))
+            self._warden.channel.send(protocol.Kill(supervised.device.device_id))
         except (ChannelClosed, ProtocolError):
-            return  # a warden that has gone took its devices along; one that hangs is ended with us
+            return  # the devices of an ended warden die with it; if it hangs, ``end`` kills it
 
-    def _report(self, charge: Charge) -> None:
-        """Say how a process ended once both its last words and its status are here."""
-        device = charge.device
+    def _report(self, supervised: SupervisedDevice) -> None:
+        """Log how a process ended, once its channel is closed and its exit status is known."""
+        device = supervised.device
         if device.is_open or device.death.status is None or self._ending:
             return
-        charge.stop_waiting()
+        supervised.stop_waiting()
         if not device.death.is_told_in_one_line:
             for line in device.death.report.splitlines():
                 device.say(logging.ERROR, log.module, line)
-        if charge.on_purpose:
-            charge.on_purpose = False
+        if supervised.on_purpose:
+            supervised.on_purpose = False
             log.info("%s (pid %d): ended to be restarted", device.name, device.pid)
-            self._make_again(charge)
+            self._make_again(supervised)
         else:
-            charge.check_state()
+            supervised.check_state()
             cause = device.death.describe(device.kind.policy_name)
-            self._on_lost(charge, f"{device.name} (pid {device.pid}): {cause}")
+            self._on_lost(supervised, f"{device.name} (pid {device.pid}): {cause}")
 
-    def _on_lost(self, charge: Charge, line: str) -> None:
-        """A process has ended that nobody ended on purpose, or could not be made."""
-        if not charge.device.status.served or self._care.restarts == NEVER:
+    def _on_lost(self, supervised: SupervisedDevice, line: str) -> None:
+        """Restart a device whose process ended unexpectedly or could not be made, or give it up."""
+        if not supervised.device.status.served or self._care.restarts == NEVER:
             self._end_with(line)
             return
-        charge.log.error("%s", line)
-        charge.fulfil(line)
-        delay = charge.budget.next_delay(time.monotonic())
+        supervised.log.error("%s", line)
+        supervised.answer_restart(line)
+        delay = supervised.budget.next_delay(time.monotonic())
         if delay is None:
-            facts = (charge.device.name, charge.budget.describe())
+            facts = (supervised.device.name, supervised.budget.describe())
             log.error("%s: is lost to the guest: restarted %s (--device-restart)", *facts)
-            charge.device.give_up()
+            supervised.device.give_up()
         elif delay:
-            self._loop.call_later(delay, lambda: self._make_again(charge))
+            self._loop.call_later(delay, lambda: self._make_again(supervised))
         else:
-            self._make_again(charge)
+            self._make_again(supervised)
 
-    def _make_again(self, charge: Charge) -> None:
+    def _make_again(self, supervised: SupervisedDevice) -> None:
         if self._ending or self._failure:
             return
-        charge.device.status.restarts += 1
-        charge.is_ready = False
-        message = protocol.Respawn(charge.device.device_id)
+        supervised.device.status.restarts += 1
+        supervised.is_ready = False
+        message = protocol.Respawn(supervised.device.device_id)
         try:
-            self._warden.channel.send(message, [self._memory_fd, charge.page.fd])
+            self._warden.channel.send(message, [self._memory_fd, supervised.page.fd])
         except (ChannelClosed, ProtocolError):
-            return  # the end of the warden is told by its channel
-        charge.timer = self._loop.call_later(
-            START_SECONDS, lambda: charge.device.fail(f"not ready after {START_SECONDS:.0f} s")
+            return  # ``_on_warden`` sees that the warden has ended
+        supervised.timer = self._loop.call_later(
+            START_SECONDS, lambda: supervised.device.fail(f"not ready after {START_SECONDS:.0f} s")
         )
 
     def _end_with(self, reason: str) -> None:

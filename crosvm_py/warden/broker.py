@@ -28,7 +28,7 @@ END_SECONDS: Final = 1.0
 
 
 class _Process:
-    """A broker that has not been buried yet. Owns ``pidfd``."""
+    """A broker that has not been reaped yet. Owns ``pidfd``."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
@@ -41,7 +41,7 @@ class _Process:
             self.is_killed = True
             linux.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def bury(self) -> int:
+    def reap(self) -> int:
         """Wait for its end and return how it came: as ``os.waitstatus_to_exitcode`` says it."""
         _, wait_status = os.waitpid(self.pid, 0)
         os.close(self.pidfd)
@@ -88,10 +88,10 @@ class Broker:
         """Have the process that was made with these descriptors; ``pidfd`` becomes ours."""
         process = _Process(pid, pidfd)
         self._processes.append(process)
-        self._loop.add(process.pidfd, lambda _events: self._bury(process))
+        self._loop.add(process.pidfd, lambda _events: self._reap(process))
 
     def knows(self, pid: int) -> bool:
-        """Return whether ``pid`` is one of ours that is not buried yet."""
+        """Return whether ``pid`` is one of ours that is not reaped yet."""
         return any(process.pid == pid for process in self._processes)
 
     def let_go(self) -> None:
@@ -100,14 +100,14 @@ class Broker:
             self._loop.call_later(END_SECONDS, process.kill)
 
     def kill(self) -> None:
-        """Kill every process; the caller buries them, and the loop runs no more."""
+        """Kill every process; the caller reaps them, and the loop runs no more."""
         for process in self._processes:
             process.kill()
 
-    def _bury(self, process: _Process) -> None:
+    def _reap(self, process: _Process) -> None:
         self._loop.remove(process.pidfd)
         self._processes.remove(process)
-        status = process.bury()
+        status = process.reap()
         if status and not process.is_killed:  # else we wanted it, or it saw the end of its device
             how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
             log.error("%s: its broker (pid %d): %s", self._name, process.pid, how)

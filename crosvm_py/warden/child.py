@@ -140,7 +140,7 @@ def let_go(pid: int, go_fd: int, ids: IdMap | None) -> int:
     """Map the ids of a child that waits, let it go, and return a pidfd of it.
 
     Args:
-        pid: the child's, which is killed and buried on failure.
+        pid: the child's, which is killed and reaped on failure.
         go_fd: where it waits for the byte; stays the caller's.
         ids: what the host knows it as; ``None`` where it is in no namespaces of its own.
 

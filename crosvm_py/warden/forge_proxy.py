@@ -63,7 +63,10 @@ class Casting(NamedTuple):
 
 
 class Mould:
-    """One mould, from the request for it to its burial. Owns its channel, pidfd and ``go_fd``."""
+    """One mould, from the request for it until it is reaped.
+
+    Owns the channel, the pidfd and ``go_fd``.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -85,7 +88,7 @@ class Mould:
             self.timer = None
 
     def kill(self) -> None:
-        """Kill it, where it is known and not buried."""
+        """Kill it, unless its pid is unknown yet or it has been reaped."""
         if self.pidfd >= 0:
             linux.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
@@ -107,7 +110,7 @@ class Forge:
         self._pidfd = process.pidfd
         self._channel = Channel(process.sock, FROM_FORGE_CODEC)
         self._on_end = on_end
-        loop.add(self._pidfd, lambda _events: self._bury())
+        loop.add(self._pidfd, lambda _events: self._reap())
 
     def execute(self, fd: int) -> None:
         """Ask for a mould; ``fd`` is its end of its channel, and stays the caller's.
@@ -128,7 +131,7 @@ class Forge:
             linux.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         self._channel.close()
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         self._loop.remove(self._pidfd)
         os.close(self._pidfd)
         _, wait_status = os.waitpid(self.pid, 0)

@@ -95,7 +95,7 @@ class Foundry:
             self._renew_next()
 
     def end(self) -> None:
-        """Kill forge and moulds; the caller buries every child that it has, and serves no more."""
+        """Kill forge and moulds; the caller reaps every child that it has, and serves no more."""
         for mould in self._moulds:
             mould.kill()
             mould.close_go()
@@ -193,7 +193,7 @@ class Foundry:
                 self._check_child(pid)
                 mould.pidfd = os.pidfd_open(pid)
                 mould.pid = pid
-                self._loop.add(mould.pidfd, lambda _events: self._bury(mould))
+                self._loop.add(mould.pidfd, lambda _events: self._reap(mould))
             case Loaded():
                 self._on_loaded(mould)
             case Failed(reason):
@@ -253,7 +253,7 @@ class Foundry:
         mould.close_go()
 
     def _is_known(self, pid: int) -> bool:
-        """Return whether ``pid`` is a child of ours that somebody will bury."""
+        """Return whether ``pid`` is a child of ours that somebody will reap."""
         moulds = any(pid == mould.pid for mould in self._moulds)
         return moulds or pid == self._forge.pid or self._knows(pid)
 
@@ -288,7 +288,7 @@ class Foundry:
             self._loop.remove(mould.channel.fileno())
             mould.channel.close()
 
-    def _bury(self, mould: Mould) -> None:
+    def _reap(self, mould: Mould) -> None:
         while mould.is_open and self._hear(mould):  # what it said before it ended
             pass
         self._close(mould)
@@ -320,7 +320,7 @@ class Foundry:
             renewal(reason)
 
     def _sweep(self) -> None:
-        """Bury children that nobody knows: a mould had just made them when it was killed.
+        """Reap children that nobody knows: a mould had just made them when it was killed.
 
         They end by themselves, for nobody lets them go.
         """

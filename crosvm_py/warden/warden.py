@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The warden: a single-threaded process that makes the device processes and buries them.
+"""The warden: a single-threaded process that makes the device processes and reaps them.
 
 It exists because a process with threads must not fork, and because it forks in a millisecond what
 is imported already. It holds no KVM descriptor and maps no guest memory. The descriptors of each
@@ -129,7 +129,7 @@ class _Warden:
             self._end()
 
     def _end(self) -> None:
-        """Kill and bury every child."""
+        """Kill and reap every child."""
         self._foundry.end()
         for device in self._devices.values():
             if device.pid:
@@ -167,7 +167,7 @@ class _Warden:
             case protocol.Kill(device_id):
                 self._kill(device_id)
             case protocol.VmmDenied(number, in_vcpu):
-                # Its last words; the channel is closed next.
+                # The vmm is being killed and closes the channel next.
                 name, policy = syscall_name(number), "vcpu" if in_vcpu else "vmm"
                 log.error("vmm: killed by seccomp: %s (%d), policy %s", name, number, policy)
             case protocol.Resize():
@@ -279,7 +279,7 @@ class _Warden:
 
     def _started(self, device: Device, ours: socket.socket) -> None:
         """Tell of a process, and notice its end; ``ours`` is the vmm's end of its channel."""
-        self._loop.add(device.pidfd, lambda _events: self._bury(device))
+        self._loop.add(device.pidfd, lambda _events: self._reap(device))
         with ours:
             message = protocol.Spawned(device.order.device_id, device.pid)
             self._channel.send(message, [ours.fileno()])
@@ -355,7 +355,7 @@ class _Warden:
             if cgroup_fd >= 0:
                 os.close(cgroup_fd)
 
-    def _bury(self, device: Device) -> None:
+    def _reap(self, device: Device) -> None:
         pid, device.pid = device.pid, 0
         if device.broker is not None:
             device.broker.let_go()

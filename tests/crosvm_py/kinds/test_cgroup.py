@@ -62,7 +62,7 @@ def test_every_device_may_touch_all_of_guest_memory_first(group: FakeGroup, kind
     assert name == f"{kind}:0"
     assert memory_bytes == (512 + 1) * MIB + DEVICE_KINDS[kind].max_memory_bytes
     own = max(1, DEVICE_KINDS[kind].max_processes)
-    # A broker beside it, and both of the process before may not be buried.
+    # The broker counts too, and a restarted device may have two old ones not yet reaped.
     assert processes == (2 * (own + 1) if DEVICE_KINDS[kind].broker else own)
 
 

@@ -122,7 +122,7 @@ class Guest:
 
     @property
     def broker(self) -> int:
-        """The pid of the broker, once those of earlier processes have been buried."""
+        """The pid of the broker, once those of earlier processes have been reaped."""
         self.rig.until(lambda: len(brokers(self.rig)) == 1)
         (pid,) = brokers(self.rig)
         return pid

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One device in the supervisor's care, beyond what ``DeviceProcess`` knows of itself."""
+"""What the supervisor keeps of one device, beside its ``DeviceProcess``."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ log = get_logger("crosvm.devices")
 _LINES: Final = 40
 _LINES_SECONDS: Final = 60.0
 
-# What is called when a new process serves, with nothing, or with a reason why none does yet.
+# Called with "" when a new process serves the device, or with the reason why none does.
 RestartResult: TypeAlias = "Callable[[str], None]"
 
 
-class Charge:
-    """What the supervisor has to remember of a device. Owns its page."""
+class SupervisedDevice:
+    """One device under supervision: its restarts and its shared page. Owns the page."""
 
     def __init__(self, device: DeviceProcess, page: SharedPage, restarts: RestartLimit) -> None:
         self.device = device
-        # For what the device can cause, over and over: its ends, and what comes of them.
+        # The device can make its process end again and again, so these messages are limited.
         self.log = log.limited(_LINES, _LINES_SECONDS)
         self.page = page  # its counters and its saved state
         self.budget = RestartBudget(restarts)
         self.resizable = False
-        self.is_ready = False  # the present process, or the last one, got so far
-        self.failed_starts = 0  # of processes in a row that did not
-        self.timer: Timer | None = None  # until its process has to be ready
-        self.ended_at = 0.0  # when the end of the last process was noticed
-        self.wish: RestartResult | None = None  # of whom asked for a restart
-        self.on_purpose = False  # ended, or about to be, because of that
+        self.is_ready = False  # the latest process has sent ``Ready``
+        self.failed_starts = 0  # how many processes in a row ended before they were ready
+        self.timer: Timer | None = None  # fires if the new process is not ready in time
+        self.ended_at = 0.0  # when the end of the latest process was noticed
+        self.on_restarted: RestartResult | None = None  # set while a requested restart runs
+        self.on_purpose = False  # the process is being ended for a requested restart
 
     def ready(self, now: float) -> None:
-        """A process serves the device since ``now``."""
+        """Note that a process serves the device since ``now`` (``time.monotonic``)."""
         self.is_ready, self.failed_starts = True, 0
         self.budget.ready(now)
         self.stop_waiting()
 
     def check_state(self) -> None:
-        """A process has ended. If what the one before it left may be why, nobody finds it again.
+        """Clear the saved state if it may be why the process that has ended did not start.
 
-        A process that somebody killed before it was ready may be innocent, and so may be what it
-        was to go on with; two in a row are not believed to be.
+        If another process killed it, the saved state is probably not the reason, so the first such
+        end is forgiven; after two failed starts in a row the state is cleared in any case.
         """
         if self.is_ready or not self.device.status.served:
             return
@@ -65,13 +65,13 @@ class Charge:
             saved.clear()
 
     def stop_waiting(self) -> None:
-        """The process is ready, or has ended."""
+        """Cancel the timer: the process is ready, or has ended."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
-    def fulfil(self, reason: str) -> None:
-        """Tell whom asked for a restart that it is done, or why not."""
-        wish, self.wish = self.wish, None
-        if wish is not None:
-            wish(reason)
+    def answer_restart(self, reason: str) -> None:
+        """Tell whoever asked for a restart that it is done, or why not. Call it any time."""
+        on_restarted, self.on_restarted = self.on_restarted, None
+        if on_restarted is not None:
+            on_restarted(reason)
