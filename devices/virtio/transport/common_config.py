@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The common configuration registers (virtio 1.3 §4.1.4.3), decoded.
 
-A register answers accesses of its own size; the 64-bit ones those of either half, and as a whole.
-Anything else reads all ones and writes nothing.
+A register answers accesses of its own size. The 64-bit ones can be accessed as a whole or by halves
+of 32 bits. Any other access reads all ones and writes nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _WORD: Final = 0xFFFF_FFFF
 
 
 class CommonConfig:
-    """The registers over ``DeviceState``; the three selectors are its only state."""
+    """The registers over ``DeviceState``; the only state here is the three selectors."""
 
     def __init__(self, state: DeviceState) -> None:
         self.state = state

@@ -11,7 +11,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The region has this size whatever the device; what a device says beyond it is cut off.
+# The region has this size for every device; a longer configuration is cut off.
 MAX_CONFIG_BYTES: Final = 4096
 
 
@@ -39,7 +39,7 @@ class DeviceConfig:
             self.advance()
 
     def advance(self) -> None:
-        """Let the next read of the generation find another one."""
+        """Let the next read of the generation return another one."""
         self._changed = True
 
     def read_generation(self) -> int:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The life of a virtio device: status, features, queues and resets (virtio 1.3 §2.1, §2.6, §3.1).
 
-Nothing here waits. A reset that a device process has to carry out is *pending* until it answers,
-and until then the driver sees the status it saw before; what it writes meanwhile is ignored.
-Queue configuration cannot change while the queue is enabled or the device runs: a queue that was
-checked and handed to the device stays what it was (CVE-2026-5747 is the alternative).
+Nothing here waits. A reset that a device process has to carry out is *pending* until the process
+answers. Until then the driver sees the old status, and what it writes is ignored. The configuration
+of a queue cannot change while the queue is enabled or the device runs, so that a queue that was
+checked and handed to the device stays what it was (CVE-2026-5747 shows what happens otherwise).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FEATURES_OK: Final = 8
 DEVICE_NEEDS_RESET: Final = 64
 FAILED: Final = 128
 
-# Each step of §3.1.1 and the one that must have been taken before it.
+# Each step of §3.1.1, and the step that must come before it.
 _STEPS: Final = (
     (ACKNOWLEDGE, 0),
     (DRIVER, ACKNOWLEDGE),
@@ -63,7 +63,7 @@ class DeviceState:
     # The driver's side.
 
     def set_driver_features(self, features: int) -> None:
-        """Take what the driver acknowledges, as long as it negotiates (§3.1.1 step 4)."""
+        """Take the features that the driver accepts, until FEATURES_OK (§3.1.1 step 4)."""
         if not self.status & FEATURES_OK and not self._reset_pending:
             self.driver_features = features
 
@@ -182,10 +182,10 @@ class DeviceState:
         self.set_needs_reset()
 
     def reactivate(self, backend: VirtioBackend) -> None:
-        """Let a new device process go on where the last one stood.
+        """Let a new device process go on where the last one stopped.
 
         Raises:
-            ProtocolError: it is another device than the last one was.
+            ProtocolError: the new process announces another device than the last one did.
         """
         check_backend(backend)
         sizes = tuple(queue.max_size for queue in self.queues)
@@ -195,7 +195,7 @@ class DeviceState:
         self._lost = False
         self._settle_resets()
         if self._active and self.status & DEVICE_NEEDS_RESET:
-            # The queues are beyond use: the new process is reset, whatever the last one saved.
+            # The queues cannot be used any more, so the new process drops what the last one saved.
             self._active = False
             self._notify.stop(range(len(self.queues)))
             backend.reset()
@@ -207,7 +207,7 @@ class DeviceState:
     # Inside.
 
     def _settle_resets(self) -> None:
-        """Count resets as done that nobody is left to carry out."""
+        """Finish the pending resets, which no process is left to carry out."""
         self.reset_done()
         for queue in self.queues:
             self.queue_reset_done(queue.index)
@@ -247,7 +247,7 @@ class DeviceState:
     def _finish_reset(self) -> None:
         self._reset_pending = False
         self._active = False
-        self.config.replace(self._backend.config)  # without what was written, and not carried out
+        self.config.replace(self._backend.config)  # without writes that were never carried out
         self.status = 0
         self.driver_features = 0
         for queue in self.queues:
@@ -262,7 +262,7 @@ class DeviceState:
             self._interrupt_config()
 
     def _interrupt_config(self) -> None:
-        """Notify the driver, which before DRIVER_OK must not happen (§2.1.2, §3.1.1)."""
+        """Notify the driver, which is not allowed before DRIVER_OK (§2.1.2, §3.1.1)."""
         if self.status & DRIVER_OK:
             self.interrupts.config_changed()
 

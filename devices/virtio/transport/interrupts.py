@@ -2,13 +2,12 @@
 """How a device interrupts its driver: MSI-X vectors, or INTx with the ISR register.
 
 (virtio 1.3 §4.1.4.5, §4.1.5.1.2, §4.1.5.3.) With MSI-X enabled the device process signals the
-eventfds of the vectors. Without, it signals ``intx_fd``, which the vmm's event loop polls.
+eventfds of the vectors. Without MSI-X it signals ``intx_fd``, which the vmm's event loop polls.
 
-Of the ISR register only the queue bit is bound to INTx: the device MUST set the configuration bit
-before each notification of a change (§4.1.4.5.1), whatever carries that. §4.1.5.1.2 and §4.1.5.4
-take nothing of it back: with MSI-X a driver can do without the register, but one that has a single
-vector for queues and configuration sees by this bit which of them it was. INTx is driven by the
-bits only while MSI-X is disabled.
+Only the queue bit of the ISR register belongs to INTx alone. The device MUST set the configuration
+bit before it notifies of a change (§4.1.4.5.1), by MSI-X too; §4.1.5.1.2 and §4.1.5.4 make no
+exception. A driver that has one vector for queues and configuration sees by this bit which of them
+the interrupt is for. The bits drive INTx only while MSI-X is disabled.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Interrupts:
     def call_fd(self, vector: int) -> int:
         """Return the eventfd by which a device process interrupts for ``vector``.
 
-        A queue without a vector gets ``intx_fd`` too: with MSI-X enabled its events end there.
+        A queue without a vector gets ``intx_fd`` too; with MSI-X enabled its events are dropped.
         """
         if self._msix.enabled and vector < len(self._msix):
             return self._msix.eventfd(vector)
@@ -71,7 +70,7 @@ class Interrupts:
             self._msix.signal(self.config_vector)
 
     def take_intx_event(self) -> bool:
-        """Take what was signalled on ``intx_fd`` and return whether there was anything."""
+        """Clear ``intx_fd`` and return whether it was signalled."""
         return drain_eventfd(self.intx_fd)
 
     def queues_used(self, vectors: Iterable[int]) -> None:
@@ -88,7 +87,7 @@ class Interrupts:
                 self._msix.signal(vector)
 
     def update_line(self) -> None:
-        """Drive the INTx line as ISR, MSI-X and the command register say."""
+        """Set the INTx line to what ISR, MSI-X and the command register ask for."""
         pending = self._isr != 0 and not self._msix.enabled
         self._space.set_bits(PCI_STATUS, PCI_STATUS_INTERRUPT, on=pending)
         disabled = self._space.get(PCI_COMMAND, 2) & PCI_COMMAND_INTX_DISABLE
@@ -99,7 +98,7 @@ class Interrupts:
 
     @property
     def isr(self) -> int:
-        """The ISR register, as reading it would find it."""
+        """The ISR register, without the side effect of reading it."""
         return self._isr
 
     @property

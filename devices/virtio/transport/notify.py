@@ -2,11 +2,11 @@
 """The notify region: how a driver kicks its queues (virtio 1.3 §4.1.4.4, §4.1.5.2).
 
 Each queue has an eventfd that its device polls. Where the region is decoded, KVM signals it
-without leaving the kernel (an ioeventfd at the queue's own address); a kick that reaches this
-process all the same, through the configuration window for example, is passed on by hand.
+without leaving the kernel (an ioeventfd at the queue's own address). A kick that reaches this
+process all the same, for example through the configuration window, is passed on by ``write``.
 
-With bus mastering off the device must not start work: kicks are kept and given to it when the
-guest turns bus mastering on again.
+With bus mastering off the device must not start work: kicks are held back until the guest turns bus
+mastering on again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ class IoEventFds(Protocol):
 
 
 class KickState(NamedTuple):
-    """Kicks of one queue: one that its device has not seen, one held back, KVM's short way."""
+    """The kicks of one queue.
+
+    ``kicked``: there is one that the device has not seen. ``held``: one is held back. ``direct``:
+    KVM signals the eventfd itself.
+    """
 
     kicked: bool
     held: bool
@@ -85,7 +89,7 @@ class NotifyRegion:
         self._sync()
 
     def set_bus_master(self, *, enabled: bool) -> None:
-        """Keep kicks back, or hand them over again."""
+        """Pass kicks on, those that were held back first; or hold them back from now on."""
         self._bus_master = enabled
         self._sync()
         if enabled:
@@ -95,11 +99,11 @@ class NotifyRegion:
 
     @property
     def bus_master(self) -> bool:
-        """Whether kicks are handed over."""
+        """Whether kicks are passed on."""
         return self._bus_master
 
     def state(self, queue: int) -> KickState:
-        """Return what became of the kicks of a queue, without consuming any."""
+        """Return the state of a queue's kicks, without consuming any."""
         return KickState(
             is_signalled(self.kick_fds[queue]), queue in self._held, queue in self._registered
         )
@@ -124,7 +128,7 @@ class NotifyRegion:
         self.kick_fds = ()
 
     def _sync(self) -> None:
-        """Register exactly the ioeventfds that state and BAR call for."""
+        """Register an ioeventfd for each started queue, where it can work; remove all others."""
         wanted: dict[int, int] = {}
         if self._bar_address is not None and self._bus_master:
             base = self._bar_address + self._region_offset

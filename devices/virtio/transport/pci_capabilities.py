@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a virtio-pci driver finds what: BAR layout and vendor capabilities (virtio 1.3 §4.1.4)."""
+"""The layout of the BAR, and the capabilities that describe it (virtio 1.3 §4.1.4)."""
 
 from __future__ import annotations
 

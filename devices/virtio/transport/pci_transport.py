@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A virtio device on the PCI bus (virtio 1.3 §4.1), modern interface only.
 
-This is the composition: configuration space, one BAR with six regions, MSI-X and INTx, and the
-device's state over a backend in another process. Every call needs the device-model lock; none
-waits for anything.
+It joins configuration space, one BAR with six regions, MSI-X and INTx, and the state of a device
+whose backend is another process. Every call needs the device-model lock; none waits for anything.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ VIRTIO_VENDOR_ID: Final = 0x1AF4
 VIRTIO_DEVICE_ID_BASE: Final = 0x1040
 VIRTIO_REVISION: Final = 1
 
-# PCI class codes by virtio device id; drivers ignore them, people read them in lspci.
+# PCI class codes by virtio device id. Drivers ignore them; lspci shows them.
 _OTHER_CLASS: Final = 0x00FF00
 _CLASS_CODES: Final = {
     1: 0x028000,  # network
@@ -80,18 +79,18 @@ class PciServices(NamedTuple):
 class VirtioPciTransport:
     """One virtio device, plugged into ``PciRoot`` as a function.
 
-    ``irq`` is what the interrupt line register says at first; ``line`` is that line. A queue's
-    device process learns at activation whether to signal a vector or ``intx_fd``: MSI-X may be
-    enabled later, but a driver that disables it under a running queue gets no more interrupts.
+    ``irq`` is the first value of the interrupt line register; ``line`` is that line. When a queue
+    is activated, its device process learns whether to signal a vector or ``intx_fd``. The driver
+    may enable MSI-X later, but if it disables MSI-X while a queue runs, interrupts of it are lost.
     """
 
     def __init__(
         self, backend: VirtioBackend, services: PciServices, line: IrqLine, irq: int
     ) -> None:
-        """Plug the device in, not decoded and not started.
+        """Build the function; its BAR is not decoded and its device not started.
 
         Raises:
-            ProtocolError: what ``backend`` says of itself cannot be.
+            ProtocolError: ``backend`` announces what no device can have.
         """
         check_backend(backend)
         queue_count = len(backend.queue_sizes)
@@ -127,7 +126,7 @@ class VirtioPciTransport:
 
     @property
     def intx_fd(self) -> int:
-        """The eventfd to poll for ``on_intx_event``; it stays the transport's."""
+        """The eventfd to poll for ``on_intx_event``; the transport still owns it."""
         return self._interrupts.intx_fd
 
     @property
@@ -196,14 +195,14 @@ class VirtioPciTransport:
         )
 
     def backend_lost(self) -> None:
-        """Give the device up: it needs a reset, and no feature negotiation succeeds any more."""
+        """Give up the device: it needs a reset, and no negotiation of features succeeds."""
         self._state.backend_lost()
 
     def reactivate(self, backend: VirtioBackend) -> None:
-        """Hand the device to a new process; queues that were active go on where they stood.
+        """Hand the device to a new process; queues that were active go on where they stopped.
 
         Raises:
-            ProtocolError: it is another device than the last one was.
+            ProtocolError: the new process announces another device than the last one did.
         """
         self._state.reactivate(backend)
 
@@ -236,7 +235,7 @@ def _identity(device_type: int) -> PciIdentity:
 
 
 class BarRegisters:
-    """The BAR: one page for each structure; an access that leaves its page finds nothing."""
+    """The BAR: one page for each structure; an access across two pages finds nothing."""
 
     def __init__(self, *regions: BusDevice) -> None:
         self._regions = regions

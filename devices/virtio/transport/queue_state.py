@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a driver may write about one queue, and what a device may say about itself."""
+"""The registers of one queue, and the check of what a device announces of itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ADDRESS_LIMIT: Final = 1 << 64
 
 
 def check_backend(backend: VirtioBackend) -> None:
-    """Refuse what no PCI device can be; a device process said it and is not trusted.
+    """Check what a device process, which is not trusted, announces of its device.
 
     Raises:
         ProtocolError: device type, number of queues or a queue size are impossible.
@@ -58,7 +58,7 @@ class QueueState:
         self.clear()
 
     def clear(self) -> None:
-        """Return to what the queue was when the device started."""
+        """Return to the state in which the device starts."""
         self.size = self.max_size
         self.addresses = [0, 0, 0]  # descriptor table, available ring, used ring
         self.vector = VIRTIO_MSI_NO_VECTOR
@@ -68,7 +68,7 @@ class QueueState:
         self.uses_intx = False
 
     def fault(self) -> str:
-        """Return why no device could serve this queue, or nothing (§2.7)."""
+        """Return why no device could serve this queue, or an empty string (§2.7)."""
         parts = (
             ("descriptor table", 16, 16 * self.size),
             ("available ring", 2, 6 + 2 * self.size),
