@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     OnConnected = Callable[[Header, socket.socket], None]
     OnRefused = Callable[[Header], None]
 
-# An attempt has two seconds, as a connection has with Linux. While the backlog of its listener is
-# full it is tried again in every tick. Counted in ticks, so that time stands still for the
-# attempts when it does for the guest.
+# An attempt has two seconds, as Linux gives a connection. While the backlog of its listener is
+# full, it is repeated in every tick. Time is counted in ticks, which do not come while the guest is
+# paused: so no attempt runs out then.
 TICK_SECONDS: Final = 0.02
 ATTEMPT_TICKS: Final = 100
 
-# A broker that has not answered for so long never will: ten seconds.
+# After ten seconds without an answer the broker counts as hung.
 BROKER_TICKS: Final = 500
 
-# What the user can do something about; nearly all else is that nobody listens.
+# Errors that the user can do something about. Nearly all others mean that nobody listens.
 _WARNINGS: Final = {
     errno.EACCES: os.strerror(errno.EACCES),
     errno.EPERM: os.strerror(errno.EPERM),
@@ -44,12 +44,12 @@ _log = get_logger("devices.virtio.vsock").limited()  # for what the guest can ca
 
 
 class _Attempt:
-    """One of them."""
+    """One connection that the guest has asked for."""
 
     def __init__(self, request: Header, deadline: int) -> None:
         self.request = request
         self.deadline = deadline  # a tick
-        self.is_in_line = False
+        self.is_queued = False
         self.is_over = False
 
     @property
@@ -61,23 +61,24 @@ class _Attempt:
 class Attempts:
     """Ask the broker for one connection after the other, in the order of the guest's requests.
 
-    Those for a port whose listener has a full backlog wait behind the first of them, which is tried
-    again in the next tick.
+    While the listener of a port has a full backlog, all attempts for that port wait. Only the first
+    of them is repeated, in each tick.
     """
 
     def __init__(
         self, broker: socket.socket, on_connected: OnConnected, on_refused: OnRefused
     ) -> None:
-        """Each attempt ends with one of both calls, unless it is cancelled; the socket goes along.
+        """Each attempt that is not cancelled ends with one of both calls.
 
-        ``broker`` is the channel to the broker; it becomes ours.
+        ``on_connected`` takes over the connected socket. ``broker`` is the channel to the broker,
+        which this object takes over.
         """
         self._broker = Broker(broker, self._on_answer)
         self._on_connected = on_connected
         self._on_refused = on_refused
         self._attempts: dict[tuple[int, int], _Attempt] = {}  # by ports, the oldest first
-        self._line: deque[_Attempt] = deque()  # who is to be asked for next
-        self._resting: dict[int, deque[_Attempt]] = {}  # by port: the backlog was full
+        self._queue: deque[_Attempt] = deque()  # to ask the broker for, in this order
+        self._delayed: dict[int, deque[_Attempt]] = {}  # by port: the backlog was full
         self._asked: _Attempt | None = None
         self._asked_at = 0
         self._now = 0  # ticks
@@ -88,12 +89,12 @@ class Attempts:
         return len(self._attempts)
 
     def attach(self, context: DeviceContext) -> None:
-        """Learn the surroundings."""
+        """Take the device's context."""
         self._context = context
         self._broker.attach(context)
 
     def close(self) -> None:
-        """Cancel everything and let the broker go."""
+        """Cancel everything and close the channel to the broker."""
         self.clear()
         self._broker.close()
 
@@ -103,10 +104,10 @@ class Attempts:
             self._drop(attempt)
 
     def begin(self, request: Header) -> None:
-        """Try to connect as the guest asks; there is no attempt with its ports."""
+        """Try to connect as the guest asks; no other attempt may have the same ports."""
         attempt = _Attempt(request, self._now + ATTEMPT_TICKS)
         self._attempts[request.dst_port, request.src_port] = attempt
-        self._stand_in_line(attempt)
+        self._enqueue(attempt)
         self._start_ticking()
         self._ask_next()
 
@@ -118,57 +119,57 @@ class Attempts:
         self._drop(attempt)
         return True
 
-    def _stand_in_line(self, attempt: _Attempt) -> None:
-        attempt.is_in_line = True
-        self._line.append(attempt)
+    def _enqueue(self, attempt: _Attempt) -> None:
+        attempt.is_queued = True
+        self._queue.append(attempt)
 
     def _drop(self, attempt: _Attempt) -> None:
-        """Leave nothing of an attempt; the answer to it may still come."""
+        """Forget an attempt; the broker's answer to it may still come."""
         attempt.is_over = True
         port = attempt.port
         del self._attempts[port, attempt.request.src_port]
-        if attempt.is_in_line:
-            self._line.remove(attempt)
-        resting = self._resting.get(port, ())
-        if attempt in resting:
-            self._resting[port].remove(attempt)
-            if not resting:
-                del self._resting[port]
+        if attempt.is_queued:
+            self._queue.remove(attempt)
+        delayed = self._delayed.get(port, ())
+        if attempt in delayed:
+            self._delayed[port].remove(attempt)
+            if not delayed:
+                del self._delayed[port]
 
     def _ask_next(self) -> None:
-        while self._line and not self._broker.is_asked:
-            attempt = self._line.popleft()
-            attempt.is_in_line = False
-            resting = self._resting.get(attempt.port)
-            if resting and resting[0] is not attempt:
-                resting.append(attempt)
+        while self._queue and not self._broker.is_asked:
+            attempt = self._queue.popleft()
+            attempt.is_queued = False
+            delayed = self._delayed.get(attempt.port)
+            if delayed and delayed[0] is not attempt:
+                delayed.append(attempt)
                 continue
             self._asked, self._asked_at = attempt, self._now
             self._broker.ask(attempt.port, SocketType(attempt.request.socket_type))
 
     def _on_answer(self, sock: socket.socket | None, error: int) -> None:
         attempt, self._asked = self._asked, None
-        if attempt is None or attempt.is_over:  # the guest gave up, or its time was up
+        if attempt is None or attempt.is_over:  # the guest gave up, or the time ran out
             if sock is not None:
                 sock.close()
         elif error == errno.EAGAIN:
-            resting = self._resting.setdefault(attempt.port, deque())
-            if attempt not in resting:
-                resting.append(attempt)
+            delayed = self._delayed.setdefault(attempt.port, deque())
+            if attempt not in delayed:
+                delayed.append(attempt)
         else:
             self._drop(attempt)
-            self._go_on_with(attempt.port)
+            self._retry(attempt.port)
             if sock is not None:
                 self._on_connected(attempt.request, sock)
             else:
                 self._refuse(attempt.request, error)
         self._ask_next()
 
-    def _go_on_with(self, port: int) -> None:
-        """Try the first of those that rest for a port; the others follow when it is connected."""
-        resting = self._resting.get(port)
-        if resting and resting[0] is not self._asked and not resting[0].is_in_line:
-            self._stand_in_line(resting[0])
+    def _retry(self, port: int) -> None:
+        """Repeat the first delayed attempt of ``port``; the others follow when it has ended."""
+        delayed = self._delayed.get(port)
+        if delayed and delayed[0] is not self._asked and not delayed[0].is_queued:
+            self._enqueue(delayed[0])
 
     def _refuse(self, request: Header, error: int) -> None:
         if error in _WARNINGS:
@@ -193,12 +194,12 @@ class Attempts:
             _log.warning("port %d: %s", attempt.port, self._why_late(attempt))
             self._drop(attempt)
             self._on_refused(attempt.request)
-        for port in tuple(self._resting):
-            self._go_on_with(port)
+        for port in tuple(self._delayed):
+            self._retry(port)
         self._ask_next()
         self._start_ticking()
 
     def _why_late(self, attempt: _Attempt) -> str:
-        if attempt.port in self._resting:
+        if attempt.port in self._delayed:
             return "the backlog of its listener stays full"
         return "the broker did not come to it in time"

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a vsock device and its broker say to each other, and the device's end of their channel.
+"""The messages between a vsock device and its broker, and the device's end of their channel.
 
-The device can make no socket. When the guest wants to connect to a port of the host, the device
-asks its broker, a process that can reach the sockets for such ports and nothing else. There is one
-question at a time. The answer is a connected socket, or the reason why there is none.
+The filter of the device process forbids it to make sockets. When the guest wants to connect to a
+port of the host, the device asks its broker, a process that can reach the sockets for such ports
+and nothing else. It asks one question at a time. The answer is a connected socket, or the reason
+why there is none.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ UNIX_TYPES: Final = {
 
 @fact
 class Connect:
-    """Connect to the listener for ``port``, by a socket for messages or by a stream."""
+    """Connect to the listener of ``port``, by a SOCK_SEQPACKET socket or by a stream."""
 
     TYPE: ClassVar[int] = 1
     FIELDS: ClassVar[tuple[Check, ...]] = (U32, boolean)
@@ -78,7 +79,7 @@ class BrokerDenied:
 
 @fact
 class BrokerFailed:
-    """The broker's last message: a bug of ours, or the host failed it."""
+    """The broker's last message: it ends by a bug of ours or an error of the host."""
 
     TYPE: ClassVar[int] = 35
     FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_REPORT_CHARS),)
@@ -95,13 +96,12 @@ DEVICE_CODEC: Final = Codec((Connected, NotConnected, BrokerDenied, BrokerFailed
 class Broker:
     """The device's end of the channel. Owns its socket.
 
-    Without a broker the device cannot serve its guest, and only the warden can make one. So the end
-    of the broker, or a breach of the protocol, is an error that ends the device: it is made again,
-    together with a new broker.
+    Without a broker the device cannot serve its guest, and only the warden can make one. So when
+    the broker ends or breaks the protocol, the device process ends too; the warden restarts both.
     """
 
     def __init__(self, sock: socket.socket, on_answer: OnAnswer) -> None:
-        """``on_answer`` is called once for each question; the socket is for its callee."""
+        """``on_answer`` is called once for each question and takes over the socket."""
         self._channel = Channel(sock, DEVICE_CODEC)
         self._on_answer = on_answer
         self._asked: SocketType | None = None
@@ -119,7 +119,7 @@ class Broker:
 
     @property
     def is_asked(self) -> bool:
-        """Whether a question has no answer yet. There must be no other one meanwhile."""
+        """Whether a question has no answer yet; until then ``ask`` must not be called."""
         return self._asked is not None
 
     def ask(self, port: int, socket_type: SocketType) -> None:
@@ -132,7 +132,7 @@ class Broker:
         try:
             self._channel.send(Connect(port, socket_type == SocketType.SEQPACKET))
         except ChannelClosed:
-            return  # what it said last is still to be read, and then its end
+            return  # ``_on_readable`` reads its last message, and then finds its end
         except ProtocolError as error:
             raise VmmError(f"broker: {error}") from error
 

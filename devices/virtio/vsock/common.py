@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What both vsock devices have in common: ours over UNIX sockets, and the host kernel's."""
+"""What both vsock devices share: the one over UNIX sockets and the host kernel's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VIRTIO_VSOCK_F_STREAM: Final = 0
 VIRTIO_VSOCK_F_SEQPACKET: Final = 1
 VIRTIO_VSOCK_F_NO_IMPLIED_STREAM: Final = 2
 
-# What the device over UNIX sockets counts of its own, by name.
+# The names of the counters that only the device over UNIX sockets has.
 COUNTERS: Final = ("from_guest", "from_host", "refused", "resets")
 FROM_GUEST, FROM_HOST, REFUSED, RESETS = range(len(COUNTERS))
 
@@ -40,7 +40,7 @@ _EVENT: Final = VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.to_bytes(4, "little")
 class VsockSpec:
     """What the user asked for: the guest's address, and the socket of the host's side.
 
-    Without ``socket`` the host's kernel serves the device. No device learns a socket's path.
+    Without ``socket`` the host's kernel serves the device. The device process never gets the path.
     """
 
     TYPE: ClassVar[int] = 19
@@ -50,12 +50,12 @@ class VsockSpec:
 
 
 class TransportReset:
-    """Tell a driver whose device is a new process that its connections are gone (§5.10.6.7).
+    """Tell the driver after a restart of the device that its connections are gone (§5.10.6.7).
 
-    Who was connected with whom is lost with the old process. A driver that learns of a new
-    connection before it has closed the old ones would close that one, too: so there is none while
-    this is ``pending``. The driver is done when it gives the buffer of the event back. Each step is
-    waited for no longer than ``PATIENCE_SECONDS``.
+    The old process alone knew the connections. A driver that learned of a new connection before it
+    has closed the old ones would close the new one, too. So no connection is made while this is
+    ``pending``. The driver has closed the old ones when it offers the buffer of the event again.
+    The device waits for each step no longer than ``PATIENCE_SECONDS``.
     """
 
     def __init__(self) -> None:
@@ -63,36 +63,36 @@ class TransportReset:
         self.on_settled: Callable[[], None] = _nothing
         self._context: DeviceContext
         self._due = False
-        self._early = False  # the driver may still be at what the last process told it
+        self._early = False  # the driver may not have read all packets of the last process
         self._port: QueuePort | None = None
-        self._held: list[DescriptorChain] = []  # of this queue, while we wait for one more
+        self._held: list[DescriptorChain] = []  # of this queue, until the driver offers one more
         self._timer: Timer | None = None
 
     def attach(self, context: DeviceContext) -> None:
-        """Learn the surroundings."""
+        """Take the device's context."""
         self._context = context
 
     def begin(self, *, early: bool = False) -> bool:
-        """A queue goes on that an earlier process served; return whether that is news.
+        """Begin, when a queue is resumed that an earlier process served.
 
-        ``early``: no event before ``allow``.
+        Return False if this has begun before. ``early``: send no event before ``allow``.
         """
         if self._timer is not None:
             return False
         self.pending = self._due = True
         self._early = early
-        self._timer = self._context.call_later(PATIENCE_SECONDS, self._lose_patience)
+        self._timer = self._context.call_later(PATIENCE_SECONDS, self._on_timeout)
         return True
 
     def allow(self) -> None:
-        """The driver knows everything that the last process told it: it may have the event."""
+        """Allow the event: the driver has read every packet of the last process."""
         if self._early:
             self._early = False
             port = self._context.port(EVENT_QUEUE)
             if port is not None and self.serve(port):
                 self._context.serve_again()
 
-    def _lose_patience(self) -> None:
+    def _on_timeout(self) -> None:
         if self._early:
             self.allow()
             self._timer = self._context.call_later(PATIENCE_SECONDS, self._settle)
@@ -112,7 +112,7 @@ class TransportReset:
             return False
         if port is not self._port:
             self._port = port
-            self._held.clear()  # of a queue that was reset
+            self._held.clear()  # they belong to a queue that was reset
         while (chain := port.take()) is not None:
             self._held.append(chain)
             if not self._due:  # the driver has handled the event
@@ -125,7 +125,7 @@ class TransportReset:
         return port.wait()
 
     def _send(self, port: QueuePort) -> None:
-        """Use the first buffer that is large enough; those behind it are none of an answer."""
+        """Send the event in the first buffer that is large enough."""
         while self._held and self._due:
             chain = self._held.pop(0)
             if chain.writer.remaining >= len(_EVENT):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One connection between a port of the guest and a socket of the host (virtio 1.3 §5.10.6).
 
-The connection never waits and never holds more than its buffer: it reads from the host only what
-the guest has credit and receive buffers for, and it tells the guest of new credit only when the
-host has taken what came before.
+The connection never waits and never holds more than its buffer. It reads from the host only as much
+as the guest has credit and receive buffers for. It gives the guest new credit only when the host
+has taken earlier data.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from devices.virtio.vsock.outbox import Outbox
     from devices.virtio.vsock.packet import Header
 
-# Packets without data, the first that is due first.
+# Packets without data, in the order in which they are sent.
 _ORDER: Final = (Op.REQUEST, Op.RESPONSE, Op.CREDIT_UPDATE)
 
 # Both ends of a connection can cause lines.
@@ -75,13 +75,13 @@ class Connection:
         sock: socket.socket,
         buffer_bytes: int,
     ) -> None:
-        """``key`` is the host's port and the guest's. Use ``ask`` or ``accept`` next."""
+        """``key`` is the host's port and the guest's. Call ``ask`` or ``accept`` next."""
         self.key = key
         self.socket_type = socket_type
         self.sock = sock
         self.state = State.REQUESTED
-        self.announced = False  # the hub's: whether it stands in the line for packets
-        self.watched = WATCH_NOTHING  # the hub's: the events that are waited for
+        self.announced = False  # set by the hub: it is queued to send packets
+        self.watched = WATCH_NOTHING  # set by the hub: the events it waits for
         self._hub = hub
         self._credit = Credit(buffer_bytes)
         self._outbox: Outbox
@@ -91,22 +91,22 @@ class Connection:
             self._outbox = MessageOutbox(sock, hub.messages)
         self._inbox = Inbox(sock, socket_type, hub.scratch[:buffer_bytes])
         self._pending: set[Op] = set()  # packets without data that are due
-        self._hung_up = False  # the socket's other side is closed for good
-        self._write_dead = False  # it takes nothing more
+        self._hung_up = False  # the host's process has closed its side of the socket
+        self._write_dead = False  # the socket takes no more data
         self._asked_credit = False
         self._peer_shutdown = Shutdown.NOTHING
-        self._shutdown = Shutdown.NOTHING  # what the guest is to know
-        self._told_shutdown = Shutdown.NOTHING
+        self._shutdown = Shutdown.NOTHING  # what the host will not do any more
+        self._told_shutdown = Shutdown.NOTHING  # how much of it the guest knows
 
     def ask(self, early: bytes) -> None:
-        """Ask the guest to accept; ``early`` is what the host's process sent ahead of time."""
+        """Ask the guest to accept; ``early`` is data that the host's process sent already."""
         self._inbox.put_first(early)
         self._pending.add(Op.REQUEST)
         self._hub.announce(self)
         self._hub.start_deadline(self)
 
     def accept(self, request: Header) -> None:
-        """Answer the guest's request, which the host's process accepted."""
+        """Answer the guest's request, after the host's process has accepted."""
         self._credit.learn(request.buf_alloc, request.fwd_cnt)
         self._pending.add(Op.RESPONSE)
         self.state = State.ESTABLISHED
@@ -122,7 +122,7 @@ class Connection:
         self._hub.announce(self)
 
     def discard(self) -> None:
-        """Close the host's socket and forget what was under way."""
+        """Close the host's socket and drop all data on its way."""
         if self.watched != WATCH_NOTHING:
             self._hub.watch(self, WATCH_NOTHING)
         self._outbox.discard()
@@ -130,14 +130,14 @@ class Connection:
         self.sock.close()
 
     def on_deadline(self) -> None:
-        """End what the guest did not answer."""
+        """End the connection: the guest did not answer in time."""
         if Op.REQUEST in self._pending:
-            self._hub.forget(self)  # the guest has never heard of it
+            self._hub.forget(self)  # the guest does not know of it
         elif self.state in (State.REQUESTED, State.CLOSING):
             self.kill()
 
     def _move_on(self) -> None:
-        """Send what is due and wait for what makes a difference."""
+        """Announce what is to be sent, and wait for those events of the socket that matter now."""
         if self.has_output:
             self._hub.announce(self)
         if self.state is not State.ESTABLISHED:
@@ -146,7 +146,7 @@ class Connection:
         inbox = self._inbox
         if inbox.at_end:
             if not events and self._hung_up:
-                events = WATCH_NOTHING  # its end would be told for ever
+                events = WATCH_NOTHING  # epoll would report the hang-up again and again
         elif not inbox.has_data and (self._credit.room or not self._asked_credit):
             events |= EPOLLIN
         elif not events:
@@ -210,7 +210,7 @@ class Connection:
         length = header.length
         self._credit.receive(length)
         if self._write_dead:
-            self._credit.deliver(length)  # lost, as the guest is about to learn
+            self._credit.deliver(length)  # it is lost; a SHUTDOWN tells the guest soon
             return
         end = self.socket_type == SocketType.SEQPACKET and bool(header.flags & SEQ_EOM)
         try:
@@ -226,8 +226,8 @@ class Connection:
         credit = self._credit
         credit.deliver(length)
         if self.state is State.DRAINING:
-            return  # the guest has no use for it
-        # A message waits until the credit is enough for all of it, so there any news is good.
+            return  # the guest has closed the connection and needs no credit
+        # The guest waits until it has credit for a whole message, so tell it of any change.
         at_once = self.socket_type == SocketType.SEQPACKET and self._outbox.is_empty
         if credit.update_is_due(at_once=at_once):
             self._pending.add(Op.CREDIT_UPDATE)
@@ -241,7 +241,7 @@ class Connection:
         self._finish_writing()
 
     def _finish_writing(self) -> None:
-        """Pass on the guest's end of data once everything before it went."""
+        """Pass on the guest's end of data once all data before it is delivered."""
         if Shutdown.SEND not in self._peer_shutdown or not self._outbox.is_empty:
             return
         if self._peer_shutdown == Shutdown.BOTH:
@@ -258,7 +258,7 @@ class Connection:
     # The socket of the host
 
     def on_host(self, events: int) -> None:
-        """Take what epoll says of the socket."""
+        """Handle ``events`` of the socket, from epoll."""
         if events & (EPOLLHUP | EPOLLERR):
             self._hung_up = True
         if not self._outbox.is_empty:
@@ -268,7 +268,7 @@ class Connection:
                 self._hub.forget(self)
             return
         if not self._inbox.at_end:
-            self._inbox.readable = True  # if only for its end
+            self._inbox.readable = True  # data or the end of it
         elif self._hung_up and not self._write_dead:
             self._stop_writing()
         self._move_on()
@@ -284,7 +284,7 @@ class Connection:
             self._finish_writing()
 
     def _stop_writing(self) -> None:
-        """The host takes no more: what waits for it is lost, as in a pipe that nobody reads."""
+        """Note that the host takes no more data; what waits for it is dropped, as in a pipe."""
         self._write_dead = True
         self._outbox.discard()
         self._shutdown |= Shutdown.RECEIVE
@@ -292,7 +292,7 @@ class Connection:
             self._finish_writing()
 
     def _end_of_host(self) -> None:
-        """The host sends no more, or the guest does not want it."""
+        """Note that the host sends no more data, or that the guest does not want any."""
         self._shutdown |= Shutdown.SEND
         self._hung_up |= self._inbox.failed
         if self._hung_up and not self._write_dead:
@@ -302,7 +302,7 @@ class Connection:
 
     @property
     def has_output(self) -> bool:
-        """Whether ``fill`` probably has something to say."""
+        """Whether ``fill`` probably has a packet to write."""
         if self._pending or self.state is State.DEAD:
             return True
         if self.state is not State.ESTABLISHED:
@@ -337,7 +337,7 @@ class Connection:
         return True
 
     def _owes_shutdown(self) -> bool:
-        """Whether the guest is to learn of an end now: not before the data in front of it."""
+        """Whether to tell the guest of an end now, which comes after all data before it."""
         if self.state is not State.ESTABLISHED or self._inbox.has_pending:
             return False
         return self._shutdown != self._told_shutdown and self._peer_shutdown != Shutdown.BOTH

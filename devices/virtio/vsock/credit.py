@@ -2,7 +2,7 @@
 """How much each side of a connection may still send (virtio 1.3 §5.10.6.3).
 
 Each side tells the size of its buffer (``buf_alloc``) and how many bytes have left that buffer
-since the start (``fwd_cnt``, modulo 2^32). The other side keeps what is in between within it.
+since the start (``fwd_cnt``, modulo 2^32). The other side never has more bytes on the way than fit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sys_util.typing import Final
 
 _MASK: Final = 0xFFFF_FFFF
 
-# Where the guest believes that it has less room than this, every byte that leaves is worth telling.
+# If the guest believes that it has less credit than this, it is told of every byte that leaves.
 _LITTLE_BYTES: Final = 4096
 
 
@@ -57,7 +57,7 @@ class Credit:
         self._fwd_cnt = (self._fwd_cnt + length) & _MASK
 
     def update_is_due(self, *, at_once: bool) -> bool:
-        """Return whether the guest should be told of its credit; ``at_once``: of any change."""
+        """Return whether to tell the guest of its new credit; ``at_once``: of any change."""
         untold = (self._fwd_cnt - self._told) & _MASK
         if not untold:
             return False
@@ -72,10 +72,11 @@ class Credit:
     def learn(self, buf_alloc: int, fwd_cnt: int) -> None:
         """Take both from a packet of the guest.
 
-        Two processors of the guest may send out of turn, so ``fwd_cnt`` may also go back.
+        Two processors of the guest may send their packets in the wrong order, so ``fwd_cnt`` may
+        also go back.
 
         Raises:
-            PacketError: the guest says that it took what was never sent.
+            PacketError: the guest says that it took more than was sent.
         """
         if (self._sent - fwd_cnt) & _MASK > _MASK >> 1:
             raise PacketError(f"fwd_cnt {fwd_cnt:#x} is ahead of the {self._sent:#x} bytes sent")

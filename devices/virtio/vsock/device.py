@@ -4,8 +4,8 @@
 Queues:      0 rx and 1 tx, one packet in each chain; 2 events for the driver
 Features:    VIRTIO_VSOCK_F_STREAM, VIRTIO_VSOCK_F_SEQPACKET, VIRTIO_VSOCK_F_NO_IMPLIED_STREAM
 Config:      guest_cid, read-only
-Kept fds:    the listening sockets, and the channel to the broker; more are accepted, and come from
-             the broker, while the guest runs
+Kept fds:    the listening sockets, and the channel to the broker; while the guest runs, sockets of
+             connections are accepted, or come from the broker
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from devices.virtio.queue.chain import DescriptorChain
     from devices.virtio.queue.port import QueuePort
 
-# One turn of serving, before other events have theirs.
+# One turn of serving; after it other events are handled.
 _PACKETS_PER_TURN: Final = 128
 
 
@@ -53,7 +53,7 @@ class Vsock(SimpleDevice):
     own_queues: ClassVar[frozenset[int]] = frozenset((RX_QUEUE, TX_QUEUE, EVENT_QUEUE))
 
     def __init__(self, spec: VsockSpec, fds: Sequence[int]) -> None:
-        """Take over ``fds``: a listening stream socket, one for messages, the broker's channel."""
+        """Take over ``fds``: listening stream and SOCK_SEQPACKET sockets, the broker's channel."""
         self._cid = spec.cid
         stream, messages, channel = fds
         listeners = [
@@ -68,7 +68,7 @@ class Vsock(SimpleDevice):
         self._log = get_logger("devices.virtio.vsock").limited()
         self._context: DeviceContext
         self._scheduled = False
-        self._tx_waits = False  # for room among the resets, or for its turn
+        self._tx_waits = False  # the tx queue has packets, for which no kick will come
 
     def close(self) -> None:
         """Close every socket, the listening ones too."""
@@ -128,7 +128,7 @@ class Vsock(SimpleDevice):
         return self._transport_reset.serve(port)
 
     def _schedule(self) -> None:
-        """Send what there is for the guest at the end of this turn of the loop."""
+        """Send the guest's packets at the end of this turn of the event loop."""
         if not self._scheduled:
             self._scheduled = True
             self._context.call_later(0, self._send)
@@ -143,10 +143,10 @@ class Vsock(SimpleDevice):
         self._schedule()
 
     def _ask_for_echo(self, port: QueuePort) -> bool:
-        """Say what the driver will answer; return whether to go on.
+        """Send a packet that the driver will answer; return whether to go on.
 
-        The answer tells that it has seen every packet of the last process: it must learn of no
-        connection after it has closed them all.
+        The answer shows that the driver has read every packet of the last process. Only then may it
+        get the event, because one of these packets could still open a connection.
         """
         while self._echo_due:
             chain = port.take()
@@ -170,7 +170,7 @@ class Vsock(SimpleDevice):
         more = self._fill_buffers(port)
         port.flush()
         if self._tx_waits and not muxer.is_congested:
-            # No kick tells of what is left there, so it is asked for again until nothing is.
+            # No kick comes for packets that are left there, so serve the queue until it is empty.
             self._tx_waits = False
             if self._serve_tx():
                 self._tx_waits = True

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
     from devices.virtio.context import DeviceContext
 
-    # socket, its type, the guest's port, what came behind the line
+    # socket, its type, the guest's port, data that followed the line
     OnConnect = Callable[[socket.socket, SocketType, int, bytes], None]
 
-# "CONNECT ", ten digits and a newline fit twice over.
+# More than the 19 bytes of "CONNECT ", ten digits and a newline.
 MAX_LINE_BYTES: Final = 32
 
-# One turn of the loop accepts so many.
+# How many connections one turn of the loop accepts.
 _ACCEPTS_PER_TURN: Final = 64
 
-# After the host had no descriptor or memory for one more connection.
+# How long not to accept after the host had no descriptor or memory for one more connection.
 _REST_SECONDS: Final = 0.5
 
 _log = get_logger("devices.virtio.vsock").limited()
@@ -49,18 +49,18 @@ def parse_connect(line: bytes) -> int:
 
 
 class _Greeting(NamedTuple):
-    """A host process that has not said yet where it wants to go."""
+    """A connected host process that has not sent its CONNECT line yet."""
 
     sock: socket.socket
     socket_type: SocketType
     line: bytearray
 
     def read(self) -> tuple[int, bytes] | None:
-        """Return the port and what came behind the line, None while the line is not complete.
+        """Return the port and the data that followed the line, None while it is not complete.
 
         Raises:
-            ValueError: this will never be such a line.
-            OSError: the process has gone.
+            ValueError: this will never be a CONNECT line.
+            OSError: the process has closed the connection.
         """
         try:
             data = self.sock.recvmsg(MAX_LINE_BYTES, 0, socket.MSG_DONTWAIT)[0]
@@ -78,12 +78,12 @@ class _Greeting(NamedTuple):
 
 
 class Entrance:
-    """The device's listening sockets, and those who came in but have not said where to."""
+    """The device's listening sockets, and connections that have not sent their CONNECT line."""
 
     def __init__(
         self, listeners: Sequence[tuple[socket.socket, SocketType]], on_connect: OnConnect
     ) -> None:
-        """``listeners`` become ours; the socket of ``on_connect`` is for its callee."""
+        """Take over ``listeners``; ``on_connect`` takes over the socket that it gets."""
         self._listeners = tuple(listeners)
         self._on_connect = on_connect
         self._greetings: dict[int, _Greeting] = {}  # by descriptor, oldest first
@@ -91,14 +91,14 @@ class Entrance:
         self._has_room: Callable[[], bool]
 
     def attach(self, context: DeviceContext, has_room: Callable[[], bool]) -> None:
-        """Start to listen. ``has_room`` tells whether one more may come in."""
+        """Start to listen. ``has_room`` tells whether one more connection is allowed."""
         self._context = context
         self._has_room = has_room
         for listener in self._listeners:
             self._listen(listener)
 
     def close(self) -> None:
-        """Listen no more, and close those who wait."""
+        """Stop listening, and close the connections that have not sent their line."""
         for fd in tuple(self._greetings):
             self._dismiss(fd)
         for sock, _ in self._listeners:
@@ -107,7 +107,7 @@ class Entrance:
 
     @property
     def waiting(self) -> int:
-        """How many have not said yet where they want to go."""
+        """How many connections have not sent their CONNECT line yet."""
         return len(self._greetings)
 
     def _listen(self, listener: tuple[socket.socket, SocketType]) -> None:
@@ -149,7 +149,7 @@ class Entrance:
             self._on_connect(greeting.sock, greeting.socket_type, *asked)
 
     def _dismiss_oldest(self) -> bool:
-        """Make room by closing who has been silent for longest; return whether there was one."""
+        """Close the connection that has been silent for longest; return whether there was one."""
         for fd in self._greetings:
             self._dismiss(fd)
             return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a vsock connection and the table it stands in have to know of each other."""
+"""The interface between a vsock connection and the table of connections."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from devices.virtio.vsock.connection import Connection
     from devices.virtio.vsock.outbox import MessagePool
 
-# For Hub.watch(): no event at all, not even the end of the other side, which epoll always tells.
+# For Hub.watch(): no event at all, not even a hang-up, which epoll otherwise always reports.
 WATCH_NOTHING: Final = -1
 
 
 class State(Enum):
-    """Where a connection stands, in words for messages."""
+    """The state of a connection, in words for messages."""
 
     REQUESTED = "not yet open"
     ESTABLISHED = "open"
-    CLOSING = "closing"  # both sides were shut down; the guest's reset is awaited
-    DEAD = "dead"  # the guest is owed a reset
-    DRAINING = "closed"  # the guest has forgotten it; the host still gets the rest
+    CLOSING = "closing"  # both sides were shut down; a reset of the guest has to come
+    DEAD = "dead"  # the guest has to get a reset
+    DRAINING = "closed"  # the guest has closed it; the host still gets the rest of the data
     GONE = "gone"
 
 
@@ -42,13 +42,13 @@ class Hub(Protocol):
         ...
 
     def start_deadline(self, connection: Connection) -> None:
-        """Call ``on_deadline`` when the guest has had its time."""
+        """Call ``on_deadline`` when the guest's time to answer is over."""
         ...
 
     def free_ports(self, connection: Connection) -> None:
-        """Let the ports be used again; the connection lives on to drain."""
+        """Let the ports be used again, while the connection delivers the rest of its data."""
         ...
 
     def forget(self, connection: Connection) -> None:
-        """Close the host's socket and let go of the connection."""
+        """Close the host's socket and drop the connection."""
         ...

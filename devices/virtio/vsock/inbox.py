@@ -21,16 +21,16 @@ class MessageTooLongError(ValueError):
 
 
 class Inbox:
-    """What the host's process sent. Holds a message until the guest has all of it, and no more.
+    """Data of the host's process. At most one message is held, until the guest has all of it.
 
-    ``readable``: the socket may have something. ``at_end``: nothing will be read any more.
-    ``failed``: the socket broke, and takes nothing either.
+    ``readable``: the socket may have data. ``at_end``: nothing will be read any more. ``failed``:
+    the socket is broken, for writing too.
     """
 
     __slots__ = ("_is_stream", "_pending", "_scratch", "_sock", "at_end", "failed", "readable")
 
     def __init__(self, sock: socket.socket, socket_type: SocketType, scratch: memoryview) -> None:
-        """``sock`` stays the caller's; ``scratch`` is used during calls and bounds a message."""
+        """The caller still owns ``sock``. ``scratch``, used during calls, bounds a message."""
         self._sock = sock
         self._is_stream = socket_type == SocketType.STREAM
         self._scratch = scratch
@@ -41,20 +41,20 @@ class Inbox:
 
     @property
     def has_data(self) -> bool:
-        """Whether ``read_into`` probably has something."""
+        """Whether ``read_into`` probably has data."""
         return self.readable or bool(self._pending)
 
     @property
     def has_pending(self) -> bool:
-        """Whether something was read that the guest has not got yet."""
+        """Whether data was read that the guest has not got yet."""
         return bool(self._pending)
 
     def put_first(self, data: bytes) -> None:
-        """Let ``data`` come before what the socket has."""
+        """Deliver ``data`` before the socket's own data."""
         self._pending = memoryview(data)
 
     def discard(self) -> None:
-        """Read nothing any more, and forget what was read."""
+        """Stop reading, and drop what was read."""
         self.at_end = True
         self.readable = False
         self._pending = _NO_DATA
@@ -62,7 +62,7 @@ class Inbox:
     def read_into(self, data: Writer, limit: int, longest: int) -> tuple[int, int]:
         """Store up to ``limit`` bytes; return how many, and the flags of their packet.
 
-        Nothing means nothing for now, or the end.
+        0 bytes mean that there are none now, or that the end has come (``at_end``).
 
         Args:
             data: has room for ``limit`` bytes.
@@ -85,7 +85,7 @@ class Inbox:
         length, _ = self._call(into)
         data.commit(length)
         if length < limit:
-            self.readable = False  # or its end has come, which epoll tells again
+            self.readable = False  # if this was the end, epoll reports it again
         return length
 
     def _read_message(self, longest: int) -> None:

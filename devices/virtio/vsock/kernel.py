@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""virtio-vsock of the host's kernel: its AF_VSOCK sockets are the other side (virtio 1.3 §5.10).
+"""virtio-vsock served by the host's kernel and its AF_VSOCK sockets (virtio 1.3 §5.10).
 
 Queues:      0 rx and 1 tx are the kernel's (vhost); 2 events for the driver
 Features:    VIRTIO_VSOCK_F_SEQPACKET where the kernel has it
 Config:      guest_cid, read-only
-Kept fds:    /dev/vhost-vsock, opened anew for each process
+Kept fds:    /dev/vhost-vsock, opened again for each process
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RINGS: Final = frozenset((RX_QUEUE, TX_QUEUE))
 
 
 class _Ring(NamedTuple):
-    """A ring that the driver enabled, and where the kernel goes on with it."""
+    """A ring that the driver enabled, and the index at which the kernel goes on."""
 
     activation: QueueActivation
     next_avail: int
@@ -85,7 +85,7 @@ class KernelVsock(SimpleDevice):
         context.add_fd(self._error_fd, lambda _events: self._on_error())
 
     def _claim_address(self) -> None:
-        """Take the guest's address, which is free again when a process has ended."""
+        """Take the guest's address, which the end of the last process has freed."""
         try:
             self._vhost.set_guest_cid(self._cid)
         except OSError as error:
@@ -131,7 +131,7 @@ class KernelVsock(SimpleDevice):
         return self._transport_reset.serve(port)
 
     def _start(self) -> None:
-        """Let the kernel serve both rings; one alone it does not."""
+        """Let the kernel serve the rings, which it does only when it has both."""
         if self._paused or self._running or self._transport_reset.pending:
             return
         if self._rings.keys() != _RINGS:
@@ -150,10 +150,10 @@ class KernelVsock(SimpleDevice):
         vhost.set_vsock_running(running=True)
         self._running = True
         for activation, _ in self._rings.values():
-            signal_eventfd(activation.kick_fd)  # those that came too early went unheard
+            signal_eventfd(activation.kick_fd)  # earlier kicks were not noticed
 
     def _stop(self) -> None:
-        """Stop the kernel and note how far it came; after this nothing is in flight."""
+        """Stop the kernel and note its position; after this nothing is in flight."""
         if not self._running:
             return
         self._running = False
@@ -162,7 +162,7 @@ class KernelVsock(SimpleDevice):
             self._rings[number] = ring._replace(next_avail=self._vhost.ring_base(number))
 
     def _on_error(self) -> None:
-        """The kernel met a descriptor or an index that makes no sense.
+        """Handle the kernel's report that a descriptor or an index makes no sense.
 
         Raises:
             QueueError: always; the device needs a reset.

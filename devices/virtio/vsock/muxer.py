@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""All connections of one guest: who is who, who speaks next, who comes and goes.
+"""All connections of one guest: which there are, and which of them sends next.
 
-The host's side is what Firecracker and Cloud Hypervisor made of it. Host to guest: a process
-connects to the device's socket (``vsock_entrance``). Guest to host: the listener at
-``<path>_<port>`` is connected to, by a socket of the guest's type (``vsock_attempts``). Their
-sockets are streams; a second one of ours, ``<path>.seqpacket``, takes messages in the same manner.
+The host's side is that of Firecracker and Cloud Hypervisor. Host to guest: a process connects to
+the device's socket (``entrance.py``). Guest to host: the device connects to the listener at
+``<path>_<port>``, by a socket of the guest's type (``attempts.py``). Theirs are stream sockets; we
+have a second one, ``<path>.seqpacket``, for connections that carry messages.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 # As many as Firecracker and Cloud Hypervisor have.
 MAX_CONNECTIONS: Final = 1023
 
-# The first connections get buffers with which a guest rarely waits; when there are many of them,
-# all buffers together still stay within what the jail lets the process have.
+# The first connections get buffers so large that a guest rarely waits. Later ones get small
+# buffers, so that all of them together stay within the memory limit of the jail.
 LARGE_BUFFER_BYTES: Final = 192 * 1024
 SMALL_BUFFER_BYTES: Final = 64 * 1024
 MAX_LARGE_BUFFERS: Final = 256
@@ -50,16 +50,16 @@ MAX_LARGE_BUFFERS: Final = 256
 # guest's next packets wait too (virtio 1.3 §5.10.6.1).
 MAX_WAITING_RESETS: Final = 256
 
-# What Linux gives the other side of a vsock to close (VSOCK_CLOSE_TIMEOUT); here for an answer too.
-# Counted in ticks, so that time stands still for the deadlines when it does for the guest.
+# The time that Linux gives the other side of a vsock to close (VSOCK_CLOSE_TIMEOUT); here also the
+# time for an answer. It is counted in ticks, which do not come while the guest is paused.
 DEADLINE_TICKS: Final = 8
 TICK_SECONDS: Final = 1.0
 
 
-# A pair of ports that is never connected: the driver resets what comes for it (§5.10.6.4).
+# A pair of ports that is never connected: the driver answers packets for it by a reset (§5.10.6.4).
 _ECHO_PORTS: Final = (FIRST_LOCAL_PORT - 1, 0xFFFF_FFFF)
 
-_limited = get_logger("devices.virtio.vsock").limited()  # for what either side can cause
+_limited = get_logger("devices.virtio.vsock").limited()  # both sides can cause such lines
 
 
 class Muxer:
@@ -74,7 +74,7 @@ class Muxer:
     ) -> None:
         """``on_output`` is called when there are packets to fetch.
 
-        ``broker``, the channel to the broker, and ``listeners`` become ours.
+        Take over ``broker``, the channel to the broker, and ``listeners``.
         """
         self.guest_cid = guest_cid
         self.messages = MessagePool()
@@ -85,7 +85,7 @@ class Muxer:
         self._on_output = on_output
         self._connections: dict[tuple[int, int], Connection] = {}
         self._draining: set[Connection] = set()
-        self._line: deque[Connection] = deque()  # who has something for the guest
+        self._senders: deque[Connection] = deque()  # those with packets for the guest, in turn
         self._resets: deque[Header] = deque()
         self._on_echo: Callable[[], None] | None = None
         self._deadlines: dict[Connection, int] = {}  # ticks; soonest first
@@ -102,11 +102,11 @@ class Muxer:
         self._entrance.attach(context, self._has_room)
 
     def reset(self) -> None:
-        """Close everything that the guest knows of."""
+        """Close every connection that the guest knows of."""
         self._attempts.clear()
         for connection in tuple(self._connections.values()):
             self.forget(connection)
-        self._line.clear()
+        self._senders.clear()
         self._resets.clear()
         self._on_echo = None
         self.socket_types = frozenset()
@@ -124,11 +124,11 @@ class Muxer:
     @property
     def has_output(self) -> bool:
         """Whether ``fill`` should be called with a buffer."""
-        return bool(self._resets or self._line)
+        return bool(self._resets or self._senders)
 
     @property
     def is_congested(self) -> bool:
-        """Whether the guest has to offer receive buffers before it is listened to again."""
+        """Whether the guest has to offer receive buffers before its next packets are read."""
         return len(self._resets) >= MAX_WAITING_RESETS
 
     def fill(self, writer: Writer) -> bool:
@@ -136,7 +136,7 @@ class Muxer:
         if self._resets:
             writer.write(self._resets.popleft().pack())
             return True
-        connection = self._line.popleft()
+        connection = self._senders.popleft()
         connection.announced = False
         if connection.state is State.GONE:
             return False
@@ -146,7 +146,7 @@ class Muxer:
         """Take one packet of the guest.
 
         Raises:
-            GuestError: it was nonsense, and has been answered as far as it has an answer.
+            GuestError: it was nonsense; where an answer is possible, it was given.
         """
         try:
             header = read_header(reader, self.guest_cid)
@@ -171,7 +171,7 @@ class Muxer:
         """Wait for the answer to ``echo_request``.
 
         Until ``end_echo`` no packet of old connections is answered: the driver is about to close
-        them all, and so many resets would hold its answer up.
+        them all, and many resets would delay its answer.
         """
         self._on_echo = on_echo
 
@@ -201,7 +201,7 @@ class Muxer:
 
     def _on_unknown(self, header: Header) -> None:
         if self._attempts.cancel((header.dst_port, header.src_port)):
-            self._refuse(header)  # the guest gave up, or talks before it was answered
+            self._refuse(header)  # the guest gave up, or did not wait for the answer
         elif header.op == Op.REQUEST:
             self._on_request(header)
         else:
@@ -270,7 +270,7 @@ class Muxer:
     def announce(self, connection: Connection) -> None:
         if not connection.announced:
             connection.announced = True
-            self._line.append(connection)
+            self._senders.append(connection)
 
     def watch(self, connection: Connection, events: int) -> None:
         fd = connection.sock.fileno()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the guest sent and the host's process has not taken yet: one bounded buffer a connection.
+"""Data of the guest that the host's process has not taken yet: a bounded buffer per connection.
 
-The guest may send no more than the credit it was given, so the bytes are bounded by that. What is
-kept beside them is bounded too: messages have a prefix of four bytes each, and all connections
-together a number of messages, so that a guest gains nothing by sending very small ones.
+The guest may send no more than its credit, which bounds the bytes. Each waiting message also costs
+a prefix of four bytes, so the number of messages that wait in all connections is bounded too:
+otherwise a guest could take much more memory than its credit by sending very small ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _FLAGS: Final = MSG_DONTWAIT | MSG_NOSIGNAL
 _PREFIX_BYTES: Final = 4
 
-# All waiting messages together cost at most this times the prefix.
+# Over all connections of the guest.
 MAX_WAITING_MESSAGES: Final = 1 << 20
 
 
@@ -34,10 +34,10 @@ class Outbox(Protocol):
         ...
 
     def put(self, reader: Reader, length: int, *, end_of_message: bool) -> int:
-        """Take ``length`` bytes; return how many bytes were delivered to the host by this.
+        """Take ``length`` bytes; return how many bytes this delivered to the host.
 
         Raises:
-            OSError: the socket is no good any more.
+            OSError: the socket is broken.
         """
         ...
 
@@ -45,12 +45,12 @@ class Outbox(Protocol):
         """Deliver what the socket takes now; return how many bytes.
 
         Raises:
-            OSError: the socket is no good any more.
+            OSError: the socket is broken.
         """
         ...
 
     def discard(self) -> None:
-        """Forget what waits."""
+        """Drop what waits."""
         ...
 
 
@@ -76,7 +76,7 @@ class StreamOutbox:
         return sent
 
     def _send_all(self, vectors: Sequence[memoryview]) -> int:
-        """Send as much as the socket takes; the call that takes all at once is not allowed us."""
+        """Send as much as the socket takes, one by one: the filter does not allow sendmsg(2)."""
         sent = 0
         try:
             for vector in vectors:
@@ -104,16 +104,16 @@ class StreamOutbox:
 
 
 class MessagePool:
-    """How many messages wait, over all connections."""
+    """The number of messages that wait, over all connections."""
 
     def __init__(self) -> None:
         self.waiting = 0
 
 
 class MessageOutbox:
-    """Whole messages: each goes to the socket by one call, once its last part is here.
+    """Whole messages: each is sent by one call, once its last part has come.
 
-    Inside, a message is its length and its bytes; the last one may still be growing.
+    Each message is stored as its length and its bytes; the last one may still be incomplete.
     """
 
     def __init__(self, sock: socket.socket, pool: MessagePool) -> None:
@@ -121,8 +121,8 @@ class MessageOutbox:
         self._sock = sock
         self._pool = pool
         self._bytes = bytearray()
-        self._complete = 0  # messages that may go
-        self._start = -1  # where the growing message's prefix is, -1 without one
+        self._complete = 0  # messages that can be sent
+        self._start = -1  # where the prefix of the incomplete message is, -1 without one
 
     @property
     def is_empty(self) -> bool:

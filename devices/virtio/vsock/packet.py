@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The packets of virtio-vsock: their header, and what in it is checked (virtio 1.3 §5.10.6)."""
+"""The packets of virtio-vsock: their header, and how it is checked (virtio 1.3 §5.10.6)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VMADDR_CID_HOST: Final = 2
 _HEADER: Final = Struct("<QQIIIHHIII")
 HEADER_BYTES: Final = 44
 
-# The most data in one packet. Linux sends no more, and a larger one would only cost us memory.
+# The most data in one packet. Linux sends no more, and larger packets would only cost memory.
 MAX_DATA_BYTES: Final = 64 * 1024
 
 
@@ -62,7 +62,7 @@ _OPS: Final = {int(op): op for op in Op}
 
 
 class PacketError(GuestError):
-    """A packet that makes no sense. ``header`` is there when its sender is owed a reset."""
+    """A packet that makes no sense. ``header`` is set when a reset has to answer it."""
 
     def __init__(self, reason: str, header: Header | None = None) -> None:
         super().__init__(reason)
@@ -70,7 +70,7 @@ class PacketError(GuestError):
 
 
 class Header(NamedTuple):
-    """A packet without its data. ``socket_type`` and ``op`` are numbers as they came."""
+    """A packet without its data. ``socket_type`` and ``op`` are unchecked numbers."""
 
     src_cid: int
     dst_cid: int
@@ -84,12 +84,12 @@ class Header(NamedTuple):
     fwd_cnt: int
 
     def pack(self) -> bytes:
-        """Return the header as it stands in a buffer."""
+        """Return the header as bytes."""
         return _HEADER.pack(*self)
 
 
 def read_header(reader: Reader, guest_cid: int) -> Header:
-    """Take the header of the guest's packet off ``reader`` and check what needs no connection.
+    """Read the header of the guest's packet from ``reader``, and check it on its own.
 
     Raises:
         PacketError: the packet is to be dropped, or answered by a reset.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The host's ports for the connections that host processes begin, one after the other.
+"""The host's ports for connections that host processes begin.
 
-The next process of the device must not use a port again to which the guest may still have an old
-connection. So each process takes blocks of ports that none had before it.
+A restarted device process must not use a port to which the guest may still have an old connection.
+So each process takes blocks of ports that no earlier process had.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PORT_BLOCK: Final = 1 << 12
 
 
 class LocalPorts:
-    """Where the next port comes from; ``saved`` knows the block of the next process."""
+    """The source of ports; ``saved`` has the block that comes next, for a restarted process too."""
 
     def __init__(self, saved: SavedState) -> None:
         self._saved = saved
@@ -30,7 +30,7 @@ class LocalPorts:
         self._take_block()
 
     def take(self) -> int:
-        """Return a port that was not used for as long as there were others."""
+        """Return the next port; ports repeat only after all others were used."""
         port = FIRST_LOCAL_PORT + self._next
         self._next += 1
         if not self._next % PORT_BLOCK:

@@ -153,14 +153,14 @@ def test_full_backlog_is_asked_for_once_in_a_tick_and_leaves_nothing(
         mute.say(encode(NotConnected(errno.EAGAIN)))
         vsock.settle()
         vsock.pass_time(TICK_SECONDS)
-    assert [len(resting) for resting in attempts._resting.values()] == [2]
+    assert [len(delayed) for delayed in attempts._delayed.values()] == [2]
     mute.questions()
     mute.say(encode(NotConnected(errno.ENOENT)))
     vsock.settle()
     assert mute.questions() == [[1, 52, False]]
     mute.say(encode(NotConnected(errno.ENOENT)))
     vsock.settle()
-    assert (len(attempts), attempts._resting, len(attempts._line)) == (0, {}, 0)
+    assert (len(attempts), attempts._delayed, len(attempts._queue)) == (0, {}, 0)
     assert mute.questions() == []
 
 
@@ -172,7 +172,7 @@ def test_line_does_not_grow_while_the_broker_is_slow(vsock: VsockRig, mute: Mute
         vsock.settle()
     vsock.pass_time(30 * TICK_SECONDS)
     assert len(mute.questions()) == 3
-    assert len(attempts._line) == 1
+    assert len(attempts._queue) == 1
 
 
 @pytest.mark.parametrize("end", [give_up, run_out_of_time, reset_the_driver])
@@ -231,9 +231,9 @@ def test_slow_broker_is_no_reason(vsock: VsockRig, mute: Mute) -> None:
     assert len(mute.questions()) == 3
 
 
-@pytest.mark.parametrize(("waits_for", "resting"), [("the broker", []), ("its backlog", [1])])
+@pytest.mark.parametrize(("waits_for", "delayed"), [("the broker", []), ("its backlog", [1])])
 def test_flood_of_requests_that_the_guest_takes_back_leaves_nothing(
-    vsock: VsockRig, mute: Mute, waits_for: str, resting: list[int]
+    vsock: VsockRig, mute: Mute, waits_for: str, delayed: list[int]
 ) -> None:
     attempts = vsock.device._muxer._attempts
     vsock.send(REQUEST, src_port=1)
@@ -243,10 +243,10 @@ def test_flood_of_requests_that_the_guest_takes_back_leaves_nothing(
     for src_port in range(2, 2000):
         vsock.send(REQUEST, src_port=src_port)
         vsock.send(RST, src_port=src_port)
-    assert (len(attempts), len(attempts._line)) == (1, 0)
-    assert [len(each) for each in attempts._resting.values()] == resting
+    assert (len(attempts), len(attempts._queue)) == (1, 0)
+    assert [len(each) for each in attempts._delayed.values()] == delayed
     vsock.send(RST, src_port=1)
-    assert (len(attempts), attempts._resting) == (0, {})
+    assert (len(attempts), attempts._delayed) == (0, {})
     assert len(mute.questions()) == 1
 
 
