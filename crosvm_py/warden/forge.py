@@ -19,9 +19,9 @@ import msgpack
 
 from crosvm_py.exit_status import EXIT_BUG, EXIT_HOST
 from crosvm_py.warden.forge_protocol import (
-    CALL_DENIED_HEAD,
     FAILED_HEAD,
     FORGE_CODEC,
+    FORGE_DENIED_HEAD,
     MAX_REASON_CHARS,
     Begun,
     Execute,
@@ -186,7 +186,7 @@ def _be_forge(
             # Some hosts want it for namespaces; a mould needs nothing else.
             held = linux.capabilities() & {linux.CAP_SYS_ADMIN}
             linux.keep_capabilities_for_programs(held)
-            linux.report_denied_calls(sock.fileno(), CALL_DENIED_HEAD)
+            linux.report_denied_calls(sock.fileno(), FORGE_DENIED_HEAD)
             load_filter(policies.forge)
         _serve(Channel(sock, FORGE_CODEC), program, fds)
         status = 0

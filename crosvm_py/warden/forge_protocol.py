@@ -85,15 +85,25 @@ class Born:
 
 @fact
 class CallDenied:
-    """The last message of the forge or a mould: a filter trapped a system call."""
+    """The last message of a mould: a filter trapped a system call."""
 
     TYPE: ClassVar[int] = 36
     FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
     number: int
 
 
-# What the handler of SIGSYS writes before the call's number.
+@fact
+class ForgeDenied:
+    """The only message of the forge, of the same kind, and its last."""
+
+    TYPE: ClassVar[int] = 37
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
+    number: int
+
+
+# What the handlers of SIGSYS write before the call's number.
 CALL_DENIED_HEAD: Final = bytes([0x92, CallDenied.TYPE])
+FORGE_DENIED_HEAD: Final = bytes([0x92, ForgeDenied.TYPE])
 # What a mould that can import nothing writes before its reason: two bytes of length, then ASCII.
 FAILED_HEAD: Final = bytes([0x92, Failed.TYPE, 0xDA])
 
@@ -110,5 +120,5 @@ STORED_POLICIES: Final = sequence(record(StoredPolicy, text(64), blob(1 << 20), 
 
 FORGE_CODEC: Final = Codec((Execute,))
 MOULD_CODEC: Final = Codec((Cast,))
-FROM_FORGE_CODEC: Final = Codec((CallDenied,))
+FROM_FORGE_CODEC: Final = Codec((ForgeDenied,))
 FROM_MOULD_CODEC: Final = Codec((Begun, Loaded, Failed, Born, CallDenied))

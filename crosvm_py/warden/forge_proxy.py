@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 
-from crosvm_py.warden.forge_protocol import FROM_FORGE_CODEC, CallDenied, Execute
+from crosvm_py.warden.forge_protocol import FROM_FORGE_CODEC, Execute, ForgeDenied
 from seccomp import syscall_name
 from sys_util import linux
 from sys_util.channel import Channel
@@ -144,7 +144,7 @@ class Forge:
             received = self._channel.receive()
         except (ChannelClosed, VmmError):
             return ""
-        if received is None or not isinstance(received[0], CallDenied):
+        if received is None or not isinstance(received[0], ForgeDenied):
             return ""
         number = received[0].number
         return f"was killed by seccomp: {syscall_name(number)} ({number}), policy forge"
