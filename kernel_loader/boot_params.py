@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a kernel is told at its entry: Linux' zero page, its setup_data, and PVH's start info.
+"""Build what a kernel gets at its entry: Linux's zero page and setup_data, or PVH's start info.
 
 Layouts: ``struct boot_params`` in <asm/bootparam.h>, Documentation/arch/x86/zero-page.rst, and
-Xen's public/arch-x86/hvm/start_info.h. Everything here is pure; ``load.py`` writes it to memory.
+Xen's public/arch-x86/hvm/start_info.h. These functions only return bytes; ``load.py`` writes them
+to guest memory.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class E820Entry(NamedTuple):
 
 
 class BootData(NamedTuple):
-    """Addresses of what else was put into guest memory; 0 is absent."""
+    """Where other boot data is in guest memory; 0 means that there is none."""
 
     cmdline_gpa: int
     rsdp_gpa: int
@@ -57,8 +58,8 @@ class BootData(NamedTuple):
 def build_zero_page(setup_header: bytes, e820: Sequence[E820Entry], data: BootData) -> bytes:
     """Return the zero page.
 
-    ``setup_header`` is that of the bzImage, or empty for a bare ``vmlinux``, which gets a fresh
-    one. All else must be zero (boot.rst, 64-bit boot protocol).
+    ``setup_header`` is that of the bzImage, or empty for a ``vmlinux``, which gets a new one.
+    The other bytes of the page must be zero (boot.rst, 64-bit boot protocol).
     """
     if len(e820) > E820_MAX_ENTRIES:
         raise ValueError(f"{len(e820)} e820 entries, the zero page holds {E820_MAX_ENTRIES}")
@@ -72,7 +73,7 @@ def build_zero_page(setup_header: bytes, e820: Sequence[E820Entry], data: BootDa
         _E820_ENTRY.pack_into(page, _E820_OFFSET + index * _E820_ENTRY.size, *entry)
 
     page[0x210] = _TYPE_OF_LOADER_UNKNOWN
-    # Only the unpacker sets this flag, and the kernel believes it.
+    # Only the code that unpacks a kernel may set this flag, and the kernel does not check it.
     page[0x211] &= ~_KASLR_FLAG
     pack_into("<II", page, 0x218, data.initrd_gpa & 0xFFFF_FFFF, data.initrd_bytes & 0xFFFF_FFFF)
     pack_into("<II", page, 0x0C0, data.initrd_gpa >> 32, data.initrd_bytes >> 32)
@@ -83,7 +84,7 @@ def build_zero_page(setup_header: bytes, e820: Sequence[E820Entry], data: BootDa
 
 
 def _fresh_setup_header() -> bytes:
-    """Return the header that a kernel of today has, with what no compressed kernel could say."""
+    """Return the setup header for a ``vmlinux``, which has none: that of a current kernel."""
     page = bytearray(0x268)
     pack_into("<H", page, 0x1FE, 0xAA55)
     page[0x202:0x206] = b"HdrS"
@@ -104,9 +105,9 @@ def build_rng_seed(seed: bytes) -> bytes:
 
 
 def build_start_info(gpa: int, e820: Sequence[E820Entry], data: BootData) -> bytes:
-    """Return PVH's start info, which stands at ``gpa``, with its memory map and module behind it.
+    """Return PVH's start info for the address ``gpa``, followed by its memory map and module list.
 
-    The memory types of PVH are those of e820.
+    PVH uses the same memory types as e820.
     """
     memmap_gpa = gpa + HVM_START_INFO.size
     modlist_gpa = memmap_gpa + len(e820) * HVM_MEMMAP_ENTRY.size

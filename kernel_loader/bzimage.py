@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The x86 ``bzImage``: its setup header (Documentation/arch/x86/boot.rst) and where its parts are.
 
-A bzImage is a boot sector and real-mode setup code, which a VMM skips, then protected-mode code:
-a small program that unpacks the compressed ``vmlinux`` inside it. Offsets are those of the
+A bzImage starts with a boot sector and real-mode setup code, which a VMM skips. Protected-mode code
+follows: a small program that unpacks the compressed ``vmlinux`` inside it. Offsets are those of the
 specification, from the start of the file.
 """
 
@@ -20,7 +20,7 @@ BOOT_FLAG_OFFSET: Final = 0x1FE
 BOOT_FLAG: Final = 0xAA55
 HEADER_MAGIC_OFFSET: Final = 0x202
 HEADER_MAGIC: Final = b"HdrS"
-# boot_params keeps room for the header up to here.
+# struct boot_params reserves space for the header up to this offset.
 SETUP_HEADER_LIMIT: Final = 0x290
 SECTOR_BYTES: Final = 512
 DEFAULT_SETUP_SECTORS: Final = 4
@@ -40,15 +40,15 @@ MAX_KERNEL_ALIGNMENT: Final = 1 << 30
 
 
 class BzImage(NamedTuple):
-    """The setup header of one bzImage, as far as a 64-bit or 32-bit entry needs it."""
+    """The fields of a setup header that a 64-bit or 32-bit entry needs."""
 
     setup_header: bytes  # from SETUP_HEADER_OFFSET on, as long as the header says it is
     version: int
     code_offset: int
     code_bytes: int
     payload_offset: int  # in the file
-    payload_bytes: int  # 0: this version does not tell
-    is_64bit: bool | None  # None: this version does not tell
+    payload_bytes: int  # 0: this protocol version has no such field
+    is_64bit: bool | None  # None: this protocol version has no such field
     is_relocatable: bool
     kernel_alignment: int
     pref_address: int
@@ -58,13 +58,13 @@ class BzImage(NamedTuple):
 
     @property
     def entry_offset(self) -> int:
-        """Where the protected-mode code is entered, from its start."""
+        """The offset of the entry point from the start of the protected-mode code."""
         return ENTRY_64_OFFSET if self.is_64bit else 0
 
     def in_guest_segment(self, gpa: int) -> Segment:
-        """Return where the protected-mode code goes, with all the memory it unpacks itself into.
+        """Return where the protected-mode code goes, and how much memory it needs to unpack itself.
 
-        ``gpa`` is where a relocatable kernel goes, rounded up to the alignment it asks for.
+        A relocatable kernel goes to ``gpa``, rounded up to the alignment that it demands.
         """
         if not self.is_relocatable and self.pref_address:
             gpa = self.pref_address
@@ -81,9 +81,9 @@ def is_bzimage(head: bytes) -> bool:
 
 
 def payload_place(head: bytes) -> int:
-    """Return where in a file that starts with ``head`` the payload would begin; nothing is checked.
+    """Return the payload's offset in a file that starts with ``head``; check nothing.
 
-    ``parse_bzimage`` checks it.
+    ``parse_bzimage`` checks it later.
     """
     sectors = 1 + (head[0x1F1] or DEFAULT_SETUP_SECTORS)
     return sectors * SECTOR_BYTES + int.from_bytes(head[0x248:0x24C], "little")
@@ -100,7 +100,7 @@ def parse_bzimage(source: Source) -> BzImage:
         raise ConfigError(f"{what}: truncated bzImage, {source.size:#x} bytes")
     file_head = source.read(0, SETUP_HEADER_LIMIT)
 
-    # The second byte of the jump at 0x200 says where the header ends; code follows it.
+    # The second byte of the jump at 0x200 is the distance to the end of the header.
     header_end = HEADER_MAGIC_OFFSET + file_head[0x201]
     head = file_head[: min(header_end, SETUP_HEADER_LIMIT)].ljust(SETUP_HEADER_LIMIT, b"\0")
 
@@ -138,7 +138,7 @@ def parse_bzimage(source: Source) -> BzImage:
 
 
 def _code_bytes(source: Source, code_offset: int, paragraphs: int) -> int:
-    """Return the length of the protected-mode code; a signature may follow it in the file."""
+    """Return the size of the protected-mode code. In the file a signature may follow it."""
     available = source.size - code_offset
     wanted = paragraphs * 16
     # The last paragraph may be incomplete.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """ELF64 kernels for x86-64: program headers and the notes that tell how to start them.
 
-Only what places a kernel in memory is read: the file header, PT_LOAD and PT_NOTE. Sections are
-not looked at, a stripped kernel has none. Addresses are physical (``p_paddr``), as Linux links
-them; no relocation is applied.
+We read only what is needed to load and start a kernel: the file header, PT_LOAD and PT_NOTE, but
+no sections, which a stripped kernel lacks. Addresses are physical (``p_paddr``), as the kernel
+build sets them. We apply no relocations.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PHDR: Final = Struct("<IIQQQQQQ")
 NOTE: Final = Struct("<III")
 
 MAX_PROGRAM_HEADERS: Final = MAX_SEGMENTS
-# Linux' notes take some 500 bytes. They are read into memory, so they are bounded.
+# Notes are read into memory, so their size has a limit. Those of Linux take some 500 bytes.
 MAX_NOTE_BYTES: Final = 1 << 20
 
 # Xen's note types (xen/include/public/elfnote.h).
@@ -67,7 +67,7 @@ _MACHINES: Final = {
 
 
 class ElfKernel(NamedTuple):
-    """What an ELF file says about itself. Segments are in ascending order and do not overlap."""
+    """What the headers of a kernel say. Segments are in ascending order and do not overlap."""
 
     segments: tuple[Segment, ...]
     entry: int
@@ -178,11 +178,11 @@ def _load_segments(source: Source, headers: list[tuple[int, ...]]) -> tuple[Segm
 
 
 def _read_notes(source: Source, headers: list[tuple[int, ...]]) -> _Notes:
-    """Look for the PVH entry, and for what only a Linux kernel says about itself.
+    """Look for the PVH entry, and for a sign that this is a Linux kernel.
 
-    Linux has notes of the owner "Linux" since 4.19 (include/linux/build-salt.h), and with Xen
-    support names itself in XEN_ELFNOTE_GUEST_OS. A note that makes no sense is ignored with a
-    warning: the kernel may well start without it, and if not, its entry is refused later.
+    Since 4.19 Linux has notes with the owner "Linux" (include/linux/build-salt.h). With Xen support
+    it also names itself in XEN_ELFNOTE_GUEST_OS. A note that makes no sense is ignored with a
+    warning: the kernel may start without it, and if it cannot, its entry is refused later.
     """
     pvh_entry: int | None = None
     is_linux = False
@@ -193,7 +193,7 @@ def _read_notes(source: Source, headers: list[tuple[int, ...]]) -> _Notes:
         elif owner == b"Xen" and kind == XEN_ELFNOTE_GUEST_OS:
             is_linux |= content.rstrip(b"\0") == b"linux"
         elif owner == b"Xen" and kind == XEN_ELFNOTE_PHYS32_ENTRY and pvh_entry is None:
-            # An address of the guest's word size; Linux stores 8 bytes, other guests 4.
+            # An address of the kernel's word size: Linux stores 8 bytes, other kernels 4.
             if len(content) in (4, 8):
                 pvh_entry = int.from_bytes(content, "little")
             else:
@@ -223,12 +223,12 @@ def _iterate_notes(source: Source, headers: list[tuple[int, ...]]) -> Iterator[_
 
 
 def _split_notes(data: bytes, alignment: int) -> tuple[list[_Note], bool]:
-    """Return the notes of a segment, and whether they fill it to its end.
+    """Return the notes of a segment, and whether the last one ends within the segment.
 
-    The alignment of the segment should tell how its notes are padded: to 8 bytes if it is 8, else
-    to 4. It does not where a linker put a property note of binutils, which is aligned to 8, into
-    one segment with notes padded to 4. So both are tried, and what either finds counts: the wrong
-    one goes astray, but it does not come upon an owner and a type that we look for.
+    Notes should be padded to 8 bytes if the alignment of the segment is 8, otherwise to 4. But a
+    linker may put a property note of binutils, which is aligned to 8, into one segment with notes
+    that are padded to 4. Therefore we try both and use all notes that we find: the wrong padding
+    yields nonsense, but not a note with an owner and a type that we look for.
     """
     likely, other = (8, 4) if alignment == 8 else (4, 8)
     notes, whole = _walk_notes(data, likely)
@@ -237,14 +237,14 @@ def _split_notes(data: bytes, alignment: int) -> tuple[list[_Note], bool]:
 
 
 def _walk_notes(data: bytes, padding: int) -> tuple[list[_Note], bool]:
-    """Return the notes up to the first that runs over the end, and whether there is none."""
+    """Return the notes before the first that exceeds ``data``, and whether no note exceeds it."""
     mask = padding - 1
     notes: list[_Note] = []
     at = 0
     while len(data) - at >= NOTE.size:
         name_bytes, content_bytes, kind = NOTE.unpack_from(data, at)
         if name_bytes == 0 and at % 8:
-            at += 4  # no note has no owner: a gap in front of one that is aligned to 8
+            at += 4  # every note has an owner: this is a gap before a note that is aligned to 8
             continue
         name_at = at + NOTE.size
         content_at = (name_at + name_bytes + mask) & ~mask

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A kernel that was read by somebody else: check what it says of itself, and copy it.
+"""Check a kernel that another process has parsed, and copy it into guest memory.
 
-``parse.py`` reads the file, in a process of its own. What that sends comes from a stranger: each
-number is compared with the file, with guest memory and with the others before it is used.
+``parse.py`` reads the file in a process of its own, which is not trusted. Each number that it sends
+is compared with the file, with guest memory and with the other numbers before it is used.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ if TYPE_CHECKING:
     from sys_util.guest_memory import GuestMemory
 
 EntryProtocol: TypeAlias = Literal["linux64", "linux32", "pvh"]
-# What a file can be: plain, unpacking itself in the guest, or unpacked on the host.
+# The kinds of files: an ELF file, a bzImage that unpacks itself in the guest, and a bzImage that we
+# unpack on the host.
 FORMATS: Final = ("gzip", "xz", "lzma", "bzip2", "lz4", "zstd")
 KINDS: Final = ("vmlinux", "bzImage", *(f"bzImage, {name}" for name in FORMATS))
 PROTOCOLS: Final[tuple[EntryProtocol, ...]] = ("linux64", "linux32", "pvh")
 
-# Page tables and protected mode without paging both end here.
+# Our page tables map only addresses below this, and protected mode without paging has no others.
 MAX_ENTRY: Final = 1 << 32
 
-# The most program headers that an ELF file may have: Linux has five or six, FreeBSD a dozen.
+# How many program headers an ELF file may have: Linux has five or six, FreeBSD a dozen.
 MAX_SEGMENTS: Final = 256
 
-# What boot_params has room for: from 0x1F1, where the setup header begins, to 0x290.
+# The space in boot_params: from 0x1F1, where the setup header begins, to 0x290.
 MAX_SETUP_HEADER_BYTES: Final = 0x290 - 0x1F1
 
-# A kernel with everything built in and debug information stripped has some 100 MiB.
+# A kernel with every driver built in, but without debug information, has some 100 MiB.
 MAX_UNPACKED_BYTES: Final = 1 << 30
 
 
@@ -52,11 +53,11 @@ class Segment(NamedTuple):
 
 
 class ParsedKernel(NamedTuple):
-    """What a kernel file says of itself. Segments are in ascending order and do not overlap.
+    """What ``parse.py`` found in a kernel. Segments are in ascending order and do not overlap.
 
     ``setup_header`` is that of a bzImage, from its offset 0x1F1 on, or empty. ``unpacked_bytes``
-    is the size of what was unpacked, to which the segments' offsets refer; 0: they refer to the
-    file itself.
+    is the size of the unpacked kernel. The offsets of segments refer to the unpacked kernel, or if
+    ``unpacked_bytes`` is 0, to the file.
     """
 
     kind: str
@@ -70,14 +71,14 @@ class ParsedKernel(NamedTuple):
 
 
 class KernelImage:
-    """A kernel that is ready to be checked against memory and copied. Owns its source."""
+    """A kernel that can be checked against guest memory and copied into it. Owns its source."""
 
     def __init__(self, source: Source, parsed: ParsedKernel) -> None:
-        """Take ``source`` over, in which the segments lie.
+        """Take ownership of ``source``, which contains the segments.
 
         Raises:
-            ProtocolError: the segments make no sense, or are not in the source, which stays the
-                caller's.
+            ProtocolError: the segments make no sense, or are not in the source. The caller still
+                owns the source then.
         """
         fault = _fault(parsed.segments, source.size)
         if fault:
@@ -93,11 +94,11 @@ class KernelImage:
         self._source = source
 
     def check(self, ram: Sequence[tuple[int, int]], low_end: int) -> None:
-        """Check that the kernel fits into ``ram``, (gpa, bytes) each, and keeps off the low area.
+        """Check that the kernel is inside ``ram``, a list of (gpa, bytes), and above ``low_end``.
 
         Raises:
-            ConfigError: a segment lies outside memory or below ``low_end``, or the entry is in
-                none of them.
+            ConfigError: a segment is outside memory or below ``low_end``, or the entry is in no
+                segment.
         """
         for gpa, size_bytes, _, _ in self.segments:
             where = f"{self.what}: segment {gpa:#x}+{size_bytes:#x}"
@@ -116,25 +117,25 @@ class KernelImage:
     def place(self, memory: GuestMemory) -> None:
         """Copy the segments into guest memory.
 
-        What follows the file's bytes up to the size in memory is not written: fresh guest
-        memory is zero, and this runs once, before the first instruction.
+        The part of a segment that the file does not have must be zero. It need not be written:
+        guest memory is zero at first, and this runs once, before the guest starts.
         """
         for gpa, _, offset, file_bytes in self.segments:
             if file_bytes:
                 self._source.copy_to(offset, memory, gpa, file_bytes)
 
     def close(self) -> None:
-        """Close the file, or free what was unpacked. May be called twice."""
+        """Close the file or free the unpacked kernel. May be called twice."""
         self._source.close()
 
 
 def holds(segments: Sequence[Segment], address: int) -> bool:
-    """Return whether ``address`` lies in what the file has of a segment."""
+    """Return whether ``address`` is in the part of a segment that comes from the file."""
     return any(gpa <= address < gpa + file_bytes for gpa, _, _, file_bytes in segments)
 
 
 def _fault(segments: Sequence[Segment], source_bytes: int) -> str:
-    """Say what is wrong with segments of a source, or nothing."""
+    """Say what is wrong with the segments of a source, or nothing."""
     if not segments:
         return "no segment"
     for gpa, size_bytes, offset, file_bytes in segments:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Plan a boot while everything can still be refused, then carry the plan out in guest memory."""
+"""Plan a boot before there is a VM, so that it can still be refused; then load guest memory."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ PAGE_BYTES: Final = 4096
 
 
 class BootLayout(NamedTuple):
-    """Where in low memory the boot data goes. All of it lies below ``low_end``."""
+    """Where in low memory the boot data goes. All of it is below ``low_end``."""
 
     zero_page_gpa: int
     start_info_gpa: int
     start_info_max_bytes: int
     cmdline_gpa: int
-    cmdline_max_bytes: int  # with the NUL
+    cmdline_max_bytes: int  # including the NUL
     setup_data_gpa: int
     setup_data_max_bytes: int
-    low_end: int  # no kernel segment and no initrd below
+    low_end: int  # no kernel segment and no initrd may be below this
 
 
 class EntryPoint(NamedTuple):
@@ -63,7 +63,7 @@ class Initrd:
 
 
 class BootPlan(NamedTuple):
-    """A boot that was checked against the memory map: nothing in it can fail but the host."""
+    """A boot that was checked against the memory map. Only the host can still make it fail."""
 
     image: KernelImage
     initrd: Initrd | None
@@ -74,11 +74,11 @@ class BootPlan(NamedTuple):
 
 
 def open_initrd(path: str, *, follow: bool = True) -> Initrd:
-    """Open an initial RAM disk; a symbolic link at the end of its path only with ``follow``.
+    """Open an initial RAM disk. Without ``follow`` its path must not be a symbolic link.
 
     Raises:
         ConfigError: it is empty or no regular file.
-        HostError: the host does not let us open it.
+        HostError: the host refuses to open it.
     """
     return Initrd(FileSource.open("initrd", path, follow=follow))
 
@@ -90,10 +90,10 @@ def plan_boot(
     e820: Sequence[E820Entry],
     layout: BootLayout,
 ) -> BootPlan:
-    """Decide where everything goes. To be called before there is a VM.
+    """Decide where everything goes in guest memory. Call it before there is a VM.
 
     Raises:
-        ConfigError: kernel, initrd or command line do not fit; with the sizes.
+        ConfigError: kernel, initrd or command line do not fit. The message has the sizes.
     """
     ram = [(entry.gpa, entry.size_bytes) for entry in e820 if entry.kind == E820_RAM]
     image.check(ram, layout.low_end)
@@ -107,10 +107,10 @@ def plan_boot(
 def load_linux(memory: GuestMemory, plan: BootPlan, *, rsdp_gpa: int, seed: bytes) -> EntryPoint:
     """Write kernel, initrd and boot data into guest memory and return where to start.
 
-    Closes image and initrd, whose bytes are the guest's from here on: an unpacked kernel would
-    otherwise stay in the monitor's memory as long as the guest runs.
+    Close image and initrd afterwards: otherwise an unpacked kernel would use memory of the vmm as
+    long as the guest runs.
 
-    ``seed`` is 32 to 256 random bytes for the guest; ``rsdp_gpa`` 0 means there is no ACPI.
+    ``seed`` is 32 to 256 random bytes for the guest; ``rsdp_gpa`` 0 means that there is no ACPI.
 
     Raises:
         ConfigError: a file has become shorter since the plan was made.
@@ -143,7 +143,7 @@ def encode_cmdline(cmdline: str, max_bytes: int, what: str) -> bytes:
     """Return the kernel command line as the bytes that the guest sees, without the NUL.
 
     Raises:
-        ConfigError: it is too long for ``what``, or has characters that would end it early.
+        ConfigError: it is too long for the kernel ``what``, or has a character that would end it.
     """
     for character, name in (("\0", "a NUL character"), ("\n", "a newline")):
         if character in cmdline:
@@ -162,7 +162,7 @@ def encode_cmdline(cmdline: str, max_bytes: int, what: str) -> bytes:
 def _initrd_gpa(
     image: KernelImage, initrd: Initrd, ram: Sequence[tuple[int, int]], low_end: int
 ) -> int:
-    """Return the highest page-aligned place that memory, kernel and initrd_addr_max leave."""
+    """Return the highest page-aligned address in memory that is free and below initrd_addr_max."""
     for start, length in sorted(ram, reverse=True):
         bottom = max(start, low_end)
         top = min(start + length, image.initrd_addr_max + 1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Read a kernel file: what goes where in guest memory, and how it is started.
+"""Read a kernel file: find out what goes where in guest memory, and how the kernel is started.
 
-This runs in a process of its own (``crosvm_py/kernel_parser/``), which may read the file, use
-memory and write what it unpacks. Nobody takes its word for anything: ``image.py`` checks it.
+This runs in a process of its own (``crosvm_py/kernel_parser/``), which may only read the file, use
+memory and write what it unpacks. The vmm does not trust the result: ``image.py`` checks it.
 
 Which way a kernel starts (``EntryProtocol``):
 
@@ -11,8 +11,8 @@ Which way a kernel starts (``EntryProtocol``):
   ``e_entry`` lies in a segment and is not the PVH entry itself; everything else with such a note
   (Xen test guests, FreeBSD, unikernels: 32-bit code or a virtual address at ``e_entry``) starts
   by PVH. Linux too old to name itself starts by PVH as well, which it also understands.
-- A bzImage is unpacked, and the ELF in it starts as above. If its compression is not known, the
-  bzImage starts at its own 64-bit or 32-bit entry and unpacks itself.
+- A bzImage is unpacked, and the ELF file in it starts as above. If we do not know its compression,
+  the bzImage starts at its own 64-bit or 32-bit entry and unpacks itself.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ log = get_logger("kernel_loader")
 # Where a relocatable bzImage that unpacks itself is put: crosvm's address.
 BZIMAGE_GPA: Final = 0x20_0000
 
-# The defaults of Linux on x86 where no setup header says otherwise: COMMAND_LINE_SIZE without
-# its NUL, and the highest address that a 64-bit kernel accepts for an initrd.
+# For a file without a setup header, the values of Linux on x86: COMMAND_LINE_SIZE without its NUL,
+# and the highest address that a 64-bit kernel accepts for an initrd.
 DEFAULT_CMDLINE_MAX_BYTES: Final = 2047
 DEFAULT_INITRD_ADDR_MAX: Final = 0x7FFF_FFFF
 
@@ -55,10 +55,11 @@ _KNOWN_FILES: Final[tuple[tuple[int, bytes, str], ...]] = (
 
 
 def import_unpacker(source: FileSource) -> None:
-    """Import what ``parse_kernel`` will need for this file, while modules can still be found.
+    """Import the modules that ``parse_kernel`` will need for this file.
 
-    Only marks are compared here, and two numbers of a bzImage added up. What is wrong with the
-    file, ``parse_kernel`` says.
+    It cannot import them itself, because by then the process can open no file. Here, outside the
+    jail, we only compare magic numbers and add two numbers of a bzImage; ``parse_kernel`` says what
+    is wrong with the file.
     """
     head = source.read(0, min(source.size, _HEAD_BYTES))
     if is_elf(head):
@@ -76,21 +77,21 @@ def import_unpacker(source: FileSource) -> None:
 def parse_kernel(
     source: FileSource, unpacked_fd: int, bzimage_gpa: int = BZIMAGE_GPA
 ) -> ParsedKernel:
-    """Read, check and, where it is compressed, unpack a kernel; ``source`` stays open.
+    """Read a kernel, check it and, if it is compressed, unpack it; ``source`` stays open.
 
     Args:
         source: the kernel.
-        unpacked_fd: an empty file for what is unpacked; it stays the caller's.
+        unpacked_fd: an empty file, to which the unpacked kernel is written; the caller owns it.
         bzimage_gpa: where a bzImage goes that unpacks itself.
 
     Raises:
         ConfigError: the file is no kernel for this machine, or is damaged.
-        HostError: the host does not let us read it.
+        HostError: the host refuses to read it.
     """
     head = source.read(0, min(source.size, _HEAD_BYTES))
     if is_elf(head):
         return _of_elf("vmlinux", parse_elf(source))
-    # Only now: a start from an ELF file is the fast one.
+    # Not imported before, so that a start from an ELF file is fast.
     from kernel_loader.bzimage import is_bzimage
 
     if is_bzimage(head):
@@ -140,7 +141,7 @@ def _of_elf(kind: str, elf: ElfKernel, bzimage: BzImage | None = None) -> Parsed
 
 
 def _in_guest(bzimage: BzImage, gpa: int) -> ParsedKernel:
-    """Return what is to be known of a bzImage that unpacks itself in the guest."""
+    """Return how to load and start a bzImage that unpacks itself in the guest."""
     segment = bzimage.in_guest_segment(gpa)
     protocol: EntryProtocol = "linux64" if bzimage.is_64bit else "linux32"
     return _parsed("bzImage", protocol, segment.gpa + bzimage.entry_offset, (segment,), bzimage)

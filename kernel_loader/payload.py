@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Unpack the payload of a bzImage on the host, which is faster than letting the guest do it.
 
-The libraries that do it are C, so this runs in a process of its own: see ``parse.py``.
+The libraries for it are written in C and may have memory bugs, so this runs in a process of its
+own: see ``parse.py``.
 
-The kernel build compresses ``vmlinux`` with one of seven tools and puts the unpacked size behind
-it in four bytes (``size_append`` in scripts/Makefile.lib; for gzip these are the tool's own
-ISIZE). Six of them are unpacked here; what this module does not know is left to the guest.
+The kernel build compresses ``vmlinux`` with one of seven tools and appends the unpacked size in
+four bytes (``size_append`` in scripts/Makefile.lib; for gzip these are the tool's own ISIZE). We
+unpack six of the seven formats; the guest unpacks a kernel of any other format itself.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ if TYPE_CHECKING:
     Unpacker: TypeAlias = "Callable[[memoryview], Iterator[bytes]]"
 
 _CHUNK_BYTES: Final = 1 << 20
-# The dictionary is what costs memory. Kernels are built with up to 128 MiB of it.
+# Unpacking needs memory mainly for the dictionary, which has up to 128 MiB for a kernel.
 _DICTIONARY_LIMIT_BYTES: Final = 256 << 20
 _LZ4_LEGACY_BLOCK_BYTES: Final = 8 << 20
 _LZ4_LEGACY_MAGIC: Final = 0x184C2102
 SIZE_APPENDED_BYTES: Final = 4
-FORMAT_BYTES: Final = 8  # enough to know a format by
+FORMAT_BYTES: Final = 8  # enough to recognize every format
 
 
 class _CorruptError(Exception):
-    """The compressed data is damaged. Its text is the reason."""
+    """The compressed data is damaged. The text of the error is the reason."""
 
 
 def payload_format(payload: memoryview | bytes) -> str:
@@ -53,17 +54,17 @@ def payload_format(payload: memoryview | bytes) -> str:
 
 
 def import_format(head: bytes) -> None:
-    """Import what unpacks a payload that begins with ``head``, so that nothing is missing later."""
+    """Import the module that unpacks a payload that begins with ``head``."""
     module = _MODULES.get(payload_format(head))
     if module is not None:
         __import__(module)
 
 
 def unpack_payload(what: str, payload: memoryview, fd: int) -> int:
-    """Unpack ``payload``, whose format must be known, into the file ``fd``; return its size.
+    """Unpack ``payload``, whose format must be known, into the file ``fd``; return the new size.
 
     Raises:
-        ConfigError: it is damaged, or is not as long as it says.
+        ConfigError: the payload is damaged, or does not have the size that it claims.
         HostError: the file cannot be written.
     """
     name = payload_format(payload)
@@ -107,7 +108,7 @@ def _unpack_gzip(payload: memoryview) -> Iterator[bytes]:
     at = 0
     try:
         while not decompressor.eof:
-            # Small pieces: what zlib does not take yet comes back as a copy.
+            # The pieces are small because zlib copies the part of a piece that it did not use.
             piece: memoryview | bytes = decompressor.unconsumed_tail
             if not piece:
                 piece = payload[at : at + _CHUNK_BYTES // 4]
@@ -133,8 +134,8 @@ def _unpack_stream(decompressor: _Decompressor, payload: memoryview) -> Iterator
 
 
 def _unpack_lzma(payload: memoryview) -> Iterator[bytes]:
-    # FORMAT_AUTO takes both .xz (with the x86 filter that the kernel uses) and .lzma, whose
-    # header does not know the size here.
+    # FORMAT_AUTO accepts .xz, with the x86 filter that the kernel uses, and .lzma, whose header
+    # does not contain the size here.
     import lzma
 
     try:
@@ -155,9 +156,10 @@ def _unpack_bzip2(payload: memoryview) -> Iterator[bytes]:
 
 
 def _unpack_lz4(payload: memoryview) -> Iterator[bytes]:
-    """Unpack the legacy frame format: the magic, then blocks with their packed size in front.
+    """Unpack the legacy frame format: a magic number, then blocks, each after its packed size.
 
-    The size behind it looks like one more block size, so the end is where four bytes are left.
+    The unpacked size at the end would look like one more block size, so we stop before the last
+    four bytes.
     """
     import lz4.block
 
@@ -183,7 +185,7 @@ def _unpack_zstd(payload: memoryview) -> Iterator[bytes]:
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=_DICTIONARY_LIMIT_BYTES)
     try:
-        # Without the size behind it, which would be taken for the next frame.
+        # Without the unpacked size at the end, which zstd would take for the next frame.
         stream = payload[:-SIZE_APPENDED_BYTES]
         with decompressor.stream_reader(stream, read_size=_CHUNK_BYTES) as reader:
             while chunk := reader.read(_CHUNK_BYTES):
@@ -192,7 +194,7 @@ def _unpack_zstd(payload: memoryview) -> Iterator[bytes]:
         raise _CorruptError(str(error)) from error
 
 
-# No lzo: nothing in our dependencies unpacks it, and no distribution uses it.
+# Not lzo: none of our dependencies unpacks it, and no distribution uses it.
 _FORMATS: Final[tuple[tuple[bytes, str, Unpacker], ...]] = (
     (b"\x1f\x8b", "gzip", _unpack_gzip),
     (b"\xfd7zXZ\0", "xz", _unpack_lzma),

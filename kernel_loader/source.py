@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where the bytes of a kernel or initrd come from: an open file, or a memfd with what was unpacked.
+"""Read a kernel or initrd from an open file, or from a memfd with an unpacked kernel.
 
-Bytes go into guest memory through its memfd, not through the mapping: the kernel copies them from
-page to page, and no page of the guest is faulted into this process. That takes half the time.
-Files are never mapped: one that is truncated meanwhile must be an error with a name, not a SIGBUS.
+We copy bytes to guest memory through its memfd, not through the mapping. The host's kernel then
+copies from page to page, and no page is faulted into this process, which takes half the time. We
+never map a file: if it is truncated meanwhile, we report an error instead of dying of SIGBUS.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sys_util.typing import TYPE_CHECKING, Final, NoReturn, Protocol, Self
 if TYPE_CHECKING:
     from sys_util.guest_memory import GuestMemory
 
-# The kernel cuts longer reads short (MAX_RW_COUNT); stay on a page boundary below it.
+# The kernel shortens reads above MAX_RW_COUNT. This is a multiple of the page size below it.
 _MAX_READ_BYTES: Final = 1 << 30
 
 
@@ -32,18 +32,18 @@ class Source(Protocol):
         ...
 
     def copy_to(self, offset: int, memory: GuestMemory, gpa: int, length: int) -> None:
-        """Copy ``length`` bytes from ``offset`` on to ``gpa``, or raise ``ConfigError``."""
+        """Copy ``length`` bytes, from ``offset`` on, to ``gpa``, or raise ``ConfigError``."""
         ...
 
     def close(self) -> None:
-        """Release what is behind the source."""
+        """Release the file or memory that the source reads."""
         ...
 
 
 class FileSource:
     """An open regular file. ``what`` names it in messages: ``kernel boot/vmlinux``.
 
-    Owns ``fd``, which is for whoever passes the file on to another process.
+    Owns ``fd``. It is public, so that the file can be passed to another process.
     """
 
     def __init__(self, what: str, fd: int, size: int) -> None:
@@ -53,17 +53,17 @@ class FileSource:
 
     @classmethod
     def open(cls, role: str, path: str, *, follow: bool = True) -> Self:
-        """Open ``path`` for reading; a symbolic link at its end only with ``follow``.
+        """Open ``path`` for reading. Without ``follow`` it must not be a symbolic link.
 
         Raises:
             ConfigError: a directory, a device, a pipe or an empty file.
-            HostError: the host does not let us open it.
+            HostError: the host refuses to open it.
         """
         what = f"{role} {path}"
         if "\0" in path:
             raise ConfigError(f"{role} {path!r}: a NUL character in a file name")
         try:
-            # Without O_NONBLOCK, a FIFO would hold us until somebody writes to it.
+            # Without O_NONBLOCK we would wait here if the file is a FIFO that has no writer.
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
             fd = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
         except OSError as error:
@@ -82,7 +82,7 @@ class FileSource:
         return bytes(buffer)
 
     def read_into(self, offset: int, target: memoryview) -> None:
-        """Fill ``target`` without a copy in between."""
+        """Read from ``offset`` on into ``target``, until it is full."""
         done = 0
         while done < len(target):
             part = target[done : done + _MAX_READ_BYTES]
@@ -95,7 +95,7 @@ class FileSource:
             done += count
 
     def copy_to(self, offset: int, memory: GuestMemory, gpa: int, length: int) -> None:
-        """Copy ``length`` bytes of the file from ``offset`` on to ``gpa``."""
+        """Copy ``length`` bytes of the file, from ``offset`` on, to ``gpa``."""
         os.lseek(memory.fd, _memfd_offset(memory, gpa, length), os.SEEK_SET)
         done = 0
         while done < length:
@@ -104,7 +104,8 @@ class FileSource:
                     memory.fd, self.fd, offset + done, min(length - done, _MAX_READ_BYTES)
                 )
             except OSError:
-                # Not every file system can: read as from any file, which also says what is wrong.
+                # Not every file system can do sendfile. If there is another cause, preadv fails
+                # too and reports it.
                 with memory.view(gpa + done, length - done) as target:
                     self.read_into(offset + done, target)
                 return
