@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Call KVM's ioctls; a refusal becomes a ``HostError`` that names the request."""
+"""Call KVM's ioctls. If the kernel refuses one, raise a ``HostError`` that names the request."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def refuse(operation: str, target: str, errno: int, hint: str = "") -> NoReturn:
-    """Raise the ``HostError`` of a request that failed with ``errno``."""
+    """Raise ``HostError`` for a request that failed with ``errno``."""
     raise_host_error(operation, target, OSError(errno, os.strerror(errno)), hint)
 
 
 def ioctl(fd: int, request: int, arg: CData, operation: str, target: str = "on the VM") -> int:
-    """Pass a pointer and return the kernel's answer.
+    """Call ioctl(2) with a pointer and return its result.
 
     Raises:
         HostError: the kernel refused.
@@ -33,7 +33,7 @@ def ioctl(fd: int, request: int, arg: CData, operation: str, target: str = "on t
 
 
 def ioctl_int(fd: int, request: int, arg: int, operation: str, target: str = "on the VM") -> int:
-    """Pass a plain number and return the kernel's answer.
+    """Call ioctl(2) with a number and return its result.
 
     Raises:
         HostError: the kernel refused.

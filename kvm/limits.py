@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a host's KVM cannot do, in words for people."""
+"""Messages that tell the user what the host's KVM cannot do."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Read the ``struct kvm_run`` page: why a vCPU left the guest, and the data of that exit.
 
-Offsets come from the compiler. The page is little-endian and naturally aligned, so it is read
-through views and ``struct`` formats, at a fraction of the cost of one object per field.
+The offsets come from the compiler. The page is little-endian and naturally aligned, so we read it
+through views and ``struct`` formats, which is much faster than one object for each field.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ INTERNAL_ERROR_NAMES: Final = {
     lib.KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON: "unexpected exit reason",
 }
 
-# Formats of the two exits that happen all the time; tests hold them against the header's offsets.
+# Formats of the two most frequent exits; tests compare them with the offsets in the header.
 IO_FORMAT: Final = struct.Struct("<BBHIQ")  # direction, size, port, count, data_offset
 MMIO_FORMAT: Final = struct.Struct("<QQIB")  # phys_addr, data, len, is_write
 
@@ -56,7 +56,7 @@ _INSN_BYTES_VALID: Final = 1  # KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BY
 
 
 class RunPage:
-    """The run page of one vCPU. ``u8`` to ``u64`` are views of all of it, indexed by element."""
+    """The run page of one vCPU. ``u8`` to ``u64`` are views of the whole page, as such integers."""
 
     __slots__ = ("u8", "u16", "u32", "u64")
 
@@ -71,21 +71,21 @@ class RunPage:
         return self.u32[lib.RUN_EXIT_REASON // 4]
 
     def io(self) -> tuple[int, int, int, int, int]:
-        """Return direction, size, port, count and the data's offset in the page."""
+        """Return direction, size, port, count and the offset of the data in the page."""
         direction, size, port, count, offset = IO_FORMAT.unpack_from(self.u8, lib.RUN_IO)
         return direction, size, port, count, offset
 
     def mmio(self) -> tuple[int, int, int, int]:
-        """Return address, data (as 8 bytes, of which ``length`` count), length and is_write."""
+        """Return address, data (8 bytes, of which ``length`` are valid), length and is_write."""
         address, data, length, is_write = MMIO_FORMAT.unpack_from(self.u8, lib.RUN_MMIO)
         return address, data, length, is_write
 
     def set_mmio_data(self, value: int) -> None:
-        """Answer an MMIO read."""
+        """Set the data that the guest gets for its MMIO read."""
         self.u64[lib.RUN_MMIO_DATA // 8] = value
 
     def hardware_reason(self) -> int:
-        """Return what the processor said, after KVM_EXIT_UNKNOWN and KVM_EXIT_FAIL_ENTRY."""
+        """Return the processor's reason of a KVM_EXIT_UNKNOWN or KVM_EXIT_FAIL_ENTRY."""
         return self.u64[lib.RUN_FAIL_REASON // 8]
 
     def system_event(self) -> int:
@@ -99,7 +99,7 @@ class RunPage:
         return self.u32[lib.RUN_INTERNAL // 4], tuple(self.u64[first : first + words])
 
     def instruction(self) -> bytes:
-        """Return the instruction that KVM could not emulate, as far as KVM fetched it."""
+        """Return the bytes of the instruction that KVM could not emulate, if KVM fetched them."""
         words = self.u32[lib.RUN_INTERNAL_NDATA // 4]
         if words < 3 or not self.u64[lib.RUN_INSN_FLAGS // 8] & _INSN_BYTES_VALID:
             return b""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One KVM vCPU: its registers, its run page, and how another thread gets it out of the guest."""
+"""One KVM vCPU: its registers, its run page, and how another thread makes it leave the guest."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class CpuidEntry(NamedTuple):
 
 
 def install_kick_handler(signo: int) -> None:
-    """Make ``signo`` interrupt KVM_RUN in whichever thread gets it, and do nothing else.
+    """Make ``signo`` interrupt KVM_RUN in the thread that gets it, and do nothing else.
 
     Raises:
-        HostError: the signal number is not one a program may handle.
+        HostError: a program cannot handle this signal.
     """
     result = lib.crosvm_install_kick_handler(signo)
     if result < 0:
@@ -53,10 +53,13 @@ def kick_thread(tid: int, signo: int) -> None:
 
 
 class Vcpu:
-    """A virtual processor. Only the thread that runs it may call what the guest's progress changes.
+    """A virtual processor, which one thread runs.
 
-    ``page`` is the ``struct kvm_run`` page and what follows it, as bytes; it stays mapped until the
-    last view of it is gone, also after ``close``.
+    If another thread calls a method that makes an ioctl, KVM lets it wait until the vCPU has left
+    the guest.
+
+    ``page`` is the mapping of ``struct kvm_run`` and the data after it, as bytes. It stays mapped
+    as long as there is a view of it, even after ``close``.
     """
 
     def __init__(self, index: int, fd: int, run_bytes: int) -> None:
@@ -74,11 +77,11 @@ class Vcpu:
         return f"on vCPU {self.index}"
 
     def run(self) -> int:
-        """Enter the guest; return 0 when it left with an exit reason, or a negative ``errno``."""
+        """Run the guest; return 0 if it left with an exit reason, else a negative ``errno``."""
         return lib.crosvm_vcpu_run(self.fd)
 
     def set_immediate_exit(self, *, enabled: bool) -> None:
-        """Make the next KVM_RUN return at once with EINTR, after it completed the last exit."""
+        """Make the next KVM_RUN complete the last exit and then return at once with EINTR."""
         self.page[lib.RUN_IMMEDIATE_EXIT] = enabled
 
     def regs(self) -> kvm_regs:
@@ -102,7 +105,7 @@ class Vcpu:
         ioctl(self.fd, lib.KVM_SET_SREGS, sregs, "KVM_SET_SREGS", self._target)
 
     def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
-        """Set every leaf the guest will see; once, before the first run."""
+        """Set every leaf that the guest will see. Call it once, before the first ``run``."""
         count = len(entries)
         table = ffi.new("struct kvm_cpuid2 *", {"nent": count, "entries": count})
         for at, leaf in enumerate(entries):
@@ -112,9 +115,9 @@ class Vcpu:
         ioctl(self.fd, lib.KVM_SET_CPUID2, table, "KVM_SET_CPUID2", self._target)
 
     def set_msr(self, index: int, value: int) -> bool:
-        """Set one model-specific register; return whether KVM took it.
+        """Set one model-specific register; return whether KVM accepted it.
 
-        One at a time, because KVM stops at the first that it refuses.
+        KVM stops at the first register that it refuses, so we set one at a time.
         """
         table = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": 1})
         table.entries[0].index = index
@@ -122,7 +125,7 @@ class Vcpu:
         return ioctl(self.fd, lib.KVM_SET_MSRS, table, "KVM_SET_MSRS", self._target) == 1
 
     def msr(self, index: int) -> int | None:
-        """Return one model-specific register, or ``None`` where KVM has no such."""
+        """Return one model-specific register, or ``None`` if KVM does not have it."""
         table = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": 1})
         table.entries[0].index = index
         if ioctl(self.fd, lib.KVM_GET_MSRS, table, "KVM_GET_MSRS", self._target) != 1:
@@ -153,17 +156,17 @@ class Vcpu:
         ioctl(self.fd, lib.KVM_SET_MP_STATE, state, "KVM_SET_MP_STATE", self._target)
 
     def notify_paused(self) -> None:
-        """Tell the guest's watchdogs that it was stopped; a guest without kvmclock is not told."""
+        """Tell the guest's watchdogs that it was paused, if the guest uses kvmclock."""
         result = lib.crosvm_ioctl_int(self.fd, lib.KVM_KVMCLOCK_CTRL, 0)
         if result < 0 and -result != errno.EINVAL:
             refuse("KVM_KVMCLOCK_CTRL", self._target, -result)
 
     def tsc_khz(self) -> int:
-        """Return the frequency of the guest's time stamp counter."""
+        """Return the frequency of the guest's time stamp counter, in kHz."""
         return ioctl_int(self.fd, lib.KVM_GET_TSC_KHZ, 0, "KVM_GET_TSC_KHZ", self._target)
 
     def close(self) -> None:
-        """Close the vCPU. The run page goes with the last view of it."""
+        """Close the vCPU. The run page stays mapped as long as there is a view of it."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

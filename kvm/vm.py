@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""KVM as objects: the device and a VM, each the owner of its descriptor. vCPUs: ``kvm_vcpu.py``."""
+"""KVM's device and a VM as objects that own their descriptors. vCPUs are in ``vcpu.py``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kvm._kvm import CData
 
-# KVM's own limits are far below; a kernel that wants more entries says so with E2BIG.
+# Far more than KVM has. A kernel with more entries would refuse the call with E2BIG.
 MAX_CPUID_ENTRIES: Final = 256
 
 KVM_IRQCHIP_PIC_MASTER: Final[int] = lib.KVM_IRQCHIP_PIC_MASTER
@@ -52,7 +52,7 @@ _OPEN_HINTS: Final = {
 
 
 class ChipRoute(NamedTuple):
-    """A GSI that is a pin of one of KVM's interrupt controllers (``KVM_IRQCHIP_…``)."""
+    """A GSI that drives a pin of one of KVM's interrupt controllers (``KVM_IRQCHIP_…``)."""
 
     gsi: int
     chip: int
@@ -68,12 +68,15 @@ class MsiRoute(NamedTuple):
 
 
 def host_has_hardware_virtualization() -> bool:
-    """Tell whether the processor offers VMX or SVM. Opens nothing, so it works in a sandbox."""
+    """Return whether the processor offers VMX or SVM. It opens no file: it works in a sandbox."""
     return bool(lib.crosvm_has_hardware_virtualization())
 
 
 def host_cpuid(leaf: int) -> tuple[int, int, int, int] | None:
-    """Return what this processor itself says at a leaf without subleaves, or None without it."""
+    """Return EAX, EBX, ECX, EDX of the host's CPUID leaf; ``None`` if there is no such leaf.
+
+    The leaf must be one without subleaves.
+    """
     registers = ffi.new("unsigned int[4]")
     if not lib.crosvm_host_cpuid(leaf, registers):
         return None
@@ -90,10 +93,10 @@ class Kvm:
 
     @classmethod
     def open(cls, path: str = "/dev/kvm") -> Self:
-        """Open the device and check what every VM needs of it.
+        """Open the device and check that it has all that a VM needs.
 
         Raises:
-            HostError: it is missing, not allowed, not KVM or too old; the hint says what to do.
+            HostError: it is missing, not allowed, not KVM or too old. The hint says what to do.
         """
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -127,7 +130,7 @@ class Kvm:
 
     @property
     def max_vcpus(self) -> int:
-        """The most vCPUs that one VM can have."""
+        """How many vCPUs one VM can have."""
         return self.check_extension(lib.KVM_CAP_MAX_VCPUS) or 4
 
     def supported_cpuid(self) -> list[CpuidEntry]:
@@ -145,11 +148,12 @@ class Kvm:
         """Create a VM without memory, interrupt controllers or vCPUs.
 
         Raises:
-            HostError: the host is short of something, or another hypervisor holds the processor.
+            HostError: the host lacks memory or descriptors, or another hypervisor uses the
+                processor.
         """
         while True:
             fd = lib.crosvm_ioctl_int(self.fd, lib.KVM_CREATE_VM, 0)
-            if fd != -errno.EINTR:  # the kernel gives up on a signal while it allocates
+            if fd != -errno.EINTR:  # a signal came while the kernel allocated memory: try again
                 break
         if fd < 0:
             hint = "another hypervisor is using the processor" if fd == -errno.EBUSY else ""
@@ -162,45 +166,45 @@ class Kvm:
         return Vm(fd, run_bytes, ioeventfd_any_length=any_length)
 
     def close(self) -> None:
-        """Close the device. VMs made from it live on."""
+        """Close the device. The VMs made with it are not affected."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
 class Vm:
-    """A virtual machine. Memory buffers stay exported, so that they cannot be unmapped under it."""
+    """A virtual machine. It keeps an export of each memory buffer, which prevents its unmapping."""
 
     def __init__(self, fd: int, run_bytes: int, *, ioeventfd_any_length: bool) -> None:
         self.fd = fd
         self._run_bytes = run_bytes
-        # A driver rings the doorbell with 2 bytes, or with 4 (virtio 1.3 §4.1.5.2).
+        # A driver notifies a device with a write of 2 or 4 bytes (virtio 1.3 §4.1.5.2).
         self._ioeventfd_lengths = (0,) if ioeventfd_any_length else (2, 4)
         self._memory: dict[int, CData] = {}
 
     def set_tss_address(self, gpa: int) -> None:
-        """Give KVM three pages of guest-physical space for its real-mode emulation on Intel."""
+        """Give KVM three pages of guest-physical addresses for real-mode emulation on Intel."""
         ioctl_int(self.fd, lib.KVM_SET_TSS_ADDR, gpa, "KVM_SET_TSS_ADDR")
 
     def set_identity_map_address(self, gpa: int) -> None:
-        """Give KVM one page of guest-physical space for its identity page table on Intel."""
+        """Give KVM one page of guest-physical addresses, for its identity page table on Intel."""
         address = ffi.new("uint64_t *", gpa)
         ioctl(self.fd, lib.KVM_SET_IDENTITY_MAP_ADDR, address, "KVM_SET_IDENTITY_MAP_ADDR")
 
     def create_irqchip(self) -> None:
-        """Put two PICs and an IOAPIC into the kernel, and a LAPIC into every later vCPU."""
+        """Have KVM emulate two PICs and an IOAPIC, and a LAPIC for each vCPU made later."""
         ioctl_int(self.fd, lib.KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP")
 
     def create_pit2(self) -> None:
-        """Put the interval timer into the kernel, port 0x61 included."""
+        """Have KVM emulate the interval timer, including port 0x61."""
         config = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
         ioctl(self.fd, lib.KVM_CREATE_PIT2, config, "KVM_CREATE_PIT2")
 
     def drop_missed_pit_ticks(self) -> None:
-        """Let ticks that the guest could not take be lost, where KVM would deliver them later.
+        """Have KVM drop timer ticks that the guest could not take, not deliver them later.
 
-        A VM that was suspended for an hour would get 3.6 million of them at once. The first call
-        waits for readers of KVM's interrupt tables, up to 20 ms; a second one does nothing.
+        A VM that was suspended for an hour would get 3.6 million ticks at once. The first call
+        waits up to 20 ms for readers of KVM's interrupt tables; a second call does nothing.
         """
         control = ffi.new("struct kvm_reinject_control *", {"pit_reinject": 0})
         ioctl(self.fd, lib.KVM_REINJECT_CONTROL, control, "KVM_REINJECT_CONTROL")
@@ -208,10 +212,10 @@ class Vm:
     def add_memory(
         self, slot: int, gpa: int, buffer: WriteableBuffer, *, read_only: bool = False
     ) -> None:
-        """Let the guest see ``buffer``, whole pages of it, at ``gpa``.
+        """Let the guest see ``buffer``, which consists of whole pages, at ``gpa``.
 
         Raises:
-            HostError: the slot is in use, or the range overlaps another.
+            HostError: the slot is in use, or the range overlaps another one.
         """
         pages = ffi.from_buffer(buffer, require_writable=True)
         region = {
@@ -227,7 +231,7 @@ class Vm:
         self._memory[slot] = pages
 
     def remove_memory(self, slot: int) -> None:
-        """Take a slot back; its buffer may be unmapped afterwards."""
+        """Remove a slot. Its buffer can be unmapped afterwards."""
         self._set_memory(
             {"slot": slot, "flags": 0, "guest_phys_addr": 0, "memory_size": 0, "userspace_addr": 0}
         )
@@ -248,11 +252,11 @@ class Vm:
         ioctl(self.fd, lib.KVM_IRQ_LINE, level, "KVM_IRQ_LINE", f"GSI {gsi}")
 
     def assign_irqfd(self, gsi: int, eventfd: int) -> None:
-        """Let the kernel raise ``gsi`` when ``eventfd`` is signalled; at once if it already is."""
+        """Let KVM raise ``gsi`` when ``eventfd`` is signalled, at once if it is signalled now."""
         self._irqfd(gsi, eventfd, 0)
 
     def deassign_irqfd(self, gsi: int, eventfd: int) -> None:
-        """Undo ``assign_irqfd``. Later signals stay counted in the eventfd."""
+        """Undo ``assign_irqfd``. The eventfd still counts later signals."""
         self._irqfd(gsi, eventfd, lib.KVM_IRQFD_FLAG_DEASSIGN)
 
     def _irqfd(self, gsi: int, eventfd: int, flags: int) -> None:
@@ -262,12 +266,12 @@ class Vm:
     def register_ioeventfd(
         self, eventfd: int, address: int, length: int = 0, *, pio: bool = False
     ) -> None:
-        """Let the kernel signal ``eventfd`` when the guest writes to ``address``.
+        """Let KVM signal ``eventfd`` when the guest writes to ``address``.
 
-        ``length`` 0 takes writes of every length.
+        ``length`` 0 means writes of every length.
 
         Raises:
-            HostError: another eventfd is there already, or KVM's table is full.
+            HostError: another eventfd has this address already, or KVM's table is full.
         """
         done: list[int] = []
         flags = lib.KVM_IOEVENTFD_FLAG_PIO if pio else 0
@@ -299,7 +303,7 @@ class Vm:
     def set_gsi_routing(
         self, chip_routes: Sequence[ChipRoute], msi_routes: Sequence[MsiRoute]
     ) -> None:
-        """Replace the whole table that says where each GSI leads."""
+        """Replace the whole table of GSI routes."""
         count = len(chip_routes) + len(msi_routes)
         table = ffi.new("struct kvm_irq_routing *", {"nr": count, "entries": count})
         for at, (gsi, chip, pin) in enumerate(chip_routes):
@@ -320,13 +324,13 @@ class Vm:
         ioctl(self.fd, lib.KVM_SET_CLOCK, data, "KVM_SET_CLOCK")
 
     def create_vcpu(self, index: int) -> Vcpu:
-        """Create the vCPU whose index is also its APIC id."""
+        """Create the vCPU ``index``, which is also its APIC id."""
         fd = ioctl_int(self.fd, lib.KVM_CREATE_VCPU, index, "KVM_CREATE_VCPU", f"{index}")
         os.set_inheritable(fd, False)
         return Vcpu(index, fd, self._run_bytes)
 
     def close(self) -> None:
-        """Close the VM and let go of its memory. Its vCPUs are closed by their owner, before."""
+        """Close the VM and release its memory. The owner of the vCPUs closes them before."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

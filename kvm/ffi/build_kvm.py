@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Build ``kvm._kvm``: the KVM ABI as the compiler reads it in ``<linux/kvm.h>``.
+"""Build ``kvm._kvm``: the KVM ABI as the compiler finds it in ``<linux/kvm.h>``.
 
-The declarations below name fields and constants only; sizes, offsets and ioctl numbers come from
-the header. What is not a plain ``ioctl`` is one of the small C functions in ``kvm.c``; those that
-can fail return a negative ``errno``, because cffi releases the GIL around the call.
+The declarations below only name fields and constants; sizes, offsets and ioctl numbers come from
+the header. Calls go through small C functions in ``kvm.c``. Those that can fail return a negative
+``errno``: cffi releases the GIL around a call, so ``errno`` itself may change before Python reads
+it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ struct kvm_clock_data { uint64_t clock; uint32_t flags; ...; };
 struct kvm_run { ...; };
 """
 
-# Request numbers of the ioctls in use.
+# The request numbers of the ioctls that we use.
 IOCTLS: Final = """
 KVM_GET_API_VERSION KVM_CREATE_VM KVM_CHECK_EXTENSION KVM_GET_VCPU_MMAP_SIZE
 KVM_GET_SUPPORTED_CPUID KVM_CREATE_VCPU KVM_SET_USER_MEMORY_REGION KVM_SET_TSS_ADDR

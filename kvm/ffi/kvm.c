@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What of KVM is not a plain ioctl with a structure, which cffi can take from the headers. */
+/* Calls of KVM that cffi cannot make by itself, and CPUID. */
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -35,14 +35,14 @@ int crosvm_vcpu_run(int fd)
     return ioctl(fd, KVM_RUN, 0) < 0 ? -errno : 0;
 }
 
-/* NULL when the kernel refuses: the only cause left to a caller with a valid vCPU is memory. */
+/* Return NULL if the kernel refuses. For a valid vCPU the only possible cause is lack of memory. */
 void *crosvm_map_run(int fd, size_t size)
 {
     void *page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     return page == MAP_FAILED ? NULL : page;
 }
 
-/* Entries are unions, which cffi cannot take from the header piecemeal. */
+/* The entries contain unions, which cffi cannot declare without all their members. */
 void crosvm_chip_route(struct kvm_irq_routing *table, unsigned int at, unsigned int gsi,
                        unsigned int chip, unsigned int pin)
 {
@@ -73,7 +73,7 @@ static void ignore_kick(int signo)
     (void)signo;
 }
 
-/* A handler in C: the signal only interrupts KVM_RUN, and never queues work for the interpreter. */
+/* The handler is in C, so that the signal interrupts KVM_RUN without any work for Python. */
 int crosvm_install_kick_handler(int signo)
 {
     struct sigaction action;
@@ -89,7 +89,7 @@ int crosvm_kick(int tid, int signo)
     return syscall(SYS_tgkill, getpid(), tid, signo) < 0 ? -errno : 0;
 }
 
-/* EAX, EBX, ECX, EDX of a leaf without subleaves; 0 where the processor has no such leaf. */
+/* Store EAX, EBX, ECX, EDX of a leaf without subleaves; return 0 if there is no such leaf. */
 int crosvm_host_cpuid(unsigned int leaf, unsigned int registers[4])
 {
 #if defined(__x86_64__)
@@ -101,7 +101,7 @@ int crosvm_host_cpuid(unsigned int leaf, unsigned int registers[4])
 #endif
 }
 
-/* The instruction, not /proc/cpuinfo: it needs no file, and works inside a sandbox. */
+/* This uses CPUID and not /proc/cpuinfo, because a sandbox may not have that file. */
 int crosvm_has_hardware_virtualization(void)
 {
 #if defined(__x86_64__)

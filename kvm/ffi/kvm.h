@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The functions of kvm.c. Those that can fail return a negative errno. The builder reads this file, too:
- * prototypes only, no directives. */
+/* The functions of kvm.c. Those that can fail return a negative errno. build_kvm.py reads this file
+ * too, so it may contain prototypes only, and no directives. */
 int crosvm_ioctl(int fd, unsigned long request, void *arg);
 int crosvm_ioctl_int(int fd, unsigned long request, unsigned long arg);
 int crosvm_vcpu_run(int fd);
