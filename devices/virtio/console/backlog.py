@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What of a port outlives the process: output that waits, and how far writing and reading are.
+"""What of a port outlives the process: output that waits, and how much was written and read.
 
-The backlog is a ring whose ``head`` and ``tail`` only grow. Bytes are put behind the tail first,
-and count from the moment at which the new tail is saved (``console_state``). The head, and how much
-of a chain was written or read, stand in cells: one store, right behind the system call.
+The backlog is a ring whose ``head`` and ``tail`` only grow. Bytes are first stored behind the tail,
+and become valid when the new tail is saved (``state.py``). The head, and how much of a chain was
+written or read, lie in cells, each of which is updated by one store right after the system call.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# As much of a busy console as somebody who comes late may still want to see.
+# As much of a busy console as somebody who connects late may still want to see.
 BACKLOG_BYTES: Final = 256 * 1024
 
-# Positions in the ring: nobody prints so much.
+# Positions in the ring stay below this: no guest prints so much.
 MAX_POSITION: Final = 1 << 62
 
 # The cells of one port.
@@ -35,12 +35,12 @@ _MAX_LENGTH: Final = 1 << 32  # of one chain
 
 
 class Backlog:
-    """The bytes of one port that wait, and its cells."""
+    """The waiting bytes of one port, and its cells."""
 
     __slots__ = ("_memory", "cells", "tail")
 
     def __init__(self, memory: memoryview, cells: memoryview[int]) -> None:
-        """Take what is this port's alone. The ring is empty until ``restore``."""
+        """Use ``memory`` and ``cells`` of this port. The ring is empty until ``restore``."""
         self._memory = memory
         self.cells = cells
         self.tail = self.head
@@ -50,7 +50,7 @@ class Backlog:
 
     @property
     def head(self) -> int:
-        """Where the oldest byte is."""
+        """The position of the oldest byte."""
         return self.cells[HEAD]
 
     @property
@@ -59,23 +59,23 @@ class Backlog:
         return len(self._memory) - len(self)
 
     def clear(self) -> None:
-        """Forget everything that another process left."""
+        """Forget everything that an earlier process left."""
         self.cells[HEAD] = self.tail = 0
         self.forget(WRITTEN)
         self.forget(READ)
 
     def restore(self, tail: int) -> None:
-        """Go on with what another process left.
+        """Go on with what an earlier process left.
 
         Raises:
-            ProtocolError: no ring of ours stands so.
+            ProtocolError: ``tail`` does not fit the head.
         """
         if not self.head <= tail <= self.head + len(self._memory) <= MAX_POSITION:
             raise ProtocolError(f"a backlog from {self.head} to {tail}")
         self.tail = tail
 
     def append(self, pieces: Iterable[bytes | memoryview]) -> None:
-        """Put bytes behind the others, for which there is room."""
+        """Add bytes, for which there must be room, behind the others."""
         size = len(self._memory)
         for piece in pieces:
             at = self.tail % size
@@ -92,27 +92,27 @@ class Backlog:
         return data + bytes(self._memory[: length - len(data)])
 
     def length_of(self, cell: int, place: int) -> int:
-        """Return how much ``cell`` says of the chain at ``place`` of its queue."""
+        """Return how many bytes of the chain at ``place`` of its queue are done, by ``cell``."""
         found, length = divmod(self.cells[cell], 1 << _PLACE_SHIFT)
         return length if found == place and length <= _MAX_LENGTH else 0
 
     def forget(self, cell: int) -> None:
-        """Places begin anew, or somebody else knows."""
+        """Clear ``cell``: it does not hold for any chain now."""
         self.cells[cell] = _NOTHING
 
 
 def progress(place: int, length: int) -> int:
-    """Return what a cell says when ``length`` bytes of the chain at ``place`` are done."""
+    """Return the value of a cell when ``length`` bytes of the chain at ``place`` are done."""
     return place << _PLACE_SHIFT | length
 
 
 def backlogs_bytes(count: int) -> int:
-    """Return the size of the file for so many backlogs."""
+    """Return the size of the file for ``count`` backlogs."""
     return _HEADER_BYTES + count * BACKLOG_BYTES
 
 
 def open_backlogs(fd: int, count: int) -> list[Backlog]:
-    """Return ``count`` backlogs in the file ``fd``, which stays the caller's; -1 for no file."""
+    """Return ``count`` backlogs in the file ``fd``, which the caller still owns; -1: no file."""
     size = BACKLOG_BYTES
     memory = memoryview(mmap.mmap(fd, backlogs_bytes(count)))
     cells = memory[:_HEADER_BYTES].cast("Q")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The control queues of a console with several ports (virtio 1.3 §5.3.6.2).
 
-What is still to be said to the driver is a set of kinds for each port, not a list of messages:
-however many messages the driver sends and however few buffers it gives, it never grows.
+The messages that the driver has still to get are a set of events for each port, not a list: it does
+not grow, however many messages the driver sends and however few buffers it gives.
 
-A message of the driver is taken note of before its buffer goes back, and one to the driver before
-it is shown, with its place in the queue: a process that takes this one's place sees there whether
-the driver got it.
+A message of the driver is saved before its buffer is given back. A message to the driver is saved,
+with its place in the queue, before the driver sees it: by this place a restarted process finds out
+whether the driver got it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Event(IntEnum):
     PORT_NAME = 7
 
 
-# What is said of one port, in this order: Linux takes a size only for what it knows as a console.
+# The messages about one port, in the order in which they are sent: Linux accepts a size only for a
+# port that it knows as a console.
 _ORDER: Final = (
     Event.PORT_ADD,
     Event.CONSOLE_PORT,
@@ -90,14 +91,14 @@ class Control:
         ports: Sequence[ControlledPort],
         save: Callable[[], None],
     ) -> None:
-        """``save`` stores what is public here."""
+        """``save`` stores the public attributes of this object."""
         self.with_size = False  # VIRTIO_CONSOLE_F_SIZE was negotiated
         self.pending: list[set[Event]] = [set() for _ in ports]
         self.added: set[int] = set()  # the ports that exist for the driver, or are about to
         self.ready: set[int] = set()
         self.sending = NO_MESSAGE
         self.heard = NOT_HEARD  # the place of the driver's last message
-        self.restored = False  # what is here is an earlier process's
+        self.restored = False  # the state of an earlier process was restored
         self._context = context
         self._ports = ports
         self._save = save
@@ -139,7 +140,7 @@ class Control:
                     self._send_all()
                     return False
                 continue
-            if port.last_taken != self.heard:  # else the last process took note of it
+            if port.last_taken != self.heard:  # else the last process has handled it
                 self._read(chain)
                 self.heard = port.last_taken
                 self._save()
@@ -150,9 +151,9 @@ class Control:
         return True
 
     def _assume_ready(self) -> None:
-        """Go on without the state of the last process, as if the driver had told it everything.
+        """Go on without the state of the last process: take all ports for set up and open.
 
-        A port that it has closed meanwhile may lose input, as it does not read it.
+        If the driver has closed one of them, its input may be lost, as nobody reads it.
         """
         self.added.update(range(len(self._ports)))
         self.ready.update(range(len(self._ports)))
@@ -202,7 +203,7 @@ class Control:
     # To the driver
 
     def send(self) -> bool:
-        """Say what there is to say, as far as there are buffers; return whether to go on."""
+        """Send pending messages, as far as there are buffers; return whether to go on."""
         port = self._context.port(CONTROL_RECEIVE_QUEUE)
         if port is None:
             return False
@@ -212,7 +213,7 @@ class Control:
         for _ in range(MESSAGES_PER_TURN):
             message = self._next()
             if message is None:
-                port.flush()  # the buffers that are left stay where they are, and no kick is wanted
+                port.flush()  # other buffers stay in the queue, and no kick is wanted
                 return False
             chain = port.take()
             if chain is None:
@@ -234,7 +235,7 @@ class Control:
         return True
 
     def _settle(self, port: QueuePort) -> None:
-        """Say again what the last process was about to show to the driver when it ended."""
+        """Send the last message of the last process again, if the driver did not see it."""
         at, number, event = self.sending
         self.sending = NO_MESSAGE
         unshown = (at - port.last_taken - 1) & 0xFFFF  # nothing is taken of this queue yet

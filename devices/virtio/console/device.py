@@ -2,15 +2,15 @@
 """virtio-console: terminals and byte channels (virtio 1.3 §5.3).
 
 Queues:      0 receiveq and 1 transmitq of port 0; with several ports 2 and 3 for control, and
-             2n + 2, 2n + 3 for port n
+             2n + 2 and 2n + 3 for port n
 Features:    SIZE where a port has a terminal, MULTIPORT for more than one port or one with a name,
              EMERG_WRITE
 Config:      size of port 0, number of ports, emergency write
 Kept fds:    of each port what it writes to, and what it reads from; memory for backlogs
 
-Linux reads the columns and rows of a RESIZE message in the order of the specification since 6.15
-(5326ab737a47, also in Debian's 6.1), before that the other way round. A lone port without a name
-has no such message: its size is in the configuration, where every kernel finds it.
+Since 6.15 (5326ab737a47, also in Debian's 6.1) Linux reads the columns and rows of a RESIZE message
+in the order of the specification, before that in the reverse order. A single port without a name
+needs no such message: its size is in the configuration, where every kernel finds it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ VIRTIO_CONSOLE_F_SIZE: Final = 0
 VIRTIO_CONSOLE_F_MULTIPORT: Final = 1
 VIRTIO_CONSOLE_F_EMERG_WRITE: Final = 2
 
-# Linux fills receiveqs with pages, so that their size is memory of the guest.
+# Linux fills receiveqs with pages, so a larger queue would cost more memory of the guest.
 DATA_QUEUE_SIZE: Final = 64
 CONTROL_QUEUE_SIZE: Final = 32
 
@@ -102,7 +102,7 @@ class ConsoleSpec:
 
 
 class _Port(ConsolePort):
-    """A port as the driver is told of it."""
+    """A port with what the driver is told of it."""
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class Console(SimpleDevice):
             return
         self._ports[0].open()
         if features >> VIRTIO_CONSOLE_F_SIZE & 1 and self._context is not None:
-            # Linux reads the size only when it is told of a change.
+            # Linux reads the size only after a configuration change interrupt.
             self._context.config_changed()
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
@@ -246,13 +246,13 @@ class Console(SimpleDevice):
         return super().command(command)
 
     def close(self) -> None:
-        """Give every descriptor up; a device process does it by its end."""
+        """Close every descriptor; a device process needs no call, as its end closes them."""
         ports, self._ports = self._ports, []
         for port in ports:
             port.close_ends()
 
     def _save(self) -> None:
-        """Store what another process would have to know."""
+        """Store what a restarted process has to know."""
         if self._context is not None and self._control is not None:
             states = tuple(map(self._port_state, range(len(self._ports))))
             state = ConsoleState(states, self._control.sending, self._control.heard)
@@ -275,7 +275,7 @@ class Console(SimpleDevice):
         )
 
     def _restore(self, control: Control, fields: dict[str, object]) -> None:
-        """Go on where an earlier process stood; see ``SavedState.restore``."""
+        """Go on where the last process stopped; see ``SavedState.restore``."""
         state = read_state(fields, len(self._ports))
         for backlog, saved in zip(self._backlogs, state.ports, strict=True):
             backlog.restore(saved.tail)
@@ -311,7 +311,7 @@ class Console(SimpleDevice):
             return
         port.size = size
         if self._control is not None and self._negotiated_multiport:
-            self._control.resize(number)  # which saves both
+            self._control.resize(number)  # it saves the size, too
         else:
             self._save()
         if self._context is not None and number == 0:

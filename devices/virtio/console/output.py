@@ -3,13 +3,13 @@
 
 A *console* (hvcN) must never be held up: Linux waits for each piece of its output with interrupts
 off, so a reader that stops would stop a processor of the guest. What the reader does not take is
-kept in a ``Backlog``; what comes after that is dropped, and its amount told later.
+kept in a ``Backlog``. When that is full, output is dropped, and its amount is logged later.
 
 A *data* port (/dev/vportNpM) waits as a pipe does: its bytes stay in guest memory until there is
 room for them, and the program in the guest sleeps.
 
-How far we are is stored right behind each system call, for a process that takes this one's place.
-Only what one call wrote in the very moment of a kill can be written again.
+How much was written is stored right after each system call, for a restarted process. Only if the
+process is killed between the two, it writes the bytes of that call again.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from devices.virtio.context import DeviceContext
     from devices.virtio.queue.chain import Reader
 
-# One system call's worth: a chain may be 4 GiB of overlapping buffers in a thousand pieces.
+# The most for one system call: a chain may be 4 GiB of overlapping buffers in a thousand pieces.
 CHUNK_BYTES: Final = 64 * 1024
 IOV_MAX: Final = 1024
 
-# The longest line of a datagram, as crosvm's; longer ones are cut.
+# The longest line of a datagram, as in crosvm; longer ones are cut.
 MAX_LINE_BYTES: Final = 1024
 
 # The first of the device's own counters, see crosvm_py/kinds/console.py.
@@ -47,7 +47,7 @@ class Output:
     """Bytes to a stream: a file, a pipe, a terminal, a socket. Owns the descriptor."""
 
     def __init__(self, label: str, fd: int, backlog: Backlog, *, lossy: bool) -> None:
-        """``lossy``: what there is no room for is dropped, instead of left where it is."""
+        """``lossy``: output without room is dropped, instead of left in guest memory."""
         self.fd = fd
         self.backlog = backlog
         self.blocked = False  # ``on_room`` will be called
@@ -66,11 +66,11 @@ class Output:
 
     @property
     def waiting_bytes(self) -> int:
-        """How much of a console's output waits for its reader."""
+        """How many bytes of a console's output wait for their reader."""
         return len(self.backlog) if self.blocked else 0
 
     def attach(self, context: DeviceContext) -> None:
-        """Learn where events come from."""
+        """Take the device's context."""
         self._context = context
 
     def go_on(self) -> None:
@@ -79,9 +79,9 @@ class Output:
             self._context.call_later(0.0, self._flush)
 
     def write(self, reader: Reader, limit_bytes: int, progress: int) -> None:
-        """Consume up to ``limit_bytes`` of ``reader``; when ``blocked`` is set, maybe fewer.
+        """Consume up to ``limit_bytes`` of ``reader``, fewer if ``blocked`` gets set.
 
-        ``progress`` is the cell's value for what is consumed of the chain already.
+        ``progress`` is the value of the cell for what was consumed of the chain before.
         """
         while not self.backlog and not self.blocked:
             if self._gone:
@@ -98,14 +98,14 @@ class Output:
             self._keep(reader, min(reader.remaining, limit_bytes))
 
     def write_now(self, data: bytes) -> None:
-        """Write ``data`` after what is waiting already, or drop it: it waits for nobody."""
+        """Write ``data`` behind what waits already, or drop it if there is no room."""
         if not self._gone and len(data) <= self.backlog.room:
             self.backlog.append([data])
             self.on_kept()
             self._flush()
 
     def close(self) -> None:
-        """Give the descriptor up; the device serves nobody any more."""
+        """Close the descriptor; the device must not be used after this."""
         fd, self.fd = self.fd, -1
         os.close(fd)
 
@@ -115,7 +115,7 @@ class Output:
         room = 0 if self._gone else min(length, self.backlog.room)
         self.backlog.append(reader.iovecs(room))
         if length > room:
-            length = reader.remaining  # one turn for 4 GiB that nobody gets, and not thousands
+            length = reader.remaining  # drop all of a chain in this turn, not in thousands
         reader.skip(length)
         if length > room:
             self._drop(length - room)
@@ -123,7 +123,7 @@ class Output:
         self._flush()
 
     def _flush(self) -> None:
-        """Write of the backlog what the host takes now."""
+        """Write as much of the backlog as the host takes now."""
         while self.backlog and not self.blocked:
             piece = self.backlog.peek(CHUNK_BYTES)
             self._try([piece], len(piece), HEAD, self.backlog.head)
@@ -131,9 +131,9 @@ class Output:
     def _try(
         self, vectors: Sequence[bytes | memoryview], length: int, cell: int, before: int
     ) -> int:
-        """Write once, count it in ``cell``, which was ``before``, and return what was written.
+        """Write once, add the count to ``cell``, whose value is ``before``, and return it.
 
-        That is 0 when blocked, and ``length`` when the host will never take it.
+        It is 0 when blocked, and ``length`` when the host will never take the bytes.
         """
         cells = self.backlog.cells
         try:
@@ -153,13 +153,13 @@ class Output:
 
     def _drop(self, length: int) -> None:
         if self._gone:
-            return  # nobody misses it
+            return  # the reader has gone, so nothing is lost
         self.dropped_bytes += length
         if self._context is not None:
             self._context.counters.add(_DROPPED_BYTES, length)
 
     def _failed(self, error: OSError) -> None:
-        """Take the end of a reader, or a full disk, for what it is: the guest goes on."""
+        """Note that the reader has gone or the disk is full; the guest goes on."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             _log.warning("%s: %s; output is lost", self._label, error.strerror)
             return
@@ -189,7 +189,7 @@ class Output:
 
 
 class SocketOutput(Output):
-    """A stream socket that others may use too, so that it cannot be made non-blocking."""
+    """A stream socket. Others may use it too, so it stays blocking; each call asks not to wait."""
 
     def __init__(self, label: str, fd: int, backlog: Backlog, *, lossy: bool) -> None:
         super().__init__(label, fd, backlog, lossy=lossy)
@@ -204,7 +204,7 @@ class SocketOutput(Output):
 
 
 class LineOutput(SocketOutput):
-    """One datagram for each line, behind a prefix: for logs, so that it always drops."""
+    """One datagram for each line, with a prefix. It is for logs, so it always drops."""
 
     def __init__(self, label: str, fd: int, backlog: Backlog, prefix: bytes) -> None:
         super().__init__(label, fd, backlog, lossy=True)
@@ -234,7 +234,7 @@ class LineOutput(SocketOutput):
 
 
 class PolledOutput(Output):
-    """A pipe or terminal of somebody else's that blocks: never more than surely fits."""
+    """A pipe or terminal that others share, so that it blocks: write only what surely fits."""
 
     def __init__(
         self, label: str, fd: int, backlog: Backlog, limit_bytes: int, *, lossy: bool

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One port of a console: two queues, and what they lead to on the host (virtio 1.3 §5.3.6).
+"""One port of a console: two queues, and their two ends on the host (virtio 1.3 §5.3.6).
 
-Nothing is copied and nothing is held: output goes from guest memory to the host, input from the
-host into guest memory, and a chain that cannot be finished now goes back to where it was taken
-from. So a guest that does not read makes the writer on the host wait.
+Nothing is copied here and no chain is held: output goes from guest memory to the host, input from
+the host into guest memory, and a chain that cannot be finished now is put back into its queue. So a
+guest that does not read makes the writer on the host wait.
 
-Each chain is shown to the driver as soon as it is done, and how much of one was written or read is
-stored right behind the system call, for a process that takes this one's place. What the host took
-or gave in the very moment of a kill is all that can be written twice, or lost.
+Each chain is published as soon as it is done, and how much of it was written or read is stored
+right after the system call, for a restarted process. Only if the process is killed between the two,
+the output of that call is written twice, or its input is lost.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from devices.virtio.queue.chain import DescriptorChain, Reader
     from devices.virtio.queue.port import QueuePort
 
-# One turn of a queue; then other queues and the vmm's messages have theirs.
+# The bounds of one turn of a queue; after it other queues and messages of the vmm are served.
 CHAINS_PER_TURN: Final = 64
 BYTES_PER_TURN: Final = 1 << 20
 READ_BYTES: Final = 64 * 1024
@@ -39,17 +39,17 @@ _log = get_logger("devices.virtio.console").limited()
 
 
 class Size(NamedTuple):
-    """A terminal's size in characters; 0 where nobody knows."""
+    """A terminal's size in characters; 0 if it is not known."""
 
     columns: int
     rows: int
 
 
 class Input:
-    """What the guest reads. Owns the descriptor."""
+    """Where the guest's input comes from. Owns the descriptor."""
 
     def __init__(self, fd: int, *, regular: bool) -> None:
-        """``regular``: a file or its like, which epoll(7) refuses: it is always readable."""
+        """``regular``: a file or the like, which is always readable and which epoll(7) refuses."""
         self.fd = fd
         self.regular = regular
         self.ended = False
@@ -71,7 +71,7 @@ class ConsolePort:
         self.is_open = False  # the driver wants input
         self.output = output
         self.save: Callable[[], None] = _do_nothing
-        # How much of a chain is done with, by its place in the queue, when part of it was kept.
+        # Place and done bytes of an unfinished chain of which a part is in the backlog.
         self.chain = NO_CHAIN
         self.chain_bytes = 0
         self._label = label
@@ -80,9 +80,9 @@ class ConsolePort:
         self._backlog = backlog
         self._input = source
         self._watching = False
-        self._queue: QueuePort | None = None  # whose chain that is
+        self._queue: QueuePort | None = None  # the queue of that chain
         self._source_queue: QueuePort | None = None
-        # The chain that is being written, its length and its place.
+        # Reader, length and place of the chain that is being written.
         self._current: tuple[Reader, int, int] | None = None
         self.on_input: Callable[[], None] = _do_nothing
         if output is not None:
@@ -91,7 +91,7 @@ class ConsolePort:
             output.on_kept = self._on_kept
 
     def close_ends(self) -> None:
-        """Give both descriptors up; the device serves nobody any more."""
+        """Close both descriptors; the port must not be used after this."""
         if self.output is not None:
             self.output.close()
         if self._input is not None:
@@ -100,7 +100,7 @@ class ConsolePort:
     # From the guest
 
     def transmit(self) -> bool:
-        """Write what the driver offers, one turn of it; return whether there is more to do."""
+        """Write one turn of what the driver offers; return whether there is more to do."""
         port = self._context.port(self._transmit_queue)
         if port is None or self._is_blocked():
             return False
@@ -120,7 +120,7 @@ class ConsolePort:
         return not self._is_blocked()
 
     def _begin(self, port: QueuePort) -> None:
-        """Serve another queue than before; what was done with a chain counts if it is resumed."""
+        """Serve a new queue; if it is a resumed one, a part of its first chain may be done."""
         self._queue = port
         if not port.resumed:
             self._forget_chain()
@@ -137,12 +137,12 @@ class ConsolePort:
             self.output.write_now(character)
 
     def drain(self) -> int:
-        """Write what there is to write now; return how many bytes wait for a reader."""
+        """Write as much as possible now; return how many bytes still wait for a reader."""
         self.transmit()
         return 0 if self.output is None else self.output.waiting_bytes
 
     def _write(self, port: QueuePort, chain: DescriptorChain, limit_bytes: int) -> int:
-        """Write up to ``limit_bytes`` of ``chain`` and return how many were."""
+        """Write up to ``limit_bytes`` of ``chain`` and return how many were written."""
         reader, output = chain.reader, self.output
         if output is None:
             length = reader.remaining
@@ -167,7 +167,7 @@ class ConsolePort:
         return offered - done - reader.remaining
 
     def _on_kept(self) -> None:
-        """Save how far the output is: the backlog has grown by some of a chain."""
+        """Save the progress: a part of the current chain is in the backlog now."""
         if self._current is not None:
             reader, offered, self.chain = self._current
             self.chain_bytes = offered - reader.remaining
@@ -176,7 +176,7 @@ class ConsolePort:
             self._backlog.forget(WRITTEN)
 
     def _is_blocked(self) -> bool:
-        """Return whether output waits for room; that of a console never does."""
+        """Return whether output waits in guest memory for room; that of a console never does."""
         return self.output is not None and self.output.holds
 
     def _on_room(self) -> None:
@@ -186,7 +186,7 @@ class ConsolePort:
     # To the guest
 
     def receive(self) -> bool:
-        """Take note of new buffers for input; return whether there is more to do at once."""
+        """Use new buffers for input; return whether there is more to do at once."""
         port = self._context.port(self._receive_queue)
         if port is not None and port is not self._source_queue:
             self._begin_input(port)
@@ -214,7 +214,7 @@ class ConsolePort:
         self._forget_chain()
 
     def _begin_input(self, port: QueuePort) -> None:
-        """Give the driver what the last process had read, but was killed before it said so."""
+        """Give the driver the input that the last process had read but not published."""
         self._source_queue = port
         place = (port.last_taken + 1) & 0xFFFF
         count = self._backlog.length_of(READ, place) if port.resumed else 0
@@ -236,7 +236,7 @@ class ConsolePort:
             self._unwatch()
 
     def _read(self, source: Input) -> bool:
-        """Read into one chain; return whether there may be more, and room for it."""
+        """Read into one chain; return whether there may be more input and room for it."""
         port = self._context.port(self._receive_queue)
         if port is None or source.ended:
             return False

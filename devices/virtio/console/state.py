@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the next process of a console has to know, as it is saved and as it is believed.
+"""What a restarted console process has to know, and how it checks what was saved.
 
 Of each port: its size, what the driver said of it and has still to be told, where its backlog
-ends, and how much of an unfinished chain is in it. Of the device: which control message was read
-last, and which was about to be shown to the driver.
+ends, and how much of an unfinished chain is in the backlog. Of the device: which control message
+was read last, and which one was sent last, or was about to be.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAX_EVENTS: Final = (1 << len(Event)) - 1
 
 
 class PortState(NamedTuple):
-    """One port. ``pending`` is a set of bits, ``chain`` -1 for none."""
+    """One port. ``pending`` is a set of bits; ``chain`` is -1 for none."""
 
     columns: int
     rows: int
@@ -55,7 +55,7 @@ class PortState(NamedTuple):
 
     @property
     def events(self) -> set[Event]:
-        """What the driver is still to be told."""
+        """The messages that the driver has still to get."""
         return {event for event in Event if self.pending >> event & 1}
 
 
@@ -69,8 +69,8 @@ _MOST: Final = PortState(
 class ConsoleState(NamedTuple):
     """All ports, and the last control messages.
 
-    ``sending``: to the driver, its place in the queue, its port and event; ``heard``: the place of
-    the driver's.
+    ``sending``: the place in the queue, port and event of the last one to the driver; ``heard``:
+    the place of the last one from the driver.
     """
 
     ports: tuple[PortState, ...]
@@ -93,10 +93,10 @@ def bits(events: set[Event]) -> int:
 
 
 def read_state(fields: Mapping[str, object], port_count: int) -> ConsoleState:
-    """Return the state of an earlier process of a console with so many ports.
+    """Return the state that an earlier process saved, of a console with ``port_count`` ports.
 
     Raises:
-        ProtocolError: no console of ours saved that.
+        ProtocolError: no healthy process saves that.
     """
     ports = fields.get("ports")
     if type(ports) is not list or len(ports) != port_count:
