@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""virtio-balloon: memory that the guest does not need, back to the host (virtio 1.3 §5.5).
+"""virtio-balloon: the guest gives memory that it does not need to the host (virtio 1.3 §5.5).
 
 Queues:      0 inflateq, 1 deflateq, 2 statsq, 3 free_page_vq, 4 reporting_vq if asked for
 Features:    MUST_TELL_HOST, STATS_VQ, FREE_PAGE_HINT, PAGE_POISON; DEFLATE_ON_OOM and
@@ -7,8 +7,9 @@ Features:    MUST_TELL_HOST, STATS_VQ, FREE_PAGE_HINT, PAGE_POISON; DEFLATE_ON_O
 Config:      num_pages, actual, free_page_hint_cmd_id, poison_val
 Kept fds:    guest memory alone
 
-Inflated and reported pages are given back at once. Hinted pages are only counted: a driver short of
-memory may take such a page back before we see the hint, so that giving it back could destroy data.
+Inflated and reported pages are given back to the host at once. Hinted pages are only counted: a
+driver short of memory may use such a page again before the device sees the hint, so that giving it
+back could destroy data.
 """
 
 from __future__ import annotations
@@ -55,19 +56,19 @@ VIRTIO_BALLOON_CMD_ID_DONE: Final = 1
 
 QUEUE_SIZE: Final = 128
 
-# What is counted besides; crosvm_py/kinds/balloon.py has the names.
+# Counters that only a balloon has; crosvm_py/kinds/balloon.py has their names.
 _PAGES_INFLATED: Final = 0
 _PAGES_DEFLATED: Final = 1
 _BYTES_REPORTED: Final = 2
 
-# A chain may name a billion pages. What a driver sends are 256 to 1024; the rest of a longer list
-# is left where it is, which costs the host memory and the guest nothing.
+# A chain may name a billion pages; drivers send 256 to 1024. The rest of a longer list is not given
+# back: that costs the host memory and the guest nothing.
 MAX_PAGES_PER_CHAIN: Final = 16384
 
-# A driver that has not told all its free pages by then holds them back for nothing.
+# The driver keeps hinted pages unused until the round ends, so a round ends after this time.
 HINT_SECONDS: Final = 10.0
 
-# One turn of serving: then the other queues and the vmm's messages have theirs.
+# One turn of serving; after it other queues and messages of the vmm are served.
 MAX_CHAINS_PER_TURN: Final = 64
 
 _CONFIG: Final = Struct("<IIII")
@@ -82,7 +83,7 @@ STATS_QUEUE: Final = 2
 FREE_PAGE_QUEUE: Final = 3
 REPORTING_QUEUE: Final = 4
 
-# The queues that are there with a feature only, in their order.
+# The queues that exist only with a feature, in their order.
 _OPTIONAL_QUEUES: Final = (
     (VIRTIO_BALLOON_F_STATS_VQ, STATS_QUEUE),
     (VIRTIO_BALLOON_F_FREE_PAGE_HINT, FREE_PAGE_QUEUE),
@@ -138,7 +139,7 @@ class Balloon(SimpleDevice):
         return _CONFIG.pack(state.target_pages, state.actual_pages, state.cmd_id, state.poison)
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Take ``actual`` and ``poison_val``; the others are ours, and parts are no values."""
+        """Take ``actual`` and ``poison_val``, written as a whole; ignore any other write."""
         if len(data) != _FIELD.size:
             return
         (value,) = _FIELD.unpack(data)
@@ -158,13 +159,13 @@ class Balloon(SimpleDevice):
             self._limit_hinting()
 
     def _restore(self, fields: dict[str, object]) -> None:
-        """Go on as the last process would; see ``SavedState.restore``."""
+        """Take up what the last process saved; see ``SavedState.restore``."""
         stats, released = read_saved_stats(fields), read_released(fields)
         self._state = read_state(fields, self._pages.page_count)
         self._stats, self._pages.released_bytes = stats, released
 
     def _save(self) -> None:
-        """Store what the next process has to know."""
+        """Store what a restarted process has to know."""
         fields: dict[str, object] = {
             "state": self._state,
             "stats": list(self._stats.items()),
@@ -192,7 +193,7 @@ class Balloon(SimpleDevice):
         if queue_index == INFLATE_QUEUE:
             self._inflate(chain)
             return
-        # Deflated pages need nothing: a page that was given back is a new one when it is touched.
+        # Deflated pages need no work: when the guest touches such a page, it gets a new one.
         self._context.counters.add(_PAGES_DEFLATED, chain.reader.remaining // _FIELD.size)
 
     def _inflate(self, chain: DescriptorChain) -> None:
@@ -237,10 +238,10 @@ class Balloon(SimpleDevice):
         return True
 
     def _roles(self) -> dict[int, int]:
-        """Return what the optional queues are for.
+        """Return the role of each optional queue, by its index.
 
-        Drivers of Linux leave no gap where a feature was not negotiated, as QEMU's devices expect;
-        the specification numbers them always the same. Both enable one queue for each feature.
+        The specification gives each of them a fixed index. Linux leaves no gap where a feature was
+        not negotiated, as QEMU's devices expect. Either way one queue is enabled for each feature.
         """
         wanted = [queue for bit, queue in _OPTIONAL_QUEUES if self._features >> bit & 1]
         active = [i for i in sorted(self.own_queues) if self._context.port(i) is not None]
@@ -260,7 +261,7 @@ class Balloon(SimpleDevice):
         if chain.reader.remaining:
             raise ChainError(chain.head, "device-readable buffer on reporting_vq (§5.5.6.7)")
         self._context.counters.add(_BYTES_REPORTED, chain.writer.remaining)
-        # A page that was given back is zeros, and this driver wants to find its poison there.
+        # A page that was given back reads as zeros, but this driver wants to find its poison there.
         if self._features >> VIRTIO_BALLOON_F_PAGE_POISON & 1 and self._state.poison:
             return
         try:
@@ -269,7 +270,7 @@ class Balloon(SimpleDevice):
             self._log.warning("the host takes no pages back: %s", error.strerror)
 
     def _take_hint(self, chain: DescriptorChain) -> None:
-        """Follow a round of hints: our command id, free pages, STOP (§5.5.6.6)."""
+        """Handle a buffer of a round of hints: command id, free pages, STOP (§5.5.6.6)."""
         state = self._state
         if chain.reader.remaining:
             (cmd_id,) = chain.reader.unpack(_FIELD)
@@ -282,20 +283,20 @@ class Balloon(SimpleDevice):
             hinted_bytes = min(state.hinted_bytes + chain.writer.remaining, MOST)
             self._state = state._replace(hinted_bytes=hinted_bytes)
 
-    # Statistics. The driver leaves one buffer with us; it fills it anew when it gets it back.
+    # Statistics. The device keeps the driver's one buffer, and gives it back to get new ones.
 
     def _take_stats(self, port: QueuePort, chain: DescriptorChain) -> None:
         self._return_stats()
         self._stats = read_stats(chain.reader)
         self._held = (port, chain)
-        if not port.resumed or self._state.held != port.last_taken:  # else it is counted already
+        if not port.resumed or self._state.held != port.last_taken:  # else the last process did
             self._change(updates=self._state.updates + 1, held=port.last_taken)
 
     def _return_stats(self) -> None:
         if self._held is None:
             return
         (port, chain), self._held = self._held, None
-        port.give_back(chain)  # which a stopped queue ignores
+        port.give_back(chain)  # a stopped queue ignores this
         port.flush()
         self._change(held=NOT_HELD)
 
@@ -337,7 +338,7 @@ class Balloon(SimpleDevice):
         self._context.call_later(HINT_SECONDS, lambda: self._end_hinting(cmd_id))
 
     def _end_hinting(self, cmd_id: int) -> None:
-        """Let the driver use the pages again that it hinted in this round."""
+        """End this round of hints: the driver may use the hinted pages again."""
         if self._state.cmd_id == cmd_id:
             self._change(hinting=0, cmd_id=VIRTIO_BALLOON_CMD_ID_DONE)
             self._context.config_changed()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Give pages of guest memory back to the host.
 
-A hole is punched into the memfd: the pages are gone for every process at once, and whoever touches
-them later, guest or device, finds new ones full of zeros. (``MADV_DONTNEED`` on a shared mapping
+A hole is punched into the memfd: the pages are gone for every process at once, and a guest or
+device that touches them later gets new ones full of zeros. (``MADV_DONTNEED`` on a shared mapping
 would only drop the page tables of one process.)
 """
 
@@ -34,7 +34,7 @@ class GuestPages:
     """The pages of one guest, by their number or by a view of them."""
 
     def __init__(self, memory: GuestMemory) -> None:
-        """``memory`` stays the caller's and must outlive this."""
+        """The caller still owns ``memory``, which must outlive this."""
         self._fd = memory.fd
         self.released_bytes = 0
         self.page_count = sum(region.size_bytes for region in memory.regions) >> PAGE_SHIFT
@@ -56,7 +56,7 @@ class GuestPages:
         """Give back pages by their guest page frame numbers, which come in any order.
 
         Returns:
-            How many of the pages, neighbours merged, are not guest memory; they are left out.
+            How many of the pages are not guest memory, each counted once; they are skipped.
 
         Raises:
             OSError: the host refused; some pages may be given back.
@@ -94,7 +94,7 @@ class GuestPages:
 
 
 def merge(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Return the runs of neighbours in ``numbers``, which may repeat: ``(first, end)`` each."""
+    """Return the runs of consecutive numbers in ``numbers``, as ``(first, end)``; repeats merge."""
     ordered = sorted(numbers)
     if not ordered:
         return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the next process of a balloon has to know, as it is saved and as it is believed."""
+"""What a restarted balloon process has to know, and how it checks what was saved."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FIRST_CMD_ID: Final = 2
 
 NOT_HELD: Final = -1
 
-# Counts of bytes and updates end there.
+# The greatest count of bytes and of updates.
 MOST: Final = 1 << 62
 
 
 class BalloonState(NamedTuple):
-    """Sizes in pages; ``held`` is the place in its queue of the buffer of statistics we hold."""
+    """Sizes in pages; ``held`` is the place in its queue of the statistics buffer that we hold."""
 
     target_pages: int
     last_cmd_id: int = FIRST_CMD_ID - 1
@@ -51,10 +51,10 @@ class BalloonState(NamedTuple):
 
 
 def read_state(fields: Mapping[str, object], page_count: int) -> BalloonState:
-    """Return what an earlier process saved, of a guest with so many pages.
+    """Return what an earlier process saved, of a guest with ``page_count`` pages.
 
     Raises:
-        ProtocolError: no balloon of ours saved that.
+        ProtocolError: no healthy process saves that.
     """
     most = BalloonState(*(page_count, U32_MAX, MOST, MOST, U32_MAX, U32_MAX, U32_MAX, 1, 0xFFFF))
     values = fields.get("state")
@@ -90,7 +90,7 @@ def read_released(fields: Mapping[str, object]) -> int:
     """Return how many bytes earlier processes gave back.
 
     Raises:
-        ProtocolError: so many cannot be.
+        ProtocolError: it is no possible number.
     """
     released = fields.get("released")
     if type(released) is not int or not 0 <= released <= MOST:

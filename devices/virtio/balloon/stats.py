@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The guest's memory statistics as the balloon driver sends them (virtio 1.3 §5.5.6.3).
 
-A buffer holds pairs of tag and value in any order. What a driver does not know it leaves out.
+A buffer holds pairs of tag and value in any order. A driver omits what it does not know.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _PAIR: Final = Struct("<HQ")
 
 
 def read_stats(reader: Reader) -> dict[int, int]:
-    """Return the value of each known tag; of a tag that comes twice the last one.
+    """Return the value of each known tag; if a tag repeats, the last value.
 
-    An incomplete pair at the end is no pair.
+    An incomplete pair at the end is ignored.
     """
     count = min(reader.remaining // _PAIR.size, MAX_PAIRS)
     pairs = _PAIR.iter_unpack(reader.read(count * _PAIR.size))
