@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The driver's writes to the configuration of a device, on their way to its process.
+"""The driver's writes to a device's configuration space, on their way to the device process.
 
-A driver writes one field at a time, and can do so faster than any process reads. As long as few of
-its writes are under way each is passed on at once. After that they wait: of the writes to one field
-the last one counts, so that the others can go. Where each write is output, as the emergency write
-of a console is, all of them are kept, up to ``MAX_OUTPUT``.
+A driver writes one field at a time, and can do so faster than the process reads. While few writes
+are unanswered, each is sent at once. After that, writes wait here, and only the last write to each
+field is kept. The exception is a field where each write is output, such as the emergency write of
+a console: there all writes are kept, up to ``MAX_OUTPUT``.
 
-Every call needs the device-model lock.
+Callers hold the device-model lock for every call.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    # Passes writes on to a process, if there is one, and calls back when it has carried them out.
+    # Sends writes to the process, if there is one, and calls back when it has carried them out.
     Send = Callable[[tuple[ConfigWrite, ...], Callable[[], None]], None]
 
 # How many messages may be unanswered before writes wait.
 MAX_UNANSWERED: Final = 64
 
-# As many characters as a panic of Linux prints, several times over.
+# Several times what Linux prints when it panics; each write holds one character.
 MAX_OUTPUT: Final = 64 * 1024
 
 
@@ -40,10 +40,13 @@ class ConfigWrites:
         output_offset: int = NO_OUTPUT,
         plain_fields: Collection[tuple[int, int]] = (),
     ) -> None:
-        """Pass writes on while ``serves`` says that there is a process.
+        """Pass writes to ``send`` while ``serves`` says that there is a process.
 
-        ``output_offset`` is that of the field to which each write is output; ``plain_fields``, by
-        offset and size, take whatever is written.
+        Args:
+            send: sends writes to the process.
+            serves: whether there is a process.
+            output_offset: offset in bytes of the field where each write is output.
+            plain_fields: offset and size in bytes of each field that keeps any value written to it.
         """
         self._send = send
         self._serves = serves
@@ -51,15 +54,15 @@ class ConfigWrites:
         self._plain_fields = frozenset(plain_fields)
         self._fields: dict[tuple[int, int], ConfigWrite] = {}  # waiting, by offset and size
         self._output: deque[ConfigWrite] = deque()
-        self._sent: dict[int, tuple[ConfigWrite, ...]] = {}
-        self._last = 0
+        self._sent: dict[int, tuple[ConfigWrite, ...]] = {}  # unanswered, by number of the message
+        self._last = 0  # the number of the last message
 
     def __len__(self) -> int:
         """How many writes are not carried out yet."""
         return len(self._fields) + len(self._output) + sum(map(len, self._sent.values()))
 
     def over(self, config: bytes) -> bytes:
-        """Return the configuration as the driver has written it, of which the process has less."""
+        """Return ``config``, the process's copy, with the driver's pending writes applied to it."""
         if not (self._plain_fields and (self._sent or self._fields)):
             return config
         written = bytearray(config)
@@ -79,18 +82,18 @@ class ConfigWrites:
         return kept
 
     def send_fields(self) -> None:
-        """Pass on what waits, except for output: the next request has to come after it."""
+        """Send all waiting writes but output, so that the next request arrives after them."""
         while self._fields and self._serves():
             self._send_batch(self._take_fields())
 
     def forget_driver(self) -> None:
-        """The driver resets the device: no other process is told what it wrote into fields."""
+        """Drop all pending writes but output: the driver resets the device."""
         self._fields.clear()
         for number, batch in self._sent.items():
             self._sent[number] = tuple(filter(self._is_output, batch))
 
     def repeat(self) -> None:
-        """Tell a new process what the last one may not have carried out."""
+        """Send a new process all writes that the old one may not have carried out."""
         everything = self._in_order()
         self._sent, self._fields, self._output = {}, {}, deque()
         for write in everything:
@@ -107,7 +110,7 @@ class ConfigWrites:
                 self._output.append(write)
             return has_room
         key = (write.offset, len(write.data))
-        self._fields.pop(key, None)  # so that it is the last again
+        self._fields.pop(key, None)  # a dict keeps the place of a key: make this write the last
         self._fields[key] = write
         return True
 

@@ -16,20 +16,20 @@ class DeviceDeath:
     """What is known of the end of a device process, from itself and from the warden."""
 
     def __init__(self) -> None:
-        self.verdict = ""  # ours: why we ended it
-        self.denied_call: int | None = None
-        self.report = ""
-        self.status: int | None = None  # os.waitstatus_to_exitcode's
-        self.cause = ""  # the warden's, where it knows more
+        self.verdict = ""  # why the vmm ended it, if it did
+        self.denied_call: int | None = None  # the system call that seccomp denied
+        self.report = ""  # the error that the process reported before it exited
+        self.status: int | None = None  # as os.waitstatus_to_exitcode returns it
+        self.cause = ""  # what the warden adds, such as "the host ran out of memory"
 
     @property
     def by_others(self) -> bool:
-        """Whether the process did nothing wrong, as far as we know: it was killed, or the host."""
+        """Whether the process is not to blame: another process killed it, or the host failed."""
         wrong = self.verdict or self.denied_call is not None or self.cause
         return not wrong and self.status in (-signal.SIGKILL, EXIT_HOST)
 
     def describe(self, policy_name: str) -> str:
-        """Say the cause in one line; the device's own words come after it."""
+        """Return the cause in one line, with the device's own report if that is short."""
         if self.verdict:
             return f"ended by the vmm: {self.verdict}"
         if self.denied_call is not None:
@@ -45,7 +45,7 @@ class DeviceDeath:
 
     @property
     def is_told_in_one_line(self) -> bool:
-        """Whether what the process said itself is the cause: the host refused it something."""
+        """Whether the report is itself the cause: one short line on what the host refused."""
         is_short = len(self.report) <= _MAX_CAUSE_CHARS and "\n" not in self.report
         return self.status == EXIT_HOST and bool(self.report) and is_short
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The vmm's side of a device: a ``VirtioBackend`` whose device is in a process, or in the next one.
+"""The vmm's side of a device: a ``VirtioBackend`` that outlives the device's process.
 
-No vCPU ever waits for the process: calls only send, and configuration is read from the copy kept
-here. What is asked of a device between the end of one process and the start of the next is part of
-what the next one is told: its queues as they are then, the driver's writes, whether it is paused.
+No vCPU waits for the process: calls only send messages, and the driver reads the configuration
+from a copy kept here. When a process has ended and the next one has started, the next one is told
+the state that the driver then expects: active queues, writes to the configuration, paused or not.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
 log = logging.get_logger("crosvm.devices")
 
-# The most that a device may write to the log, last words included: plenty for one at the debug
-# level, and yet one that was taken over fills no disk of the host soon.
+# The most that a device may write to the log, reports of crashes included. It is plenty at the
+# debug level, and a device process that a guest has taken over cannot fill the host's disk soon.
 _LINES: Final = 1000
 _LINES_BYTES: Final = 128 * 1024
 _LINES_SECONDS: Final = 10.0
 
 
 class DeviceProcess:
-    """One device, wherever the driver's calls go. Owned by the machine; see ``VirtioBackend``."""
+    """One device, with or without a process. Owned by the machine; see ``VirtioBackend``."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class DeviceProcess:
         self.queue_sizes: tuple[int, ...] = ()
         self._config = b""
         self.early_writes = False
-        self.cells: Sequence[int] = ()  # its counters, which it writes by itself
+        self.cells: Sequence[int] = ()  # its counters, in memory that its process writes
         self.status = DeviceStatus()
         self.events: BackendEvents | None = None  # the transport, once there is one
         self._loop = loop
@@ -74,21 +74,22 @@ class DeviceProcess:
         self._timeout = timeout_seconds
         self._link: DeviceLink | None = None
         self._lines = logging.LineLimit(_LINES, _LINES_SECONDS, _LINES_BYTES)
-        self._log = log.limited()  # for what a guest can make its device say again and again
-        self._holds: list[Callable[[], None]] = []
-        self._paused = False  # as it was asked for last
+        self._log = log.limited()  # a guest can cause these messages again and again
+        self._holds: list[Callable[[], None]] = []  # callers that wait for a pause or resume
+        self._paused = False  # what the last pause() or resume() asked for
         fields = (kind.output_offset, kind.plain_fields)
         self._writes = ConfigWrites(self._pass_writes, self._serves, *fields)
-        self._last_reset = self._resets_done = 0  # the number of the last one asked for, and done
-        self._kick_fds: dict[int, int] = {}  # of active queues; the transport's
-        self._unserved: tuple[int, float] | None = None  # kicks served, since when no more
+        self._last_reset = self._resets_done = 0  # number of the last reset requested, completed
+        self._kick_fds: dict[int, int] = {}  # of active queues, by index; the transport owns them
+        # While a kick is unread: the count of kicks served, and since when it has not changed.
+        self._unserved: tuple[int, float] | None = None
         self._on_ready: Callable[[], None] = lambda: None
         self._on_failure: Callable[[], None] = lambda: None
         self._waiters: list[Callable[[], None]] = []
 
     @property
     def config(self) -> bytes:
-        """The copy that the driver reads: what it wrote is in it at once."""
+        """The copy that the driver reads; it contains the driver's writes at once."""
         return self._writes.over(self._config)
 
     @property
@@ -102,12 +103,12 @@ class DeviceProcess:
         return self._link if self._serves() else None
 
     def expect(self, on_ready: Callable[[], None], on_failure: Callable[[], None]) -> None:
-        """Be told of each process: when it serves, and when it must be ended or has."""
+        """Set what is called for each process: when it is ready, and when its channel is closed."""
         self._on_ready = on_ready
         self._on_failure = on_failure
 
     def attach(self, sock: socket.socket) -> None:
-        """Speak to a new process through ``sock``, which becomes ours."""
+        """Use a new process, at the other end of ``sock``. Owns ``sock`` from now on."""
         self.death = DeviceDeath()
         with self._lock:
             self._unserved = None
@@ -116,28 +117,28 @@ class DeviceProcess:
             )
 
     def close(self) -> None:
-        """Close the channel: the orderly end of the device process."""
+        """Close the channel; the device process sees that and exits."""
         if self._link is not None and self._link.is_open:
             self._link.close()
             self._gone()
 
     def fail(self, verdict: str) -> None:
-        """End the process for a rule that it broke."""
+        """Close the channel to a process that broke a rule; ``verdict`` names the rule."""
         if self._link is not None:
             self._link.fail(verdict)
 
     def give_up(self) -> None:
-        """There is no process any more and will be none: the driver is told."""
+        """Tell the driver that the device is lost: it gets no further process."""
         self.status.dead = True
         self._tell(lambda to: to.backend_lost())
         self._call_waiters()
 
     def say(self, level: int, module: str, line: str) -> None:
-        """Log what the process said, as far as its limit goes."""
+        """Log a line that the process sent, unless it has used up its limit."""
         logging.emit(level, module, f"{self.name}: {line}", self._lines)
 
     def when_served_again(self, then: Callable[[], None]) -> None:
-        """Call ``then`` when there is another process, or it is clear that there will be none."""
+        """Call ``then`` when the next process is ready, or when the device is given up."""
         self._waiters.append(then)
 
     def _call_waiters(self) -> None:
@@ -146,7 +147,7 @@ class DeviceProcess:
             then()
 
     def _gone(self) -> None:
-        """Nobody who asked the device for something waits for ever."""
+        """Answer everybody who waits for a pause or a resume: the process has ended."""
         self.status.ready = False
         holds, self._holds = self._holds, []
         for hold in holds:
@@ -207,27 +208,26 @@ class DeviceProcess:
         self._send(lambda request: protocol.WriteConfig(request, writes), then=carried_out)
 
     def is_writing(self) -> bool:
-        """Whether the driver wrote something that the process has not carried out yet."""
+        """Whether the process has yet to carry out writes of the driver to the configuration."""
         return bool(len(self._writes))
 
     # The machine's own requests.
 
     def pause(self, then: Callable[[], None]) -> None:
-        """Hold the device; ``then`` is called when no request is in flight any more.
+        """Pause the device; ``then`` is called once no request of the guest is in flight.
 
-        That is at once when there is no process, and at the end of one that ends meanwhile: the
-        next one starts paused.
+        Without a process, that is at once; the next process starts paused.
         """
         self._paused = True
         self._hold(protocol.Pause, then)
 
     def resume(self, then: Callable[[], None]) -> None:
-        """Let the device go on; ``then`` is called as for ``pause``."""
+        """Resume the device; ``then`` is called when it serves again, or as for ``pause``."""
         self._paused = False
         self._hold(protocol.Resume, then)
 
     def finish(self, then: Callable[[], None]) -> None:
-        """Have the process finish what it has begun; it serves nothing more, and is to be ended."""
+        """Have the process finish the requests it has begun and begin no more, before its end."""
         self._request(protocol.Pause, then=then)
 
     def _hold(self, build: Callable[[int], Message], then: Callable[[], None]) -> None:
@@ -246,21 +246,21 @@ class DeviceProcess:
         self._request(build, then=done)
 
     def command(self, command: Command, then: CommandResult) -> None:
-        """Have the device do what the user asks for; ``then`` is called once, in any case."""
+        """Send the device a command of the user; ``then`` is called once, in any case."""
         if self._link is None or not self.status.ready:
             then(Refused(GONE))
         else:
             self._link.command(command, then)
 
     def describe_transport(self) -> TransportState | None:
-        """Return what the transport knows, if there is one yet."""
+        """Return the state of the virtio transport, or ``None`` before the device is plugged in."""
         with self._lock:
             return None if self.events is None else self.events.describe()
 
     def check_health(self, timeout_seconds: float) -> None:
-        """End a process that hangs: ask it for a sign of life, and see that it serves its queues.
+        """Ping the process, and end it if it serves no kick for ``timeout_seconds``.
 
-        Called now and then; a process whose kicks stay unread for ``timeout_seconds`` is ended.
+        Called several times per timeout.
         """
         link = self._link
         if link is None or not self.status.ready:
@@ -276,7 +276,7 @@ class DeviceProcess:
             self.fail(f"serves no queue for {timeout_seconds:.10g} s")
 
     def _has_kicks(self) -> bool:
-        """Return whether the driver kicked a queue, and nobody has noticed yet."""
+        """Return whether the driver kicked a queue and the process has not read the eventfd yet."""
         if self.status.needs_reset or self.kind.in_kernel:
             return False
         poll = select.poll()
@@ -293,10 +293,7 @@ class DeviceProcess:
         fds: Sequence[int] = (),
         then: Callable[[], None] | None = None,
     ) -> None:
-        """Send a request to a process that serves; the next one gets to know by ``_take_over``.
-
-        What the driver wrote before comes before it.
-        """
+        """Send a request, after the driver's earlier writes to the configuration, if possible."""
         with self._lock:
             self._writes.send_fields()
             self._send(build, fds=fds, then=then)
@@ -314,7 +311,7 @@ class DeviceProcess:
     def _serves(self) -> bool:
         return self._link is not None and self._link.is_open and self.status.ready
 
-    # What the process says.
+    # Messages from the process.
 
     def _take(self, message: Message) -> None:
         match message:
@@ -346,12 +343,12 @@ class DeviceProcess:
         self._call_waiters()
 
     def _take_over(self, ready: protocol.Ready) -> None:
-        """Let a new process go on where the last one stood."""
+        """Bring a new process to the state that the last one had."""
         facts = (ready.device_type, ready.features, ready.queue_sizes, ready.early_writes)
         known = (self.device_type, self.features, self.queue_sizes, self.early_writes)
         if facts != known or len(ready.config) != len(self._config):
             raise ProtocolError("not the device that its predecessor was")
-        with self._lock:  # so that what a vCPU asks for comes after what it asked for before
+        with self._lock:  # so that new requests of vCPUs come after those repeated here
             self._config = ready.config
             self.status.ready = True
             needs_reset = self.status.needs_reset
@@ -362,17 +359,17 @@ class DeviceProcess:
             self._writes.repeat()
             if self.events is not None:
                 self.events.reactivate(self)
-            self.status.needs_reset = needs_reset  # as before, until the driver has done it
+            self.status.needs_reset = needs_reset  # the driver has still to reset the device
 
     def _repeat_reset(self) -> None:
-        """Let the process forget a driver that its predecessor was still to forget."""
+        """Send the last reset again if the ended process had not completed it."""
         number = self._last_reset
 
         def done() -> None:
             self._resets_done = number
 
         if self._resets_done != number:
-            self._send(protocol.Reset, then=done)  # before what the next driver wrote
+            self._send(protocol.Reset, then=done)  # before the next driver's writes are repeated
 
     def _take_event(self, message: Message) -> None:
         match message:
@@ -394,7 +391,7 @@ class DeviceProcess:
                     self._link.send(protocol.ConfigTaken(number))
 
     def _tell(self, call: Callable[[BackendEvents], None]) -> None:
-        """Call the transport as its rule is: with the device-model lock held."""
+        """Call the transport, if there is one, with the device-model lock held."""
         if self.events is not None:
             with self._lock:
                 call(self.events)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The vmm's side of the process that reads the kernel file: its start, its answer, its end.
 
-The file comes from outside, and what unpacks it are C libraries, so the vmm does not look into it.
-A child does (``crosvm_py/kernel_parser/process.py``), which can use memory and write its answer,
-while the vmm goes on importing. The answer is a stranger's. The initrd, and what lies in the
-segments of the kernel, are only copied.
+The file is not trusted, and C libraries unpack it, so the vmm does not parse it. A confined child
+does (``crosvm_py/kernel_parser/process.py``) while the vmm goes on importing modules. The answer is
+not trusted either. The vmm copies the initrd and the kernel's segments without looking into them.
 """
 
 from __future__ import annotations
@@ -45,13 +44,14 @@ log = logging.get_logger("crosvm.kernel")
 
 POLICY_NAME: Final = "kernel_parser"
 
-# For the answer, also where it is the host that takes so long to read the file.
+# The most time for the answer. It includes the time that the host needs to read the file.
 DEADLINE_SECONDS: Final = 2.0 * protocol.MAX_PROCESSOR_SECONDS
 
-# Beside the payload, which is read as a whole: Python with what it inherited, and a dictionary.
+# Beside the payload, which is read as a whole: Python, its inherited memory, and the dictionary
+# of a decompressor.
 _MAX_OTHER_DATA_BYTES: Final = 448 << 20
 
-# Nobody changes what was unpacked, once the vmm has taken it.
+# Once the vmm has accepted the unpacked kernel, nobody may change it.
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
@@ -73,20 +73,19 @@ class KernelParser:
         self._killed = False
 
     def image(self, deadline_seconds: float = DEADLINE_SECONDS) -> KernelImage:
-        """Wait for the answer and return the kernel, which owns the file that it lies in.
+        """Wait for the answer and return the kernel, which owns the file that contains it.
 
         The process is reaped later, by ``close``.
 
         Raises:
-            ConfigError: the file is no kernel for this machine, is damaged, or took its parser
-                along.
-            HostError: the host does not let it be read.
-            VmmError: the parser made a mistake.
+            ConfigError: the file is no kernel for this machine, is damaged, or crashes the parser.
+            HostError: the host cannot read it.
+            VmmError: the parser has a bug, or broke the protocol.
         """
         what = self._source.what
         try:
             answer = self._wait(time.monotonic() + deadline_seconds)
-            # It is about to end, and was heard. Waiting for that would make every start longer.
+            # The process has nothing left to do. Waiting for its exit would delay every start.
             self._kill()
             match answer:
                 case protocol.Parsed(kernel):
@@ -145,22 +144,22 @@ class KernelParser:
             logging.emit(message.level, message.module, message.line, limit)
 
     def _end(self) -> int:
-        """Let the process be no more; return how it ended, as ``os.waitstatus_to_exitcode``."""
+        """Kill and reap the process; return its status as ``os.waitstatus_to_exitcode`` does."""
         if not self._pid:
             return 0
-        self._kill()  # which changes nothing where it is about to end
+        self._kill()  # no effect if it has exited
         _, wait_status = os.waitpid(self._pid, 0)
         self._pid = 0
         return os.waitstatus_to_exitcode(wait_status)
 
     def _kill(self) -> None:
-        """Kill it once: when the vmm has confined itself, it may signal nobody outside any more."""
+        """Kill it, once: a second kill would come when the vmm's filter allows none any more."""
         if not self._killed:
             self._killed = True
             os.kill(self._pid, signal.SIGKILL)
 
     def _make_image(self, kernel: ParsedKernel) -> KernelImage:
-        """Check what the parser says; of the files, one becomes the image's."""
+        """Check the parser's answer; the image takes over the file that contains the kernel."""
         source = self._source
         if kernel.unpacked_bytes:
             fcntl.fcntl(self._unpacked_fd, fcntl.F_ADD_SEALS, _SEALS)
@@ -177,10 +176,10 @@ class KernelParser:
 
 
 def start_kernel_parser(config: RunConfig) -> KernelParser:
-    """Start to read the kernel of a run; the caller has one thread.
+    """Fork the process that reads the kernel of a run; the caller has one thread.
 
     Raises:
-        ConfigError: it is no regular file, or empty.
+        ConfigError: the kernel is no regular file, or empty.
         HostError: the host does not let us open it, or fork.
     """
     with ExitStack() as undo:
@@ -205,10 +204,10 @@ def start_kernel_parser(config: RunConfig) -> KernelParser:
 
 
 def load_parser_policy(config: RunConfig) -> Policy | None:
-    """Return what a parser of this run is under; ``None`` for ``--disable-sandbox``.
+    """Return the parser's seccomp policy; ``None`` for ``--disable-sandbox``.
 
-    The policy is the one that comes with the program, whatever ``--seccomp-policy-dir`` says: no
-    guest has run yet that it could be for.
+    It is always the program's own, whatever ``--seccomp-policy-dir`` says: that option is for the
+    policies of processes that serve a guest.
 
     Raises:
         PolicyError: it cannot be used.
@@ -237,7 +236,7 @@ def _jail(config: RunConfig, keep_fds: set[int], source_bytes: int) -> JailPlan 
     policy = load_parser_policy(config)
     if policy is None:
         return None
-    # Imported here: the vmm needs it later, and the warden is waiting to be forked.
+    # Imported here, in the child, so that the vmm forks the warden without waiting for it.
     from jail.plan import parser_jail
 
     return parser_jail(
@@ -250,7 +249,7 @@ def _jail(config: RunConfig, keep_fds: set[int], source_bytes: int) -> JailPlan 
 
 
 def _describe_end(status: int) -> str:
-    """Say who is to blame for a process that ended without an answer."""
+    """Say why a process ended without an answer."""
     if status == -signal.SIGXCPU:
         return f"takes more than {protocol.MAX_PROCESSOR_SECONDS} s of processor time to read"
     if status == -signal.SIGKILL:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One channel to one device process: its requests, their answers, and when those are due.
+"""One channel to one device process: requests, their answers, and the deadlines of those.
 
-The process is not trusted. What it sends is decoded strictly, what it is asked has a deadline, and
-the first thing that it does wrong, or that we cannot deal with, ends the link; a new process gets a
-new one.
+The process is not trusted. What it sends is decoded strictly, every request to it has a deadline,
+and its first mistake ends the link. A new process gets a new link.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ if TYPE_CHECKING:
 
 _CHECK_SECONDS: Final = 1.0
 
-# The most that one turn of the loop takes from one device, so that none starves the others.
+# The most messages read from one device in one turn of the loop, so that it cannot starve others.
 _MESSAGES_PER_TURN: Final = 64
 
 GONE: Final = "the device process has ended"
 
-# What is called with the answer of a command, or with ``Refused``.
+# Called with the answer to a command, or with ``Refused``.
 CommandResult: TypeAlias = "Callable[[Message], None]"
 
-# What is called with the description of a device, or with None where it gives none in time.
+# Called with the description of a device, or with None if the device sends none in time.
 DescriptionResult: TypeAlias = "Callable[[DeviceWords | None], None]"
 
 
 class Contact(NamedTuple):
-    """How long ago a process said anything, how many requests it has not answered, since when."""
+    """When a process last sent a message, how many requests are unanswered, and for how long."""
 
     silent_seconds: float
     unanswered: int
@@ -53,9 +52,9 @@ class Contact(NamedTuple):
 class DeviceLink:
     """The vmm's end of a channel.
 
-    Requests may come from any thread, all else is the loop's. The socket, and what is pending on
-    it, belong to the device-model lock: whoever sends holds it, and so does the loop when it closes
-    the socket, so that no thread ever sends through a descriptor that is closed or another one.
+    Any thread may call ``request`` and ``send``; everything else runs in the loop's thread. The
+    device-model lock guards the socket and the pending requests: every sender holds it, and so does
+    the loop when it closes the socket. So no thread sends through a closed or reused descriptor.
     """
 
     def __init__(
@@ -72,11 +71,11 @@ class DeviceLink:
         Args:
             sock: the vmm's end; it becomes the link's.
             loop: where answers are read.
-            lock: the device-model lock, which a thread may take again.
-            timeout_seconds: the longest that an answer may take.
-            take: gets whatever is no answer to a request; may raise any exception.
-            on_end: is called once, with the rule that was broken or nothing, when the link is
-                closed for another reason than ``close``.
+            lock: the device-model lock, a recursive one.
+            timeout_seconds: the most time that an answer may take.
+            take: gets each message that answers no request; may raise any exception.
+            on_end: called once when the link ends without ``close``, with the rule that the
+                process broke, or with "" if the process closed the channel.
         """
         self._channel = Channel(sock, protocol.VMM_CODEC)
         self._loop = loop
@@ -85,23 +84,23 @@ class DeviceLink:
         self._take_other = take
         self._on_end = on_end
         self._open = True
-        self._stuck = False  # a request could not be sent, and the loop will close the link
+        self._stuck = False  # a message could not be sent; the loop is about to close the link
         self._next_id = 0
         self._pending: dict[int, tuple[float, Callable[[], None]]] = {}
         self._commands: dict[int, tuple[type[Message], CommandResult]] = {}
         self._questions: dict[int, DescriptionResult] = {}
-        self._heard_at = time.monotonic()  # when the process said something last
+        self._heard_at = time.monotonic()  # when the last message came from the process
         self._watching = False
         loop.add(self._channel.fileno(), self._on_readable)
 
     @property
     def is_open(self) -> bool:
-        """Whether the process may still be there."""
+        """Whether the channel is open, as far as we know."""
         return self._open
 
     @property
     def contact(self) -> Contact:
-        """What was heard of the process, and what is still to be."""
+        """How the process has answered lately, for a report to the user."""
         now = time.monotonic()
         with self._lock:
             deadlines = [deadline for deadline, _ in self._pending.values()]
@@ -114,7 +113,7 @@ class DeviceLink:
         return len(self._pending)
 
     def close(self) -> None:
-        """Close the channel: the orderly end of the process. Who asked for something is told."""
+        """Close the channel, at which the process exits; pending commands are refused."""
         with self._lock:
             if not self._open:
                 return
@@ -130,13 +129,13 @@ class DeviceLink:
             question(None)
 
     def fail(self, verdict: str) -> None:
-        """End the link for a rule that the process broke."""
+        """Close the link because the process broke the rule ``verdict``, and call ``on_end``."""
         if self._open:
             self.close()
             self._on_end(verdict)
 
     def command(self, command: Command, then: CommandResult) -> None:
-        """Have the device do what the user asks for; ``then`` is called once, in any case."""
+        """Send a command of the user; ``then`` is called once, in any case."""
         request_id = self.request(lambda request: protocol.Order(request, command))
         if self._open:
             self._commands[request_id] = (command.ANSWER, then)
@@ -144,7 +143,7 @@ class DeviceLink:
             then(Refused(GONE))
 
     def describe(self, within_seconds: float, then: DescriptionResult) -> None:
-        """Have the device tell how its queues stand; ``then`` is called once, in any case."""
+        """Ask the device for the state of its queues; ``then`` is called once, in any case."""
         request_id = self.request(protocol.Describe)
         if not self._open:
             then(None)
@@ -153,7 +152,7 @@ class DeviceLink:
 
         def give_up() -> None:
             if request_id in self._questions:
-                self._questions[request_id] = _ignore  # it may answer yet
+                self._questions[request_id] = _ignore  # a late answer is still allowed
                 then(None)
 
         self._loop.call_later(within_seconds, give_up)
@@ -177,14 +176,14 @@ class DeviceLink:
             return self._next_id
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> bool:
-        """Send a message and return whether that was possible; if not, the link ends soon."""
+        """Send a message; return False if that failed, and then the link ends soon."""
         with self._lock:
             if not self._open or self._stuck:
                 return False
             try:
                 self._channel.send(message, fds)
             except ChannelClosed:
-                return False  # the loop reads the end, and what came before it
+                return False  # the loop reads the last messages and the end of the channel
             except ProtocolError as error:
                 self._stuck, reason = True, str(error)
                 self._loop.call_soon_threadsafe(lambda: self.fail(reason))
@@ -192,7 +191,7 @@ class DeviceLink:
             return True
 
     def _watch_deadlines(self) -> None:
-        """Look again while anything is pending; runs in the loop."""
+        """End the link if an answer is late; check again while requests are pending."""
         with self._lock:
             self._watching = bool(self._pending)
             oldest = min((deadline for deadline, _ in self._pending.values()), default=None)
@@ -256,7 +255,7 @@ def _nothing() -> None:
 
 
 def _ignore(_words: DeviceWords | None) -> None:
-    """Nobody waits for it any more."""
+    """Drop a description that came too late."""
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Everything about a run that can be refused, done before a process is forked that stays.
+"""Open and check what a run needs, before the warden is forked, so that errors end the run early.
 
-What is opened here is closed by the warden (which needs none of it) and owned by the run.
+The run owns what is opened here. The warden inherits it, needs none of it and closes it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.run")
 
-# What crosvm gives every guest: a panic ends the VM instead of leaving it hanging.
+# crosvm, too, passes this to every guest: a panic then ends the VM instead of leaving it hanging.
 _BASE_PARAMETERS = "panic=-1"
 
 
 class Preparation(NamedTuple):
-    """What a run starts from. Without the sandbox there are no policies."""
+    """Everything that a run starts from. ``policies`` is ``None`` without the sandbox."""
 
     kvm: Kvm
     plan: BootPlan
@@ -48,17 +48,17 @@ class Preparation(NamedTuple):
     policies: RunPolicies | None
     socket: BoundSocket | None
     cgroup: VmCgroup | None
-    separates_cores: bool = False  # every vCPU from everything else
+    separates_cores: bool = False  # core scheduling keeps other tasks off the vCPUs' cores
 
     @property
     def sockets(self) -> tuple[BoundSocket, ...]:
-        """Every socket of the file system that goes away with the VM."""
+        """Every socket in the file system that is removed when the VM ends."""
         control = () if self.socket is None else (self.socket,)
         return (*control, *self.device_sockets)
 
     @property
     def device_sockets(self) -> tuple[BoundSocket, ...]:
-        """Those of them that were made for devices."""
+        """The sockets among them that were made for devices."""
         return tuple(made for order in self.devices for made in order.sockets)
 
 
@@ -70,18 +70,23 @@ def prepare(
     *,
     rehearsal: bool = False,
 ) -> Preparation:
-    """Open and check what the run needs; ``stack`` closes what the vmm keeps.
+    """Open and check what the run needs.
 
-    ``parser`` reads the kernel meanwhile.
+    The signals that end a VM are blocked when this returns; the caller releases them once the
+    warden has started.
 
-    The signals that end a VM are held when this returns: release them when the warden is there.
-    In a ``rehearsal`` nothing of the host is changed that ``stack`` does not put back, no program
-    is started, and nobody else notices: files are not made, sockets and FIFOs of others not opened,
-    network interfaces not configured, and there is no cgroup.
+    Args:
+        config: what the user asked for.
+        parser: the process that reads the kernel meanwhile.
+        stack: closes and removes at its end what is opened and made here.
+        recorded: set while a policy is recorded.
+        rehearsal: only check. Every change to the host is undone by ``stack``. No file or cgroup
+            is made, no program started, no socket or FIFO of others opened, and no network
+            interface configured.
 
     Raises:
-        ConfigError: the user asked for what cannot be.
-        HostError: the host does not let us.
+        ConfigError: the user asked for something impossible.
+        HostError: the host refuses something.
     """
     separated = separates_cores(config.core_scheduling)
     arch = host_arch()
@@ -92,9 +97,10 @@ def prepare(
     serial = open_serial_ports(_rehearsed(config.serial) if rehearsal else config.serial)
     stack.callback(serial.close)
     plan = _plan_boot(config, parser, serial, stack)
-    hold_end_signals()  # what is made from here on stays in the file system; nothing takes long
+    # From here on files are made that a signal must not leave behind. None of this takes long.
+    hold_end_signals()
     stack.callback(release_end_signals)
-    # Before passt is there, while we are alone.
+    # Before passt is started: the vmm must be alone in its cgroup to make others in it.
     cgroup = None if rehearsal else _make_cgroup(config, stack)
     opened = []
     for order in open_devices(config, serial.virtio, rehearsal=rehearsal):
@@ -118,7 +124,7 @@ def prepare(
 
 
 def _rehearsed(specs: tuple[SerialSpec, ...]) -> tuple[SerialSpec, ...]:
-    """Check serial ports for a rehearsal; what comes back opens nothing of others."""
+    """Check the serial ports for a rehearsal; return specs that open no file of the user."""
     from crosvm_py.console.rehearsal import rehearse_serial_ports
 
     return rehearse_serial_ports(specs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The vmm's side of the relay: it sends lines as datagrams, for a vmm without such a socket."""
+"""The vmm's side of the relay, a process that sends lines as datagrams on behalf of the vmm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = get_logger("crosvm.relay")
 
 POLICY_NAME: Final = "line_relay"
 
-# How long it may take to end, a little more than it gives its receivers.
+# The most time that the relay may take to end, a little more than it waits for its receivers.
 END_SECONDS: Final = 2.0
 
 
@@ -35,11 +35,11 @@ class RelayProcess:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        # Taken while the vmm may still make descriptors.
+        # Opened now: the vmm's filter denies pidfd_open later.
         self._pidfd = os.pidfd_open(pid)
 
     def end(self) -> None:
-        """Wait for its end, which follows when nobody writes to its pipes any more."""
+        """Wait for its end; it ends by itself once all writers of its pipes have closed them."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         if not poll.poll(END_SECONDS * 1000):
@@ -55,7 +55,7 @@ class RelayProcess:
 def start_relay(outlets: Sequence[Outlet], *, sandbox: bool) -> RelayProcess:
     """Fork the relay; the caller has one thread.
 
-    The outlets become the relay's.
+    The outlets move to the relay and are closed here.
 
     Raises:
         HostError: the host does not let us fork.
@@ -77,11 +77,11 @@ def start_relay(outlets: Sequence[Outlet], *, sandbox: bool) -> RelayProcess:
 def _be_relay(outlets: Sequence[Outlet], policy: Policy | None) -> NoReturn:
     status = EXIT_BUG
     try:
-        # A terminal's Ctrl-C is for the vmm, whose last lines have to get through.
+        # A Ctrl-C of the terminal must not end the relay: it has to send the vmm's last lines.
         os.setpgid(0, 0)
         end_fault_handler()
         from crosvm_py.relay.process import run_relay
-        from jail.plan import relay_jail  # which the vmm needs later
+        from jail.plan import relay_jail
 
         linux.set_process_name("crosvm-relay")
 

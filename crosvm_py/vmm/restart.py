@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """When a device whose process has ended gets a new one: ``--device-restart``.
 
-The first time at once. As long as no process gets ready and lives a while, each next one waits
-longer, so that a guest that can crash its device, or a host that can make no process, costs a
-bounded share of the host. By default there is also an end: a device that fails too often in a
-minute is lost to the guest.
+The first restart comes at once. While each process ends before it has served for a while, each
+further restart waits longer, so that a guest that can crash its device, or a host that cannot make
+processes, uses a bounded share of the host. By default the number of restarts is limited, too: a
+device that fails too often in a minute is given up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from crosvm_py.care import RestartLimit
 
 
-# A process that has served for so long has not ended for the reason the one before it did.
+# If a process has served for so long, its end is not counted with the ends before it.
 HEALTHY_SECONDS: Final = 1.0
 
 _FIRST_DELAY_SECONDS: Final = 0.05
@@ -26,24 +26,24 @@ MAX_DELAY_SECONDS: Final = 5.0
 
 
 class RestartBudget:
-    """The restarts of one device, of which ``limit`` says how many there may be."""
+    """The restarts of one device; ``limit`` says how many are allowed."""
 
     def __init__(self, limit: RestartLimit) -> None:
         self._limit = limit
         self._used = 0
-        self._times: deque[float] = deque()  # of the last restarts, where there is a rate
-        self._streak = 0  # ends in a row, none of them of a process that lived a while
-        self._ready_at: float | None = None  # of the present process
+        self._times: deque[float] = deque()  # of the last restarts, if the limit is a rate
+        self._streak = 0  # how many processes in a row have ended early
+        self._ready_at: float | None = None  # when the present process became ready
 
     def ready(self, now: float) -> None:
-        """A process is ready at ``now``, in seconds."""
+        """Note that a process is ready at ``now``, in seconds."""
         self._ready_at = now
 
     def next_delay(self, now: float) -> float | None:
-        """Count an end, or a process that could not be made, at ``now``.
+        """Count the end of a process at ``now``; one that could not be made counts as well.
 
         Returns:
-            The seconds to wait until the next process is made, ``None`` for: there is none.
+            The seconds to wait before the next process is made; ``None`` if the device gets none.
         """
         if not self._take(now):
             return None
@@ -56,7 +56,7 @@ class RestartBudget:
         return min(MAX_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2.0 ** min(streak - 1, 10))
 
     def describe(self) -> str:
-        """Say what was used up, as in "it was restarted once"."""
+        """Say how many restarts were used up, as in "once" or "5 times within 60 s"."""
         if isinstance(self._limit, Rate):
             return f"{_times(self._limit.restarts)} within {self._limit.seconds:.0f} s"
         return _times(self._used)

@@ -12,36 +12,36 @@ if TYPE_CHECKING:
 
 
 class DeviceStatus:
-    """The life of one device as far as it passes the vmm."""
+    """The state of one device, as the vmm sees it."""
 
     def __init__(self) -> None:
         self.ready = False
-        self.served = False  # ready at least once
-        self.dead = False  # for good
+        self.served = False  # a process was ready at least once
+        self.dead = False  # given up: there will be no further process
         self.paused = False
         self.needs_reset = False
         self.restarts = 0
-        self._queues: dict[int, int] = {}  # index -> size of those that are enabled
+        self._queues: dict[int, int] = {}  # index to size of each enabled queue
 
     def activated(self, queues: Iterable[QueueActivation]) -> None:
-        """The driver is ready."""
+        """Note that the driver has set DRIVER_OK, with these queues enabled."""
         self._queues = {queue.index: queue.size for queue in queues}
 
     def queue_enabled(self, queue: QueueActivation) -> None:
-        """One more queue is served."""
+        """Note that the driver has enabled one more queue."""
         self._queues[queue.index] = queue.size
 
     def queue_stopped(self, index: int) -> None:
-        """One queue is served no more."""
+        """Note that the driver has reset one queue."""
         self._queues.pop(index, None)
 
     def reset(self) -> None:
-        """The driver has gone."""
+        """Note that the driver has reset the device."""
         self._queues = {}
         self.needs_reset = False
 
     def queues(self, max_sizes: Iterable[int]) -> tuple[tuple[int, bool], ...]:
-        """Return size and whether it is enabled of each queue; the greatest size if it is not."""
+        """Return of each queue its size (the maximum unless enabled) and whether it is enabled."""
         enabled = self._queues
         return tuple(
             (enabled.get(index, size), index in enabled) for index, size in enumerate(max_sizes)

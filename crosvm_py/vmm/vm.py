@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One virtual machine at run time: its loop, what can end it, and its orderly end."""
+"""One virtual machine at run time: how it is built, runs, ends and is taken apart."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.vm")
 
-# A vCPU leaves the guest at once; only a device call that hangs, our bug, takes longer.
+# The most time to stop the vCPUs. They leave the guest at once, unless a bug of ours blocks them.
 _STOP_SECONDS: Final = 5.0
 
 
 class Closing(Protocol):
-    """What is closed in the end."""
+    """An object that the VM closes at its end."""
 
     def close(self) -> None:
         """Close it."""
@@ -92,7 +92,7 @@ class VirtualMachine:
         """Start every device and build the machine around them.
 
         Raises:
-            VmmError: a device did not start, or the warden is no more.
+            VmmError: a device did not start, or the warden has ended.
             HostError: KVM refuses something.
         """
         prepared, machine = self._prepared, self.machine
@@ -129,7 +129,7 @@ class VirtualMachine:
         return VmExit.CRASH if self._exit is None else self._exit
 
     def close(self) -> None:
-        """Take everything apart, in an order in which nothing needs what is gone."""
+        """Take the VM apart, users before what they use."""
         if self._vcpus is not None and not self._vcpus.stop(_STOP_SECONDS):
             log.error("a vCPU does not stop; giving up on an orderly end")
             self._prepared.serial.close()
@@ -144,13 +144,13 @@ class VirtualMachine:
         self.loop.close()
 
     def _start(self, vcpus: VcpuSet) -> None:
-        """Start the vCPU threads, paused, and close the doors: theirs first, ours when all are in.
+        """Start the vCPU threads, paused and confined, then load this thread's own filter.
 
         Raises:
             VmmError: a thread could not be confined; no guest has run.
         """
         if self._prepared.separates_cores and self._config.per_vm_core_scheduling:
-            take_core()  # which the threads of this one inherit
+            take_core()  # the vCPU threads inherit the cookie
         policies = self._prepared.policies
         if policies is None:
             vcpus.start(paused=True, confine=lambda: self._enter_vcpu(None))
@@ -169,14 +169,14 @@ class VirtualMachine:
         load_filter(policies.main)
 
     def _enter_vcpu(self, policy: Policy | None) -> None:
-        """Make the calling thread one that may run a guest."""
+        """Confine the calling thread, so that it may run a guest."""
         if self._prepared.separates_cores and not self._config.per_vm_core_scheduling:
             take_core()
         if policy is not None:
             load_filter(policy)
 
     def end(self, vm_exit: VmExit, reason: str) -> None:
-        """End the VM; only the first reason counts. In the loop's thread."""
+        """End the VM; only the first reason counts. Call it in the loop's thread."""
         if self._exit is not None:
             return
         if self._panicked and vm_exit in (VmExit.STOPPED, VmExit.RESET):
@@ -189,14 +189,14 @@ class VirtualMachine:
         self.loop.stop()
 
     def _end_soon(self, vm_exit: VmExit, reason: str) -> None:
-        """End the VM, from any thread."""
+        """End the VM. Call it in any thread."""
         self.loop.call_soon_threadsafe(lambda: self.end(vm_exit, reason))
 
     def _on_vcpu_exit(self, _index: int, reason: VmExitReason) -> None:
         self._end_soon(reason.kind, reason.text)
 
     def _on_device_death(self, reason: str) -> None:
-        if self._vcpus is not None:  # else build() raises it
+        if self._vcpus is not None:  # otherwise build() raises the reason
             self.end(VmExit.CRASH, reason)
 
     def _on_panic(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The vmm's side of its warden: the fork, and a handle on the process that comes of it."""
+"""The vmm's side of its warden: how it is forked, and a handle on the process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = get_logger("crosvm.warden")
 
 
-# How long the warden may take to end everything when the vmm closes the channel.
+# The most time for the warden to end all device processes and itself, after the channel is closed.
 END_SECONDS: Final = 10.0
 
 _REFUSABLE: Final = Refusable("start", "the warden, which makes the devices", forks=True)
@@ -46,7 +46,7 @@ class WardenProcess:
     def __init__(self, channel: Channel, pid: int) -> None:
         self.channel = channel
         self.pid = pid
-        # Taken while the vmm may still make descriptors: its filter knows no way to name a process.
+        # Opened now: the vmm's filter denies pidfd_open later.
         self.pidfd = os.pidfd_open(pid)
 
     def end(self) -> None:
@@ -68,21 +68,21 @@ def start_warden(
     keep_fds: Iterable[int],
     cgroup: VmCgroup | None = None,
 ) -> WardenProcess:
-    """Fork the warden; the caller has one thread and nothing of the guest yet.
+    """Fork the warden; the caller has one thread and holds no guest memory yet.
 
     Args:
-        policies: the compiled ones of the run; ``None`` for ``--disable-sandbox``.
-        kinds: the kinds of device that will be asked for, imported ahead.
-        when_vmm_is_gone: the tidying that outlives the vmm; runs in the warden.
-        keep_fds: what the tidying needs; every other descriptor of the vmm is closed.
-        cgroup: the VM's, which becomes the warden's to remove.
+        policies: the compiled policies of the run; ``None`` for ``--disable-sandbox``.
+        kinds: the kinds of device that the run needs; the warden imports their modules.
+        when_vmm_is_gone: clean-up that the warden runs after the vmm has ended.
+        keep_fds: descriptors that the clean-up needs; the warden closes all others.
+        cgroup: the VM's group; the warden removes it at the end.
 
     Raises:
-        HostError: the host does not let us.
+        HostError: the host refuses to make the process.
     """
     with _REFUSABLE:
         ours, theirs = socket_pair()
-    gc.freeze()  # so that no collection writes to pages which both processes have
+    gc.freeze()  # so that the garbage collector does not write to pages shared after the fork
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     with _REFUSABLE:
         pid = os.fork()
@@ -96,7 +96,7 @@ def start_warden(
         with _REFUSABLE:
             return WardenProcess(Channel(ours, protocol.VMM_CODEC), pid)
     except HostError:
-        ours.close()  # at which it ends
+        ours.close()  # the warden sees that and ends
         os.waitpid(pid, 0)
         raise
 
@@ -111,8 +111,8 @@ def _be_warden(
 ) -> NoReturn:
     status = EXIT_BUG
     try:
-        # What a terminal or a service manager sends to the whole group is for the vmm alone, which
-        # tells its children by the channel.
+        # A terminal or service manager signals the whole process group. Only the vmm acts on that;
+        # it then ends its children by closing their channels.
         for signum in END_SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
@@ -120,7 +120,7 @@ def _be_warden(
         if cgroup is not None:
             keep_fds = (*keep_fds, cgroup.lock_fd)
         null_fd = _keep_only({_STDERR, sock.fileno(), *keep_fds})
-        # Imported here, while the vmm imports what it alone needs.
+        # Imported here, so that the vmm need not load it and imports its own modules meanwhile.
         from crosvm_py.warden.warden import be_warden
 
         be_warden(sock, null_fd, policies, kinds, cgroup)
@@ -130,16 +130,16 @@ def _be_warden(
         status = 0
     except OSError as error:
         reason = f"{error.strerror}{remedy_for(error)}"
-        with suppress(ChannelClosed, ProtocolError):  # a vmm that has gone has its own reason
+        with suppress(ChannelClosed, ProtocolError):  # the vmm may have ended already
             Channel(sock, protocol.WARDEN_CODEC).send(protocol.CannotStart(reason))
-    except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
+    except Exception as error:  # noqa: BLE001 - process entry: report every bug
         log.error("%s", crash_report(error))
     finally:
         os._exit(status)
 
 
 def _keep_only(keep: set[int]) -> int:
-    """Close every other descriptor; return /dev/null, which the standard ones become."""
+    """Close every other descriptor, open /dev/null as the standard ones, and return it."""
     linux.close_all_fds_except(keep)
     null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for fd in _STDIO - keep:
