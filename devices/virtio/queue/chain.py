@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A descriptor chain as a device sees it: one stream of bytes to read, one to write.
 
-How the driver cut a request into descriptors says nothing about the request (virtio 1.3 §2.7.4.1),
-so a device never sees descriptors. The bytes are guest memory itself: the guest may change them
-at any time, so read each of them once.
+How the driver divides a request into descriptors means nothing (virtio 1.3 §2.7.4.1), so a device
+never sees descriptors. The bytes are guest memory itself: the guest may change them at any time, so
+read each of them once.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One queue as seen by a device that serves it itself, when a tap or a socket has something.
+"""A queue that its device serves itself, for example when a TAP or a socket has data.
 
-``serve_queue`` is for devices that answer each request at once. The others hold a port: they take
-chains when they have use for them, give them back when they are done, and end each batch with one
-``flush``. A device that has taken everything and wants to hear of more calls ``wait``:
+``serve_queue`` is for devices that answer each request at once. The others have a port for each of
+their queues: they take chains when they need them, give them back when they are done, and end each
+batch with one ``flush``. A device that has taken all chains and wants a kick for new ones calls
+``wait``:
 
     while chain := port.take():
         ...
         port.give_back(chain)
     port.flush()
-    if port.wait(): it has more already
+    if port.wait(): there are new chains already
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from devices.virtio.queue.split_queue import SplitQueue
     from sys_util.log import Logger
 
-# A driver may offer nothing but malformed chains, faster than we return them. After this many
-# ``take`` says that there are no more; ``wait`` then says that there are.
+# A driver may offer only malformed chains, faster than they are given back. After this many,
+# ``take`` reports that there are no more, and ``wait`` then reports that there are.
 MAX_MALFORMED: Final = 256
 
 # ``_Taken.written`` of a chain that the device has not given back.
@@ -36,7 +37,7 @@ _HELD: Final = -1
 
 
 class _Taken:
-    """What was taken and not yet shown as used. ``chain`` is ``None`` for a malformed one."""
+    """A chain that was taken and not yet put into the used ring; ``None`` for a malformed one."""
 
     __slots__ = ("chain", "head", "readable_bytes", "written")
 
@@ -48,7 +49,7 @@ class _Taken:
 
 
 class QueuePort:
-    """An active queue. Once the queue has stopped, it is empty for ever and takes nothing back."""
+    """An active queue. After the queue has stopped, it has no chains and ignores ``give_back``."""
 
     __slots__ = (
         *("_call_fd", "_counters", "_label", "_log", "_ring", "_taken", "index", "paused"),
@@ -64,7 +65,7 @@ class QueuePort:
         counters: Counters,
         log: Logger,
     ) -> None:
-        """``call_fd`` stays the caller's; -1 for a queue without an interrupt."""
+        """The caller still owns ``call_fd``; -1 stands for a queue without an interrupt."""
         self.index = index
         self.size = ring.size
         self.paused = False
@@ -74,15 +75,15 @@ class QueuePort:
         self._call_fd = call_fd
         self._counters = counters
         self._log = log
-        self._taken: deque[_Taken] = deque()  # the oldest is held
+        self._taken: deque[_Taken] = deque()  # the device holds the oldest
 
     def take(self) -> DescriptorChain | None:
-        """Return the next good chain, ``None`` when there is none or the queue rests.
+        """Return the next good chain; ``None`` when there is none or the queue is paused.
 
-        Malformed chains go back by themselves.
+        Malformed chains are given back here.
 
         Raises:
-            QueueError: the ring is unusable; whoever called the device deals with it.
+            QueueError: the ring is unusable; the device lets this pass to its caller.
         """
         ring = self._ring
         if ring is None or self.paused or ring.withheld:
@@ -109,9 +110,10 @@ class QueuePort:
         return None
 
     def put_back(self, chain: DescriptorChain) -> None:
-        """Undo the taking of the last chain held: the next one is this chain again, read anew.
+        """Undo ``take`` of the last chain that the device holds; the next ``take`` reads it again.
 
-        So are those behind it that were given back: the driver does not know of them yet.
+        Chains taken after it are put back too, though they were given back: as one before them was
+        held, the driver has not seen them.
         """
         ring = self._ring
         if ring is None:
@@ -125,9 +127,9 @@ class QueuePort:
 
     @property
     def last_taken(self) -> int:
-        """Where the chain stands that ``take`` returned last: an index that counts all of them.
+        """The place in the queue of the chain that ``take`` returned last: its avail index.
 
-        It is the same for the same chain in another process, as long as the queue runs.
+        A restarted process finds the same chain at the same place, as long as the queue runs.
         """
         ring = self._ring
         return 0 if ring is None else (ring.state().next_avail - 1) & 0xFFFF
@@ -138,7 +140,7 @@ class QueuePort:
         counters.cells[BYTES_FROM_GUEST] = total
 
     def give_back(self, chain: DescriptorChain) -> None:
-        """Return a chain to the driver, with what was written; it sees it after ``flush``."""
+        """Give a chain back with what was written; the driver sees it after ``flush``."""
         ring = self._ring
         if ring is None:
             return
@@ -180,10 +182,10 @@ class QueuePort:
             self._counters.cells[INTERRUPTS] = interrupts
 
     def wait(self) -> bool:
-        """Ask for a kick when the driver adds buffers; true means that it has some already.
+        """Ask for a kick when the driver adds buffers; return whether it has some already.
 
         Raises:
-            QueueError: the ring is unusable; whoever called the device deals with it.
+            QueueError: the ring is unusable; the device lets this pass to its caller.
         """
         ring = self._ring
         if ring is None or self.paused or ring.withheld:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The device's side of a split virtqueue (virtio 1.3 §2.7).
 
-Three structures in guest memory: the descriptor table and the available ring, which the driver
-writes, and the used ring, which the device writes. Whatever the driver wrote is read once, checked,
-and then used from our copy.
+A queue has three structures in guest memory: the descriptor table and the available ring, which the
+driver writes, and the used ring, which the device writes. Whatever the driver wrote is read once,
+checked, and then used from our copy.
 
-Memory order: an index is read with ``load_acquire`` and shown with ``store_release``, so that what
-it stands for is read after it, and written before it. A load that has to come after a store needs a
-barrier besides. That happens twice (§2.7.7, §2.7.10): the driver's index is read again after
-notifications were asked for, and whether the driver wants an interrupt is read after the used index
+Memory order: an index is read by ``load_acquire`` and published by ``store_release``, so that the
+elements that it announces are read after it, and written before it. In two places a load has to
+come after a store, which needs a full barrier (§2.7.7, §2.7.10): the driver's index is read again
+after a kick was asked for, and whether the driver wants an interrupt is read after the used index
 was published.
 """
 
@@ -56,7 +56,7 @@ _U32_MAX: Final = 0xFFFF_FFFF
 
 
 def load_acquire(words: memoryview, at: int) -> int:
-    """Return a 16-bit word that the driver writes; whatever we read after this is younger."""
+    """Return a 16-bit word that the driver writes; later reads happen after this one."""
     value: int = words[at]
     if not KEEPS_ORDER:
         full_barrier()
@@ -64,7 +64,7 @@ def load_acquire(words: memoryview, at: int) -> int:
 
 
 def store_release(words: memoryview, at: int, value: int) -> None:
-    """Store a 16-bit word that the driver reads; whatever we wrote before this is there already."""
+    """Store a 16-bit word that the driver reads, after everything that was written before it."""
     if not KEEPS_ORDER:
         full_barrier()
     words[at] = value
@@ -75,18 +75,18 @@ class QueueError(GuestError):
 
 
 class QueueState(NamedTuple):
-    """Where a queue stands: free-running 16-bit indices. Equal when nothing is in flight."""
+    """The position of a queue: free-running 16-bit indices, equal when nothing is in flight."""
 
     next_avail: int
     next_used: int
 
 
 class Handover(NamedTuple):
-    """All that one who serves a queue has to know to go on where another has stopped.
+    """The position that Python and the engine give each other when the server of a queue changes.
 
-    Everything that was used is published. ``avail_idx``: what is known of the driver's index, and
-    was believed. ``signalled``: the used index when an interrupt was last
-    thought about. ``must_signal``: the next answer to whether one is wanted is yes.
+    Every used element is published. ``avail_idx``: the driver's index as it was last read and
+    checked. ``signalled``: the used index when ``wants_interrupt`` was last asked.
+    ``must_signal``: its next answer is yes.
     """
 
     next_avail: int
@@ -121,33 +121,35 @@ class SplitQueue:
         self._span = memory.span(layout.desc_table, _DESC_BYTES * size)
         self._desc_table = desc
         self._avail = avail.cast("H")
-        # Indices and flags go through a "H" view: one 16-bit store. struct.pack_into() zeroes the
-        # field first, and a polling driver would see idx jump to 0. The same for elements, "Q".
+        # Indices and flags are stored through an "H" view, by one 16-bit store: struct.pack_into()
+        # zeroes the field first, so that a polling driver would see idx jump to 0. In the same way
+        # elements are stored through a "Q" view.
         self._used = used[:4].cast("H")
         self._used_elems = used[4 : 4 + 8 * size].cast("Q")
         self._avail_event = used[4 + 8 * size :].cast("H")
         self._event_idx = bool(features >> VIRTIO_RING_F_EVENT_IDX & 1)
         self._indirect = bool(features >> VIRTIO_RING_F_INDIRECT_DESC & 1)
-        # In-order completion: what is used was served, what is not was not.
+        # Chains are finished in the order in which they were taken, so the used index says which of
+        # them an earlier process served.
         start = self._used[_IDX] if layout.resume else 0
         self._next_avail = start
-        self._avail_idx = start  # what we know of the driver's index
+        self._avail_idx = start  # the driver's index as last read
         self._next_used = start
         self._published = start
-        self._signalled = start  # used index when an interrupt was last thought about
-        # Whether somebody asks for the next turn, such as the driver by a kick. If nobody does, the
-        # device has to look by itself.
+        self._signalled = start  # the used index when ``wants_interrupt`` was last asked
+        # Whether something else asks for the next turn, such as a kick of the driver. If not, the
+        # device has to look again by itself.
         self.idle = False
-        self.withheld = False  # whether ``publish`` shows nothing
-        # An earlier device may have published without an interrupt, so the first answer is yes.
+        self.withheld = False  # whether ``publish`` does nothing
+        # An earlier process may have published without an interrupt, so the first answer is yes.
         self._must_signal = layout.resume
 
     def state(self) -> QueueState:
-        """Return where the queue stands."""
+        """Return the position of the queue."""
         return QueueState(self._next_avail, self._next_used)
 
     def position(self) -> RingPosition:
-        """Return all that is known of where the queue stands; nothing changes by it."""
+        """Return all that is known of the position, for ``crosvm debug dump``."""
         return RingPosition(
             self._avail_idx,
             self._next_avail,
@@ -158,14 +160,14 @@ class SplitQueue:
         )
 
     def handover(self) -> Handover:
-        """Return where the queue stands once all is published."""
+        """Return the position for the engine; everything must be published."""
         return Handover(
             *(self._next_avail, self._avail_idx, self._next_used),
             *(self._signalled, self._must_signal),
         )
 
     def go_on(self, position: Handover) -> None:
-        """Go on where another has stopped."""
+        """Go on where the engine has stopped."""
         self._next_avail, self._avail_idx, self._next_used = position[:3]
         self._signalled, self._must_signal = position[3:]
         self._published = self._next_used
@@ -191,7 +193,7 @@ class SplitQueue:
         return self._walk(head)
 
     def unpop(self, *, idle: bool = False) -> None:
-        """Undo the last ``pop``: the next one returns that chain again, read anew."""
+        """Undo the last ``pop``: the next one reads that chain again and returns it."""
         self._next_avail = (self._next_avail - 1) & 0xFFFF
         self.idle = idle
 
@@ -199,7 +201,7 @@ class SplitQueue:
         """Give a chain back. ``written`` never exceeds the bytes really stored (§2.7.8.2)."""
         next_used = self._next_used
         if written > _U32_MAX:
-            written = _U32_MAX  # 4 GiB was written, and the field cannot say so
+            written = _U32_MAX  # exactly 4 GiB was written, which the field cannot hold
         self._used_elems[next_used & self._mask] = written << 32 | head
         self._next_used = (next_used + 1) & 0xFFFF
 
@@ -210,13 +212,13 @@ class SplitQueue:
             store_release(self._used, _IDX, self._next_used)
 
     def disable_notification(self) -> None:
-        """Tell the driver that we look at the ring anyway. Advice: kicks may still come."""
+        """Tell the driver that it need not kick, as we look at the ring anyway; it still may."""
         self.idle = False
         if not self._event_idx:
             self._used[_FLAGS] = VIRTQ_USED_F_NO_NOTIFY
 
     def enable_notification(self) -> bool:
-        """Publish, and ask for a kick; return whether a chain slipped in before that was known.
+        """Publish, and ask for a kick; return whether chains came before the driver knew of it.
 
         Raises:
             QueueError: the available index makes no sense.
@@ -239,7 +241,7 @@ class SplitQueue:
         return True
 
     def wants_interrupt(self) -> bool:
-        """Return whether the driver wants to hear of what was published since the last answer."""
+        """Return whether the driver wants an interrupt for what was published since last asked."""
         old, new = self._signalled, self._published
         if self._must_signal:
             self._must_signal = False
@@ -255,14 +257,14 @@ class SplitQueue:
         return not self._avail[_FLAGS] & VIRTQ_AVAIL_F_NO_INTERRUPT
 
     def _accept(self, avail_idx: int) -> None:
-        """Believe the driver's index if it can be."""
+        """Take the driver's index if it is possible."""
         pending = (avail_idx - self._next_avail) & 0xFFFF
         if pending > self.size:
             raise QueueError(f"avail idx {avail_idx} is {pending} ahead of a queue of {self.size}")
         self._avail_idx = avail_idx
 
     def _walk(self, head: int) -> DescriptorChain:
-        """Follow the chain at ``head``, reading each descriptor once and a bounded number."""
+        """Follow the chain at ``head``. Read a bounded number of descriptors, each of them once."""
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         readable_bytes = writable_bytes = 0
@@ -317,7 +319,7 @@ class SplitQueue:
         return base[addr - start : addr - start + length]
 
     def _find(self, head: int, addr: int, length: int) -> Span:
-        """Return the region of a buffer, and expect the next buffer there too."""
+        """Return the region of a buffer, and keep it for the next one, which is often there too."""
         try:
             span = self._memory.span(addr, length)
         except GuestAddressError as error:
@@ -327,7 +329,7 @@ class SplitQueue:
 
 
 def _map_part(memory: GuestMemory, name: str, gpa: int, length: int, alignment: int) -> memoryview:
-    """Return one of the three parts of a queue, checked as §2.7 asks."""
+    """Return one of the three parts of a queue, after the checks of §2.7."""
     if gpa % alignment:
         raise QueueError(f"{name} at {gpa:#x} is not {alignment}-byte aligned")
     try:
@@ -337,7 +339,7 @@ def _map_part(memory: GuestMemory, name: str, gpa: int, length: int, alignment: 
 
 
 def _broken_walk(head: int, at: int, count: int) -> ChainError:
-    """Say why a walk cannot go on at descriptor ``at`` of ``count``."""
+    """Return why a walk cannot go on at descriptor ``at`` of ``count``."""
     if at >= count:
         return ChainError(head, f"descriptor {at} outside a table of {count}")
     return ChainError(head, "descriptor loop, or a chain longer than allowed")

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from devices.virtio.device import EngineQueue, VirtioDevice
     from sys_util.guest_memory import GuestMemory
 
-# A guest can cause a line with every request, but no more of them than this.
+# A guest can cause a log line with every request; this limits them.
 LOG_LINES: Final = 10
 LOG_SECONDS: Final = 5.0
 
 
 class _ActiveQueue:
-    """A started queue. ``ring`` is ``None`` once the driver made it unusable, or the kernel's.
+    """A started queue. ``ring`` is ``None`` if the driver made it unusable or the kernel serves it.
 
-    ``port`` is there when the device serves the queue itself.
+    ``port`` is set when the device serves the queue itself.
     """
 
     __slots__ = ("call_fd", "engine", "in_engine", "kick_fd", "port", "ring")
@@ -42,13 +42,13 @@ class _ActiveQueue:
     ) -> None:
         self.ring: SplitQueue | None = ring
         self.engine: EngineQueue | None = None
-        self.in_engine = False  # so that ``ring`` does not know where it stands
+        self.in_engine = False  # the engine has the position of the queue, and ``ring`` an old one
         self.kick_fd = kick_fd
         self.call_fd = call_fd
         self.port = port
 
     def abandon(self) -> None:
-        """Let go of the ring's memory for good."""
+        """Never touch the ring's memory again."""
         self.ring = None
         if self.port is not None:
             self.port.close()
@@ -64,7 +64,7 @@ class _ActiveQueue:
         return engine.turn(counters)
 
     def take_from_engine(self) -> SplitQueue | None:
-        """Return the ring, which knows where it stands again."""
+        """Return the ring, after it has got its position back from the engine."""
         if self.in_engine and self.engine is not None and self.ring is not None:
             self.ring.go_on(self.engine.take())
             self.in_engine = False
@@ -90,18 +90,18 @@ class QueueWorker:
 
     @property
     def offered_features(self) -> int:
-        """Every feature bit on offer: the device's own, and what the queue code does for all."""
+        """Every feature bit on offer: the device's own and those of the queue code."""
         in_order = int(self._device.in_order) << VIRTIO_F_IN_ORDER
         return self._device.features() | BASE_FEATURES | in_order
 
     def start_queue(self, activation: QueueActivation, features: int) -> None:
-        """Take up a queue; then call ``on_kick`` once, as no kick tells of what is there already.
+        """Start a queue; then call ``on_kick`` once, as no kick comes for chains that are there.
 
-        Both descriptors stay the caller's; ``kick_fd`` must not block. A ``call_fd`` of -1 stands
-        for a queue without an interrupt.
+        The caller still owns both descriptors; ``kick_fd`` must not block. A ``call_fd`` of -1
+        stands for a queue without an interrupt.
 
         Raises:
-            ProtocolError: the vmm asked for what was never on offer.
+            ProtocolError: the vmm asked for features or a queue that the device does not have.
             QueueError: the driver's layout is unusable; the device needs a reset.
         """
         index, sizes = activation.index, self._device.queue_sizes
@@ -131,7 +131,7 @@ class QueueWorker:
         self._queues[index] = queue
 
     def stop_queue(self, index: int) -> None:
-        """Forget a queue. Its memory is not touched after this; harmless when it is not there."""
+        """Forget a queue, if it is started. Its memory is not touched after this."""
         queue = self._queues.pop(index, None)
         if queue is None:
             return
@@ -140,12 +140,12 @@ class QueueWorker:
             self._device.stop_kernel_queue(index)
 
     def port(self, index: int) -> QueuePort | None:
-        """Return the port of a queue that the device serves itself, if it is usable now."""
+        """Return the port of a queue that the device serves itself, ``None`` if it is unusable."""
         queue = self._queues.get(index)
         return None if queue is None or queue.ring is None else queue.port
 
     def abandon_own_queues(self) -> list[int]:
-        """Give up the queues of the device's own and the kernel's: it broke off in their midst."""
+        """Give up the queues that device or kernel serve, after an error while they did so."""
         kernel = self._device.kernel_queues
         own = [
             index
@@ -165,7 +165,7 @@ class QueueWorker:
                 queue.port.flush()
 
     def resume(self) -> None:
-        """Serve again; then call ``on_kick`` for every queue, as kicks were swallowed meanwhile."""
+        """Serve again; then call ``on_kick`` for every queue: kicks were ignored meanwhile."""
         self._set_paused(paused=False)
         self._device.resume()
 
@@ -176,13 +176,13 @@ class QueueWorker:
                 queue.port.paused = paused
 
     def withhold_used(self) -> None:
-        """Take no chains, and show drivers nothing more as used, until ``show_used``."""
+        """Take no chains and publish nothing until ``show_used``."""
         self._set_withheld(withheld=True)
 
     def show_used(self) -> None:
-        """Show what was withheld, and interrupt drivers that want that.
+        """Publish what was withheld, and interrupt the driver if it wants that.
 
-        Then call ``on_kick`` for every queue, as kicks were swallowed meanwhile.
+        Then call ``on_kick`` for every queue: kicks were ignored meanwhile.
         """
         self._set_withheld(withheld=False)
         for queue in self._queues.values():
@@ -201,7 +201,7 @@ class QueueWorker:
                 ring.withheld = withheld
 
     def positions(self) -> dict[int, tuple[str, RingPosition | None]]:
-        """Return who serves each started queue, and where it stands if that is known here."""
+        """Return who serves each started queue, and its position if this process knows it."""
         found: dict[int, tuple[str, RingPosition | None]] = {}
         for index, queue in self._queues.items():
             server = self._server(index, queue)
@@ -219,7 +219,7 @@ class QueueWorker:
         return "device" if queue.port is None else "port"
 
     def states(self) -> dict[int, QueueState]:
-        """Return where each usable queue stands."""
+        """Return the position of each usable queue."""
         rings = {index: queue.take_from_engine() for index, queue in self._queues.items()}
         return {index: ring.state() for index, ring in rings.items() if ring is not None}
 
@@ -228,11 +228,12 @@ class QueueWorker:
 
         Raises:
             QueueError: the driver made the queue unusable; the device needs a reset. Later kicks
-                of this queue are swallowed.
-            GuestError: the device gave up one of its own queues; ``abandon_own_queues`` is due.
+                of this queue are ignored.
+            GuestError: an error in a queue that the device serves itself; the caller has to call
+                ``abandon_own_queues``.
         """
         queue = self._queues.get(index)
-        if queue is None or index in self._device.kernel_queues:  # its kicks are not for us
+        if queue is None or index in self._device.kernel_queues:  # the kernel reads its kicks
             return False
         counters = self.counters
         try:
@@ -240,7 +241,7 @@ class QueueWorker:
             counters.kicks = kicks = counters.kicks + 1
             counters.cells[KICKS] = kicks
         except BlockingIOError:
-            pass  # nobody kicked: this is one more turn of the same work
+            pass  # no kick came: this is one more turn for the same chains
         ring = queue.ring
         if ring is None or self._paused or self._withheld:
             return False
