@@ -64,8 +64,8 @@ QUEUE_SIZE: Final = 256
 # One descriptor of a chain is the header and one the status.
 SEG_MAX: Final = QUEUE_SIZE - 2
 
-# One request is one turn of the process, so each limit is about what a slow host does in 0.1 s.
-# Writing zeros may mean writing them; punching holes only changes the host's block map.
+# The process does nothing else during one request, so each limit is about what a slow host does in
+# 0.1 s. Zeros may have to be written; punching holes only changes the host's block map.
 MAX_DISCARD_SECTORS: Final = (1 << 30) // SECTOR_BYTES
 MAX_WRITE_ZEROES_SECTORS: Final = (64 << 20) // SECTOR_BYTES
 MAX_SEGMENTS: Final = 32
@@ -73,13 +73,13 @@ MAX_SEGMENTS: Final = 32
 # Offsets of files are signed.
 MAX_SIZE_BYTES: Final = (1 << 63) - SECTOR_BYTES
 
-# Smaller holes than a page of the host's file system free nothing.
+# A hole that is smaller than a block of the host's file system frees nothing.
 DISCARD_ALIGNMENT_BYTES: Final = 4096
 
 _HEADER: Final = Struct("<IIQ")  # type, reserved, sector
 _SEGMENT: Final = Struct("<QII")  # sector, num_sectors, flags
 # capacity, size_max, seg_max, geometry, blk_size, topology, writeback, unused0, num_queues,
-# the three of discard, the three of write zeroes, unused1
+# three fields for discard, three for write zeroes, unused1
 _CONFIG: Final = Struct("<Q I I 4x I 8x B x H 3I 2I B 3x")
 
 _STATUS_OK: Final = bytes([VIRTIO_BLK_S_OK])
@@ -87,11 +87,11 @@ _FRAME_BYTES: Final = _HEADER.size + len(_STATUS_OK)
 
 
 class BlockRequestError(RequestError):
-    """A well-formed request this device will not or cannot perform (§5.2.6.2)."""
+    """A well-formed request that this device will not or cannot perform (§5.2.6.2)."""
 
     @classmethod
     def unsupported(cls, what: str) -> Self:
-        """Build the answer to a request type or flag the device does not know."""
+        """Build the answer to a request type or flag that the device does not know."""
         return cls(VIRTIO_BLK_S_UNSUPP, f"unsupported {what}")
 
     @classmethod
@@ -110,20 +110,20 @@ class Block(LimitedDevice):
 
     @staticmethod
     def open(spec: BlockSpec) -> int:
-        """Open, check and lock the image of ``spec``; see ``block_image``."""
+        """Open, check and lock the image of ``spec``; see ``image.py``."""
         return open_image(spec)
 
     def __init__(self, spec: BlockSpec, fd: int, *, engine: bool | None = None) -> None:
-        """Serve the image behind ``fd``, which stays the caller's to close.
+        """Serve the image behind ``fd``, which the caller still owns.
 
-        With ``engine`` native code serves what it can of the queues; by default where it is built.
+        With ``engine`` native code serves what it can of the queues; by default, if it is built.
         """
         super().__init__(spec.limits)
         self.queue_sizes = (QUEUE_SIZE,) * spec.num_queues
         self._spec = spec
         self._file = DiskFile(fd, direct=spec.direct)
         self._capacity_sectors = self._usable_sectors(self._file.size_bytes)
-        self._image_sectors = self._capacity_sectors  # as far as we know
+        self._image_sectors = self._capacity_sectors  # the image's size as far as it is known
         self._active = 0  # the negotiated features
         engine = native.IS_BUILT if engine is None else engine
         self._native = NativeDisk(fd, read_only=spec.read_only) if engine else None
@@ -161,7 +161,7 @@ class Block(LimitedDevice):
 
     def activate(self, features: int) -> None:
         self._active = features
-        # A driver that cannot flush has to find its writes stable (§5.2.6.2).
+        # If the driver cannot flush, each write has to be on stable storage (§5.2.6.2).
         self._file.writethrough = not features >> VIRTIO_BLK_F_FLUSH & 1
 
     def start_engine(
@@ -195,7 +195,7 @@ class Block(LimitedDevice):
         return usable_bytes(self._spec, size_bytes, self._file.alignment) // SECTOR_BYTES
 
     def _resize(self, sectors: int) -> None:
-        """Have another capacity from now on; a smaller one comes before the image is cut."""
+        """Change the capacity. A smaller one is set before the warden truncates the image."""
         before, self._capacity_sectors = self._capacity_sectors, sectors
         if self._native is not None:
             self._native.capacity_sectors = sectors
@@ -215,8 +215,9 @@ class Block(LimitedDevice):
     def restore(self, fields: dict[str, object]) -> None:
         """See ``LimitedDevice``.
 
-        An image that has grown since was given another size just when that process ended. One that
-        is larger than the capacity is about to be cut.
+        If the last process ended while the disk grew, the image may be larger than it knew: use the
+        new size. If it ended while the disk shrank, the warden may still have to truncate the
+        image: keep the smaller capacity.
         """
         capacity, image = fields.get("capacity_sectors"), fields.get("image_sectors")
         block_sectors = self._spec.block_size // SECTOR_BYTES
@@ -242,11 +243,11 @@ class Block(LimitedDevice):
                 raise CommandError(f"{size_bytes} bytes is not a multiple of the {name} {unit}")
 
     def request_bytes(self, chain: DescriptorChain) -> int:
-        """Return the bytes of data: header and status cost nothing."""
+        """Return the bytes of data, without header and status."""
         return max(0, super().request_bytes(chain) - _FRAME_BYTES)
 
     def moved_bytes(self, passed: int) -> int:
-        """Return the bytes of data, and of zeros that were stored for want of a better way."""
+        """Return the bytes of data, and of zeros that had to be written."""
         return max(0, passed - _FRAME_BYTES) + self._file.take_stored_zeros()
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
@@ -268,7 +269,7 @@ class Block(LimitedDevice):
         status.write(_STATUS_OK)
 
     def _execute(self, reader: Reader, writer: Writer) -> None:
-        """Carry out one request. All of ``writer`` is for data, the status is split off."""
+        """Carry out one request. All of ``writer`` is for data, without the byte of the status."""
         request_type, _, sector = reader.unpack(_HEADER)
         if request_type == VIRTIO_BLK_T_IN:
             self._file.read(writer, self._offset(sector, writer.remaining))
@@ -305,7 +306,7 @@ class Block(LimitedDevice):
     def _segments(
         self, reader: Reader, max_sectors: int, *, known_flags: int
     ) -> list[tuple[int, int, int]]:
-        """Return offset, length and flags of each range, all of them checked before the first."""
+        """Return offset, length and flags of each range, after all of them were checked."""
         count, rest = divmod(reader.remaining, _SEGMENT.size)
         if rest or not 0 < count <= MAX_SEGMENTS:
             raise BlockRequestError.refused(f"{reader.remaining} bytes of ranges")
@@ -323,7 +324,7 @@ class Block(LimitedDevice):
         return ranges
 
     def _offset(self, sector: int, length: int) -> int:
-        """Return where ``sector`` lies in the image, if ``length`` bytes from there do."""
+        """Return the offset of ``sector``, if the disk has ``length`` bytes from there."""
         if length % SECTOR_BYTES:
             raise BlockRequestError.refused(f"{length} bytes is not whole sectors")
         if sector + length // SECTOR_BYTES > self._capacity_sectors:

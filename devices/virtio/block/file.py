@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The image behind a block device: whole requests between guest memory and a file.
 
-Every call finishes its request or raises ``OSError``: short transfers are continued, long vectors
-cut, and with O_DIRECT what the kernel refuses for its alignment goes through an aligned buffer.
+Every call finishes its request or raises ``OSError``. Short transfers are continued, and vectors
+above IOV_MAX are divided. With O_DIRECT, a transfer that the kernel refuses for its alignment goes
+through an aligned buffer.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ IOV_MAX: Final = 1024  # UIO_MAXIOV
 _BOUNCE_BYTES: Final = 1 << 20
 _ZERO_BYTES: Final = 64 << 10
 
-# With these fallocate(2) says that this host cannot do it, now or ever: file systems and old FUSE
-# servers, what is no file, and a SCSI target that knows no such command.
+# With these fallocate(2) says that the host can never do it: file systems, old FUSE servers, files
+# that are not regular, SCSI targets that do not know such a command.
 _CANNOT: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EREMOTEIO})
 
-# Ranges of a block device have to be whole blocks of it; EINVAL says that they are not, and not how
-# large its blocks are. Most are up to a page; since Linux 6.15 they may have 64 KiB.
+# Ranges of a block device have to be whole blocks of it. EINVAL says that they are not, but not how
+# large the blocks are. Most blocks are up to a page; since Linux 6.15 they may have 64 KiB.
 _RANGE_ALIGNMENTS: Final = (1, 4096, 64 << 10)
 
-# What O_DIRECT may ask of offset, length and address; no file system asks for more than a page.
+# Alignments of offset, length and address that O_DIRECT may ask for; none is above a page.
 _DIRECT_ALIGNMENTS: Final = (512, 1024, 2048, 4096)
 
 
 class DiskFile:
-    """A raw image, by its descriptor, which stays the caller's.
+    """A raw image, by its descriptor, which the caller still owns.
 
     With ``writethrough`` a write is on stable storage before it returns.
     """
@@ -58,7 +59,7 @@ class DiskFile:
 
     @property
     def alignment(self) -> int:
-        """What O_DIRECT asks of the size of the image, in bytes; 1 without it."""
+        """The alignment in bytes that O_DIRECT asks for; 1 without it."""
         return self._alignment
 
     def read(self, writer: Writer, offset: int) -> None:
@@ -97,17 +98,17 @@ class DiskFile:
         os.fdatasync(self._fd)
 
     def discard(self, offset: int, length: int) -> None:
-        """Give the space of a range back to the host, as far as it can: it is no promise."""
+        """Give the space of a range back to the host, as far as the host can do that."""
         self._fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
-        """Make a range read as zeros, its space given back with ``unmap`` and kept without."""
-        # With FALLOC_FL_KEEP_SIZE this call would take space past the end of the image, which no
-        # limit bounds; without, RLIMIT_FSIZE does. The policy knows only this form.
+        """Make a range read as zeros; give its space back with ``unmap``, keep it otherwise."""
+        # ZERO_RANGE with FALLOC_FL_KEEP_SIZE could take space past the end of the image without
+        # any bound. Without that flag RLIMIT_FSIZE bounds it, so the policy allows only this form.
         mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE if unmap else FALLOC_FL_ZERO_RANGE
         start, stop = self._fallocate(mode, offset, length)
         self._store_zeros(offset, start - offset)
-        self._store_zeros(stop, offset + length - stop)  # all, where tmpfs knows no ZERO_RANGE
+        self._store_zeros(stop, offset + length - stop)  # all of it on tmpfs: it has no ZERO_RANGE
         if self.writethrough:
             self.flush()
 
@@ -134,7 +135,7 @@ class DiskFile:
         return offset, offset
 
     def take_stored_zeros(self) -> int:
-        """Return how many bytes ``write_zeroes`` had to store since this was asked last."""
+        """Return how many bytes ``write_zeroes`` had to write since the last call."""
         count, self._stored_zeros = self._stored_zeros, 0
         return count
 
@@ -163,7 +164,7 @@ class DiskFile:
             offset += useful
 
     def _write_bounced(self, reader: Reader, offset: int, flags: int) -> None:
-        """Write whole blocks; what a request leaves of a block is read back first."""
+        """Write whole blocks; read a block first if the request covers only a part of it."""
         while reader.remaining:
             lead = offset % self._alignment
             length = min(reader.remaining, _BOUNCE_BYTES - lead)
@@ -184,7 +185,7 @@ class DiskFile:
 
 
 def direct_alignment(fd: int) -> int:
-    """Return what O_DIRECT transfers of ``fd`` have to be aligned to, by trying.
+    """Find out by trying what O_DIRECT transfers of ``fd`` have to be aligned to.
 
     Raises:
         OSError: not even whole pages can be read.
@@ -192,7 +193,7 @@ def direct_alignment(fd: int) -> int:
     buffer = _anonymous(2 * mmap.PAGESIZE)
     for alignment in _DIRECT_ALIGNMENTS[:-1]:
         try:
-            # At offset 0: past the end of a tiny image nothing would be checked.
+            # At offset 0, because past the end of a tiny image the kernel checks nothing.
             os.preadv(fd, [buffer[alignment : 2 * alignment]], 0)
         except OSError as error:
             if error.errno != errno.EINVAL:

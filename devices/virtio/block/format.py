@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Recognize images of other formats, which are served as the raw bytes that they are.
+"""Recognize images of other formats, to warn the user; they are served as raw bytes all the same.
 
-A guest can write any of these marks to its own raw disk, so they decide nothing: the user gets a
-warning, and an image is never opened as what it looks like.
+A guest can write any of these marks to its own raw disk. If an image were opened as what it looks
+like, the guest could make the host read other files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _BLOCK_BYTES: Final = 4096  # what O_DIRECT can read anywhere
 
 
 class Format(NamedTuple):
-    """What an image looks like, and what the user can make of it."""
+    """What an image looks like, and what the user can do about it."""
 
     name: str
     remedy: str = "qemu-img convert -O raw makes a raw one of it"
@@ -27,7 +27,7 @@ class Format(NamedTuple):
         return cls(f"a file that {program} compressed", f"{program} -d unpacks it")
 
 
-# Where a format has its mark, the mark, and what it is called.
+# The offset of a format's mark, the mark, and the format.
 _MARKS: Final[tuple[tuple[int, bytes, Format], ...]] = (
     (0, b"QFI\xfb", Format("a qcow2 image")),
     (0, b"QED\0", Format("a QED image")),
@@ -42,15 +42,15 @@ _MARKS: Final[tuple[tuple[int, bytes, Format], ...]] = (
     (0, b"\x28\xb5\x2f\xfd", Format.compressed("zstd")),
     (0, b"BZh", Format.compressed("bzip2")),
 )
-# A VHD image of fixed size is raw, but for this mark in its last sector.
+# A VHD image of fixed size is a raw image with this mark in one more sector at the end.
 _FOOTER: Final = b"conectix"
 _FOOTER_BYTES: Final = 512
 
 
 def foreign_format(fd: int, size_bytes: int) -> Format | None:
-    """Return what an image looks like that is not raw, or None.
+    """Return the format that the image of ``size_bytes`` looks like, or None.
 
-    The file has ``size_bytes``; one that cannot be read looks like nothing.
+    None also stands for an image that cannot be read.
     """
     head = _read(fd, 0)
     for offset, mark, looks_like in _MARKS:
@@ -63,7 +63,7 @@ def foreign_format(fd: int, size_bytes: int) -> Format | None:
 
 
 def _read(fd: int, offset: int) -> bytes:
-    """Return up to a block of the file, through memory that is aligned as O_DIRECT wants it."""
+    """Return up to a block of the file, read into memory that is aligned for O_DIRECT."""
     with mmap.mmap(-1, _BLOCK_BYTES) as block:
         try:
             count = os.preadv(fd, [block], offset)

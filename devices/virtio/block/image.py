@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A disk as the user asked for it; open its image, in the process of that user.
+"""The options of a disk; the vmm opens, checks and locks its image by them.
 
-The device process gets the descriptor and nothing else: it can neither open nor lock. The lock
-belongs to the open file, so it lasts as long as any process of this VM holds the descriptor.
+The device process gets only the descriptor: it can neither open nor lock files. The lock belongs to
+the open file, so it lasts as long as any process of this VM holds the descriptor.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _INT: Final = struct.Struct("i")
 
 @fact
 class BlockSpec:
-    """One disk as the user asked for it. ``option`` is the spelling to name in messages.
+    """One disk as the user asked for it. ``option`` is the option's name in messages.
 
-    The device learns all of it but the path. Without ``follow`` a path that ends in a symbolic link
-    is refused.
+    The device process gets all of it but the path. Without ``follow`` a path that ends in a
+    symbolic link is refused.
     """
 
     TYPE: ClassVar[int] = 2
@@ -79,7 +79,7 @@ def open_image(spec: BlockSpec) -> int:
     Returns a close-on-exec descriptor, which the caller owns.
 
     Raises:
-        ConfigError: the image or an option cannot be what the user meant.
+        ConfigError: the image cannot be used, or an option does not fit it.
         HostError: the host cannot lock files there.
     """
     label = f"{spec.option} {spec.path}"
@@ -101,9 +101,9 @@ def open_image(spec: BlockSpec) -> int:
 
 
 def usable_bytes(spec: BlockSpec, size_bytes: int, alignment: int) -> int:
-    """Return how many bytes of an image the guest sees: whole blocks, which it can read and write.
+    """Return how many bytes of an image the guest sees: only whole blocks.
 
-    ``alignment`` is what O_DIRECT asks of the size, 1 without it.
+    ``alignment`` is the one that O_DIRECT asks for, 1 without it.
     """
     return size_bytes - size_bytes % max(SECTOR_BYTES, spec.block_size, alignment)
 
@@ -130,7 +130,7 @@ def _check_options(label: str, spec: BlockSpec) -> None:
 
 def _open(label: str, spec: BlockSpec) -> int:
     flags = os.O_RDONLY if spec.read_only else os.O_RDWR
-    # Without O_NONBLOCK a path that names a pipe would hang us before we can refuse it.
+    # Without O_NONBLOCK, open(2) of a pipe would hang before it can be refused.
     flags |= os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
     flags |= 0 if spec.follow else os.O_NOFOLLOW
     try:
@@ -153,7 +153,7 @@ def _check_kind(label: str, fd: int) -> None:
 
 
 def _size(label: str, fd: int) -> int:
-    """Return the size, which not every file has: many of /proc have neither one nor an end."""
+    """Return the size of the file; some files, such as many in /proc, have none."""
     try:
         return os.lseek(fd, 0, os.SEEK_END)
     except OSError as error:
@@ -161,13 +161,13 @@ def _size(label: str, fd: int) -> int:
 
 
 def _check_writable(label: str, spec: BlockSpec, fd: int) -> None:
-    """Refuse what only seems writable: a block device is opened so, but every write fails."""
+    """Refuse a read-only block device: open(2) for writing succeeds, but every write fails."""
     if spec.read_only or not stat.S_ISBLK(os.fstat(fd).st_mode):
         return
     try:
         answer = fcntl.ioctl(fd, _BLKROGET, bytes(_INT.size))
     except OSError:
-        return  # a driver that does not tell; its writes will
+        return  # the driver does not tell; if the device is read-only, writes fail later
     if _INT.unpack(answer)[0]:
         raise ConfigError(f"{label}: the block device is read-only; ro uses it so")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The engine for the queues of a disk: what it needs to know, and what it did."""
+"""A disk's queues served by the engine: what it is told before a turn, and counted after."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 try:
     from engine import native
-except ModuleNotFoundError:  # it is not built; one that is broken ends us
+except ModuleNotFoundError:  # it is not built; if it is broken, the exception ends the process
     IS_BUILT = False
 else:
     IS_BUILT = True
 
-# Watching the ring for that long costs less than being woken; on one processor it only takes the
-# guest's time.
+# To watch the ring for this long costs less than to sleep and be woken. On a host with one
+# processor it would only take the guest's time.
 POLL_NS: Final = 32_000 if HAS_SEVERAL_PROCESSORS else 0
 
 
@@ -31,23 +31,23 @@ class NativeDisk:
     """What all queues of one disk share; the device changes it between two turns."""
 
     def __init__(self, fd: int, *, read_only: bool) -> None:
-        """``fd`` is the image, which stays the caller's."""
+        """``fd`` is the image, which the caller still owns."""
         self.fd = fd
         self.read_only = read_only
         self.writethrough = False
         self.capacity_sectors = 0
-        self.queues = 0  # that are being served
+        self.queues = 0  # how many are being served
         self._memory: native.EngineMemory | None = None
 
     def memory(self, memory: GuestMemory) -> native.EngineMemory:
-        """Return the guest's memory as the engine knows it."""
+        """Return the guest's memory in the engine's form."""
         if self._memory is None:
             self._memory = native.EngineMemory(memory)
         return self._memory
 
 
 class NativeQueue:
-    """One queue of a disk in the engine's hands, a turn at a time."""
+    """One queue of a disk that the engine serves, a turn at a time."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class NativeQueue:
         features: int,
         start: Handover,
     ) -> None:
-        """Take up a queue that ``SplitQueue`` has found good, where that stands."""
+        """Serve a queue that ``SplitQueue`` has checked, from ``start`` on."""
         layout = native.Layout(
             activation.desc_table,
             activation.avail_ring,
@@ -76,7 +76,7 @@ class NativeQueue:
         disk.queues += 1
 
     def close(self) -> None:
-        """Say that the queue is served no more."""
+        """Note that the queue is not served any more."""
         self._disk.queues -= 1
 
     def turn(self, counters: Counters) -> int:
@@ -84,7 +84,7 @@ class NativeQueue:
         queue, disk = self._queue, self._disk
         queue.disk.capacity_sectors = disk.capacity_sectors
         queue.disk.writethrough = disk.writethrough
-        # While one queue is watched the others wait.
+        # Watch a ring only if it is the only one: other queues would wait meanwhile.
         queue.limits.poll_ns = POLL_NS if disk.queues == 1 else 0
         outcome = queue.turn()
         done, cells = queue.done, counters.cells
@@ -97,9 +97,9 @@ class NativeQueue:
         return outcome
 
     def take(self) -> Handover:
-        """Return where the queue stands, for Python to go on."""
+        """Return the position from which Python goes on."""
         return Handover(*self._queue.take())
 
     def give(self, start: Handover) -> None:
-        """Go on from where Python has come to."""
+        """Go on from the position that Python has reached."""
         self._queue.give(native.Position(*start))
