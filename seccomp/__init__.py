@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Seccomp policies as data in minijail's grammar, and what turns them into BPF programs."""
+"""Seccomp policies in minijail's grammar, and the code that compiles them to BPF programs."""
 
 from seccomp.errors import PolicyError
 from seccomp.loader import Policy, count, describe, load_policy

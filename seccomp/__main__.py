@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``python -m seccomp``: the table of SECURITY.md, or with a policy's name its rules."""
+"""``python -m seccomp`` prints the table of SECURITY.md; with names of policies, their rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 from seccomp.loader import count, describe, load_policy, policy_path
 from sys_util.typing import Final
 
-# Allowed system calls of crosvm's policy for the same device on x86-64, common ones included.
+# How many system calls crosvm's policy for the same device allows on x86-64, including the common
+# ones.
 CROSVM_COUNTS: Final = {
     "balloon_device": "69",
     "block_device": "82",
@@ -31,7 +32,7 @@ CROSVM_COUNTS: Final = {
 
 
 def policy_names() -> list[str]:
-    """Return every policy that is loaded by itself, for this machine's architecture."""
+    """Return the policies of this machine's architecture, but not those that are only included."""
     folder = os.path.dirname(policy_path("vmm"))
     stems = (os.path.splitext(name) for name in sorted(os.listdir(folder)))
     return [stem for stem, end in stems if end == ".policy" and not stem.startswith("common")]
@@ -47,12 +48,12 @@ def table() -> list[str]:
 
 
 def rules(name: str) -> list[str]:
-    """Return a policy's rules, one line a system call."""
+    """Return a policy's rules, one line for each system call."""
     return [f"{syscall}: {rule}" for syscall, rule in describe(load_policy(name))]
 
 
 def main() -> None:
-    """Print what is asked for."""
+    """Print the rules of the policies that are named, or else the table."""
     lines = [line for name in sys.argv[1:] for line in rules(name)] or table()
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -31,7 +31,7 @@ _VALUE_KINDS: Final = {value: kind for kind, value in _KIND_VALUES.items()}
 
 
 class Action(NamedTuple):
-    """One SECCOMP_RET_* with its data; ``errno`` is the only kind of ours that carries any."""
+    """One SECCOMP_RET_* with its data, which only the kind ``errno`` uses."""
 
     kind: str
     data: int = 0
@@ -43,7 +43,7 @@ class Action(NamedTuple):
 
     @classmethod
     def from_value(cls, value: int) -> Action:
-        """Decode what a BPF program returned; as in the kernel, an unknown action kills."""
+        """Decode the value that a program returned. As in the kernel, an unknown action kills."""
         kind = _VALUE_KINDS.get(value & ~SECCOMP_RET_DATA, "kill-process")
         return cls(kind, value & SECCOMP_RET_DATA)
 

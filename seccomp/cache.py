@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Keep compiled policies in ``$XDG_CACHE_HOME/crosvm-py``, by content.
+"""Keep compiled policies in ``$XDG_CACHE_HOME/crosvm-py``; the key is a hash of their text.
 
-Whoever can write here decides what a device may do, so the folder must be ours alone (owner,
-mode 0700, no symlink) and so must every file. An entry names its own key and checksum, and the
-libseccomp that made it. Whatever is wrong with the cache, the policy is compiled instead. A program
-that is found is not compared with its policy: it was when it was compiled (verify.py), and doing so
-again would take a hundred times as long as everything else on a hit.
+A user who can write here decides what a device may do. So the folder and every file must belong to
+us, nobody else may write to them, and neither may be a symbolic link. An entry contains its key, a
+checksum and a stamp of the libseccomp that compiled it. If anything is wrong with the cache, we
+compile the policy instead. A program from the cache is not compared with its policy again: that
+was done when it was compiled (verify.py), and would take a hundred times as long as the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 try:
-    # hashlib loads OpenSSL, which takes longer (2.5 ms) than everything else on a cache hit.
+    # hashlib loads OpenSSL, which takes 2.5 ms: longer than all the rest if the policy is cached.
     from _sha2 import sha256  # type: ignore[import-not-found] # private to CPython, since 3.12
 except ImportError:
     try:
@@ -28,10 +28,10 @@ except ImportError:
     except ImportError:
         from hashlib import sha256
 
-FORMAT: Final = b"crosvm-py policy 2\n"  # change it with every change of the compiler
+FORMAT: Final = b"crosvm-py policy 2\n"  # change it whenever the compiler changes
 
 _DIGEST_BYTES: Final = 32
-_MAX_ENTRY_BYTES: Final = 64 * 1024  # 4096 instructions are half of it
+_MAX_ENTRY_BYTES: Final = 64 * 1024  # twice the size of 4096 instructions
 _MAX_ENTRIES: Final = 128
 _SUFFIX: Final = ".bpf"
 
@@ -39,7 +39,7 @@ _warned = False  # whether this process has said what is wrong with the cache
 
 
 class LibraryStamp(NamedTuple):
-    """Which libseccomp compiled a program; another file at ``path`` makes the entry stale."""
+    """Which libseccomp compiled a program. If the file at ``path`` changes, the entry is stale."""
 
     path: str
     size_bytes: int
@@ -47,20 +47,20 @@ class LibraryStamp(NamedTuple):
 
     @classmethod
     def of(cls, path: str) -> LibraryStamp | None:
-        """Stamp a library file; ``None`` when there is none, and nothing can be cached."""
+        """Return the stamp of a library file; ``None`` without one: nothing can be cached then."""
         try:
             status = os.stat(path)
-        except (OSError, ValueError):  # the latter of a path with a zero byte
+        except (OSError, ValueError):  # ValueError if the path contains a NUL
             return None
         return cls(path, status.st_size, status.st_mtime_ns)
 
     def encode(self) -> bytes:
-        """Return the line that stands for it in an entry."""
+        """Return the line for it in an entry of the cache."""
         return os.fsencode(f"{self.size_bytes} {self.mtime_ns} {self.path}\n")
 
 
 def cache_key(sources: dict[str, bytes], context: str) -> str:
-    """Hash every source text; ``context`` is what else decides the program."""
+    """Return a hash of all source texts and of ``context``, which also affects the program."""
     digest = sha256(FORMAT + os.fsencode(context) + b"\0")
     for path, text in sources.items():
         digest.update(b"%s\0%d\0" % (os.fsencode(path), len(text)))
@@ -70,7 +70,7 @@ def cache_key(sources: dict[str, bytes], context: str) -> str:
 
 
 def cache_folder() -> str:
-    """Return where the cache is or would be."""
+    """Return the path of the cache folder, which need not exist."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):
         base = os.path.join(os.path.expanduser("~"), ".cache")
@@ -78,7 +78,7 @@ def cache_folder() -> str:
 
 
 def load(key: str) -> bytes | None:
-    """Return the cached program, or ``None``: absent, stale, damaged or not to be trusted."""
+    """Return the cached program; ``None`` if it is absent, stale, damaged or not trustworthy."""
     with _open_folder(create=False) as folder:
         if folder is None:
             return None
@@ -124,7 +124,7 @@ def _decode(key: str, entry: bytes) -> bytes | None:
 
 @contextlib.contextmanager
 def _open_folder(*, create: bool) -> Iterator[int | None]:
-    """Open the cache folder for the block; ``None`` when it is absent or not ours alone."""
+    """Open the cache folder for a ``with`` block; ``None`` if it is absent or not trustworthy."""
     path = cache_folder()
     fd = None
     try:
@@ -135,7 +135,7 @@ def _open_folder(*, create: bool) -> Iterator[int | None]:
     except FileNotFoundError:
         problem = None
     except OSError as error:
-        # Written to again and again, a read-only home would be news every time.
+        # No warning if we only fail to make it: in a read-only home that is normal.
         problem = None if create else error.strerror
     try:
         if problem:
@@ -147,7 +147,7 @@ def _open_folder(*, create: bool) -> Iterator[int | None]:
 
 
 def _create_folder(path: str) -> None:
-    """Create the folder inside a home of our own, never as root inside another user's."""
+    """Create the folder, unless its parent is another user's (as with sudo: root in a home)."""
     parent = os.path.dirname(path)
     with contextlib.suppress(FileExistsError):
         os.mkdir(parent, 0o700)
@@ -157,7 +157,7 @@ def _create_folder(path: str) -> None:
 
 
 def _problem(status: os.stat_result) -> str | None:
-    """Say why a file or folder cannot be trusted."""
+    """Say why a file or folder cannot be trusted; ``None`` if it can."""
     if status.st_uid != os.geteuid():
         return f"belongs to uid {status.st_uid}"
     if status.st_mode & 0o022:
@@ -182,17 +182,17 @@ def _read_private(folder: int, name: str) -> bytes | None:
 def _write(folder: int, name: str, data: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=folder)  # left by a process of the same pid that was killed
+        os.unlink(name, dir_fd=folder)  # from a process with the same pid that was killed
     fd = os.open(name, flags, 0o600, dir_fd=folder)
     try:
-        # A short write is harmless: the checksum does not match, and the entry is written again.
+        # If not all is written, the checksum will not match, and the entry is written again.
         os.write(fd, data)
     finally:
         os.close(fd)
 
 
 def _prune(folder: int) -> None:
-    """Drop the oldest entries; every edit of a policy leaves one behind."""
+    """Remove the oldest entries if there are many: every edit of a policy adds a new one."""
     names = [name for name in os.listdir(folder) if name.endswith((_SUFFIX, ".tmp"))]
     if len(names) <= _MAX_ENTRIES:
         return
@@ -202,9 +202,9 @@ def _prune(folder: int) -> None:
 
 
 def warn(message: str) -> None:
-    """Log the first warning of this process: a run loads eight policies, and each finds the same.
+    """Log only the first warning of this process: a run loads several policies, all with the same.
 
-    The log is imported only now: a good cache never needs it.
+    The log is imported only here, because a start with a good cache does not need it.
     """
     global _warned
     if _warned:

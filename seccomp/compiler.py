@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Compile a ``PolicyTree`` to BPF with libseccomp.
 
-Whatever is not this architecture's own 64-bit ABI is killed. Importing pyseccomp (and so ctypes)
-costs milliseconds, so nobody imports this module while the cache has the program.
+The program kills a process that makes a call of any ABI but this architecture's own 64-bit one.
+Importing pyseccomp, and with it ctypes, takes milliseconds, so this module is imported only if the
+cache does not have the program.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from seccomp.rules import Atom, PolicyTree, Rule
     from seccomp.syscalls import Arch
 
-# An argument of pyseccomp.Arg: which argument, comparator, one or two numbers.
+# The comparators of pyseccomp.Arg.
 _COMPARATORS: Final = {
     "==": pyseccomp.EQ,
     "!=": pyseccomp.NE,
@@ -37,14 +38,15 @@ _UNKNOWN_CALL: Final = -1  # __NR_SCMP_ERROR
 
 
 def default_action(tree: PolicyTree, *, log_failures: bool) -> Action:
-    """Return what a call gets that the policy does not mention."""
+    """Return the action for calls that the policy does not mention."""
     return LOG if log_failures else tree.default or TRAP
 
 
 def otherwise_action(rule: Rule, *, log_failures: bool) -> Action | None:
-    """Return what a mentioned call gets when it is not allowed; ``None`` is the default action.
+    """Return the action for a call with a rule that does not allow it; ``None`` for the default.
 
-    Logging replaces what would end the process. An errno stays, because programs count on it.
+    With ``log_failures`` the call is logged if it would end the process. An errno stays, because
+    programs rely on it.
     """
     if log_failures and rule.otherwise is not None and rule.otherwise.kind != "errno":
         return LOG
@@ -73,7 +75,7 @@ def compile_tree(tree: PolicyTree, arch: Arch, *, log_failures: bool) -> bytes:
 
 
 def _export(tree: PolicyTree, arch: Arch, default: Action) -> bytes:
-    # A rule of the default action is refused by libseccomp, and needless.
+    # libseccomp refuses a rule with the default action, which is not needed anyway.
     syscalls = pyseccomp.SyscallFilter(default.value)
     numbers = {rule.number: rule.number for rule in tree.rules.values()}
     if pyseccomp.system_arch() != arch.audit:
@@ -99,9 +101,10 @@ def _export(tree: PolicyTree, arch: Arch, default: Action) -> bytes:
 
 
 def _machine_number(name: str) -> int:
-    """Return what libseccomp calls a system call of another architecture: this machine's number.
+    """Return the number by which libseccomp knows a call of another architecture.
 
-    It translates by name; a call that this machine lacks has a negative number.
+    That is the number of the call with the same name on this machine, which libseccomp translates.
+    If this machine does not have such a call, the number is negative.
     """
     number: int = pyseccomp.resolve_syscall(pyseccomp.system_arch(), name)
     if number == _UNKNOWN_CALL:
@@ -122,7 +125,10 @@ def _add(syscalls: pyseccomp.SyscallFilter, rule: Rule, default: Action) -> None
 
 
 def _native_rule(rule: Rule) -> list[pyseccomp.Arg] | None:
-    """Return libseccomp's own comparators when one rule says it all: only then are they right."""
+    """Return libseccomp's comparators for a condition that is one rule, else ``None``.
+
+    libseccomp compiles its comparators correctly only in that case; see cubes.py.
+    """
     if len(rule.allow) != 1 or rule.allow == ALWAYS:
         return None
     atoms = rule.allow[0]
@@ -152,7 +158,7 @@ def _box_rule(box: Box) -> list[pyseccomp.Arg]:
 
 
 def libseccomp_path() -> str:
-    """Return the file of the libseccomp in this process, or nothing when it cannot be told."""
+    """Return the file of the libseccomp that this process has loaded; "" if it is not found."""
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             path = line.rstrip("\n").split(None, 5)[5:]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Turn conditions into rules that libseccomp compiles correctly.
 
-libseccomp takes one comparator per argument and rule, and joins the rules of a system call with
-OR. Two facts about version 2.5.4, found by comparing its programs with their rules: rules that
-only test masked equality are joined correctly, in any number; as soon as ``!= < <= > >=`` stand
-in two rules of one system call, programs come out that allow too little or too much, or
-libseccomp does not return at all. So every condition is written as masked equalities ("cubes":
-``(arg & mask) == value``). Every set of 64-bit numbers is a union of cubes, a range at most 126.
+libseccomp accepts one comparator for each argument of a rule, and joins the rules of a system call
+with OR. We compared programs of version 2.5.4 with their rules. It joins any number of rules
+correctly if they test only masked equality. But if two rules of one system call contain
+``!= < <= > >=``, the program allows too little or too much, or libseccomp does not return. So we
+write every condition as masked equalities ("cubes": ``(arg & mask) == value``). Every set of 64-bit
+numbers is a union of cubes; for a range at most 126 are needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MAX_CUBES: Final = 1024  # rules of one system call; a program has at most 4096 instructions
+# How many libseccomp rules one system call may need; a program has at most 4096 instructions.
+MAX_CUBES: Final = 1024
 
 
 class Cube(NamedTuple):
@@ -36,14 +37,14 @@ _COMPLEMENT: Final = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", "<=": ">", "
 
 
 def intersect(left: Cube, right: Cube) -> Cube | None:
-    """Return the numbers in both, or ``None`` when there are none."""
+    """Return the numbers that are in both, or ``None`` if there are none."""
     if (left.value ^ right.value) & left.mask & right.mask:
         return None
     return Cube(left.mask | right.mask, left.value | right.value)
 
 
 def _flipped(value: int, bits: Iterable[int]) -> list[Cube]:
-    """Return, per bit, the numbers that equal ``value`` above the bit and differ in it."""
+    """Return for each bit the numbers that equal ``value`` above the bit and differ in the bit."""
     return [Cube(U64 & -(1 << bit), (value ^ 1 << bit) & -(1 << bit)) for bit in bits]
 
 
@@ -58,7 +59,8 @@ def atom_cubes(atom: Atom) -> list[Cube]:
         return _flipped(value, range(64))
     if op == "&":
         return [Cube(1 << bit, 1 << bit) for bit in range(64) if value >> bit & 1]
-    # x < v, and x <= v, which is x < v + 1, differ from v in a set bit; the others in a clear one.
+    # If x < v, the highest bit in which x differs from v is set in v; if x > v, it is clear in v.
+    # x <= v is x < v + 1, and x >= v is x > v - 1.
     if op in ("<=", ">="):
         value += 1 if op == "<=" else -1
     if not 0 <= value <= U64:
@@ -101,7 +103,7 @@ def complement_boxes(condition: Condition) -> list[Box]:
 
 
 def narrow_all(boxes: list[Box], alternatives: Iterable[list[Atom]]) -> list[Box]:
-    """AND every box with each OR of atoms in turn."""
+    """Restrict the boxes to arguments for which at least one atom of every list holds."""
     for atoms in alternatives:
         cubes = [(atom.arg, cube) for atom in atoms for cube in atom_cubes(atom)]
         narrowed = (_narrow(box, arg, cube) for box in boxes for arg, cube in cubes)

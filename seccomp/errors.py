@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is wrong with a policy."""
+"""The error of a policy that cannot be used."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from sys_util.errors import ConfigError
 
 
 class PolicyError(ConfigError):
-    """A policy cannot be read, parsed or compiled. Says ``file:line`` and the word, where known."""
+    """A policy cannot be read, parsed or compiled. The text has ``file:line``, where known."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Say in people's words what a policy allows, and which rule decides a call."""
+"""Explain in English what a policy allows, and which rule decides about a call."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _INFIX: Final = {
     ">=": "is at least",
 }
 _WIDTH: Final = 100
-_LONG_RULE: Final = 100  # characters; of a longer one only the part that decides is told
+_LONG_RULE: Final = 100  # characters; of a longer rule we show only the part that decides
 
 
 def consequence(action: Action) -> str:
@@ -62,7 +62,7 @@ class Explainer:
         return "either " + "; or ".join(clauses)
 
     def atom(self, call: str, atom: Atom) -> str:
-        """Say what one comparison wants."""
+        """Say what one comparison demands."""
         word, value = self._words.argument(call, atom.arg), atom.value
         if atom.op in _INFIX:
             return f"{word} {_INFIX[atom.op]} {self._words.value(call, atom.arg, value)}"
@@ -82,7 +82,7 @@ class Explainer:
         return f"{name}({', '.join(shown)})"
 
     def _alternatives(self, call: str, condition: Condition) -> str | None:
-        """Join values of one argument: clauses of one ``==`` each, all of the same argument."""
+        """Say "is one of", if each clause is one ``==`` about the same argument; else ``None``."""
         atoms = [clause[0] for clause in condition if len(clause) == 1 and clause[0].op == "=="]
         if len(condition) < 2 or len(atoms) != len(condition) or len({a.arg for a in atoms}) > 1:
             return None
@@ -98,7 +98,7 @@ _OWN: Final = "process (arg0) is the one that calls"
 
 
 class Explanation(NamedTuple):
-    """A parsed policy, and where it came from."""
+    """A parsed policy, and the file that it came from."""
 
     name: str
     path: str
@@ -116,18 +116,18 @@ class Explanation(NamedTuple):
         return sorted(self.tree.rules.values(), key=lambda rule: rule.name)
 
     def allowed(self) -> int:
-        """Return how many calls are allowed, with whatever arguments."""
+        """Return how many calls are allowed, with any or only some arguments."""
         return sum(bool(rule.allow) for rule in self.tree.rules.values())
 
     def files(self) -> list[str]:
-        """Return the files that the rules stand in, the policy's own first."""
+        """Return the files that contain the rules, the policy's own first."""
         places = [source.where for rule in self.tree.rules.values() for source in rule.sources]
         found = dict.fromkeys([self.path, *(place.rpartition(":")[0] for place in places)])
         return list(found)
 
 
 def explain(name: str, *, directory: str | None = None, arch: str) -> Explanation:
-    """Read a policy to be told of.
+    """Read the policy that is to be explained.
 
     Raises:
         PolicyError: the file is missing or wrong.
@@ -166,7 +166,7 @@ def as_lines(policy: Explanation) -> list[str]:
 
 
 def _denied(policy: Explanation) -> list[str]:
-    """Group the calls that are mentioned only to be denied."""
+    """Return lines about calls that the policy mentions only to deny them, by action."""
     groups: dict[Action, list[str]] = {}
     for rule in policy.rules():
         if not rule.allow and rule.otherwise is not None:
@@ -180,7 +180,7 @@ def _denied(policy: Explanation) -> list[str]:
 
 
 def _wrap(line: str, indent: int) -> list[str]:
-    """Break a line between words; what follows the break is indented."""
+    """Break a long line between words; indent all rows but the first."""
     rows = []
     while len(line) > _WIDTH:
         at = line.rfind(" ", indent + 1, _WIDTH + 1)
@@ -227,7 +227,7 @@ def _rule_fields(rule: Rule, explainer: Explainer, *, own_process_only: bool) ->
 
 
 class Decision(NamedTuple):
-    """What the compiled filter does with a call, as it was read, and the rules that say so."""
+    """What the compiled filter does with a call, the call as we read it, and the deciding rules."""
 
     action: Action
     call: str
@@ -238,7 +238,7 @@ def decide(policy: Explanation, call: str, words: Sequence[str]) -> Decision:
     """Run the compiled filter on one call and name the rules that decide.
 
     Raises:
-        PolicyError: no such system call or constant, or the policy cannot be compiled.
+        PolicyError: there is no such system call or constant, or the policy cannot be compiled.
     """
     arch = get_arch(policy.arch)
     number = arch.syscalls.get(call)
@@ -276,7 +276,7 @@ def _reasons(policy: Explanation, number: int, args: Sequence[int], action: Acti
 
 
 def _told(rule: Rule, source: Source, short: str = "") -> str:
-    """Return a statement with its place; of a long one ``short`` or its beginning."""
+    """Return a statement with its file and line; if it is long, ``short`` or its beginning."""
     text = source.text
     if len(text) > _LONG_RULE:
         text = short or text[:_LONG_RULE].rstrip() + "…"
@@ -284,10 +284,10 @@ def _told(rule: Rule, source: Source, short: str = "") -> str:
 
 
 def read_argument(word: str, constants: dict[str, int]) -> int:
-    """Read an argument of ``simulate``: numbers and names joined by ``|``, ``~`` before any.
+    """Read a value of an argument: numbers and names joined by ``|``, each perhaps after ``~``.
 
     Raises:
-        PolicyError: it is neither.
+        PolicyError: a part of it is neither a number nor a known name.
     """
     if word.startswith(("/", "'", '"')):
         raise PolicyError(
@@ -317,7 +317,7 @@ def _read_single(part: str, word: str, constants: dict[str, int]) -> int:
 
 
 def _similar(word: str, known: dict[str, int]) -> str:
-    """Return a hint at what may have been meant, or nothing."""
+    """Return a hint with the most similar known word, or nothing."""
     import difflib
 
     close = difflib.get_close_matches(word, known, 1)

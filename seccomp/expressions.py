@@ -74,7 +74,7 @@ class Cursor:
     # body
 
     def body(self) -> tuple[Condition, Action | None]:
-        """Parse what stands behind the colon."""
+        """Parse the part of a statement after the colon."""
         token = self.token
         if token.kind == "word" and not token.text.startswith("arg"):
             return self._action()
@@ -97,7 +97,7 @@ class Cursor:
         return token.fail("unknown action")
 
     def default_action(self) -> Action:
-        """Parse what stands behind ``@default``."""
+        """Parse the part of the line after ``@default``."""
         token = self.advance()
         if token.kind == "end":
             token.fail("@default without an action")
@@ -198,7 +198,7 @@ class Cursor:
 
 
 def instead_of(token: Token) -> str:
-    """Finish the sentence "expected X" so that the token can follow."""
+    """Return how a message that begins with "expected X" continues before the token."""
     return " before the end of the line" if token.kind == "end" else ", not"
 
 
@@ -207,7 +207,7 @@ def _conjoin(left: Clause, right: Clause) -> Clause:
 
 
 def read_number(token: Token) -> int:
-    """Read a number as strtol(3) does: 0x is hexadecimal, a leading 0 octal."""
+    """Read a number as strtol(3) does: 0x means hexadecimal, a leading 0 octal."""
     digits = token.text.lstrip("-")
     base = 16 if digits[:2] in ("0x", "0X") else 8 if digits[0] == "0" and len(digits) > 1 else 10
     if len(digits) > _MAX_NUMBER_CHARACTERS:

@@ -3,9 +3,9 @@
 
 ``python -m seccomp.generate_tables`` in a checkout rewrites ``seccomp/syscalls_*.py`` and
 ``seccomp/constants_*.py`` for every architecture. It needs ``gcc``, ``gcc-aarch64-linux-gnu``,
-``libc6-dev``, ``libc6-dev-arm64-cross``, ``linux-libc-dev`` and ``linux-libc-dev-arm64-cross``, and
-nothing else ever runs it: the tables are part of the source, so that a policy means the same on
-every machine. Names that are newer than the headers of Debian 12 stand in ``NEWER_*`` below.
+``libc6-dev``, ``libc6-dev-arm64-cross``, ``linux-libc-dev`` and ``linux-libc-dev-arm64-cross``. A
+build does not run it: the tables are part of the source, so that a policy means the same on every
+machine. Names that are newer than the headers of Debian 12 are in ``NEWER_*`` below.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 
 class Target(NamedTuple):
-    """An architecture as uname(2) calls it, in prose, and its compiler."""
+    """An architecture: its name in uname(2), its name in English, and its compiler."""
 
     name: str
     title: str
@@ -96,7 +96,7 @@ _WANTED: Final = re.compile(
 )
 _UNISTD: Final = "asm/unistd.h"
 _OWN_HEADERS: Final[dict[str, tuple[str, ...]]] = {"x86_64": ("asm/prctl.h",), "aarch64": ()}
-# Not system calls: where a table ends, and where architectures may put calls of their own.
+# These are no system calls: the end of a table, and the place for an architecture's own calls.
 _NO_CALLS: Final = ("__NR_syscalls", "__NR_arch_specific_syscall")
 _VALUE: Final = re.compile(r"^v_(\w+):\n\t\.(quad|xword|zero)\t(-?\d+)$", re.MULTILINE)
 _FAILED_LINE: Final = re.compile(r"^constants\.c:(\d+):.*error:", re.MULTILINE)
@@ -119,7 +119,7 @@ def _includes(headers: tuple[str, ...]) -> str:
 
 
 def evaluate(target: Target, headers: tuple[str, ...], names: list[str]) -> dict[str, int]:
-    """Let the compiler say what each macro is worth; drop those that are no integer constant."""
+    """Let the compiler find the value of each macro; leave out those that are no integer."""
     with tempfile.TemporaryDirectory() as folder:
         while True:
             head = _includes(headers)
@@ -141,7 +141,8 @@ def evaluate(target: Target, headers: tuple[str, ...], names: list[str]) -> dict
                 raise SystemExit(done.stderr)
             names = [name for index, name in enumerate(names) if index not in failed]
     return {
-        name: 0 if directive == "zero" else int(value)  # a string is the name of a label: no match
+        # A macro that is a string becomes the name of a label, which the pattern does not match.
+        name: 0 if directive == "zero" else int(value)
         for name, directive, value in _VALUE.findall(done.stdout)
     }
 

@@ -39,14 +39,14 @@ class Token(NamedTuple):
 
 
 class Statement(NamedTuple):
-    """The tokens of one logical line, closed by an ``end`` token, and its text for people."""
+    """The tokens of one logical line, the last of kind ``end``, and its text for people."""
 
     tokens: list[Token]
     text: str
 
 
 def shorten(text: str) -> str:
-    """Quote a word for a message, without control characters and not at any length."""
+    """Quote a word for a message: escape control characters, and cut a long word."""
     return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
 
 
@@ -54,8 +54,8 @@ def statements(path: str, data: bytes) -> Iterator[Statement]:
     """Yield the statements of one file.
 
     Raises:
-        PolicyError: bytes that are no UTF-8, a character no policy has, an over-long line, or a
-            continuation at the end of the file.
+        PolicyError: the text is not UTF-8, has a character that no policy has or a line that is
+            too long, or ends with a continuation.
     """
     tokens: list[Token] = []
     texts: list[str] = []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From the name of a policy to the BPF program, through the cache.
+"""Find the BPF program for the name of a policy, in the cache or by compiling it.
 
-A hit reads the policy's files and one cache entry; it parses nothing and imports neither the
-parser nor libseccomp.
+If the cache has the program, we read only the policy's files and the cache entry: we parse nothing,
+and import neither the parser nor libseccomp.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Policy(NamedTuple):
-    """A compiled policy: its name, the file it came from, the program for seccomp(2).
+    """A compiled policy: its name, the file that it came from, the program for seccomp(2).
 
-    ``recorder`` is the socket to which the listener of a recording filter goes (record.py).
-    ``log_failures``: what is denied is let through and logged.
+    ``recorder`` is the socket to which the listener of a recording filter is sent (record.py).
+    ``log_failures``: calls that the policy would deny are allowed and logged.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Policy(NamedTuple):
 
 
 def policy_path(name: str, directory: str | None = None, arch: str | None = None) -> str:
-    """Return the file of a policy: in ``directory``, or the one that comes with this package.
+    """Return the path of a policy: in ``directory``, or among those that are part of this package.
 
     Raises:
-        PolicyError: the name could lead out of the folder.
+        PolicyError: the name could refer to a file in another folder.
     """
     if not name or name.startswith(".") or "/" in name or "\0" in name:
         raise PolicyError(f"{name!r} is no policy name")
@@ -58,7 +58,7 @@ def load_policy(
 ) -> Policy:
     """Return the compiled policy; ``arch`` defaults to this machine's.
 
-    ``log_failures`` lets through and logs what the policy would deny, except where it says
+    ``log_failures`` allows and logs calls that the policy would deny, except where the policy says
     ``return ERRNO``.
 
     Raises:
@@ -118,13 +118,13 @@ def parse_policy(path: str, arch: str | None = None) -> PolicyTree:
 
 
 def describe(policy: Policy) -> list[tuple[str, str]]:
-    """Return each system call that the policy mentions and what it says, by name."""
+    """Return each system call that the policy mentions and the text of its rule, by name."""
     rules = parse_policy(policy.path, policy.arch).rules.values()
     return sorted((rule.name, rule.text) for rule in rules)
 
 
 def count(policy: Policy) -> int:
-    """Return how many system calls the policy allows, with whatever arguments."""
+    """Return how many system calls the policy allows, with any or only some arguments."""
     rules = parse_policy(policy.path, policy.arch).rules.values()
     return sum(1 for rule in rules if _allows_some(rule))
 

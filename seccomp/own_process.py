@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Bind a compiled policy to the process that loads it: it signals nobody else.
+"""Make a compiled policy allow signals only to the process that loads it.
 
-The id of a process is known only when it runs, so that no policy can name it. raise(3), abort(3)
-and pthread_kill(3) name a process and a thread to the kernel (tgkill(2)), and without this a filter
-that allows them for oneself allows them for every process of the user.
+raise(3), abort(3) and pthread_kill(3) call tgkill(2), whose first argument is the id of a process.
+A policy cannot contain that id, because it is known only when the process runs. So a policy that
+allows tgkill(2) would let the process signal every process of its user. Here we put a check of the
+id before the compiled program.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from seccomp.loader import Policy
 
-# The policies that are loaded so, which jail.plan.load_filter does.
+# jail.plan.load_filter loads these policies, each with the check before it.
 _BOUND: Final = frozenset({"forge", "vcpu", "vmm", "warden", "warden_vsock"})
 _CALL: Final = "tgkill"
-# Known here, so that no start waits for a whole table.
+# The number of tgkill(2). Importing the whole table of calls would make every start slower.
 _TGKILL: Final = {"x86_64": 234, "aarch64": 131}
 
 _LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -29,15 +30,15 @@ _NR, _ARG0_LOW, _ARG0_HIGH = 0, 16, 20  # offsets in struct seccomp_data; little
 
 
 def is_bound(policy_name: str, call: str) -> bool:
-    """Tell whether a run allows a call of this policy for the process itself only."""
+    """Return whether a run allows this call only for the process itself, under this policy."""
     return policy_name in _BOUND and call == _CALL
 
 
 def signals_to(pid: int, policy: Policy) -> bytes:
-    """Return the program of ``policy`` that denies tgkill(2) for any process but ``pid``.
+    """Return the program of ``policy`` after a check that denies tgkill(2) for others than ``pid``.
 
-    Every other call, and this one where it is for ``pid``, is judged by the policy. Jumps of BPF
-    are relative, so that its program can follow as it is. Foreign ABIs are its business, too.
+    The policy decides about every other call, also one of a foreign ABI, and about tgkill(2) for
+    ``pid``. Jumps in BPF are relative, so the policy's program can follow unchanged.
     """
     denied = SECCOMP_RET_LOG if policy.log_failures else SECCOMP_RET_TRAP
     lines = (

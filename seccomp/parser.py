@@ -5,10 +5,10 @@
     names      = NAME | "{" NAME { "," NAME } "}"
     directive  = "@include" PATH | "@frequency" PATH | "@default" ACTION
 
-``condition; return ERRNO`` allows what the condition says and answers the rest with ERRNO, as
-libminijail reads it. Statements about one system call, wherever they stand, are joined: a call is
-allowed that any of them allows. Two different answers for the rest contradict each other. A
-condition that reads more of an argument than the kernel does is refused (widths.py).
+``condition; return ERRNO`` allows a call for which the condition holds; any other fails with ERRNO,
+as in libminijail. All statements about one system call are joined, also from different files: a
+call is allowed if one of them allows it. Two statements with different ERRNOs are an error. A
+condition that depends on more bits of an argument than the kernel reads is refused (widths.py).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from seccomp.actions import Action
     from seccomp.rules import Condition
 
-MAX_INCLUDE_DEPTH: Final = 10  # as minijail's compiler
+MAX_INCLUDE_DEPTH: Final = 10  # as in minijail's compiler
 
 
 class _Parser:
-    """One policy with its includes."""
+    """Parses one policy and the files that it includes."""
 
     def __init__(self, sources: dict[str, bytes], arch: str, syscalls: dict[str, int]) -> None:
         self._sources = sources
@@ -68,7 +68,7 @@ class _Parser:
             token.fail("unknown directive")
 
     def _named_file(self, cursor: Cursor) -> str:
-        """Consume the path behind @include or @frequency and return it, resolved."""
+        """Consume the path after @include or @frequency and return it, resolved."""
         token = cursor.advance()
         if token.kind != "path":
             token.fail("expected a path on the line of the directive" + instead_of(token))
@@ -147,7 +147,7 @@ class _Parser:
 
 
 def _join(old: Rule, new: Rule, where: Token) -> Rule:
-    """OR two statements about one system call."""
+    """Join two statements about one system call with OR."""
     if old.otherwise and new.otherwise and old.otherwise != new.otherwise:
         where.fail(
             f"{new.name}: '{new.otherwise}' contradicts '{old.otherwise}' of {old.where}, at"
@@ -165,10 +165,10 @@ def _join(old: Rule, new: Rule, where: Token) -> Rule:
 
 
 def parse(sources: dict[str, bytes], arch: str, syscalls: dict[str, int]) -> PolicyTree:
-    """Parse the first of ``sources`` with all that it includes.
+    """Parse the first of ``sources`` and all files that it includes.
 
     Raises:
-        PolicyError: ``file:line`` and the word that is wrong.
+        PolicyError: something is wrong; the text has ``file:line`` and the word.
     """
     path = next(iter(sources))
     parser = _Parser(sources, arch, syscalls)

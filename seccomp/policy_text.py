@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Write policies: conditions in minijail's grammar, and files that say where they came from."""
+"""Write policies in minijail's grammar, with a header that says which runs were recorded."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from seccomp.rules import Condition, PolicyTree
 
 RUN_PREFIX: Final = "# run: "
-# The first words of a file that nobody recorded: it only makes its directory complete.
+# The first line of a file that was not recorded, but copied to make its directory complete.
 COPY_MARK: Final = b"# Copied, not recorded, by crosvm policy record.\n"
 
 _WIDTH: Final = 100
-_MAX_RUNS: Final = 32  # lines that tell of runs; the oldest are forgotten
+_MAX_RUNS: Final = 32  # how many lines about runs a header has; the oldest are dropped
 _NOTE: Final = (
     "# Only what these runs called is allowed, and what a device says when it ends. The guests",
     "# decided what they asked of it: record with guests that do all that yours will do.",
@@ -32,13 +32,13 @@ _NOTE: Final = (
 
 
 class Writer:
-    """Puts rules of one architecture into the grammar that the parser reads."""
+    """Writes rules of one architecture in the grammar that the parser reads."""
 
     def __init__(self, arch: str) -> None:
         self._words = Vocabulary(arch)
 
     def statement(self, name: str, condition: Condition, otherwise: Action | None) -> list[str]:
-        """Return the lines of one statement, the long ones continued by backslashes."""
+        """Return the lines of one statement; a long one continues after a backslash."""
         if condition == ALWAYS:
             return [f"{name}: 1"]
         parts = [self._words.clause(name, clause) for clause in condition]
@@ -68,12 +68,12 @@ def policy_text(
     """Return a policy that allows what was recorded and what ``earlier`` allows.
 
     Args:
-        title: what the file is.
+        title: the first line of the file.
         runs: one line for each run.
-        arch: the architecture of all three.
-        recorded: what was called.
-        reference: what the recording answered with an errno, stays so.
-        earlier: the policy to add to.
+        arch: the architecture of all policies here.
+        recorded: the calls that were made.
+        reference: the policy in force before; calls that it answers with an errno still get it.
+        earlier: the policy to which the recorded calls are added.
     """
     writer = Writer(arch)
     conditions = recorded.conditions()
@@ -111,21 +111,21 @@ def _answers(otherwise: dict[str, Action]) -> list[str]:
 
 
 def runs_of(text: bytes) -> list[str]:
-    """Return what the header of a recorded policy says of its runs."""
+    """Return the lines about runs from the header of a recorded policy."""
     lines = text.decode("utf-8", "replace").splitlines()
     return [line.removeprefix(RUN_PREFIX) for line in lines if line.startswith(RUN_PREFIX)]
 
 
 def is_copy(text: bytes) -> bool:
-    """Tell whether a policy is there only to complete its directory."""
+    """Return whether a policy was copied to make its directory complete."""
     return text.startswith(COPY_MARK)
 
 
 def write_policy(directory: str, name: str, text: bytes) -> str:
-    """Write a file at once or not at all; return its path.
+    """Write a whole file or, if that fails, nothing; return its path.
 
     Raises:
-        PolicyError: the host does not let us.
+        PolicyError: the host refuses to write it.
     """
     path = os.path.join(directory, name)
     temporary = os.path.join(directory, f".{name}.{os.getpid()}.tmp")
@@ -145,7 +145,7 @@ def complete(directory: str, sources: Iterable[tuple[str, bytes]]) -> list[str]:
     """Copy the built-in files that a directory lacks; return their names.
 
     Raises:
-        PolicyError: the host does not let us.
+        PolicyError: the host refuses to write one.
     """
     copied = []
     for path, text in sources:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Turn the calls that a process really made into the policy that allows them and nothing more.
+"""Make a policy from the calls that a process made, which allows these calls and no others.
 
-The recording filter hands every call to a recorder (SECCOMP_RET_USER_NOTIF). For a call whose
-arguments matter (vocabulary.py) the values that were seen become its conditions.
+The recording filter passes every call to a recorder (SECCOMP_RET_USER_NOTIF). If arguments decide
+what a call does (vocabulary.py), the policy allows only the values that were seen.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from seccomp.actions import Action
     from seccomp.rules import Clause, Condition, PolicyTree
 
-# More kinds of arguments than this are no longer told apart.
+# A call that was seen with more different arguments than this is allowed with any arguments.
 MAX_CLAUSES: Final = 64
 
-# A longest length beyond this bounds nothing.
+# If the longest length that was seen exceeds this, the length is not limited.
 _MAX_SIZE_BYTES: Final = 4096
 
-# What the C library, Python or the kernel call when they see fit, whatever a guest does: memory,
-# time, signals, names and locks of threads, the end. A recording sees them by chance.
+# Calls that the C library, Python or the kernel may make at any time, whatever the guest does: for
+# memory, time, signals, threads and the end of the process. A recording may miss some of them.
 ANY_TIME: Final = frozenset(
     {
         *("brk", "mmap", "mremap", "munmap", "madvise", "mprotect", "clock_gettime", "futex"),
@@ -45,13 +45,13 @@ ANY_TIME: Final = frozenset(
     }
 )
 
-# What a device says in its last moment: which call was denied it, or a fatal error of Python.
+# The calls by which a device reports a denied call, or Python a fatal error, before it ends.
 _LAST_WORDS: Final[dict[str, Condition]] = {
     "exit_group": ALWAYS,
     "write": ((Atom(2, "<=", 128),),),
 }
 
-# No recording makes these part of a policy, and they fail while one is made.
+# A recorded policy never allows these calls, and they fail during the recording.
 _NEVER: Final = frozenset(
     {
         *("execve", "execveat", "fork", "vfork", "clone", "clone3", "ptrace", "process_vm_readv"),
@@ -78,8 +78,9 @@ _NR, _ARCH, _LAST_ARG_LOW, _LAST_ARG_HIGH = 0, 4, 56, 60
 def recording_filter(arch_name: str) -> bytes:
     """Return the program that asks the recorder about every call.
 
-    By themselves pass only the calls that hand the listener over, and the end of the process,
-    which must not depend on a recorder; foreign ABIs are killed.
+    It allows two kinds of calls without asking: those that send the listener to the recorder, and
+    exit_group(2), because a process must be able to end without a recorder. It kills a process that
+    makes a call of a foreign ABI.
     """
     arch = get_arch(arch_name)
     low, high = MARK & 0xFFFFFFFF, MARK >> 32
@@ -104,7 +105,7 @@ def recording_filter(arch_name: str) -> bytes:
 
 
 class _Seen:
-    """Calls alike: how many, and the bounds of their lengths."""
+    """Calls with the same arguments: how many, and their shortest and longest lengths."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -118,9 +119,9 @@ class _Seen:
 
 
 class Recording:
-    """What processes under one policy called; ``reference`` is the policy that they had so far.
+    """The calls of processes under one policy; ``reference`` is the policy in force before.
 
-    What may be called at any time is taken from there, unless the policy is to be ``exact``.
+    The rules for calls that may happen at any time are taken from ``reference``, unless ``exact``.
     """
 
     def __init__(self, arch_name: str, reference: PolicyTree, *, exact: bool = False) -> None:
@@ -139,25 +140,26 @@ class Recording:
         return sum(seen.count for seen in self._seen.values())
 
     def name(self, number: int) -> str:
-        """Return the name of a system call; without one it cannot stand in a policy."""
+        """Return the name of a system call, or a made-up one that no policy can contain."""
         return self._names.get(number, f"syscall_{number}")
 
     def refusal(self, number: int, args: Sequence[int]) -> int:
-        """Return the errno that a call must be answered with, or 0: it is carried out.
+        """Return the errno with which a call must fail, or 0 if it may be carried out.
 
-        What the policy so far answers with an errno stays so, and what no policy may have fails.
+        A call fails that no policy may allow, or that ``reference`` answers with an errno.
         """
         name = self.name(number)
         executable = name in _PROTECTIONS and args[_PROTECTIONS[name]] & _PROT_EXEC
         nameless = number not in self._names
         if name in _NEVER or executable or nameless:
             self.refused[name] = self.refused.get(name, 0) + 1
-            return errno.ENOSYS if nameless else errno.EPERM  # the C library knows another way
+            # After ENOSYS the C library tries an older call.
+            return errno.ENOSYS if nameless else errno.EPERM
         action = self._reference.judge(number, args, ALLOW)
         return action.data if action.kind == "errno" else 0
 
     def add(self, number: int, args: Sequence[int]) -> None:
-        """Note one call that is carried out."""
+        """Record one call that is carried out."""
         selected = self._selected.get(number)
         if selected is None:
             selected = self._selected[number] = self._select(number)
@@ -177,7 +179,7 @@ class Recording:
         seen.add(sizes)
 
     def _select(self, number: int) -> tuple[tuple[int, str], ...]:
-        """Return the arguments to note; a length only where the policy so far bounds it."""
+        """Return the arguments to record; a length only if ``reference`` may limit it."""
         meanings = MEANINGS.get(self.name(number), {})
         kinds = [(arg, meaning.family.kind) for arg, meaning in meanings.items()]
         rule = self._reference.rules.get(number)
@@ -185,7 +187,7 @@ class Recording:
         return tuple((arg, kind) for arg, kind in kinds if bounded or kind != "size")
 
     def conditions(self) -> dict[str, Condition]:
-        """Return when each call is to be allowed, by name."""
+        """Return the condition on which each call is to be allowed, by name."""
         clauses: dict[str, dict[Clause, None]] = {}
         for (number, values), seen in self._seen.items():
             clause = (*(Atom(arg, "==", value) for arg, value in values), *_bounds(seen.sizes))
@@ -212,7 +214,7 @@ def _bounds(sizes: dict[int, tuple[int, int]]) -> Iterator[Atom]:
 
 
 def normal(condition: Condition) -> Condition:
-    """Leave out the clauses that others cover; too many different ones become no condition."""
+    """Leave out clauses that others cover; if too many are left, return ``ALWAYS``."""
     kept: list[Clause] = []
     for clause in sorted(dict.fromkeys(condition), key=len):
         if not _covered(clause, tuple(kept)):
@@ -225,20 +227,20 @@ def _order(clause: Clause) -> list[tuple[int, int, str]]:
 
 
 def _covered(clause: Clause, condition: Condition) -> bool:
-    """Tell whether ``condition`` allows all that ``clause`` does."""
+    """Return whether ``condition`` allows all that ``clause`` allows."""
     boxes = condition_boxes((clause,))
     return not narrow_all(boxes, ([complement(atom) for atom in each] for each in condition))
 
 
 class Excess(NamedTuple):
-    """One thing that a policy allows and another does not."""
+    """A clause of a system call that one policy allows and another one does not."""
 
     name: str
     clause: Clause
 
 
 def excess(tree: PolicyTree, reference: PolicyTree) -> list[Excess]:
-    """Return what ``tree`` allows and ``reference`` does not, exactly, by system call."""
+    """Return the clauses of ``tree`` that ``reference`` does not allow, or only in part."""
     found = []
     for rule in sorted(tree.rules.values(), key=lambda rule: rule.name):
         known = reference.rules.get(rule.number)

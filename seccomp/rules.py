@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The syntax tree of a policy: per system call, when it is allowed and what happens otherwise.
+"""The syntax tree of a policy: when each system call is allowed, and what happens otherwise.
 
-A condition is in disjunctive normal form, which is all that minijail's grammar can say:
-``Condition`` is an OR of clauses, a clause is an AND of atoms. ``ALWAYS`` is the OR of one empty
-AND, ``NEVER`` the empty OR.
+A condition is in disjunctive normal form: ``Condition`` is an OR of clauses, and a clause is an AND
+of atoms. ``ALWAYS`` is one clause without atoms, ``NEVER`` has no clause.
 """
 
 from __future__ import annotations
@@ -66,8 +65,8 @@ class Source(NamedTuple):
 class Rule(NamedTuple):
     """Everything that a policy says about one system call.
 
-    ``otherwise`` is what a call gets that no clause allows; ``None`` is the default action.
-    ``text`` is the rule as the policy writes it; ``where`` is the place of ``otherwise``;
+    ``otherwise`` is the action for a call that no clause allows; ``None`` means the default action.
+    ``text`` is the rule as in the policy; ``where`` is the ``file:line`` of ``otherwise``;
     ``sources`` are the statements that were joined.
     """
 
@@ -85,7 +84,7 @@ class Rule(NamedTuple):
 
 
 class PolicyTree(NamedTuple):
-    """A parsed policy. ``default`` is ``@default``; ``frequency`` orders the checks."""
+    """A parsed policy. ``default`` is ``@default``; calls with a high ``frequency`` come first."""
 
     rules: dict[int, Rule]
     default: Action | None
@@ -93,7 +92,7 @@ class PolicyTree(NamedTuple):
     default_where: str = ""
 
     def judge(self, number: int, args: Sequence[int], default: Action) -> Action:
-        """Say what the policy means for a call, without any compiler in between."""
+        """Return the action of the policy for a call, from the tree and not from a program."""
         rule = self.rules.get(number)
         if rule is None:
             return default

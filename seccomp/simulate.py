@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Run a seccomp filter on one system call, as the kernel would (classic BPF, seccomp(2)).
 
-Only what the kernel accepts in a seccomp filter is accepted here: aligned 32-bit loads from
+This accepts only what the kernel accepts in a seccomp filter: aligned 32-bit loads from
 ``struct seccomp_data``, arithmetic, forward jumps, scratch memory.
 """
 
@@ -31,7 +31,7 @@ class BadFilterError(ValueError):
 
 
 class _Machine:
-    """Registers of the classic BPF machine while one system call is judged."""
+    """The state of the classic BPF machine while the filter runs on one system call."""
 
     def __init__(self, data: bytes) -> None:
         self.words: tuple[int, ...] = struct.unpack(f"={len(data) // 4}I", data)
@@ -98,7 +98,7 @@ def decode(bpf: bytes) -> list[tuple[int, int, int, int]]:
     """Split a program into ``(code, jt, jf, k)``.
 
     Raises:
-        BadFilterError: the length is impossible.
+        BadFilterError: no program has this length.
     """
     count, rest = divmod(len(bpf), INSTRUCTION.size)
     if rest or not 0 < count <= BPF_MAXINSNS:
@@ -110,7 +110,7 @@ def simulate(bpf: bytes, nr: int, args: Sequence[int], arch: int = AUDIT_ARCH_X8
     """Return what the filter does with system call ``nr``; missing arguments are 0.
 
     Raises:
-        BadFilterError: the program runs into something that the kernel would not load.
+        BadFilterError: the program gets to an instruction that the kernel would refuse to load.
     """
     return run(decode(bpf), nr, args, arch)
 
@@ -118,7 +118,7 @@ def simulate(bpf: bytes, nr: int, args: Sequence[int], arch: int = AUDIT_ARCH_X8
 def run(
     program: Sequence[tuple[int, int, int, int]], nr: int, args: Sequence[int], arch: int
 ) -> Action:
-    """Do what ``simulate`` does with a program that is decoded already."""
+    """Do the same as ``simulate`` for a program that is already decoded."""
     values = [arg & 0xFFFFFFFFFFFFFFFF for arg in args] + [0] * (6 - len(args))
     machine = _Machine(SECCOMP_DATA.pack(nr & _WORD, arch, 0, *values))
     at = 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Read a policy and every file that it includes, once, as bytes.
+"""Read a policy and every file that it includes, each once, as bytes.
 
-What is hashed for the cache is what is parsed: nobody opens a policy file twice.
+Because no file is read twice, the text that is hashed for the cache is the text that is parsed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def resolve(including: str, path: str) -> str:
 
 
 def read_sources(path: str) -> dict[str, bytes]:
-    """Return the text of the policy and of everything it includes, by path, the policy first.
+    """Return the text of the policy and of all files that it includes, by path, the policy first.
 
-    An included file that does not exist is left out: the parser knows the line to blame.
+    An included file that does not exist is left out: the parser reports it with the line.
 
     Raises:
-        PolicyError: the policy is missing, or a file is no policy by its kind or size.
+        PolicyError: the policy is missing, or a file is no regular file or too large.
     """
     found: dict[str, bytes] = {}
     waiting = [path]
@@ -54,7 +54,7 @@ def read_sources(path: str) -> dict[str, bytes]:
 
 
 def _included_paths(path: str, text: bytes) -> list[str]:
-    """Scan for the files that a policy names. May find too many, never too few."""
+    """Search for the files that a policy includes. It may find too many, but never too few."""
     found = []
     for line in text.splitlines():
         words = line.split(None, 2)
@@ -66,7 +66,7 @@ def _included_paths(path: str, text: bytes) -> list[str]:
 def _read_file(path: str) -> bytes:
     if "\0" in path:
         raise PolicyError(f"policy {path!r}: NUL in the path")
-    # O_NONBLOCK: opening a FIFO must not wait for its writer.
+    # O_NONBLOCK, so that opening a FIFO does not wait for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         status = os.fstat(fd)

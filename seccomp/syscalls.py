@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Names and numbers of system calls, without libseccomp: a device names what was denied it."""
+"""Names and numbers of system calls, without libseccomp, so that every process can use them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ AUDIT_ARCH_ARM: Final = 0x40000028
 X32_SYSCALL_BIT: Final = 0x40000000
 ARCHITECTURES: Final = ("x86_64", "aarch64")
 
-_MACHINE: Final = os.uname().machine  # once, while we may ask
+_MACHINE: Final = os.uname().machine  # asked at import: later a filter may deny uname(2)
 
 
 class Arch(NamedTuple):
-    """What differs between architectures. ``name`` is also the folder of the policies.
+    """An architecture. ``name`` is also the folder of its policies.
 
-    ``foreign`` are calls of other ABIs that the same kernel serves: AUDIT_ARCH_* and a number.
+    ``foreign`` has a call of each other ABI that its kernels serve: AUDIT_ARCH_* and the number.
     """
 
     name: str
@@ -57,7 +57,7 @@ def get_arch(name: str) -> Arch:
 
 
 def get_constants(name: str) -> dict[str, int]:
-    """Return what the policies of an architecture may name: constants of its C headers.
+    """Return the constants that policies of an architecture may name, from its C headers.
 
     Raises:
         PolicyError: there are no tables for it.
@@ -82,7 +82,7 @@ def syscall_number(name: str, arch: str | None = None) -> int:
 
 
 def syscall_name(number: int, arch: str | None = None) -> str:
-    """Return the name of a system call, or ``syscall_NUMBER`` where the table has none."""
+    """Return the name of a system call, or ``syscall_NUMBER`` if the table does not have it."""
     for name, known in get_arch(arch or machine_arch()).syscalls.items():
         if known == number:
             return name

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Compare a compiled filter with the policy it came from, at the edges of every rule.
+"""Compare a compiled filter with its policy, at the edges of every rule.
 
-libseccomp has miscompiled rules (see cubes.py), so a program is used only after it has given the
-policy's answer for calls on both sides of every bound, with every argument flipped in turn.
+libseccomp has miscompiled rules (see cubes.py). So we use a program only if it gives the same
+answers as the policy, for calls on both sides of every bound and with each argument changed in
+turn.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def clause_values(clause: Clause, arg: int) -> list[int]:
-    """Return values of an argument that lie on and beside every bound of the clause."""
+    """Return values of an argument that are on or beside each bound of the clause."""
     values = {0, U64}
     for atom in clause:
         if atom.arg != arg:
@@ -36,7 +37,7 @@ def clause_values(clause: Clause, arg: int) -> list[int]:
 
 
 def probes(rule: Rule) -> Iterator[tuple[int, ...]]:
-    """Yield calls that each clause allows, and the same with one argument changed."""
+    """Yield arguments that each clause allows, and the same ones with one argument changed."""
     yield (0,) * MAX_ARGS
     yield (U64,) * MAX_ARGS
     for clause in rule.allow:
@@ -51,7 +52,7 @@ def probes(rule: Rule) -> Iterator[tuple[int, ...]]:
 
 
 def verify(bpf: bytes, tree: PolicyTree, arch: Arch, default: Action) -> None:
-    """Prove the program against the policy as far as ``probes`` reach.
+    """Check that the program gives the same answer as the policy for all ``probes``.
 
     Raises:
         PolicyError: the program gives another answer than the policy.

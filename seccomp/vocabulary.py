@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the arguments of system calls are called, and the names of their values.
+"""Names of the arguments of system calls, and of their values.
 
-An argument stands here if its value decides what the call does: these are explained to people, and
-these are recorded. Descriptors, addresses and most lengths are neither.
+An argument is listed here if its value decides what the call does: it is explained to people and
+recorded. Descriptors, addresses and most lengths are not listed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _HIGH_BIT: Final = 1 << 63
 
 
 class Family(NamedTuple):
-    """Constants of one kind: those that start with ``prefixes`` but with none of ``but``.
+    """The values of an argument: constants that start with ``prefixes``, but with none of ``but``.
 
-    ``kind``: ``one`` of them, ``flags`` that are joined, ``size`` in bytes, ``pointer``, or
-    ``number``. ``type_mask`` is the part of flags that is one of them; ``zero`` is the name of 0.
-    ``ioctl``: only the numbers of ioctl(2), where a prefix has others too.
+    ``kind``: ``one`` of the constants, ``flags`` that are joined, ``size`` in bytes, ``pointer``,
+    or ``number``. ``type_mask``: these bits of flags are one constant, not several flags. ``zero``
+    is the name of 0. ``ioctl``: only constants that are requests of ioctl(2).
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Family(NamedTuple):
 
 
 class Meaning(NamedTuple):
-    """What an argument is called, and what its values are."""
+    """The name of an argument, and its values."""
 
     word: str
     family: Family
@@ -146,13 +146,13 @@ MEANINGS: Final[dict[str, dict[int, Meaning]]] = {
     "write": {2: Meaning("length", _SIZE)},
 }
 
-# The second byte of the ioctl numbers of <linux/kvm.h>, <linux/vhost.h> and <linux/if_tun.h>,
-# terminals, block devices and file systems.
+# The second byte of ioctl requests: of <linux/kvm.h>, <linux/vhost.h>, <linux/if_tun.h>, terminals,
+# block devices and file systems.
 _IOCTL_TYPES: Final = frozenset({0xAE, 0xAF, ord("T"), 0x12, 0x94, ord("X"), ord("f"), 0})
 
 
 def is_ioctl(name: str, value: int) -> bool:
-    """Tell a number of ioctl(2) from the other constants of its header."""
+    """Return whether a constant is a request of ioctl(2), unlike others of the same header."""
     kind = value >> 8 & 0xFF
     if name.startswith("KVM_"):
         return kind == 0xAE and value >> 32 == 0
@@ -162,32 +162,32 @@ def is_ioctl(name: str, value: int) -> bool:
 
 
 class Vocabulary:
-    """The words of one architecture."""
+    """The names of one architecture."""
 
     def __init__(self, arch: str) -> None:
         self._constants = get_constants(arch)
         self._tables: dict[Family, dict[int, str]] = {}
 
     def argument(self, call: str, arg: int) -> str:
-        """Return what people call an argument: its name and its place in a policy."""
+        """Return an argument's name for people and for policies, such as ``flags (arg2)``."""
         meaning = MEANINGS.get(call, {}).get(arg)
         return f"{meaning.word} (arg{arg})" if meaning else f"arg{arg}"
 
     def value(self, call: str, arg: int, value: int) -> str:
-        """Return a value as a policy would write it, by names where there are any."""
+        """Return a value as in a policy, with names if there are any."""
         family = MEANINGS.get(call, {}).get(arg, Meaning("", _NUMBER)).family
         return self._text(family, value)
 
     def atom(self, call: str, atom: Atom) -> str:
-        """Return a comparison as a policy would write it."""
+        """Return a comparison as in a policy."""
         return f"arg{atom.arg} {atom.op} {self.value(call, atom.arg, atom.value)}"
 
     def clause(self, call: str, clause: Clause) -> str:
-        """Return comparisons that have to hold together as a policy would write them."""
+        """Return comparisons that must all hold, as in a policy."""
         return " && ".join(self.atom(call, atom) for atom in clause)
 
     def names(self, call: str, arg: int, value: int) -> list[str]:
-        """Return the names of the bits of ``value``; what has no name is one number."""
+        """Return the names of the bits of ``value``; the bits without a name are one number."""
         family = MEANINGS.get(call, {}).get(arg, Meaning("", _NUMBER)).family
         return self._flags(family, value) if family.kind == "flags" else [_number(value)]
 
@@ -218,7 +218,7 @@ class Vocabulary:
         return names + ([_number(rest)] if rest or not names else [])
 
     def _table(self, family: Family) -> dict[int, str]:
-        """Return the name of each value; of several the shortest, and of those the first."""
+        """Return the name of each value: the shortest one, and of several the first."""
         if family not in self._tables:
             found: dict[int, str] = {}
             for name in sorted(self._members(family), key=lambda name: (len(name), name)):
@@ -235,7 +235,7 @@ class Vocabulary:
 
 
 def _number(value: int) -> str:
-    """Return a number as people write it: small ones decimal."""
+    """Return a number as people write it: decimal if it is small."""
     if value < 1024:
         return str(value)
     if value > U64 - 1024:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which arguments the kernel reads in full, and which conditions the others make a trap.
+"""Which arguments the kernel reads in full, and which conditions are unsafe for the others.
 
-A filter sees 64 bits of every argument. Where the kernel declares an ``int`` it reads the low 32 of
-them, so that 0x1_0000_001f is SIGSYS (31) to rt_sigaction(2) and passes ``arg0 != SIGSYS``. A
-condition on such an argument has to bound the upper half, or not to look at it.
+A filter sees 64 bits of every argument. If the kernel declares the argument as ``int``, it reads
+only the low 32. For example, rt_sigaction(2) takes 0x1_0000_001f for SIGSYS (31), although it
+passes ``arg0 != SIGSYS``. A condition on such an argument must limit the upper half, or ignore it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 _HIGH_HALF: Final = 0xFFFFFFFF_00000000
 _SIGN_BIT: Final = 0x80000000
 
-# The arguments that are addresses, lengths or offsets, from include/linux/syscalls.h of Linux 6.12
-# and, for what is newer or an architecture's own, from its SYSCALL_DEFINE. Whatever is not here is
-# an int, or a long of which the kernel may use no more than an int: the flags of clone(2) are one.
+# The arguments that are addresses, lengths or offsets: from include/linux/syscalls.h of Linux 6.12,
+# and from the SYSCALL_DEFINE of calls that are newer or that only one architecture has. Any other
+# argument is an int, or a long of which the kernel may use only an int, as the flags of clone(2).
 _WIDE: Final[dict[str, str]] = {
     "0": (
         "access acct adjtimex brk chdir chmod chown chroot creat delete_module fsopen "
@@ -99,17 +99,18 @@ _WIDE: Final[dict[str, str]] = {
 
 
 def is_wide(call: str, arg: int) -> bool:
-    """Tell whether the kernel reads all 64 bits of an argument."""
+    """Return whether the kernel reads all 64 bits of an argument."""
     return any(str(arg) in args and call in calls.split() for args, calls in _WIDE.items())
 
 
 def too_wide(call: str, clause: Clause) -> int | None:
-    """Return an argument that the clause also allows with bits which the kernel does not read.
+    """Return an argument for which the clause depends on bits that the kernel does not read.
 
-    ``None``: it allows none. A negative constant may stand for its own sign extension.
+    ``None``: there is none. The clause may demand that the upper half is zero, or, for a negative
+    constant, that it is the sign extension.
 
     Raises:
-        PolicyError: the clause is too complex to tell.
+        PolicyError: the clause is too complex for this check.
     """
     for arg in {atom.arg for atom in clause if not is_wide(call, atom.arg)}:
         boxes = narrow_all([ANY_ARGUMENTS], ([atom] for atom in clause if atom.arg == arg))
