@@ -55,7 +55,7 @@ def kick_thread(tid: int, signo: int) -> None:
 class Vcpu:
     """A virtual processor, which one thread runs.
 
-    If another thread calls a method that makes an ioctl, KVM lets it wait until the vCPU has left
+    If another thread calls a method that makes an ioctl, KVM makes it wait until the vCPU has left
     the guest.
 
     ``page`` is the mapping of ``struct kvm_run`` and the data after it, as bytes. It stays mapped
