@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a network card is to its driver, whoever moves the frames (virtio 1.3 §5.1).
+"""The part of a network card that is the same whoever moves the frames (virtio 1.3 §5.1).
 
-Configuration, link, control queue: all but the receive and transmit queues, which come in pairs.
+It has configuration, link and control queue: everything but the pairs of receive and transmit
+queues, which this process serves (``device.py``) or the host's kernel (``kernel.py``).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ VIRTIO_NET_S_ANNOUNCE: Final = 2
 QUEUE_SIZE: Final = 256
 CONTROL_QUEUE_SIZE: Final = 64
 
-# A TAP has no speed of its own: what Linux shows for virtio-net with vhost.
+# A TAP has no speed of its own; Linux shows this one for virtio-net with vhost.
 SPEED_MBPS: Final = 10_000
 _FULL_DUPLEX: Final = 1
 
@@ -45,7 +46,7 @@ _CONFIG: Final = Struct("<6sHHHIB")
 LOG_LINES: Final = 10
 LOG_SECONDS: Final = 5.0
 
-# Commands are few; a driver that sends more waits for its next turn.
+# Drivers send few commands; one that sends more waits for the next turn.
 _MAX_COMMANDS_PER_TURN: Final = 16
 
 
@@ -53,23 +54,23 @@ class CardPair(Protocol):
     """A receive and a transmit queue, as the card sees them."""
 
     def activate(self, features: int) -> None:
-        """Learn what the driver negotiated."""
+        """Take the negotiated features."""
 
     def set_carrier(self, *, link_up: bool, attached: bool) -> None:
         """Let frames pass, or none. Raises ``OSError``: the host does not attach the queue."""
 
     def set_offloads(self, offloads: int) -> None:
-        """Learn which of the driver's GUEST_* features are on."""
+        """Take the driver's GUEST_* features that are on now."""
 
     def pause(self) -> None:
-        """Hold nothing of the driver's."""
+        """Put back every chain that is held."""
 
     def reset(self) -> None:
         """Forget the driver."""
 
 
 class NetCard(SimpleDevice):
-    """The base of both cards, which add their pairs and say which queues are whose."""
+    """The base of both cards; each adds its pairs and says who serves which queue."""
 
     name: ClassVar[str] = "net"
     device_type: ClassVar[int] = 1
@@ -107,10 +108,10 @@ class NetCard(SimpleDevice):
         return _CONFIG.pack(state.mac, status, spec.pairs, spec.mtu, SPEED_MBPS, _FULL_DUPLEX)
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Nothing of it is the driver's to write (§5.1.4.2)."""
+        """Ignore it: the driver may not write to it (§5.1.4.2)."""
 
     def attach(self, context: DeviceContext) -> None:
-        """Take up what an earlier process of the device has left."""
+        """Take up what an earlier process of the device has saved."""
         self._context = context
         self.stats.take_up(context.counters)
         taps = [end for end in self.ends if isinstance(end, TapEnd)]
@@ -122,7 +123,7 @@ class NetCard(SimpleDevice):
         self._state = CardState.unpack(fields, self._spec)
 
     def activate(self, features: int) -> None:
-        if features != self._state.features:  # else it is the driver of the process before us
+        if features != self._state.features:  # else the driver is still that of the last process
             offloads = features & bits.GUEST_OFFLOADS
             self._forget_driver(features=features, offloads=offloads)
         self._control = ControlQueue(self, features, self._spec.pairs)
@@ -136,17 +137,17 @@ class NetCard(SimpleDevice):
             pair.reset()
         self._control = ControlQueue(self, 0, 1)
         self._forget_driver()
-        self._set_offloads()  # the next driver may want none, and frames come before it does
+        self._set_offloads()  # frames come before the next driver says which ones it wants
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
-        """No queue is the common loop's."""
+        """Never called: the common loop serves no queue of a card."""
 
     def pause(self) -> None:
         for pair in self._pairs:
             pair.pause()
 
     def resume(self) -> None:
-        """Let the network learn where we are: we may have been away for long."""
+        """Ask the driver to announce itself: after a long pause switches may have forgotten it."""
         if self._negotiated(bits.VIRTIO_NET_F_GUEST_ANNOUNCE):
             self._change(announce=True)
             self._tell()
@@ -192,16 +193,17 @@ class NetCard(SimpleDevice):
         return bool(self._state.features >> bit & 1)
 
     def _change(self, **fields: object) -> None:
-        """Remember what is so from now on, beyond the end of this process.
+        """Change the state and save it for a restarted process.
 
-        It comes before whoever wanted it is answered: until then he may be asked to say it again.
+        This comes before the answer to whoever asked for the change: after the answer, nobody asks
+        for it again.
         """
         self._state = self._state._replace(**fields)  # type: ignore[arg-type]  # typed by callers
         if self._context is not None:
             self._context.saved.store(self._state.pack())
 
     def _forget_driver(self, *, features: int = 0, offloads: int = 0) -> None:
-        """Be as a new driver expects it; link and limits are the user's."""
+        """Return to the state for a new driver; keep link and limits, which the user has set."""
         fresh = CardState.fresh(self._spec)
         state = self._state
         self._change(
@@ -242,7 +244,7 @@ class NetCard(SimpleDevice):
             announce = up and self._negotiated(bits.VIRTIO_NET_F_GUEST_ANNOUNCE)
             self._change(link_up=up, announce=announce)
             self._set_carriers()
-            if self._state.link_up == up:  # the host's end may turn out to be gone
+            if self._state.link_up == up:  # else the host's end has turned out to be gone
                 self._tell()
 
     def _tell(self) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """controlq: the commands of a network driver (virtio 1.3 §5.1.6.5).
 
-A command is checked and carried out as a whole, or answered with VIRTIO_NET_ERR. What a driver
-says about the frames that it wants is kept and not enforced: who sends to a guest is decided by
-the host's bridge or routes, and filtering frame by frame would cost every one of them.
+A command is checked and carried out as a whole, or answered with VIRTIO_NET_ERR. The filters that a
+driver sets (receive modes, tables of addresses) are stored and not enforced: the host's bridge or
+routes decide what a guest gets, and filtering here would cost time for each frame.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET: Final = 0
 RX_MODES: Final = ("promisc", "allmulti", "alluni", "nomulti", "nouni", "nobcast")
 
 MAC_BYTES: Final = 6
-# The longest unicast and multicast tables together; Linux goes promiscuous long before.
+# The longest table; Linux goes promiscuous with much shorter ones.
 MAX_TABLE_BYTES: Final = 64 * 1024
 
 _COMMAND: Final = Struct("<BB")
@@ -54,13 +54,13 @@ class ControlTarget(Protocol):
         """Show another address in the configuration."""
 
     def acknowledge_announce(self) -> None:
-        """The driver has announced itself."""
+        """Note that the driver has announced itself."""
 
     def set_pairs(self, pairs: int) -> None:
-        """Use this many pairs of queues, which are on offer."""
+        """Use this many pairs of queues; the device has them."""
 
     def set_guest_offloads(self, offloads: int) -> None:
-        """Let frames come with these offloads, which were negotiated."""
+        """Let frames come with these offloads; they were negotiated."""
 
 
 class _RefusedError(Exception):

@@ -37,7 +37,7 @@ class Net(NetCard):
     in_order: ClassVar[bool] = True
 
     def __init__(self, spec: NetSpec, fds: Sequence[int]) -> None:
-        """Serve one end per pair: ``fds``, which become ours."""
+        """Serve one end per pair, and take over ``fds``, the ends."""
         super().__init__(spec, [TapEnd(fd) if spec.tap else StreamEnd(fd) for fd in fds])
         self._limiters = (RateLimiter(spec.limits), RateLimiter(spec.limits))
         self._served: list[NetPair] = []
@@ -54,7 +54,7 @@ class Net(NetCard):
         self._set_limits()
         if not is_first:
             for limiter in self._limiters:
-                limiter.drain()  # the process before us used them, nobody knows how much
+                limiter.drain()  # the last process used them, and nobody knows how much
         stats, limiters = self.stats, self._limiters
         for number, end in enumerate(self.ends):
             self._served.append(NetPair(2 * number, end, stats, limiters, context, self._on_gone))
@@ -64,7 +64,7 @@ class Net(NetCard):
         if index == self.control_queue:
             return self._serve_control()
         if index >= 2 * len(self._served):
-            return False  # the control queue of a driver with MQ, for one without
+            return False  # it is the control queue only with MQ, which was not negotiated
         pair = self._served[index // 2]
         if index % 2:
             return pair.on_transmit_kick()
@@ -93,7 +93,7 @@ class Net(NetCard):
             limiter.configure(self._state.limits)
 
     def _on_gone(self, error: EndGoneError) -> None:
-        """The host's end is no more: to the guest this is a cable that was pulled."""
+        """Show the guest a pulled cable, because the host's end is gone."""
         self._log.error("%s; the link is down", error)
         self._change(link_up=False, announce=False)
         self._tell()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The host's end of a network device: what it is, and a queue of a TAP.
+"""The host's end of a network device: its interface, and the end that is a queue of a TAP.
 
-Every end speaks in frames with struct virtio_net_hdr before them. Nothing here waits.
+Every end takes and gives frames with a struct virtio_net_hdr before each. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class EndGoneError(VmmError):
-    """The network behind the device is no more: the TAP was deleted, or passt has ended."""
+    """The network behind the device is gone: the TAP was deleted, or passt has ended."""
 
 
 class NetEnd(Protocol):
@@ -28,7 +28,7 @@ class NetEnd(Protocol):
 
     @property
     def buffered(self) -> bool:
-        """Whether a frame is here that the readiness of ``fd`` does not tell of."""
+        """Whether a frame is already in this process, so that ``fd`` need not be readable."""
         ...
 
     @property
@@ -41,8 +41,8 @@ class NetEnd(Protocol):
 
         Raises:
             BlockingIOError: there is no frame now.
-            EndGoneError: nor will there be one.
-            OSError: there was one, which the host does not give.
+            EndGoneError: no frame will ever come.
+            OSError: there was a frame, but the host could not deliver it.
         """
         ...
 
@@ -50,38 +50,38 @@ class NetEnd(Protocol):
         """Pass one frame on.
 
         Raises:
-            BlockingIOError: not now.
-            EndGoneError: never again.
-            OSError: not this frame.
+            BlockingIOError: the host takes no frame now.
+            EndGoneError: the host will never take one.
+            OSError: the host refuses this frame.
         """
         ...
 
     def may_repeat(self, frame: Sequence[memoryview]) -> bool:
-        """Return whether a frame may come twice, as when the sender is killed in the middle."""
+        """Return whether a restarted process may send a frame again that was sent already."""
         ...
 
     def flush(self) -> None:
         """Write what is ``unsent``, as far as ``fd`` takes it.
 
         Raises:
-            EndGoneError: nobody will ever take it.
+            EndGoneError: the host will never take it.
         """
         ...
 
     def commit(self) -> bool:
-        """Let go of the frames received so far, which the driver sees now.
+        """Remove the frames received so far from the host's end: the driver has them now.
 
         Returns:
-            Whether there were any; the next ones may be here. ``receive`` may wait for this.
+            Whether there were any. Then call ``receive`` again: some ends give no frame before.
         """
         ...
 
     def set_offloads(self, flags: int) -> None:
-        """Say what the driver can take, in the TUN_F_* of TUNSETOFFLOAD."""
+        """Tell which offloads the driver can take, as the TUN_F_* of TUNSETOFFLOAD."""
         ...
 
     def set_attached(self, *, attached: bool) -> None:
-        """Take this queue into, or out of, the spreading of frames over queues."""
+        """Tell whether this queue gets a share of the frames."""
         ...
 
     def close(self) -> None:
@@ -104,14 +104,14 @@ class TapEnd:
         self.fd = -1
 
     def find_attached(self) -> None:
-        """Learn whether the queue is attached: an earlier process may have had it otherwise."""
+        """Ask whether the queue is attached, which an earlier process may have changed."""
         self._attached = tap.is_attached(self.fd)
 
     def receive(self, vectors: Sequence[memoryview]) -> int:
         try:
             return os.readv(self.fd, vectors)
         except OSError as error:
-            if error.errno != errno.EBADFD:  # as EINVAL of tun for segments that have no GSO type
+            if error.errno != errno.EBADFD:  # such as EINVAL, for segments of an unknown GSO type
                 raise
             raise EndGoneError(f"TAP: {error.strerror}") from error
 
@@ -124,14 +124,14 @@ class TapEnd:
             raise
 
     def may_repeat(self, frame: Sequence[memoryview]) -> bool:
-        """A network may repeat any frame."""
+        """Any frame may repeat, as in every Ethernet."""
         return True
 
     def flush(self) -> None:
-        """A TAP takes a frame whole or not at all."""
+        """Do nothing: a TAP takes a frame whole or not at all."""
 
     def commit(self) -> bool:
-        """A TAP keeps no frame that was read."""
+        """Do nothing: a TAP keeps no frame that was read."""
         return False
 
     def set_offloads(self, flags: int) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Feature bits of virtio-net (virtio 1.3 §5.1.3), and what they are to a TAP."""
+"""Feature bits of virtio-net (virtio 1.3 §5.1.3), and the offloads of a TAP that match them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VIRTIO_NET_F_GUEST_USO6: Final = 55
 VIRTIO_NET_F_HOST_USO: Final = 56
 VIRTIO_NET_F_SPEED_DUPLEX: Final = 63
 
-# Each bit needs all bits of its row (§5.1.3.1), and stands for this in TUNSETOFFLOAD.
+# The GUEST_* features, and the flag of TUNSETOFFLOAD for each.
 _TUN_FLAGS: Final = (
     (VIRTIO_NET_F_GUEST_CSUM, TUN_F_CSUM),
     (VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4),
@@ -53,7 +53,7 @@ def mask(*bits: int) -> int:
     return sum(1 << bit for bit in bits)
 
 
-# What works with any network behind the device.
+# The features that work with any network behind the device.
 PLAIN_FEATURES: Final = mask(
     VIRTIO_NET_F_MAC,
     VIRTIO_NET_F_MTU,
@@ -67,10 +67,10 @@ PLAIN_FEATURES: Final = mask(
     VIRTIO_NET_F_SPEED_DUPLEX,
 )
 
-# What the driver may turn off and on later (§5.1.6.5.6.1).
+# The features that the driver may turn off and on later (§5.1.6.5.6.1).
 GUEST_OFFLOADS: Final = mask(*(bit for bit, _ in _TUN_FLAGS))
 
-# What a TAP adds: the host's network stack reads and writes the header of virtio-net.
+# The features that a TAP adds: the host's network stack reads and writes virtio-net's header.
 TAP_FEATURES: Final = mask(
     VIRTIO_NET_F_CSUM,
     VIRTIO_NET_F_GUEST_CSUM,
@@ -86,9 +86,9 @@ USO_FEATURES: Final = mask(VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIR
 
 
 def tun_offloads(features: int) -> int:
-    """Return the argument of TUNSETOFFLOAD for a driver that negotiated, or asked for, these.
+    """Return the argument of TUNSETOFFLOAD for the driver's ``features``.
 
-    TUN refuses segments without checksums, ECN without TSO, and one half of USO.
+    TUN refuses segments without checksums, ECN without TSO, and USO4 without USO6 or the reverse.
     """
     if not features >> VIRTIO_NET_F_GUEST_CSUM & 1:
         return 0

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whether a stream of frames is still in step: passt of Debian 12 may leave a frame out.
+"""Find where frames begin in passt's stream: passt of Debian 12 may send a length without a frame.
 
-It sends the length of a frame and the frame itself separately, and drops either when its socket is
-full (``tap_send()``). Then a length stands alone, and what is taken for its frame is the next
-length. So every frame is looked at. What passt sends is ARP and IP, which say their own length. If
-the two lengths differ, and a frame fits that begins one or more lengths later, the lengths before
-it were left alone.
+It sends the length of a frame and the frame itself by two calls, and drops either when its socket
+is full (``tap_send()``). After a length without a frame, a reader would take the next length for
+the frame. So every frame is checked. passt sends ARP and IP, whose headers tell the length, too. If
+the two lengths differ, but match for a frame that begins one or more lengths later, the lengths
+before that one had no frames.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _IPV6_BYTES: Final = 40
 _ARP_BYTES: Final = 28
 _PADDED_BYTES: Final = 60  # the shortest frame on a wire
 
-# What ``judge`` says, beside how many bytes to skip.
+# The verdicts of ``judge``; above 0 is a number of bytes to skip.
 FRAME: Final = 0
 UNKNOWN: Final = -1
 LOST: Final = -2
 
 
 def fits(data: memoryview, at: int) -> bool:
-    """Return whether a length and a frame begin at ``at``; ``HEAD_BYTES`` are there."""
+    """Return whether a length and its frame begin at ``at``; ``data`` has ``HEAD_BYTES`` there."""
     length, kind, total, payload = HEAD.unpack_from(data, at)
     if kind == IPV4:
         inner = total if total >= LEAST_IP_BYTES else 0
@@ -52,13 +52,14 @@ def fits(data: memoryview, at: int) -> bool:
 
 
 def judge(data: memoryview, at: int, end: int, *, strict: bool) -> int:
-    """Say what begins at ``at`` in a stream that was seen up to ``end``, ``LENGTH_BYTES`` or more.
+    """Decide what begins at ``at`` in a stream that was read up to ``end``.
 
-    ``strict``: only what fits is a frame; else frames of unknown kinds are some, too.
+    At least ``LENGTH_BYTES`` were read from ``at`` on. With ``strict`` only a frame whose lengths
+    match is accepted, otherwise one of an unknown protocol, too.
 
     Returns:
-        ``FRAME``; the bytes to skip, which are lengths without frames; ``LOST``: no frame begins
-        here or nearby; ``UNKNOWN``: too little of it was seen.
+        ``FRAME``; or how many bytes to skip, which are lengths without frames; ``LOST``: no frame
+        begins here or nearby; ``UNKNOWN``: too little was read.
     """
     length, place = LENGTH.unpack_from(data, at)[0], at
     while place + HEAD_BYTES <= end:
@@ -71,7 +72,7 @@ def judge(data: memoryview, at: int, end: int, *, strict: bool) -> int:
         whole = at + LENGTH_BYTES + length
         if end < min(whole, place + HEAD_BYTES) and length <= MAX_FRAME_BYTES:
             return UNKNOWN
-        if place > at + LENGTH_BYTES:  # nothing but lengths
+        if place > at + LENGTH_BYTES:  # only lengths were read
             return place - at
     if strict or length > MAX_FRAME_BYTES:
         return LOST

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""struct virtio_net_hdr: what a driver may say about a frame of its own (virtio 1.3 §5.1.6.2)."""
+"""struct virtio_net_hdr, and the check of a driver's header for its frame (virtio 1.3 §5.1.6.2)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADER_BYTES: Final = HEADER.size
 NUM_BUFFERS_AT: Final = 10
 PLAIN_HEADER: Final = bytes(HEADER_BYTES)
 
-# An Ethernet header, and the largest IP packet with one, of 14 bytes and a little more.
+# An Ethernet header; and the largest IP packet with such a header, rounded up.
 MIN_FRAME_BYTES: Final = 14
 MAX_FRAME_BYTES: Final = 65550
 
@@ -37,7 +37,7 @@ _GSO_FEATURES: Final = (
 
 
 class HeaderRules:
-    """What the headers of one driver may say, by what it negotiated."""
+    """What the headers of a driver may contain, by the features that it negotiated."""
 
     __slots__ = ("_checksums", "_gso_types")
 
@@ -55,7 +55,7 @@ class HeaderRules:
     def accept(self, header: bytes, frame_bytes: int) -> bytes | None:
         """Return the header to pass on for a frame of ``frame_bytes``; ``None`` drops the frame.
 
-        Flags that we do not know, and those that only a device may set, are ignored (§5.1.6.2.2).
+        Unknown flags, and those that only a device may set, are ignored (§5.1.6.2.2).
         """
         if not MIN_FRAME_BYTES <= frame_bytes <= MAX_FRAME_BYTES:
             return None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """virtio-net whose frames the host's kernel moves between the rings and a TAP (vhost-net).
 
-Queues:      the receive and transmit queues are the kernel's; ours is the control queue
+Queues:      the kernel serves the receive and transmit queues, this process the control queue
 Features:    those of a card on a TAP; MRG_RXBUF where the kernel has it
-Config:      as every card
+Config:      as of every card
 Kept fds:    the queues of the TAP, and /dev/vhost-net once for each pair
 """
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 _NO_BACKEND: Final = -1
 
-# What the kernel has to know about; the rest is between the driver and us, or the TAP.
+# The features that concern the kernel; this process or the TAP implements the others.
 _KERNEL_FEATURES: Final = BASE_FEATURES | bits.mask(bits.VIRTIO_NET_F_MRG_RXBUF)
 
 
 class _Ring(NamedTuple):
-    """A ring that the driver enabled, and where the kernel goes on with it."""
+    """A ring that the driver enabled, and the index at which the kernel goes on."""
 
     activation: QueueActivation
     next_avail: int
@@ -66,7 +66,7 @@ class KernelPair:
         self._start()
 
     def set_offloads(self, offloads: int) -> None:
-        """The TAP knows, and the kernel looks at no header."""
+        """Do nothing: the card tells the TAP, and vhost-net does not read headers."""
 
     def start_ring(self, activation: QueueActivation, next_avail: int) -> None:
         """Hand one more ring to the kernel."""
@@ -93,7 +93,7 @@ class KernelPair:
         self._start()
 
     def reset(self) -> None:
-        """Every ring was taken back before."""
+        """Do nothing: ``stop_ring`` was called for every ring before."""
 
     def _start(self) -> None:
         if self._paused or not self._carrier or not self._rings:
@@ -106,11 +106,11 @@ class KernelPair:
             vhost.set_ring(ring, next_avail, self._context.memory)
             vhost.set_eventfds(number, activation.kick_fd, activation.call_fd, self._error_fd)
             vhost.set_net_backend(number, self._end.fd)
-            signal_eventfd(activation.kick_fd)  # what came too early went unheard
+            signal_eventfd(activation.kick_fd)  # earlier kicks were not noticed
         self._running = True
 
     def _stop(self) -> None:
-        """Stop the kernel and note how far it came; after this nothing is in flight."""
+        """Stop the kernel and note its position; after this nothing is in flight."""
         if not self._running:
             return
         self._running = False
@@ -120,7 +120,7 @@ class KernelPair:
             self._rings[index] = ring._replace(next_avail=self._vhost.ring_base(number))
 
     def _on_error(self) -> None:
-        """The kernel met a descriptor or an index that makes no sense.
+        """Handle the kernel's report that a descriptor or an index makes no sense.
 
         Raises:
             QueueError: always; the device needs a reset.
@@ -137,7 +137,7 @@ class KernelNet(NetCard):
     in_order: ClassVar[bool] = False  # which the kernel does not offer
 
     def __init__(self, spec: NetSpec, tap_fds: Sequence[int], vhosts: Sequence[Vhost]) -> None:
-        """Serve one queue of the TAP per pair with one vhost device, which become ours."""
+        """Take over a queue of the TAP and a vhost device for each pair."""
         ends = [TapEnd(fd) for fd in tap_fds]
         super().__init__(spec, ends)
         self._taps = ends
@@ -181,6 +181,6 @@ class KernelNet(NetCard):
         return self._serve_control()
 
     def _pair(self, index: int) -> KernelPair | None:
-        """Return whose queue this is; without MQ the last one is nobody's."""
+        """Return the pair of this queue; the last queue belongs to none."""
         number = index // 2
         return self._kernel_pairs[number] if number < len(self._kernel_pairs) else None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a driver can take of the host's frames (virtio 1.3 §5.1.6.4.1).
+"""Which frames of the host a driver can take (virtio 1.3 §5.1.6.4.1).
 
-A TAP is told which offloads a driver wants, and holds frames that came before: for another driver,
-or before this one turned an offload off.
+A TAP is told which offloads a driver wants. But it may still hold frames from before: for another
+driver, or from before this one turned an offload off. So each header is checked.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _GSO_TYPES: Final = (
 
 
 class GuestOffloads:
-    """What may stand in the header of a frame, for a driver whose GUEST_* features are these."""
+    """What the header of a frame may contain, for a driver with these GUEST_* features on."""
 
     __slots__ = ("flags", "gso_types")
 
@@ -55,13 +55,13 @@ class GuestOffloads:
     def settle(self, vectors: Sequence[memoryview], length: int) -> bool:
         """Complete the checksum of a frame with header; return whether the driver can take it.
 
-        A packet that has to be cut first is none for it.
+        The driver cannot take a segment that would have to be divided first.
         """
         header = cut_bytes(vectors, HEADER_BYTES)
         flags, gso_type, _, _, start, offset, _ = HEADER.unpack(header)
         if gso_type not in self.gso_types:
             return False
-        if self.flags:  # the others are none that we know
+        if self.flags:  # clear unknown flags
             scatter(bytes([flags & self.flags]), vectors, 0)
             return True
         if flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
@@ -76,6 +76,6 @@ class GuestOffloads:
 
 
 def _checksum(data: bytes) -> int:
-    """Return the Internet checksum (RFC 1071), and all ones for 0, which UDP has for none."""
+    """Return the Internet checksum (RFC 1071); all ones for 0, which in UDP means no checksum."""
     number = int.from_bytes(data + bytes(len(data) % _CSUM_BYTES), "big")
     return _ALL_ONES - number % _ALL_ONES

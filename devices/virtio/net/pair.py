@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A receive and a transmit queue with the end of the host that they share, and when each is served.
+"""A receive and a transmit queue with the host's end that they share, and when each is served.
 
-The host's end is listened to only while the driver has buffers for what comes, or while a frame
-of the driver's waits for it: otherwise a full network would keep this process busy for nothing.
+The event loop waits for the host's end only while the driver has buffers for frames, or while a
+frame of the driver waits to be sent: otherwise a busy network would wake this process in vain.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class NetPair:
-    """Queues ``first_queue``, which receives, and the next one, which transmits."""
+    """Queue ``first_queue``, which receives, and the next one, which transmits."""
 
     def __init__(
         self,
@@ -35,9 +35,10 @@ class NetPair:
         context: DeviceContext,
         on_gone: Callable[[EndGoneError], None],
     ) -> None:
-        """``limiters`` are for receiving and for sending, for all pairs of the card together.
+        """``limiters``, for receiving and for sending, are shared by all pairs of the card.
 
-        ``on_gone`` is told that the host's end is no more, and again whenever the link comes up.
+        ``on_gone`` is called when the host's end is gone, and again whenever the user then sets the
+        link up.
         """
         self._first_queue = first_queue
         self._features = 0
@@ -67,7 +68,7 @@ class NetPair:
         carrier = attached and link_up and not self._gone
         self._transmit.carrier = carrier
         if not carrier and self._transmit.blocked:
-            self._context.serve_again()  # what waits for the host goes nowhere now
+            self._context.serve_again()  # to drop the frame that waits for the host
         if carrier and came_up:
             self._guard(self._receive.drain)
         self._listening = carrier and not self._gone
@@ -76,26 +77,26 @@ class NetPair:
             self._on_gone(gone)
 
     def activate(self, features: int) -> None:
-        """Learn what the driver negotiated."""
+        """Take the negotiated features."""
         self._features = features
 
     def set_offloads(self, offloads: int) -> None:
-        """Learn which of the driver's GUEST_* features are on."""
+        """Take the driver's GUEST_* features that are on now."""
         self._receive.set_offloads(offloads)
 
     def on_receive_kick(self) -> None:
-        """The driver has buffers: deliver what is here."""
+        """Deliver frames: the driver has buffers for them."""
         if self._transmit.carrier:
             self._pump()
 
     def on_transmit_kick(self) -> bool:
-        """The driver has frames: pass them on; return whether there are more."""
+        """Send frames of the driver; return whether there are more."""
         more = self._serve()
         self._watch()
         return more
 
     def pause(self) -> None:
-        """Hold nothing of the driver's."""
+        """Put back every chain that is held."""
         self._receive.pause()
         self._transmit.pause()
 
@@ -124,7 +125,7 @@ class NetPair:
 
     def _pump(self) -> None:
         port = self._context.port(self._first_queue)
-        if port is not self._receive.port:  # with the queue goes every chain that was held
+        if port is not self._receive.port:  # the chains held belong to the old queue
             self._receive.start(port, self._features)
         self._listening = self._guard(self._receive.pump)
         if self._listening and self._end.buffered:
@@ -133,7 +134,7 @@ class NetPair:
         self._watch()
 
     def _try_again_after(self, seconds: float) -> None:
-        """Take a turn when a limiter lets frames pass again; not before, if a turn is to come."""
+        """Ask for a turn in ``seconds``, unless they are 0 or a timer runs already."""
         if seconds and self._timer is None:
             self._timer = self._context.call_later(seconds, self._on_timer)
 
@@ -142,7 +143,7 @@ class NetPair:
         self._context.serve_again()
 
     def _guard(self, serve: Callable[[], bool | None]) -> bool:
-        """Call ``serve``; when the host's end turns out to be gone, nothing passes any more."""
+        """Call ``serve``; if the host's end turns out to be gone, stop both queues."""
         try:
             return bool(serve())
         except EndGoneError as error:
@@ -155,7 +156,7 @@ class NetPair:
             self._stats.publish(self._context.counters)
 
     def _watch(self) -> None:
-        """Wait for what there is a use for."""
+        """Wait for those events of the host's end that can be used now."""
         wanted = 0 if self._gone else self._listening * EPOLLIN
         if self._transmit.blocked and not self._gone:
             wanted |= EPOLLOUT

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """receiveq: frames of the host into the driver's buffers (virtio 1.3 §5.1.6.3, §5.1.6.4).
 
-The host's end stores a frame in guest memory itself. How long it is we learn only then, so chains
-are held ready for about what came last, and behind them is a buffer of ours that takes the rest.
-Without VIRTIO_NET_F_MRG_RXBUF one chain is held, whatever came last: a frame has room in it or is
-dropped (§5.1.6.3.2).
+The host's end stores a frame directly in guest memory. Its length is known only afterwards, so
+chains for about the length of the last frames are held ready, followed by a buffer of this process
+that takes the rest of a longer one. Without VIRTIO_NET_F_MRG_RXBUF one chain is held: a frame that
+does not fit into it is dropped (§5.1.6.3.2).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from devices.virtio.queue.port import QueuePort
     from devices.virtio.rate_limiter import RateLimiter
 
-# One turn. A driver that offers only unusable chains gets no more of our time than another.
+# The bounds of one turn. The second one is for drivers that offer only unusable chains.
 MAX_FRAMES_PER_TURN: Final = 64
 MAX_CHAINS_PER_TURN: Final = 4096
 
-# IOV_MAX is 1024, and one vector is ours.
+# IOV_MAX is 1024, and one vector is the buffer of this process.
 _MAX_VECTORS: Final = 1023
 
-# A frame may need more buffers than its driver has, all of which are held for it then. This is how
-# long it waits for more; Linux, out of memory, tries again to add some every half second.
+# A frame may need more buffers than the driver has offered; then it holds all of them and waits for
+# more, for this time at the most. Linux, when short of memory, tries every 0.5 s to add buffers.
 MOST_WAIT_SECONDS: Final = 1.0
 _NEXT_TURN_SECONDS: Final = 0.001
 
@@ -47,11 +47,11 @@ class ReceiveQueue:
 
     def __init__(self, end: NetEnd, stats: NetStats, limiter: RateLimiter) -> None:
         self.port: QueuePort | None = None
-        self.retry_seconds = 0.0  # not 0: the limiter lets nothing pass before
+        self.retry_seconds = 0.0  # if not 0: when to try again
         self._end = end
         self._limiter = limiter
-        self._give_up_at = 0.0  # when the frame under way is dropped; 0: it has not waited yet
-        self._unpaid_bytes = 0  # of the last frame: only then its length is known
+        self._give_up_at = 0.0  # when to drop the current frame; 0: it does not wait yet
+        self._unpaid_bytes = 0  # of the last frame, which is charged only after it has come
         self._stats = stats
         self._spill = memoryview(bytearray(HEADER_BYTES + MAX_FRAME_BYTES))
         self._merge = False
@@ -59,19 +59,19 @@ class ReceiveQueue:
         self._forget()
 
     def start(self, port: QueuePort | None, features: int) -> None:
-        """Serve another port from now on; nothing is left of an earlier one."""
+        """Serve another port from now on; forget everything of the old one."""
         self.port = port
         self._merge = bool(features >> VIRTIO_NET_F_MRG_RXBUF & 1)
         self._forget()
 
     def set_offloads(self, offloads: int) -> None:
-        """Learn which of the driver's GUEST_* features are on."""
+        """Take the driver's GUEST_* features that are on now."""
         self._offloads = GuestOffloads(offloads)
         self._strange_flags = ~self._offloads.flags
         self._gso_types = self._offloads.gso_types
 
     def pause(self) -> None:
-        """Hold nothing of the driver's any more. A frame that is half stored is lost."""
+        """Put back every chain that is held. A frame that is half stored is lost."""
         self._stats.rx_dropped += bool(self._rest)
         if self.port is not None:
             for chain in (*reversed(self._held), *reversed(self._filled)):
@@ -79,10 +79,10 @@ class ReceiveQueue:
         self._forget()
 
     def pump(self) -> bool:
-        """Deliver some frames; return whether the host's end is what to wait for.
+        """Deliver some frames; return whether to wait for the host's end.
 
-        If not, the driver has no buffers, and will kick when it has, or ``retry_seconds`` say when
-        to try again: when the limiter lets frames pass, or a frame has waited long enough.
+        If not, the driver has no buffers and will kick when it has some, or ``retry_seconds`` says
+        when to try again: when the limiter lets frames pass, or a frame has waited long enough.
 
         Raises:
             QueueError: the queue is unusable.
@@ -111,7 +111,7 @@ class ReceiveQueue:
         return True
 
     def drain(self) -> None:
-        """Drop what has piled up in the host, and the frame that is half stored."""
+        """Drop the frames that wait in the host, and the frame that is half stored."""
         if self._rest:
             self.pause()
         for _ in range(MAX_CHAINS_PER_TURN):
@@ -126,7 +126,7 @@ class ReceiveQueue:
                 self._stats.rx_dropped += 1
 
     def _pay(self) -> bool:
-        """Return whether the limiter lets the last frame have passed, and so the next one come."""
+        """Charge the last frame to the limiter; return False if the next one has to wait first."""
         queue = 0 if self.port is None else self.port.index
         if self._limiter.take(self._unpaid_bytes, queue):
             self._unpaid_bytes = 0
@@ -135,17 +135,17 @@ class ReceiveQueue:
         return False
 
     def _forget(self) -> None:
-        self._held: deque[DescriptorChain] = deque()  # taken, nothing stored in them
+        self._held: deque[DescriptorChain] = deque()  # taken, with nothing stored yet
         self._held_bytes = 0
         self._expected = 1  # bytes of the next frame, a guess
-        self._filled: list[DescriptorChain] = []  # of the frame under way
-        self._start: list[memoryview] = []  # where its header is
+        self._filled: list[DescriptorChain] = []  # chains of the current frame
+        self._start: list[memoryview] = []  # memory of it, from its header on
         self._give_up_at = 0.0
-        self._rest: memoryview = self._spill[:0]  # what had no room in the chains held
+        self._rest: memoryview = self._spill[:0]  # the part of it that is in no chain yet
         self._chains_left = 0
 
     def _hold(self, port: QueuePort) -> bool:
-        """Hold as many chains as the next frame may need; return whether there is one at least."""
+        """Hold as many chains as the next frame may need; return whether there is any."""
         while not self._held or (self._merge and self._held_bytes < self._expected):
             if not self._chains_left:
                 break
@@ -165,10 +165,10 @@ class ReceiveQueue:
         return bool(self._held)
 
     def _receive_next(self, port: QueuePort) -> None:
-        """Take one frame, or let go of those that were taken.
+        """Take one frame, or remove those that were taken from the host's end.
 
         Raises:
-            BlockingIOError: there is none.
+            BlockingIOError: there is no frame, and there was none to remove.
         """
         try:
             self._receive(port)
@@ -178,7 +178,7 @@ class ReceiveQueue:
                 raise
 
     def _receive(self, port: QueuePort) -> None:
-        """Take one frame into the chains held, and what has no room there into the spill.
+        """Take one frame into the chains held, and what does not fit there into ``_spill``.
 
         Raises:
             BlockingIOError: there is none.
@@ -232,7 +232,7 @@ class ReceiveQueue:
         return vectors, room
 
     def _count(self, length: int, *, whole: bool) -> None:
-        """Count ``length`` bytes as stored in the chains held; ``whole``: no more will follow."""
+        """Count ``length`` bytes as stored in the chains held; with ``whole`` the frame ends."""
         held = self._held
         while length:
             chain = held[0]
@@ -262,7 +262,7 @@ class ReceiveQueue:
         return True
 
     def _has_waited(self) -> bool:
-        """Drop the frame under way if it has waited too long for buffers; return whether it had."""
+        """Drop the current frame if it has waited too long for buffers; return whether it was."""
         if not self._chains_left:
             self.retry_seconds = _NEXT_TURN_SECONDS
             return False
@@ -278,7 +278,7 @@ class ReceiveQueue:
         return True
 
     def _finish(self, port: QueuePort) -> None:
-        """Give the frame's chains back, after their number is in the header."""
+        """Store the number of the frame's chains in its header, and give them back."""
         self._stats.rx_frames += 1
         self._give_up_at = 0.0
         filled = self._filled
@@ -290,7 +290,7 @@ class ReceiveQueue:
 
 def _store_16(vectors: list[memoryview], at: int, value: int) -> None:
     """Store a 16-bit number ``at`` bytes from the start of ``vectors``."""
-    if len(vectors[0]) >= at + 2:  # as every driver lays it out
+    if len(vectors[0]) >= at + 2:  # so with every known driver
         vectors[0][at : at + 2] = value.to_bytes(2, "little")
         return
     data = value.to_bytes(2, "little")

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a network card can be, and what it was told by its driver and by the user.
+"""The options of a network card, and the state that its driver and the user have set.
 
-Nobody will say the latter again: a process that takes the place of another one goes on with it.
-Which frames the driver said that it wants (receive modes, tables of addresses) is not among it,
-since nothing depends on that.
+Nobody sets the state again after a restart, so it is saved for the next process. The filters that a
+driver has set (receive modes, tables of addresses) are not part of it, since nothing uses them.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _GROUP_BIT: Final = 1
 
 @fact
 class NetSpec:
-    """One card as the vmm found that it can be. ``tap``: else the descriptor is a stream socket."""
+    """One card with what its host's end can do. Without ``tap`` that is a stream socket."""
 
     TYPE: ClassVar[int] = 1
     FIELDS: ClassVar[tuple[Check, ...]] = (
@@ -45,7 +44,7 @@ class NetSpec:
 
 
 class CardState(NamedTuple):
-    """``features`` and what follows is of one driver; features of 0 stand for none."""
+    """The user sets the first two; the others belong to one driver. No driver: 0 ``features``."""
 
     link_up: bool
     limits: RateLimits
@@ -57,12 +56,12 @@ class CardState(NamedTuple):
 
     @classmethod
     def fresh(cls, spec: NetSpec) -> CardState:
-        """Return the state of a card that nobody has told anything."""
+        """Return the state of a new card."""
         return cls(True, spec.limits, 0, spec.mac, False, 1, 0)
 
     @classmethod
     def unpack(cls, fields: dict[str, object], spec: NetSpec) -> CardState:
-        """Check what another process has left; it may have been taken over.
+        """Check the state that an earlier process has saved, which may have been compromised.
 
         Raises:
             ProtocolError: no card can be in this state; it names the field.
@@ -71,11 +70,11 @@ class CardState(NamedTuple):
             _refuse("fields")
         features = _integer(fields, "features", (1 << 64) - 1)
         state = cls(
-            link_up=_truth(fields, "link_up"),
+            link_up=_boolean(fields, "link_up"),
             limits=_limits(fields),
             features=features,
             mac=_mac(fields),
-            announce=_truth(fields, "announce"),
+            announce=_boolean(fields, "announce"),
             pairs=_integer(fields, "pairs", spec.pairs),
             offloads=_integer(fields, "offloads", bits.GUEST_OFFLOADS),
         )
@@ -94,7 +93,7 @@ def _refuse(name: str) -> NoReturn:
     raise ProtocolError(name)
 
 
-def _truth(fields: dict[str, object], name: str) -> bool:
+def _boolean(fields: dict[str, object], name: str) -> bool:
     value = fields[name]
     if not isinstance(value, bool):
         _refuse(name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a network device counts beside what every device counts."""
+"""The counters that only a network device has."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class NetStats:
         self.tx_malformed = 0
 
     def take_up(self, counters: Counters) -> None:
-        """Count on from what the process before us has shown, if that can be."""
+        """Count on from the numbers of the last process, if they are possible."""
         cells = counters.cells
         for at, name in enumerate(NET_STATS, _FIRST_CELL):
             setattr(self, name, cells[at] if cells[at] <= _MAX_START else 0)

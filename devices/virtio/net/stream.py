@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The stream socket to user-mode networking: each frame after its length, and no headers.
 
-A process of the device may be killed at any moment, and the next one goes on with the socket. So
-nothing is taken out of it but whole frames, and nothing is put in but whole frames:
+The device process may be killed at any moment, and a restarted one goes on with the same socket. So
+only whole frames are read from it, and only whole frames are written to it:
 
-- Frames are looked at first (MSG_PEEK), and read once the driver has them: they may come twice, but
-  are not lost, since some versions of passt never repeat an acknowledgment. A long frame carries
-  data, which passt repeats: it is read into guest memory at once, when all of it is here.
-- The peer may wait for room with half a frame written; then the kernel is told how long that frame
-  is, counts what is read of it, and a successor learns how many bytes to skip.
-- passt resets a connection whose SYN comes again; every other frame may.
-- A socket takes a frame of up to ``_ONE_PIECE_BYTES`` at once or not at all; a longer one goes only
-  where there is room for all of it.
-- passt may get out of step (``framing``). Lengths without frames are skipped. Where no frame begins
-  all that is here is dropped, and what comes next is believed if it fits: passt begins a frame.
+- Frames are first only peeked at (MSG_PEEK), and read once the driver has them. So after a restart
+  they may come twice, but none is lost: some versions of passt never repeat an acknowledgment. A
+  long frame carries data, which passt does repeat, so it is read into guest memory directly, when
+  all of it has come.
+- passt may have written half a frame and wait for room. Then that half is read, and the kernel is
+  told the length of the frame (SO_PEEK_OFF). It subtracts what is read, so that a restarted process
+  can ask how many bytes of the frame to skip.
+- passt resets a connection if its SYN comes again; every other frame may come again.
+- A socket takes a frame of up to ``_ONE_PIECE_BYTES`` whole or not at all. A longer one is written
+  only when there is room for all of it.
+- passt may send lengths without frames (``framing.py``); they are skipped. Where no frame is found,
+  all data that has come is dropped. Then the next frame whose lengths match is believed again.
 """
 
 from __future__ import annotations
@@ -39,27 +41,27 @@ if TYPE_CHECKING:
 
 _MOST_BYTES: Final = LENGTH_BYTES + MAX_FRAME_BYTES
 
-# How much is looked at; the frames in it are read together. A long one is read by itself.
+# How much is peeked at: all short frames, or just the start of a long one.
 _WINDOW_BYTES: Final = 64 * 1024
 _LONG_BYTES: Final = 16 * 1024
 _GLANCE_BYTES: Final = 64
 
-# What Linux puts into one socket buffer even where pages are small: unix_stream_sendmsg() allows
-# 32 KiB of whole pages and what fits beside them.
+# A write of up to this size gets one socket buffer, even with small pages: unix_stream_sendmsg()
+# allows 32 KiB of whole pages, and what fits beside them.
 _ONE_PIECE_BYTES: Final = 32 * 1024
 
 _IOV_MAX: Final = 1024
 
-# One turn of dropping what is no frame.
+# How often to read in one turn while dropping data that is no frame.
 _MOST_DROPS: Final = 64
 
-# With these passt is no more; other errors are about one frame.
+# With these errors passt has ended; others concern one frame.
 _GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 
 LOG_LINES: Final = 3
 LOG_SECONDS: Final = 60.0
 
-# Ethernet, and IPv4 and TCP with as many options as they have; with IPv6 it is less.
+# Ethernet, and IPv4 and TCP with the most options that they can have; with IPv6 it is less.
 _MOST_SYN_BYTES: Final = 14 + 60 + 60
 _ETHER_TYPE: Final = slice(12, 14)
 _IPV4: Final = b"\x08\x00"
@@ -73,28 +75,28 @@ _SYN: Final = 2
 
 
 class StreamEnd:
-    """Our end of the socket. Owns ``fd``."""
+    """The device's end of the socket. Owns ``fd``."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._stream = UnixStream(fd)
-        # Frames: before ``_start`` they were received, before ``_read`` they are out of the stream.
+        # Frames up to ``_start`` were received; up to ``_read`` they were removed from the socket.
         self._in = memoryview(bytearray(_MOST_BYTES + framing.HEAD_BYTES))
         self._start = self._read = self._end = 0
         self._length = memoryview(bytearray(LENGTH_BYTES))
-        self._look_bytes = _WINDOW_BYTES  # after a long frame only a glance: they come in rows
-        # The rest of a frame that an earlier process began: lost, as on a wire.
+        self._look_bytes = _WINDOW_BYTES  # few after a long frame: the next may be long, too
+        # The rest of a frame that an earlier process began to read; the frame is lost.
         self._skipping = min(self._stream.announced_bytes(), _MOST_BYTES)
-        self._missing = self._skipping  # bytes of the frame that was announced
-        self._judged = bool(self._missing)  # whether that is one
-        self._lost = False  # until a frame fits, no other one is believed
-        self._dropping = False  # more is here that is no frame
+        self._missing = self._skipping  # bytes of the announced frame that have not come
+        self._judged = bool(self._missing)  # whether it is known to be a frame
+        self._lost = False  # believe only a frame whose lengths match
+        self._dropping = False  # there is more data to drop
         self._out = b""
         if not self._missing:
             self._stream.announce(0)
         size_bytes = self._stream.send_buffer_bytes
         self._send_buffer_bytes = size_bytes
-        # Where a socket becomes writable again, whatever size of frame waits.
+        # Below this the socket is writable for epoll, for any size of frame.
         self._always_room_bytes = size_bytes // 4
         self._log = get_logger("devices.virtio.net").limited(LOG_LINES, LOG_SECONDS)
 
@@ -119,7 +121,7 @@ class StreamEnd:
                     length = self._fetch()
                     if length and not self._receive_directly(length, vectors):
                         continue
-                if length >= MIN_FRAME_BYTES:  # what is shorter is no frame
+                if length >= MIN_FRAME_BYTES:  # ignore shorter ones
                     return HEADER_BYTES + length
         except BlockingIOError:
             raise
@@ -127,7 +129,7 @@ class StreamEnd:
             self._lose(error)
 
     def send(self, header: bytes, frame: Sequence[memoryview]) -> None:
-        """``header`` asks for nothing: no offload was on offer."""
+        """``header`` is empty: no offload is offered."""
         self.flush()
         if self._out:
             raise BlockingIOError
@@ -137,13 +139,13 @@ class StreamEnd:
             if whole > _ONE_PIECE_BYTES and not self._has_room(whole):
                 raise BlockingIOError
             parts: list[bytes | memoryview] = [LENGTH.pack(length), *frame]
-            # A driver that cuts its frame in more pieces than writev(2) takes is no end of ours.
+            # More pieces than writev(2) takes would be an error, so join them.
             sent = self._stream.write(parts if len(parts) <= _IOV_MAX else [b"".join(parts)])
         except OSError as error:
             if error.errno not in _GONE:
                 raise
             self._lose(error)
-        if sent < whole:  # the host had no memory for its second piece, or its buffers are tiny
+        if sent < whole:  # the host was short of memory, or its socket buffers are tiny
             self._out = b"".join((LENGTH.pack(length), *frame))[sent:]
 
     def may_repeat(self, frame: Sequence[memoryview]) -> bool:
@@ -171,22 +173,22 @@ class StreamEnd:
         return True
 
     def set_offloads(self, flags: int) -> None:
-        """None was on offer."""
+        """Do nothing: no offload is offered."""
 
     def set_attached(self, *, attached: bool) -> None:
-        """There is one queue."""
+        """Do nothing: there is one queue."""
 
     def _has_room(self, whole: int) -> bool:
-        """Return whether the socket takes so many bytes in one call, pieces and overhead."""
+        """Return whether the socket takes ``whole`` bytes in one call, with its overhead."""
         most = max(self._always_room_bytes, self._send_buffer_bytes - 2 * whole)
         return self._stream.queued_bytes() <= most
 
     def _fetch(self) -> int:
-        """Look for frames; return the length of one that is here, but long.
+        """Look for frames; return the length of a long one that has come, else 0.
 
         Raises:
-            BlockingIOError: no frame is whole yet, or ``commit`` is due.
-            EndGoneError: there will be none.
+            BlockingIOError: no whole frame has come, or ``commit`` has to be called first.
+            EndGoneError: no frame will ever come.
         """
         if self._dropping:
             self._drop()
@@ -210,7 +212,7 @@ class StreamEnd:
         return self._begin(seen)
 
     def _begin(self, seen: int) -> int:
-        """Deal with what begins the stream, of which not all was seen; return a length as above."""
+        """Handle a frame of which only the start was peeked at; return a length as ``_fetch``."""
         verdict = framing.judge(self._in, 0, seen, strict=self._lost)
         if verdict == framing.LOST:
             self._lose_step()
@@ -222,25 +224,25 @@ class StreamEnd:
         judged = verdict == framing.FRAME
         self._lost = self._lost and not judged
         if judged and self._stream.readable_bytes() >= whole:
-            if length <= _LONG_BYTES:  # more of it has come meanwhile
+            if length <= _LONG_BYTES:  # the rest came meanwhile: peek again
                 return 0
             self._look_bytes = _GLANCE_BYTES
             return length
-        # Whoever writes this frame may need the room that its first part takes.
+        # Read the first part: passt may need its room to write the rest.
         self._stream.announce(whole)
         self._start, self._read, self._end, self._missing = 0, whole, whole, whole
         self._judged = judged
         return 0
 
     def _scan(self, seen: int) -> int:
-        """Return where the short frames end that were seen whole."""
+        """Return where those short frames end that were peeked at as a whole."""
         end = 0
         while end + LENGTH_BYTES <= seen:
             length, kind, total, _ = framing.HEAD.unpack_from(self._in, end)
             if length > _LONG_BYTES or end + LENGTH_BYTES + length > seen:
                 break
             if total < framing.LEAST_IP_BYTES or kind != framing.IPV4:
-                fits = False  # at first glance
+                fits = False  # ``judge`` decides
             else:
                 fits = total + framing.ETHERNET_BYTES == length
             if not fits and framing.judge(self._in, end, seen, strict=self._lost) != framing.FRAME:
@@ -254,7 +256,7 @@ class StreamEnd:
         return length > _LONG_BYTES
 
     def _fetch_missing(self) -> None:
-        """Go on with the frame that was announced, which then can be received."""
+        """Read more of the announced frame; when it is complete, it can be received."""
         at = self._end - self._missing if not self._skipping else 0
         most = self._missing
         if not self._judged:
@@ -272,7 +274,7 @@ class StreamEnd:
             self._skipping = 0
 
     def _judge_begun(self, seen: int) -> None:
-        """Look at a frame, ``seen`` bytes of which are out of the stream already."""
+        """Check a frame, ``seen`` bytes of which were read from the socket already."""
         verdict = framing.judge(self._in, 0, seen, strict=self._lost)
         if verdict == framing.LOST:
             self._lose_step()
@@ -293,10 +295,10 @@ class StreamEnd:
         self._log.warning("user-mode network: passt left out frames: %d", frames)
 
     def _lose_step(self) -> NoReturn:
-        """Drop what is here.
+        """Drop all data that has come, as no frame can be found in it.
 
         Raises:
-            BlockingIOError: that is all for now.
+            BlockingIOError: always, unless passt has ended.
         """
         self._log.warning("user-mode network: what passt sends is no frame; looking for the next")
         self._start = self._read = self._end = self._missing = 0
@@ -325,7 +327,7 @@ class StreamEnd:
         return length
 
     def _receive_directly(self, length: int, vectors: Sequence[memoryview]) -> bool:
-        """Read a frame that is here into guest memory, if it is not cut in too many pieces."""
+        """Read a frame into guest memory; return False if that has too many pieces."""
         whole = LENGTH_BYTES + length
         parts = [self._length, *cut(vectors, HEADER_BYTES, length)]
         if len(parts) > _IOV_MAX:

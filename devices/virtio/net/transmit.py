@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """transmitq: the driver's frames to the host (virtio 1.3 §5.1.6.1, §5.1.6.2).
 
-The header is copied once and checked; the frame goes to the host out of guest memory.
+The header is copied once and checked; the frame is sent directly from guest memory.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ MAX_FRAMES_PER_TURN: Final = 64
 
 
 class _Frame(NamedTuple):
-    """A frame that was taken and not yet passed on.
+    """A frame that was taken and not yet sent.
 
-    ``chain`` is ``None`` when the driver has it back already; ``header`` is empty when the frame is
-    not fit to be sent.
+    ``chain`` is ``None`` when it was given back already; ``header`` is empty when the frame is
+    malformed and must not be sent.
     """
 
     chain: DescriptorChain | None
@@ -38,14 +38,14 @@ class TransmitQueue:
 
     def __init__(self, end: NetEnd, stats: NetStats, limiter: RateLimiter) -> None:
         self.port: QueuePort | None = None
-        self.carrier = True  # without it frames go nowhere
-        self.retry_seconds = 0.0  # not 0: the limiter lets nothing pass before
+        self.carrier = True  # without it frames are dropped
+        self.retry_seconds = 0.0  # if not 0: when the limiter lets frames pass again
         self._end = end
         self._stats = stats
         self._rules = HeaderRules(0)
         self._limiter = limiter
         self._waiting: _Frame | None = None
-        self._paid = False  # for the frame that waits
+        self._paid = False  # whether the limiter was charged for the waiting frame
 
     @property
     def blocked(self) -> bool:
@@ -53,7 +53,7 @@ class TransmitQueue:
         return self._end.unsent or (self._waiting is not None and not self.retry_seconds)
 
     def start(self, port: QueuePort | None, features: int) -> None:
-        """Serve another port from now on; nothing is left of an earlier one."""
+        """Serve another port from now on; forget everything of the old one."""
         self.port = port
         self._rules = HeaderRules(features)
         if self._waiting is not None and self._paid:
@@ -62,18 +62,18 @@ class TransmitQueue:
         self._paid = False
 
     def pause(self) -> None:
-        """Hold nothing of the driver's any more."""
+        """Put back the chain that is held, if any."""
         waiting = self._waiting
         if waiting is not None and waiting.chain is not None and self.port is not None:
             self._waiting = None
             self.port.put_back(waiting.chain)
 
     def serve(self) -> bool:
-        """Pass some frames on; return whether there are more, which no kick will announce.
+        """Send some frames; return whether there are more, which no kick will announce.
 
         Raises:
             QueueError: the queue is unusable.
-            EndGoneError: the network is no more.
+            EndGoneError: the network is gone.
         """
         port = self.port
         self.retry_seconds = 0.0
@@ -91,7 +91,7 @@ class TransmitQueue:
                 if not (self._paid or self._pay(frame)):
                     return False
                 if frame.header:
-                    self._waiting = frame = self._let_go(frame, port)
+                    self._waiting = frame = self._give_back_first(frame, port)
                     if not self._send(frame):
                         return False
                 else:
@@ -115,7 +115,7 @@ class TransmitQueue:
             header = self._rules.accept(reader.read(HEADER_BYTES), reader.remaining)
             if header is not None:
                 return _Frame(chain, header, reader.iovecs(reader.remaining), whole)
-        return _Frame(chain, b"", [], HEADER_BYTES)  # it moves nothing, and costs an operation
+        return _Frame(chain, b"", [], HEADER_BYTES)  # it costs an operation, but no bytes
 
     def _pay(self, frame: _Frame) -> bool:
         """Return whether the limiter lets a frame pass."""
@@ -127,8 +127,11 @@ class TransmitQueue:
         self._paid = True
         return True
 
-    def _let_go(self, frame: _Frame, port: QueuePort) -> _Frame:
-        """Give a frame that must not come twice back before it is sent: a kill may lose it."""
+    def _give_back_first(self, frame: _Frame, port: QueuePort) -> _Frame:
+        """Give back the chain of a frame that must not be sent twice, before it is sent.
+
+        If the process is killed in between, the frame is lost.
+        """
         if frame.chain is None or self._end.may_repeat(frame.parts):
             return frame
         parts = [memoryview(b"".join(frame.parts))]
@@ -137,7 +140,7 @@ class TransmitQueue:
         return _Frame(None, frame.header, parts, frame.readable_bytes)
 
     def _send(self, frame: _Frame) -> bool:
-        """Pass a frame on or drop it; return whether either was possible."""
+        """Send a frame or drop it; return False if it has to wait."""
         stats = self._stats
         if not self.carrier:
             self._drop(frame)
@@ -158,6 +161,6 @@ class TransmitQueue:
         return True
 
     def _drop(self, frame: _Frame) -> None:
-        """Pass a frame on to nobody: it has cost an operation, and no bytes."""
+        """Drop a frame: it costs an operation, but no bytes."""
         self._stats.tx_dropped += 1
         self._limiter.give_back(frame.readable_bytes - HEADER_BYTES)
