@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The broker of a device, seen from the warden: a second process, made and ended with the first.
+"""The broker of a device, as the warden sees it: a process that starts and ends with the device's.
 
-The warden itself connects to nothing and reads nothing that the broker or the device says to the
-other. It hands each of them an end of a channel, and keeps the directory of the sockets for the
-next two.
+The warden gives each of the two processes one end of a channel between them. It neither reads what
+they send each other nor connects to any socket itself. It keeps a descriptor of the directory that
+holds the sockets, for the next pair of processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.warden")
 
-# How long a broker may take to end after its device has.
+# The most time that a broker may take to end after its device has ended.
 END_SECONDS: Final = 1.0
 
 
@@ -36,13 +36,13 @@ class _Process:
         self.is_killed = False
 
     def kill(self) -> None:
-        """Kill it, if it is still there."""
+        """Kill it, unless it has been reaped."""
         if self.pidfd >= 0:
             self.is_killed = True
             linux.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def reap(self) -> int:
-        """Wait for its end and return how it came: as ``os.waitstatus_to_exitcode`` says it."""
+        """Wait for its end; return its status as ``os.waitstatus_to_exitcode`` does."""
         _, wait_status = os.waitpid(self.pid, 0)
         os.close(self.pidfd)
         self.pidfd = -1
@@ -50,7 +50,7 @@ class _Process:
 
 
 class Broker:
-    """The broker of one device, whichever process that has. Owns the directory's descriptor."""
+    """The broker of one device, through all restarts. Owns the directory's descriptor."""
 
     def __init__(
         self,
@@ -59,25 +59,25 @@ class Broker:
         directory_fd: int,
         loop: EventLoop,
     ) -> None:
-        """``name`` is the device's; in ``loop`` the end of a process is noticed."""
+        """``name`` is the device's; ``loop`` watches for the end of processes."""
         self._name = name
         self._connects = connects
         self._directory_fd = directory_fd
         self._loop = loop
-        self._processes: list[_Process] = []  # the last one is that of the present device
+        self._processes: list[_Process] = []  # the last one belongs to the device's present process
 
     @property
     def owner(self) -> IdMap:
-        """Whose ids its processes have."""
+        """User and group that its processes have on the host."""
         return IdMap(self._connects.uid, self._connects.gid)
 
     def open_fds(self) -> tuple[list[int], int]:
-        """Return the descriptors of one process, then the device's end of the channel to it.
+        """Return the descriptors for one broker process, and the device's end of its channel.
 
-        All of them are the caller's.
+        The caller owns all of them.
 
         Raises:
-            OSError: the host does not let us.
+            OSError: the host refuses it.
         """
         devices_end, brokers_end = socket_pair()
         with devices_end, brokers_end:
@@ -85,22 +85,22 @@ class Broker:
             return [brokers_end.detach(), directory], devices_end.detach()
 
     def adopt(self, pid: int, pidfd: int) -> None:
-        """Have the process that was made with these descriptors; ``pidfd`` becomes ours."""
+        """Take over the process that was made with these descriptors; owns ``pidfd`` from now."""
         process = _Process(pid, pidfd)
         self._processes.append(process)
         self._loop.add(process.pidfd, lambda _events: self._reap(process))
 
     def knows(self, pid: int) -> bool:
-        """Return whether ``pid`` is one of ours that is not reaped yet."""
+        """Return whether ``pid`` is one of the broker's processes that is not reaped yet."""
         return any(process.pid == pid for process in self._processes)
 
     def let_go(self) -> None:
-        """Expect the end of every process, which sees that of its device; a stuck one is killed."""
+        """Let every process end, since its device has ended; kill it after ``END_SECONDS``."""
         for process in self._processes:
             self._loop.call_later(END_SECONDS, process.kill)
 
     def kill(self) -> None:
-        """Kill every process; the caller reaps them, and the loop runs no more."""
+        """Kill every process. The caller reaps them and does not run the loop again."""
         for process in self._processes:
             process.kill()
 
@@ -108,6 +108,6 @@ class Broker:
         self._loop.remove(process.pidfd)
         self._processes.remove(process)
         status = process.reap()
-        if status and not process.is_killed:  # else we wanted it, or it saw the end of its device
+        if status and not process.is_killed:  # otherwise we killed it, or it ended with its device
             how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
             log.error("%s: its broker (pid %d): %s", self._name, process.pid, how)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A process of a device or its broker, from its clone to the life that it is made for.
+"""The process of a device or a broker, from its clone to the start of its own work.
 
-Whoever clones it, the warden itself or a mould, does so by the functions here. The process waits
-for a byte before it does anything: by then its ids are mapped.
+Both the warden and a mould clone processes by the functions here. A new process first waits for a
+byte from the warden, which sends it when the ids of the process are mapped.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _STDIO: Final = frozenset({0, 1, 2})
 
 
 class Role(NamedTuple):
-    """What a process is to be: its life, its jail, and how it tells of a denied call.
+    """What a process runs, its jail, and how it reports a denied system call.
 
-    ``denied_head`` is what that report begins with, on the first of the process's descriptors.
+    ``denied_head`` is the beginning of that report, which goes to the first of its descriptors.
     """
 
     run: Callable[[socket.socket, list[int], JailPlan | None], int]
@@ -60,13 +60,13 @@ def guest_bytes(order: Spawn) -> int:
 def device_role(
     order: Spawn, fds: Sequence[int], policies: Policies | None, inside: InsideIds
 ) -> Role:
-    """Return what the process of a device is to be.
+    """Return the role of a device's process.
 
     Args:
-        order: describes the device; ``max_file_bytes`` is the present one.
+        order: describes the device; ``max_file_bytes`` is up to date.
         fds: the channel to the vmm, guest memory, the page of counters, the device's own.
         policies: the filters of the run by name; ``None`` for ``--disable-sandbox``.
-        inside: user and group that it becomes.
+        inside: user and group of the process inside its user namespace.
     """
     kind = DEVICE_KINDS[order.kind]
     jail = None
@@ -89,10 +89,10 @@ def broker_role(
     policies: Policies | None,
     inside: InsideIds,
 ) -> Role:
-    """Return what the broker of a device is to be.
+    """Return the role of a broker's process.
 
-    ``fds`` are the channel to the device and the directory of the sockets; the others are those of
-    ``device_role``.
+    ``fds`` are the channel to the device and the directory of the sockets. The other arguments are
+    as for ``device_role``.
     """
     from importlib import import_module
 
@@ -114,20 +114,21 @@ def broker_role(
 
 
 def be_child(role: Role, fds: list[int], go_fd: int, null_fd: int) -> NoReturn:
-    """Be the process, in the child that was cloned: wait for the byte, then live.
+    """Run as the cloned child: wait for the byte, then run the role and exit.
 
     Args:
-        role: what to be.
-        fds: its descriptors, the channel first.
-        go_fd: where the byte comes; the end of it means that there is nothing to live for.
-        null_fd: /dev/null, which the standard descriptors become.
+        role: what to run.
+        fds: the descriptors of the process, the channel first.
+        go_fd: the pipe that the byte comes through; exit if it ends without one.
+        null_fd: /dev/null, which is copied to the standard descriptors.
     """
     status = EXIT_BUG
     try:
-        linux.report_denied_calls(fds[0], role.denied_head)  # the parent's channel is not ours
+        # Until now a denied call would be reported on the parent's channel.
+        linux.report_denied_calls(fds[0], role.denied_head)
         for fd in _STDIO:
             os.dup2(null_fd, fd)
-        if os.read(go_fd, 1):  # nothing: the warden died or gave up
+        if os.read(go_fd, 1):  # no byte: the warden has died or given up
             if role.jail is None:
                 linux.close_all_fds_except({*_STDIO, *fds})
                 DieWithParent().apply()
@@ -137,15 +138,15 @@ def be_child(role: Role, fds: list[int], go_fd: int, null_fd: int) -> NoReturn:
 
 
 def let_go(pid: int, go_fd: int, ids: IdMap | None) -> int:
-    """Map the ids of a child that waits, let it go, and return a pidfd of it.
+    """Map the ids of a waiting child, send it the byte, and return a pidfd of it.
 
     Args:
-        pid: the child's, which is killed and reaped on failure.
-        go_fd: where it waits for the byte; stays the caller's.
-        ids: what the host knows it as; ``None`` where it is in no namespaces of its own.
+        pid: the child; it is killed and reaped on failure.
+        go_fd: the pipe on which it waits for the byte; the caller keeps it.
+        ids: its ids on the host; ``None`` if it has no user namespace of its own.
 
     Raises:
-        HostError, OSError: the host does not let us; there is no process.
+        HostError, OSError: the host refuses it; the child is gone.
     """
     try:
         if ids is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One device, seen from the warden: what its processes are made from, and the one that it has."""
+"""One device, as the warden sees it: what its processes are made from, and its present process."""
 
 from __future__ import annotations
 
@@ -25,15 +25,13 @@ if TYPE_CHECKING:
     from crosvm_py.warden.protocol import Spawn
     from jail.ids import IdMap, Ids
 
-# What is called with the vmm's end of the channel, the callee's, or with a reason.
+# Called with the vmm's end of the channel, which the callee then owns, and ""; or with ``None``
+# and the reason why there is no process.
 RemakeResult: TypeAlias = "Callable[[socket.socket | None, str], None]"
 
 
 class Device:
-    """What its processes are made from, and the one that it has now, if any.
-
-    Owns its descriptors.
-    """
+    """What a device's processes are made from, and its present process. Owns its descriptors."""
 
     def __init__(
         self, order: Spawn, fds: list[int], limits: DeviceLimits, broker: Broker | None
@@ -44,25 +42,25 @@ class Device:
         self.max_file_bytes = order.max_file_bytes
         self.pid = 0
         self.pidfd = -1
-        self.is_remade = False  # its next process is on the way
+        self.is_remade = False  # its next process is being made
         self._order = order
 
     @property
     def order(self) -> Spawn:
-        """Describe the next process."""
+        """The order to make the next process, with the present bound of its file."""
         fields = fields_of(self._order) | {"max_file_bytes": self.max_file_bytes}
         return type(self._order)(**fields)  # type: ignore[arg-type]  # its own fields
 
     @property
     def file_memory(self) -> int:
-        """How much memory the disk can take that it writes."""
+        """How much memory, in bytes, the file that the device writes can take."""
         return file_memory(DEVICE_KINDS[self._order.kind], self.fds, self.max_file_bytes)
 
     def open_fds(self, opened: list[int]) -> None:
-        """Append the descriptors of one process to ``opened``; they are the caller's.
+        """Append the descriptors for one process to ``opened``; the caller owns them.
 
-        Where the host does not let us open a file anew, the process gets ours: the first one can
-        use it, and one after it will say what is wrong.
+        If a file that each process has to open for itself cannot be opened again, the process gets
+        a copy of our descriptor. The first process can use that; a later one reports an error.
         """
         first_reopened = len(self.fds) - self._order.reopened
         for at, fd in enumerate(self.fds):
@@ -75,21 +73,20 @@ class Device:
     def remake(
         self, foundry: Foundry, ids: Ids | None, shared: Iterable[int], then: RemakeResult
     ) -> None:
-        """Have moulds make the next process, and before it that of its broker.
+        """Have moulds make the device's next process, and before it the broker's.
 
         Args:
-            foundry: has the moulds.
-            ids: what the host lets us give; ``None`` without a sandbox.
-            shared: guest memory and the page of counters, which stay the caller's.
-            then: called once, when ``pid`` and ``pidfd`` are those of the process, or with a
-                reason.
+            foundry: provides the moulds.
+            ids: the host's ids for processes; ``None`` without a sandbox.
+            shared: guest memory and the page of counters, which the caller keeps.
+            then: called once, when ``pid`` and ``pidfd`` are set, or with a reason.
         """
         self.is_remade = True
         _Remake(self, foundry, ids, then).begin(shared)
 
 
 class _Remake:
-    """The way of a device from one process to the next. Owns what it holds for it."""
+    """One attempt to make a device's next process. Owns the descriptors opened for it."""
 
     def __init__(
         self, device: Device, foundry: Foundry, ids: Ids | None, then: RemakeResult
@@ -99,7 +96,7 @@ class _Remake:
         self._ids = ids
         self._then = then
         self._ours: socket.socket | None = None
-        self._fds: list[int] = []  # of the process: the channel first
+        self._fds: list[int] = []  # for the new process, the channel first
 
     def begin(self, shared: Iterable[int]) -> None:
         device = self._device

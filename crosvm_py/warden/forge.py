@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The forge: a small process that executes fresh interpreters, and does nothing else.
 
-The first processes of a VM are forked from the warden, which is cheap, so all of them have one
-layout of addresses and one stack canary. What replaces a process that crashed has its own: the
-forge executes an interpreter, a mould, which imports the code of the devices as it is installed now
-and makes one process. The filter of the warden knows no exec, so the forge is forked before that is
-loaded. It hears the warden alone, which can ask for this one program and nothing else.
+The first device processes of a VM are forked from the warden. That is fast, but all of them share
+one address layout and one stack canary, which a guest may learn from a device that it crashes. So
+the next process of a device gets its own: the forge executes a new interpreter, a mould, which
+imports the device code as it is installed now and makes one process. The warden's filter denies
+execve, so the forge is forked before that filter is loaded. The forge takes orders from the warden
+alone, and can execute only this one program.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ log = get_logger("crosvm.forge")
 _SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _STDIO: Final = frozenset({0, 1, 2})
 
-# The first words of a mould. Until our own code can be imported only this can tell what is wrong.
+# The first code that a mould runs. If our modules cannot be imported, this must report why.
 BOOT: Final = f"""
 import gc, os, sys
 gc.disable()
@@ -79,17 +80,17 @@ class MouldFds(NamedTuple):
     recorder: int
 
     def as_word(self) -> str:
-        """Return them as they are told to the mould."""
+        """Return them as an argument of the mould's command line."""
         return ",".join(map(str, self))
 
     @classmethod
     def read(cls, word: str) -> MouldFds:
-        """Return what ``as_word`` said."""
+        """Undo ``as_word``."""
         return cls(*map(int, word.split(",")))
 
 
 class ForgeProcess(NamedTuple):
-    """The warden's handle on its forge. The descriptors are the warden's."""
+    """The warden's handle on its forge. The warden owns the descriptors."""
 
     sock: socket.socket
     pid: int
@@ -97,7 +98,7 @@ class ForgeProcess(NamedTuple):
 
 
 class _Program(NamedTuple):
-    """What the forge executes: the interpreter that runs us, the same file, found once."""
+    """What the forge executes: the file of the interpreter that runs this program."""
 
     fd: int
     arguments: tuple[str, ...]  # before and after the word with the descriptors
@@ -112,12 +113,12 @@ def start_forge(policies: RunPolicies | None, kinds: Iterable[str], null_fd: int
     """Fork the forge; the caller, the warden, is under no filter yet.
 
     Args:
-        policies: the compiled ones of the run; ``None`` for ``--disable-sandbox``.
-        kinds: the kinds of device that there are, which a mould imports.
+        policies: the compiled policies of the run; ``None`` for ``--disable-sandbox``.
+        kinds: the kinds of device in this VM; a mould imports their modules.
         null_fd: /dev/null.
 
     Raises:
-        HostError: the host does not let us.
+        HostError: the host refuses it.
     """
     fds = MouldFds(-1, null_fd, -1, -1)
     program_fd = policies_fd = -1
@@ -142,7 +143,7 @@ def start_forge(policies: RunPolicies | None, kinds: Iterable[str], null_fd: int
 
 
 def _store(policies: RunPolicies) -> int:
-    """Return a memfd with what a mould needs of the filters, which nobody can change."""
+    """Return a sealed memfd with the filters that a mould needs."""
     rows = [policies.warden, *policies.devices.values()]
     packed = msgpack.packb(
         [StoredPolicy(row.name, row.bpf, row.recorder is not None) for row in rows]
@@ -154,20 +155,20 @@ def _store(policies: RunPolicies) -> int:
 
 
 def _recorder(policies: RunPolicies) -> int:
-    """Return the socket for the filters that are recorded; there is one of them in a run."""
+    """Return the socket to which recorded filters report, or -1; a run has at most one."""
     recorders = (policy.recorder for policy in policies.devices.values())
     return next((fd for fd in recorders if fd is not None), -1)
 
 
 def _interpreter_words() -> tuple[str, ...]:
-    """Return how to start Python: as it was, but isolated, and nothing is searched or written."""
+    """Return the command that starts Python isolated (-I), without ``site`` and bytecode files."""
     name = getattr(sys, "_base_executable", "") or sys.executable
     optimized = "O" * sys.flags.optimize
     return (name, "-I", "-S", "-B", *([f"-{optimized}"] if optimized else ()), "-c", BOOT)
 
 
 def _module_path() -> tuple[str, ...]:
-    """Return where our modules and those of others come from, whatever finds them here."""
+    """Return the path for imports in a mould: ours, and the folder of this program in any case."""
     path = [os.path.abspath(entry) for entry in sys.path]
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     return tuple(path) if root in path else (*path, root)
@@ -183,7 +184,7 @@ def _be_forge(
         keep = {sock.fileno(), program.fd, fds.null, fds.policies, fds.recorder} - {-1}
         linux.close_all_fds_except(keep | _STDIO)
         if policies is not None:
-            # Some hosts want it for namespaces; a mould needs nothing else.
+            # Some hosts require it to make namespaces; a mould needs no other capability.
             held = linux.capabilities() & {linux.CAP_SYS_ADMIN}
             linux.keep_capabilities_for_programs(held)
             linux.report_denied_calls(sock.fileno(), FORGE_DENIED_HEAD)
@@ -193,7 +194,7 @@ def _be_forge(
     except (VmmError, OSError) as error:
         log.error("%s", describe(error))
         status = EXIT_HOST
-    except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
+    except Exception as error:  # noqa: BLE001 - process entry: report every bug
         log.error("%s", crash_report(error))
     finally:
         os._exit(status)
@@ -203,7 +204,7 @@ def _serve(channel: Channel, program: _Program, fds: MouldFds) -> None:
     """Execute a mould whenever the warden asks for one, until it closes the channel.
 
     Raises:
-        ProtocolError: it asks for anything else.
+        ProtocolError: the warden asks for anything else.
     """
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
@@ -248,5 +249,5 @@ def _tell_failure(fd: int, reason: str) -> None:
 
 
 def _say(fd: int, message: Begun | Failed) -> None:
-    """Say something on the channel of a mould, which stays open."""
+    """Send a message on the channel of a mould, and leave the channel open."""
     os.write(fd, encode(message))

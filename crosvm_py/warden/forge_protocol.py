@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the warden says to the forge and to a mould, and what they say to it.
+"""The messages between the warden, the forge and a mould.
 
-A mould is an interpreter that the forge executes. With the request for it the warden sends the
-mould's end of a channel; over this channel come all answers, first from the forge's child, then
-from the mould. A mould makes one process, then it ends.
+A mould is an interpreter that the forge executes. It makes one process, then it ends. With the
+request for a mould the warden sends one end of a new channel. All answers come through that channel
+from the forge's child, both before and after it executes the interpreter.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Execute:
 class Cast:
     """To a mould: make the process of a device, or its broker, as a child of the warden.
 
-    The descriptors: where it waits for the byte that lets it go; with ``in_cgroup`` the directory
-    of its group; then its own. ``order`` is an encoded ``Spawn``; user and group are those that it
-    becomes inside its user namespace.
+    ``order`` is an encoded ``Spawn``. The descriptors are the pipe on which the new process waits
+    for the byte, with ``in_cgroup`` the directory of its cgroup, then the process's own. ``uid``
+    and ``gid`` are the ids of the process inside its user namespace.
     """
 
     TYPE: ClassVar[int] = 2
@@ -50,7 +50,7 @@ class Cast:
 
 @fact
 class Begun:
-    """The mould is process ``pid``, a child of the warden; next it is executed."""
+    """The mould is process ``pid``, a child of the warden, and is about to execute Python."""
 
     TYPE: ClassVar[int] = 32
     FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
@@ -67,7 +67,7 @@ class Loaded:
 
 @fact
 class Failed:
-    """There is no mould, or it makes no process; this is its last message."""
+    """The mould cannot start, or cannot make its process; this is its last message."""
 
     TYPE: ClassVar[int] = 34
     FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_REASON_CHARS),)
@@ -76,7 +76,7 @@ class Failed:
 
 @fact
 class Born:
-    """The process exists: ``pid``, a child of the warden; the mould ends."""
+    """The new process is ``pid``, a child of the warden; the mould now ends."""
 
     TYPE: ClassVar[int] = 35
     FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
@@ -94,22 +94,22 @@ class CallDenied:
 
 @fact
 class ForgeDenied:
-    """The only message of the forge, of the same kind, and its last."""
+    """The only message of the forge, and its last: a filter trapped a system call."""
 
     TYPE: ClassVar[int] = 37
     FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
     number: int
 
 
-# What the handlers of SIGSYS write before the call's number.
+# What the SIGSYS handlers write before the number of the call.
 CALL_DENIED_HEAD: Final = bytes([0x92, CallDenied.TYPE])
 FORGE_DENIED_HEAD: Final = bytes([0x92, ForgeDenied.TYPE])
-# What a mould that can import nothing writes before its reason: two bytes of length, then ASCII.
+# A mould that cannot import our modules writes this, the length in two bytes, and an ASCII reason.
 FAILED_HEAD: Final = bytes([0x92, Failed.TYPE, 0xDA])
 
 
 class StoredPolicy(NamedTuple):
-    """A filter as the moulds get it, in a sealed memfd: the warden's first, then the others."""
+    """A filter in the sealed memfd for moulds; the warden's filter is the first one there."""
 
     name: str
     bpf: bytes

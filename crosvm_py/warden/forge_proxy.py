@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The warden's side of its forge, and what it knows of each mould."""
+"""The warden's side of its forge, and its record of each mould."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.warden")
 
-# What is called with the pid and a pidfd, the callee's, or with a reason why there is no process.
+# Called with the new pid, a pidfd that the callee then owns, and ""; or with 0, -1 and a reason.
 CastResult: TypeAlias = "Callable[[int, int, str], None]"
 
 
 def reason_for(error: VmmError | OSError) -> str:
-    """Return why something cannot be made, as a message can hold it."""
+    """Return why something cannot be made, short enough for a message of the protocol."""
     if isinstance(error, OSError):
         return f"{error.strerror}{remedy_for(error)}"[:1024]
     return describe(error)[:1024]
@@ -44,9 +44,9 @@ def describe_end(wait_status: int) -> str:
 class Casting(NamedTuple):
     """One process to be made.
 
-    ``ids`` tells what the host knows it as, by its pid (0 for any); without a sandbox it is what we
-    are. The descriptors, with ``in_cgroup`` that of its group first, are closed when the mould has
-    them.
+    ``ids`` returns the process's ids on the host for its pid (0 if not known yet); ``None`` without
+    a sandbox, where the process keeps our ids. ``fds`` begin with the cgroup's directory if
+    ``in_cgroup``, and are closed once they have been sent to the mould.
     """
 
     order: Spawn
@@ -76,13 +76,13 @@ class Mould:
         self.is_loaded = False
         self.is_unwanted = False
         self.casting: Casting | None = None
-        self.go_fd = -1  # lets the process go, while it is being made
+        self.go_fd = -1  # the pipe for the byte that its process waits for
         self.renewal: Callable[[str], None] | None = None
-        self.reason = ""  # why it comes to nothing
-        self.timer: Timer | None = None  # its deadline
+        self.reason = ""  # why it has failed
+        self.timer: Timer | None = None  # the deadline of its present step
 
     def stop_waiting(self) -> None:
-        """What it had to do is done, or never will be."""
+        """Cancel the deadline: the mould has done its step, or has failed."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -93,19 +93,19 @@ class Mould:
             linux.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def close_go(self) -> None:
-        """Let nobody go any more: whoever still waits ends by itself."""
+        """Close the pipe for the byte; a process that still waits on it ends by itself."""
         if self.go_fd >= 0:
             os.close(self.go_fd)
             self.go_fd = -1
 
 
 class Forge:
-    """The forge, and its end, which nobody wants. Owns what ``ForgeProcess`` has."""
+    """The forge, and how it ended if it did. Owns the descriptors of ``ForgeProcess``."""
 
     def __init__(self, loop: EventLoop, process: ForgeProcess, on_end: Callable[[], None]) -> None:
-        """``on_end`` is called when there is no forge any more."""
+        """``on_end`` is called when the forge has ended."""
         self.pid = process.pid
-        self.end = ""  # how it ended
+        self.end = ""  # how it ended; "" while it lives
         self._loop = loop
         self._pidfd = process.pidfd
         self._channel = Channel(process.sock, FROM_FORGE_CODEC)
@@ -113,10 +113,10 @@ class Forge:
         loop.add(self._pidfd, lambda _events: self._reap())
 
     def execute(self, fd: int) -> None:
-        """Ask for a mould; ``fd`` is its end of its channel, and stays the caller's.
+        """Ask for a mould; ``fd`` is the mould's end of its channel, and the caller keeps it.
 
         Raises:
-            VmmError: there is no forge.
+            VmmError: the forge has ended, or takes no messages.
         """
         if self.end:
             raise VmmError(f"no new process: the forge {self.end}")
@@ -126,7 +126,7 @@ class Forge:
             raise VmmError("no new process: the forge does not hear") from error
 
     def kill(self) -> None:
-        """End it, with the warden."""
+        """Kill the forge; the warden is about to end."""
         if not self.end:
             linux.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         self._channel.close()

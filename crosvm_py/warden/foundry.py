@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The warden's care for its moulds: who makes the next process, and what came of it.
+"""How the warden uses moulds: it has them made, gives each an order, and takes the result.
 
-A mould takes some 30 ms to start, so once a device has crashed one is kept ready, the spare: there
-is never more than one. Nothing here waits for a mould; it has a deadline for each of its two steps.
+A mould takes some 30 ms to start. So once a device has crashed, one mould is kept ready, the spare;
+there is never more than one. Nothing here blocks: a mould has a deadline for each of its two steps,
+to get ready and to make its process.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.warden")
 
-# How long a mould may take to be ready, and again to make its process; both are less than what the
-# vmm waits for a process. A processor that is emulated needs half of it.
+# The most time for a mould to get ready, and again to make its process. Together they are less than
+# the vmm waits for a device process. An emulated processor needs half of it.
 MOULD_SECONDS: Final = 25.0
-# How long after a crash the spare is begun, so that it takes no time from what replaces the device.
+# The spare is begun so long after a crash, so that it does not slow down the restart of the device.
 SPARE_SECONDS: Final = 0.1
-# When what a mould left behind that was killed at its work is looked for.
+# So long after a mould was killed we look for a process that it may have left.
 _SWEEP_SECONDS: Final = 1.0
 
 
@@ -52,7 +53,7 @@ class Foundry:
     """Every mould of one warden, and its forge."""
 
     def __init__(self, loop: EventLoop, forge: ForgeProcess, knows: Callable[[int], bool]) -> None:
-        """Serve in ``loop``; ``knows`` tells which children the warden has by itself."""
+        """Serve in ``loop``; ``knows`` tells whether a pid is the warden's device or broker."""
         self._loop = loop
         self._knows = knows
         self._moulds: list[Mould] = []
@@ -62,7 +63,7 @@ class Foundry:
         self._forge = Forge(loop, forge, self._on_forge_end)
 
     def cast(self, casting: Casting) -> None:
-        """Have a process made; ``casting.then`` is called later, or at once if that is in vain."""
+        """Have a process made; ``casting.then`` is called later, or at once on failure."""
         mould, self._spare = self._spare, None
         try:
             mould = mould or self._begin()
@@ -75,7 +76,7 @@ class Foundry:
             self._pour(mould, casting)
 
     def keep_spare(self) -> None:
-        """Have one mould ready before long, since a device has crashed and may do so again."""
+        """Make a spare soon, since a device has crashed and may do so again."""
         if not self._is_spare_due:
             self._is_spare_due = True
             self._loop.call_later(SPARE_SECONDS, self._on_spare_due)
@@ -85,17 +86,17 @@ class Foundry:
         self._make_spare()
 
     def renew(self, then: Callable[[str], None]) -> None:
-        """See that the code of devices can be read as it is installed now, and is from now on.
+        """Load the device code as it is installed now, into a mould that becomes the spare.
 
-        ``then`` is called with nothing, and the spare is a mould that has read it; or with a reason
-        why it cannot be, and everything is as it was.
+        ``then`` is called with "" when that is done, or with the reason why the code cannot be
+        loaded; then the spare stays as it was.
         """
         self._renewals.append(then)
         if len(self._renewals) == 1:
             self._renew_next()
 
     def end(self) -> None:
-        """Kill forge and moulds; the caller reaps every child that it has, and serves no more."""
+        """Kill the forge and the moulds. The caller reaps all children and ends its loop."""
         for mould in self._moulds:
             mould.kill()
             mould.close_go()
@@ -134,13 +135,13 @@ class Foundry:
             if old.is_loaded:
                 self._close(old)
 
-    # What a mould says.
+    # Messages from moulds.
 
     def _begin(self) -> Mould:
         """Ask the forge for a mould.
 
         Raises:
-            VmmError, OSError: there is no forge, or the host lets us have no socket.
+            VmmError, OSError: the forge has ended, or the host makes no socket.
         """
         ours, theirs = socket_pair()
         try:
@@ -157,7 +158,7 @@ class Foundry:
         return mould
 
     def _limit(self, mould: Mould, late: str) -> None:
-        """Give a mould a deadline for what comes next, instead of the one before."""
+        """Set the deadline of a mould's next step; ``late`` says what it has then not done."""
         mould.stop_waiting()
         words = f"{late} after {MOULD_SECONDS:.0f} s"
         mould.timer = self._loop.call_later(MOULD_SECONDS, lambda: self._give_up(mould, words))
@@ -166,13 +167,13 @@ class Foundry:
         self._hear(mould)
 
     def _hear(self, mould: Mould) -> bool:
-        """Take what a mould says next; return whether there may be more of it."""
+        """Receive a mould's next message; return whether there may be more messages."""
         try:
             received = mould.channel.receive()
             if received is None:
                 return False
             message, fds = received
-            for fd in fds:  # it has none to give
+            for fd in fds:  # no message has descriptors
                 os.close(fd)
             judged(f"its {type(message).__name__}", self._take, mould, message)
         except ChannelClosed:
@@ -219,7 +220,7 @@ class Foundry:
             renewed("")
 
     def _pour(self, mould: Mould, casting: Casting) -> None:
-        """Hand a mould its order."""
+        """Send a mould its order."""
         self._limit(mould, "its interpreter makes no process")
         go_read = -1
         try:
@@ -229,7 +230,7 @@ class Foundry:
             cast = Cast(order, casting.as_broker, casting.in_cgroup, *inside)
             mould.channel.send(cast, [go_read, *casting.fds])
         except ChannelClosed:
-            pass  # why is told next
+            pass  # ``_hear`` reads the reason next
         except (VmmError, OSError) as error:
             self._give_up(mould, reason_for(error))
         finally:
@@ -253,12 +254,12 @@ class Foundry:
         mould.close_go()
 
     def _is_known(self, pid: int) -> bool:
-        """Return whether ``pid`` is a child of ours that somebody will reap."""
+        """Return whether ``pid`` is a mould, the forge, a device or a broker: it will be reaped."""
         moulds = any(pid == mould.pid for mould in self._moulds)
         return moulds or pid == self._forge.pid or self._knows(pid)
 
     def _check_child(self, pid: int) -> None:
-        """See that ``pid`` is a child of ours that nobody knows yet.
+        """Check that ``pid`` is a child of the warden, and a new one.
 
         Raises:
             ProtocolError: it is not.
@@ -273,7 +274,7 @@ class Foundry:
     # The end of a mould.
 
     def _give_up(self, mould: Mould, reason: str) -> None:
-        """End a mould that is of no use; whoever waits for it is told at once."""
+        """End a mould that failed, and tell whoever waits for its process."""
         mould.reason = mould.reason or reason
         self._close(mould)
         if mould.pidfd < 0:
@@ -289,7 +290,7 @@ class Foundry:
             mould.channel.close()
 
     def _reap(self, mould: Mould) -> None:
-        while mould.is_open and self._hear(mould):  # what it said before it ended
+        while mould.is_open and self._hear(mould):  # messages from before its end
             pass
         self._close(mould)
         self._loop.remove(mould.pidfd)
@@ -306,7 +307,7 @@ class Foundry:
         self._tell_failure(mould)
 
     def _tell_failure(self, mould: Mould) -> None:
-        """Tell whoever waits that this mould comes to nothing, and why."""
+        """Tell whoever waits for this mould that it has failed, and why."""
         mould.stop_waiting()
         mould.close_go()
         casting, mould.casting = mould.casting, None
@@ -320,9 +321,9 @@ class Foundry:
             renewal(reason)
 
     def _sweep(self) -> None:
-        """Reap children that nobody knows: a mould had just made them when it was killed.
+        """Reap unknown children: a mould had just made them when it was killed.
 
-        They end by themselves, for nobody lets them go.
+        They end by themselves, because nobody sends them the byte that they wait for.
         """
         try:
             while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A mould: a fresh interpreter that makes one process of a device, or of a broker, and ends.
 
-The forge has executed it (``BOOT`` there), so that its addresses, its stack canary and its hash
-seed are nobody else's, and its code is what is installed now. It imports what devices need, goes
-under the filter that the first devices inherited from the warden, and waits for the order. It reads
-nothing from a guest, and the process that it clones is a child of the warden.
+The forge executes it (``BOOT`` there). So its address layout, stack canary and hash seed are its
+own, and its code is what is installed now. It imports the modules that devices need, loads the
+warden's filter, as the first devices inherited it, and waits for its order. It reads nothing from a
+guest. The process that it clones is a child of the warden.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
 
 def be_mould(fds_word: str, kinds_word: str) -> NoReturn:
-    """Be a mould, from its first own line to its end.
+    """Run as a mould, then exit.
 
-    ``fds_word`` names its descriptors (``MouldFds``), ``kinds_word`` the kinds of device.
+    ``fds_word`` lists its descriptors (``MouldFds``), ``kinds_word`` the kinds of device to import.
     """
     fds = MouldFds.read(fds_word)
     channel = Channel(socket.socket(fileno=fds.channel), MOULD_CODEC)
@@ -60,8 +60,8 @@ def be_mould(fds_word: str, kinds_word: str) -> NoReturn:
         _serve(channel, fds, kinds_word.split(","))
         status = 0
     except ChannelClosed:
-        status = 0  # nobody needs it any more
-    except Exception as error:  # noqa: BLE001 - the entry of the process; code may raise anything
+        status = 0  # the warden does not need it any more
+    except Exception as error:  # noqa: BLE001 - process entry: imported code may raise anything
         reason = describe(error) if isinstance(error, VmmError) else name_and_words(error)
         _tell(channel, reason)
     finally:
@@ -94,7 +94,7 @@ def _serve(channel: Channel, fds: MouldFds, kinds: list[str]) -> None:
 
 
 def _load_policies(fd: int, recorder: int) -> tuple[Policy, Mapping[str, Policy]]:
-    """Return the warden's filter, and by name those of devices and brokers."""
+    """Return the warden's filter, and the filters of devices and brokers by name."""
     with mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as packed:
         stored = cast("tuple[StoredPolicy, ...]", STORED_POLICIES(unpack(packed[:])))
     found = [
@@ -121,7 +121,7 @@ def _cast(
     policies: Mapping[str, Policy] | None,
     null_fd: int,
 ) -> None:
-    """Clone the process that is ordered; in this process tell its number."""
+    """Clone the process that is ordered, and tell the warden its pid."""
     order = protocol.WARDEN_CODEC.decode(what.order)
     go_fd, *fds = passed
     cgroup_fd = fds.pop(0) if what.in_cgroup else -1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the vmm and the warden say to each other."""
+"""The messages between the vmm and the warden."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ MAX_FILE_BYTES: Final = (1 << 63) - 1  # offsets of files are signed
 class Spawn:
     """Make a device process, and be ready to make it again.
 
-    The descriptors: guest memory, the page of its counters, then the device's own, which the warden
-    keeps. The last ``reopened`` of them belong to the first process that uses them, such as
-    /dev/vhost-net: each process gets one that is opened anew.
+    The descriptors are guest memory, the page of counters, then the device's own, which the warden
+    keeps. The last ``reopened`` of them, such as /dev/vhost-net, cannot serve a second process, so
+    the warden opens them again for each process.
     """
 
     TYPE: ClassVar[int] = 1
@@ -70,9 +70,10 @@ class Kill:
 
 @fact
 class Resize:
-    """Give the file that a device writes another size; a block device is only measured again.
+    """Resize the file that a device writes; a block device is only measured again.
 
-    The vmm has no part of the file, and bounds no other process.
+    The warden does this because the vmm has no descriptor of the file, and because the file size
+    limit of the device process has to change with it.
     """
 
     TYPE: ClassVar[int] = 3
@@ -93,9 +94,9 @@ class VmmDenied:
 
 @fact
 class Respawn:
-    """Make the process of a device again; its last one has ended.
+    """Make the next process of a device; its last one has ended.
 
-    The descriptors: guest memory, the page of its counters.
+    The descriptors are guest memory and the page of counters.
     """
 
     TYPE: ClassVar[int] = 5
@@ -105,9 +106,9 @@ class Respawn:
 
 @fact
 class Renew:
-    """See that the code of devices can be read as it is installed now, for a device's next process.
+    """Load the device code as it is installed now, for the next process of a device.
 
-    ``Renewed`` follows; the device has the process that it had.
+    ``Renewed`` answers it. The device's present process goes on.
     """
 
     TYPE: ClassVar[int] = 7
@@ -117,7 +118,7 @@ class Renew:
 
 @fact
 class Seal:
-    """No device comes after these: a guest runs next, which may take over the vmm."""
+    """Refuse any further ``Spawn``: the guest runs next, and might take over the vmm."""
 
     TYPE: ClassVar[int] = 6
     FIELDS: ClassVar[tuple[Check, ...]] = ()
@@ -125,7 +126,7 @@ class Seal:
 
 @fact
 class Spawned:
-    """The process exists; ``pid`` is the host's number for it, the descriptor its channel."""
+    """The process exists; ``pid`` is its number on the host, the descriptor its channel."""
 
     TYPE: ClassVar[int] = 32
     FIELDS: ClassVar[tuple[Check, ...]] = (U32, U32)
@@ -145,9 +146,9 @@ class SpawnFailed:
 
 @fact
 class Exited:
-    """The process has ended: ``status`` as ``os.waitstatus_to_exitcode`` tells it.
+    """The process has ended with ``status``, as ``os.waitstatus_to_exitcode`` returns it.
 
-    ``cause`` is what the warden knows beyond that.
+    ``cause`` says more if the warden knows more, as when the process hit its memory limit.
     """
 
     TYPE: ClassVar[int] = 34
@@ -160,7 +161,7 @@ class Exited:
 
 @fact
 class Resized:
-    """The file has ``size_bytes`` now, or there is a ``reason`` why it is what it was."""
+    """The file has ``size_bytes`` now, or keeps its old size for the ``reason``."""
 
     TYPE: ClassVar[int] = 35
     FIELDS: ClassVar[tuple[Check, ...]] = (U32, U64, text(256))
@@ -171,7 +172,7 @@ class Resized:
 
 @fact
 class Sealed:
-    """The warden's answer to ``Seal``: it has closed its own door, too."""
+    """The answer to ``Seal``: the warden makes no further device and is confined."""
 
     TYPE: ClassVar[int] = 37
     FIELDS: ClassVar[tuple[Check, ...]] = ()
@@ -179,7 +180,7 @@ class Sealed:
 
 @fact
 class Renewed:
-    """The next process of the device has the new code, or there is a ``reason`` why it cannot."""
+    """The new code is loaded for the device's next process, or cannot be for the ``reason``."""
 
     TYPE: ClassVar[int] = 39
     FIELDS: ClassVar[tuple[Check, ...]] = (U32, text(1024))
@@ -189,7 +190,7 @@ class Renewed:
 
 @fact
 class WardenDenied:
-    """The warden's last message, of the same kind."""
+    """The warden's last message: a filter trapped a system call."""
 
     TYPE: ClassVar[int] = 36
     FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
@@ -198,14 +199,14 @@ class WardenDenied:
 
 @fact
 class CannotStart:
-    """The warden's last message: the host does not let it be one."""
+    """The warden's last message: it cannot start."""
 
     TYPE: ClassVar[int] = 38
     FIELDS: ClassVar[tuple[Check, ...]] = (text(1024),)
     reason: str
 
 
-# What the handlers write before the call's number: an array of so many, and the type.
+# What the SIGSYS handlers write before the call's number: the header of a msgpack array, the type.
 VMM_DENIED_HEAD: Final = bytes([0x93, VmmDenied.TYPE])
 WARDEN_DENIED_HEAD: Final = bytes([0x92, WardenDenied.TYPE])
 

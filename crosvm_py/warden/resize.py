@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Give the file of a disk another size, as far as the vmm may ask for that."""
+"""Resize the file of a disk, within the limits of what the vmm may ask for."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SECTOR_BYTES: Final = 512
 
 
 def check_resize(order: Resize, kind: DeviceKind, device: Spawn) -> None:
-    """Hold the vmm to what it may ask for: it may have been taken over since it made ``device``.
+    """Check what the vmm asks for: a guest may have taken it over since it ordered ``device``.
 
     Raises:
-        ProtocolError: the device has no file of its own to write whose size may change, such as
-            the log that a console writes to, or it is no size of a disk.
+        ProtocolError: the device writes no file that may be resized (a console's log may not be),
+            or the size is no size of a disk.
     """
     if not (kind.resizable and device.max_file_bytes):
         raise ProtocolError(f"device {order.device_id} ({device.kind}) has no file to resize")
@@ -31,7 +31,9 @@ def check_resize(order: Resize, kind: DeviceKind, device: Spawn) -> None:
 
 
 def resize_file(pid: int, fd: int, size_bytes: int) -> int:
-    """Give a file another size and its writer, a child of ours, another bound; return the size.
+    """Resize a file and the RLIMIT_FSIZE of its writer, our child ``pid``; return the new size.
+
+    A block device is not resized; its present size is returned.
 
     Raises:
         OSError: the host refuses it; nothing has changed.
@@ -40,7 +42,7 @@ def resize_file(pid: int, fd: int, size_bytes: int) -> int:
         return os.lseek(fd, 0, os.SEEK_END)
     soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     bound = size_bytes if hard == resource.RLIM_INFINITY else min(size_bytes, hard)
-    if soft != resource.RLIM_INFINITY:  # else it has no jail
+    if soft != resource.RLIM_INFINITY:  # without a jail it has no limit
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (bound, hard))
     try:
         os.ftruncate(fd, size_bytes)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The warden: a single-threaded process that makes the device processes and reaps them.
 
-It exists because a process with threads must not fork, and because it forks in a millisecond what
-is imported already. It holds no KVM descriptor and maps no guest memory. The descriptors of each
-device it keeps, to make the process again when it has ended: no guest ever speaks to the warden.
-When the vmm goes away, however it ends, the warden ends every device and tidies up what the vmm
-cannot.
+The vmm does not fork devices itself, because a process with threads must not fork. The warden can,
+and within a millisecond, because it has imported the device modules before. It holds no KVM
+descriptor and maps no guest memory, and no guest sends it anything. It keeps the descriptors of
+each device so that it can make the process again. When the vmm ends, in whatever way, the warden
+ends every device and cleans up what the vmm could not.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def be_warden(
     kinds: Iterable[str],
     cgroup: VmCgroup | None = None,
 ) -> None:
-    """Be the warden, until the vmm closes the other end of ``sock``.
+    """Run as the warden until the vmm closes the other end of ``sock``.
 
     Args:
         sock: the channel to the vmm.
         null_fd: /dev/null, for the devices.
-        policies: the compiled ones of the run; ``None`` for ``--disable-sandbox``.
-        kinds: the kinds of device that will be asked for, imported ahead.
-        cgroup: the VM's, for groups of its devices.
+        policies: the compiled policies of the run; ``None`` for ``--disable-sandbox``.
+        kinds: the kinds of device in this VM; their modules are imported first.
+        cgroup: the group of the VM, in which devices get groups of their own.
     """
     os.setsid()
     linux.set_process_name("crosvm-warden")
@@ -80,14 +80,14 @@ def be_warden(
             DEVICE_KINDS[kind].preload()
         gc.freeze()
         gc.enable()
-        forge = start_forge(policies, kinds, null_fd)  # now, so that it shares most pages with us
+        forge = start_forge(policies, kinds, null_fd)  # after the imports, to share their pages
         warden = _Warden(channel, forge, policies, null_fd, cgroup)
         if policies is not None:
-            syscall_name(0)  # loads the names, for the vmm's last words
+            syscall_name(0)  # loads the names now: under the filter no file can be opened
             linux.report_denied_calls(sock.fileno(), protocol.WARDEN_DENIED_HEAD)
             load_filter(policies.warden)
     except (VmmError, OSError) as error:
-        with contextlib.suppress(ChannelClosed, ProtocolError):  # a vmm that has gone has its own
+        with contextlib.suppress(ChannelClosed, ProtocolError):  # the vmm may have ended already
             channel.send(protocol.CannotStart(reason_for(error)))
         return
     warden.run()
@@ -110,8 +110,8 @@ class _Warden:
         self._filters = None if policies is None else policies.devices
         self._null_fd = null_fd
         self._devices: dict[int, Device] = {}
-        self._renewing: set[int] = set()  # those for which new code is being read
-        self._prepared: set[int] = set()  # those that are made again on purpose, next
+        self._renewing: set[int] = set()  # devices for which a mould loads new code
+        self._prepared: set[int] = set()  # devices whose next restart was requested by the user
         self._sealed = False
         self._loop = EventLoop()
         self._ids = None if policies is None else choose()
@@ -176,7 +176,7 @@ class _Warden:
                 raise ProtocolError(f"unexpected {type(message).__name__}")
 
     def _new(self, order: protocol.Spawn, fds: list[int]) -> Device:
-        """Take up a device; its own descriptors leave ``fds``."""
+        """Record a new device and move its own descriptors out of ``fds``."""
         if self._sealed:
             raise ProtocolError(f"it asks for device {order.device_id} while the guest runs")
         if order.device_id in self._devices:
@@ -202,7 +202,7 @@ class _Warden:
 
     def _kill(self, device_id: int) -> None:
         device = self._devices.get(device_id)
-        if device is not None and device.pid:  # else it ended by itself, and the vmm will read so
+        if device is not None and device.pid:  # otherwise it has ended, and ``Exited`` was sent
             linux.pidfd_send_signal(device.pidfd, signal.SIGKILL)
 
     def _resize(self, order: protocol.Resize) -> protocol.Resized:
@@ -225,7 +225,7 @@ class _Warden:
         return protocol.Resized(device_id, size_bytes, "")
 
     def _knows(self, pid: int) -> bool:
-        """Return whether ``pid`` is that of a device or a broker."""
+        """Return whether ``pid`` is a process of a device or a broker."""
         devices = self._devices.values()
         return any(
             device.pid == pid or (device.broker is not None and device.broker.knows(pid))
@@ -246,7 +246,7 @@ class _Warden:
         self._foundry.renew(done)
 
     def _start_again(self, device: Device, shared: list[int]) -> None:
-        """Have the next process of a device made by a mould."""
+        """Have a mould make the next process of a device."""
         device_id = device.order.device_id
         self._check_shared(device_id, shared)
         if device_id in self._prepared:
@@ -278,7 +278,7 @@ class _Warden:
             self._started(device, ours)
 
     def _started(self, device: Device, ours: socket.socket) -> None:
-        """Tell of a process, and notice its end; ``ours`` is the vmm's end of its channel."""
+        """Watch a new process and tell the vmm; ``ours`` is the vmm's end of its channel."""
         self._loop.add(device.pidfd, lambda _events: self._reap(device))
         with ours:
             message = protocol.Spawned(device.order.device_id, device.pid)
@@ -368,5 +368,5 @@ class _Warden:
 
 
 def _inside(ids: Callable[[int], IdMap] | None) -> tuple[int | None, int | None]:
-    """Return user and group that a process becomes; nobody else without a sandbox."""
+    """Return the ids of a process inside its user namespace; ``None`` twice without a sandbox."""
     return (None, None) if ids is None else ids(0).inside()
