@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a device with events of its own gets from its process: its queues, the loop, the timers."""
+"""What a device with events of its own gets from its process: queues, descriptors, timers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class DeviceContext(Protocol):
-    """The surroundings of one device. Every callback runs in the one thread of its process.
+    """What a device may use of its process. Every callback runs in the one thread of that process.
 
     A callback may raise ``QueueError`` (``take`` and ``wait`` do): the device then needs a reset.
     While the device is paused, or waits for a reset, descriptors and timers are held: no callback

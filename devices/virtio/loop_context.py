@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The surroundings of a device in a real process: descriptors, timers, and when they are held."""
+"""The context of a device in its process: descriptors, timers, and when their events are held."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _GENERATIONS: Final = (1 << 63) - 1
 
 
 class SavedState:
-    """The saved state of one device, in a page of 64-bit ``cells``."""
+    """The saved state of one device, in a page of 64-bit cells."""
 
     __slots__ = ("_bytes", "_cells")
 

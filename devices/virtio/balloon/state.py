@@ -70,7 +70,7 @@ def read_saved_stats(fields: Mapping[str, object]) -> dict[int, int]:
     """Return the statistics that an earlier process saved: values by their tags.
 
     Raises:
-        ProtocolError: they are none.
+        ProtocolError: what it saved is no statistics.
     """
     stats = fields.get("stats")
     if type(stats) is not list or len(stats) > len(STAT_NAMES):

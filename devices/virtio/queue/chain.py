@@ -30,7 +30,7 @@ class _Stream:
     __slots__ = ("_head", "_segments", "remaining")
 
     def __init__(self, head: int, segments: list[memoryview], remaining: int) -> None:
-        """Take ``segments``, non-empty and ``remaining`` bytes together; the list is ours."""
+        """Take over the list ``segments``: non-empty views of ``remaining`` bytes in all."""
         self._head = head
         self._segments = segments
         self.remaining = remaining
@@ -120,7 +120,7 @@ class Writer(_Stream):
     __slots__ = ("_stored", "_tail")
 
     def __init__(self, head: int, segments: list[memoryview], remaining: int) -> None:
-        """Take ``segments``, non-empty and ``remaining`` bytes together; the list is ours."""
+        """Take over the list ``segments``: non-empty views of ``remaining`` bytes in all."""
         self._head = head
         self._segments = segments
         self.remaining = remaining

@@ -153,7 +153,7 @@ def _write_queue_reset(registers: CommonConfig, value: int) -> None:
 
 
 def _of_queue(read: Callable[[QueueState], int], absent: int = 0) -> _Reader:
-    """Return a reader of the selected queue, which finds ``absent`` where there is none."""
+    """Return a reader of the selected queue; it returns ``absent`` if there is no such queue."""
 
     def reader(registers: CommonConfig) -> int:
         queue = registers.queue

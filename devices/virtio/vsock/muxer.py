@@ -46,8 +46,8 @@ LARGE_BUFFER_BYTES: Final = 192 * 1024
 SMALL_BUFFER_BYTES: Final = 64 * 1024
 MAX_LARGE_BUFFERS: Final = 256
 
-# Resets for packets that belong to no connection. While so many wait for receive buffers, the
-# guest's next packets wait too (virtio 1.3 §5.10.6.1).
+# Resets answer packets that belong to no connection. While this many of them wait for receive
+# buffers, the guest's next packets are not read (virtio 1.3 §5.10.6.1).
 MAX_WAITING_RESETS: Final = 256
 
 # The time that Linux gives the other side of a vsock to close (VSOCK_CLOSE_TIMEOUT); here also the

@@ -58,7 +58,7 @@ class StreamOutbox:
     """Bytes without boundaries. What the socket takes at once is never copied."""
 
     def __init__(self, sock: socket.socket) -> None:
-        """``sock`` stays the caller's."""
+        """The caller still owns ``sock``."""
         self._sock = sock
         self._bytes = bytearray()
 
@@ -117,7 +117,7 @@ class MessageOutbox:
     """
 
     def __init__(self, sock: socket.socket, pool: MessagePool) -> None:
-        """``sock`` stays the caller's."""
+        """The caller still owns ``sock``."""
         self._sock = sock
         self._pool = pool
         self._bytes = bytearray()
