@@ -75,7 +75,7 @@ class AcpiPm:
         bits = value << shift
         mask = 0xFF << shift
         if at < 2:
-            self._status &= ~bits  # a one clears
+            self._status &= ~bits  # writing a one clears the bit
         elif at < 4:
             self._enable = (self._enable & ~mask) | (bits & PM1_EN_MASK)
         elif at < 6:

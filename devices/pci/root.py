@@ -31,7 +31,7 @@ _ADDRESS_BITS: Final = 0x80FF_FFFC
 _SYS_RST: Final = 1 << 1
 _RST_CPU: Final = 1 << 2
 
-# An Intel 440FX host bridge: drivers know it, and it asks nothing of them.
+# An Intel 440FX host bridge: operating systems know it, and it needs no driver.
 HOST_BRIDGE: Final = PciIdentity(vendor_id=0x8086, device_id=0x1237, class_code=0x060000)
 
 

@@ -34,7 +34,7 @@ class Command(Protocol):
 
 @fact
 class Obeyed:
-    """It is done."""
+    """The command was carried out."""
 
     TYPE: ClassVar[int] = 64
     FIELDS: ClassVar[tuple[Check, ...]] = ()
@@ -42,7 +42,7 @@ class Obeyed:
 
 @fact
 class Refused:
-    """It is not done; ``reason`` is for the user."""
+    """The command was not carried out; ``reason`` is for the user."""
 
     TYPE: ClassVar[int] = 65
     FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_REASON_CHARS),)
@@ -158,9 +158,10 @@ class CheckSize:
 
 @fact
 class SetSize:
-    """The image of the disk has this size now, or will have: nothing behind it is touched.
+    """Use this size for the disk: its image has it already, or will soon be truncated to it.
 
-    A size that was ``measured`` may be any; what is behind its last block stays hidden.
+    From now on the device touches nothing behind this size. If it was ``measured``, it need not be
+    a multiple of the block size: the guest does not see the rest after the last whole block.
     """
 
     TYPE: ClassVar[int] = 4

@@ -141,7 +141,7 @@ class VirtioDevice(Protocol):
     def start_engine(
         self, memory: GuestMemory, activation: QueueActivation, features: int, start: Handover
     ) -> EngineQueue | None:
-        """Return a native server for a queue that ``SplitQueue`` has found good, or None."""
+        """Return a native server for a queue that ``SplitQueue`` has checked, or None."""
         ...
 
     @property
@@ -179,7 +179,7 @@ class VirtioDevice(Protocol):
         ...
 
     def on_kick(self, index: int) -> bool:
-        """Serve an own queue for a bounded time: it started, resumed or got more chains.
+        """Serve one of ``own_queues``, for a bounded time: it started, resumed or got more chains.
 
         Returns:
             Whether there is more to do at once, which no kick will announce.

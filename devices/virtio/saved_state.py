@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("devices.virtio.saved_state")
 
-# The cells below are the counters'; see counters.py.
+# The first cells hold the counters; see counters.py.
 _GENERATION: Final = 31  # of the valid state, 0 if there is none; its lowest bit is the slot
 _FIRST_SLOT: Final = 32
 _SLOT_CELLS: Final = 240

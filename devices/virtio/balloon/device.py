@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """virtio-balloon: the guest gives memory that it does not need to the host (virtio 1.3 §5.5).
 
-Queues:      0 inflateq, 1 deflateq, 2 statsq, 3 free_page_vq, 4 reporting_vq if asked for
+Queues:      0 inflateq, 1 deflateq, 2 statsq, 3 free_page_vq, 4 reporting_vq if the user wants it
 Features:    MUST_TELL_HOST, STATS_VQ, FREE_PAGE_HINT, PAGE_POISON; DEFLATE_ON_OOM and
-             REPORTING if asked for
+             REPORTING if the user wants them
 Config:      num_pages, actual, free_page_hint_cmd_id, poison_val
 Kept fds:    guest memory alone
 

@@ -25,7 +25,7 @@ MAX_POSITION: Final = 1 << 62
 # The cells of one port.
 HEAD: Final = 0
 WRITTEN: Final = 1  # the place of a chain in its queue, and how many of its bytes are written
-READ: Final = 2  # the same of a chain for input
+READ: Final = 2  # the same for input: how many bytes were read into a chain
 _CELLS: Final = 4
 _HEADER_BYTES: Final = mmap.PAGESIZE  # of all ports
 

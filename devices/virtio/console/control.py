@@ -30,7 +30,7 @@ CONTROL_TRANSMIT_QUEUE: Final = 3
 
 MESSAGES_PER_TURN: Final = 64
 
-# In place of a message's place in the queue, its port and event.
+# A message is a place in the queue, a port and an event; this stands for no message.
 NO_MESSAGE: Final = (-1, 0, 0)
 
 NOT_HEARD: Final = -1

@@ -43,7 +43,7 @@ class Net(NetCard):
         self._served: list[NetPair] = []
 
     @property
-    def own_queues(self) -> frozenset[int]:  # type: ignore[override]  # here it is not the kind's
+    def own_queues(self) -> frozenset[int]:  # type: ignore[override]  # it depends on the card
         return frozenset(range(len(self.queue_sizes)))
 
     def attach(self, context: DeviceContext) -> None:

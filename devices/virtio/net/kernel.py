@@ -134,7 +134,7 @@ class KernelNet(NetCard):
     """Set the kernel up, and carry out the driver's commands."""
 
     seccomp_policy: ClassVar[str] = "vhost_net_device"
-    in_order: ClassVar[bool] = False  # which the kernel does not offer
+    in_order: ClassVar[bool] = False  # the kernel does not offer it
 
     def __init__(self, spec: NetSpec, tap_fds: Sequence[int], vhosts: Sequence[Vhost]) -> None:
         """Take over a queue of the TAP and a vhost device for each pair."""
@@ -145,7 +145,7 @@ class KernelNet(NetCard):
         self._kernel_pairs: list[KernelPair] = []
 
     @property
-    def own_queues(self) -> frozenset[int]:  # type: ignore[override]  # here it is not the kind's
+    def own_queues(self) -> frozenset[int]:  # type: ignore[override]  # it depends on the card
         return frozenset((self.control_queue,))
 
     @property

@@ -89,7 +89,7 @@ class Vsock(SimpleDevice):
 
     def activate(self, features: int) -> None:
         types: set[int] = set()
-        # Drivers from before the feature bit know streams only (§5.10.3).
+        # Drivers that are older than this feature bit know only streams (§5.10.3).
         implied = not features >> VIRTIO_VSOCK_F_NO_IMPLIED_STREAM & 1
         if implied or features >> VIRTIO_VSOCK_F_STREAM & 1:
             types.add(SocketType.STREAM)

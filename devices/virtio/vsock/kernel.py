@@ -50,7 +50,7 @@ class KernelVsock(SimpleDevice):
     device_type: ClassVar[int] = 19
     queue_sizes: ClassVar[tuple[int, ...]] = (256, 256, 64)
     seccomp_policy: ClassVar[str] = "vhost_vsock_device"
-    in_order: ClassVar[bool] = False  # which the kernel does not offer
+    in_order: ClassVar[bool] = False  # the kernel does not offer it
     own_queues: ClassVar[frozenset[int]] = frozenset((EVENT_QUEUE,))
     kernel_queues: ClassVar[frozenset[int]] = _RINGS
 
