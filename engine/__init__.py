@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The native data plane: bulk queues served by a small Rust library, where that is built."""
+"""The native data plane: a small Rust library, built if cargo is there, serves bulk queues."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What ``engine/ffi/engine.h`` declares, for the type checker."""
+"""The declarations of ``engine/ffi/engine.h`` for the type checker."""
 
 from collections.abc import Callable
 from typing import Literal, overload

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The engine as Python sees it. Where it is not built, importing this is an ImportError.
+"""The engine for Python. If it is not built, importing this module raises ``ImportError``.
 
-Everything belongs to one thread. Descriptors stay the caller's, who closes none before its queue.
+All objects are for one thread. The caller owns every descriptor, and closes none before the queue
+that uses it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ lib.crosvm_engine_exit_on_panic()
 
 
 class Position(NamedTuple):
-    """Where a queue stands: free-running 16-bit indices; all that was used is published.
+    """The position of a queue: 16-bit indices that wrap around. The driver sees all used chains.
 
-    ``avail_idx``: what is known of the driver's index, and was believed.
-    ``signalled``: the used index when an interrupt was last thought about. ``must_signal``: the
-    next answer to whether one is wanted is yes.
+    ``avail_idx``: the driver's index when it was last read and found valid. ``signalled``: the used
+    index when we last decided whether to send an interrupt. ``must_signal``: the next such decision
+    is yes in any case.
     """
 
     next_avail: int
@@ -35,7 +36,7 @@ class Position(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where the driver put a queue, in guest-physical addresses, and what it negotiated."""
+    """The guest-physical addresses of a queue, its size, and the features that were negotiated."""
 
     desc_table: int
     avail_ring: int
@@ -46,10 +47,11 @@ class Layout(NamedTuple):
 
 
 class EngineMemory:
-    """A guest's memory for the engine, which keeps it mapped."""
+    """A guest's memory, as the engine uses it. It stays mapped as long as this object exists."""
 
     def __init__(self, memory: GuestMemory) -> None:
-        # These objects hold the mappings: whoever closes the memory does not unmap them.
+        # These objects are exports of the mappings: while they exist, ``memory.close`` cannot
+        # unmap them.
         self._held = [ffi.from_buffer("uint8_t[]", mapping) for _, mapping in memory.mappings]
         regions = ffi.new("struct crosvm_region[]", len(self._held))
         for at, (region, _) in enumerate(memory.mappings):
@@ -66,10 +68,10 @@ class BlockQueue:
     def __init__(
         self, memory: EngineMemory, layout: Layout, position: Position, call_fd: int
     ) -> None:
-        """Take a queue up; ``call_fd`` of -1 is for no interrupts.
+        """Start to serve a queue; with a ``call_fd`` of -1 no interrupts are sent.
 
         Raises:
-            ValueError: the layout is none that ``SplitQueue`` would take.
+            ValueError: the layout is invalid, so ``SplitQueue`` would refuse it too.
         """
         self.disk = ffi.new("struct crosvm_disk *")
         self.limits = ffi.new("struct crosvm_limits *")
@@ -83,22 +85,23 @@ class BlockQueue:
         self._queue = ffi.gc(made, lib.crosvm_engine_free_block_queue)
 
     def turn(self) -> int:
-        """Serve what the driver has offered, within ``limits``; return why it ended.
+        """Serve the chains that the driver has offered, within ``limits``; return why it ended.
 
-        ``IDLE``: the ring is empty and a kick was asked for. ``MORE``: serve again, nobody kicks.
-        ``PYTHON``: take the position, serve one chain in Python and give the position back.
+        ``IDLE``: the ring is empty, and the driver was asked for a kick. ``MORE``: call this again,
+        because the driver will not kick. ``PYTHON``: take the position, serve one chain in Python
+        and give the position back.
         """
         lib.crosvm_engine_block_turn(self._queue, self.disk, self.limits, self.done)
         return self.done.outcome
 
     def take(self) -> Position:
-        """Return where the queue stands."""
+        """Return the position of the queue."""
         lib.crosvm_engine_take(self._queue, self._position)
         at = self._position
         return Position(at.next_avail, at.avail_idx, at.next_used, at.signalled, at.must_signal)
 
     def give(self, position: Position) -> None:
-        """Go on from where Python has come to."""
+        """Set the position that the queue has after Python has served it."""
         at = self._position
         at.next_avail, at.avail_idx, at.next_used, at.signalled, at.must_signal = position
         lib.crosvm_engine_give(self._queue, at)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Build ``engine._engine``: the Rust crate beside it as a static library, and its C interface.
+"""Build ``engine._engine``: the Rust crate in ``engine/`` as a static library, and its C interface.
 
-``setup.py`` names this only where there is a cargo: without one everything works, in Python.
+``setup.py`` names this file only if it finds cargo. Without the engine everything works in Python.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PREAMBLE: Final = """
 
 
 def build_library() -> str:
-    """Compile the crate, which needs no other; return the path of the library."""
+    """Compile the crate, which depends on no other crate; return the path of the library."""
     command = ["cargo", "build", "--release", "--locked", "--offline", "--quiet"]
     subprocess.run([*command, "--target-dir", TARGET], cwd=CRATE, check=True)
     return os.path.relpath(TARGET / "release" / "libcrosvm_engine.a")

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The C interface of the engine, as engine/src/sys.rs implements it: read there what each field
- * means and what each call asks of its caller. The builder reads this file, too: no directives. */
+/* The C interface of the engine, which engine/src/sys.rs implements and documents: what each field
+ * means, and what a caller must guarantee. build_engine.py reads this file too, so it may contain
+ * no directives. */
 
 struct crosvm_region { uint64_t gpa; uint64_t size_bytes; uint8_t *base; };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! One turn of a queue of virtio-block (virtio 1.3 §5.2): reads, writes and flushes of whole sectors
-//! of a raw image. Whatever is not exactly that is left in the ring for Python.
+//! One turn of a queue of virtio-block (virtio 1.3 §5.2): reads, writes and flushes of whole
+//! sectors of a raw image. Any other request stays in the ring, and Python serves it.
 
 use crate::memory::{GuestMemory, Slice};
 use crate::poll::Window;
@@ -14,29 +14,29 @@ const T_OUT: u32 = 1;
 const T_FLUSH: u32 = 4;
 const S_OK: u8 = 0;
 
-/// The image behind a queue. Python changes it between two turns.
+/// The image behind a queue. Python may change these fields between two turns.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Disk {
-    /// The descriptor of the image, which stays Python's.
+    /// The descriptor of the image, which Python owns.
     pub fd: i32,
-    /// Whether writes are refused, which Python does.
+    /// Whether writes must be refused; Python does that.
     pub read_only: bool,
-    /// Whether a write is on stable storage before it is answered.
+    /// Whether a write must be on stable storage before it is completed.
     pub writethrough: bool,
-    /// Sectors of 512 bytes that the guest sees.
+    /// The size of the disk in sectors of 512 bytes.
     pub capacity_sectors: u64,
 }
 
-/// The most that one turn does, so that other queues and messages have theirs.
+/// When a turn must end, so that other queues and messages of the vmm are served too.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How many chains.
+    /// After so many chains.
     pub chains: u32,
-    /// How many bytes, the chain that exceeds them being finished.
+    /// After so many bytes. The chain that exceeds this limit is finished.
     pub bytes: u64,
-    /// The longest that an empty ring is watched, in nanoseconds; 0 for not at all.
+    /// How long to watch an empty ring at most, in nanoseconds; 0 for not at all.
     pub poll_ns: u64,
 }
 
@@ -44,12 +44,12 @@ pub struct Limits {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Outcome {
-    /// The ring is empty, and a kick was asked for.
+    /// The ring is empty, and the driver was asked for a kick.
     #[default]
     Idle = 0,
-    /// The turn was too short; nobody kicks, so there is to be another one.
+    /// A limit was reached. The driver will not kick, so there must be another turn.
     More = 1,
-    /// The next chain is Python's: exactly that one, or the end of the ring.
+    /// Python must serve the next chain, or report that the ring is broken.
     Python = 2,
 }
 
@@ -63,13 +63,13 @@ pub struct Turn {
     pub interrupts: u32,
     /// How many requests were carried out.
     pub requests: u64,
-    /// Bytes that the guest gave, headers too.
+    /// Bytes that were read from the guest's buffers, including headers.
     pub bytes_from_guest: u64,
-    /// Bytes that the guest got, statuses too.
+    /// Bytes that were written to the guest's buffers, including statuses.
     pub bytes_to_guest: u64,
 }
 
-/// A queue of a disk, with what one turn leaves for the next.
+/// A queue of a disk, and buffers that are reused in each turn.
 pub struct BlockQueue {
     /// The ring.
     pub ring: Ring,
@@ -80,7 +80,7 @@ pub struct BlockQueue {
 }
 
 impl BlockQueue {
-    /// Serve `ring`; `call_fd` is an eventfd of Python's, or negative for no interrupts.
+    /// Serve `ring`; `call_fd` is an eventfd that Python owns, or negative for no interrupts.
     pub fn new(ring: Ring, call_fd: i32) -> Self {
         Self {
             ring,
@@ -91,7 +91,7 @@ impl BlockQueue {
         }
     }
 
-    /// Serve what the driver has offered, in order, each request finished before the next.
+    /// Serve the chains that the driver has offered, in order; finish each before the next.
     pub fn turn(&mut self, disk: &Disk, limits: &Limits) -> Turn {
         let mut turn = Turn::default();
         let mut bytes_left = limits.bytes;
@@ -136,8 +136,8 @@ impl BlockQueue {
         }
     }
 
-    /// Carry out the request in `chain`; return the bytes taken and written, or `None` if it is one
-    /// for Python. Nothing that Python would not do again has happened then.
+    /// Carry out the request in `chain`; return how many bytes were taken and written. `None`:
+    /// Python must carry it out. If a part has been done already, doing it again is harmless.
     fn execute(&mut self, disk: &Disk) -> Option<(u64, u64)> {
         let (chain, memory) = (&self.chain, self.ring.memory());
         let mut header = [0; HEADER_BYTES];
@@ -147,7 +147,7 @@ impl BlockQueue {
         read_front(memory, &chain.readable, &mut header);
         let kind = u32::from_le_bytes(header[..4].try_into().ok()?);
         let sector = u64::from_le_bytes(header[8..].try_into().ok()?);
-        let room = chain.writable_bytes - 1; // all but the status
+        let room = chain.writable_bytes - 1; // without the status byte
         match kind {
             T_IN => {
                 let offset = offset(disk, sector, room)?;
@@ -194,13 +194,13 @@ impl BlockQueue {
     }
 }
 
-/// Return where a sector lies, if so many bytes from there are whole sectors of the disk.
+/// Return the offset of a sector, if `length` bytes from there are whole sectors inside the disk.
 fn offset(disk: &Disk, sector: u64, length: u64) -> Option<u64> {
     let end = sector.checked_add(length / SECTOR_BYTES)?;
     (length % SECTOR_BYTES == 0 && end <= disk.capacity_sectors).then(|| sector * SECTOR_BYTES)
 }
 
-/// Copy the first bytes of a stream, which has at least as many.
+/// Copy the first bytes of a stream into `data`. The stream must have enough bytes.
 fn read_front(memory: &GuestMemory, slices: &[Slice], data: &mut [u8]) {
     let mut done = 0;
     for slice in slices {
@@ -210,7 +210,8 @@ fn read_front(memory: &GuestMemory, slices: &[Slice], data: &mut [u8]) {
     }
 }
 
-/// List `length` bytes of a stream after the first `skip`; `None` if the kernel takes no such list.
+/// Put `length` bytes of a stream, after the first `skip`, into `io_vecs`; return `None` if they
+/// need more elements than the kernel accepts.
 fn fill(
     memory: &GuestMemory,
     io_vecs: &mut Vec<IoVec>,
@@ -237,7 +238,7 @@ fn fill(
     (left == 0).then_some(())
 }
 
-/// Note what the kernel may have written for us.
+/// Mark the memory dirty that the kernel may have written for us.
 fn mark_all(ring: &Ring, slices: &[Slice]) {
     for slice in slices {
         ring.memory().mark_dirty(slice);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //! Serves bulk queues of virtio devices natively, inside their jailed processes.
 //!
-//! Python builds, negotiates, configures, limits, logs and restarts; it hands a queue to the engine
-//! for one turn at a time. Whatever the engine does not know how to do it leaves in the ring, and Python
-//! does it. A panic ends the process, as any crash of a device process does.
+//! Python builds, configures, limits and restarts devices, negotiates features and logs. It calls
+//! the engine for one turn of a queue at a time. A request that the engine cannot carry out stays
+//! in the ring, and Python serves it. A panic ends the process, as any crash of a device does.
 
 pub mod block;
 pub mod memory;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! Guest memory. The guest may change each byte at any time, so nothing here hands out a reference
-//! to it: values are copied out once, or stored, and only the kernel reads and writes in place.
+//! Guest memory. The guest may change each byte at any time, so no function returns a reference to
+//! it: values are copied out once, or stored. Only the kernel reads and writes it in place.
 //!
 //! This file and `sys.rs` are the only ones with `unsafe`.
 #![allow(unsafe_code)]
@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use crate::sys::IoVec;
 
-/// The pages that the dirty bitmap counts, in bytes.
+/// The size of a page in the dirty bitmap.
 pub const PAGE_BYTES: u64 = 4096;
 
-/// A part of guest memory, mapped in this process.
+/// A part of guest memory that is mapped in this process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Region {
@@ -37,14 +37,14 @@ pub struct GuestMemory {
     dirty: Option<DirtyBitmap>,
 }
 
-// SAFETY: a region is shared memory, which other processes change as well. Every access is atomic,
-// volatile or the kernel's.
+// SAFETY: regions are shared memory, which other processes change too. So every access is atomic or
+// volatile, or the kernel makes it.
 unsafe impl Send for GuestMemory {}
 // SAFETY: as above.
 unsafe impl Sync for GuestMemory {}
 
-/// Some bytes of guest memory, all of them inside one region: an address, which is checked again where
-/// it is used, so that no slice can outlive what it names.
+/// Some bytes of guest memory, all inside one region. It has an address and no pointer. Each use
+/// checks it again, so a slice cannot refer to memory that is gone.
 #[derive(Clone, Copy)]
 pub struct Slice {
     region: usize,
@@ -53,12 +53,12 @@ pub struct Slice {
 }
 
 impl GuestMemory {
-    /// Take over mapped regions and, if there is one, the bitmap that gets a bit for each page that is
-    /// written: `bitmap_words` words of 64 bits.
+    /// Use mapped regions and a dirty bitmap of `bitmap_words` 64-bit words, or null for none. Each
+    /// page that is written gets its bit set.
     ///
     /// # Safety
     ///
-    /// Regions and bitmap stay mapped, writable and as long as they say until this memory is gone.
+    /// As long as this memory exists, regions and bitmap stay mapped and writable in full length.
     pub unsafe fn new(regions: &[Region], bitmap: *const u64, bitmap_words: u64) -> Self {
         let dirty = (!bitmap.is_null()).then_some(DirtyBitmap {
             words: bitmap.cast(),
@@ -70,7 +70,7 @@ impl GuestMemory {
         }
     }
 
-    /// Return `len` bytes at `gpa`, if one region has all of them.
+    /// Return `len` bytes at `gpa`, if they are all in one region.
     pub fn slice(&self, gpa: u64, len: u64) -> Option<Slice> {
         let end = gpa.checked_add(len)?;
         let region = self
@@ -84,7 +84,7 @@ impl GuestMemory {
         })
     }
 
-    /// Note that `slice` was written. Everything that writes guest memory calls this.
+    /// Mark `slice` as written. Every function that writes guest memory calls this.
     pub fn mark_dirty(&self, slice: &Slice) {
         let Some(dirty) = &self.dirty else { return };
         if slice.len == 0 {
@@ -93,7 +93,7 @@ impl GuestMemory {
         let first = slice.gpa / PAGE_BYTES;
         let last = (slice.gpa + slice.len as u64 - 1) / PAGE_BYTES;
         for page in first..=last.min((dirty.count * 64).saturating_sub(1)) {
-            // SAFETY: the word's index is below `count`, for the page was bounded.
+            // SAFETY: the loop bounds the page, so the index of the word is below `count`.
             let word = unsafe { &*dirty.words.add((page / 64) as usize) };
             word.fetch_or(1 << (page % 64), Ordering::Relaxed);
         }
@@ -103,61 +103,62 @@ impl GuestMemory {
     pub fn store(&self, slice: &Slice, data: &[u8]) {
         let base = self.pointer(slice, 0, data.len());
         for (at, byte) in data.iter().enumerate() {
-            // SAFETY: so many bytes are mapped there; volatile, for the guest looks on.
+            // SAFETY: `pointer` checked that so many bytes are mapped. Volatile, because the guest
+            // may read them at any time.
             unsafe { base.add(at).write_volatile(*byte) };
         }
         self.mark_dirty(&slice.first(data.len()));
     }
 
-    /// Copy the first `data.len()` bytes out, of which there are enough, each of them read once.
+    /// Copy the first `data.len()` bytes of `slice`, which must have as many; read each byte once.
     pub fn read(&self, slice: &Slice, data: &mut [u8]) {
         let base = self.pointer(slice, 0, data.len());
         for (at, byte) in data.iter_mut().enumerate() {
-            // SAFETY: so many bytes are mapped there.
+            // SAFETY: `pointer` checked that so many bytes are mapped.
             *byte = unsafe { base.add(at).read_volatile() };
         }
     }
 
-    /// Copy 16 bytes out at an `offset`, each read once.
+    /// Copy 16 bytes at `offset`; read each byte once.
     pub fn read_16(&self, slice: &Slice, offset: usize) -> [u8; 16] {
         let base = self.pointer(slice, offset, 16);
-        // SAFETY: 16 bytes are mapped there, and an array of bytes has no alignment.
+        // SAFETY: `pointer` checked that 16 bytes are mapped, and bytes need no alignment.
         unsafe { base.cast::<[u8; 16]>().read_volatile() }
     }
 
-    /// Return these bytes for a call of the kernel, which is over before this memory is gone.
+    /// Return these bytes for a system call, which must end before this memory is gone.
     pub(crate) fn io_vec(&self, slice: &Slice) -> IoVec {
         IoVec::new(self.pointer(slice, 0, slice.len), slice.len)
     }
 
-    /// Return where `len` bytes at an `offset` of a slice are mapped.
+    /// Return a pointer to `len` bytes at `offset` of a slice; panic if they are not mapped.
     fn pointer(&self, slice: &Slice, offset: usize, len: usize) -> *mut u8 {
         let region = &self.regions[slice.region];
         let at = slice.gpa - region.gpa + offset as u64;
         assert!(offset + len <= slice.len && at + len as u64 <= region.size_bytes);
-        // SAFETY: the offset lies inside the mapping, as was just checked.
+        // SAFETY: the assertion checked that the offset is inside the mapping.
         unsafe { region.base.add(at as usize) }
     }
 }
 
 impl Slice {
-    /// How many bytes there are.
+    /// The number of bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Return the first `len` bytes, of which there are enough.
+    /// Return the first `len` bytes; panic if there are not as many.
     pub fn first(&self, len: usize) -> Self {
         assert!(len <= self.len);
         Self { len, ..*self }
     }
 
-    /// Return what comes after the first `offset` bytes, of which there are enough.
+    /// Return the bytes after the first `offset` ones; panic if there are not as many.
     pub fn after(&self, offset: usize) -> Self {
         assert!(offset <= self.len);
         Self {
@@ -168,14 +169,14 @@ impl Slice {
     }
 }
 
-/// A part of a ring: a slice that is kept, with the memory that it lies in.
+/// A part of a ring: a slice, and the memory that contains it.
 pub struct Part {
     memory: Arc<GuestMemory>,
     slice: Slice,
 }
 
 impl Part {
-    /// Return `len` bytes at `gpa`, if one region has them and `gpa` is so aligned.
+    /// Return `len` bytes at `gpa`, if they are in one region and aligned to `alignment`.
     pub fn new(memory: &Arc<GuestMemory>, gpa: u64, len: u64, alignment: u64) -> Option<Self> {
         let slice = memory.slice(gpa, len)?;
         let base = memory.pointer(&slice, 0, 0);
@@ -185,27 +186,29 @@ impl Part {
         })
     }
 
-    /// The bytes themselves.
+    /// The slice of this part.
     pub fn slice(&self) -> &Slice {
         &self.slice
     }
 
-    /// Load the 16-bit number at an even `offset`; what was stored before it is seen after it.
+    /// Load the 16-bit number at an even `offset` (acquire): later loads see what the driver stored
+    /// before it.
     pub fn load_u16(&self, offset: usize) -> u16 {
         u16::from_le(self.cell_16(offset).load(Ordering::Acquire))
     }
 
-    /// Store a 16-bit number at an even `offset`, after all that was stored before.
+    /// Store a 16-bit number at an even `offset` (release): the driver sees it after all that was
+    /// stored before.
     pub fn store_u16(&self, offset: usize, value: u16) {
         self.cell_16(offset).store(value.to_le(), Ordering::Release);
         self.memory.mark_dirty(&self.slice.after(offset).first(2));
     }
 
-    /// Store a 32-bit number at an `offset` that four divides, in a part that is aligned to four.
+    /// Store a 32-bit number at an `offset` that is a multiple of 4, in a part with that alignment.
     pub fn store_u32(&self, offset: usize, value: u32) {
         let cell = self.memory.pointer(&self.slice, offset, 4).cast::<u32>();
         assert!(cell as usize % 4 == 0);
-        // SAFETY: mapped and aligned; shared memory is accessed atomically.
+        // SAFETY: it is mapped and aligned, and shared memory is accessed atomically.
         unsafe { AtomicU32::from_ptr(cell) }.store(value.to_le(), Ordering::Relaxed);
         self.memory.mark_dirty(&self.slice.after(offset).first(4));
     }
@@ -213,18 +216,18 @@ impl Part {
     fn cell_16(&self, offset: usize) -> &AtomicU16 {
         let cell = self.memory.pointer(&self.slice, offset, 2).cast::<u16>();
         assert!(cell as usize % 2 == 0);
-        // SAFETY: mapped and aligned, as long as the memory, which `self` keeps.
+        // SAFETY: it is aligned, and mapped as long as the memory exists, which `self` owns.
         unsafe { AtomicU16::from_ptr(cell) }
     }
 }
 
 #[cfg(test)]
 pub mod testing {
-    //! Memory for tests of the other files, which have no `unsafe`.
+    //! Memory for the tests of other files, which may not use `unsafe`.
 
     use super::*;
 
-    /// So many zeros from address 0 on and a bitmap; they live as long as the program.
+    /// Return so many zero bytes from address 0 on, and a bitmap. Both are never freed.
     pub fn memory(size_bytes: usize) -> (Arc<GuestMemory>, &'static [AtomicU64]) {
         let bytes = Box::leak(vec![0u64; size_bytes / 8].into_boxed_slice());
         let words = (size_bytes / PAGE_BYTES as usize).div_ceil(64);
@@ -235,7 +238,7 @@ pub mod testing {
             size_bytes: size_bytes as u64,
             base: bytes.as_mut_ptr().cast(),
         };
-        // SAFETY: both are leaked, so they stay.
+        // SAFETY: both are leaked, so they stay mapped.
         let memory = unsafe { GuestMemory::new(&[region], bitmap.as_ptr().cast(), words as u64) };
         (Arc::new(memory), bitmap)
     }
@@ -258,7 +261,7 @@ pub mod testing {
     }
 
     #[test]
-    fn what_is_written_is_marked_page_by_page() {
+    fn written_pages_are_marked_dirty() {
         let (memory, bitmap) = memory(0x40_0000);
         put(&memory, 0x1FFF, &[1, 2]);
         assert_eq!(bitmap[0].load(Ordering::Relaxed), 0b110);
@@ -270,7 +273,7 @@ pub mod testing {
     }
 
     #[test]
-    fn part_is_aligned_or_none() {
+    fn unaligned_part_is_refused() {
         let (memory, _) = memory(0x4000);
         assert!(Part::new(&memory, 0x1008, 16, 16).is_none());
         assert!(Part::new(&memory, 0x1010, 16, 16).is_some());

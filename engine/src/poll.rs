@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! How long to watch an empty ring before asking for a kick, which costs more than the request.
+//! How long to watch an empty ring before we ask for a kick. A kick takes longer than a request.
 
 use std::time::{Duration, Instant};
 
 const FIRST_NS: u64 = 4_000;
 
-/// A time that grows while watching pays and shrinks while it does not.
+/// How long the next watch lasts: longer after each success, shorter after each failure.
 #[derive(Default)]
 pub struct Window {
     ns: u64,
@@ -13,13 +13,14 @@ pub struct Window {
 }
 
 impl Window {
-    /// Watch until `ready`, for at most `max_ns` nanoseconds; return whether it was.
+    /// Watch until `ready` returns true, for at most `max_ns` nanoseconds; return whether it did.
     pub fn watch(&mut self, max_ns: u64, ready: impl Fn() -> bool) -> bool {
         if max_ns == 0 {
             return false;
         }
         if self.ns == 0 {
-            // Try again now and then: the driver may have changed its ways.
+            // Watching did not help before. Try it again at every 16th call: the driver may behave
+            // differently now.
             self.misses += 1;
             if self.misses % 16 != 0 {
                 return false;
@@ -52,13 +53,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn window_of_nothing_is_no_watching() {
+    fn window_of_zero_never_watches() {
         let mut window = Window::default();
-        assert!((0..100).all(|_| !window.watch(0, || panic!("it looked"))));
+        assert!((0..100).all(|_| !window.watch(0, || panic!("ready was called"))));
     }
 
     #[test]
-    fn window_grows_while_it_pays_and_no_further_than_it_may() {
+    fn window_grows_with_success_up_to_its_limit() {
         let mut window = Window::default();
         while !window.watch(10_000, || true) {}
         for _ in 0..20 {
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn window_shrinks_to_nothing_while_it_does_not_pay() {
+    fn window_shrinks_to_zero_without_success() {
         let mut window = Window {
             ns: 32_000,
             misses: 0,

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! The device's side of a split virtqueue (virtio 1.3 §2.7), as `devices/virtio/queue/split_queue.py`
-//! is. Whatever the driver wrote is read once, checked, and then used from our copy.
+//! The device's side of a split virtqueue (virtio 1.3 §2.7): the same as
+//! `devices/virtio/queue/split_queue.py` in Rust. Each value that the driver wrote is read once and
+//! checked, and then our copy is used.
 //!
-//! A chain that is malformed is left in the ring: Python takes it, says what is wrong with it, and
-//! gives it back.
+//! A malformed chain stays in the ring: Python takes it, reports what is wrong with it, and returns
+//! it to the driver.
 
 use std::sync::atomic::{fence, Ordering};
 use std::sync::Arc;
@@ -17,7 +18,8 @@ const DESC_F_INDIRECT: u16 = 4;
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
 const USED_F_NO_NOTIFY: u16 = 1;
 const MAX_QUEUE_SIZE: u32 = 32768;
-/// Through an indirect table: what preadv(2) takes. Linux counts such a chain as one descriptor.
+/// How many descriptors of an indirect table a chain may use: as many buffers as preadv(2) accepts.
+/// In Linux such a chain counts as one descriptor of the queue, so it may be longer than the queue.
 const MAX_INDIRECT_CHAIN: usize = 1024;
 const MAX_CHAIN_BYTES: u64 = 1 << 32;
 
@@ -25,7 +27,7 @@ const FLAGS: usize = 0;
 const IDX: usize = 2;
 const RING: usize = 4;
 
-/// Where the driver put a queue, and what it negotiated.
+/// The addresses of a queue, its size, and the features that were negotiated.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
@@ -35,7 +37,7 @@ pub struct Layout {
     pub avail_ring: u64,
     /// Guest-physical address of the used ring.
     pub used_ring: u64,
-    /// How many descriptors there are: a power of two.
+    /// The number of descriptors: a power of two.
     pub size: u32,
     /// Whether VIRTIO_F_EVENT_IDX was negotiated.
     pub event_idx: bool,
@@ -43,47 +45,48 @@ pub struct Layout {
     pub indirect: bool,
 }
 
-/// Where a queue stands: free-running indices, which travel between Python's queue and this one.
+/// The position of a queue: indices that wrap around. It moves between Python's queue and this one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// The chain that is taken next.
+    /// The index of the available chain that is taken next.
     pub next_avail: u16,
-    /// What is known of the driver's index, which was believed.
+    /// The driver's index when it was last read and found valid.
     pub avail_idx: u16,
-    /// The used element that is written next.
+    /// The index of the used element that is written next.
     pub next_used: u16,
-    /// The used index when an interrupt was last thought about.
+    /// The used index when we last decided whether to send an interrupt.
     pub signalled: u16,
-    /// Whether the next answer to "is an interrupt wanted?" is yes in any case.
+    /// Whether the next such decision is yes in any case.
     pub must_signal: bool,
 }
 
 /// What `Ring::pop` found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Popped {
-    /// The driver has offered no more.
+    /// No chain: the driver has offered no more.
     Empty,
     /// A chain, which is in `Chain` now.
     Chain,
-    /// A chain that only Python knows what to do with; it is not taken.
+    /// A malformed chain, which is not taken: Python handles it.
     Malformed,
-    /// The available ring makes no sense; nothing is taken. Python finds the same, and says it.
+    /// A broken available ring: nothing is taken. Python will find the same and report it.
     Broken,
 }
 
-/// The buffers of one chain, in the order of their descriptors. Reused, so that none is allocated.
+/// The buffers of one chain, in the order of their descriptors. It is reused for every chain, so
+/// that nothing is allocated.
 #[derive(Default)]
 pub struct Chain {
-    /// Its name in the used ring.
+    /// The index of its first descriptor, which goes into the used ring.
     pub head: u16,
-    /// What the device reads; no slice is empty.
+    /// The buffers that the device reads; none is empty.
     pub readable: Vec<Slice>,
-    /// What the device writes; no slice is empty.
+    /// The buffers that the device writes; none is empty.
     pub writable: Vec<Slice>,
-    /// The bytes of `readable`.
+    /// The size of `readable`.
     pub readable_bytes: u64,
-    /// The bytes of `writable`.
+    /// The size of `writable`.
     pub writable_bytes: u64,
 }
 
@@ -111,7 +114,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Map the three parts of a queue, or return `None` where Python would refuse them.
+    /// Find the three parts of a queue; return `None` if Python would refuse them too.
     pub fn new(memory: Arc<GuestMemory>, layout: &Layout, position: Position) -> Option<Self> {
         if !layout.size.is_power_of_two() || layout.size > MAX_QUEUE_SIZE {
             return None;
@@ -135,17 +138,17 @@ impl Ring {
         Some(ring)
     }
 
-    /// The memory that the ring and its buffers lie in.
+    /// The memory that contains the ring and its buffers.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
     }
 
-    /// Where the queue stands, everything that was used being published.
+    /// The position of the queue. The driver sees every used chain.
     pub fn position(&self) -> Position {
         self.position
     }
 
-    /// Go on from where somebody else has come to.
+    /// Continue at another position, after Python has served the queue.
     pub fn set_position(&mut self, position: Position) {
         self.position = position;
         self.published = position.next_used;
@@ -180,7 +183,7 @@ impl Ring {
         self.position.next_avail = self.position.next_avail.wrapping_sub(1);
     }
 
-    /// Give a chain back with `written` bytes stored, and show it to the driver at once.
+    /// Return a chain to the driver, with the number of bytes written, and publish it at once.
     pub fn add_used(&mut self, head: u16, written: u64) {
         let next = self.position.next_used;
         let element = RING + 8 * (usize::from(next) & (self.size - 1));
@@ -193,14 +196,15 @@ impl Ring {
         self.used.store_u16(IDX, next);
     }
 
-    /// Tell the driver that we look at the ring anyway.
+    /// Tell the driver that it need not kick, because we will look at the ring anyway.
     pub fn disable_notification(&mut self) {
         if !self.event_idx {
             self.used.store_u16(FLAGS, USED_F_NO_NOTIFY);
         }
     }
 
-    /// Ask for a kick; return whether a chain slipped in before that was known.
+    /// Ask for a kick; return whether there is a chain that the driver may not kick for, because it
+    /// offered the chain before it saw this.
     pub fn enable_notification(&mut self) -> bool {
         if self.event_idx {
             self.used
@@ -212,13 +216,13 @@ impl Ring {
         self.has_more()
     }
 
-    /// Whether the driver has offered more; what it says is believed by `pop` alone.
+    /// Whether the driver has offered more. This does not check the driver's index; `pop` does.
     pub fn has_more(&self) -> bool {
         self.position.next_avail != self.position.avail_idx
             || self.avail.load_u16(IDX) != self.position.next_avail
     }
 
-    /// Whether the driver wants to hear of what was published since the last answer.
+    /// Whether the driver wants an interrupt for what was published since the last call.
     pub fn wants_interrupt(&mut self) -> bool {
         let old = self.position.signalled;
         let new = self.published;
@@ -247,7 +251,7 @@ impl Ring {
         true
     }
 
-    /// Follow the chain at `head`, reading each descriptor once and a bounded number of them.
+    /// Follow the chain at `head`. Read each descriptor once, and only a limited number of them.
     fn walk(&self, head: u16, chain: &mut Chain) -> Option<()> {
         chain.clear(head);
         let mut table = *self.table.slice();
@@ -308,7 +312,7 @@ impl Ring {
     }
 }
 
-/// struct virtq_desc, as it was when it was read.
+/// A copy of struct virtq_desc.
 struct Desc {
     addr: u64,
     len: u32,
@@ -390,14 +394,17 @@ mod tests {
             ("outside the table", vec![desc(0, 1, DESC_F_NEXT, 8)]),
             ("outside memory", vec![desc(0xFFFF, 2, 0, 0)]),
             (
-                "an empty writable one before a readable one",
+                "a readable descriptor after an empty writable one",
                 vec![desc(0, 0, DESC_F_NEXT | DESC_F_WRITE, 1), desc(0, 1, 0, 0)],
             ),
             (
-                "a table that is no whole one",
+                "a table whose size is no multiple of 16",
                 vec![desc(INDIRECT, 17, DESC_F_INDIRECT, 0)],
             ),
-            ("no table", vec![desc(INDIRECT, 0, DESC_F_INDIRECT, 0)]),
+            (
+                "an empty table",
+                vec![desc(INDIRECT, 0, DESC_F_INDIRECT, 0)],
+            ),
             (
                 "a table with a next",
                 vec![desc(INDIRECT, 16, DESC_F_INDIRECT | DESC_F_NEXT, 1)],

@@ -23,13 +23,14 @@ pub struct IoVec {
 }
 
 impl IoVec {
-    /// Name memory for the kernel; only `memory.rs` makes these, of guest memory.
+    /// Describe memory to the kernel. Only `memory.rs` calls this, with guest memory.
     pub(crate) fn new(base: *mut u8, len: usize) -> Self {
         Self { base, len }
     }
 }
 
-// The C library that the standard library links anyway; its headers are not here to be checked.
+// Functions of the C library, which Rust's standard library links anyway. These declarations cannot
+// be checked against its headers.
 extern "C" {
     fn preadv64(fd: i32, iov: *const IoVec, count: i32, offset: i64) -> isize;
     fn pwritev64v2(fd: i32, iov: *const IoVec, count: i32, offset: i64, flags: i32) -> isize;
@@ -39,23 +40,23 @@ extern "C" {
     fn _exit(status: i32) -> !;
 }
 
-/// EX_SOFTWARE, as for every bug of ours.
+/// EX_SOFTWARE: every process of ours exits with this status after a bug.
 const STATUS_BUG: i32 = 70;
-/// The policies of devices allow no longer write.
+/// The seccomp policies of devices allow no longer write.
 const MAX_REPORT_BYTES: usize = 128;
 
-/// Read into guest memory; return how many bytes, or `None` for an error.
+/// Read into guest memory; return how many bytes were read, or `None` for an error.
 pub fn preadv(fd: i32, io_vecs: &[IoVec], offset: u64) -> Option<u64> {
     let (count, offset) = (
         i32::try_from(io_vecs.len()).ok()?,
         i64::try_from(offset).ok()?,
     );
-    // SAFETY: each element names mapped guest memory, see `IoVec::new`.
+    // SAFETY: each element describes mapped guest memory; see `IoVec::new`.
     let done = unsafe { preadv64(fd, io_vecs.as_ptr(), count, offset) };
     u64::try_from(done).ok()
 }
 
-/// Write from guest memory, with `stable` onto stable storage; return as `preadv` does.
+/// Write from guest memory; with `stable` it is on stable storage then. Return as `preadv` does.
 pub fn pwritev(fd: i32, io_vecs: &[IoVec], offset: u64, stable: bool) -> Option<u64> {
     let (count, offset) = (
         i32::try_from(io_vecs.len()).ok()?,
@@ -67,26 +68,27 @@ pub fn pwritev(fd: i32, io_vecs: &[IoVec], offset: u64, stable: bool) -> Option<
     u64::try_from(done).ok()
 }
 
-/// Put what was written on stable storage; `None` for an error.
+/// Put all earlier writes on stable storage; return `None` for an error.
 pub fn fdatasync(fd: i32) -> Option<()> {
-    // SAFETY: no memory is involved.
+    // SAFETY: it accesses no memory.
     (unsafe { c_fdatasync(fd) } == 0).then_some(())
 }
 
-/// Add one to an eventfd. One that is full wakes its reader as well.
+/// Add one to an eventfd. If it is full, the call fails, but its reader is awake anyway.
 pub fn signal_eventfd(fd: i32) {
     let one = 1u64.to_ne_bytes();
-    // SAFETY: eight bytes are there to be read.
+    // SAFETY: the pointer is to as many bytes.
     let _ = unsafe { write(fd, one.as_ptr(), one.len()) };
 }
 
-/// Have a panic say itself on stderr and end the process as a bug, by calls that policies allow.
+/// Make a panic write a report to stderr and end the process with `STATUS_BUG`. Both need only
+/// calls that the seccomp policies allow.
 #[no_mangle]
 pub extern "C" fn crosvm_engine_exit_on_panic() {
     std::panic::set_hook(Box::new(|info| {
         let report = format!("engine: {info}\n");
         let report = &report.as_bytes()[..report.len().min(MAX_REPORT_BYTES)];
-        // SAFETY: the bytes are there to be read; then nothing happens any more.
+        // SAFETY: the pointer is to as many bytes, and `_exit` does not return.
         unsafe {
             let _ = write(2, report.as_ptr(), report.len());
             _exit(STATUS_BUG);
@@ -94,11 +96,11 @@ pub extern "C" fn crosvm_engine_exit_on_panic() {
     }));
 }
 
-/// Make the memory of a guest of `count` mapped regions and a dirty bitmap or NULL.
+/// Make a guest's memory from `count` mapped regions and a dirty bitmap, which may be NULL.
 ///
 /// # Safety
 ///
-/// See `GuestMemory::new`. The result belongs to the caller until `crosvm_engine_free_memory`.
+/// See `GuestMemory::new`. The caller owns the result and calls `crosvm_engine_free_memory` once.
 #[no_mangle]
 pub unsafe extern "C" fn crosvm_engine_memory(
     regions: *const Region,
@@ -106,28 +108,28 @@ pub unsafe extern "C" fn crosvm_engine_memory(
     bitmap: *const u64,
     bitmap_words: u64,
 ) -> *const GuestMemory {
-    // SAFETY: the caller says that there are so many regions, and that they stay mapped.
+    // SAFETY: the caller guarantees that there are so many regions, and that they stay mapped.
     let memory =
         unsafe { GuestMemory::new(slice::from_raw_parts(regions, count), bitmap, bitmap_words) };
     Arc::into_raw(Arc::new(memory))
 }
 
-/// Let go of memory; queues that were made of it keep it until they are freed, too.
+/// Free memory. If queues use it, it exists until they are freed too.
 ///
 /// # Safety
 ///
-/// `memory` is of `crosvm_engine_memory` and not used again.
+/// `memory` is from `crosvm_engine_memory` and is not used again.
 #[no_mangle]
 pub unsafe extern "C" fn crosvm_engine_free_memory(memory: *const GuestMemory) {
-    // SAFETY: it was made by `Arc::into_raw`, and this is the one time that it is given back.
+    // SAFETY: it was made by `Arc::into_raw`, and is passed to `from_raw` only here, once.
     drop(unsafe { Arc::from_raw(memory) });
 }
 
-/// Make a queue of a disk; NULL where its layout is unusable.
+/// Make a queue of a disk; return NULL if its layout is invalid.
 ///
 /// # Safety
 ///
-/// The pointers are valid for this call, `memory` is of `crosvm_engine_memory`.
+/// The pointers are valid during this call, and `memory` is from `crosvm_engine_memory`.
 #[no_mangle]
 pub unsafe extern "C" fn crosvm_engine_block_queue(
     memory: *const GuestMemory,
@@ -135,12 +137,12 @@ pub unsafe extern "C" fn crosvm_engine_block_queue(
     position: *const Position,
     call_fd: i32,
 ) -> *mut BlockQueue {
-    // SAFETY: the memory is alive, so counting one more owner is right.
+    // SAFETY: the memory has not been freed, so the queue can become one more owner.
     let memory = unsafe {
         Arc::increment_strong_count(memory);
         Arc::from_raw(memory)
     };
-    // SAFETY: both are valid by contract.
+    // SAFETY: the caller guarantees that both are valid.
     let ring = unsafe { Ring::new(memory, &*layout, *position) };
     match ring {
         Some(ring) => Box::into_raw(Box::new(BlockQueue::new(ring, call_fd))),
@@ -152,18 +154,18 @@ pub unsafe extern "C" fn crosvm_engine_block_queue(
 ///
 /// # Safety
 ///
-/// `queue` is of `crosvm_engine_block_queue` and not used again.
+/// `queue` is from `crosvm_engine_block_queue` and is not used again.
 #[no_mangle]
 pub unsafe extern "C" fn crosvm_engine_free_block_queue(queue: *mut BlockQueue) {
-    // SAFETY: it was made by `Box::into_raw`, and this is the one time that it is given back.
+    // SAFETY: it was made by `Box::into_raw`, and is passed to `from_raw` only here, once.
     drop(unsafe { Box::from_raw(queue) });
 }
 
-/// Serve one turn.
+/// Serve one turn of a queue.
 ///
 /// # Safety
 ///
-/// The pointers are valid for this call, and no other thread uses `queue` or `disk` during it.
+/// The pointers are valid during this call, and no other thread uses `queue` or `disk` meanwhile.
 #[no_mangle]
 pub unsafe extern "C" fn crosvm_engine_block_turn(
     queue: *mut BlockQueue,
@@ -171,28 +173,28 @@ pub unsafe extern "C" fn crosvm_engine_block_turn(
     limits: *const Limits,
     turn: *mut Turn,
 ) {
-    // SAFETY: all four are valid by contract.
+    // SAFETY: the caller guarantees that all four are valid.
     unsafe { *turn = (*queue).turn(&*disk, &*limits) };
 }
 
-/// Tell where a queue stands, so that Python's goes on from there.
+/// Store the position of a queue in `position`, so that Python can continue from there.
 ///
 /// # Safety
 ///
-/// Both pointers are valid for this call.
+/// Both pointers are valid during this call.
 #[no_mangle]
 pub unsafe extern "C" fn crosvm_engine_take(queue: *const BlockQueue, position: *mut Position) {
-    // SAFETY: by contract.
+    // SAFETY: the caller guarantees that both are valid.
     unsafe { *position = (*queue).ring.position() };
 }
 
-/// Have a queue go on from where Python's has come to.
+/// Set the position of a queue, after Python has served it.
 ///
 /// # Safety
 ///
-/// Both pointers are valid for this call.
+/// Both pointers are valid during this call.
 #[no_mangle]
 pub unsafe extern "C" fn crosvm_engine_give(queue: *mut BlockQueue, position: *const Position) {
-    // SAFETY: by contract.
+    // SAFETY: the caller guarantees that both are valid.
     unsafe { (*queue).ring.set_position(*position) };
 }
