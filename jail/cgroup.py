@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = get_logger("crosvm.cgroup")
 
 _PREFIX: Final = "crosvm-"
-_ASIDE: Final = ".vmm"
+_ASIDE: Final = ".vmm"  # how the name of the group ends to which the vmm moves, if it must
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MOST_BYTES: Final = 4096
 

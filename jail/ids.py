@@ -64,15 +64,15 @@ class Ids(NamedTuple):
         """Return the ids of the device process ``pid``; ``inside()`` is the same for every pid."""
         if self.gives_own:
             return IdMap(FIRST_DEVICE_UID + pid, FIRST_DEVICE_UID + pid)
-        return self._ours()
+        return self._own_ids()
 
     def of_user(self, user: IdMap) -> IdMap:
         """Return the ids for a process that has to reach a user's sockets: that user's, or ours."""
         if self.uids and self.gids:
-            return IdMap(_given(user.uid, self.uids), _given(user.gid, self.gids))
-        return self._ours()
+            return IdMap(_if_possible(user.uid, self.uids), _if_possible(user.gid, self.gids))
+        return self._own_ids()
 
-    def _ours(self) -> IdMap:
+    def _own_ids(self) -> IdMap:
         """Keep our ids. Write no map for uid 0: mapping it would need CAP_SETFCAP."""
         return IdMap(None, None) if self.uid == 0 else IdMap(self.uid, self.gid)
 
@@ -86,15 +86,17 @@ def choose() -> Ids:
     uid, gid = os.geteuid(), os.getegid()
     if uid != 0 or not linux.capabilities() >= _NEEDED:
         return Ids(uid, gid)
-    return Ids(uid, gid, _existing("/proc/self/uid_map"), _existing("/proc/self/gid_map"))
+    return Ids(
+        uid, gid, _ids_in_namespace("/proc/self/uid_map"), _ids_in_namespace("/proc/self/gid_map")
+    )
 
 
-def _given(host: int | None, existing: tuple[range, ...]) -> int | None:
+def _if_possible(host: int | None, existing: tuple[range, ...]) -> int | None:
     """Return the id if we can give it; ``None`` for 0 too, which is ours and needs no map."""
     return host if host and any(host in ids for ids in existing) else None
 
 
-def _existing(path: str) -> tuple[range, ...]:
+def _ids_in_namespace(path: str) -> tuple[range, ...]:
     """Return the ids that exist in this user namespace (user_namespaces(7))."""
     try:
         with open(path, encoding="ascii") as file:

@@ -102,7 +102,7 @@ def _clone_into_cgroup(flags: int, cgroup_fd: int) -> int:
     try:
         return linux.clone_into_cgroup(flags, cgroup_fd)
     except OSError as error:
-        if error.errno != errno.ENOSYS:  # the seccomp filter of a container denies clone3 so
+        if error.errno != errno.ENOSYS:  # with which containers' seccomp filters deny clone3
             raise
     pid = linux.clone(flags)
     if pid:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # Private memory of a device: several times what Python and the device's buffers need.
 MAX_DATA_BYTES: Final = 256 * 1024 * 1024
 
-# Address space of a device beside guest memory: many times what it needs. This bounds the page
+# Address space of a device, not counting guest memory: many times what it needs. It bounds the page
 # tables of memory that is mapped and only read, which no other limit counts.
 MAX_OTHER_ADDRESSES: Final = 4 << 30
 
@@ -234,7 +234,7 @@ def parser_jail(
                 # Raisable, because at the hard limit the kernel sends SIGKILL, not SIGXCPU.
                 raisable=frozenset({"CPU"}),
             ),
-            *_be_alone(),
+            *_gain_nothing(),
         ),
         door=LoadFilter(policy.name, policy.bpf),
     )
@@ -251,21 +251,21 @@ def relay_jail(policy: Policy) -> JailPlan:
         steps=(
             *_lose_privileges(linux.capabilities()),
             LimitResources((("DATA", MAX_DATA_BYTES), ("FSIZE", 0))),
-            *_be_alone(),
+            *_gain_nothing(),
         ),
         door=LoadFilter(policy.name, policy.bpf),
     )
 
 
 def _lose_privileges(held: frozenset[int], keep: frozenset[int] = frozenset()) -> tuple[Step, ...]:
-    """Lose the groups and capabilities of root, but for ``keep``, which the change of ids needs."""
+    """Drop the groups and capabilities of root; ``keep`` is needed once more, to change the ids."""
     if not held:
         return ()
     groups = (ForgetGroups(),) if linux.CAP_SETGID in held else ()
     return (*groups, DropCapabilities(keep, for_good=linux.CAP_SETPCAP in held))
 
 
-def _be_alone() -> tuple[Step, ...]:
+def _gain_nothing() -> tuple[Step, ...]:
     """Make sure that the process gets no new capability, process, file or descriptor."""
     return (
         HoldNoCapability(),

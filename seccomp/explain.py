@@ -94,7 +94,7 @@ class Explainer:
         return " and ".join(self.atom(call, atom) for atom in sorted(clause, key=lambda a: a.arg))
 
 
-_OWN: Final = "process (arg0) is the one that calls"
+_OWN_PROCESS: Final = "process (arg0) is the one that calls"
 
 
 class Explanation(NamedTuple):
@@ -159,7 +159,7 @@ def as_lines(policy: Explanation) -> list[str]:
         for rule in limited:
             told = explainer.condition(rule.name, rule.allow)
             if is_bound(policy.name, rule.name):
-                told = f"{_OWN} and {told}"
+                told = f"{_OWN_PROCESS} and {told}"
             rest = f"; else {consequence(rule.otherwise)}" if rule.otherwise else ""
             lines += _wrap(f"  {rule.name:{width}}  if {told}{rest}", width + 7)
     return lines + _denied(policy)
@@ -262,20 +262,20 @@ def _reasons(policy: Explanation, number: int, args: Sequence[int], action: Acti
         return [f"{default}: no rule names this call"]
     if action != ALLOW:
         if rule.otherwise is not None:
-            return [_told(rule, at) for at in rule.sources if at.where == rule.where]
-        return [f"{_told(rule, at)}: does not hold" for at in rule.sources]
+            return [_quote(rule, at) for at in rule.sources if at.where == rule.where]
+        return [f"{_quote(rule, at)}: does not hold" for at in rule.sources]
     found = []
     for source in rule.sources:
         holding = [c for c in source.allow if all(atom.holds(full) for atom in c)]
         if holding:
             decisive = Vocabulary(policy.arch).clause(rule.name, holding[0])
-            found.append(_told(rule, source, f"… {decisive} …"))
+            found.append(_quote(rule, source, f"… {decisive} …"))
     if is_bound(policy.name, rule.name):
-        found.append(f"in a run only where {_OWN}")
+        found.append(f"in a run only where {_OWN_PROCESS}")
     return found
 
 
-def _told(rule: Rule, source: Source, short: str = "") -> str:
+def _quote(rule: Rule, source: Source, short: str = "") -> str:
     """Return a statement with its file and line; if it is long, ``short`` or its beginning."""
     text = source.text
     if len(text) > _LONG_RULE:

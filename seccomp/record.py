@@ -46,13 +46,13 @@ ANY_TIME: Final = frozenset(
 )
 
 # The calls by which a device reports a denied call, or Python a fatal error, before it ends.
-_LAST_WORDS: Final[dict[str, Condition]] = {
+_FINAL_CALLS: Final[dict[str, Condition]] = {
     "exit_group": ALWAYS,
     "write": ((Atom(2, "<=", 128),),),
 }
 
 # A recorded policy never allows these calls, and they fail during the recording.
-_NEVER: Final = frozenset(
+_FORBIDDEN: Final = frozenset(
     {
         *("execve", "execveat", "fork", "vfork", "clone", "clone3", "ptrace", "process_vm_readv"),
         *("process_vm_writev", "mount", "umount2", "pivot_root", "chroot", "setns", "unshare"),
@@ -151,7 +151,7 @@ class Recording:
         name = self.name(number)
         executable = name in _PROTECTIONS and args[_PROTECTIONS[name]] & _PROT_EXEC
         nameless = number not in self._names
-        if name in _NEVER or executable or nameless:
+        if name in _FORBIDDEN or executable or nameless:
             self.refused[name] = self.refused.get(name, 0) + 1
             # After ENOSYS the C library tries an older call.
             return errno.ENOSYS if nameless else errno.EPERM
@@ -193,13 +193,13 @@ class Recording:
             clause = (*(Atom(arg, "==", value) for arg, value in values), *_bounds(seen.sizes))
             clauses.setdefault(self.name(number), {})[clause] = None
         found = {name: normal(tuple(each)) for name, each in clauses.items()}
-        for name, condition in (*_LAST_WORDS.items(), *self._any_time()):
+        for name, condition in (*_FINAL_CALLS.items(), *self._any_time()):
             found[name] = normal((*condition, *found.get(name, ())))
         return dict(sorted(found.items()))
 
     def _any_time(self) -> Iterator[tuple[str, Condition]]:
         for rule in self._reference.rules.values():
-            if rule.name in ANY_TIME - _LAST_WORDS.keys() and not self._exact:
+            if rule.name in ANY_TIME - _FINAL_CALLS.keys() and not self._exact:
                 yield rule.name, rule.allow
 
 

@@ -24,11 +24,11 @@ class LineWriter:
     before anything else.
     """
 
-    def __init__(self, fd: int, tell_lost: Callable[[int], str]) -> None:
-        """``tell_lost`` makes the line that says how many lines were lost."""
+    def __init__(self, fd: int, lost_line: Callable[[int], str]) -> None:
+        """``lost_line`` makes the line that says how many lines were lost."""
         self._fd = fd
         self._send = write_polled(fd)
-        self._tell_lost = tell_lost
+        self._lost_line = lost_line
         self._rest = b""
         self._lost = 0
         self._lock = RLock()  # a signal handler may log while its thread writes a line
@@ -48,7 +48,7 @@ class LineWriter:
             rest, self._rest = self._rest, b""
             if not self._put(rest, deadline):
                 self._rest = rest
-            before = _packed(self._tell_lost(self._lost), PIPE_BUF) if self._lost else b""
+            before = _packed(self._lost_line(self._lost), PIPE_BUF) if self._lost else b""
             if self._put(before + _packed(line, PIPE_BUF - len(before)), deadline):
                 self._lost = 0
             else:

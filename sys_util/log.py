@@ -136,12 +136,12 @@ def describe_lost(count: int) -> str:
     return f"{lines} missing here, which nobody read in time"
 
 
-def _tell_lost(count: int) -> str:
+def _lost_line(count: int) -> str:
     return _line(WARNING, "log", describe_lost(count))
 
 
 # A thread that logs must never wait for the reader of stderr: it may be a vCPU.
-STDERR: Final = LineWriter(2, _tell_lost)
+STDERR: Final = LineWriter(2, _lost_line)
 
 
 def stderr_sink(level: int, module: str, text: str) -> None:

@@ -30,7 +30,7 @@ _PTMX: Final = os.makedev(5, 2)  # opening it again would make another terminal
 
 
 def reopen(fd: int, flags: int) -> int | None:
-    """Open a pipe or terminal again, without blocking, and return the new descriptor.
+    """Open a pipe or terminal again, with O_NONBLOCK, and return the new descriptor.
 
     Return ``None`` if that is not possible.
     """

@@ -36,7 +36,7 @@ _CONTAINERS: Final = bytes((*range(0x80, 0xA0), *range(0xDC, 0xE0)))
 # - the count, if no count follows,
 # - how many bytes to skip before the content,
 # - what is counted: 0 for bytes, 1 for the items of an array, 2 for the pairs of a map.
-_ALONE: Final = (0, 0, 0, 0)
+_ONE_BYTE: Final = (0, 0, 0, 0)  # nothing follows: the value is its first byte
 _ROWS: Final[tuple[tuple[int, Iterable[tuple[int, int, int, int]]], ...]] = (
     (0x80, ((0, count, 0, 2) for count in range(16))),  # maps
     (0x90, ((0, count, 0, 1) for count in range(16))),  # arrays
@@ -140,7 +140,7 @@ def _visit_values(data: bytes) -> None:
     missing = [1]  # for each array and map that we are in, how many values are still to come
     while at < end:
         missing[-1] -= 1
-        width, count, skip, values = _SHAPES.get(data[at], _ALONE)
+        width, count, skip, values = _SHAPES.get(data[at], _ONE_BYTE)
         at += 1
         if width:
             count = int.from_bytes(data[at : at + width], "big")

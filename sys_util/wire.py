@@ -3,7 +3,8 @@
 
 A message is ``[type, field, ...]``. Each class says with ``TYPE`` and ``FIELDS`` what it accepts.
 ``decode`` refuses everything else: an unknown type, another number of fields, a value of the wrong
-type, size, depth or range. It converts no value to another type, and runs no code from a message.
+type, size, depth or range. It never converts a value of a wrong type, and runs no code from a
+message.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Ids
     ) -> Ids:
         for name, content in (("uid_map", text), ("gid_map", text if gids is None else gids)):
             (tmp_path / name).write_text(content)
-        existing = ids._existing
+        existing = ids._ids_in_namespace
         monkeypatch.setattr(
-            ids, "_existing", lambda path: existing(str(tmp_path / Path(path).name))
+            ids, "_ids_in_namespace", lambda path: existing(str(tmp_path / Path(path).name))
         )
         monkeypatch.setattr(os, "geteuid", lambda: uid)
         monkeypatch.setattr(os, "getegid", lambda: uid)
