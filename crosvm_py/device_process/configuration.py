@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The configuration of a device, of which the vmm has the copy that the driver reads.
+"""Tell the vmm of changes to the configuration; the driver reads the vmm's copy of it.
 
-A driver whose command changes the configuration may read it as soon as the command is used (the
-address after VIRTIO_NET_CTRL_MAC_ADDR_SET: virtio 1.3 §5.1.6.5.2.1). So every queue rests, and
-shows nothing more as used, until the vmm has said that it knows the latest change. Then its
-requests are answered.
+A command of the driver can change the configuration, and the driver may read the change as soon as
+the command is used (the address after VIRTIO_NET_CTRL_MAC_ADDR_SET: virtio 1.3 §5.1.6.5.2.1). So
+after a change every queue stops, and no further request is shown as used, until the vmm has
+confirmed that it has the change. The vmm's own requests are answered only then, too.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from sys_util.event_loop import EventLoop, Timer
     from sys_util.wire import Message
 
-# The vmm's loop answers at once. One that is that late costs a driver the promise, not its device.
+# The vmm's loop answers at once. If it is later than this, the queues go on, and the driver may
+# read an old configuration; that is better than a device that stops.
 MOST_WAIT_SECONDS: Final = 0.25
 
 _MOST_NUMBER: Final = 0xFFFF_FFFF
 
 
 class Configuration:
-    """Tell the vmm of changes, and hold back what must not be seen before it knows them."""
+    """Tell the vmm of changes, and hold back used requests until it has confirmed them."""
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class Configuration:
         say: Callable[[Message], None],
         serve_again: Callable[[], None],
     ) -> None:
-        """``serve_again`` gives every queue a turn."""
+        """``say`` sends a message to the vmm; ``serve_again`` gives every queue a turn."""
         self._device = device
         self._worker = worker
         self._loop = loop
@@ -45,11 +46,11 @@ class Configuration:
         self._serve_again = serve_again
         self._ready = False
         self._number = 0  # of the last change
-        self._timer: Timer | None = None  # while the vmm may not know it
+        self._timer: Timer | None = None  # set until the vmm has confirmed the last change
         self._waiting: list[Callable[[], None]] = []
 
     def ready(self) -> protocol.Ready:
-        """Return the first message, which tells the configuration as it is now."""
+        """Return the first message to the vmm; it contains the present configuration."""
         self._ready = True
         device = self._device
         features = self._worker.offered_features
@@ -62,7 +63,7 @@ class Configuration:
         )
 
     def changed(self, *, by_driver: bool = False) -> None:
-        """The device has another configuration now."""
+        """Tell the vmm that the configuration of the device has changed."""
         if not self._ready:
             return
         self._number = self._number % _MOST_NUMBER + 1
@@ -74,20 +75,20 @@ class Configuration:
         self._say(protocol.ConfigChanged(config, by_driver, self._number))
 
     def change(self, change: Callable[[], None]) -> None:
-        """Make a change that is the driver's own doing, so that it is not told of it."""
+        """Call ``change``, which the driver asked for, so it gets no interrupt for the change."""
         before = self._device.config()
         change()
         if self._device.config() != before:
             self.changed(by_driver=True)
 
     def taken(self, number: int) -> None:
-        """The vmm knows change ``number``, and those before it."""
+        """Note that the vmm has confirmed change ``number``, and so all before it."""
         if number == self._number and self._timer is not None:
             self._timer.cancel()
             self._go_on()
 
     def when_known(self, then: Callable[[], None]) -> None:
-        """Call ``then`` when the vmm knows the last change, in the order of these calls."""
+        """Call ``then`` once the vmm has confirmed the last change; calls keep their order."""
         if self._timer is None:
             then()
         else:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The life of one device process, from its jail to its end.
+"""One device process, from its jail to its end.
 
-It enters the jail, maps guest memory, builds its device, loads its filter, and only then says
-``Ready`` and reads what a guest wrote. It ends when the vmm closes the channel.
+It enters the jail, maps guest memory, builds its device and loads its filter. Only then it sends
+``Ready`` and reads anything that a guest has written. It ends when the vmm closes the channel.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ if TYPE_CHECKING:
 
 MAX_REPORT_CHARS: Final = 8192
 
-# Why the callbacks of a device are held.
+# The reasons to hold back the callbacks of a device.
 _PAUSED: Final = "paused"
 _FAILED: Final = "failed"
 
 
 def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: JailPlan | None) -> int:
-    """Be the device that ``order`` describes; return the exit status.
+    """Run the device that ``order`` describes; return the exit status.
 
-    ``fds`` are guest memory, the page of counters and then the device's own; all of them become
-    this process's.
+    ``fds`` are guest memory, the page of counters and then the device's own. This process owns all
+    of them.
     """
     channel = Channel(sock, protocol.DEVICE_CODEC)
     try:
@@ -79,7 +79,7 @@ def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: Jail
     except VmmError as error:
         _last_words(channel, describe(error))
         return EXIT_HOST
-    except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
+    except Exception as error:  # noqa: BLE001 - process entry: report every bug
         _last_words(channel, crash_report(error))
         return EXIT_BUG
     return 0
@@ -90,7 +90,7 @@ def _log_through(channel: Channel) -> None:
         try:
             channel.send(protocol.LogLine(level, module[:128], line[:4096]))
         except (ChannelClosed, ProtocolError):
-            return  # the vmm is gone or drowning; a log line is not worth the device
+            return  # the vmm has ended or does not keep up; losing a log line does no harm
 
     log.set_sink(sink)
 
@@ -111,7 +111,7 @@ class _DeviceProcess:
         self._channel = channel
         self._device = device
         self._loop = EventLoop()
-        self._room = select.epoll()  # wakes when the vmm has read what was sent
+        self._room = select.epoll()  # waits for room in the channel
         self._room.register(channel.fileno(), select.EPOLLOUT)
         self._worker = QueueWorker(device, memory, Counters(page.cells))
         self._configuration = Configuration(
@@ -126,10 +126,10 @@ class _DeviceProcess:
             self._give_up_own_queues,
             SavedState(page.cells),
         )
-        self._first = 0
+        self._first = 0  # changes with each turn of all queues: which of them is first
         self._features = 0
-        self._fds: dict[int, tuple[int, int]] = {}  # queue index -> kick, call
-        self._again: dict[int, None] = {}  # queues that have more to do than one turn's worth
+        self._fds: dict[int, tuple[int, int]] = {}  # queue index to kick and call eventfds
+        self._again: dict[int, None] = {}  # queues to serve in the next turn, in this order
         self._broken: set[int] = set()  # queues that wait for a reset
         device.attach(self._context)
 
@@ -160,12 +160,12 @@ class _DeviceProcess:
         self._configuration.when_known(lambda: self._say(protocol.Done(request_id)))
 
     def _say(self, message: Message) -> None:
-        """Send what must not be lost; log lines may fill the channel faster than the vmm reads."""
+        """Send a message; if log lines have filled the channel, wait until there is room."""
         while True:
             try:
                 self._channel.send(message)
             except ChannelFull:
-                self._room.poll()  # the vmm never waits for us, so it will read
+                self._room.poll()  # no deadlock: the vmm never blocks on us, so it will read
             else:
                 return
 
@@ -206,7 +206,7 @@ class _DeviceProcess:
                 self._worker.resume()
                 self._serve_all()
             case protocol.Ping(request_id):
-                pass  # Done is the sign of life
+                pass  # ``Done`` is all that it asks for
             case _:
                 raise ProtocolError(f"unexpected {type(message).__name__}")
         return request_id
@@ -267,7 +267,7 @@ class _DeviceProcess:
                 self._give_up(index, error)
 
     def _serve_all(self) -> None:
-        """Give every queue a turn, each time another one the first: what is limited is shared."""
+        """Give every queue a turn; another one is first each time, so that they share limits."""
         order = sorted(index for index in self._fds if index not in self._broken)
         self._first += 1
         for at in range(len(order)):
@@ -281,13 +281,13 @@ class _DeviceProcess:
         self._configuration.change(write)
 
     def _give_up_own_queues(self, error: GuestError) -> None:
-        """A callback of the device broke off: hold the others back until the driver resets it."""
+        """Hold back the device's callbacks until the driver resets it: one of them has failed."""
         self._context.hold(_FAILED)
         for index in self._worker.abandon_own_queues():
             self._give_up(index, error)
 
     def _give_up(self, index: int, error: GuestError) -> None:
-        """Tell the vmm that the driver must reset us, and stop listening to the queue."""
+        """Stop listening to a queue, and tell the vmm that the driver must reset the device."""
         self._broken.add(index)
         self._again.pop(index, None)
         self._stop_listening(index)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the vmm and a device process say to each other.
+"""The messages between the vmm and a device process.
 
-Requests of the vmm carry an id that the device gives back in ``Done``; nothing waits for it but a
-deadline. The descriptors of ``Activate`` and ``EnableQueue`` are two for each queue: kick, call.
+Each request of the vmm has an id that the device returns in ``Done``. The vmm does not block until
+then, but a device that is too late is ended. ``Activate`` and ``EnableQueue`` come with two
+descriptors for each queue, the eventfds for kicks and for calls (interrupts).
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ MAX_CONFIG_WRITES: Final = 256  # in one message
 MAX_HOLDS: Final = 4
 MAX_TIMER_MS: Final = 1 << 40
 
-# A queue's descriptors travel beside the message; in it they are -1.
+# Descriptors are sent beside the message; in the message itself they are -1.
 _NO_FD: Final = integer(-1, -1)
 _QUEUE: Final = record(QueueActivation, U16, U16, U64, U64, U64, _NO_FD, _NO_FD, boolean)
 _ID: Final = U32
 
 
 def without_fds(queue: QueueActivation) -> QueueActivation:
-    """Return ``queue`` as it crosses in a message."""
+    """Return ``queue`` as a message contains it, without descriptors."""
     return queue._replace(kick_fd=-1, call_fd=-1)
 
 
 @fact
 class Activate:
-    """The driver is ready: serve these queues with these features."""
+    """Serve these queues with these features: the driver has set DRIVER_OK."""
 
     TYPE: ClassVar[int] = 1
     FIELDS: ClassVar[tuple[Check, ...]] = (_ID, U64, sequence(_QUEUE, MAX_QUEUES))
@@ -88,7 +89,7 @@ class Reset:
 
 
 class ConfigWrite(NamedTuple):
-    """One access of the driver."""
+    """One write of the driver to the configuration space."""
 
     offset: int
     data: bytes
@@ -96,7 +97,7 @@ class ConfigWrite(NamedTuple):
 
 @fact
 class WriteConfig:
-    """The driver wrote to the device configuration, once or several times."""
+    """Carry out these writes of the driver to the configuration, in order."""
 
     TYPE: ClassVar[int] = 5
     FIELDS: ClassVar[tuple[Check, ...]] = (
@@ -127,7 +128,7 @@ class Resume:
 
 @fact
 class Order:
-    """Do what the user asks for; ``Answer`` follows, not ``Done``."""
+    """Carry out a command of the user; ``Answer`` follows, not ``Done``."""
 
     TYPE: ClassVar[int] = 8
     FIELDS: ClassVar[tuple[Check, ...]] = (_ID, nested(COMMANDS))
@@ -137,7 +138,7 @@ class Order:
 
 @fact
 class Ping:
-    """Give a sign of life."""
+    """Answer with ``Done``, to show that the process does not hang."""
 
     TYPE: ClassVar[int] = 9
     FIELDS: ClassVar[tuple[Check, ...]] = (_ID,)
@@ -146,7 +147,7 @@ class Ping:
 
 @fact
 class ConfigTaken:
-    """The driver reads the configuration of ``ConfigChanged`` with this number from now on."""
+    """The vmm has the configuration of ``ConfigChanged`` ``number``; the driver reads it now."""
 
     TYPE: ClassVar[int] = 10
     FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
@@ -155,7 +156,7 @@ class ConfigTaken:
 
 @fact
 class Describe:
-    """Tell how the queues stand, without changing anything; ``Description`` follows."""
+    """Report the state of the queues, without changing anything; ``Description`` follows."""
 
     TYPE: ClassVar[int] = 11
     FIELDS: ClassVar[tuple[Check, ...]] = (_ID,)
@@ -164,9 +165,9 @@ class Describe:
 
 @fact
 class Ready:
-    """The first message of a device: it is in its jail, and this is what it offers.
+    """The first message of a device: it is confined, and offers these features and queues.
 
-    ``early_writes``: a driver may write to the configuration before it has negotiated.
+    ``early_writes``: drivers may write to the configuration before they negotiate features.
     """
 
     TYPE: ClassVar[int] = 32
@@ -205,10 +206,9 @@ class QueueFailed:
 
 @fact
 class ConfigChanged:
-    """The device configuration is now another one.
+    """The device configuration has changed; ``ConfigTaken`` with the same number answers it.
 
-    ``by_driver``: by a write of the driver, which need not be told. ``ConfigTaken`` answers with
-    the number.
+    ``by_driver``: a write of the driver changed it, so the driver gets no interrupt for that.
     """
 
     TYPE: ClassVar[int] = 35
@@ -240,7 +240,7 @@ class CallDenied:
 
 @fact
 class Crashed:
-    """The last message: our own bug, or a host that failed the device."""
+    """The last message: a bug of ours, or an error of the host, ends the device."""
 
     TYPE: ClassVar[int] = 38
     FIELDS: ClassVar[tuple[Check, ...]] = (text(8192),)
@@ -249,7 +249,7 @@ class Crashed:
 
 @fact
 class Answer:
-    """What came of an ``Order``: the answer of its command, or ``Refused``."""
+    """The result of an ``Order``: the answer to its command, or ``Refused``."""
 
     TYPE: ClassVar[int] = 39
     FIELDS: ClassVar[tuple[Check, ...]] = (_ID, nested(ANSWERS))
@@ -262,10 +262,10 @@ _RING: Final = record(RingPosition, *(U16,) * 5, boolean)
 
 @fact
 class Description:
-    """How the queues stand.
+    """The state of the queues.
 
-    ``held``: why no event of the device is served now. ``timer_ms``: when the next timer is due,
-    nil if there is none; below 0 if it is overdue.
+    ``held``: the reasons why the device's events are not served now. ``timer_ms``: the time until
+    the next timer is due, negative if it is overdue, ``None`` if there is none.
     """
 
     TYPE: ClassVar[int] = 40
@@ -281,7 +281,7 @@ class Description:
     queues: tuple[QueuePosition, ...]
 
 
-# What the SIGSYS handler writes before the call's number: an array of two, and the type.
+# What the SIGSYS handler writes before the call's number: the header of a msgpack array, the type.
 CALL_DENIED_HEAD: Final = bytes([0x92, CallDenied.TYPE])
 
 DEVICE_CODEC: Final = Codec(

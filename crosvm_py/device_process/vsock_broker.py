@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The broker of a vsock device: a process that connects to the host's sockets in its stead.
+"""The broker of a vsock device: a process that connects to the host's sockets for the device.
 
-The warden makes one beside each process of the device, and it lives as long as that. Programs of
-the host wait for the guest at ``PATH_<port>``, where PATH is the socket of the device. The broker
-is jailed in the directory of PATH, forms the last part of that path itself out of a number, and
-hands the connected socket over. So a device that was taken over reaches these sockets and no other.
+The warden makes a broker for each process of the device, and it ends with that process. Programs on
+the host listen for the guest at ``PATH_<port>``, where PATH is the socket of the device. The broker
+is jailed in the directory of PATH. It gets a port from the device, builds the name of the socket
+itself, and sends the connected socket back. So even a device that a guest has taken over reaches
+only these sockets.
 """
 
 from __future__ import annotations
@@ -39,23 +40,23 @@ if TYPE_CHECKING:
     from jail.plan import JailPlan
     from sys_util.wire import Message
 
-# Connections that may be asked for at once, which is as many as a guest can have, and in a second
-# for longer. It is for the sake of the host's programs, which have to accept them all.
+# How many connections a device may ask for at once (as many as a guest can have), and per second in
+# the long run. This protects the programs on the host, which have to accept all of them.
 BURST: Final = 1024
 CONNECTS_PER_SECOND: Final = 1000
 
-# Room for some twenty answers. Descriptors in them that nobody takes count against every process of
-# the user (unix(7), ETOOMANYREFS).
+# Room for some twenty answers. It is small because descriptors that wait in a socket count against
+# all processes of the user (unix(7), ETOOMANYREFS).
 _ANSWERS_BYTES: Final = 8192
 
 _NEW: Final = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 
 def run_broker(name: bytes, sock: socket.socket, fds: Sequence[int], jail: JailPlan | None) -> int:
-    """Be the broker for ``<name>_<port>``; return the exit status.
+    """Run as the broker for ``<name>_<port>``; return the exit status.
 
-    ``sock`` leads to the device. The only one of ``fds`` is the directory of the sockets, which the
-    jail makes the root; without a jail it becomes the working directory.
+    ``sock`` is the channel to the device. ``fds`` has one descriptor, the directory of the sockets;
+    the jail makes it the root directory, and without a jail it becomes the working directory.
     """
     broker = Broker(sock, name)
     channel = broker.channel
@@ -74,11 +75,13 @@ def run_broker(name: bytes, sock: socket.socket, fds: Sequence[int], jail: JailP
     except VmmError as error:
         _last_words(channel, describe(error))
         return EXIT_HOST
-    except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
+    except Exception as error:  # noqa: BLE001 - process entry: report every bug
         _last_words(channel, crash_report(error))
         return EXIT_BUG
     finally:
-        channel.close()  # what is freed open asks for its name, which the filter denies
+        # A socket that is freed while open makes Python warn, and that calls getsockname, which
+        # the filter denies.
+        channel.close()
     return 0
 
 
@@ -90,10 +93,10 @@ def _last_words(channel: Channel, report: str) -> None:
 
 
 class _Pace:
-    """A bound on how fast something is done: a token bucket that is full at first."""
+    """A limit on the rate of connections: a token bucket that is full at first."""
 
     def __init__(self) -> None:
-        self._next = 0.0  # when the next one would be due, had they all come at the same pace
+        self._next = 0.0  # when the next connection is due if all come at CONNECTS_PER_SECOND
 
     def wait(self) -> None:
         """Sleep until there is a token, and take it."""
@@ -104,10 +107,10 @@ class _Pace:
 
 
 class Broker:
-    """Answer the device's questions, one after the other; nothing is kept between them."""
+    """Answer the device's questions, one at a time; no state is kept between them."""
 
     def __init__(self, sock: socket.socket, path: bytes) -> None:
-        """``path`` gets ``_<port>`` appended; ``sock`` leads to the device and becomes ours."""
+        """``path`` gets ``_<port>`` appended; ``sock`` is the channel to the device, now ours."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ANSWERS_BYTES)
         self.channel = Channel(sock, BROKER_CODEC)
         self._path = path
@@ -118,11 +121,11 @@ class Broker:
         self._writable.register(sock, select.POLLOUT)
 
     def run(self) -> None:
-        """Serve until the device goes.
+        """Serve until the device process ends.
 
         Raises:
-            ChannelClosed: it has gone.
-            ProtocolError: it sent what is no question.
+            ChannelClosed: the device process has ended.
+            ProtocolError: it sent something else than a question.
         """
         while True:
             self._readable.poll()
@@ -144,19 +147,19 @@ class Broker:
                 self._say(Connected(), [sock.fileno()])
         except OSError as error:
             self._say(NotConnected(error.errno or errno.EIO))
-        except ProtocolError as error:  # the kernel lets no more descriptors be on their way
+        except ProtocolError as error:  # too many descriptors are in flight (unix(7))
             self._say(NotConnected(getattr(error.__cause__, "errno", None) or errno.EIO))
         return True
 
     def _connect(self, question: Connect) -> socket.socket:
-        """Return the connected socket, the caller's.
+        """Return the connected socket; the caller owns it.
 
         Raises:
-            OSError: there is none.
+            OSError: nothing listens there, or it is a link or a socket of a VM.
         """
         path = b"%s_%d" % (self._path, question.port)
         found = os.lstat(path)
-        # Who follows a link may end at another socket of the directory, such as that of a VM.
+        # A link could lead to another socket in the directory, such as the control socket of a VM.
         if stat.S_ISLNK(found.st_mode):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         if is_socket_of_a_vm(found.st_mode):
@@ -164,14 +167,14 @@ class Broker:
         kind = socket.SOCK_SEQPACKET if question.for_messages else socket.SOCK_STREAM
         sock = socket.socket(socket.AF_UNIX, kind | _NEW)
         try:
-            sock.connect(path)  # at once or not at all (unix(7))
+            sock.connect(path)  # never blocks: it succeeds or fails at once (unix(7))
         except OSError:
             sock.close()
             raise
         return sock
 
     def _say(self, answer: Message, fds: Sequence[int] = ()) -> None:
-        """Send an answer, which waits while the device reads none."""
+        """Send an answer; wait while the channel is full because the device reads nothing."""
         while True:
             try:
                 self.channel.send(answer, fds)

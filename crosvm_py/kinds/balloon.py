@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The balloon: one at most, with nothing of the host but guest memory."""
+"""The balloon: at most one per VM. It needs nothing of the host but guest memory."""
 
 from __future__ import annotations
 

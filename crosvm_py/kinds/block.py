@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Disks: an image each, opened and locked by the vmm."""
+"""Disks: each has an image, which the vmm opens and locks."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from devices.virtio.block.image import BlockSpec
     from devices.virtio.device import VirtioDevice
 
-# More queues than this share the one process that serves them all, and gain nothing.
+# One process serves all queues of a disk, so more queues would gain nothing.
 _MAX_QUEUES: Final = 4
 
 
 def open_disk(index: int, spec: BlockSpec, *, cpus: int) -> DeviceOrder:
-    """Open the image of the disk with this index, for a guest with so many vCPUs.
+    """Open the image of disk ``index``, for a guest with ``cpus`` vCPUs.
 
     Raises:
-        ConfigError: the image or an option cannot be what the user meant.
-        HostError: the host does not let us.
+        ConfigError: the image or an option cannot be used.
+        HostError: the host refuses to open it.
     """
     from devices.virtio.block.image import open_image
 
@@ -53,5 +53,5 @@ BLOCK: Final = DeviceKind(
     "devices.virtio.block.device",
     _build,
     resizable=True,
-    max_memory_bytes=1280 * MIB,  # with what was written and is not on the disk yet
+    max_memory_bytes=1280 * MIB,  # includes dirty pages that the kernel has not written back yet
 )

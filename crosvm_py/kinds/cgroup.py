@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The cgroups of a run: the vmm makes the VM's where it can, the warden puts devices in theirs."""
+"""The cgroups of a run: the vmm makes one for the VM if it can, the warden one for each device."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _LOOP_MAJOR: Final = 7  # Documentation/admin-guide/devices.txt
 
 
 def make_vm_cgroup(choice: str | None, cpus: int, *, sandbox: bool) -> VmCgroup | None:
-    """Make the group of this VM, or return ``None`` where devices have resource limits alone.
+    """Make the group of this VM; return ``None`` if devices have to do with resource limits.
 
     Args:
-        choice: a group below which it must be, ``NO_CGROUP``, or ``None`` for where it can be.
-        cpus: how many vCPUs there are.
-        sandbox: without one no device has limits.
+        choice: the group to make it in, ``NO_CGROUP``, or ``None`` to choose one if possible.
+        cpus: the number of vCPUs.
+        sandbox: whether there is a sandbox; without it devices have no limits.
 
     Raises:
-        ConfigError: it cannot be where it must be.
+        ConfigError: it cannot be made in the group that the user chose.
     """
     site = find_vm_site(choice, sandbox=sandbox)
     if site is None:
@@ -50,7 +50,7 @@ def find_vm_site(choice: str | None, *, sandbox: bool) -> CgroupSite | None:
     """Return where the group of a VM would be made, or ``None``; the arguments are as above.
 
     Raises:
-        ConfigError: it cannot be where it must be.
+        ConfigError: it cannot be made in the group that the user chose.
     """
     if choice == NO_CGROUP or not (sandbox or choice):
         return None
@@ -70,7 +70,7 @@ def _do_without(choice: str | None, reason: str) -> None:
 
 
 class DeviceLimits:
-    """The limits of one device and its broker, whichever processes they have."""
+    """The cgroup limits of one device and its broker, through all restarts."""
 
     def __init__(
         self, group: VmCgroup | None, name: str, kind: DeviceKind, guest_bytes: int
@@ -87,9 +87,10 @@ class DeviceLimits:
         self._count = OomCount(0, 0)
 
     def enter(self, file_bytes: int) -> int:
-        """Return the directory of the group for the next process, the caller's; -1 without one.
+        """Set the limits for the next process; return its group's directory, -1 without a group.
 
-        ``file_bytes`` is how much memory the file can take that the device writes.
+        The caller owns the descriptor. ``file_bytes`` is how much memory the file that the device
+        writes can take.
 
         Raises:
             HostError: the kernel refuses it.
@@ -103,7 +104,7 @@ class DeviceLimits:
         return fd
 
     def change(self, file_bytes: int) -> None:
-        """Allow for another size of the file.
+        """Change the limit when the file that the device writes has been resized.
 
         Raises:
             OSError: the kernel refuses it.
@@ -115,7 +116,7 @@ class DeviceLimits:
         self._memory_bytes = limits.memory_bytes
 
     def cause_of_death(self) -> str:
-        """Say why the kernel killed the last process, if it was for its memory."""
+        """Say why the kernel killed the last process, if that was for lack of memory."""
         if self._group is None:
             return ""
         count = self._group.oom_count(self._name)
@@ -126,21 +127,21 @@ class DeviceLimits:
         return f"over its memory limit of {self._memory_bytes >> 20} MiB"
 
     def limits(self, file_bytes: int) -> Limits:
-        """Return what the group of the device allows, whether it has one or not."""
+        """Return the limits that the device's group has, or would have."""
         limit = memory_limit(self._guest_bytes, self._own_bytes, file_bytes)
         return Limits(limit, self._processes)
 
 
 def file_memory(kind: DeviceKind, fds: Sequence[int], max_file_bytes: int) -> int:
-    """Return how much memory the disk can take that a device of this kind writes, if it does."""
+    """Return how much memory the file that the device writes can take; 0 if it writes none."""
     return memory_of_file(fds[0], max_file_bytes) if kind.resizable and max_file_bytes else 0
 
 
 def memory_of_file(fd: int, size_bytes: int) -> int:
-    """Return how much memory a file of this size takes that nobody can take back.
+    """Return how much memory, which the kernel cannot reclaim, a file of this size takes.
 
-    Pages of a file on a disk are only a cache. Those of a file in memory, such as tmpfs or what an
-    overlay or a loop device makes of one, are charged to whoever wrote them.
+    Pages of a file on a disk are only a cache. Pages of a file in memory (on tmpfs, directly or
+    through an overlay or a loop device) are charged to the process that writes them.
     """
     status = os.fstat(fd)
     if stat.S_ISBLK(status.st_mode):

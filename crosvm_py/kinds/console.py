@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from crosvm_py.console.virtio_console import VirtioConsole
     from devices.virtio.device import VirtioDevice
 
-# Output files may grow as the disk allows.
+# Output files may grow as long as the host's disk has room.
 _MAX_FILE_BYTES: Final = 1 << 62
 
 
 def open_console(console: VirtioConsole) -> DeviceOrder:
-    """Return the order for the device process; the descriptors in it are the caller's."""
+    """Return the order for the device process; the caller owns the descriptors in it."""
     spec, fds = console.hand_over()
     return DeviceOrder(CONSOLE.name, CONSOLE.name, pack_spec(spec), fds, _MAX_FILE_BYTES)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The jail of a device's process, from what is known of its kind and of the device."""
+"""Make the jail of a device's process from its kind and the facts of the device."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def jail_for(
         kind: the kind of the device.
         policy: the compiled policy of that kind.
         keep_fds: the descriptors that stay open.
-        max_file_bytes: the highest offset it may write at in any file.
+        max_file_bytes: the highest offset that it may write at in any file.
         guest_bytes: the size of guest memory.
-        ids: user and group that it becomes.
+        ids: user and group of the process inside its user namespace.
     """
     return device_jail(
         policy_name=policy.name,

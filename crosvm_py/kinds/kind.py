@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is known of every device of one kind before the device exists."""
+"""The facts that all devices of one kind have in common."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 MIB: Final = 1 << 20
 
-# For a kind whose configuration has no field to which each write is output.
+# The ``output_offset`` of kinds without such a field.
 NO_OUTPUT: Final = -1
 
 
@@ -27,22 +27,23 @@ class DeviceKind(NamedTuple):
     """One kind of device.
 
     Args:
-        name: what orders and the rehearsal of a run call it.
+        name: names the kind in orders and in the rehearsal of a run.
         policy_name: the seccomp policy of its process.
-        module: where the device is, for its process.
-        build: makes the device from its packed Spec and the descriptors, which become its own.
+        module: the module that implements the device; its process needs it.
+        build: makes the device from its packed Spec and its descriptors, which it then owns.
         counters: what it counts besides requests and bytes, in the order of their cells.
         is_card: it is a network card, whose cable can be pulled.
-        resizable: the first of its own descriptors is a file that can get another size.
-        broker: a process beside it that connects it to sockets of the host, if it needs one; the
-            device's last descriptor is the channel to it.
-        in_kernel: the host's kernel serves its queues. The kernel's threads on its behalf count as
+        resizable: the first of its own descriptors is a file that can be resized.
+        broker: the process that connects it to sockets of the host, if it needs one; the device's
+            last descriptor is then the channel to the broker.
+        in_kernel: the host's kernel serves its queues. Threads of the kernel that do so count as
             processes of its user.
-        output_offset: the field of the configuration to which each write is output.
-        plain_fields: fields of it, by offset and size, that take whatever a driver writes.
-        max_open_files: two eventfds for each of 64 queues, and the process's own.
-        max_processes: how many there may be of its user, 0 for none but itself.
-        max_memory_bytes: the process's own and the kernel's for it, in a cgroup.
+        output_offset: offset in the configuration of the field where each write is output.
+        plain_fields: offset and size of the configuration's fields that keep any value written.
+        max_open_files: enough for two eventfds for each of 64 queues, and for its other files.
+        max_processes: how many processes its user may have, 0 for this one only.
+        max_memory_bytes: limit of its cgroup, for the memory of the process and what the kernel
+            uses on its behalf, beside guest memory.
     """
 
     name: str
@@ -61,7 +62,7 @@ class DeviceKind(NamedTuple):
     max_memory_bytes: int = 320 * MIB
 
     def preload(self) -> None:
-        """Import what the device's process needs, so that it never has to."""
+        """Import the modules of the device's process, which cannot import under its filter."""
         from importlib import import_module
 
         import_module(self.module)

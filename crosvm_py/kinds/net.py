@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Network cards, served by their process or by the host's kernel; ``crosvm_py/net`` has the host's
-side.
+"""Network cards, served by their process or by the host's kernel.
+
+``crosvm_py/net`` has the host's side.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def open_card(index: int, spec: NetworkSpec, *, rehearsal: bool = False) -> DeviceOrder:
-    """Open what is behind the card with this index.
+    """Open the host's side of card ``index``: a TAP interface or passt.
 
     In a ``rehearsal`` no program is started, and no interface configured.
 
     Raises:
-        ConfigError: there is no such TAP, or it is none.
-        HostError: the host does not let us have it.
+        ConfigError: the interface does not exist, or is no TAP.
+        HostError: the host refuses to open it.
     """
     from crosvm_py.net.setup import open_network, rehearse_network
 
@@ -43,7 +44,7 @@ def open_card(index: int, spec: NetworkSpec, *, rehearsal: bool = False) -> Devi
 
 
 def _source(spec: NetworkSpec) -> str:
-    """Say what is behind a card."""
+    """Say what the card is connected to on the host."""
     if spec.user:
         return "passt"
     if spec.tap_fds:

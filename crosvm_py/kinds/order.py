@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What one device process is made from; the vmm and the warden read it the same way."""
+"""What one device process is made from. Both the vmm and the warden use this."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Connects(NamedTuple):
     """Which sockets of the host a device's broker connects to: ``<name>_<port>`` in a directory.
 
-    Without ``name`` there is no broker. The last descriptor of the device is that directory then,
-    and the broker of a warden of root has the ids of its owner.
+    With an empty ``name`` there is no broker. Otherwise the device's last descriptor is that
+    directory. If the warden runs as root, the broker gets the ids of the directory's owner.
     """
 
     name: bytes
@@ -31,13 +31,20 @@ NO_CONNECTS: Final = Connects(b"", 0, 0)
 
 
 class DeviceOrder(NamedTuple):
-    """A device process to be made: its name and kind, its packed Spec, its descriptors.
+    """A device process to be made.
 
-    ``max_file_bytes`` is the highest offset it may write at in any file, 0 for none. ``connects``:
-    the sockets for which its broker is asked. The last ``reopened`` descriptors are opened anew for
-    each process, since they belong to the first that uses them. ``sockets`` were made in the file
-    system for it, and go away with the VM. ``source`` says for people what of the host is behind
-    the device, which never learns it; ``limits`` what limits it begins with.
+    Args:
+        name: the name of the device, such as "block:0".
+        kind: the name of its kind.
+        spec: its packed Spec.
+        fds: its own descriptors.
+        max_file_bytes: the highest offset that it may write at in any file, 0 for none.
+        connects: the sockets that its broker connects to.
+        reopened: how many of the last descriptors have to be opened again for each process,
+            because they serve only the first process that uses them.
+        sockets: made in the file system for this device, and removed when the VM ends.
+        source: what the device uses on the host, for people; the device is not told.
+        limits: the rate limits at the start.
     """
 
     name: str
@@ -53,7 +60,7 @@ class DeviceOrder(NamedTuple):
 
 
 def pack_spec(spec: Message, **changes: object) -> bytes:
-    """Return a Spec as it crosses to its device, with other values in the fields named here."""
+    """Return a Spec as it is sent to its device, with the fields in ``changes`` replaced."""
     return encode(replace(spec, **changes))
 
 
@@ -61,7 +68,7 @@ def unpack_spec(kind: type[T], packed: bytes) -> T:
     """Return the Spec that ``pack_spec`` packed.
 
     Raises:
-        ProtocolError: it is none of this kind.
+        ProtocolError: it is no Spec of this kind.
     """
     spec = Codec((kind,)).decode(packed)
     if not isinstance(spec, kind):

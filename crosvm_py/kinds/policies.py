@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every filter of a run, compiled before anything is forked: devices, warden, the vmm's threads."""
+"""Every seccomp filter of a run, compiled before the warden is forked."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
 _MAIN: Final = "vmm"
 _VCPU: Final = "vcpu"
-# Its children inherit the warden's, which contains theirs: without and with a broker.
+# Children inherit the warden's filter, so its policy allows what theirs allow. There are two of it:
+# for runs without and with a broker.
 _WARDENS: Final = ("warden", "warden_vsock")
 _FORGE: Final = "forge"
 
 
 class Recorded(NamedTuple):
-    """What of a run is recorded: the names of policies, and the socket that leads to the recorder.
+    """Which policies are recorded in a run, and the socket of the recorder.
 
-    The socket is the vmm's, the warden's and, until their filters are loaded, the devices'. With
-    ``every`` the names are those that there may be.
+    The vmm, the warden and, until they have loaded their filters, the devices hold the socket. With
+    ``every`` it is no error if some of the ``names`` do not occur in the run.
     """
 
     names: frozenset[str]
@@ -32,7 +33,7 @@ class Recorded(NamedTuple):
 
 
 class RunPolicies(NamedTuple):
-    """The filters of one run; those of devices and their brokers by name."""
+    """The filters of one run; ``devices`` has those of devices and brokers, by policy name."""
 
     devices: dict[str, Policy]
     warden: Policy
@@ -52,7 +53,7 @@ def load_run_policies(
 
     Raises:
         PolicyError: one is missing or wrong.
-        ConfigError: nothing in the run has a policy that shall be recorded.
+        ConfigError: a policy that is to be recorded does not occur in the run.
     """
     names = policies_of(kinds)
     if recorded is not None:
@@ -67,7 +68,7 @@ def load_run_policies(
         return load_policy(name, directory=directory, log_failures=log_failures)
 
     def load_outer(name: str) -> Policy:
-        # The filter around one that is recorded must stop nothing.
+        # Recorded processes run under this filter as well, so it must deny nothing.
         return load_policy(
             name, directory=directory, log_failures=log_failures or recorded is not None
         )
@@ -83,7 +84,7 @@ def load_run_policies(
 
 
 def _recording(name: str, recorded: Recorded) -> Policy:
-    """Return a filter that asks the recorder, in place of a policy."""
+    """Return a filter that asks the recorder about each system call."""
     from seccomp.record import recording_filter
 
     arch = machine_arch()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The source of randomness: one at most, with nothing of the host."""
+"""The random number generator: at most one per VM. It needs nothing of the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def open_rng(spec: RngSpec) -> DeviceOrder:
-    """Return the order for the source; there is nothing to open."""
+    """Return the order for the device; there is nothing to open."""
     return DeviceOrder(RNG.name, RNG.name, pack_spec(spec), (), 0, limits=spec.limits)
 
 

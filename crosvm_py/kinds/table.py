@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Every kind of device, and which devices a run has.
 
-The module of a kind's device is imported when one is first asked for, in the warden.
+Only the warden and its children import the module that implements a kind of device.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
 def open_devices(
     config: RunConfig, console: VirtioConsole | None, *, rehearsal: bool
 ) -> Iterator[DeviceOrder]:
-    """Open every device of a run, in the order of their slots.
+    """Open every device of a run, in the order of their PCI slots.
 
-    ``console`` has the ends of the virtio ports. For a ``rehearsal`` see ``prepare``.
+    ``console`` has the host's ends of the virtio ports. For a ``rehearsal`` see ``prepare``.
 
     Raises:
-        ConfigError: the user asked for what cannot be.
-        HostError: the host does not let us.
+        ConfigError: the user asked for something impossible.
+        HostError: the host refuses something.
     """
     for index, disk in enumerate(config.disks):
         yield open_disk(index, disk, cpus=config.cpus)

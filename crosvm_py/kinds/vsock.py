@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""vsock: one at most, over UNIX sockets of the host or served by its kernel."""
+"""vsock: at most one per VM, connected to UNIX sockets of the host or served by its kernel."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def open_vsock(spec: VsockSpec) -> DeviceOrder:
     """Open what the device needs of the host.
 
     Raises:
-        ConfigError: the socket or the address is taken, or cannot be.
-        HostError: the host does not let us.
+        ConfigError: the socket or the address is in use, or cannot be used.
+        HostError: the host refuses something.
     """
     from crosvm_py.kinds import vsock_host
 
@@ -65,7 +65,7 @@ VSOCK: Final = DeviceKind(
     counters=COUNTERS,
     broker=BrokerKind("vsock_broker", "crosvm_py.device_process.vsock_broker"),
     max_open_files=1280,  # a socket for each of 1,023 connections
-    max_memory_bytes=576 * MIB,  # with what waits in those sockets
+    max_memory_bytes=576 * MIB,  # includes the buffers of those sockets
 )
 VHOST_VSOCK: Final = DeviceKind(
     "vhost-vsock",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The host's side of vsock: its sockets bound, or the kernel's device opened, before the fork."""
+"""The host's side of vsock: bind its sockets or open the kernel's device, before the fork."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ KERNEL_DEVICE: Final = "/dev/vhost-vsock"
 _INSTEAD: Final = "load the module (modprobe vhost_vsock), or give socket=PATH, which needs none"
 _PERMISSION: Final = "join the group that owns it, or give socket=PATH, which needs no device"
 
-# Beside the socket lie its sister for messages and, made by the host's programs, "_<port>".
+# Beside the stream socket there are one of type SOCK_SEQPACKET, with this suffix, and the sockets
+# with "_<port>", which programs on the host make.
 SEQPACKET_SUFFIX: Final = ".seqpacket"
 _LONGEST_PORT: Final = len("_4294967295")
 
@@ -37,9 +38,9 @@ log = get_logger("crosvm.run")
 
 
 class SocketDirectory(NamedTuple):
-    """Where the sockets lie: a descriptor of the directory, the caller's, and whose it is.
+    """The directory of the sockets: a descriptor, which the caller owns, and its user and group.
 
-    ``name`` is what the device's own socket is called in it.
+    ``name`` is the name of the device's own socket in it.
     """
 
     fd: int
@@ -49,14 +50,14 @@ class SocketDirectory(NamedTuple):
 
 
 def open_kernel_device(cid: int) -> int:
-    """Return the kernel's device, on which each process of ours opens one of its own.
+    """Return a descriptor of the kernel's device; the warden opens it again for each process.
 
-    The address is the device process's to claim, so that the next one can when it has ended; here
-    it is only made sure that it is free.
+    The device process claims the address itself, so that the address is free for the next process
+    when it has ended. Here we only check that it is free now.
 
     Raises:
         ConfigError: another VM has the address, or the kernel has no vsock.
-        HostError: the host does not let us.
+        HostError: the host refuses it.
     """
     fd = _open_fresh()
     try:
@@ -80,13 +81,13 @@ def _open_fresh() -> int:
 
 
 def open_sockets(path: str) -> tuple[tuple[BoundSocket, ...], SocketDirectory]:
-    """Bind the device's sockets and open their directory, which is for its broker.
+    """Bind the device's sockets, and open their directory for the broker.
 
-    The directory is the one that is at ``path`` now, whatever becomes of that path later.
+    The broker keeps using that directory even if it is moved or replaced later.
 
     Raises:
-        ConfigError: a socket is taken, or cannot be.
-        HostError: the host does not let us.
+        ConfigError: a socket is in use, or cannot be made.
+        HostError: the host refuses something.
     """
     if os.path.isdir(path):
         raise ConfigError(f"{OPTION}: {path}: is a directory")
@@ -111,7 +112,7 @@ def open_sockets(path: str) -> tuple[tuple[BoundSocket, ...], SocketDirectory]:
 
 
 def _open_directory(path: str) -> int:
-    """Return a descriptor by which names in the directory can be found, and nothing else done."""
+    """Return an O_PATH descriptor: it can be used to look up names in the directory only."""
     try:
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
