@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The seam between the vmm and one architecture's machine: all that the vmm asks of it."""
+"""The interface between the vmm and the machine of one architecture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Arch(Protocol):
-    """One architecture. Its machine is imported when it is made, not before."""
+    """One architecture. The modules of its machine are imported by ``make_machine``."""
 
     @property
     def boot_layout(self) -> BootLayout:
@@ -35,15 +35,15 @@ class Arch(Protocol):
         ...
 
     def ram_ranges(self, memory_bytes: int) -> list[tuple[int, int]]:
-        """Return guest memory of this size as (gpa, bytes).
+        """Return guest memory of this size as ranges of (gpa, bytes).
 
         Raises:
-            ConfigError: there cannot be so much, or so little.
+            ConfigError: the machine cannot have so much, or so little.
         """
         ...
 
     def memory_map(self, memory_bytes: int) -> list[E820Entry]:
-        """Return the memory map that the guest is told.
+        """Return the memory map that is passed to the guest.
 
         Raises:
             ConfigError: as ``ram_ranges``.
@@ -53,7 +53,7 @@ class Arch(Protocol):
     def make_machine(
         self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, events: MachineEvents
     ) -> Board:
-        """Build the machine; the caller keeps ``kvm`` and ``memory`` open as long as it lives.
+        """Build the machine; the caller keeps ``kvm`` and ``memory`` open until it is closed.
 
         Raises:
             HostError: KVM refuses a part.
@@ -62,10 +62,10 @@ class Arch(Protocol):
 
 
 def host_arch() -> Arch:
-    """Return the architecture of this host, which is that of its guests.
+    """Return the architecture of this host; its guests have the same.
 
     Raises:
-        HostError: there is no machine for it.
+        HostError: we have no machine for it.
     """
     name = machine_arch()
     if name == "x86_64":

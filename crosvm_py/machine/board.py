@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the machine of every architecture has: KVM's VM, memory, buses, PCI, and its vCPUs.
 
-The machine of one architecture is a class below ``Board``, which adds interrupt controllers, the
-devices that are not virtio, and how the guest boots. ``arch`` finds it.
+The machine of one architecture is a subclass of ``Board``. It adds interrupt controllers, devices
+that are not virtio, and the boot of the guest. ``arch`` finds the subclass.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 class PciPlace(NamedTuple):
     """Where an architecture has PCI: its windows in guest-physical memory, lines and slots.
 
-    ``intx_gsi`` is the line, among ``intx_gsis``, of a slot's INTA# (pin 0) to INTD# (3).
+    ``intx_gsi(slot, pin)`` returns the line for INTA# (pin 0) to INTD# (pin 3) of a slot; it is one
+    of ``intx_gsis``.
     """
 
     window_gpa: int
@@ -51,17 +52,20 @@ class PciPlace(NamedTuple):
 
 
 class Clocks(Protocol):
-    """The guest's clocks, which stand still while no vCPU runs."""
+    """The guest's clocks, which are stopped while the VM is suspended."""
 
     def hold(self) -> None:
-        """Note where they are; the vCPUs stand still."""
+        """Remember the time of the clocks; the vCPUs are paused."""
 
     def go_on(self) -> None:
-        """Let them go on from there; the vCPUs run next."""
+        """Set the clocks to the remembered time; the vCPUs run next."""
 
 
 class MachineEvents(NamedTuple):
-    """What the guest does to its machine; called in a vCPU thread, with the device-model lock."""
+    """Called when the guest resets, powers off or panics.
+
+    The caller is a vCPU thread that holds the device-model lock.
+    """
 
     on_reset: Callable[[], None]
     on_power_off: Callable[[], None]
@@ -87,7 +91,7 @@ class Board(ABC):
     def __init__(
         self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, pci: PciPlace, wiring: ChipWiring
     ) -> None:
-        """Build the board; the caller keeps ``kvm`` and ``memory`` open as long as this lives.
+        """Build the board; the caller keeps ``kvm`` and ``memory`` open until ``close``.
 
         Raises:
             HostError: KVM refuses a part.
@@ -100,8 +104,8 @@ class Board(ABC):
         self._loop = loop
         self._transports: list[VirtioPciTransport] = []
         self._vcpus: list[Vcpu] = []
-        # Memory first: a new slot waits for every reader of the slots and I/O buses, and right
-        # after the interrupt controllers joined a bus that takes KVM 7 ms, before it none.
+        # Add memory first. KVM waits for all readers of the memory slots and I/O buses when a slot
+        # is added; that takes 7 ms if the interrupt controllers have just joined a bus.
         for slot, (region, mapping) in enumerate(memory.mappings):
             self.vm.add_memory(slot, region.gpa, mapping)
         self._create_interrupt_controllers()
@@ -117,15 +121,15 @@ class Board(ABC):
 
     @abstractmethod
     def _create_interrupt_controllers(self) -> None:
-        """Create what KVM has of interrupt controllers and timers; memory is there already."""
+        """Create KVM's interrupt controllers and timers; memory has been added before."""
 
     @abstractmethod
     def load(self, plan: BootPlan, cpus: int) -> None:
-        """Write the kernel and the firmware's tables into memory, and make the vCPUs for it."""
+        """Write the kernel and the firmware's tables into memory, and make the vCPUs."""
 
     @abstractmethod
     def make_clocks(self) -> Clocks:
-        """Return the guest's clocks, to hold them while the vCPUs stand still."""
+        """Return the guest's clocks, so that a suspension can stop them."""
 
     @abstractmethod
     def press_power_button(self) -> None:
@@ -137,14 +141,14 @@ class Board(ABC):
 
     @property
     def memory(self) -> GuestMemory:
-        """The guest's memory, which stays its maker's."""
+        """The guest's memory; whoever made it closes it."""
         return self._memory
 
     def plug(self, backend: VirtioBackend) -> VirtioPciTransport:
-        """Give a virtio device the next PCI slot.
+        """Put a virtio device into the next PCI slot.
 
         Raises:
-            ConfigError: every slot is taken.
+            ConfigError: all slots are in use.
         """
         place = self._place
         slot = place.first_slot + len(self._transports)
@@ -164,7 +168,7 @@ class Board(ABC):
         return transport
 
     def _call_later_locked(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        """Call a device back as its rule is: with the device-model lock held."""
+        """Call back later, with the device-model lock held, as devices require."""
 
         def locked() -> None:
             with self.lock:
@@ -183,7 +187,7 @@ class Board(ABC):
         )
 
     def close(self) -> None:
-        """Take everything apart; the vCPU threads have ended."""
+        """Close all parts; the vCPU threads have ended."""
         for transport in self._transports:
             self._loop.remove(transport.intx_fd)
             transport.close()

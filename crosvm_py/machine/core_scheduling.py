@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Core scheduling (core-scheduling.rst of Linux): no vCPU shares a core with anything else.
 
-Hardware threads of one core share caches and buffers, through which a guest can read what another
-program does there. A thread with a cookie of its own runs on a core only while its siblings are
-idle. As in crosvm each vCPU has one, so that programs of a guest are safe from one another, too,
-or all vCPUs of a VM have one together.
+Hardware threads of one core share caches and buffers. Through them a guest can find out what
+another program on the same core does. A thread with a scheduling cookie shares a core only with
+threads that have the same cookie. As in crosvm, each vCPU has its own cookie by default, so that
+programs within a guest are protected from each other, too; or all vCPUs of a VM have one cookie.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SMT: Final = "/sys/devices/system/cpu/smt/active"
 
 
 def find_refusal() -> OSError | None:
-    """Return why this host does not separate threads, or ``None`` where it can.
+    """Return why this host has no core scheduling, or ``None`` if it has.
 
-    ENODEV: no core has a second thread, as the kernel sees them.
+    ENODEV means that no core has a second thread, according to the kernel.
     """
     try:
         linux.core_cookie()
@@ -38,10 +38,10 @@ def find_refusal() -> OSError | None:
 
 
 def separates_cores(wanted: bool | None) -> bool:
-    """Decide whether vCPUs get cores of their own; ``None``: where the host can do it.
+    """Decide whether vCPUs get cores of their own; ``wanted`` is ``None`` for "if possible".
 
     Raises:
-        ConfigError: they are to, and the host cannot.
+        ConfigError: the user wants it, and the host cannot do it.
     """
     if wanted is False:
         return False
@@ -59,7 +59,7 @@ def separates_cores(wanted: bool | None) -> bool:
 
 
 def take_core() -> None:
-    """Let this thread, and those it starts later, share a core with one another only.
+    """Give this thread a new cookie; threads that it starts later inherit the cookie.
 
     Raises:
         HostError: the kernel refuses it.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where each GSI leads: pins of the in-kernel interrupt controllers first, and messages after them.
+"""The routes of GSIs: first the pins of the in-kernel interrupt controllers, then MSI messages.
 
-KVM takes the whole table at once and waits until every CPU has noticed, so a new one is handed over
-as late as possible: when an eventfd is attached to a GSI, or a GSI that has one changes.
+KVM takes the whole table at once and waits until every CPU has noticed the change. Therefore a new
+table is set as late as possible: when an eventfd is attached to a GSI, or when the route of a GSI
+with an eventfd changes.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 
     from kvm.vm import ChipRoute
 
-# KVM_MAX_IRQ_ROUTES of the kernel, which also bounds the GSI numbers.
+# KVM_MAX_IRQ_ROUTES of the kernel. GSI numbers are below it, too.
 MAX_ROUTES: Final = 4096
 
 
 class RoutingVm(Protocol):
-    """What routing needs of ``kvm.vm.Vm``."""
+    """The part of ``kvm.vm.Vm`` that routing needs."""
 
     def set_gsi_routing(
         self, chip_routes: Sequence[ChipRoute], msi_routes: Sequence[MsiRoute]
@@ -41,7 +42,7 @@ class RoutingVm(Protocol):
 
 
 class LineVm(Protocol):
-    """What an interrupt line needs of ``kvm.vm.Vm``."""
+    """The part of ``kvm.vm.Vm`` that an interrupt line needs."""
 
     def set_irq_line(self, gsi: int, *, asserted: bool) -> None:
         """Drive a pin (KVM_IRQ_LINE)."""
@@ -49,7 +50,7 @@ class LineVm(Protocol):
 
 
 class ChipWiring(NamedTuple):
-    """How the in-kernel interrupt controllers are wired: GSIs from ``pins`` up lead to none."""
+    """How GSIs below ``pins`` are wired to the pins of the in-kernel interrupt controllers."""
 
     pins: int
     routes: tuple[ChipRoute, ...]
@@ -58,8 +59,8 @@ class ChipWiring(NamedTuple):
 class IrqRoutes:
     """The GSI table of one VM; the ``MsiVectorRoutes`` of its PCI functions. Thread-safe.
 
-    KVM's table only ever holds messages of GSIs that were attached, so that a message KVM refuses
-    hurts nobody but the function that asked for it.
+    KVM's table contains a message only once its GSI has been attached. So if KVM refuses a message,
+    only the function that uses it is affected.
     """
 
     def __init__(self, vm: RoutingVm, wiring: ChipWiring) -> None:
@@ -73,7 +74,7 @@ class IrqRoutes:
         self._in_kvm: dict[int, MsiRoute] = {}
 
     def allocate(self) -> int:
-        """Return a GSI that nobody else uses.
+        """Return an unused GSI.
 
         Raises:
             HostError: KVM's table is full.
@@ -86,20 +87,20 @@ class IrqRoutes:
         raise HostError("route", "an interrupt", f"all {MAX_ROUTES} routes of KVM are in use")
 
     def free(self, gsi: int) -> None:
-        """Give ``gsi`` back, detached from every eventfd; it may be allocated again."""
+        """Detach ``gsi`` from every eventfd, and make it available to ``allocate`` again."""
         with self._lock:
             for eventfd in self._attached.pop(gsi, ()):
                 self._vm.deassign_irqfd(gsi, eventfd)
             self._allocated.discard(gsi)
             self._messages.pop(gsi, None)
-            # KVM's own copy stays until the next table; nothing raises the GSI meanwhile.
+            # KVM keeps the route until the next table is set. Until then nothing raises the GSI.
             self._in_kvm.pop(gsi, None)
 
     def set_msi(self, gsi: int, address_lo: int, address_hi: int, data: int) -> None:
-        """Route ``gsi`` to a message; at once if it is attached, else before it is.
+        """Route ``gsi`` to a message: at once if the GSI is attached, otherwise in ``attach``.
 
         Raises:
-            HostError: KVM refuses the message; the route is as it was.
+            HostError: KVM refuses the message; the route is unchanged.
         """
         route = MsiRoute(gsi, address_hi << 32 | address_lo, data)
         with self._lock:
@@ -108,7 +109,7 @@ class IrqRoutes:
             self._messages[gsi] = route
 
     def attach(self, gsi: int, eventfd: int) -> None:
-        """Deliver ``gsi`` whenever ``eventfd`` is signalled, at once if it is.
+        """Deliver ``gsi`` whenever ``eventfd`` is signalled; at once if it is signalled now.
 
         Raises:
             HostError: KVM refuses the message or the eventfd.
@@ -121,7 +122,7 @@ class IrqRoutes:
             self._attached.setdefault(gsi, set()).add(eventfd)
 
     def detach(self, gsi: int, eventfd: int) -> None:
-        """Undo ``attach``; later signals stay in the eventfd."""
+        """Undo ``attach``; later signals stay in the eventfd until they are read."""
         with self._lock:
             eventfds = self._attached.get(gsi, set())
             if eventfd not in eventfds:
@@ -148,7 +149,7 @@ class KvmIrqLine:
         self._asserted = False
 
     def set_level(self, asserted: bool) -> None:
-        """Drive the line; an unchanged level costs nothing."""
+        """Drive the line; no ioctl is made if the level is unchanged."""
         if asserted != self._asserted:
             self._asserted = asserted
             self._vm.set_irq_line(self._gsi, asserted=asserted)

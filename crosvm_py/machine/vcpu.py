@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Run the vCPUs, one thread each, and carry out what the guest asks for at its exits.
+"""Run the vCPUs, one thread each, and handle their exits.
 
-A vCPU thread calls devices itself, through the two buses. Everything else that happens to a vCPU
-(pause, resume, stop) is a request that its thread meets between two entries into the guest, after
-KVM has completed the last exit: ``immediate_exit`` makes KVM_RUN do just that and return.
+A vCPU thread calls devices itself, through the two buses. Requests of other threads (pause, resume,
+stop) are carried out between two entries into the guest, after KVM has completed the last exit:
+``immediate_exit`` makes KVM_RUN complete it and return.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm_py.vcpu")
 
-# Nobody else's: a real-time signal that only ever interrupts KVM_RUN.
+# A real-time signal that is used for nothing but to interrupt KVM_RUN.
 KICK_SIGNAL: Final[int] = signal.SIGRTMIN + 1
 
-# The main thread's: here they would only cost the guest an exit.
+# Signals for the main thread. In a vCPU thread they would only cause a useless exit.
 _OTHERS_SIGNALS: Final = frozenset(
     {
         signal.SIGHUP,
@@ -56,10 +56,10 @@ _WHOLE_ACCESS: Final = frozenset({1, 2, 4, 8})
 
 
 class IoBus(Protocol):
-    """What an exit needs of a bus: ``devices.bus.Bus``."""
+    """The part of ``devices.bus.Bus`` that exits need."""
 
     def read(self, address: int, size: int) -> int:
-        """Return the little-endian value at ``address``; all ones where nothing answers."""
+        """Return the little-endian value at ``address``; all ones if there is no device."""
         ...
 
     def write(self, address: int, size: int, value: int) -> None:
@@ -68,7 +68,7 @@ class IoBus(Protocol):
 
 
 class RunnableVcpu(StoppedVcpu, Protocol):
-    """What the loop needs of a ``kvm.vcpu.Vcpu``."""
+    """The part of a ``kvm.vcpu.Vcpu`` that the loop needs."""
 
     @property
     def page(self) -> memoryview:
@@ -80,7 +80,7 @@ class RunnableVcpu(StoppedVcpu, Protocol):
         ...
 
     def mp_state(self) -> int:
-        """Return the ``KVM_MP_STATE_…``; it waits until the vCPU is not in the guest."""
+        """Return the ``KVM_MP_STATE_…``; the call blocks while the vCPU is in the guest."""
         ...
 
     def set_immediate_exit(self, *, enabled: bool) -> None:
@@ -88,12 +88,12 @@ class RunnableVcpu(StoppedVcpu, Protocol):
         ...
 
     def notify_paused(self) -> None:
-        """Tell the guest's watchdogs about the pause."""
+        """Tell the guest that it was paused, so that its watchdogs do not fire."""
         ...
 
 
 class VcpuLook(NamedTuple):
-    """A vCPU at one moment: its thread, whether that is held, and the function that it is in."""
+    """A vCPU at one moment: its thread, whether it is paused, and its innermost Python frame."""
 
     vcpu: RunnableVcpu
     thread_id: int
@@ -102,11 +102,11 @@ class VcpuLook(NamedTuple):
 
 
 class VcpuSet:
-    """Every vCPU of a VM and its thread. The vCPUs themselves stay their maker's to close.
+    """Every vCPU of a VM and its thread. Whoever made the vCPUs closes them.
 
-    ``on_exit(index, reason)`` is called at most once, by the first vCPU that ends the VM by
-    itself, in that vCPU's thread; after ``stop`` it is not called any more. The other vCPUs run on
-    until ``stop``. Never wait here while holding the device-model lock: a vCPU may want it.
+    ``on_exit(index, reason)`` is called at most once, in the thread of the first vCPU whose exit
+    ends the VM, and never after ``stop``. The other vCPUs run on until ``stop``. Do not call a
+    method that waits while you hold the device-model lock, because a vCPU may need the lock.
     """
 
     def __init__(
@@ -123,10 +123,10 @@ class VcpuSet:
         self._state = _PAUSED
         self._ended = False
         self._confine: Callable[[], None] | None = None
-        self._unconfined = len(vcpus)  # threads that are not at their gate yet
-        self._refusal: Exception | None = None
-        self._tids: dict[int, int] = {}
-        self._parked: set[int] = set()
+        self._unconfined = len(vcpus)  # how many threads have yet to confine themselves
+        self._refusal: Exception | None = None  # what ``confine`` raised
+        self._tids: dict[int, int] = {}  # thread ids of the kernel, by index of the vCPU
+        self._parked: set[int] = set()  # the vCPUs that are paused
         runners = [
             _Runner(vcpu, pio, mmio, hardware_virtualization=hardware_virtualization)
             for vcpu in vcpus
@@ -136,17 +136,17 @@ class VcpuSet:
             for runner in runners
         ]
         self._vcpus = {vcpu.index: vcpu for vcpu in vcpus}
-        self._idents: dict[int, int] = {}  # Python's names of the threads
+        self._idents: dict[int, int] = {}  # thread ids of Python, by index of the vCPU
 
     def start(self, *, paused: bool = False, confine: Callable[[], None] | None = None) -> None:
-        """Start the threads. Call it in the process that stays: threads do not survive a fork.
+        """Start the threads. Do not fork afterwards: threads do not survive a fork.
 
         Args:
-            paused: none enters the guest before ``resume``.
-            confine: called in each thread before anything of the guest; it may raise.
+            paused: no vCPU enters the guest before ``resume``.
+            confine: called in each thread before it runs the guest; it may raise.
 
         Raises:
-            HostError: the kick signal cannot be handled, or there are threads enough.
+            HostError: the kick signal cannot be handled, or the host makes no more threads.
         """
         install_kick_handler(KICK_SIGNAL)
         self._state = _PAUSED if paused else _RUNNING
@@ -154,14 +154,14 @@ class VcpuSet:
         try:
             for thread in self._threads:
                 thread.start()
-        except RuntimeError as error:  # Python does not say which error the system gave
+        except RuntimeError as error:  # Python does not tell the errno
             raise HostError("start", "a thread for each vCPU", NO_MORE_PROCESSES) from error
 
     def wait_confined(self) -> None:
-        """Wait until every thread that was started is confined.
+        """Wait until every thread is confined.
 
         Raises:
-            Exception: what ``confine`` raised in one; that one has ended.
+            Exception: what ``confine`` raised in a thread; that thread has ended.
         """
         with self._condition:
             self._condition.wait_for(lambda: not self._unconfined)
@@ -175,7 +175,7 @@ class VcpuSet:
             return dict(self._tids)
 
     def look(self) -> tuple[VcpuLook, ...]:
-        """Look at every vCPU without stopping any. Not for a vCPU's own thread."""
+        """Look at every vCPU without stopping any. Do not call it in a vCPU's thread."""
         with self._condition:
             tids, idents, parked = dict(self._tids), dict(self._idents), frozenset(self._parked)
         frames = sys._current_frames()
@@ -185,16 +185,16 @@ class VcpuSet:
         )
 
     def pause(self) -> None:
-        """Ask every vCPU to stand still; ``wait_paused`` says when they do."""
+        """Ask every vCPU to pause; ``wait_paused`` waits until they have."""
         with self._condition:
             if self._state == _RUNNING:
                 self._state = _PAUSED
                 self._kick()
 
     def wait_paused(self, timeout_seconds: float) -> bool:
-        """Wait until no vCPU is in the guest or in a device; return whether that came in time.
+        """Wait until no vCPU is in the guest or in a device; return whether that is so.
 
-        It did not, either, when somebody lets the VM go on meanwhile.
+        Return False on a timeout, or if another thread resumes or stops the VM meanwhile.
         """
         with self._condition:
             self._condition.wait_for(
@@ -206,7 +206,7 @@ class VcpuSet:
         return self._parked >= self._tids.keys()
 
     def resume(self) -> None:
-        """Let every vCPU go on where it stood."""
+        """Let every paused vCPU go on."""
         with self._condition:
             if self._state == _PAUSED:
                 self._state = _RUNNING
@@ -228,7 +228,7 @@ class VcpuSet:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _kick(self) -> None:
-        """Get every vCPU out of the guest. The lock is held: no thread id goes stale meanwhile."""
+        """Make every vCPU leave the guest. The caller holds the lock, so thread ids stay valid."""
         for index, tid in self._tids.items():
             self._vcpus[index].set_immediate_exit(enabled=True)
             kick_thread(tid, KICK_SIGNAL)
@@ -241,7 +241,7 @@ class VcpuSet:
             return
         try:
             reason = runner.run(self._gate)
-        except Exception as error:  # the thread's entry: the VM must end, not hang
+        except Exception as error:  # thread entry: a bug must end the VM, not leave it hanging
             log.exception(error, "vCPU %d: a bug in the monitor ends the VM", index)
             reason = VmExitReason(VmExit.CRASH, f"vCPU {index}: {type(error).__name__}: {error}")
         finally:
@@ -254,13 +254,13 @@ class VcpuSet:
             self._report(index, reason)
 
     def _enter(self, index: int) -> bool:
-        """Confine this thread and count it in; return whether that was possible."""
+        """Confine and register this thread; return False if it could not be confined."""
         tid = threading.get_native_id()
         refusal: Exception | None = None
         try:
             if self._confine is not None:
                 self._confine()
-        except Exception as error:  # noqa: BLE001 - it is raised where the threads are started
+        except Exception as error:  # noqa: BLE001 - ``wait_confined`` raises it again
             refusal = error
         with self._condition:
             self._unconfined -= 1
@@ -282,7 +282,7 @@ class VcpuSet:
             log.debug("%s (the VM was ending)", reason.text)
 
     def _gate(self, vcpu: RunnableVcpu) -> bool:
-        """Stand still while the VM is paused; return whether to go on."""
+        """Wait while the VM is paused; return whether to run the guest again."""
         with self._condition:
             vcpu.set_immediate_exit(enabled=False)
             if self._state == _PAUSED:
@@ -295,7 +295,7 @@ class VcpuSet:
 
 
 class _Runner:
-    """The loop of one vCPU. Every exit of a boot passes here: lookups are done once."""
+    """The loop of one vCPU. It handles every exit, so attributes are looked up in advance."""
 
     def __init__(
         self, vcpu: RunnableVcpu, pio: IoBus, mmio: IoBus, *, hardware_virtualization: bool
@@ -308,7 +308,7 @@ class _Runner:
         self._views = {1: self._page.u8, 2: self._page.u16, 4: self._page.u32}
 
     def run(self, gate: Callable[[RunnableVcpu], bool]) -> VmExitReason | None:
-        """Run the guest until it ends the VM, or until ``gate`` says stop."""
+        """Run the guest until an exit ends the VM (return how), or ``gate`` returns False."""
         vcpu = self.vcpu
         enter, exit_reason = vcpu.run, self._page.exit_reason
         if not gate(vcpu):
@@ -333,9 +333,9 @@ class _Runner:
                 return VmExitReason(VmExit.CRASH, text)
 
     def _waits_for_startup(self, result: int) -> bool:
-        """Return whether KVM_RUN says that a processor waits for its start-up IPI.
+        """Return whether KVM_RUN failed because the vCPU waits for its start-up IPI.
 
-        The first processor never does. There KVM could not start a thread of its own.
+        The first vCPU never waits for one. For it, EAGAIN means that KVM could not start a thread.
         """
         return result == -errno.EAGAIN and self.vcpu.index != 0
 
@@ -362,7 +362,7 @@ class _Runner:
                 write(port, size, view[at])
 
     def _handle_mmio(self) -> None:
-        """Carry out a load or store; KVM splits what crosses a page into odd sizes."""
+        """Carry out a load or store. KVM splits an access across pages, even into odd sizes."""
         address, data, length, is_write = self._page.mmio()
         if length not in _WHOLE_ACCESS:
             self._handle_split_mmio(address, data, length, is_write=bool(is_write))

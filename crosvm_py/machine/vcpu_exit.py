@@ -38,7 +38,7 @@ class VmExitReason(NamedTuple):
 
 
 class StoppedVcpu(Protocol):
-    """What is needed of a ``Vcpu`` to say where it stopped."""
+    """The part of a ``Vcpu`` that tells where it stopped."""
 
     @property
     def index(self) -> int:
@@ -53,7 +53,7 @@ class StoppedVcpu(Protocol):
 def ended_by_exit(
     vcpu: StoppedVcpu, page: RunPage, exit_reason: int, *, hardware_virtualization: bool
 ) -> VmExitReason:
-    """Return what an exit means that the vCPU cannot go on from."""
+    """Return how the VM ends after an exit from which the vCPU cannot go on."""
     who = f"vCPU {vcpu.index}"
     if exit_reason == KVM_EXIT_SHUTDOWN:
         return VmExitReason(VmExit.RESET, f"{who}: triple fault, which resets a PC")

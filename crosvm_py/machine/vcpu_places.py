@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where vCPUs are, found without stopping them, for people who look for what stands still.
+"""Where vCPUs are, found without stopping them, for people who look for the cause of a hang.
 
-A thread in the guest cannot be asked: every ioctl on its vCPU would wait until it leaves the guest,
-and a signal that makes it leave could wake what has missed its wake-up. So Python is asked in which
-function each thread is, and KVM only about a vCPU that is held.
+We must not ask KVM about a vCPU in the guest: the ioctl would wait until it leaves the guest, and a
+signal that makes it leave could hide the hang by waking a guest that has missed a wake-up. So we
+ask Python in which function each thread is, and KVM only about a paused vCPU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MP_STATES: Final = {
 
 
 def find_places(vcpus: VcpuSet) -> tuple[VcpuPlace, ...]:
-    """Return where each vCPU is. Only for the thread that holds vCPUs and lets them go."""
+    """Return where each vCPU is. Call it in the thread that pauses and resumes vCPUs."""
     return tuple(
         VcpuPlace(look.vcpu.index, look.thread_id, *_find_place(look)) for look in vcpus.look()
     )

@@ -16,7 +16,7 @@ PAGE_BYTES: Final = 4096
 
 @fact
 class BalloonSet:
-    """Let the balloon grow or shrink to ``size_bytes``, in whole pages and within the memory."""
+    """Let the balloon grow or shrink to ``size_bytes``, rounded down to pages, at most all RAM."""
 
     TYPE: ClassVar[int] = 16
     FIELDS: ClassVar[tuple[Check, ...]] = (U64,)
@@ -26,7 +26,7 @@ class BalloonSet:
 
 @fact
 class BalloonAdjust:
-    """Let the balloon grow by ``pages`` of 4 KiB, or shrink where they are negative."""
+    """Let the balloon grow by ``pages`` of 4 KiB, or shrink if the number is negative."""
 
     TYPE: ClassVar[int] = 17
     FIELDS: ClassVar[tuple[Check, ...]] = (integer(-MAX_ADJUST_PAGES, MAX_ADJUST_PAGES),)
@@ -36,11 +36,12 @@ class BalloonAdjust:
 
 @fact
 class BalloonQuery:
-    """Tell how the balloon stands.
+    """Return the state of the balloon.
 
-    ``refresh`` also asks the guest for statistics, ``hint`` for its free pages. They are not in
-    the answer to this request, but in a later one in which ``updates`` is greater, or in which
-    ``hint_done`` is true. While a guest hints it counts its free pages as used.
+    ``refresh`` also asks the guest for statistics, ``hint`` for its free pages. The answer to this
+    request does not have them yet. A later answer has the statistics if its ``updates`` is greater,
+    and the free pages if its ``hint_done`` is true. While a guest reports its free pages, its
+    statistics count them as used.
     """
 
     TYPE: ClassVar[int] = 18

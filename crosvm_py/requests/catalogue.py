@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every request that there is: each class with ``ANSWER`` in a module of this folder."""
+"""All requests, found as the classes with ``ANSWER`` in the modules of this folder."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Requests about what stands still: the vCPUs, and each device with its rings and interrupts.
+"""Requests for those who debug a hang: where vCPUs are, and the rings and interrupts of devices.
 
-Nothing is stopped to answer them, so the numbers of an answer are not of one moment.
+Nothing is stopped to answer them, so the numbers in an answer may be of different moments.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _U8: Final = integer(0, 0xFF)
 
 
 class VcpuPlace(NamedTuple):
-    """One vCPU: its thread and where that is.
+    """One vCPU, its thread and where it is.
 
-    ``place`` is guest (in KVM_RUN), exit (a device or the monitor works for it), held or ended;
-    ``where`` tells more of it.
+    ``place`` is "guest" (in KVM_RUN), "exit" (the vmm handles an exit), "held" (paused) or "ended".
+    ``where`` says more.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
@@ -45,7 +45,7 @@ class VcpuPlace(NamedTuple):
 
 @fact
 class VmDump:
-    """The process id of the vmm, and where each vCPU is."""
+    """The answer to ``DumpVm``: the process id of the vmm, and where each vCPU is."""
 
     TYPE: ClassVar[int] = 84
     FIELDS: ClassVar[tuple[Check, ...]] = (
@@ -58,7 +58,7 @@ class VmDump:
 
 @fact
 class DumpVm:
-    """Tell where the vCPUs are."""
+    """Return where the vCPUs are."""
 
     TYPE: ClassVar[int] = 28
     FIELDS: ClassVar[tuple[Check, ...]] = ()
@@ -66,7 +66,7 @@ class DumpVm:
 
 
 class RingWords(NamedTuple):
-    """What the two rings of a queue say in guest memory (virtio 1.3 §2.7.6, §2.7.8)."""
+    """The fields of a queue's two rings in guest memory (virtio 1.3 §2.7.6, §2.7.8)."""
 
     avail_flags: int
     avail_idx: int
@@ -77,7 +77,7 @@ class RingWords(NamedTuple):
 
 
 class QueueDump(NamedTuple):
-    """One queue: the transport, guest memory (nil where it has none), how long its limit lasts."""
+    """One queue: its state in the transport, its rings if it has any, and its wait for a limit."""
 
     transport: TransportQueue
     ring: RingWords | None
@@ -117,19 +117,19 @@ _TRANSPORT: Final = record(
 
 @fact
 class DeviceDump:
-    """How one device stands.
+    """The state of one device.
 
     Args:
         name: its name.
         pid: its process.
-        state: as ``ListDevices`` has it.
+        state: the same word as in ``DeviceList``.
         alive: whether there is a process, as far as the vmm knows.
-        silent_ms: how long ago that process said anything.
+        silent_ms: the time since its last message.
         unanswered: how many requests of the vmm it has not answered.
-        oldest_ms: how long ago the first of these was sent.
-        transport: what the driver set up; its queues are in ``queues``. Nil before it is plugged.
+        oldest_ms: the time since the first of these was sent.
+        transport: what the driver has set up, without the queues; nil before it is plugged in.
         queues: every queue.
-        words: what the device process says itself; nil if it says nothing.
+        words: what the device process itself reports; nil if it does not answer.
     """
 
     TYPE: ClassVar[int] = 85
@@ -159,7 +159,7 @@ class DeviceDump:
 
 @fact
 class DumpDevice:
-    """Tell how a device stands."""
+    """Return the state of a device."""
 
     TYPE: ClassVar[int] = 29
     FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_NAME_CHARS),)

@@ -24,7 +24,7 @@ MAX_CGROUP_CHARS: Final = 512
 class QueueInfo(NamedTuple):
     """One queue of a device.
 
-    ``limit_wait_ms`` is not 0 while it waits for the device's limit: for so long still.
+    ``limit_wait_ms`` is how long it has yet to wait because of the device's rate limit, or 0.
     """
 
     size: int
@@ -33,16 +33,16 @@ class QueueInfo(NamedTuple):
 
 
 class CounterInfo(NamedTuple):
-    """One number that only grows."""
+    """One counter; its value never decreases."""
 
     name: str
     value: int
 
 
 class DeviceInfo(NamedTuple):
-    """One device as the vmm knows it.
+    """One device, as the vmm sees it.
 
-    ``cgroup`` is the directory of its group of cgroup v2, empty where it has none.
+    ``cgroup`` is the directory of its group in cgroup v2, empty if it has none.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
@@ -81,7 +81,7 @@ class DeviceList:
 
 @fact
 class ListDevices:
-    """Tell every device; ``DeviceList`` is the answer."""
+    """List all devices; ``DeviceList`` is the answer."""
 
     TYPE: ClassVar[int] = 5
     FIELDS: ClassVar[tuple[Check, ...]] = ()
@@ -90,9 +90,9 @@ class ListDevices:
 
 @fact
 class LimitDevice:
-    """Change the limits of a device's requests: one value for each of ``LIMIT_NAMES``.
+    """Change the rate limits of a device: one value for each of ``LIMIT_NAMES``.
 
-    Those that are nil stay as they are; ``DeviceLimits`` is the answer.
+    A limit whose value is nil stays as it is. ``DeviceLimits`` is the answer.
     """
 
     TYPE: ClassVar[int] = 6
@@ -107,7 +107,7 @@ class LimitDevice:
 
 @fact
 class ResizeDisk:
-    """Give the disk with this index another size; a block device is only measured again.
+    """Resize the disk with this index; a block device is only measured again.
 
     ``DiskSize`` is the answer.
     """
@@ -121,9 +121,9 @@ class ResizeDisk:
 
 @fact
 class RestartDevice:
-    """Give a device a new process, which has the code that is installed now.
+    """Replace a device's process by one that runs the code that is installed now.
 
-    ``Done`` means that it serves.
+    ``Done`` means that the new process serves the device.
     """
 
     TYPE: ClassVar[int] = 12

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @fact
 class Stop:
-    """End the VM at once. ``Done`` means it will; the connection closes when it is gone."""
+    """End the VM at once. ``Done`` comes first; the connection is closed when the VM has ended."""
 
     TYPE: ClassVar[int] = 1
     FIELDS: ClassVar[tuple[Check, ...]] = ()
@@ -22,7 +22,7 @@ class Stop:
 
 @fact
 class Suspend:
-    """Hold all vCPUs still. ``Done`` means that none runs guest code any more."""
+    """Pause all vCPUs. ``Done`` means that none runs guest code any more."""
 
     TYPE: ClassVar[int] = 2
     FIELDS: ClassVar[tuple[Check, ...]] = ()
@@ -40,7 +40,7 @@ class Resume:
 
 @fact
 class PowerButton:
-    """Press the ACPI power button; what follows is up to the guest."""
+    """Press the ACPI power button; the guest decides what to do."""
 
     TYPE: ClassVar[int] = 4
     FIELDS: ClassVar[tuple[Check, ...]] = ()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @fact
 class SetLink:
-    """Pull a card's cable or put it back. ``Done`` means that no frame passes, or that they do."""
+    """Pull a network card's cable, or put it back. ``Done`` means that this has taken effect."""
 
     TYPE: ClassVar[int] = 24
     FIELDS: ClassVar[tuple[Check, ...]] = (text(64), boolean)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""An answer that comes later, and what answers requests."""
+"""``Pending``, an answer that comes later, and the type of request handlers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Pending:
-    """An answer that will be known later. Belongs to the thread of the event loop."""
+    """An answer that will be known later. Use it in the thread of the event loop only."""
 
     def __init__(self) -> None:
         self._response: Response | None = None
@@ -27,11 +27,11 @@ class Pending:
             self._deliver(response)
 
     def deliver_to(self, deliver: Callable[[Response], None]) -> None:
-        """Call ``deliver`` with the answer, at once if it is there already."""
+        """Call ``deliver`` with the answer, at once if it is known already."""
         self._deliver = deliver
         if self._response is not None:
             deliver(self._response)
 
 
-# A VmmError that it raises is the client's answer, too.
+# If it raises a VmmError, the client gets that as the answer.
 Handler: TypeAlias = "Callable[[Request], Response | Pending]"

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What control clients and a VM say to each other: one message each way, msgpack arrays.
+"""The messages between control clients and a VM, as msgpack arrays.
 
 A client sends a request and gets one answer. More requests may follow on the same connection,
 one at a time. Numbers are never reused; a VM that is too old for a request answers ``Failed``.
 
-A request is a message with ``ANSWER``, the class of what it is answered with where it is not
-refused. ``catalogue`` finds it in the modules beside this one, whatever they are called.
+A request is a message with ``ANSWER``, the class of its answer unless it fails. ``catalogue`` finds
+all requests in the modules of this folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_REASON_CHARS: Final = 1024
 
 
 class Request(Protocol):
-    """What every request declares."""
+    """What the class of every request declares."""
 
     TYPE: ClassVar[int]
     FIELDS: ClassVar[tuple[Check, ...]]
@@ -35,7 +35,7 @@ Response: TypeAlias = Message
 
 @fact
 class Done:
-    """It was done."""
+    """The request was carried out."""
 
     TYPE: ClassVar[int] = 64
     FIELDS: ClassVar[tuple[Check, ...]] = ()
@@ -43,7 +43,7 @@ class Done:
 
 @fact
 class Failed:
-    """It was not done; ``reason`` is one line for people."""
+    """The request was not carried out; ``reason`` is one line for people."""
 
     TYPE: ClassVar[int] = 65
     FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_REASON_CHARS),)

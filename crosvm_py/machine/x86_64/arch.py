@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""x86-64 as ``crosvm_py.machine.arch`` wants it."""
+"""x86-64 as a ``crosvm_py.machine.arch.Arch``."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class X86:
         return layout.ram_ranges(memory_bytes)
 
     def memory_map(self, memory_bytes: int) -> list[E820Entry]:
-        """Return it as the BIOS of a PC would (INT 15h, E820h)."""
+        """Return the map that the BIOS of a PC would return (INT 15h, E820h)."""
         return layout.e820(memory_bytes)
 
     def make_machine(
         self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, events: MachineEvents
     ) -> Board:
         """Build a PC."""
-        # Imported by the vmm alone, while the warden imports what devices need.
+        # Imported here, because only the vmm needs it, and the warden is forked before.
         from crosvm_py.machine.x86_64.machine import Machine
 
         return Machine(kvm, memory, loop, events)

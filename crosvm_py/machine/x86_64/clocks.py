@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The guest's clocks across a suspension: for the guest no time passes.
 
-kvmclock and the time stamp counter both run on while no vCPU does. A guest that then finds an hour
-gone runs every timer of that hour at once, and its watchdogs bite. So both go on from where they
-stood. (KVM_KVMCLOCK_CTRL, sent by each vCPU's thread, tells the watchdogs of the rest.) The date is
-behind afterwards, as after any suspension of a machine; guests set it by the network or the RTC.
+kvmclock and the time stamp counter go on while no vCPU runs. After an hour, the guest would run all
+timers of that hour at once, and its watchdogs would fire. So we set both clocks back to where they
+were. (KVM_KVMCLOCK_CTRL, which each vCPU's thread calls, tells the watchdogs about shorter pauses.)
+Afterwards the date is behind, as after any suspension of a machine; guests correct it by the
+network or the RTC.
 
-The interval timer runs on, too. Its ticks of that time are lost, where KVM would deliver 3.6
-million for an hour. The first suspension tells it: at the start that would take 16 ms, for which
-KVM waits for readers of its interrupt tables.
+The interval timer (PIT) goes on, too. KVM would deliver its missed ticks later, 3.6 million for an
+hour; we tell KVM to drop them. We do so at the first suspension and not at the start, where it
+would take 16 ms, because KVM waits for readers of its interrupt tables.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ log = get_logger("crosvm.vm")
 
 MSR_IA32_TSC: Final = 0x10
 
-# KVM takes a counter that is set less than a second off for one more of several that belong
-# together, and ignores the value. So a shorter pause is one that the counter has seen.
+# If a counter is set to a value less than a second away from the present one, KVM assumes that the
+# guest synchronizes its counters, and ignores the value. So the counter goes on in a shorter pause.
 TSC_SECONDS: Final = 1.5
 
 
 class ClockedVm(Protocol):
-    """What is needed of a ``kvm.vm.Vm``."""
+    """The part of a ``kvm.vm.Vm`` that is needed here."""
 
     def clock_ns(self) -> int:
-        """Return the guest's kvmclock."""
+        """Return the guest's kvmclock in nanoseconds."""
         ...
 
     def set_clock_ns(self, clock_ns: int) -> None:
@@ -42,15 +43,15 @@ class ClockedVm(Protocol):
         ...
 
     def drop_missed_pit_ticks(self) -> None:
-        """Let the interval timer catch up with nothing."""
+        """Have KVM drop ticks that the interval timer could not deliver in time."""
         ...
 
 
 class ClockedVcpu(Protocol):
-    """What is needed of a ``kvm.vcpu.Vcpu`` that stands still."""
+    """The part of a ``kvm.vcpu.Vcpu`` that is needed here; the vCPU is paused."""
 
     def msr(self, index: int) -> int | None:
-        """Return a register, ``None`` where KVM has no such."""
+        """Return a register; ``None`` if KVM does not have it."""
         ...
 
     def set_msr(self, index: int, value: int) -> bool:
@@ -59,7 +60,7 @@ class ClockedVcpu(Protocol):
 
 
 class GuestClocks:
-    """Hold the clocks of one VM; call both while every vCPU stands still."""
+    """Stop the clocks of one VM; call both methods while every vCPU is paused."""
 
     def __init__(
         self,
@@ -79,11 +80,11 @@ class GuestClocks:
         self._vm.drop_missed_pit_ticks()
         self._held_at = self._now()
         self._clock_ns = self._vm.clock_ns()
-        # One value for all, read after all stopped: none of them has seen a later one.
+        # One value for all vCPUs. It is read after all have stopped, so none has seen a later one.
         self._tsc = self._vcpus[0].msr(MSR_IA32_TSC)
 
     def go_on(self) -> None:
-        """Set every clock to what was remembered."""
+        """Set every clock to the remembered time."""
         if self._tsc is not None and self._now() - self._held_at >= TSC_SECONDS:
             for vcpu in self._vcpus:
                 if not vcpu.set_msr(MSR_IA32_TSC, self._tsc):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What CPUID tells the guest: what KVM can do here, and a topology of our own.
+"""What CPUID tells the guest: the features that KVM supports here, and a topology of our own.
 
-Every vCPU is a core of one package with one thread, and its APIC id is its index. Nested
-virtualization and the performance counters are hidden: they are a good part of KVM's attack
-surface, and no guest of this monitor needs them.
+All vCPUs are cores of one package, with one thread each; a vCPU's APIC id is its index. Nested
+virtualization and performance counters are hidden, because they are a large part of KVM's attack
+surface and our guests do not need them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _AMD_VENDORS: Final = frozenset({b"AuthenticAMD", b"HygonGenuine"})
 
 
 def physical_address_bits(supported: Iterable[CpuidEntry]) -> int:
-    """Return how wide a guest-physical address is."""
+    """Return the width of a guest-physical address in bits."""
     for entry in supported:
         if entry.function == LEAF_AMD_SIZES:
             return entry.eax & 0xFF
@@ -70,7 +70,7 @@ def _is_amd(supported: Iterable[CpuidEntry]) -> bool:
 
 
 class CpuidTemplate:
-    """The leaves that all vCPUs share, and what differs between them."""
+    """The CPUID leaves, made once for all vCPUs; ``for_vcpu`` fills in the APIC id."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class CpuidTemplate:
                 yield from self._levels(function)
 
     def _levels(self, function: int) -> Iterator[CpuidEntry]:
-        """Describe one thread a core, all cores in one package (SDM volume 2, CPUID)."""
+        """Describe one thread per core, and all cores in one package (SDM volume 2, CPUID)."""
         flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX
         yield CpuidEntry(function, 0, flags, 0, 1, LEVEL_SMT << 8, 0)
         core = 1 | LEVEL_CORE << 8
@@ -138,20 +138,20 @@ class CpuidTemplate:
         if self._tsc_deadline_timer:
             ecx |= ECX_TSC_DEADLINE
         edx = entry.edx | EDX_HTT if self._cpus > 1 else entry.edx & ~EDX_HTT
-        # AMD counts threads, Intel the ids that a package can hold.
+        # On AMD the field is the number of threads, on Intel the number of ids in a package.
         threads = self._cpus if self._amd else min(1 << self._core_bits, 0xFF)
         ebx = entry.ebx & 0xFF00_FFFF | threads << 16
         return entry._replace(ebx=ebx, ecx=ecx, edx=edx)
 
     def _intel_caches(self, entry: CpuidEntry) -> CpuidEntry:
-        if not entry.eax & 0x1F:  # no more caches
+        if not entry.eax & 0x1F:  # cache type 0: there are no more caches
             return entry
         cores = min((1 << self._core_bits) - 1, 0x3F)
         entry = self._caches(entry)
         return entry._replace(eax=entry.eax & 0x03FF_FFFF | cores << 26)
 
     def _caches(self, entry: CpuidEntry) -> CpuidEntry:
-        """Share the last-level cache among all vCPUs, the others with nobody."""
+        """Say that all vCPUs share the last-level cache, and that each has the others alone."""
         if not entry.eax & 0x1F:
             return entry
         shared = entry.eax >> 5 & 0x7 >= _LAST_LEVEL_CACHE
@@ -172,7 +172,7 @@ class CpuidTemplate:
         return entry._replace(ecx=entry.ecx & ~0xF0FF | cores)
 
     def _brand(self, entry: CpuidEntry) -> CpuidEntry:
-        """Show the processor's name, which KVM leaves empty and every /proc/cpuinfo prints."""
+        """Fill in the processor's name from the host; KVM leaves it empty."""
         eax, ebx, ecx, edx = self._host(entry.function) or (0, 0, 0, 0)
         return entry._replace(eax=eax, ebx=ebx, ecx=ecx, edx=edx)
 

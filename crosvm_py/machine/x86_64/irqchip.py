@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The PC's interrupt controllers, which are KVM's: two PICs and an IOAPIC."""
+"""The wiring of the PC's interrupt controllers in KVM: two PICs and an IOAPIC."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PIC_PINS: Final = 8
 
 
 def chip_wiring() -> ChipWiring:
-    """Return the pins as KVM wires them itself: GSI n to IOAPIC pin n, the first 16 to the PICs."""
+    """Return KVM's own wiring: GSI n to pin n of the IOAPIC, and the first 16 to the PICs, too."""
     master = [ChipRoute(gsi, KVM_IRQCHIP_PIC_MASTER, gsi) for gsi in range(PIC_PINS)]
     slave = [
         ChipRoute(gsi, KVM_IRQCHIP_PIC_SLAVE, gsi - PIC_PINS)

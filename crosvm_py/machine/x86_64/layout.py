@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The x86-64 machine's address map: guest-physical memory, I/O ports and interrupt lines.
 
-The map is crosvm's where crosvm has one, so that guests that were built for it find things where
-they expect them. Numbers only; who models what is said in the modules that use them.
+Addresses are those of crosvm wherever crosvm has the same device, so that guests built for crosvm
+find devices where they expect them. This module has only the numbers; the modules that use them
+explain the devices.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PAGE_BYTES: Final = 4096
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
-# Memory below 1 MiB: boot registers' tables, what the loader writes, MP and ACPI tables.
+# Memory below 1 MiB: descriptor and page tables, the data of the loader, MP and ACPI tables.
 GDT_GPA: Final = 0x1500
 IDT_GPA: Final = 0x1528
 START_INFO_GPA: Final = 0x6000
@@ -44,8 +45,8 @@ MMIO_HOLE_START: Final = 0xD000_0000
 PCI_MMIO_GPA: Final = MMIO_HOLE_START
 PCI_MMIO_BYTES: Final = 0x2400_0000
 ECAM_GPA: Final = 0xF400_0000
-# One bus, all there is: Linux asks every slot of each bus named here who is in it, two exits a
-# slot. With 64 buses that was 4,000 of the 5,800 exits to us in a boot.
+# Space for one bus, since there is only one. Linux probes every slot of each bus named here, with
+# two exits per slot; with 64 buses that was 4,000 of the 5,800 exits to us in a boot.
 ECAM_BYTES: Final = 0x10_0000
 PCI_BUSES: Final = ECAM_BYTES >> 20
 IOAPIC_GPA: Final = 0xFEC0_0000
@@ -73,8 +74,8 @@ PCI_CONFIG_PORT_COUNT: Final = 8
 RESET_PORT: Final = 0xCF9
 RESET_VALUE: Final = 0x06
 
-# Interrupt lines (GSIs), which are pins of the IOAPIC of the same number, the PIT's line 0 too
-# (a PC has it on pin 2). Those from 24 up are routes of message-signalled interrupts.
+# Interrupt lines (GSIs). Each is the IOAPIC's pin of the same number. That includes line 0 of the
+# PIT, which a PC has on pin 2. GSIs from 24 up are for message-signalled interrupts.
 COM_IRQS: Final = tuple(com.irq for com in com_ports.COM_PORTS.values())
 CMOS_IRQ: Final = 8
 SCI_IRQ: Final = 9
@@ -121,7 +122,7 @@ def ram_ranges(memory_bytes: int) -> list[tuple[int, int]]:
 
 
 def e820(memory_bytes: int) -> list[E820Entry]:
-    """Return the memory map that the guest is told.
+    """Return the memory map that is passed to the guest.
 
     Raises:
         ConfigError: as ``ram_ranges``.

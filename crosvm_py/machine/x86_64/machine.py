@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The x86-64 machine: KVM's part of it, every device that is not virtio, and how it boots."""
+"""The x86-64 machine: KVM's interrupt chips, the devices that are not virtio, and the boot."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _PCI: Final = PciPlace(
 
 
 class Machine(Board):
-    """A PC, as crosvm has it."""
+    """A PC with the same devices and addresses as crosvm's."""
 
     def __init__(
         self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, events: MachineEvents
@@ -90,7 +90,7 @@ class Machine(Board):
             self.pio.insert(base, count, device)
 
     def load(self, plan: BootPlan, cpus: int) -> None:
-        """Write the kernel and the firmware's tables into memory, and make the vCPUs for it."""
+        """Write the kernel and the firmware's tables into memory, and make the vCPUs."""
         memory = self._memory
         rsdp_gpa = write_acpi_tables(memory, cpus)
         write_mptable(memory, cpus)
@@ -99,7 +99,7 @@ class Machine(Board):
         configure_boot_vcpu(self._vcpus[0], memory, entry)
 
     def _make_vcpus(self, cpus: int) -> None:
-        """Make the vCPUs; all but the first wait for their start-up IPI, as KVM makes them."""
+        """Make the vCPUs. KVM makes all but the first wait for their start-up IPI."""
         supported = self._kvm.supported_cpuid()
         deadline_timer = bool(self._kvm.check_extension(KVM_CAP_TSC_DEADLINE_TIMER))
         template = CpuidTemplate(supported, cpus, tsc_deadline_timer=deadline_timer)
@@ -112,7 +112,7 @@ class Machine(Board):
             set_local_interrupts(vcpu)
 
     def make_clocks(self) -> GuestClocks:
-        """Return the guest's clocks, to hold them while the vCPUs stand still."""
+        """Return the guest's clocks, so that a suspension can stop them."""
         return GuestClocks(self.vm, self._vcpus)
 
     def press_power_button(self) -> None:

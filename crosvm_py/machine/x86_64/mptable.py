@@ -26,7 +26,7 @@ _LAPIC_VERSION: Final = 0x14
 _IOAPIC_VERSION: Final = 0x11
 _CPU_ENABLED: Final = 1 << 0
 _CPU_IS_BOOT_CPU: Final = 1 << 1
-# A family 6 CPU with FPU and APIC; kernels ask CPUID for the truth.
+# A family 6 CPU with FPU and APIC; kernels use CPUID for the real values.
 _CPU_SIGNATURE: Final = 0x600
 _CPU_FEATURES: Final = 0x201
 _IOAPIC_ENABLED: Final = 1
@@ -92,14 +92,14 @@ def _pci_interrupts() -> list[bytes]:
 
 
 def build_pointer(table_gpa: int) -> bytes:
-    """Return the floating pointer structure by which kernels find the table."""
+    """Return the floating pointer structure, through which kernels find the table."""
     pointer = bytearray(POINTER.pack(b"_MP_", table_gpa, 1, _SPEC_REVISION, 0, 0, 0, 0, 0, 0))
     pointer[_POINTER_CHECKSUM_OFFSET] = checksum(pointer)
     return bytes(pointer)
 
 
 def write_mptable(memory: MemoryWriter, cpus: int) -> None:
-    """Write table and pointer into the top of the first 640 KiB."""
+    """Write the table and its pointer at the end of the first 640 KiB."""
     table = build_mptable(cpus)
     end = layout.MPTABLE_GPA + len(table)
     if end > layout.MPTABLE_POINTER_GPA:

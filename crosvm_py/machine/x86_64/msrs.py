@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Model-specific registers that must not start at KVM's reset value.
 
-Everything else that a kernel expects to be 0 (SYSENTER, STAR, the TSC, …) KVM makes 0 itself.
+KVM sets all others that a kernel expects to be 0 (SYSENTER, STAR, the TSC, …) to 0 itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MTRR_MASK_VALID: Final = 1 << 11
 
 
 class MsrVcpu(Protocol):
-    """What is needed of a ``Vcpu``."""
+    """The part of a ``Vcpu`` that is needed here."""
 
     @property
     def index(self) -> int:
@@ -52,7 +52,7 @@ def uncached_ranges(start: int, end: int) -> list[tuple[int, int]]:
 
 
 def boot_msrs(physical_address_bits: int) -> list[tuple[int, int]]:
-    """Return (index, value): fast string moves, and memory write-back but for the PCI hole."""
+    """Return (index, value): enable fast strings; cache all memory but the PCI hole write-back."""
     msrs = [
         (MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
         (MSR_MTRR_DEF_TYPE, MTRR_ENABLE | MTRR_TYPE_WRITE_BACK),
@@ -67,7 +67,7 @@ def boot_msrs(physical_address_bits: int) -> list[tuple[int, int]]:
 
 
 def set_boot_msrs(vcpu: MsrVcpu, physical_address_bits: int) -> None:
-    """Set them one by one: a KVM that lacks one of them can still run most guests."""
+    """Set the registers one by one. Most guests run even if KVM lacks one of them."""
     for index, value in boot_msrs(physical_address_bits):
         if not vcpu.set_msr(index, value):
             log.debug("vCPU %d: KVM refuses %#x for MSR %#x", vcpu.index, value, index)

@@ -49,7 +49,7 @@ class BootEntry(Protocol):
 
     @property
     def protocol(self) -> Literal["linux64", "linux32", "pvh"]:
-        """Which of the three states."""
+        """Which of the three states the processor starts in."""
         ...
 
     @property
@@ -64,7 +64,7 @@ class BootEntry(Protocol):
 
 
 class BootVcpu(Protocol):
-    """What is needed of a ``Vcpu`` for its registers."""
+    """The part of a ``Vcpu`` for its registers."""
 
     def regs(self) -> kvm_regs:
         """Return the general registers."""
@@ -84,7 +84,7 @@ class BootVcpu(Protocol):
 
 
 class LapicVcpu(Protocol):
-    """What is needed of a ``Vcpu`` for its local APIC."""
+    """The part of a ``Vcpu`` for its local APIC."""
 
     def lapic(self) -> bytes:
         """Return the register page."""
@@ -96,7 +96,7 @@ class LapicVcpu(Protocol):
 
 
 class MemoryWriter(Protocol):
-    """What is needed of guest memory."""
+    """The part of guest memory that is needed here."""
 
     def write(self, gpa: int, data: bytes) -> None:
         """Store ``data`` at ``gpa``."""
@@ -136,7 +136,7 @@ class Segment(NamedTuple):
         register.unusable = 0
 
 
-# Accessed bits are set: the processor would otherwise write to the table.
+# The accessed bits are set; otherwise the processor would set them in the table itself.
 CODE_64: Final = Segment(CODE_SELECTOR, 0xB, long=1)
 CODE_32: Final = Segment(CODE_SELECTOR, 0xB, big=1)
 DATA: Final = Segment(DATA_SELECTOR, 0x3, big=1)
@@ -177,7 +177,7 @@ def _load_segments(sregs: kvm_sregs, code: Segment, table_limit: int) -> None:
     TASK.load(sregs.tr)
     sregs.gdt.base = GDT_GPA
     sregs.gdt.limit = table_limit
-    # No kernel takes an exception before it has its own table; an early one is a triple fault.
+    # Kernels load their own table before an exception can occur. An earlier one triple-faults.
     sregs.idt.base = IDT_GPA
     sregs.idt.limit = 0
 
@@ -197,9 +197,9 @@ def _set_general_registers(vcpu: BootVcpu, entry: BootEntry) -> None:
 
 
 def identity_page_tables(gpa: int) -> bytes:
-    """Return tables, to be put at ``gpa``, that map the first 4 GiB onto themselves.
+    """Return page tables for ``gpa`` that map the first 4 GiB to the same addresses.
 
-    One PML4, one directory pointer table, and a directory of 2 MiB pages for every GiB.
+    They are one PML4, one directory pointer table, and a directory of 2 MiB pages for each GiB.
     """
     pointers = gpa + PAGE_BYTES
     directories = pointers + PAGE_BYTES

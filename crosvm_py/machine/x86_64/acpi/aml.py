@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""ACPI Machine Language: the few terms that describe this machine (ACPI 6.5 §20.2, §6.4).
+"""ACPI Machine Language: the terms that describe this machine (ACPI 6.5 §20.2, §6.4).
 
-Every function returns the bytes of one term, so that a description nests as it does in ASL.
+Every function returns the bytes of one term, so that calls can be nested as terms are in ASL.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The DSDT's contents: what of this machine cannot be found by looking at a bus."""
+"""The contents of the DSDT: the devices that a guest cannot find by scanning a bus."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ def _pci_host_bridge() -> bytes:
         aml.name("_UID", aml.integer(0)),
         aml.name("_SEG", aml.integer(0)),
         aml.name("_BBN", aml.integer(0)),
-        # Bridges' caches are the CPUs': without this, Linux takes DMA for not coherent on some
-        # architectures, and it costs nothing.
+        # DMA is cache-coherent. Without this, Linux assumes the opposite on some architectures.
         aml.name("_CCA", aml.integer(1)),
         aml.name(
             "_CRS",
@@ -62,7 +61,7 @@ def _pci_host_bridge() -> bytes:
 
 
 def _pci_routing() -> bytes:
-    """Return the package that wires each slot's four pins straight to IOAPIC lines (§6.2.13)."""
+    """Return the package that wires each slot's four pins to IOAPIC lines (§6.2.13)."""
     return aml.package(
         *(
             aml.package(
@@ -78,7 +77,7 @@ def _pci_routing() -> bytes:
 
 
 def _motherboard_resources() -> bytes:
-    """Claim the ECAM, which a kernel uses only if somebody does (PCI Firmware 3.3 §4.1.2)."""
+    """Reserve the ECAM; kernels use it only if it is reserved (PCI Firmware 3.3 §4.1.2)."""
     return aml.device(
         "MB00",
         aml.name("_HID", aml.eisa_id("PNP0C02")),

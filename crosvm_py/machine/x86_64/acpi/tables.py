@@ -35,8 +35,8 @@ _RTC_WAKE_NOT_FIXED: Final = 1 << 6
 _RESET_REG_SUP: Final = 1 << 10
 # PWR_BUTTON (bit 4) stays clear: the power button is a fixed feature of PM1.
 
-# IA-PC boot architecture flags (§5.2.9.3). Bit 1, the 8042, stays clear although the port that
-# resets the machine is there: with it, guests wait seconds for a keyboard that never answers.
+# IA-PC boot architecture flags (§5.2.9.3). Bit 1, the 8042, stays clear although we have its port
+# that resets the machine: if it is set, guests wait seconds for a keyboard that does not answer.
 _LEGACY_DEVICES: Final = 1 << 0
 _VGA_NOT_PRESENT: Final = 1 << 2
 _NO_ASPM: Final = 1 << 4
@@ -56,11 +56,11 @@ _LEVEL_ACTIVE_LOW: Final = 0xF
 _FIRST_X2APIC_ID: Final = 255
 _ALL_PROCESSORS: Final = 0xFF
 _NMI_LINT: Final = 1
-IOAPIC_ID: Final = 0  # what the in-kernel IOAPIC answers after reset
+IOAPIC_ID: Final = 0  # the id of the in-kernel IOAPIC after reset
 
 
 def checksum(data: bytes | bytearray) -> int:
-    """Return the byte that makes the sum of ``data``, where it is still 0, a multiple of 256."""
+    """Return the checksum byte for ``data``, in which it is still 0: the sum must be 0 mod 256."""
     return -sum(data) & 0xFF
 
 
@@ -131,7 +131,8 @@ def build_madt(cpus: int) -> bytes:
     entries += [_local_apic(apic_id) for apic_id in range(cpus)]
     entries.append(pack("<BBBBII", 1, 12, IOAPIC_ID, 0, layout.IOAPIC_GPA, 0))
     entries.append(_override(layout.SCI_IRQ, layout.SCI_IRQ, _LEVEL_ACTIVE_HIGH))
-    # ISA has no say on the lines of PCI; told so, a kernel programs them once.
+    # PCI lines are level-triggered and active low, unlike ISA's. Told so here, a kernel programs
+    # them only once.
     entries += [_override(gsi, gsi, _LEVEL_ACTIVE_LOW) for gsi in layout.PCI_INTX_GSIS]
     entries.append(pack("<BBBHB", 4, 6, _ALL_PROCESSORS, _CONFORMS_TO_BUS, _NMI_LINT))
     return build_table(b"APIC", 5, b"".join(entries))
@@ -148,7 +149,7 @@ def _override(isa_irq: int, gsi: int, flags: int) -> bytes:
 
 
 def build_mcfg() -> bytes:
-    """Return where PCI configuration space is in memory (PCI Firmware 3.3 §4.1.2)."""
+    """Return the table with the address of the ECAM (PCI Firmware 3.3 §4.1.2)."""
     return build_table(b"MCFG", 1, pack("<8xQHBB4x", layout.ECAM_GPA, 0, 0, layout.PCI_BUSES - 1))
 
 
@@ -176,7 +177,7 @@ def build_acpi_tables(
 
 
 def _align(gpa: int) -> int:
-    # The FACS wants 64 bytes, and the others do not mind.
+    # The FACS must be aligned to 64 bytes; for the other tables that does no harm.
     return -(-gpa // 64) * 64
 
 
