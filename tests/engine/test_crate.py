@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What Rust's own tools say of the engine."""
+"""Run Rust's own tools on the engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 CRATE = Path(__file__).parents[2] / "engine"
-# The only files that may say ``unsafe``: guest memory, and system calls with the C interface.
+# The only files that may contain ``unsafe``: guest memory, and system calls with the C interface.
 UNSAFE = {"memory.rs", "sys.rs"}
 
 pytestmark = pytest.mark.skipif(not shutil.which("cargo"), reason="there is no cargo here")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The groups of a VM, made and removed in a folder that behaves like cgroup v2 where it matters."""
+"""The groups of a VM, made and removed in a folder that imitates cgroup v2."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ FILES: Final = (
 
 
 class FakeKernel:
-    """New directories get control files, and those go with them; a process keeps its group."""
+    """Give each new directory control files, and remove them with it, as cgroup v2 does."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = root
         self._mkdir, self._rmdir = os.mkdir, os.rmdir
         self._write = os.write
-        self.refused: dict[str, int] = {}  # what cannot be written, and why not
+        self.refused: dict[str, int] = {}  # files that cannot be written, and the errno
         self.written: list[tuple[str, str]] = []
         for name in FILES:
             (root / name).touch()
@@ -229,7 +229,7 @@ def test_groups_of_living_vms_stay(kernel: FakeKernel) -> None:
     assert kernel.groups() == ["crosvm-1", "crosvm-1.vmm", "crosvm-1/rng"]
     os.close(used)
     remove_stale(str(kernel.root))
-    remove_stale(str(kernel.root))  # the group aside goes when it has nothing left beside it
+    remove_stale(str(kernel.root))  # removes crosvm-1.vmm, now that crosvm-1 is gone
     assert kernel.groups() == []
 
 
@@ -263,7 +263,7 @@ def test_group_is_in_use_until_the_last_process_has_let_go(kernel: FakeKernel) -
 
 
 def interfere(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-    """Be another VM that takes ours for dead between its first two calls."""
+    """Act as another VM, which removes our group between our mkdir and our flock."""
     left = [times]
     mkdir: Callable[[str, int], None] = kernel.mkdir
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Start a jailed process in a real group of cgroup v2, in both ways that there are."""
+"""Start a jailed process in a real group of cgroup v2, with clone3(2) and without it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where groups for devices can be made: every answer, from trees that only look like cgroup v2."""
+"""Where groups for devices can be made: every answer, with folders that imitate cgroup v2."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The jail of a broker, whose root is one directory: what it reaches there, and nothing else."""
+"""The jail of a broker, whose root is one directory: it reaches that directory and nothing else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has one
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Return a directory with a listener, links and a file; a listener lies beside it."""
+    """Return a directory with a listener, links and a file; another listener is outside it."""
     folder = tmp_path / "sockets"
     (folder / "inner").mkdir(parents=True)
     (tmp_path / "secret").write_text("outside")
@@ -133,7 +133,7 @@ def is_directory(fd: int) -> bool:
 
 
 def test_directory_with_a_mount_below_it_is_no_obstacle() -> None:
-    """A bind mount of such a directory is not for an ordinary user (mount_namespaces(7))."""
+    """An ordinary user could not bind mount such a directory (mount_namespaces(7))."""
     assert in_jail(lambda: os.path.isdir("proc"), root="/", owner=owner_of(Path("/"))) is True
 
 

@@ -28,7 +28,7 @@ BOTH: Final = frozenset({linux.CAP_SETUID, linux.CAP_SETGID})
 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Ids]:
-    """Choose as somebody with these ids and capabilities in a namespace with this map."""
+    """Call ``choose`` as a process with these ids, capabilities and id maps."""
 
     def choose_as(
         uid: int, text: str = EVERY, held: frozenset[int] = BOTH, gids: str | None = None

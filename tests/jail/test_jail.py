@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Try to break out of the jail from inside, and look at it from outside.
 
-The filter is not loaded here: each wall has to hold by itself.
+The seccomp filter is not loaded here, because the other steps have to suffice without it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def connect_out() -> None:
 
 def trace_parent() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.ptrace(16, 2, 0, 0) < 0:  # PTRACE_ATTACH to what would be another process
+    if libc.ptrace(16, 2, 0, 0) < 0:  # PTRACE_ATTACH to another process, if there were one
         raise OSError(ctypes.get_errno(), "ptrace")
 
 

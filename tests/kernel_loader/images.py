@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Kernels made by hand: small ELF files and bzImages, well-formed until a test says otherwise."""
+"""Make small ELF files and bzImages, which are well-formed unless a test changes a field."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PVH_ENTRY = TEXT_GPA + 0x80
 
 @dataclass
 class Load:
-    """One PT_LOAD header; ``None`` is what follows from the content."""
+    """One PT_LOAD header. A field that is ``None`` gets the value that the content needs."""
 
     gpa: int = TEXT_GPA
     content: bytes = b"\xf4" * 0x100
@@ -40,7 +40,7 @@ class Load:
 
 @dataclass
 class Elf:
-    """A file to be; every header field can be set to something wrong."""
+    """The fields of an ELF file, each of which a test can set to something wrong."""
 
     loads: list[Load] = field(default_factory=lambda: [Load()])
     notes: bytes = b""
@@ -126,7 +126,7 @@ def _lz4(data: bytes) -> bytes:
 
 
 def _zstd(data: bytes) -> bytes:
-    # zstd in a pipe, as the kernel build runs it, does not know the size.
+    # The kernel build runs zstd in a pipe, where it does not know the size.
     return zstandard.ZstdCompressor(level=1, write_content_size=False).compress(data)
 
 
@@ -152,7 +152,7 @@ def bzimage(
     code = bytearray(payload_offset) + payload
     code += bytes(-len(code) % 16)
     head = bytearray((1 + setup_sectors) * 512)
-    head[0x1EF] = 0xFF  # the sentinel: not for the zero page
+    head[0x1EF] = 0xFF  # the sentinel, which must not be copied to the zero page
     head[0x1F1] = setup_sectors
     pack_into("<I", head, 0x1F4, len(code) // 16)
     pack_into("<H", head, 0x1FE, 0xAA55)
@@ -179,7 +179,7 @@ def write(directory: Path, content: bytes, name: str = "vmlinux") -> str:
 
 
 def open_kernel(path: str) -> KernelImage:
-    """Read a kernel in this very process, which no program may do with a file from outside."""
+    """Read a kernel in this process; for an untrusted file a run has a process of its own."""
     source = FileSource.open("kernel", path)
     unpacked_fd = os.memfd_create("unpacked")
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""ELF headers: what is taken from a sound file, and why a hostile one is refused."""
+"""ELF headers: what is read from a good file, and why a bad one is refused."""
 
 from __future__ import annotations
 

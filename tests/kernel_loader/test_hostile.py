@@ -41,13 +41,13 @@ def boot(content: bytes) -> None:
         path = write(Path(directory), content)
         with contextlib.suppress(ConfigError), contextlib.closing(open_kernel(path)) as image:
             image.check([(0, RAM_BYTES)], MIB)
-            # What passed the check must fit, whatever the file says.
+            # A kernel that the check accepts must fit into memory, whatever the file says.
             with contextlib.closing(GuestMemory.create([(0, RAM_BYTES)])) as memory:
                 image.place(memory)
 
 
 def header_mutations() -> st.SearchStrategy[list[tuple[int, int]]]:
-    """Single bytes, most of them where headers are, most of them at the edges of a range."""
+    """Return changes of single bytes, mostly in headers and to values at the edges of a range."""
     offsets = st.one_of(st.integers(0, 0x180), st.integers(0x1F0, 0x270), st.integers(0, 0x900))
     values = st.one_of(st.sampled_from(EDGES), st.integers(0, 255))
     return st.lists(st.tuples(offsets, values), min_size=1, max_size=6)

@@ -122,7 +122,7 @@ def test_load_linux_vmlinux_fills_the_zero_page(
 
 def test_load_linux_bzimage_keeps_its_own_setup_header(tmp_path: Path, ram: GuestMemory) -> None:
     packed = COMPRESSORS["zstd"](Elf(notes=LINUX_NOTE).build())
-    # The unpacker's flag for randomized addresses must not survive in the copy.
+    # The copy must not have the flag for randomized addresses, which only the unpacker may set.
     file = bzimage(packed, patches={0x211: b"\x03"})
     image = open_kernel(write(tmp_path, file))
     plan = plan_boot(image, None, "", E820, LAYOUT)

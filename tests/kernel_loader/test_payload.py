@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Payloads of every compression the kernel build knows: unpacked, damaged, lying."""
+"""Payloads of every compression: good ones, damaged ones, and ones with a wrong size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKED = {name: compress(DATA) for name, compress in COMPRESSORS.items()}
 
 @pytest.fixture
 def fd() -> Iterator[int]:
-    """Where a payload is unpacked to."""
+    """Return an empty file for an unpacked payload."""
     fd = os.memfd_create("unpacked")
     yield fd
     os.close(fd)
@@ -77,7 +77,7 @@ def test_unpack_payload_claimed_size_is_bounded(name: str, size: int, fd: int) -
 
 @pytest.mark.parametrize("name", [name for name in PACKED if name not in ("lz4", "lzma", "zstd")])
 def test_unpack_payload_flipped_bit_is_refused(name: str, fd: int) -> None:
-    # The other three have no checksum: a flip in a literal goes unseen, as it does in the guest.
+    # The other three have no checksum, so nobody notices a flipped bit, not even the guest.
     flipped = bytearray(PACKED[name])
     flipped[len(flipped) // 2] ^= 0x10
     with pytest.raises(ConfigError, match=f"corrupt {name} payload"):

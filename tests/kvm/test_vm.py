@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""KVM objects on the real device, and what a user is told where there is none."""
+"""KVM objects on the real device, and the messages for a user without one."""
 
 from __future__ import annotations
 

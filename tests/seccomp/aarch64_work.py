@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs in an emulation of 64-bit Arm: do what devices and the vmm do, for their calls to be seen.
+"""Do what devices and the vmm do, in an emulation of 64-bit Arm that records the system calls.
 
-A line on stderr says whose work follows. See record_aarch64.py.
+A line on stderr says which process's work follows. See record_aarch64.py.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class Call(NamedTuple):
 
 
 def read_call(text: str, arch: str) -> Call:
-    """Read one call; constants have the architecture's values, ``A|B`` is their union."""
+    """Read one call; constants have the values of the architecture, and ``A|B`` is bitwise or."""
     found = _CALL.fullmatch(text)
     assert found, text
     constants = get_constants(arch)

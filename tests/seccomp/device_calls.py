@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the policies of devices must allow and must deny, call by call, on each architecture.
+"""Calls that the policies of devices must allow or deny, on each architecture.
 
-The allowed calls are what CPython and glibc make of a device's work; the denied ones are the
-nearest neighbours of what is allowed. Calls that stand under ``x86_64`` or ``aarch64`` do the same
-work where the other architecture has another call for it.
+The allowed calls are those that CPython and glibc make for a device. The denied ones differ from
+them as little as possible. If the architectures have different calls for the same purpose, these
+are listed under ``x86_64`` and ``aarch64``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``python3 -m tests.seccomp.record_aarch64``: which calls CPython and glibc make on 64-bit Arm.
+"""``python3 -m tests.seccomp.record_aarch64`` records the calls of CPython and glibc on 64-bit Arm.
 
 Runs ``aarch64_work.py`` in QEMU's user-mode emulation with the Python of each Debian release, as
 root and with package network, and writes ``recorded_aarch64.txt``, which tests hold against the
@@ -32,14 +32,14 @@ _CALL: Final = re.compile(r"^\d+ (\w+)\((.*?)\) = ", re.MULTILINE)
 _WHOSE: Final = re.compile(r"^=(\w+)$")
 _POINTED: Final = re.compile(r'"[^"]*"|\{[^}]*\}')
 _LOWEST_ADDRESS: Final = 1 << 20
-# What QEMU writes otherwise than we do; the numbers are flags of recvmsg(2).
+# Words that QEMU writes differently from us; the numbers are flags of recvmsg(2).
 _OTHER_WORDS: Final = {
     "NULL": "0",
     "R_OK": "4",
     "0x40000000": "MSG_CMSG_CLOEXEC",
     "0x40000040": "MSG_CMSG_CLOEXEC|MSG_DONTWAIT",
 }
-# Python writes these itself: the line that says whose work follows.
+# This call is our own: it writes the line that says which process's work follows.
 _OWN: Final = re.compile(r"^\d+ write\(2,")
 
 

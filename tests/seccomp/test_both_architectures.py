@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The shipped policies of x86-64 and 64-bit Arm: both do what their device needs, and no more.
+"""The shipped policies of x86-64 and 64-bit Arm: both allow what their device needs, and no more.
 
 ``REPLACED`` and ``IOCTLS`` are the only ways in which a policy of one architecture may differ from
 the other's.
@@ -32,9 +32,9 @@ POLICIES: Final = tuple(sorted(ALLOWED))
 ARM: Final = get_arch("aarch64")
 ENOENT: Final = Action("errno", 2)
 
-# The kernel has these for old programs only, and this architecture is younger. Their work is done
-# by the call on the right, which may do only that: no signal mask, no flags, on oneself.
-# A call without a rule of its own has that of the call on the left.
+# Linux keeps the calls on the left for old programs, and aarch64 never had them. There glibc makes
+# the call on the right. Its rule must allow only arguments with the same effect: no signal mask, no
+# flags, the process itself. ``None``: the rule is that of the call on the left.
 REPLACED: Final[dict[str, tuple[str, str | None]]] = {
     "epoll_wait": ("epoll_pwait", "arg4 == 0"),
     "poll": ("ppoll", "arg3 == 0"),
@@ -49,10 +49,10 @@ REPLACED: Final[dict[str, tuple[str, str | None]]] = {
     "access": ("faccessat", None),
     "readlink": ("readlinkat", None),
 }
-# The register that points to a thread's own data: on Arm every program may set it.
+# arch_prctl sets the register that points to a thread's own data. On Arm that needs no call.
 NEEDLESS: Final = frozenset({"arch_prctl"})
-# Registers and interrupt controllers in one piece, and clocks and MSRs of x86; on Arm registers
-# one by one, and the interrupt controller as a device of KVM.
+# On x86, KVM has requests for all registers or an interrupt controller at once, for clocks and for
+# MSRs. On Arm a request is for one register, and the interrupt controller is a device of KVM.
 IOCTLS: Final[dict[str, str | None]] = {
     **dict.fromkeys(("GET_REGS", "GET_SREGS", "GET_MSRS"), "GET_ONE_REG"),
     **dict.fromkeys(("SET_REGS", "SET_SREGS", "SET_MSRS"), "SET_ONE_REG"),
@@ -61,7 +61,7 @@ IOCTLS: Final[dict[str, str | None]] = {
     **dict.fromkeys(("GET_CLOCK", "SET_CLOCK", "GET_TSC_KHZ", "KVMCLOCK_CTRL", "REINJECT_CONTROL")),
 }
 
-# What the warden does of these is in test_doors.py.
+# test_doors.py tests what the warden does with these.
 WARDENS: Final = ("warden", "warden_vsock", "forge")
 
 CALLS_WITHOUT_PLACE: Final = (
@@ -110,7 +110,7 @@ def rows(own: dict[str, Calls], common: Calls) -> list[tuple[str, str, str]]:
 
 
 def alternatives(name: str, arch: str) -> dict[str, frozenset[str]]:
-    """Return what a policy says of each call, as the set of what stands between its ``||``."""
+    """Return for each call of a policy the set of its conditions, split at ``||``."""
     tree = parse_policy(policy_path(name, arch=arch), arch)
     return {
         rule.name: frozenset(" ".join(text.split()) for text in rule.text.split("||"))
@@ -125,7 +125,7 @@ def ioctl_on_aarch64(text: str) -> str | None:
 
 
 def on_aarch64(rules: dict[str, frozenset[str]]) -> dict[str, frozenset[str]]:
-    """Translate the rules of a policy of x86-64."""
+    """Translate the rules of a policy of x86-64 to those that aarch64 should have."""
     found: dict[str, frozenset[str]] = {}
     for name, texts in rules.items():
         if name in NEEDLESS:
@@ -139,7 +139,7 @@ def on_aarch64(rules: dict[str, frozenset[str]]) -> dict[str, frozenset[str]]:
 
 
 def without_needless(rules: dict[str, frozenset[str]]) -> dict[str, frozenset[str]]:
-    """Leave out what stands beside "always", as where one call does the work of two."""
+    """Leave out conditions beside "always", which occur where one call replaces two."""
     return {name: frozenset({"1"}) if "1" in own else own for name, own in rules.items()}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The cache saves work when it is ours, and is worth nothing when it is not."""
+"""The cache of compiled policies is used if only we can write to it, and ignored otherwise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Compiler:
-    """Count what is really compiled."""
+    """Count how often the compiler runs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.runs = 0

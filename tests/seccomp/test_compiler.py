@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a policy says and what its program does are the same thing."""
+"""A compiled program does exactly what its policy says."""
 
 from __future__ import annotations
 

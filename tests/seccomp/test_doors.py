@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Break out of the vmm's threads, the warden and the broker, from inside, under their filters."""
+"""Try forbidden calls from inside, under the filters of the vmm's threads, warden and broker."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ VMM: Final = ("vmm", "vcpu")
 WARDENS: Final = ("warden", "warden_vsock")
 BROKER: Final = "vsock_broker"
 PARSER: Final = "kernel_parser"
-# Not line_relay, which cannot write what it was denied: tests/breakout/test_helpers.py.
+# Not line_relay, which cannot report a denied call: see tests/breakout/test_helpers.py.
 FORGE: Final = "forge"
 DOORS: Final = (*VMM, *WARDENS, BROKER, PARSER, FORGE)
-# Whatever these may do, the filter that they inherit has to allow.
+# Processes with the policies on the right inherit the filter on the left, which has to allow all of
+# their calls.
 DEVICES: Final = {
     "warden": (
         *("balloon_device", "block_device", "console_device", "net_device", "rng_device"),
@@ -68,7 +69,7 @@ EVERYWHERE: Final = {
     "execveat": call("execveat", 3, 0, 0, 0, 0x1000),
     "fork": call("fork"),
     "vfork": call("vfork"),
-    "clone": lambda: linux.clone(0),  # fork(3) of glibc 2.41 blocks the signal that tells of it
+    "clone": lambda: linux.clone(0),  # fork(3) of glibc 2.41 blocks SIGSYS, which reports it
     "kill": lambda: os.kill(1, 0),
     "tkill": call("tkill", 1, 9),
     "tgkill": call("tgkill", 1, 1, 9),
@@ -135,8 +136,8 @@ IOCTLS: Final = (
 )
 
 
-# What a process under these filters does by right: the broker's child of that warden changes its
-# root before it loads a filter of its own; a mould of the forge is executed, and loads libraries.
+# What a process under these filters is allowed to do: a broker, before it loads its own filter,
+# changes its root; the forge executes a mould, which loads libraries.
 OWN: Final = {"warden_vsock": ("chroot",), FORGE: ("chroot", "execveat", "mmap")}
 
 
@@ -254,7 +255,8 @@ def test_warden_may_do_what_each_device_may() -> None:
                         assert simulate(bpf, rule.number, args) == ALLOW, (device, rule.name, args)
                         checked += 1
                     else:
-                        # Trapping beats returning an errno: a forgotten import must stay one.
+                        # The kernel prefers a trap to an errno. So if the device's filter returns
+                        # an errno, as for a forgotten import, the inherited one must not trap.
                         answer = simulate(policy.bpf, rule.number, args)
                         assert answer == TRAP or simulate(bpf, rule.number, args) != TRAP
     assert checked > 100

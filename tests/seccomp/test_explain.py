@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Policies in people's words, and the rule that decides a call."""
+"""Policies explained in English, and the rule that decides about a call."""
 
 from __future__ import annotations
 

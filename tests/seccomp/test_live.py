@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A process under the shipped filters: what a device does works, what it must not do does not."""
+"""A process under the shipped filters: what a device needs works, and other calls do not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ZERO: Final = 0x10
 
 
 def denied_call(policy: str, action: Callable[[], object], *, seconds: float = 30) -> str | None:
-    """Run ``action`` in a process under ``policy``; return the call that it was denied."""
+    """Run ``action`` in a process under ``policy``; return the call that was denied."""
     bpf = load_policy(policy).bpf
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()

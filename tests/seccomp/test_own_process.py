@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A bound filter lets its process signal itself, and judges everything else as before."""
+"""A bound filter lets a process signal only itself; the policy decides about all other calls."""
 
 from __future__ import annotations
 

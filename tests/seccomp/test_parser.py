@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""minijail's grammar: what is understood, and how the rest is refused."""
+"""minijail's grammar: what the parser accepts, and how it refuses the rest."""
 
 from __future__ import annotations
 

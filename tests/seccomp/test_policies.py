@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The shipped policies, call by call: what they allow, and that one changed argument is denied."""
+"""The shipped policies, call by call: what they allow, and that they deny a changed argument."""
 
 from __future__ import annotations
 

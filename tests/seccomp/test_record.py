@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From calls to the policy that allows them: exact, readable, and loadable."""
+"""Make policies from recorded calls: they are exact, readable, and can be loaded."""
 
 from __future__ import annotations
 

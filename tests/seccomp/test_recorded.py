@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The policies for 64-bit Arm against calls that were seen there (record_aarch64.py)."""
+"""The policies for 64-bit Arm must allow the calls that were recorded there (record_aarch64.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.seccomp.calls import read_call
 
 RECORD: Final = Path(__file__).parent / "recorded_aarch64.txt"
 LINES: Final = [line for line in RECORD.read_text().splitlines() if not line.startswith("#")]
-# What every device does is judged under the policy of one that may do nothing else but punch holes.
+# The calls of every device are checked with the balloon's policy, which adds only holes to them.
 COMMON: Final = {"common_device": "balloon_device"}
 PATHS: Final = ("newfstatat", "readlinkat", "faccessat", "openat", "getcwd")
 

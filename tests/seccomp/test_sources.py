@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files that are no policy by their kind."""
+"""Files that cannot be a policy, such as directories and devices."""
 
 from __future__ import annotations
 

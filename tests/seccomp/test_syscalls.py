@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The tables of numbers and constants against libseccomp, Python and the kernel's headers."""
+"""Compare the tables of numbers and constants with libseccomp, Python and the kernel's headers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from seccomp.syscalls import (
     syscall_number,
 )
 
-UNKNOWN = -1  # what libseccomp 2.5.4 says of calls newer than itself
+UNKNOWN = -1  # the answer of libseccomp 2.5.4 for calls that are newer than itself
 
 
 @pytest.mark.parametrize(("arch", "least"), [("x86_64", 350), ("aarch64", 295)])

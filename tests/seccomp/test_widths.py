@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""No policy allows with the upper half of an argument what it denies without it."""
+"""Nobody can pass a denied value by setting bits of an argument that the kernel does not read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from seccomp.rules import Rule
 
 LOW: Final = 0xFFFFFFFF
-# What a taken-over process can put into the half of a register that the kernel does not read.
+# Values that an attacker can put into the upper half of a register, which the kernel does not read.
 HIGH_HALVES: Final = (1 << 32, 1 << 63, LOW << 32)
 
 
@@ -86,7 +86,7 @@ def test_table_has_addresses_lengths_and_offsets(call: str, args: str) -> None:
 
 
 def high_halves(rule: Rule) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Yield calls whose int arguments have an upper half, each with what the kernel reads of it."""
+    """Yield calls with high bits in an int argument, each with the call as the kernel sees it."""
     tested = {atom.arg for clause in rule.allow for atom in clause}
     for args in probes(rule):
         for arg in tested:

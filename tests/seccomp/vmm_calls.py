@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the policies of all but devices must allow and deny, call by call.
+"""Calls that the policies of other processes than devices must allow or deny.
 
-What stands where, and why, is told in ``device_calls``.
+``device_calls`` explains these tables.
 """
 
 from __future__ import annotations

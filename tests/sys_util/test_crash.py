@@ -116,7 +116,7 @@ def test_report_of_an_error_without_words_has_its_name() -> None:
 
 
 def test_report_opens_no_file() -> None:
-    """As in a jail: with no descriptor to be had."""
+    """Allow no new descriptor, as in a jail."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The event loop: order of timers, removal in mid-round, calls from other threads."""
+"""The event loop: the order of timers, removal during a round, calls from other threads."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_timer_of_another_thread_is_not_lost_while_the_loop_drops_a_cancelled_on
     threads = [Thread(target=lambda: loop.call_later(0, lambda: calls.append("armed")))]
 
     class Nosy(Timer):
-        """A cancelled timer; when the loop looks at it, another thread sets an earlier one."""
+        """A cancelled timer. While the loop looks at it, another thread adds an earlier timer."""
 
         @property
         def callback(self) -> None:
@@ -64,7 +64,7 @@ def test_timer_of_another_thread_is_not_lost_while_the_loop_drops_a_cancelled_on
 
         @callback.setter
         def callback(self, value: None) -> None:
-            """It stays cancelled."""
+            """Ignore the value: the timer stays cancelled."""
 
     loop._push(Nosy(time.monotonic() + 60, None))
     for _ in range(3):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``fact`` and ``NamedTuple`` beside the classes of the standard library that they stand for."""
+"""Compare ``fact`` and ``NamedTuple`` with the standard library's classes that they replace."""
 
 from __future__ import annotations
 

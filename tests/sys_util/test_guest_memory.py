@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Guest memory: what may be reached, from which process, and what may not."""
+"""Guest memory: which addresses can be reached, and what other processes may do."""
 
 from __future__ import annotations
 

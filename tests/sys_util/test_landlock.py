@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Landlock against the kernel: what is forbidden, what stays, and a kernel without it."""
+"""Landlock on this kernel: what is forbidden, what stays allowed, and a kernel without Landlock."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_process_alone_signals_itself_and_its_children() -> None:
 
 
 class _Lib:
-    """A kernel of another time."""
+    """An older or newer kernel."""
 
     def __init__(self, abi: int) -> None:
         self._abi = abi

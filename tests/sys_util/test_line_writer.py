@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Lines to readers who stop: nobody waits for them, and no line is torn."""
+"""Write lines to readers that stop: the writer never waits, and no line is written in part only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Shared:
-    """A descriptor that we were given, which blocks, and its reader's end."""
+    """A blocking descriptor that another program gave us, and its reader's end."""
 
     def __init__(self, kind: str) -> None:
         if kind == "terminal":
@@ -29,11 +29,11 @@ class Shared:
             self.reader, self.fd = left.detach(), right.detach()
         else:
             self.reader, self.fd = os.pipe()
-        self.other = os.dup(self.fd)  # of whoever gave it to us
+        self.other = os.dup(self.fd)  # the other program's
         self.writer = LineWriter(self.fd, lambda count: f"{count} lost")
 
     def read(self) -> bytes:
-        """Take what is there."""
+        """Read all that can be read now."""
         found = b""
         while select.select([self.reader], [], [], 0)[0]:
             found += os.read(self.reader, 65536)
@@ -74,15 +74,15 @@ def test_reader_that_stops_makes_nobody_wait_and_is_told_what_is_missing(shared:
         found += shared.read()
         shared.writer.write("again")
     found += shared.read()
-    following = 0  # the number of the line that comes next, if none is lost before it
+    following = 0  # the number of the next line, if no line is lost before it
     told = [line for line in found.decode().split("\n") if line]
     for line in told:
         if line.endswith(" lost"):
             following += int(line.split()[0])
         elif line != "again":
-            assert line == f"line {following} {'x' * 50}", "a line is torn, or lost without a word"
+            assert line == f"line {following} {'x' * 50}", "a line is incomplete, or not reported"
             following += 1
-    assert following >= 20_000  # "again" may be lost, too
+    assert following >= 20_000  # the "again" lines can be lost too
     assert told[-1] == "again"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The thin wrappers of Linux calls, each against the kernel."""
+"""The wrappers of Linux calls, each tried on the kernel."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_ofd_lock_lives_as_long_as_the_last_duplicate(image: Path) -> None:
 
 
 def test_ofd_lock_is_not_lost_when_another_descriptor_is_closed(image: Path) -> None:
-    """Which is what happens to the older locks of fcntl(2)."""
+    """The older locks of fcntl(2) would be lost."""
     fd = os.open(image, os.O_RDWR)
     linux.ofd_lock(fd, exclusive=True)
     os.close(os.open(image, os.O_RDWR))

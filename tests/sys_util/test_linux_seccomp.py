@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Filters of system calls and the report of a denied one, each against the kernel.
+"""Filters of system calls and the report of a denied call, tried on the kernel.
 
 The programs are written by hand, one instruction each 8 bytes (linux/filter.h).
 """

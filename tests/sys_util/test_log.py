@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The logger: what passes the filter, what a hostile text becomes, what a flood becomes."""
+"""The logger: its filter, how it escapes hostile text, and how it limits a flood of lines."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A process under a filter that asks: its calls arrive, go on or fail as they are answered."""
+"""A process under a recording filter: its calls arrive, and succeed or fail as we answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PATIENCE_MS: Final = 60_000
 
 
 class Subject:
-    """A child that does ``action`` under the recording filter; its end is ``status``."""
+    """A child that runs ``action`` under the recording filter; ``status`` is its exit status."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         bpf = recording_filter(machine_arch())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A page of numbers seen from both sides."""
+"""A page of numbers, as its writer and its reader see it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What strangers send: whatever it is, it can be refused and described."""
+"""Values that strangers send: each of them can be refused and described."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Rude:
-    """A value whose description is an error."""
+    """A value whose ``__repr__`` raises an error."""
 
     def __repr__(self) -> str:
         raise RuntimeError

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the kernel keeps of a stream socket for whoever goes on with it."""
+"""What the kernel keeps of a stream socket for the next process that uses it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The vhost ABI, against the kernel's numbers, in which the sizes of its structures are."""
+"""The vhost ABI, compared with the kernel's request numbers, which contain structure sizes."""
 
 from __future__ import annotations
 
