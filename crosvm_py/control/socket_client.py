@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Ask a VM for something over its control socket."""
+"""Send a request to a VM over its control socket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMEOUT_SECONDS: Final = 30.0
 
 
 class ControlError(VmmError):
-    """The VM did not do what it was asked for."""
+    """The VM did not carry out the request."""
 
 
 def ask(
@@ -34,12 +34,12 @@ def ask(
 ) -> Response:
     """Send ``request`` to the VM at ``path`` and return its answer.
 
-    With ``until_gone`` also wait until its process has ended, so that the disks and the socket
-    can be used again.
+    With ``until_gone`` also wait until its process has ended. Then the disks and the socket can be
+    used again.
 
     Raises:
-        ControlError: the VM refused, does not answer in time, or is no VM of ours.
-        HostError: there is nothing to connect to.
+        ControlError: the VM refused, does not answer in time, or is not a crosvm-py VM.
+        HostError: nothing listens at ``path``.
     """
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise ConfigError(f"{path}: a socket path has at most {MAX_PATH_BYTES} bytes")
@@ -50,7 +50,7 @@ def ask(
     ):
         try:
             _connect(sock, path, deadline)
-            vmm = _open_peer(sock)  # while it surely lives, so that it is no later process
+            vmm = _open_peer(sock)  # now, while its pid cannot have been reused
             if vmm is not None:
                 stack.callback(os.close, vmm)
             sock.send(encode(request), socket.MSG_NOSIGNAL)
@@ -92,12 +92,12 @@ def _receive(sock: socket.socket, deadline: float) -> bytes:
 
 
 def _limit(sock: socket.socket, deadline: float) -> None:
-    # Not 0, which would mean non-blocking.
+    # Never 0: that would make the socket non-blocking.
     sock.settimeout(max(deadline - time.monotonic(), 0.001))
 
 
 def _open_peer(sock: socket.socket) -> int | None:
-    """Return a pidfd of the process that listens, or None where we cannot see it."""
+    """Return a pidfd of the process that listens, or None if it is not visible to us."""
     pid = peer_credentials(sock)[0]
     try:
         return os.pidfd_open(pid) if pid > 0 else None
@@ -106,7 +106,7 @@ def _open_peer(sock: socket.socket) -> int | None:
 
 
 def _ends(sock: socket.socket, vmm: int | None, deadline: float) -> bool:
-    """Wait until the connection is closed and then, if we can see it, the process has ended."""
+    """Wait until the connection is closed and the process, if we have a pidfd, has ended."""
     try:
         while _receive(sock, deadline):
             pass

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Serve control clients on the vmm's event loop, without ever waiting for one of them.
+"""Serve control clients on the vmm's event loop, without ever blocking on one of them.
 
-A client that sends garbage gets an answer that says so and loses its connection; one that does not
-read its answers only loses the connection. Past the bound on clients the one that has been silent
-for longest makes room, if it has been silent for a while, and else the new one is turned away.
+A client that sends garbage gets an error as its answer and is disconnected. A client that does not
+read its answers is disconnected. If there are ``MAX_CLIENTS``, a new client replaces the one that
+has been silent the longest, if that is at least ``IDLE_SECONDS``; otherwise it is refused.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from crosvm_py.socket_path import BoundSocket
 
 MAX_CLIENTS: Final = 32
-# How long a client may be silent before a new one may take its place.
+# A client that has been silent for so long may be replaced by a new one.
 IDLE_SECONDS: Final = 5.0
-# How long to leave new clients waiting when there are no descriptors for them.
+# How long new clients have to wait when we have no descriptors for them.
 ACCEPT_PAUSE_SECONDS: Final = 1.0
 
 _log = get_logger("crosvm.control")
 
 
 class Loop(Protocol):
-    """What the server needs of the event loop."""
+    """The part of the event loop that the server needs."""
 
     def add(self, fd: int, callback: Callable[[int], None], *, events: int = EPOLLIN) -> None:
         """Watch ``fd``."""
@@ -51,7 +51,7 @@ class Loop(Protocol):
         """Watch for other events."""
 
     def remove(self, fd: int) -> None:
-        """Watch no more."""
+        """Stop watching ``fd``."""
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> object:
         """Call once, later."""
@@ -70,7 +70,7 @@ class _Client:
 
 
 class ControlServer:
-    """The clients of one VM. Owns their sockets and, once made, the listening one."""
+    """The clients of one VM. Owns their sockets and, from ``__init__`` on, the listening one."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class ControlServer:
         return len(self._clients)
 
     def close(self) -> None:
-        """Drop all clients and stop listening; the file stays for its owner to remove."""
+        """Disconnect all clients and stop listening; the owner of the socket file removes it."""
         self._closed = True
         for client in list(self._clients.values()):
             self._drop(client)
@@ -107,7 +107,8 @@ class ControlServer:
             sock, _ = self._bound.sock.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                # The connection stays in the backlog and would wake us again at once.
+                # The connection stays in the backlog. If we went on watching, it would wake us
+                # again at once.
                 self._loop.modify(self._bound.sock.fileno(), 0)
                 self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._resume_accepting)
             return
@@ -139,7 +140,7 @@ class ControlServer:
         return True
 
     def _on_ready(self, client: _Client) -> None:
-        if client.busy:  # no events are asked for, so this is the end of the connection
+        if client.busy:  # we wait for no data now, so the connection was closed
             self._drop(client)
             return
         try:
@@ -176,7 +177,7 @@ class ControlServer:
 
     def _finish(self, client: _Client, response: Response) -> None:
         if self._clients.get(client.sock.fileno()) is not client:
-            return  # it did not wait for the answer
+            return  # the client has disconnected before the answer
         client.busy = False
         client.last_active = self._clock()
         self._loop.modify(client.sock.fileno(), EPOLLIN)
@@ -185,7 +186,7 @@ class ControlServer:
     def _send(self, client: _Client, response: Response) -> None:
         try:
             client.sock.send(encode(response), socket.MSG_NOSIGNAL)
-        except OSError:  # gone, or it does not read
+        except OSError:  # the client has ended, or does not read
             self._drop(client)
 
     def _drop(self, client: _Client) -> None:
@@ -197,7 +198,7 @@ class ControlServer:
 def _decode(payload: bytes) -> Request:
     if len(payload) > MAX_REQUEST_BYTES:
         raise ProtocolError(f"a request has at most {MAX_REQUEST_BYTES} bytes")
-    # The codec was made from the classes of Request and gives back nothing else.
+    # The codec was made from the request classes, so it returns nothing else.
     return cast("Request", REQUESTS.decode(payload))
 
 

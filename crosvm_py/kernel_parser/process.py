@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The process that reads a kernel file, from its first instruction to its only answer.
+"""The process that reads a kernel file and sends the vmm one answer.
 
-It has the file, an empty file for what it unpacks, and a socket that leads to the vmm. Modules are
-imported first; then it enters its jail, closes its door, and only then looks at the file for more
-than the marks that tell which modules these are.
+It has the file, an empty file to unpack the kernel into, and a socket to the vmm. First it reads
+the magic numbers of the file to find out which modules it needs, and imports them. Then it enters
+its jail and loads its filter, and only then it reads the rest of the file.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ def run_parser(
     unpacked_fd: int,
     make_jail: Callable[[], JailPlan | None],
 ) -> None:
-    """Read ``source`` and tell the vmm at the other end of ``sock_fd`` what came of it.
+    """Read ``source`` and send the result to the vmm, at the other end of ``sock_fd``.
 
     ``make_jail`` returns ``None`` for ``--disable-sandbox``.
     """
 
     def say(message: Message) -> None:
-        # Not through a channel, which sends by a call that could name another receiver.
+        # Not through a Channel: that uses sendmsg, which the filter would have to allow, and which
+        # could name another receiver.
         os.write(sock_fd, encode(message))
 
     try:
         log.set_sink(lambda level, module, line: say(protocol.Line(level, module, line)))
         say(_answer(sock_fd, source, unpacked_fd, make_jail))
-    except Exception as error:  # noqa: BLE001 - the entry of the process: a bug ends here, named
+    except Exception as error:  # noqa: BLE001 - process entry: report every bug
         say(protocol.Crashed(crash_report(error)[-protocol.MAX_REASON_CHARS :]))
 
 
@@ -65,7 +66,7 @@ def _answer(
     except ConfigError as error:
         text = str(error)
         reason = text.removeprefix(source.what)
-        if reason == text:  # nothing of the file
+        if reason == text:  # the message does not begin with the name of the file
             reason = f": {text}"
         return protocol.Refused(reason[: protocol.MAX_REASON_CHARS])
     except MemoryError:

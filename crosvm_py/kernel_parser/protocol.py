@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the process that reads a kernel file says to the vmm, which says nothing to it.
+"""The messages from the process that reads a kernel file to the vmm; none go the other way.
 
-``Line`` any number of times up to ``MAX_LINES``, then one of the others. What was unpacked is in a
+It sends up to ``MAX_LINES`` times ``Line``, then one of the others. The unpacked kernel is in a
 file that the vmm made.
 """
 
@@ -23,10 +23,10 @@ from sys_util.wire import U32, U64, Codec, blob, choice, integer, record, sequen
 if TYPE_CHECKING:
     from sys_util.wire import Check
 
-# For reading one kernel. The largest take a second, or 20 in a test host.
+# To read one kernel. The largest ones take a second, or 20 seconds on an emulated processor.
 MAX_PROCESSOR_SECONDS: Final = 120
 
-# The parser has one line to say of a file at most, and of each of the notes in it.
+# The parser logs at most one line about a file, and one about each ELF note in it.
 MAX_LINES: Final = 16
 MAX_REASON_CHARS: Final = 2048
 MAX_LINE_CHARS: Final = 4096
@@ -50,7 +50,7 @@ class Line:
 
 @fact
 class Parsed:
-    """The file is a kernel, and this is how it is loaded."""
+    """The file is a kernel; ``kernel`` says how to load it."""
 
     TYPE: ClassVar[int] = 2
     FIELDS: ClassVar[tuple[Check, ...]] = (
@@ -71,7 +71,7 @@ class Parsed:
 
 @fact
 class Refused:
-    """The file is no kernel for this machine. The reason goes behind the name of the file."""
+    """The file is no kernel for this machine. The reason is appended to the name of the file."""
 
     TYPE: ClassVar[int] = 3
     FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_REASON_CHARS),)
@@ -97,7 +97,7 @@ class HostFailed:
 
 @fact
 class Crashed:
-    """Our bug, with the place where it is."""
+    """The parser has a bug; ``report`` has the traceback."""
 
     TYPE: ClassVar[int] = 5
     FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_REASON_CHARS),)
@@ -106,14 +106,14 @@ class Crashed:
 
 @fact
 class CallDenied:
-    """The last words of a process that the filter stopped at the system call of this number."""
+    """The last message: the filter trapped the system call with this number."""
 
     TYPE: ClassVar[int] = 6
     FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
     number: int
 
 
-# What the SIGSYS handler writes before the call's number: an array of two, and the type.
+# What the SIGSYS handler writes before the call's number: the header of a msgpack array, the type.
 CALL_DENIED_HEAD: Final = bytes([0x92, CallDenied.TYPE])
 
 CODEC: Final = Codec((Line, Parsed, Refused, HostFailed, Crashed, CallDenied))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""User-mode networking: a passt process for each card, which jails itself.
+"""User-mode networking: a passt process for each card, which confines itself.
 
-passt translates the guest's frames to sockets of an ordinary process. It talks to us over a stream
-socket that the device inherits, and ends when that is closed, whoever of us is killed: the vmm
-keeps no descriptor of it, and has nothing to stop.
+passt translates the guest's frames to ordinary sockets of its own. The device inherits a stream
+socket to passt, and passt ends when that socket is closed, even if the vmm or the device is killed.
+The vmm keeps no descriptor of it and does not have to stop it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 log = get_logger("crosvm.net")
 
 RESOLV_CONF: Final = "/etc/resolv.conf"
-# Interface, destination, gateway, flags, …, mask: addresses as the processor stores them, in hex.
+# Fields: interface, destination, gateway, flags, …, mask. Addresses are in hex, in the byte order
+# of the processor.
 ROUTES: Final = "/proc/net/route"
 _ROUTE_MASK: Final = 7
-# Destination, its prefix, source, its prefix, next hop, …: addresses in hex as they are.
+# Fields: destination, its prefix, source, its prefix, next hop, …. Addresses are in hex.
 ROUTES_6: Final = "/proc/net/ipv6_route"
 _ROUTE_6_NEXT_HOP: Final = 4
 
-# The network of a guest whose host has none to give: what QEMU gives its guests. passt translates
-# whatever they send to sockets, so that the addresses mean nothing outside.
+# The network of a guest if the host has no gateway; QEMU uses the same addresses. passt translates
+# all traffic to sockets, so these addresses never appear outside.
 ISLAND_ADDRESS: Final = "10.0.2.15"
 ISLAND_GATEWAY: Final = "10.0.2.2"
 _ISLAND: Final = (
@@ -46,21 +47,22 @@ _STDOUT: Final = 1
 _STDERR: Final = 2
 _MOST_WORDS: Final = 16384
 
-# The device writes only whole frames, of up to 64 KiB: this has room for several on their way. The
-# kernel doubles it for its overhead, or takes its limit.
+# Room for several frames of up to 64 KiB, since the device writes only whole frames. The kernel
+# doubles the value for its overhead, and caps it.
 _SEND_BUFFER_BYTES: Final = 256 * 1024
 
-# What it says to every root, and about a system without a log daemon.
+# Lines that passt prints to every root user, and on a system without a log daemon.
 _NOISE: Final = ("Don't run as root", "Failed to send")
 
 
 def start_passt(spec: NetworkSpec) -> int:
-    """Start passt for one card and return our end of its socket, the caller's, non-blocking.
+    """Start passt for one card; return our end of its socket, non-blocking, owned by the caller.
 
-    It goes into the background when it is ready, so that what it cannot do is known here.
+    passt goes into the background only when it is ready, so we see its errors before that.
 
     Raises:
-        ConfigError: a port cannot be forwarded, or passt is not there or refuses.
+        ConfigError: passt is not installed, or refuses to start.
+        HostError: a port cannot be forwarded, or passt cannot be executed.
     """
     program = _find(spec.option)
     for forward in spec.forwards:
@@ -76,10 +78,10 @@ def start_passt(spec: NetworkSpec) -> int:
 
 
 def rehearse_passt(spec: NetworkSpec) -> int:
-    """Check what can be checked without passt, and return one end of a socket, the caller's.
+    """Check what can be checked without passt; return one end of a socket, owned by the caller.
 
     Raises:
-        ConfigError: passt is not there.
+        ConfigError: passt is not installed.
         HostError: a port cannot be forwarded.
     """
     _find(spec.option)
@@ -102,8 +104,8 @@ def _arguments(spec: NetworkSpec) -> list[str]:
     words = ["--quiet", "--fd", str(_ITS_FD), "--mtu", str(spec.mtu)]
     gateway = _gateway()
     if not gateway and not _has_gateway_6():
-        # passt takes addresses from the interface of the default route, and ends where there is
-        # none (older versions; passt(1), --interface).
+        # passt copies the addresses of the interface with the default route; older versions end if
+        # there is no default route (passt(1), --interface).
         words += _ISLAND
         gateway = ISLAND_GATEWAY
         log.info(
@@ -120,10 +122,10 @@ def _arguments(spec: NetworkSpec) -> list[str]:
 
 
 def _resolver_arguments(gateway: str) -> list[str]:
-    """Let the guest use a resolver at the host's loopback, which it otherwise does not see.
+    """Let the guest use a resolver at the host's loopback address, which it cannot reach itself.
 
-    The gateway's address then answers at port 53, and only there. Any other address would get
-    answers from the wrong one: passt of Debian 12 translates them that way.
+    The resolver then answers at the gateway's address, at port 53 only. With any other address,
+    the passt of Debian 12 would send the answers from the wrong address.
     """
     servers = [
         words[1] for words in _words(RESOLV_CONF) if len(words) > 1 and words[0] == "nameserver"
@@ -134,7 +136,7 @@ def _resolver_arguments(gateway: str) -> list[str]:
 
 
 def _gateway() -> str:
-    """Return the IPv4 gateway of the first default route, or nothing."""
+    """Return the IPv4 gateway of the first default route, or ""."""
     for words in _words(ROUTES):
         if len(words) > _ROUTE_MASK and words[1] == words[_ROUTE_MASK] == "00000000":
             raw = int(words[2], 16).to_bytes(4, sys.byteorder)
@@ -152,7 +154,7 @@ def _has_gateway_6() -> bool:
 
 
 def _words(path: str) -> list[list[str]]:
-    """Return the words of each line of a file, none when it cannot be read."""
+    """Return the words of each line of a file, or no lines if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return [line.split() for line in file]
@@ -161,7 +163,7 @@ def _words(path: str) -> list[list[str]]:
 
 
 def _check_free(option: str, forward: Forward) -> None:
-    """Try the port: passt itself goes on without those that it cannot have."""
+    """Check that the port is free: passt itself starts without the ports that it cannot get."""
     family = socket.AF_INET6 if ":" in forward.address else socket.AF_INET
     kind = socket.SOCK_STREAM if forward.protocol == "tcp" else socket.SOCK_DGRAM
     with socket.socket(family, kind | socket.SOCK_CLOEXEC) as sock:
@@ -175,7 +177,7 @@ def _check_free(option: str, forward: Forward) -> None:
 
 
 def _run(program: str, arguments: Sequence[str], fd: int) -> tuple[int, str]:
-    """Start passt with ``fd`` and return the status of what stays in the foreground."""
+    """Start passt with ``fd``; return its exit status and output once it is in the background."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     try:
         pid = os.posix_spawn(
@@ -205,7 +207,7 @@ def _run(program: str, arguments: Sequence[str], fd: int) -> tuple[int, str]:
 
 
 def _complaint(words: str) -> str:
-    """Return the last line that says something."""
+    """Return the last line of the output that is not noise."""
     lines = [line.strip() for line in words.splitlines()]
     told = [line for line in lines if line and not line.startswith(_NOISE)]
     return told[-1] if told else ""

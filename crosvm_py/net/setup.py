@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The host's side of network cards: TAPs opened, checked and configured, before the fork.
+"""The host's side of network cards: open, check and configure TAPs, before the fork.
 
-What is made here goes away when its last descriptor is closed, whoever is killed.
+The kernel removes what is made here when its last descriptor is closed, even after a kill.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _USO: Final = tap.TUN_F_USO4 | tap.TUN_F_USO6
 
 
 class Network(NamedTuple):
-    """One card, ready for its device: the facts about it, and its descriptors, the caller's.
+    """One card, ready for its device: its facts, and its descriptors, which the caller owns.
 
-    The last ``vhosts`` of them are of /dev/vhost-net.
+    The last ``vhosts`` descriptors are of /dev/vhost-net.
     """
 
     spec: NetSpec
@@ -45,11 +45,11 @@ class Network(NamedTuple):
 
 
 def rehearse_network(spec: NetworkSpec) -> Network:
-    """Open what is behind one card, as far as that starts and configures nothing.
+    """Open the host's side of one card, but start no program and configure nothing.
 
     Raises:
-        ConfigError: there is no such TAP, or it is none.
-        HostError: the host does not let us have it.
+        ConfigError: the interface does not exist, or is no TAP.
+        HostError: the host refuses to open it.
     """
     facts = NetSpec(
         spec.mac or _random_mac(), spec.mtu, spec.pairs, tap=not spec.user, limits=spec.limits
@@ -68,11 +68,11 @@ def rehearse_network(spec: NetworkSpec) -> Network:
 
 
 def open_network(spec: NetworkSpec) -> Network:
-    """Open what is behind one card.
+    """Open the host's side of one card: its TAP, or a passt process.
 
     Raises:
-        ConfigError: there is no such TAP, or it is none.
-        HostError: the host does not let us have it.
+        ConfigError: the interface does not exist, or is no TAP.
+        HostError: the host refuses to open it.
     """
     mac = spec.mac or _random_mac()
     if spec.user:
@@ -98,12 +98,12 @@ def open_network(spec: NetworkSpec) -> Network:
 
 
 def _random_mac() -> bytes:
-    """Return an address that nobody was given: locally administered, not multicast."""
+    """Return a random address: locally administered, not multicast."""
     return bytes([0x52, 0x54, 0x00, *os.urandom(3)])
 
 
 def _adopt(spec: NetworkSpec) -> list[int]:
-    """Check descriptors that we were started with, and make them ours alone."""
+    """Check inherited TAP descriptors, and make them close-on-exec and non-blocking."""
     fds = _check_adopted(spec)
     for fd in fds:
         os.set_inheritable(fd, False)
@@ -112,7 +112,7 @@ def _adopt(spec: NetworkSpec) -> list[int]:
 
 
 def _check_adopted(spec: NetworkSpec) -> list[int]:
-    """Check descriptors that we were started with."""
+    """Check inherited TAP descriptors."""
     fds = list(spec.tap_fds)
     names = set()
     for fd in fds:
@@ -135,7 +135,7 @@ def _check_adopted(spec: NetworkSpec) -> list[int]:
 
 
 def _open(spec: NetworkSpec) -> list[int]:
-    """Open every queue of the TAP that was named, or of a new one."""
+    """Open every queue of the TAP that the user named, or of a new one."""
     name = spec.tap_name or _NEW_TAP
     multi = spec.pairs > 1
     if spec.tap_name:
@@ -155,7 +155,7 @@ def _open(spec: NetworkSpec) -> list[int]:
 
 
 def _open_queue(name: str, *, multi: bool, either: bool) -> tuple[int, str]:
-    """Open one queue; a TAP made for several is good for one, if we say so (``either``)."""
+    """Open one queue; with ``either`` also one queue of a TAP made with ``multi_queue``."""
     try:
         return tap.open_queue(name, multi_queue=multi)
     except OSError as error:
@@ -165,7 +165,7 @@ def _open_queue(name: str, *, multi: bool, either: bool) -> tuple[int, str]:
 
 
 def _refuse(spec: NetworkSpec, name: str, error: OSError) -> NoReturn:
-    """Say what can be done about a TAP that does not open."""
+    """Raise an error that says what can be done about a TAP that does not open."""
     option, multi = spec.option, spec.pairs > 1
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         raise HostError("open", tap.TUN_PATH, _MODPROBE) from error
@@ -198,7 +198,7 @@ def _configure(spec: NetworkSpec, name: str) -> int:
                 interfaces.set_address(name, spec.host_ip, spec.netmask)
         except OSError as error:
             raise HostError(f"{option}: give the TAP {name}", "its address") from error
-        # A descriptor may have come from another network namespace, where we see no names.
+        # An inherited descriptor may belong to another network namespace, where we see no names.
         if spec.tap_fds and not interfaces.exists(name):
             return spec.mtu or 1500
         try:
@@ -220,7 +220,7 @@ def _open_vhost(spec: NetworkSpec) -> list[int]:
     """Open one kernel device for each pair of queues.
 
     Raises:
-        HostError: there is none, or not for us.
+        HostError: the device does not exist, or we may not open it.
     """
     fds: list[int] = []
     try:
@@ -235,7 +235,7 @@ def _open_vhost(spec: NetworkSpec) -> list[int]:
 
 
 def _has_uso(fd: int) -> bool:
-    """Return whether the host cuts and joins UDP too (Linux 6.2). The driver chooses later."""
+    """Return whether the host supports UDP segmentation offload (Linux 6.2), and leave it off."""
     try:
         tap.set_offloads(fd, _ALL_OFFLOADS | _USO)
     except OSError:

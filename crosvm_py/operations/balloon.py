@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Carry requests about the balloon to its device."""
+"""Pass requests about the balloon to its device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @operation(BalloonSet)
 def set_balloon(vm: RunningVm, request: BalloonSet) -> Pending:
-    """Give the balloon a size."""
+    """Set the size of the balloon."""
     return _ask_balloon(vm, SetTarget(request.size_bytes // PAGE_BYTES))
 
 
@@ -31,15 +31,15 @@ def adjust_balloon(vm: RunningVm, request: BalloonAdjust) -> Pending:
 
 @operation(BalloonQuery)
 def query_balloon(vm: RunningVm, request: BalloonQuery) -> Pending:
-    """Tell how the balloon stands."""
+    """Return the state of the balloon."""
     return _ask_balloon(vm, TellState(request.refresh, request.hint))
 
 
 def _ask_balloon(vm: RunningVm, command: Command) -> Pending:
-    """Return the answer to come of the balloon.
+    """Send the balloon a command; the returned ``Pending`` gets its answer.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the VM has no balloon.
     """
     device = next((each for each in vm.supervisor.devices if each.kind is BALLOON), None)
     if device is None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Answer questions about what stands still, without touching anything that runs.
+"""Answer questions of people who debug a hang, without disturbing anything that runs.
 
-Guest memory is read as the device would read it, eventfds are polled and not taken, and a device
-process tells its own part where it still answers.
+The rings are read from guest memory, eventfds are polled but not read, and a device process reports
+its own state if it still answers.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from devices.virtio.backend import DeviceWords, TransportQueue
     from sys_util.guest_memory import GuestMemory
 
-# A process that serves a turn answers after it; one that hangs shall not keep the rest from sight.
+# A busy process answers after its present turn. If it hangs, we answer without its part.
 ANSWER_SECONDS: Final = 1.0
 
 
 @operation(DumpVm)
 def dump_vm(vm: RunningVm, _request: DumpVm) -> VmDump:
-    """Tell where the vCPUs are."""
+    """Return where the vCPUs are."""
     return VmDump(os.getpid(), find_places(vm.vcpus))
 
 
 @operation(DumpDevice)
 def dump_device(vm: RunningVm, request: DumpDevice) -> Pending:
-    """Tell how a device stands; the answer waits a moment for what its process has to say.
+    """Return the state of a device; the answer waits up to ``ANSWER_SECONDS`` for its process.
 
     Raises:
         ConfigError: there is no such device.
@@ -88,7 +88,7 @@ def _dump(device: DeviceProcess, memory: GuestMemory, words: DeviceWords | None)
 
 
 def _read_ring(memory: GuestMemory, queue: TransportQueue) -> RingWords | None:
-    """Return what the rings of an enabled queue say, or None where no memory is."""
+    """Return the fields of an enabled queue's rings, or None if they are outside of memory."""
     if not queue.enabled:
         return None
     avail, used, size = queue.avail_ring, queue.used_ring, queue.size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Answer what clients ask about devices, and carry their orders to them."""
+"""Answer requests about devices, or pass them to the devices."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @operation(ListDevices)
 def list_devices(vm: RunningVm, _request: ListDevices) -> DeviceList:
-    """Return what the vmm knows of each device; none of them is asked."""
+    """Return what the vmm knows of each device, without asking the devices."""
     return DeviceList(tuple(_info(device) for device in vm.supervisor.devices))
 
 
@@ -65,7 +65,7 @@ def _queues(device: DeviceProcess) -> tuple[QueueInfo, ...]:
 
 
 def wait_ms(ns: int) -> int:
-    """Return a wait of ``ns``, which may be over, in whole milliseconds."""
+    """Convert a wait of ``ns`` to milliseconds, rounded up; 0 if it is negative."""
     return max(0, -(-ns // 1_000_000))
 
 
@@ -73,7 +73,7 @@ def find_device(devices: Iterable[DeviceProcess], name: str) -> DeviceProcess:
     """Return the device with this name; ``block`` is the same as ``block:0``.
 
     Raises:
-        ConfigError: there is none; it says which there are.
+        ConfigError: there is no such device; the message lists those that there are.
     """
     known = {device.name: device for device in devices}
     device = known.get(name) or known.get(f"{name}:0")
@@ -85,7 +85,7 @@ def find_device(devices: Iterable[DeviceProcess], name: str) -> DeviceProcess:
 
 @operation(RestartDevice)
 def restart_device(vm: RunningVm, request: RestartDevice) -> Pending:
-    """Give a device a new process; the answer comes when it serves.
+    """Give a device a new process; the answer comes when that process serves the device.
 
     Raises:
         ConfigError: there is no such device, or it cannot be restarted now.
@@ -105,7 +105,7 @@ def restart_device(vm: RunningVm, request: RestartDevice) -> Pending:
 
 @operation(LimitDevice)
 def limit_device(vm: RunningVm, request: LimitDevice) -> Pending:
-    """Change the limits of a device; the answer tells all of them.
+    """Change some rate limits of a device; the answer contains all of them.
 
     Raises:
         ConfigError: there is no such device, or the request names other limits than ours.
@@ -117,14 +117,14 @@ def limit_device(vm: RunningVm, request: LimitDevice) -> Pending:
 
 
 def ask_device(device: DeviceProcess, command: Command) -> Pending:
-    """Have a device carry out a command; its answer is the client's."""
+    """Have a device carry out a command; the returned ``Pending`` gets its answer."""
     pending = Pending()
     device.command(command, lambda answer: pending.complete(response(device, answer)))
     return pending
 
 
 def response(device: DeviceProcess, answer: Message) -> Response:
-    """Return what a client is told of a device's answer."""
+    """Turn a device's answer into the response for the client."""
     match answer:
         case Refused(reason):
             return Failed(f"{device.name}: {reason}"[:MAX_REASON_CHARS])

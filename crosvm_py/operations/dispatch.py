@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Carry out what clients ask for: find the operation for each request."""
+"""Find and call the operation for each request of a client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def request_handler(vm: RunningVm) -> Handler:
-    """Return what carries out the requests of one VM's clients."""
+    """Return the handler for requests to one VM."""
     _load_operations()
 
     def handle(request: Request) -> Response | Pending:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Operations on the whole VM: end it, hold it still, press its power button."""
+"""Operations on the whole VM: end it, suspend and resume it, press its power button."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def stop(vm: RunningVm, _request: Stop) -> Done:
 
 @operation(Suspend)
 def suspend(vm: RunningVm, _request: Suspend) -> Response | Pending:
-    """Hold vCPUs and devices still."""
+    """Pause vCPUs and devices."""
     return vm.suspension.suspend()
 
 
@@ -36,6 +36,6 @@ def resume(vm: RunningVm, _request: Resume) -> Response | Pending:
 
 @operation(PowerButton)
 def press_power_button(vm: RunningVm, _request: PowerButton) -> Done:
-    """Tell the guest that somebody pressed it; whether it shuts down is up to the guest."""
+    """Tell the guest that the button was pressed; the guest decides whether to shut down."""
     vm.machine.press_power_button()
     return Done()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Carry requests about network cards to their devices."""
+"""Pass requests about network cards to their devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @operation(SetLink)
 def set_link(vm: RunningVm, request: SetLink) -> Pending:
-    """Change the link of a card.
+    """Set the link of a card up or down.
 
     Raises:
         ConfigError: there is no such device, or it is no card.

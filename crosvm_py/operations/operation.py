@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What an operation is: a function that does for a running VM what one kind of request asks for.
+"""The ``operation`` decorator: it marks the function that carries out one kind of request.
 
-Each module of this folder marks its own with ``operation``; ``dispatch`` finds the modules.
+Every module in this folder uses it; ``dispatch`` imports all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class RunningVm(NamedTuple):
-    """What operations act on. ``end`` ends the VM, for a reason that is logged."""
+    """What operations act on. ``end`` ends the VM and logs the reason."""
 
     machine: Board
     supervisor: Supervisor
@@ -40,13 +40,13 @@ OPERATIONS: Final[dict[type[Request], Operation]] = {}
 def operation(
     request: type[R],
 ) -> Callable[[Callable[[RunningVm, R], A]], Callable[[RunningVm, R], A]]:
-    """Mark the function that carries out every ``request``.
+    """Mark the function that carries out requests of the class ``request``.
 
-    A ``VmmError`` that it raises is the client's answer.
+    If the function raises a ``VmmError``, the client gets that as the answer.
     """
 
     def mark(function: Callable[[RunningVm, R], A]) -> Callable[[RunningVm, R], A]:
-        OPERATIONS[request] = cast("Operation", function)  # called with such requests alone
+        OPERATIONS[request] = cast("Operation", function)  # only called with this class
         return function
 
     return mark

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Give a disk another size while its guest runs.
+"""Resize a disk while its guest runs.
 
-Three take part, and each can do only its own: the device refuses what lies behind the end and tells
-the driver; the warden, which no guest speaks to, changes the file and the bound on what the device
-may write; the vmm has no part of the file and asks the two in the right order. At no time does the
-guest see blocks that the file does not have.
+Three processes take part. The device refuses requests behind the end of the disk and tells the
+driver of the new size. The warden resizes the file, and changes how far the device may write. The
+vmm has no descriptor of the file; it asks the other two in the right order, so that the guest never
+sees blocks that the file does not have: a disk that shrinks is first cut for the guest, and one
+that grows is first extended on the host.
 
-A device process that ends in the midst of it is no failure once the file has its size: the next one
-is told instead.
+If the device process ends after the file was resized, the resize goes on: the next process is told.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ log = get_logger("crosvm.devices")
 
 @operation(ResizeDisk)
 def resize_disk(vm: RunningVm, request: ResizeDisk) -> Pending:
-    """Return the answer to come, ``DiskSize`` or ``Failed``.
+    """Begin a resize; the returned ``Pending`` gets ``DiskSize`` or ``Failed``.
 
     Raises:
-        ConfigError: there is no such disk, or it gets another size already.
+        ConfigError: there is no such disk, or it is being resized already.
     """
     supervisor = vm.supervisor
     device = find_device(supervisor.devices, f"block:{request.index}")
@@ -60,7 +60,7 @@ class _DiskResize:
         self._old_bytes = 0  # what the driver was told
 
     def begin(self) -> None:
-        """Ask the device whether it could have this size, and which it has."""
+        """Ask the device for its present size, and whether it can have the new one."""
         self._device.command(CheckSize(self._wanted_bytes), self._on_checked)
 
     def _on_checked(self, answer: Message) -> None:
@@ -68,7 +68,7 @@ class _DiskResize:
             self._complete(response(self._device, answer))
             return
         self._old_bytes = answer.size_bytes
-        if self._wanted_bytes < self._old_bytes:  # which holds for the device from now on
+        if self._wanted_bytes < self._old_bytes:  # cut it for the guest before the file
             self._device.command(SetSize(self._wanted_bytes), self._on_agreed)
         else:
             self._resize_file()
@@ -87,7 +87,7 @@ class _DiskResize:
 
     def _on_resized(self, size_bytes: int, reason: str) -> None:
         if reason:
-            # The device may have been told already: it has to be told that nothing changed.
+            # The device may have the new size already, so give it the old one back.
             self._tell(self._old_bytes, lambda: self._fail(reason))
         else:
             if size_bytes < self._old_bytes:

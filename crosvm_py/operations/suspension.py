@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Hold a VM still and let it go on: first its vCPUs, then its devices; back in reverse."""
+"""Suspend a VM (first its vCPUs, then its devices) and resume it (in reverse order)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PAUSE_SECONDS: Final = 5.0
 
 
 class Suspension:
-    """Whether the VM runs, and the way from one to the other. In the loop's thread."""
+    """Suspends and resumes one VM. Use it in the loop's thread only."""
 
     def __init__(self, machine: Board, vcpus: VcpuSet, supervisor: Supervisor) -> None:
         self._vcpus = vcpus
@@ -33,7 +33,7 @@ class Suspension:
         self._clocks = machine.make_clocks()
 
     def suspend(self) -> Response | Pending:
-        """Stop every vCPU, then every device; nothing is in flight when the answer comes."""
+        """Pause every vCPU, then every device; the answer comes when no request is in flight."""
         if self._busy:
             return Failed("another suspend or resume is under way")
         if self._suspended:
@@ -51,7 +51,7 @@ class Suspension:
         return self._all_devices(lambda device, then: device.pause(then), finish)
 
     def resume(self) -> Response | Pending:
-        """Let the devices go on, then the vCPUs; the guest's clock goes on from where it stood."""
+        """Let the devices go on, then the clocks from where they stopped, then the vCPUs."""
         if self._busy:
             return Failed("another suspend or resume is under way")
         if not self._suspended:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Lines that leave as datagrams: a pipe that the vmm writes to, and the socket behind the relay.
+"""Lines that the relay sends as datagrams: a pipe that the vmm writes to, and a socket.
 
-A datagram socket sends to any address that its owner names, with any descriptors beside it, and no
-filter sees either. So the vmm has none once the guest runs.
+Whoever has a datagram socket can send to any address, and pass any descriptors, and a seccomp
+filter can see neither. So the vmm has no such socket when the guest runs; the relay has it instead.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from sys_util.typing import NamedTuple
 
 
 class Outlet(NamedTuple):
-    """The relay's ends of one way out; whoever has the outlet owns both descriptors.
+    """A pipe and a connected socket of the relay; whoever has the outlet owns both descriptors.
 
-    Each line that comes out of ``pipe_fd`` goes into the connected ``socket_fd`` behind ``prefix``,
-    in pieces of at most ``max_line_bytes``. With a prefix, empty lines are left out.
+    The relay sends each line from ``pipe_fd`` to ``socket_fd`` with ``prefix`` before it, in pieces
+    of at most ``max_line_bytes``. With a prefix, empty lines are left out.
     """
 
     pipe_fd: int
@@ -26,7 +26,7 @@ class Outlet(NamedTuple):
     prefix: bytes = b""
 
     def close(self) -> None:
-        """Close both descriptors, where there is no relay to take them."""
+        """Close both descriptors, in a process that is not the relay."""
         os.close(self.pipe_fd)
         os.close(self.socket_fd)
 
@@ -35,7 +35,7 @@ def open_outlet(socket_fd: int, max_line_bytes: int, prefix: bytes = b"") -> tup
     """Return a non-blocking descriptor to write lines to, and the outlet, which owns the socket.
 
     Raises:
-        HostError: the host has no pipe for us.
+        HostError: the host makes no pipe.
     """
     try:
         pipe_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

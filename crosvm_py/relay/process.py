@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The relay: lines out of pipes, each as a datagram into a socket that was connected before.
+"""The relay: it sends lines from pipes as datagrams, through sockets that are already connected.
 
-It waits for no receiver: from a pipe it reads only what it can send, so that the pipe gets full,
-and whoever writes to it notices. It ends when all who write to its pipes have closed them.
+It never blocks on a receiver. It reads from a pipe only what it can send; if the receiver is slow,
+the pipe becomes full, and the writer notices. The relay ends when all writers have closed its
+pipes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.relay.outlet import Outlet
 
-# How long receivers may take for the rest when nobody writes any more.
+# The most time that receivers get for the last lines, once all writers have closed the pipes.
 LAST_SECONDS: Final = 1.0
 
 _READ_BYTES: Final = 4096
@@ -28,16 +29,16 @@ _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 class _Line(NamedTuple):
     text: bytes
-    taken_bytes: int  # with its end
+    taken_bytes: int  # including the line end
 
 
 class _Way:
-    """One outlet at work. Owns its descriptors."""
+    """Relays the lines of one outlet. Owns its descriptors."""
 
     def __init__(self, outlet: Outlet, epoll: select.epoll) -> None:
         self.outlet = outlet
         self.is_open = True
-        self.is_last = False  # nobody writes any more; the pipe may still hold something
+        self.is_last = False  # all writers have closed the pipe; it may still contain data
         self._socket = socket.socket(fileno=outlet.socket_fd)
         self._epoll = epoll
         self._waits_for = {outlet.pipe_fd: select.EPOLLIN}
@@ -46,7 +47,7 @@ class _Way:
         epoll.register(outlet.pipe_fd, select.EPOLLIN)
 
     def turn(self, fd: int, events: int) -> None:
-        """Send and read once, as far as it goes."""
+        """Read once, and send as much as the socket takes."""
         if fd == self.outlet.pipe_fd and events & select.EPOLLHUP:
             self.is_last = True
         has_room = self._send()
@@ -57,12 +58,12 @@ class _Way:
             self.close()
         elif has_room:
             self._wait({self.outlet.pipe_fd: select.EPOLLIN})
-        else:  # until there is room, of the pipe only its end matters
+        else:  # wait for room in the socket; of the pipe we only want to know its end
             pipe = {} if self.is_last else {self.outlet.pipe_fd: 0}
             self._wait({self.outlet.socket_fd: select.EPOLLOUT, **pipe})
 
     def close(self) -> None:
-        """Let go of both ends, and of what has not been sent."""
+        """Close both descriptors and drop what has not been sent."""
         self._wait({})
         os.close(self.outlet.pipe_fd)
         self._socket.close()
@@ -77,7 +78,7 @@ class _Way:
         self._ended = not data
 
     def _send(self) -> bool:
-        """Send the lines that are there; return False if the socket has no room for one."""
+        """Send all complete lines; return False if the socket has no room for one."""
         prefix = self.outlet.prefix
         while (line := self._next_line()) is not None:
             if line.text or not prefix:
@@ -85,7 +86,7 @@ class _Way:
                     self._socket.send(prefix + line.text, _FLAGS)
                 except BlockingIOError:
                     return False
-                except OSError:  # the receiver is gone, and another one cannot be connected to
+                except OSError:  # the receiver is gone, and the filter denies connect(2)
                     self._pending.clear()
                     self._ended = True
                     return True
@@ -114,9 +115,10 @@ class _Way:
 
 
 def run_relay(outlets: Sequence[Outlet], confine: Callable[[set[int]], None]) -> None:
-    """Relay until nobody writes any more; the outlets' descriptors become the relay's.
+    """Relay until all writers have closed the pipes. Owns the outlets' descriptors.
 
-    ``confine`` gets those that have to stay open, and takes everything else away.
+    ``confine`` gets the descriptors that have to stay open; it closes all others and confines the
+    process.
     """
     epoll = select.epoll()
     ways = [_Way(outlet, epoll) for outlet in outlets]
@@ -133,5 +135,5 @@ def run_relay(outlets: Sequence[Outlet], confine: Callable[[set[int]], None]) ->
                     way.close()
                 return
         for fd, events in epoll.poll(wait_seconds):
-            if of_fd[fd].is_open:  # else the other of its two was ready as well
+            if of_fd[fd].is_open:  # its other descriptor may have been ready, too, and closed it
                 of_fd[fd].turn(fd, events)
