@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Open both ends of one ``--serial`` port on the host, whatever hardware the guest sees.
+"""Open the output and input of one ``--serial`` port on the host, for every kind of hardware.
 
-``pty`` makes a pseudo-terminal and says its name: ``screen /dev/pts/N`` is then the guest's
-terminal. Its other side stays open here, so that programs may come and go.
+``pty`` makes a pseudo-terminal and logs its name; ``screen /dev/pts/N`` then shows the guest's
+terminal. We keep its user's side open, so that programs can close it and open it again.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _TYPES: Final = ("stdout", "file", "sink", "syslog", "unix", "unix-stream", "pty
 
 
 class Ends(NamedTuple):
-    """What one port writes to and reads from.
+    """The output and input of one port.
 
-    ``size_fd`` is the terminal in which the user sees the port, -1 for none; it is not owned here,
-    unless it is ``pty_fd``, our hold on a pseudo-terminal.
+    ``size_fd`` is the terminal that shows the port, whose size the guest gets, or -1. ``pty_fd`` is
+    the user's side of a pseudo-terminal, or -1; only this one is owned here.
     """
 
     target: Target | None = None
@@ -52,7 +52,7 @@ class Ends(NamedTuple):
     pty_fd: int = -1
 
     def close(self) -> None:
-        """Close everything that nobody took over."""
+        """Close all descriptors; call it only if nobody has taken them over."""
         if self.target is not None:
             os.close(self.target.fd)
         if self.input is not None:
@@ -62,7 +62,7 @@ class Ends(NamedTuple):
 
 
 def open_ends(spec: SerialSpec) -> Ends:
-    """Open what ``spec`` names.
+    """Open the output and input of ``spec``.
 
     Raises:
         ConfigError: the spec makes no sense.
@@ -99,7 +99,7 @@ def open_target(spec: SerialSpec) -> Target | None:
 
 
 def open_stdin() -> tuple[ConsoleInput | None, Terminal | None]:
-    """Return stdin, whatever it is; nothing where it is closed.
+    """Return stdin and, if it is a terminal, that; ``None`` twice if stdin is closed.
 
     Raises:
         HostError: it cannot be read.

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Where a guest's serial input comes from: the terminal, a pipe, a file.
 
-Nothing is read that the UART has no room for, so a guest that does not read makes the writer on
-the host wait, and the vmm holds no more than the UART does. A terminal is different after a
-second: its keys are read and dropped, because Ctrl-A x must work most of all when the guest hangs.
+We read only as much as the UART has room for. So if the guest does not read, the writer on the host
+has to wait, and the vmm needs no buffer of its own. A terminal is different: after a second its
+keys are read and dropped, because Ctrl-A x must work even if the guest hangs.
 
-Everything here runs in the event loop, but for ``_on_room``, which a vCPU calls.
+Everything here runs in the event loop, except ``_on_room``, which a vCPU calls.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
     from crosvm_py.console.terminal import EscapeKey, Terminal
 
-# How long a terminal waits for a guest that does not read before keys are dropped.
+# After so long without room in the UART, keys of a terminal are dropped.
 PATIENCE_SECONDS: Final = 1.0
 DROP_BYTES: Final = 4096
-# How often a VM in the background looks whether it has its terminal back.
+# How often a VM in the background checks whether it is in the foreground again.
 FOREGROUND_SECONDS: Final = 0.5
 
-# An unfinished escape adds one byte to what was read.
+# A Ctrl-A that was read before may add one byte to what is read now.
 _ESCAPE_BYTES: Final = 1
 
 
@@ -46,7 +46,7 @@ class TimerLoop(Loop, Protocol):
 
 
 class Receiver(Protocol):
-    """The UART, seen from the host: ``devices.serial.Uart``."""
+    """The receiving side of a ``devices.serial.Uart``."""
 
     on_room: Callable[[], None]
 
@@ -65,10 +65,10 @@ class Receiver(Protocol):
 
 
 class ConsoleInput:
-    """Bytes from one descriptor to one UART. Owns the descriptor."""
+    """Passes bytes from one descriptor to one UART. Owns the descriptor."""
 
     def __init__(self, fd: int, *, regular: bool = False) -> None:
-        """``regular``: a file, which epoll(7) refuses: it is always readable."""
+        """``regular``: it is a file; those are always readable, and epoll(7) refuses them."""
         self.fd = fd
         self._regular = regular
         self._watched = False
@@ -78,20 +78,20 @@ class ConsoleInput:
     def start(
         self, receiver: Receiver, loop: TimerLoop, lock: AbstractContextManager[bool]
     ) -> None:
-        """Read from now on; ``lock`` is held around every use of ``receiver``."""
+        """Read from now on, with ``lock`` held around every use of ``receiver``."""
         self._receiver, self._loop, self._lock = receiver, loop, lock
         receiver.on_room = self._on_room
         self._resume()
 
     def close(self) -> None:
-        """Give the descriptor up; the loop has stopped for good. May be called again."""
+        """Close the descriptor; the loop has stopped for good. May be called again."""
         self._ended = True
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
     def release(self) -> tuple[int, bool]:
-        """Give the descriptor to the caller, and say whether epoll(7) refuses it."""
+        """Hand the descriptor over to the caller, and return whether epoll(7) refuses it."""
         fd, self.fd = self.fd, -1
         self._ended = True
         return fd, self._regular or not _is_pollable(fd)
@@ -106,7 +106,7 @@ class ConsoleInput:
         if not self._regular:
             try:
                 self._loop.add(self.fd, self._on_readable)
-            except PermissionError:  # /dev/null and its like
+            except PermissionError:  # epoll(7) refuses /dev/null, too
                 self._regular = True
             else:
                 self._watched = True
@@ -127,7 +127,7 @@ class ConsoleInput:
         self._read()
 
     def _read(self) -> bool:
-        """Read once and return whether it makes sense to go on at once."""
+        """Read once and return whether to read again at once."""
         with self._lock:
             room = self._receiver.room
             if room <= _ESCAPE_BYTES:
@@ -139,7 +139,7 @@ class ConsoleInput:
         return bool(data)
 
     def _take(self, length: int) -> bytes:
-        """Return what there is, up to ``length`` bytes; nothing where that is nothing."""
+        """Read up to ``length`` bytes without blocking; return b"" if there are none."""
         try:
             data = os.read(self.fd, length)
         except BlockingIOError:
@@ -162,10 +162,10 @@ class ConsoleInput:
 
 
 class TerminalInput(ConsoleInput):
-    """The user's keys. Owns the descriptor, not the terminal's modes."""
+    """Passes the user's keys to a UART. Owns the descriptor, but not the terminal's modes."""
 
     def __init__(self, fd: int, terminal: Terminal, keys: EscapeKey) -> None:
-        """Take ``fd``, an open description of ``terminal``."""
+        """``fd`` is an open descriptor of ``terminal``; it is owned here from now on."""
         super().__init__(fd)
         self.on_leave: Callable[[], None] | None = None
         self.on_help: Callable[[], None] | None = None
@@ -173,7 +173,7 @@ class TerminalInput(ConsoleInput):
         self._keys = keys
         self._dropping = False
         self._pauses = 0
-        self._waiting = False  # for the foreground
+        self._waiting = False  # a timer checks whether we are in the foreground again
 
     def _resume(self) -> None:
         if self.terminal.in_foreground():
@@ -237,7 +237,7 @@ class TerminalInput(ConsoleInput):
 
 
 def open_input(path: str) -> ConsoleInput:
-    """Open ``input=``: a file, a device, or a FIFO, whoever writes it and when.
+    """Open ``input=``: a file, a device, or a FIFO, which need not have a writer yet.
 
     Raises:
         HostError: it cannot be opened.
@@ -250,7 +250,7 @@ def open_input(path: str) -> ConsoleInput:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        # Open for writing too, a FIFO does not end with its first writer.
+        # We open a FIFO for writing, too; otherwise it would end with its first writer.
         own = os.open(path, flags | (os.O_RDWR if stat.S_ISFIFO(mode) else os.O_RDONLY))
         return ConsoleInput(own, regular=stat.S_ISREG(mode))
     except OSError as error:
@@ -258,7 +258,7 @@ def open_input(path: str) -> ConsoleInput:
 
 
 def input_from(fd: int) -> ConsoleInput:
-    """Read an open descriptor, which stays the caller's.
+    """Return the input from an open descriptor; the caller keeps that, since it is duplicated.
 
     Raises:
         OSError: it is closed.

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Where a guest's serial output goes: sinks that never make a vCPU wait.
 
-A sink writes at once what the host takes at once, keeps up to ``BACKLOG_BYTES`` of the rest for the
-event loop to write when there is room, and drops what comes after that. A reader that stops costs
-output, never time or memory; one that goes away turns the sink into nothing.
+A sink writes at once what the host accepts. It keeps up to ``BACKLOG_BYTES`` of the rest until the
+event loop can write it, and drops what exceeds that. So a reader that stops reading loses output,
+but uses no time and no more memory. When the reader is gone, the sink drops everything.
 
-``targets`` opens what they write to.
+``targets`` opens the descriptors that sinks write to.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 log = logging.get_logger("crosvm.serial")
 
-# Minutes of a busy console, and small beside the vmm itself.
+# The output of a busy console for minutes, and little compared with the vmm's own memory.
 BACKLOG_BYTES: Final = 256 * 1024
 CHUNK_BYTES: Final = 64 * 1024
 
 
 class Loop(Protocol):
-    """What a sink needs of the event loop."""
+    """The part of the event loop that a sink needs."""
 
     def add(self, fd: int, callback: Callable[[int], None], *, events: int = ...) -> None:
         """Call ``callback`` while ``fd`` is ready."""
         ...
 
     def remove(self, fd: int) -> None:
-        """Forget ``fd``."""
+        """Stop watching ``fd``."""
         ...
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
@@ -49,43 +49,43 @@ class Loop(Protocol):
 
 
 class Sink(Protocol):
-    """A ``devices.serial.ByteSink`` with a life."""
+    """A ``devices.serial.ByteSink`` that can be attached to a loop, drained and closed."""
 
     def write(self, data: bytes) -> None:
         """Take ``data``; never blocks, never raises."""
         ...
 
     def attach(self, loop: Loop, lock: AbstractContextManager[bool]) -> None:
-        """Let ``loop`` write the backlog from now on; ``lock`` is held around every write."""
+        """Let ``loop`` write the backlog from now on, with ``lock`` held around every write."""
         ...
 
     def drain(self, seconds: float) -> None:
-        """Write the backlog, waiting for the reader no longer than ``seconds``."""
+        """Write the backlog, and wait for the reader at most ``seconds``."""
         ...
 
     def close(self) -> None:
-        """Give the descriptor up, and say what was dropped."""
+        """Close the descriptor, and log how much was dropped."""
         ...
 
 
 class NullSink:
-    """``type=sink``: take everything, keep nothing."""
+    """``type=sink``: drop all output."""
 
     def write(self, data: bytes) -> None:
-        """Forget ``data``."""
+        """Drop ``data``."""
 
     def attach(self, loop: Loop, lock: AbstractContextManager[bool]) -> None:
-        """Need nothing."""
+        """Do nothing."""
 
     def drain(self, seconds: float) -> None:
-        """Have nothing."""
+        """Do nothing: there is no backlog."""
 
     def close(self) -> None:
-        """Own nothing."""
+        """Do nothing: there is no descriptor."""
 
 
 class StreamSink:
-    """Bytes to a descriptor. Owns it through ``close``; ``send`` writes to it without blocking."""
+    """Write bytes to a descriptor, which ``send`` does without blocking. Owns the descriptor."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class StreamSink:
         close: Callable[[], None] | None = None,
         keeps_on: bool = False,
     ) -> None:
-        """``keeps_on``: a failed write says nothing about the next one (a full disk)."""
+        """``keeps_on``: try to write again after an error, since it may pass (a full disk)."""
         self.name = name
         self._close: Callable[[], None] = close or functools.partial(os.close, fd)
         self.fd = fd
@@ -109,8 +109,8 @@ class StreamSink:
         self._why = "the reader is too slow"
         self._loop: Loop | None = None
         self._lock: AbstractContextManager[bool] | None = None
-        self._armed = False  # the loop will write the backlog
-        self._watched = False  # and knows the descriptor
+        self._armed = False  # the loop has been asked to write the backlog
+        self._watched = False  # the loop watches the descriptor
 
     def write(self, data: bytes) -> None:
         """Write ``data`` now or later, or drop it."""
@@ -162,7 +162,7 @@ class StreamSink:
         if self._gone:
             return
         if self._loop is None and self._backlog:
-            self._flush()  # nobody else will
+            self._flush()  # there is no loop that would
         if self._backlog_bytes + len(data) > BACKLOG_BYTES:
             self.dropped_bytes += len(data)
             return
@@ -174,7 +174,7 @@ class StreamSink:
         self._arm()
 
     def _flush(self) -> None:
-        """Write of the backlog what the host takes now."""
+        """Write as much of the backlog as the host accepts now."""
         while self._backlog:
             chunk = self._backlog[0]
             try:
@@ -201,12 +201,12 @@ class StreamSink:
             log.warning("%s: %s; output goes nowhere from here on", self.name, error.strerror)
 
     def _report(self, unwritten_bytes: int = 0) -> None:
-        # Not before the reader is back: our log may go to the very same pipe.
+        # Only when the reader reads again: our log may go to the same pipe.
         lost, self.dropped_bytes = self.dropped_bytes + unwritten_bytes, 0
         if lost and not self._gone:
             log.warning("%s: %d bytes dropped: %s", self.name, lost, self._why)
 
-    # In the event loop
+    # In the event loop.
 
     def _arm(self) -> None:
         if self._loop is not None and not self._armed:

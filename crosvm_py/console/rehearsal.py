@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Check what serial ports would open, and open nothing that its owner would notice.
+"""Check what serial ports would open, without opening anything that others would notice.
 
-A file is not made, a FIFO not opened, which would end the wait of who is at its other end, and a
-socket not connected to. Errors are those that opening would raise, as far as a look can tell.
+No file is made, no socket is connected, and no FIFO is opened, because that would wake the program
+at its other end. The errors are those of opening, as far as they can be found without it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# What these open, their owner does not notice.
+# These can be opened in a rehearsal: nobody notices.
 _SHARED_TYPES: Final = ("stdout", "sink", "syslog")
 _HINTS: Final = {
     "unix": "a datagram socket must be bound there",
@@ -29,7 +29,7 @@ _HINTS: Final = {
 
 
 def rehearse_serial_ports(specs: Iterable[SerialSpec]) -> tuple[SerialSpec, ...]:
-    """Return the same ports without what opening them would do to others.
+    """Check the ports; return specs of them that can be opened without effects on others.
 
     Raises:
         HostError: something could not be opened.
@@ -38,7 +38,7 @@ def rehearse_serial_ports(specs: Iterable[SerialSpec]) -> tuple[SerialSpec, ...]
 
 
 def _rehearse(spec: SerialSpec) -> SerialSpec:
-    """Check one port and lead it to /dev/null, so that it has as many descriptors as it would."""
+    """Check one port; return a spec with /dev/null instead, and the same number of descriptors."""
     changes: dict[str, object] = {}
     if spec.input is not None and inherited_fd(spec.input) is None:
         _look("open", f"--serial input={spec.input}", spec.input, _check_readable)
@@ -79,7 +79,7 @@ def _check_readable(path: str) -> int:
 
 
 def _check_appendable(path: str) -> int:
-    """Return what forbids to append to a file, or to make it where there is none."""
+    """Return the errno of appending to a file, or of making it if it does not exist; 0 if none."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The four COM ports and debug consoles of a machine, from ``--serial`` to the I/O bus.
 
-Everything on the host is opened by ``open_serial_ports``, before anything is forked; ``attach``
-puts the devices on the bus and starts reading; ``close`` gives the guest's last words a moment to
-reach a slow reader, and the terminal back to the user.
+``open_serial_ports`` opens everything on the host, before anything is forked. ``attach`` puts the
+devices on the bus and starts reading. ``close`` gives slow readers a moment to read the guest's
+last output, and gives the terminal back to the user.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 log = logging.get_logger("crosvm.serial")
 
-# The time that a slow reader gets for what is left at the end, all ports together.
+# The most time that slow readers of all ports together get for the last output.
 DRAIN_SECONDS: Final = 1.0
 
 
 class _Port(NamedTuple):
-    """One device, its ends on the host open."""
+    """One device, with its output and input on the host open."""
 
     spec: SerialSpec
     sink: Sink
@@ -65,7 +65,7 @@ class SerialPorts:
     ) -> None:
         self.uarts: dict[int, Uart] = {}
         self.virtio = virtio
-        # The process that outlives a killed vmm calls terminal.restore().
+        # If the vmm is killed, the warden calls terminal.restore().
         self.terminal = terminal
         self._ports = tuple(ports)
         self._outlets = tuple(outlets)
@@ -74,7 +74,7 @@ class SerialPorts:
 
     @property
     def kernel_parameters(self) -> tuple[str, ...]:
-        """What the kernel's command line needs: console= and earlycon=."""
+        """The parameters for the kernel's command line: console= and earlycon=."""
         parameters = []
         for spec in (port.spec for port in self._ports if port.spec.hardware == "serial"):
             if spec.console:
@@ -86,7 +86,7 @@ class SerialPorts:
         return tuple(parameters)
 
     def take_outlets(self) -> tuple[Outlet, ...]:
-        """Return what the relay needs for ports of datagram sockets; it becomes the caller's."""
+        """Return the relay's outlets for ports with datagram sockets; the caller owns them."""
         outlets, self._outlets = self._outlets, ()
         return outlets
 
@@ -100,12 +100,12 @@ class SerialPorts:
     ) -> None:
         """Put the devices on ``bus`` and start to read; a terminal becomes raw.
 
-        ``irq_line`` is asked once for each IRQ. ``on_leave`` is called in the loop's thread when
-        the user types Ctrl-A x; without it the process gets SIGTERM. With a terminal, only from the
-        main thread: SIGTTIN, SIGTTOU and SIGCONT are handled until ``close``.
+        ``irq_line`` is called once for each IRQ. ``on_leave`` is called in the loop's thread when
+        the user types Ctrl-A x; without it the process gets SIGTERM. If there is a terminal, call
+        this in the main thread: SIGTTIN, SIGTTOU and SIGCONT are handled until ``close``.
 
         Raises:
-            ConfigError: the port of a debug console is taken.
+            ConfigError: the I/O port of a debug console is in use.
         """
         lines = {
             irq: SharedIrqLine(irq_line(irq))
@@ -130,7 +130,7 @@ class SerialPorts:
             self.virtio.start(loop, lock)
 
     def close(self) -> None:
-        """Write what is left, as far as it is read soon, and give everything back.
+        """Write the last output, for readers that are fast enough, and close everything.
 
         The event loop no longer runs. May be called again.
         """
@@ -155,7 +155,7 @@ class SerialPorts:
             self._undo_signals = None
 
     def _on_continue(self) -> None:
-        """Set raw mode again after a stop, when the terminal is still ours; it may have grown."""
+        """After SIGCONT set raw mode again, if we are in the foreground, and check the size."""
         if self.terminal is not None and self.terminal.is_raw and self.terminal.in_foreground():
             self.terminal.enter()
         if self.virtio is not None:
@@ -181,7 +181,7 @@ class SerialPorts:
 
 
 def open_serial_ports(specs: Sequence[SerialSpec]) -> SerialPorts:
-    """Open what every serial port writes to and reads from; COM ports without a spec are sinks.
+    """Open the output and input of every serial port; COM ports without a spec drop all output.
 
     Raises:
         ConfigError: the specs contradict each other.
@@ -212,7 +212,7 @@ def open_serial_ports(specs: Sequence[SerialSpec]) -> SerialPorts:
 
 
 def _sink(ends: Ends, outlets: list[Outlet]) -> Sink:
-    """Make the sink of a port; where it needs the relay, ``outlets`` gets one more."""
+    """Make the sink of a port; if it needs the relay, add its outlet to ``outlets``."""
     if ends.target is None:
         return NullSink()
     if ends.target.kind != "lines":
@@ -252,7 +252,7 @@ def _check(specs: Sequence[SerialSpec]) -> None:
 
 
 def _place(spec: SerialSpec) -> str:
-    """Check what its hardware can, and return where the port stands."""
+    """Check that the hardware supports the options; return the port's name for messages."""
     place = f"num={spec.num}"
     if spec.hardware == "debugcon":
         place = f"debugcon-port={spec.debugcon_port:#x}"

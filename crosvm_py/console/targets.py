@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Open what a guest's serial output goes to: stdout, files, sockets, the system log.
 
-Terminals and pipes are shared with other programs, so they are opened anew where that is allowed
-(``sys_util.nonblocking``). All of this happens before the guest starts: nothing is opened or
-connected later.
+Terminals and pipes are shared with other programs, so we open them again for ourselves if that is
+allowed (``sys_util.nonblocking``). All of this happens before the guest starts; nothing is opened
+or connected later.
 
-A file is created if need be and appended to, as in crosvm. ``unix`` is a datagram socket that gets
-each line without its line end. What a full disk does not take is lost, and the console goes on.
+A file is created if it does not exist, and appended to, as in crosvm. ``unix`` is a datagram socket
+that gets each line without its line end. If a disk is full, output is lost and the console goes on.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from sys_util.nonblocking import Send
 
-# crosvm waits for ever for the socket's owner; a mistyped path should rather be reported.
+# crosvm waits for the socket without a limit. We do not, so that a mistyped path is reported.
 CONNECT_SECONDS: Final = 2.0
 CONNECT_STEP_SECONDS: Final = 0.01
 
-# The longest line of a datagram, as crosvm's; longer ones are cut.
+# The longest line in a datagram, as in crosvm; longer ones are split.
 MAX_LINE_BYTES: Final = 1024
 
 _CONSOLE_PRIORITY: Final = 1 << 3 | 6  # syslog(3): LOG_USER, LOG_INFO
@@ -39,11 +39,11 @@ def _write_to(fd: int) -> Send:
 
 
 class Target(NamedTuple):
-    """A descriptor to write to, and how. Who has the target owns the descriptor.
+    """A descriptor to write to, and how. Whoever has the target owns the descriptor.
 
-    ``kind`` is stream (never blocks), socket (with MSG_DONTWAIT), polled (at most ``write_limit``
-    bytes when poll(2) says so) or lines (datagrams behind ``prefix``). ``keeps_on``: a failed write
-    says nothing about the next one.
+    ``kind`` is "stream" (write(2) does not block), "socket" (send with MSG_DONTWAIT), "polled" (at
+    most ``write_limit`` bytes when poll(2) allows it) or "lines" (a datagram per line, which begins
+    with ``prefix``). ``keeps_on``: try to write again after an error, since it may pass.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Target(NamedTuple):
 
 
 def sink_to(target: Target) -> StreamSink:
-    """Make the sink that writes to ``target``, not of lines; it owns the descriptor from now on."""
+    """Make the sink that writes to ``target``, which is not "lines". It owns the descriptor now."""
     name, fd = target.name, target.fd
     if target.kind == "socket":
         import socket
@@ -72,17 +72,17 @@ def sink_to(target: Target) -> StreamSink:
 
 
 def sink_through_relay(target: Target) -> tuple[StreamSink, Outlet]:
-    """Make the sink that writes to a target of lines, and what the relay needs for it.
+    """Make the sink that writes to a target of "lines", and its outlet for the relay.
 
     Raises:
-        HostError: the host has no pipe for us; the target stays the caller's.
+        HostError: the host makes no pipe; the caller still owns the target.
     """
     fd, outlet = open_outlet(target.fd, MAX_LINE_BYTES, target.prefix)
     return StreamSink(target.name, fd, _write_to(fd)), outlet
 
 
 def open_stream(fd: int, name: str) -> Target:
-    """Return a target for an open descriptor, which stays the caller's.
+    """Return a target for an open descriptor; the caller keeps that, since it is duplicated.
 
     Raises:
         HostError: the descriptor is closed.
@@ -96,15 +96,16 @@ def open_stream(fd: int, name: str) -> Target:
             own = reopen(fd, os.O_WRONLY)
             if own is not None:
                 return Target(name, own)
-            # A terminal is writable when one byte fits.
+            # poll(2) says that a terminal is writable if one byte fits.
             return Target(name, os.dup(fd), "polled", 1 if terminal else PIPE_BUF)
-        return Target(name, os.dup(fd), keeps_on=True)  # an own description has an own offset
+        # Not opened again: a file would then have an offset of its own.
+        return Target(name, os.dup(fd), keeps_on=True)
     except OSError as error:
         raise_host_error("write to", name, error)
 
 
 def stream_to(fd: int, name: str) -> StreamSink:
-    """Make a sink for an open descriptor, which stays the caller's.
+    """Make a sink for an open descriptor; the caller keeps that, since it is duplicated.
 
     Raises:
         HostError: the descriptor is closed.
@@ -113,9 +114,9 @@ def stream_to(fd: int, name: str) -> StreamSink:
 
 
 def inherited_fd(path: str) -> int | None:
-    """Return N for ``/proc/self/fd/N``, ``/dev/fd/N`` and what links there, as ``/dev/stdout``.
+    """Return N for ``/proc/self/fd/N``, ``/dev/fd/N`` and links to them, such as ``/dev/stdout``.
 
-    That is a descriptor which is open already; a socket could not be opened by its name.
+    Such a path names an open descriptor. We use that, because a socket cannot be opened by name.
     """
     fd = _named_fd(path)
     if fd is None and os.path.islink(path):
@@ -132,7 +133,7 @@ def _named_fd(path: str) -> int | None:
 
 
 def open_file(path: str) -> Target:
-    """Append to a file, created if need be; or write to a FIFO, whoever reads it and when.
+    """Open a file to append to, created if missing, or a FIFO, which need not have a reader yet.
 
     Raises:
         HostError: the file cannot be opened.
@@ -144,7 +145,7 @@ def open_file(path: str) -> Target:
     flags = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
         if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
-            # Open for reading too: this neither waits for a reader nor ends with one.
+            # We open it for reading, too, so that it neither waits for a reader nor ends with one.
             return Target(name, os.open(path, flags | os.O_RDWR))
         own = os.open(path, flags | os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         return Target(name, own, keeps_on=not os.isatty(own))
@@ -153,10 +154,10 @@ def open_file(path: str) -> Target:
 
 
 def open_unix(path: str, *, wait_seconds: float = CONNECT_SECONDS) -> Target:
-    """Send lines to the datagram socket at ``path``.
+    """Connect to the datagram socket at ``path``, to send lines.
 
     Raises:
-        HostError: nobody receives there.
+        HostError: there is no such socket.
     """
     import socket
 
@@ -168,10 +169,10 @@ def open_unix(path: str, *, wait_seconds: float = CONNECT_SECONDS) -> Target:
 
 
 def open_unix_stream(path: str, *, wait_seconds: float = CONNECT_SECONDS) -> Target:
-    """Send bytes to whoever listens on the stream socket at ``path``.
+    """Connect to the stream socket at ``path``, to send bytes.
 
     Raises:
-        HostError: nobody does.
+        HostError: nobody listens there.
     """
     import socket
 
@@ -183,7 +184,7 @@ def open_unix_stream(path: str, *, wait_seconds: float = CONNECT_SECONDS) -> Tar
 
 
 def open_syslog(tag: str, path: str = "/dev/log") -> Target:
-    """Send lines to the log daemon, which adds the time.
+    """Connect to the log daemon, to send lines; it adds the time.
 
     Raises:
         HostError: there is no log daemon.
@@ -199,7 +200,7 @@ def open_syslog(tag: str, path: str = "/dev/log") -> Target:
 
 
 def _connect(path: str, kind: int, wait_seconds: float) -> int:
-    """Connect a socket, waiting for the other side to make its own; return its descriptor."""
+    """Connect a socket, wait for the other side if it does not exist yet; return a descriptor."""
     import socket
 
     from crosvm_py.socket_path import MAX_PATH_BYTES

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The user's terminal as the guest's console: raw mode, its end, and the keys that leave the guest.
+"""The user's terminal as the guest's console: raw mode, its end, and the keys after Ctrl-A.
 
-While the guest has the terminal every key goes to it, Ctrl-C and Ctrl-Z too. Ctrl-A is ours, as
+While the guest has the terminal, it gets every key, even Ctrl-C and Ctrl-Z. Only Ctrl-A is ours, as
 in QEMU: Ctrl-A x leaves the guest, Ctrl-A h shows the keys.
 
-The modes found at start are plain data (``TerminalState``), so that the process that outlives a
-killed vmm can put them back: ``restore`` works from any process that has the terminal open.
+The modes found at the start are plain data (``TerminalState``), so that the warden can restore them
+if the vmm is killed: ``restore`` works in any process that has the terminal open.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HELP: Final = (
 
 
 class Action(Enum):
-    """What a key after Ctrl-A asks for."""
+    """The actions of keys after Ctrl-A."""
 
     LEAVE = "x"
     BREAK = "b"
@@ -47,16 +47,16 @@ _ACTIONS: Final = {
 
 
 class EscapeKey:
-    """Find the keys meant for us in what the user types."""
+    """Finds Ctrl-A and the key after it in what the user types."""
 
     def __init__(self) -> None:
         self._escaped = False
 
     def feed(self, data: bytes) -> tuple[bytes, Action | None]:
-        """Return what the guest gets of ``data`` and the action asked for.
+        """Return the keys in ``data`` that the guest gets, and the action, if any.
 
-        LEAVE ends the input. Of several others in one piece the last one counts. A key that means
-        nothing after Ctrl-A is passed on together with the Ctrl-A.
+        LEAVE ends the input. If there are several other actions, the last one counts. A key without
+        an action is passed to the guest together with the Ctrl-A before it.
         """
         if not self._escaped and ESCAPE not in data:
             return data, None
@@ -91,16 +91,16 @@ class TerminalState(NamedTuple):
 
 
 def is_terminal(fd: int) -> bool:
-    """Return whether ``fd`` is a terminal; a closed descriptor is none."""
+    """Return whether ``fd`` is a terminal; False if it is closed."""
     return os.isatty(fd)
 
 
 def in_foreground(fd: int) -> bool:
-    """Return whether we may read from the terminal and change it without being stopped."""
+    """Return whether we are in the foreground, so that no job control signal can stop us."""
     try:
         return os.tcgetpgrp(fd) == os.getpgrp()
     except OSError:
-        return True  # not our controlling terminal: no job control
+        return True  # it is not our controlling terminal, so there is no job control
 
 
 def save(fd: int) -> TerminalState:
@@ -121,9 +121,9 @@ def save(fd: int) -> TerminalState:
 
 
 def raw(state: TerminalState) -> TerminalState:
-    """Return ``state`` with every key passed through, unchanged and at once.
+    """Return ``state`` changed so that every key is passed on at once and unchanged.
 
-    Output processing stays, so that our own messages start at the left margin.
+    Output processing stays on, so that our own messages start at the left margin.
     """
     import termios as t
 
@@ -141,7 +141,7 @@ def raw(state: TerminalState) -> TerminalState:
 
 
 def apply(fd: int, state: TerminalState) -> None:
-    """Set the modes of the terminal, from the background too, without being stopped for it.
+    """Set the modes of the terminal; in the background SIGTTOU does not stop us for that.
 
     Raises:
         OSError: ``fd`` is no terminal, or it hung up.
@@ -172,10 +172,10 @@ def make_raw(fd: int) -> TerminalState:
 
 
 def restore(fd: int, state: TerminalState, *, only_if_raw: bool = False) -> None:
-    """Put the modes back; a terminal that is gone is left alone. May be called again.
+    """Restore the modes; do nothing if the terminal is gone. May be called again.
 
-    With ``only_if_raw`` nothing happens when somebody changed the modes since ``make_raw``: for
-    the process that notices a killed vmm after the user's shell has.
+    With ``only_if_raw`` do nothing if the modes were changed since ``make_raw``: when the vmm is
+    killed, the user's shell may notice that before the warden does, and set its own modes.
     """
     try:
         if not only_if_raw or save(fd) == raw(state):
@@ -185,7 +185,7 @@ def restore(fd: int, state: TerminalState, *, only_if_raw: bool = False) -> None
 
 
 class Terminal:
-    """The terminal on one descriptor, which stays the caller's, while the guest has it."""
+    """The terminal while the guest has it. The caller owns the descriptor."""
 
     def __init__(self, fd: int) -> None:
         """Read the modes.
@@ -198,13 +198,13 @@ class Terminal:
         self.is_raw = False
 
     def in_foreground(self) -> bool:
-        """Return whether the terminal is ours to read and to change."""
+        """Return whether we are in the foreground; see ``in_foreground`` above."""
         return in_foreground(self.fd)
 
     def enter(self) -> None:
-        """Switch to raw mode; again after a stop (SIGCONT), when a shell has changed it.
+        """Switch to raw mode; also after SIGCONT, when a shell may have changed the modes.
 
-        A terminal that hung up stays as it is: its end-of-file tells the rest.
+        Do nothing if the terminal hung up: reading it will return end-of-file.
         """
         try:
             apply(self.fd, raw(self.state))
@@ -213,21 +213,21 @@ class Terminal:
         self.is_raw = True
 
     def leave(self) -> None:
-        """Put the modes back that were found. May be called again.
+        """Restore the modes from before ``enter``. May be called again.
 
-        In the background the terminal may be in modes of the shell's, which stay.
+        In the background the terminal may have modes that the shell has set; those stay.
         """
         if self.is_raw:
             self.is_raw = False
             restore(self.fd, self.state, only_if_raw=not self.in_foreground())
 
     def restore(self) -> None:
-        """Put the modes back for another process that was killed; see ``restore`` above."""
+        """Restore the modes after another process was killed; see ``restore`` above."""
         restore(self.fd, self.state, only_if_raw=True)
 
 
 def window_size(fd: int) -> tuple[int, int]:
-    """Return the columns and rows of the terminal, 0 and 0 where nobody knows."""
+    """Return the columns and rows of the terminal, (0, 0) if they are unknown."""
     import termios
 
     try:
@@ -238,7 +238,7 @@ def window_size(fd: int) -> tuple[int, int]:
 
 
 def handle_resize(on_resize: Callable[[], None]) -> Callable[[], None]:
-    """Call ``on_resize``, as a signal handler, when a terminal's size changed; return the undo."""
+    """Call ``on_resize`` in a handler for SIGWINCH; return a function that undoes this."""
     old = signal.signal(signal.SIGWINCH, lambda _number, _frame: on_resize())
 
     def undo() -> None:
@@ -248,10 +248,10 @@ def handle_resize(on_resize: Callable[[], None]) -> Callable[[], None]:
 
 
 def handle_job_control(on_continue: Callable[[], None]) -> Callable[[], None]:
-    """Ignore SIGTTIN and SIGTTOU, call ``on_continue`` on SIGCONT; return what undoes it.
+    """Ignore SIGTTIN and SIGTTOU, call ``on_continue`` on SIGCONT; return an undo function.
 
-    A VM that was moved to the background is not stopped for reading its terminal: the read fails
-    with EIO instead. Only from the main thread; ``on_continue`` runs as a signal handler does.
+    So a VM in the background is not stopped when it reads its terminal; the read fails with EIO.
+    Call this in the main thread. ``on_continue`` runs in a signal handler.
     """
     numbers = (signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT)
     old = {number: signal.getsignal(number) for number in numbers}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The vmm's part of the virtio console: its ends on the host, the user's keys, the window's size.
+"""The vmm's part of the virtio console: opening files, the user's keys, the window's size.
 
-The device process gets its descriptors and serves them alone. Only the keys of a terminal pass
-through the vmm, which has to find Ctrl-A x in them whatever the guest and the device do.
+The device process gets the descriptors and serves them without the vmm. Only the keys of a terminal
+pass through the vmm, because it must find Ctrl-A x in them even if guest and device hang.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ if TYPE_CHECKING:
 log = get_logger("crosvm.serial")
 
 
-# Keys that the device has not taken yet; then TerminalInput waits, and later drops.
+# So many keys wait for the device. After that TerminalInput stops reading, and later drops keys.
 KEY_BYTES: Final = 4096
-# The key that Linux takes for a break on hvc consoles.
+# Linux treats this key on hvc consoles as a break.
 SYSRQ_KEY: Final = b"\x0f"
 
-# A terminal's size that a device between two processes did not take is told again.
+# If the device has no process at the moment, the size of a terminal is sent again after this time.
 _RETRY_SECONDS: Final = 0.5
 
-# No terminal has this size.
+# A size that no terminal has: the device has to be told the real one.
 _UNTOLD: Final = (-1, -1)
 
-# Nobody signals a change of a pseudo-terminal's size to its other side.
+# How often the size of a pseudo-terminal is checked: no signal tells us that it has changed.
 PTY_SECONDS: Final = 1.0
 
-# What a slow reader gets at the end, and how often we look whether it has read.
+# The most time that slow readers get for the last output, and how often we ask about them.
 DRAIN_SECONDS: Final = 1.0
 DRAIN_STEP_SECONDS: Final = 0.02
 
@@ -62,10 +62,10 @@ _SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 class KeyPipe:
-    """``Receiver`` of the user's keys, which the device reads from the other end of a socket."""
+    """``Receiver`` of the user's keys; it sends them to the device through a socket."""
 
     def __init__(self, sock: socket) -> None:
-        """Take the socket over."""
+        """``sock`` is owned here from now on."""
         sock.setblocking(False)
         self.on_room: Callable[[], None] = _nothing
         self._socket = sock
@@ -79,11 +79,11 @@ class KeyPipe:
         return KEY_BYTES - len(self._keys)
 
     def start(self, loop: TimerLoop) -> None:
-        """Send from now on what the device was too slow for."""
+        """Use ``loop`` from now on to send keys when the device was too slow for them."""
         self._loop = loop
 
     def receive(self, data: bytes) -> int:
-        """Pass ``data`` on as far as there is room."""
+        """Send ``data`` to the device, as much as there is room for."""
         taken = data[: self.room]
         self._keys += taken
         self._flush()
@@ -103,7 +103,7 @@ class KeyPipe:
         except BlockingIOError:
             pass
         except OSError:
-            self._keys.clear()  # the device has gone, and the VM knows
+            self._keys.clear()  # the device process has ended; the supervisor handles that
         if bool(self._keys) == self._watched or self._loop is None:
             return
         self._watched = not self._watched
@@ -119,7 +119,7 @@ class KeyPipe:
 
 
 class _OpenPort:
-    """One port: what the device is told of it, and the descriptors that the device gets."""
+    """One port: its description for the device, and the descriptors that the device gets."""
 
     def __init__(self, spec: SerialSpec, ends: Ends) -> None:
         from crosvm_py.console import terminal
@@ -133,7 +133,7 @@ class _OpenPort:
         self.size = terminal.window_size(ends.size_fd)
 
     def hand_over(self) -> PortSpec:
-        """Gather what the device gets of the ends; the rest stays here."""
+        """Collect the descriptors for the device; return the port's description for it."""
         target, source = self.ends.target, self.ends.input
         if target is not None:
             self.device_fds.append(target.fd)
@@ -165,7 +165,7 @@ class _OpenPort:
 
 
 class VirtioConsole:
-    """Every port of the virtio console. Owns what the device does not get."""
+    """Every port of the virtio console. Owns the descriptors that the device does not get."""
 
     def __init__(self, ports: Sequence[tuple[SerialSpec, Ends]]) -> None:
         self._ports = [_OpenPort(spec, ends) for spec, ends in ports]
@@ -183,24 +183,24 @@ class VirtioConsole:
 
     @property
     def keys(self) -> TerminalInput | None:
-        """The keys of that terminal."""
+        """The input from that terminal."""
         return next((port.keys for port in self._ports if port.keys), None)
 
     @property
     def kernel_parameters(self) -> tuple[str, ...]:
-        """What the kernel's command line needs: console=hvcN, where N counts the consoles."""
+        """Parameters for the kernel's command line: console=hvcN, where N counts the consoles."""
         consoles = [port.spec for port in self._ports if is_hvc(port.spec)]
         return tuple(f"console=hvc{n}" for n, spec in enumerate(consoles) if spec.console)
 
     def hand_over(self) -> tuple[ConsoleSpec, tuple[int, ...]]:
-        """Return what the device is built from; the descriptors become the caller's."""
+        """Return the device's Spec and descriptors; the caller owns them from now on."""
         self._handed_over = True
         fds = [fd for port in self._ports for fd in port.device_fds]
         fds.append(_backlog_memory(len(self._ports)))
         return ConsoleSpec(tuple(self._specs), has_backlogs=True), tuple(fds)
 
     def start(self, loop: TimerLoop, lock: AbstractContextManager[bool]) -> None:
-        """Pass keys on from now on."""
+        """Read the user's keys from now on, and send them to the device."""
         self._loop = loop
         for port in self._ports:
             if port.keys is not None and port.pipe is not None:
@@ -208,10 +208,10 @@ class VirtioConsole:
                 port.keys.start(port.pipe, loop, lock)
 
     def connect(self, command: Send, is_writing: Callable[[], bool] = lambda: False) -> None:
-        """Reach the device process by ``command`` from now on; main thread only.
+        """Use ``command`` from now on to send commands to the device. Call it in the main thread.
 
-        It is told how large its terminals are, whenever that changes. ``is_writing`` says whether
-        there is output that the process does not have yet.
+        The device is told the sizes of its terminals whenever they change. ``is_writing`` says
+        whether there is output of the guest that the device process does not have yet.
         """
         from crosvm_py.console import terminal
 
@@ -229,9 +229,9 @@ class VirtioConsole:
             self._watch_ptys(loop)
 
     def drain(self, turn: Callable[[float], None]) -> None:
-        """Let slow readers have the guest's last words, but no longer than ``DRAIN_SECONDS``.
+        """Give slow readers up to ``DRAIN_SECONDS`` to read the guest's last output.
 
-        The guest stands still. ``turn`` is one round of the event loop.
+        The vCPUs have stopped. ``turn`` runs the event loop once.
         """
         waiting: list[int] = []
 
@@ -249,7 +249,7 @@ class VirtioConsole:
             turn(DRAIN_STEP_SECONDS)
 
     def check_sizes(self) -> None:
-        """Tell the device of every size that is another than it was."""
+        """Tell the device the size of each terminal whose size has changed."""
         from crosvm_py.console import terminal
 
         for number, port in enumerate(self._ports):
@@ -288,12 +288,12 @@ class VirtioConsole:
 
 
 def is_hvc(spec: SerialSpec) -> bool:
-    """Return whether Linux makes a terminal (hvcN) of the port; else it is /dev/vportNpM."""
+    """Return whether Linux shows the port as a terminal (hvcN), and not as /dev/vportNpM."""
     return spec.console or not spec.name
 
 
 def open_virtio_console(specs: Sequence[SerialSpec]) -> VirtioConsole:
-    """Open the ends of every virtio port among ``specs``, of which there is one at least.
+    """Open the output and input of every virtio port in ``specs``; there is at least one.
 
     Raises:
         ConfigError: a spec makes no sense.
@@ -316,9 +316,9 @@ def _number(spec: SerialSpec) -> int:
 
 
 def _backlog_memory(count: int) -> int:
-    """Return memory for what slow readers of ``count`` ports have not read yet.
+    """Return memory for output that slow readers of ``count`` ports have not read yet.
 
-    It is the device's alone, but outlives each of its processes.
+    Only the device uses it, but it outlives the device's processes.
     """
     fd = os.memfd_create("crosvm_console", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
