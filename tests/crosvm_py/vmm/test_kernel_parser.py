@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -158,7 +159,14 @@ def fork(_source: FileSource, _fd: int) -> None:
 
 
 def use_memory(_source: FileSource, _fd: int) -> None:
-    bytearray(2 << 30)
+    # Not by malloc: where it is refused it tries mprotect, which is denied, in a process that had
+    # threads before, as a test run may have.
+    try:
+        mmap.mmap(-1, 2 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise MemoryError from error
 
 
 def fill(source: FileSource, fd: int) -> None:

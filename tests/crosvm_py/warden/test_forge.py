@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -234,12 +233,12 @@ def test_mould_that_is_killed_at_any_moment_is_tried_again(rig: DeviceRig) -> No
     device = start(rig)
     (forge_pid,) = children(rig, FORGE)
     killed = 0
-    for delay in range(12):
+    for turns in range(12):
         restarts = device.status.restarts
         os.kill(device.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 0.003 * delay
-        while time.monotonic() < deadline:
-            rig.loop.run_once(0.001)
+        rig.until(lambda: bool(moulds(rig, forge_pid)))
+        for _ in range(turns):
+            rig.loop.run_once(0.003)
         for pid in moulds(rig, forge_pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
