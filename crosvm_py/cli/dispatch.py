@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From a whole command line to its command: the list of them, and the options before them."""
+"""Find the command in a command line and run it; the table of commands and the global options."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ VERSION: Final = switch("-V --version", "print the version, as crosvm version do
 GLOBAL_OPTIONS: Final = (EXTENDED_STATUS, LOG_LEVEL, SYSLOG_TAG, NO_SYSLOG, VERSION)
 
 
-# Every command is imported only when it is the one: `crosvm stop` needs no machine.
+# A command's module is imported only when it is needed: `crosvm stop` does not load the vmm.
 COMMANDS: Final[CommandTable] = {
     "run": "crosvm_py.cli.commands.run:COMMAND",
     "guest": "crosvm_py.cli.commands.guest:GUEST",
@@ -68,11 +68,11 @@ COMMANDS: Final[CommandTable] = {
 
 
 def execute(argv: Sequence[str]) -> int:
-    """Do what a whole command line asks for and return the exit status.
+    """Run the command of a command line and return the exit status.
 
     Raises:
-        UsageError: it cannot be read.
-        VmmError: it cannot be done.
+        UsageError: the command line cannot be parsed.
+        VmmError: the command failed.
     """
     before = _parse_before(argv)
     if before.help_wanted:
@@ -96,7 +96,7 @@ def execute(argv: Sequence[str]) -> int:
 
 
 def _help_asked(words: Sequence[str]) -> list[str]:
-    """Return ``crosvm help COMMAND`` as ``crosvm COMMAND --help``."""
+    """Turn ``crosvm help COMMAND`` into ``crosvm COMMAND --help``."""
     return [*words[1:], *["--help"] * (len(words) > 1)] if words[0] == "help" else list(words)
 
 
@@ -109,7 +109,7 @@ def _find(name: str, commands: CommandTable, group: str = "") -> Command:
 
 
 def _parse_before(argv: Sequence[str]) -> Arguments:
-    """Read the options before the command."""
+    """Parse the options before the command."""
     try:
         return parse(argv, GLOBAL_OPTIONS, stop_at_argument=True)
     except UnknownOptionError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What ``crosvm --help`` tells somebody who has just arrived."""
+"""The introduction for new users in ``crosvm --help``."""
 
 from __future__ import annotations
 

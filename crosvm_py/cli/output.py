@@ -8,12 +8,12 @@ import os
 from sys_util.log import STDERR, printable
 from sys_util.typing import Final
 
-# A command has ended when it tells an error: its reader may need a moment for what came before.
+# A command that reports an error has nothing else to do, so it can wait for a slow reader.
 _PATIENCE_SECONDS: Final = 1.0
 
 
 def write_out(text: str) -> None:
-    """Write to stdout, whole or not at all; ``crosvm doctor | head`` is nobody's error."""
+    """Write ``text`` to stdout. A closed pipe, as in ``crosvm doctor | head``, is no error."""
     data = text.encode("utf-8", "backslashreplace")
     try:
         while data:
@@ -23,5 +23,5 @@ def write_out(text: str) -> None:
 
 
 def write_error(message: str) -> None:
-    """Write one line about what went wrong to stderr, safe to show on any terminal."""
+    """Write one error line to stderr, without characters that would control a terminal."""
     STDERR.write(f"crosvm: {printable(message)}", _PATIENCE_SECONDS)

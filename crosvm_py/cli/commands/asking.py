@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the commands share that ask a VM which runs."""
+"""What all commands that send a request to a running VM share."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ DEVICE: Final = Positional(
 
 
 def ask_for(path: str, request: Request, kind: type[T]) -> T:
-    """Send ``request`` to the VM at ``path`` and return its answer, which must be of this kind.
+    """Send ``request`` to the VM at ``path`` and return its answer, which must be a ``kind``.
 
     Raises:
-        ControlError: the VM refused, or answered something else.
-        HostError: there is nothing to connect to.
+        ControlError: the VM refused, or sent another kind of answer.
+        HostError: nothing listens at ``path``.
     """
     answer = client.ask(path, request)
     if not isinstance(answer, kind):
@@ -36,7 +36,7 @@ def ask_for(path: str, request: Request, kind: type[T]) -> T:
 
 
 def device_name(command: str, text: str) -> str:
-    """Return ``text``, which may be the name of a device.
+    """Return ``text`` if it can be the name of a device.
 
     Raises:
         UsageError: it is too long for one.

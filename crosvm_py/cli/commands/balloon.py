@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm balloon``: memory of VMs that run."""
+"""``crosvm balloon``: change how much memory running VMs have."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MAX_ADJUST_PAGES: Final = 1 << 32
 
-# How often to look, and how long a guest may do nothing at all before we give up.
+# How often to ask, and how long the balloon may stay the same before we give up.
 POLL_SECONDS: Final = 0.1
 STALL_SECONDS: Final = 30.0
 
@@ -74,7 +74,7 @@ def _balloon(arguments: Arguments, _settings: GlobalSettings) -> int:
 
 
 def _target(arguments: Arguments) -> tuple[Request, list[str]]:
-    """Return what to ask for, and whom."""
+    """Return the request, and the sockets of the VMs."""
     words = arguments.positional
     pages = arguments.get(PAGES)
     if pages is not None:
@@ -88,7 +88,7 @@ def _target(arguments: Arguments) -> tuple[Request, list[str]]:
 
 
 def _wait(path: str, state: BalloonState) -> None:
-    """Follow the guest until its balloon has the size that it should have."""
+    """Wait until the balloon has its target size; show the progress on a terminal."""
     shown = os.isatty(2)
     size = state.actual_pages
     deadline = time.monotonic() + STALL_SECONDS

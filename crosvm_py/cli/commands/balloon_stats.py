@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm balloon_stats``: how much memory a VM that runs has, uses and gave back."""
+"""``crosvm balloon_stats``: how much memory a running VM has, uses and has given back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from crosvm_py.cli.grammar.command import GlobalSettings
     from crosvm_py.cli.grammar.options import Arguments
 
-# How often to look, and how long the guest may take to answer.
+# How often to ask, and how long the guest may take to answer.
 POLL_SECONDS: Final = 0.1
 ANSWER_SECONDS: Final = 15.0
 
@@ -52,7 +52,7 @@ def _stats(arguments: Arguments, _settings: GlobalSettings) -> int:
 
 
 def _fresh_state(path: str) -> BalloonState:
-    """Ask the guest for statistics, and look until it has answered."""
+    """Ask the guest for statistics, and wait until it has answered."""
     before = ask_for(path, BalloonQuery(refresh=True, hint=False), BalloonState)
     if not before.has_driver:
         raise client.ControlError(f"{path}: no balloon driver in the guest")
@@ -60,13 +60,13 @@ def _fresh_state(path: str) -> BalloonState:
 
 
 def _free_page_hints(path: str) -> int:
-    """Ask the guest for its free pages; meanwhile it counts them as used."""
+    """Ask the guest for its free pages; return their size in bytes."""
     ask_for(path, BalloonQuery(refresh=False, hint=True), BalloonState)
     return _look(path, lambda now: now.hint_done).hinted_bytes
 
 
 def _look(path: str, is_there: Callable[[BalloonState], bool]) -> BalloonState:
-    """Look again and again until the guest has answered."""
+    """Ask for the balloon's state again and again until ``is_there`` accepts it."""
     deadline = time.monotonic() + ANSWER_SECONDS
     while True:
         state = ask_for(path, BalloonQuery(refresh=False, hint=False), BalloonState)

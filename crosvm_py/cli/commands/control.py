@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm stop``, ``suspend``, ``resume`` and ``powerbtn``: requests to VMs that run."""
+"""``crosvm stop``, ``suspend``, ``resume`` and ``powerbtn``: simple requests to running VMs."""
 
 from __future__ import annotations
 

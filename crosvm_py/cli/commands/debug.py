@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm debug``: the group of the commands for finding faults."""
+"""``crosvm debug``: the group of commands for debugging."""
 
 from __future__ import annotations
 

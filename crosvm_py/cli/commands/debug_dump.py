@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm debug dump``: which side waits, for every queue and every vCPU of a VM that runs.
+"""``crosvm debug dump``: which side waits, for every queue and every vCPU of a running VM.
 
-The VM is asked for what it knows, and the kernel for what it says of threads to everybody: a vCPU
-whose thread sleeps in KVM_RUN has halted, one whose thread runs there runs guest code.
+The data comes from the VM and from /proc. There anybody can read the state of a thread: if a vCPU's
+thread sleeps in KVM_RUN, the vCPU has halted; if it runs there, it runs guest code.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _NO_VECTOR: Final = 0xFFFF
 
 
 class Task(NamedTuple):
-    """What the kernel says of a thread: its state, a letter of proc(5), and its processor time."""
+    """A thread in /proc: its state, as a letter of proc(5), and its processor time."""
 
     state: str
     cpu_seconds: float
 
 
 def read_task(pid: int, thread_id: int) -> Task | None:
-    """Return what the kernel says of a thread; ``None`` where it cannot be seen."""
+    """Read a thread's state from /proc; return ``None`` if it is not there."""
     try:
         with open(f"/proc/{pid}/task/{thread_id}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
@@ -92,7 +92,7 @@ def _device_fields(
     device: DeviceDump, read: Callable[[int, int], Task | None]
 ) -> dict[str, object]:
     transport = _named(device.transport)
-    transport.pop("queues", None)  # they are below
+    transport.pop("queues", None)  # the key "queues" below has them
     words = device.words
     process = {"held": list(words.held), "timer_ms": words.timer_ms} if words else None
     queues = [
@@ -117,7 +117,7 @@ def _device_fields(
 
 
 def _named(value: object) -> dict[str, object]:
-    """Return a named tuple, and those in it, as fields with names; nothing for ``None``."""
+    """Turn a named tuple, and those in it, into dictionaries; ``None`` becomes an empty one."""
     names: tuple[str, ...] = getattr(value, "_fields", ())
     fields: dict[str, object] = {}
     for name in names:
@@ -131,7 +131,7 @@ def _named(value: object) -> dict[str, object]:
 
 
 def position(device: DeviceDump, index: int) -> QueuePosition | None:
-    """Return what the device process says of queue ``index``."""
+    """Return what the device process reported of queue ``index``, if anything."""
     queues = () if device.words is None else device.words.queues
     return next((queue for queue in queues if queue.index == index), None)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which side a queue waits for: one line made of what memory, transport and device say.
+"""Which side a queue waits for, in one line, found from guest memory, transport and device.
 
-The numbers of a dump are not of one moment. What looks lost in one dump and is the same in the next
-one is lost.
+The numbers in a dump may be of different moments. If a kick looks lost in one dump, it may still
+arrive; if the next dump is the same, it is lost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NO_INTERRUPT: Final = 1  # VIRTQ_AVAIL_F_NO_INTERRUPT
 
 
 def verdict(device: DeviceDump, index: int) -> str:
-    """Return whom queue ``index`` waits for, and for what."""
+    """Return which side queue ``index`` waits for, and for what."""
     queue = device.queues[index]
     transport = device.transport
     if transport is None or not queue.transport.enabled:
@@ -63,7 +63,7 @@ def _of_device(device: DeviceDump, queue: QueueDump, at: QueuePosition) -> str:
 
 
 def _of_offered(queue: QueueDump, at: QueuePosition, offered: int) -> str:
-    """Say who has to look at chains that the driver offered, if anybody has."""
+    """Return which side has to act on chains that the driver has offered, or ""."""
     chains = f"{offered} chains are offered"
     if at.has_more:
         return f"waits for the device: {chains}, it serves them by itself"
@@ -77,7 +77,7 @@ def _of_offered(queue: QueueDump, at: QueuePosition, offered: int) -> str:
 
 
 def _of_used(device: DeviceDump, queue: QueueDump, ring: RingPosition) -> str:
-    """Say what the driver has still to see."""
+    """Return which used chains the driver has not seen yet, or that the queue is idle."""
     if ring.next_used != ring.published:
         count = ring.next_used - ring.published & 0xFFFF
         return f"waits for the device: {count} chains are given back and not shown"

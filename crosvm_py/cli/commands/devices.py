@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm devices``: the devices of a VM that runs."""
+"""``crosvm devices``: list the devices of a running VM."""
 
 from __future__ import annotations
 
@@ -58,9 +58,10 @@ def as_fields(device: DeviceInfo) -> dict[str, object]:
 
 
 def table(devices: Sequence[DeviceInfo]) -> list[str]:
-    """Return the lines for people: the counters that every device has, and enabled queues.
+    """Return the table for people, with the counters that all devices have.
 
-    ``LIMIT`` tells how long a queue of the device has still to wait for its limit.
+    ``QUEUES`` are enabled queues and all queues. ``LIMIT`` is how long a queue of the device still
+    has to wait because of a rate limit.
     """
     common = _common_counters(devices)
     head = ["index", "name", "pid", "state", "policy", "queues", "limit", *common]

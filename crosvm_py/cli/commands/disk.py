@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm disk resize``: the disks of a VM that runs."""
+"""``crosvm disk resize``: resize a disk of a running VM."""
 
 from __future__ import annotations
 

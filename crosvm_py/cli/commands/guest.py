@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm guest``: make a guest, and use one."""
+"""``crosvm guest``: the group of commands that make and use guests."""
 
 from __future__ import annotations
 

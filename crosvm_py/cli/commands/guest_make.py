@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm guest make``: a folder that ``crosvm run`` starts, from Debian packages."""
+"""``crosvm guest make``: make a folder for ``crosvm run`` from Debian packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from crosvm_py.cli.grammar.command import GlobalSettings
     from crosvm_py.cli.grammar.options import Arguments
 
-# Debian policy §5.6.1; a dash first would be an option of apt.
+# Debian policy §5.6.1. apt would take a name with a dash at the beginning for an option.
 _PACKAGE: Final = re.compile(r"[a-z0-9][a-z0-9+.-]{1,99}")
 _SUITE: Final = re.compile(r"[a-z][a-z0-9.-]{1,39}")
 _MIRROR: Final = re.compile(r"https?://[A-Za-z0-9._~:/@%+-]{1,200}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``crosvm guest shell``: a throw-away guest with a shell on the terminal.
 
-Its session (``crosvm_py/guest/session.sh``) writes the exit status of the shell to the second
-serial port. That is a pipe here, which holds a bounded number of bytes, whatever the guest writes.
+In the guest, ``crosvm_py/guest/session.sh`` writes the exit status of the shell to the second
+serial port. On the host that port is a pipe, so a guest that writes more cannot fill our memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
 
 NETWORKS: Final = ("user", "none")
-# A status has at most three digits and a line end, which a terminal makes two.
+# A status has at most three digits and a line end, which a terminal turns into two bytes.
 STATUS_BYTES: Final = 5
 MAX_STATUS: Final = 255
 MAX_TERM_CHARS: Final = 40
@@ -55,8 +55,8 @@ def _shell(arguments: Arguments, settings: GlobalSettings) -> int:
     leave_huge_pages()
     folder = arguments.positional[0] if arguments.positional else _own_guest()
     words = _words(arguments, folder)
-    keep_to_oneself()  # what guest make and the words ask of the environment is behind us
-    # Behind it, for a run closes what was open before.
+    keep_to_oneself()  # after guest make and _words, which use the environment
+    # Made after that, because a run closes all descriptors that were open before.
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     words.append(f"--serial=num=2,type=file,path=/proc/self/fd/{writing}")
     config = build_config(
@@ -68,7 +68,7 @@ def _shell(arguments: Arguments, settings: GlobalSettings) -> int:
 
 
 def session_status(said: bytes) -> int | None:
-    """Return the exit status in what a guest's session said, or None if there is none in it."""
+    """Return the exit status that a guest's session has written, or None if it wrote none."""
     text = said.strip()
     if not text.isdigit() or int(text) > MAX_STATUS:
         return None
@@ -83,7 +83,7 @@ def _said(reading: int) -> bytes:
 
 
 def _own_guest() -> str:
-    """Return the folder of the user's own minimal guest, after making it when it is not there."""
+    """Return the folder of the user's own minimal guest; make it the first time."""
     from crosvm_py.guest.apt import Source, cache_folder
     from crosvm_py.guest.make import GuestOrder, make_guest
 
@@ -94,13 +94,13 @@ def _own_guest() -> str:
         try:
             make_guest(GuestOrder("minimal", Source()), folder, write_error)
         except VmmError:
-            if not os.path.isdir(folder):  # else another one of us was faster
+            if not os.path.isdir(folder):  # otherwise another crosvm has made it meanwhile
                 raise
     return folder
 
 
 def _words(arguments: Arguments, folder: str) -> list[str]:
-    """Return the words of the ``crosvm run`` that this is, but for the second serial port."""
+    """Return the equivalent command line of ``crosvm run``, without the second serial port."""
     from crosvm_py.guest.description import read_guest
 
     words = [folder, "-p", "crosvm.session crosvm.status=/dev/ttyS1"]
@@ -135,7 +135,7 @@ def _network(wanted: str | None) -> list[str]:
 
 
 def _terminal() -> list[str]:
-    """Return what tells the guest how large this terminal is, and of which kind."""
+    """Return kernel parameters that tell the guest the type and the size of this terminal."""
     words = []
     term = os.environ.get("TERM", "")
     if term.isascii() and term.replace("-", "").isalnum() and len(term) <= MAX_TERM_CHARS:

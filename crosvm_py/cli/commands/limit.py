@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm limit``: the rate limits of a device of a VM that runs."""
+"""``crosvm limit``: show and change the rate limits of a device of a running VM."""
 
 from __future__ import annotations
 

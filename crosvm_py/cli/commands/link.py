@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm link``: the cables of network cards of VMs that run."""
+"""``crosvm link``: pull the cable of a running VM's network card, or put it back."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm policy``: the group of the commands about seccomp policies."""
+"""``crosvm policy``: the group of commands for seccomp policies."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the commands about policies share: names, options, text that is safe to show."""
+"""What the commands for policies share: names, options, text that is safe to print."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sys_util.log import printable
 from sys_util.typing import Final
 
 _SUFFIX: Final = ".policy"
-_PARTS: Final = "common"  # files that are there to be included begin so
+_PARTS: Final = "common"  # files whose names begin so are only included by others
 
 
 DEVICE_HELP: Final = (
@@ -36,10 +36,10 @@ POLICY_DIR: Final = text_option(
 
 
 def policy_names(directory: str | None, arch: str | None = None) -> list[str]:
-    """Return the policies of a directory, or the built-in ones.
+    """Return the names of the policies in a directory, or of the built-in ones.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the directory cannot be read.
     """
     folder = os.path.dirname(policy_path("vmm", directory, arch)) or "."
     try:
@@ -51,10 +51,10 @@ def policy_names(directory: str | None, arch: str | None = None) -> list[str]:
 
 
 def policy_name(device: str, directory: str | None, arch: str | None = None) -> str:
-    """Return the policy of a device, which may be named as ``crosvm devices`` does.
+    """Return the name of a device's policy; ``device`` is a kind, a device or a policy.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such policy.
     """
     kinds = {kind.replace("_", "-"): each.policy_name for kind, each in DEVICE_KINDS.items()}
     kind, colon, index = device.partition(":")
@@ -69,10 +69,10 @@ def policy_name(device: str, directory: str | None, arch: str | None = None) -> 
 
 
 def named_policy(command: str, device: str, directory: str | None, arch: str) -> str:
-    """Return the policy of a device, as ``policy_name`` does, for ``crosvm policy COMMAND``.
+    """Return what ``policy_name`` returns, with errors that name ``crosvm policy COMMAND``.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such policy.
     """
     try:
         return policy_name(device, directory, arch)
@@ -81,5 +81,5 @@ def named_policy(command: str, device: str, directory: str | None, arch: str) ->
 
 
 def printable_lines(text: str) -> str:
-    """Return ``text`` without what a terminal would obey; policies may be anybody's."""
+    """Return ``text`` without terminal control characters, which a stranger's policy may have."""
     return "\n".join(printable(line) for line in text.split("\n"))

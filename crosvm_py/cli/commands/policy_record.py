@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm policy record``: policies made from what devices really call on this machine."""
+"""``crosvm policy record``: make policies from the calls that devices really make here."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _record(arguments: Arguments, settings: GlobalSettings) -> int:
 
 
 def _write(file: _PolicyFile, run: str) -> bool:
-    """Write one policy; that another cannot be written is no reason to lose it."""
+    """Write one policy; report an error, so that the other policies are written, too."""
     from seccomp.errors import PolicyError
 
     try:
@@ -90,7 +90,7 @@ def _write(file: _PolicyFile, run: str) -> bool:
 def _policies(device: str) -> list[str]:
     if device == _EVERY:
         return policies_of(DEVICE_KINDS)
-    if device.startswith("warden"):  # its children would send every call to two recorders
+    if device.startswith("warden"):  # its children inherit the filter and would report twice
         raise ConfigError("policy record: the warden's policy holds for devices, too; record those")
     try:
         return [policy_name(device, None)]
@@ -119,7 +119,7 @@ def _read_run(words: Sequence[str], *, extended_status: bool) -> RunConfig:
 
 
 def _run(config: RunConfig, settings: GlobalSettings, recorded: Recorded) -> int:
-    """Be the VM; whatever is raised here is told by the entry of the process, as ever."""
+    """Run the VM; ``crosvm_py/__main__.py`` reports what is raised here, as always."""
     from crosvm_py import log
     from crosvm_py.exit_status import exit_status
     from crosvm_py.run import run_vm
@@ -138,7 +138,7 @@ def _make(directory: str) -> None:
 
 
 class _PolicyFile:
-    """One policy of the directory: what is there already, and what will be."""
+    """One policy in the directory: its present content, and what is recorded for it."""
 
     def __init__(self, directory: str, name: str, arguments: Arguments) -> None:
         from seccomp.loader import parse_policy, policy_path
@@ -172,7 +172,7 @@ class _PolicyFile:
         self._runs = runs_of(text)
 
     def write(self, run: str) -> None:
-        """Write what was recorded, prove that it can be loaded, and say what came of it."""
+        """Write the recorded policy, check that it can be loaded, and report the result."""
         from seccomp.loader import load_policy
         from seccomp.policy_text import policy_text, write_policy
 
@@ -222,7 +222,7 @@ def _extent(recording: Recording) -> str:
 
 
 def _complete(directory: str) -> None:
-    """Copy what the directory lacks, so that a run can be told to use it as it is."""
+    """Copy the policies that the directory lacks, so that a run can use the directory."""
     from seccomp.loader import policy_path
     from seccomp.policy_text import complete
     from seccomp.sources import read_sources

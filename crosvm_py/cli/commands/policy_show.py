@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm policy show``: what a filter allows, in words."""
+"""``crosvm policy show``: explain in words what a policy allows."""
 
 from __future__ import annotations
 

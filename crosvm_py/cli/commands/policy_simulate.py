@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm policy simulate``: what a filter would do with one call, and why."""
+"""``crosvm policy simulate``: tell what a policy would do with one system call, and why."""
 
 from __future__ import annotations
 

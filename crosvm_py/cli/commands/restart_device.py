@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm restart-device``: a new process for a device of a VM that runs."""
+"""``crosvm restart-device``: give a device of a running VM a new process."""
 
 from __future__ import annotations
 

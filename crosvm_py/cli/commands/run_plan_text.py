@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The plan of ``crosvm run --dry-run`` as people read it."""
+"""The plan of ``crosvm run --dry-run`` as text for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNITS: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10,
 
 
 def as_text(plan: RunPlan) -> str:
-    """Return the plan as lines for a terminal; names and paths in it cannot harm that."""
+    """Return the plan as lines for a terminal, without control characters."""
     lines = [*_guest(plan), "", *_devices(plan), *_policies(plan), *_jails(plan)]
     lines += ["", "Nothing was started, and nothing is left behind."]
     return "\n".join(lines) + "\n"
@@ -78,7 +78,7 @@ def _devices(plan: RunPlan) -> list[str]:
 
 
 def _queues(sizes: Sequence[int]) -> str:
-    """Return ``4 x 256`` for four queues of that size, several of these for different sizes."""
+    """Return ``4 x 256`` for four queues of that size; a list of these for different sizes."""
     counts: dict[int, int] = {}
     for size in sizes:
         counts[size] = counts.get(size, 0) + 1
@@ -93,7 +93,7 @@ def _policies(plan: RunPlan) -> list[str]:
 
 
 def _jails(plan: RunPlan) -> Iterator[str]:
-    """Return every step of the first jail, and of the others what is different."""
+    """Return every step of the first jail, and the steps of the others that differ from it."""
     jailed = [device for device in plan.devices if device.jail]
     for device in jailed:
         first = jailed[0]
@@ -141,7 +141,7 @@ def _table(rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _size(size_bytes: int) -> str:
-    """Return a size in the greatest unit that it is a whole number of."""
+    """Return a size in the largest unit in which it is a whole number."""
     for unit, name in _UNITS:
         if size_bytes >= unit and size_bytes % unit == 0:
             return f"{size_bytes // unit} {name}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a command is, and what it is told of the options that stand before it."""
+"""The record of a command, and the settings from the options before it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from sys_util import log
 
 
-# Names of commands, and where each of them is defined: "package.module:CONSTANT".
+# From the name of each command to where it is defined: "package.module:CONSTANT".
 CommandTable: TypeAlias = "Mapping[str, str]"
 
 
 class GlobalSettings(NamedTuple):
-    """What the options before the command say."""
+    """The values of the options before the command."""
 
     extended_status: bool
     syslog: bool
@@ -27,10 +27,10 @@ class GlobalSettings(NamedTuple):
 
 
 class Command(NamedTuple):
-    """One command: its command line, and the function that does it and returns the exit status.
+    """One command: its command line, and the function that runs it and returns the exit status.
 
-    Where there are ``subcommands``, the next word is one of them; their names have two words. With
-    many ``options`` these are sorted into ``groups``, which is for ``--help`` alone.
+    If there are ``subcommands``, the next word is one of them; their names have two words. If there
+    are many ``options``, ``groups`` sorts them for ``--help``.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Command(NamedTuple):
 
 
 def command_group(name: str, summary: str, subcommands: CommandTable) -> Command:
-    """Return a command that is nothing without one of ``subcommands``."""
+    """Return a command that does nothing by itself and needs one of ``subcommands``."""
 
     def refuse(_arguments: Arguments, _settings: GlobalSettings) -> int:
         raise UsageError(f"{name}: a command is missing: {', '.join(subcommands)}")
@@ -54,8 +54,8 @@ def command_group(name: str, summary: str, subcommands: CommandTable) -> Command
 
 
 def load_command(place: str) -> Command:
-    """Import a command from the place that a ``CommandTable`` gives."""
+    """Import a command from its place in a ``CommandTable``."""
     module, _, constant = place.partition(":")
-    # What importlib.import_module does, without the time that importing importlib takes.
+    # Does the same as importlib.import_module; importing importlib would take time.
     command: Command = getattr(__import__(module, fromlist=(constant,)), constant)
     return command

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A completion script for bash, made from the tables that the parser reads."""
+"""A completion script for bash, made from the tables that the parser uses."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from crosvm_py.cli.grammar.command import CommandTable
     from crosvm_py.cli.grammar.options import Option
 
-# Of the words before the one that is completed, those that a table knows make the command. Options
-# are offered for a word that begins with a dash. What is neither is a file, which bash completes by
-# itself (complete -o default).
+# The script looks for the command in the words before the one that is completed. If that begins
+# with a dash, it offers the command's options. bash completes file names itself (complete -o
+# default).
 _SCRIPT: Final = """\
 _crosvm() {
     local current=${COMP_WORDS[COMP_CWORD]} command= word words=

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The text of ``--help``, made from the tables that the parser reads, for 80 columns."""
+"""The text of ``--help``, made from the tables that the parser uses, for 80 columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WIDTH: Final = 79  # the last column of a terminal with 80 stays empty
 
 
 class FirstStep(NamedTuple):
-    """A command line that people type first, and what it is good for."""
+    """A command line for new users, and its purpose."""
 
     line: str
     purpose: str
@@ -102,7 +102,7 @@ def _shown(default: str) -> str:
 
 
 def _group_details(group: OptionGroup, shared: _Shared) -> list[str]:
-    """Return what else is to be said of the options of a group: a note, keys, examples."""
+    """Return the lines after the options of a group: a note, keys, examples."""
     lines = [f"  {row}" for row in _wrap(group.note, _WIDTH - 2) if row]
     for option in group.options:
         own = [field for field in option.fields if field not in shared]
@@ -112,7 +112,7 @@ def _group_details(group: OptionGroup, shared: _Shared) -> list[str]:
 
 
 def _shared_fields(options: Iterable[Option[object]]) -> _Shared:
-    """Return the fields that several options have, and the names of these."""
+    """Return the fields that several options have, each with the names of those options."""
     users: _Shared = {}
     for option in options:
         for field in option.fields:
@@ -130,7 +130,7 @@ def _by_users(shared: _Shared) -> dict[str, list[Field[object]]]:
 def _keys(
     title: str, fields: Iterable[Field[object]], option: Option[object] | None = None
 ) -> list[str]:
-    """Return the keys under a title; the first key of ``option`` may be left out."""
+    """Return the keys under a title; the name of ``option``'s first key is marked as optional."""
     lines = [title]
     for field in fields:
         implied = option is not None and field is option.fields[0]
@@ -141,7 +141,7 @@ def _keys(
 
 
 def _entry(term: str, text: str, indent: int = 2) -> list[str]:
-    """Return ``term`` and ``text`` in two columns; a long term has a line of its own."""
+    """Return ``term`` and ``text`` in two columns; a long term gets a line of its own."""
     rows = _wrap(text, _WIDTH - _COLUMN)
     left = " " * indent + term
     if len(left) + 2 > _COLUMN:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ``key=value,key,…`` grammar of option values, as crosvm's serde_keyvalue reads it.
+"""The ``key=value,key,…`` grammar of option values, the same as crosvm's serde_keyvalue.
 
     path=disk.img,ro,id="a, b",sizes=[1,0x10]
 
-The first key may be left out and a bare key is true. Strings may be quoted: with ``"``, where a
-backslash escapes ``"`` and itself, or with ``'``, where nothing is special. Lists stand in
-brackets. ``-`` and ``_`` in keys are the same; unknown and repeated keys are errors. Fields are
+The first key may be left out, and a key without a value is true. Strings may be quoted: with ``"``,
+where a backslash escapes ``"`` and itself, or with ``'``, where no character is special. Lists are
+in brackets. ``-`` and ``_`` in keys are the same; unknown and repeated keys are errors. Fields are
 typed, and ``--help`` prints them.
 """
 
@@ -24,10 +24,10 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Field(Generic[T_co]):
-    """One key: how its value is read, what it is when absent, what ``--help`` says of it.
+    """One key: how its value is parsed, its default, and its description in ``--help``.
 
-    ``shown`` is the default as a user would type it, or a word for it; nothing where ``help`` says
-    enough. A field that ``is_text`` takes quotes.
+    ``shown`` is the default as a user would type it, or a word for it; it is empty if ``help`` says
+    enough. The value of a field that ``is_text`` may be quoted.
     """
 
     __slots__ = ("default", "help", "is_text", "kind", "name", "names", "read", "required", "shown")
@@ -65,18 +65,18 @@ class Field(Generic[T_co]):
 
 
 def flag(name: str, help: str, *, default: bool = False) -> Field[bool]:  # noqa: A002
-    """Return a field that is true or false; only such a key may stand alone."""
+    """Return a field that is true or false; only such a key may be without a value."""
     return Field(name, _read_bool, default, "true|false", help, shown=typed_bool(default))
 
 
 def string(name: str, help: str, default: str | None = None) -> Field[str | None]:  # noqa: A002
-    """Return a field for text; an empty one needs quotes."""
+    """Return a field for text; empty text needs quotes."""
     shown = default or ""
     return Field(name, Scanner.string, default, "TEXT", help, shown=shown, is_text=True)
 
 
 def path(name: str, help: str) -> Field[str]:  # noqa: A002
-    """Return a field for a file name, which is never empty."""
+    """Return a field for a file name, which must not be empty."""
     return Field(name, _read_path, "", "PATH", help, is_text=True)
 
 
@@ -87,7 +87,7 @@ def integer(
     *,
     shown: str | None = None,
 ) -> Field[int]:
-    """Return a field for an unsigned number; ``shown`` where a word says more than ``default``."""
+    """Return a field for an unsigned number; ``shown`` replaces ``default`` in ``--help``."""
     shown = str(default) if shown is None else shown
     return Field(name, _read_number, default, "N", help, shown=shown)
 
@@ -123,7 +123,7 @@ def choice(name: str, help: str, options: Sequence[str], default: str) -> Field[
 
 
 def list_of(item: Field[T]) -> Field[tuple[T, ...]]:
-    """Return a field for a list in brackets, its items read as ``item``."""
+    """Return a field for a list in brackets, with items parsed as ``item``."""
 
     def read(scanner: Scanner) -> tuple[T, ...]:
         if not scanner.accept("["):
@@ -134,7 +134,7 @@ def list_of(item: Field[T]) -> Field[tuple[T, ...]]:
 
 
 def read_items(scanner: Scanner, read: Callable[[Scanner], T]) -> tuple[T, ...]:
-    """Read the items of a list behind its opening bracket, and the closing one."""
+    """Read the items of a list after its opening bracket, and the closing bracket."""
     items: list[T] = []
     while not scanner.accept("]"):
         items.append(read(scanner))
@@ -144,7 +144,7 @@ def read_items(scanner: Scanner, read: Callable[[Scanner], T]) -> tuple[T, ...]:
 
 
 def typed_bool(value: bool) -> str:
-    """Return how a user types it."""
+    """Return the value as a user types it."""
     return "true" if value else "false"
 
 
@@ -167,7 +167,7 @@ def _read_path(scanner: Scanner) -> str:
 
 
 class Values:
-    """What one option value said: ``values[FIELD]`` has the type of the field."""
+    """The parsed value of one option: ``values[FIELD]`` has the type of the field."""
 
     def __init__(self) -> None:
         self._values: dict[str, object] = {}
@@ -180,14 +180,14 @@ class Values:
         return field.name in self._values
 
     def store(self, field: Field[T], value: T) -> None:
-        """Keep the value of ``field``. Raises ValueError when there is one already."""
+        """Store the value of ``field``. Raises ValueError if there is one already."""
         if field.name in self._values:
             raise ValueError("given twice")
         self._values[field.name] = value
 
 
 def parse(option: str, text: str, fields: Sequence[Field[object]]) -> Values:
-    """Read the value of ``option``; the first of ``fields`` is the one whose key may be left out.
+    """Parse the value of ``option``; the key of the first of ``fields`` may be left out.
 
     Raises:
         UsageError: with the option, the key, its value and what is wrong.
@@ -221,16 +221,19 @@ def parse(option: str, text: str, fields: Sequence[Field[object]]) -> Values:
 
 
 class _UnknownKeyError(ValueError):
-    """Where a key should be stands something else; perhaps the rest of the value before it."""
+    """There is no known key here; perhaps this is the rest of a value with a comma."""
 
 
 def _read_key(
     scanner: Scanner, by_name: dict[str, Field[object]], implied: Field[object] | None
 ) -> tuple[Field[object], bool]:
-    """Read ``key=`` or a bare key, or nothing where the key is implied: (field, is it bare).
+    """Read ``key=``, a key without a value, or nothing if the key is left out.
+
+    Returns:
+        The field, and whether it has no value.
 
     Raises:
-        ValueError: there is no such key, or none at all, or its value is missing.
+        ValueError: the key is unknown or missing, or its value is missing.
     """
     start = scanner.at
     word = scanner.identifier()
@@ -260,7 +263,7 @@ def _refuse_key(word: str, by_name: dict[str, Field[object]]) -> NoReturn:
 
 
 def _quotes(option: str, text: str, before: tuple[Field[object], int] | None, key_at: int) -> str:
-    """Return how to write a value with a comma, where one without quotes may have been meant."""
+    """Return a hint on quotes, if the user may have meant a value that contains a comma."""
     if before is None or not before[0].is_text or text[before[1]] in ('"', "'"):
         return ""
     from shlex import quote

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Command lines as tables of options.
+"""Parse command lines, described by tables of options.
 
-argparse has no notion of the order in which different options came, costs 6 ms of start-up and
-accepts prefixes of names. What crosvm's grammar needs is little: ``--name VALUE`` and ``-n VALUE``,
-both also with ``=``; ``-`` and ``_`` alike in names; options and positional arguments mixed; ``--``
-before an argument that starts with a dash; an option once, unless it may be repeated.
+We do not use argparse: it does not keep the order of different options, costs 6 ms at start-up, and
+accepts prefixes of names. crosvm's grammar is simple: ``--name VALUE`` and ``-n VALUE``, both also
+with ``=``; ``-`` and ``_`` are the same in names; options and positional arguments can be mixed;
+``--`` comes before an argument that starts with a dash; an option is given once, unless it is
+repeatable.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class UnknownOptionError(UsageError):
-    """There is no option called ``name`` where it was given."""
+    """There is no option called ``name`` for this command."""
 
     def __init__(self, name: str, hint: str) -> None:
         super().__init__(f"unknown option {name}{hint}")
@@ -31,11 +32,11 @@ class UnknownOptionError(UsageError):
 
 
 class Option(Generic[T_co]):
-    """One option: its spellings, the metavar of its value (none for a switch), how it is read.
+    """One option: its spellings, the metavar of its value ("" for a switch), how it is parsed.
 
-    ``read`` gets the main spelling, for its messages, and the text of the value. ``default`` is
-    what holds without the option, as the user would type it, for ``--help``; ``fields`` are the
-    keys of a ``key=value`` text.
+    ``read`` gets the long spelling, for its messages, and the text of the value. ``default`` is the
+    default value as the user would type it; only ``--help`` uses it. ``fields`` are the keys of a
+    ``key=value`` text.
     """
 
     __slots__ = ("default", "fields", "help", "metavar", "names", "read", "repeatable")
@@ -78,7 +79,7 @@ def text_option(
     default: str = "",
     repeatable: bool = False,
 ) -> Option[str]:
-    """Return an option whose value is text; only a repeatable one may be empty."""
+    """Return an option whose value is text, which may be empty only if it is repeatable."""
     read = _read_any if repeatable else _read_text
     return Option(names, metavar, help, read, default=default, repeatable=repeatable)
 
@@ -94,10 +95,10 @@ def _read_text(option: str, text: str) -> str:
 
 
 class Positional(NamedTuple):
-    """An argument without a dash: what it is called, what it is, how many there may be.
+    """A positional argument: its name, its description, and how many of it are allowed.
 
-    With ``behind_dashes`` it is the words of another command, which follow ``--``; then it is the
-    last one of a command line.
+    With ``behind_dashes`` it is the words of another command, which follow ``--``; it is then the
+    last argument of the command line.
     """
 
     metavar: str
@@ -111,7 +112,7 @@ NO_ARGUMENTS: tuple[Positional, ...] = ()
 
 
 class OptionGroup(NamedTuple):
-    """Options about one thing, as ``--help`` shows them: with examples and a note."""
+    """Options on one topic, as ``--help`` shows them, with examples and a note."""
 
     title: str
     options: tuple[Option[object], ...]
@@ -120,9 +121,9 @@ class OptionGroup(NamedTuple):
 
 
 class Arguments:
-    """A command line that was read: options in their order, arguments, and what is left over.
+    """A parsed command line: options in their order, positional arguments, and the rest.
 
-    ``rest`` are the words from the first argument on, or those behind ``--``.
+    ``rest`` are the words from the command's name on, or those after ``--``.
     """
 
     def __init__(self) -> None:
@@ -132,7 +133,7 @@ class Arguments:
         self.help_wanted = False
 
     def add(self, option: Option[T], value: T) -> None:
-        """Note that ``option`` was given."""
+        """Record that ``option`` was given."""
         self._given.append((option, value))
 
     def has(self, option: Option[object]) -> bool:
@@ -158,12 +159,12 @@ def parse(
     *,
     stop_at_argument: bool = False,
 ) -> Arguments:
-    """Read a command line; with ``stop_at_argument`` only up to the first argument (a command).
+    """Parse a command line; with ``stop_at_argument`` only up to the first argument, a command.
 
-    Stops at ``--help``, before anything can be missing.
+    ``--help`` stops the parser, so missing arguments are then no error.
 
     Raises:
-        UsageError: with the option and what is wrong.
+        UsageError: names the option and what is wrong with it.
     """
     by_name = {name: option for option in options for name in option.names}
     has_rest = any(argument.behind_dashes for argument in positional)
@@ -210,7 +211,7 @@ def _read_option(
 
 
 def _nearest(name: str, by_name: dict[str, Option[object]]) -> str:
-    """Return what an unknown option may have been meant to be, or nothing."""
+    """Return a hint on which option an unknown one may have been meant to be, or ""."""
     short = by_name.get(name[:2])
     if short is not None and short.metavar and not name.startswith("--"):
         return f"; the value of {name[:2]} is a word of its own: {name[:2]} {name[2:]}"
@@ -234,7 +235,7 @@ def _check_count(given: Sequence[str], rest: Sequence[str], wanted: Sequence[Pos
 
 
 def _names(arguments: Sequence[Positional], count: int) -> list[str]:
-    """Return what each of ``count`` words is called; an argument takes as many as it may."""
+    """Return the metavar of each of ``count`` words; arguments take as many words as they can."""
     names: list[str] = []
     spare = count - sum(argument.at_least for argument in arguments)
     for argument in arguments:

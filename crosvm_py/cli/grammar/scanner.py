@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The words, strings and numbers that the key=value grammar is made of."""
+"""Read the words, strings and numbers of the key=value grammar."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ MAX_NUMBER: Final = 2**64 - 1
 
 
 class Scanner:
-    """A position in the text of one option value. Every reader raises ValueError with a reason."""
+    """A position in the text of one option's value. Its methods raise ValueError with a reason."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
 
     def peek(self) -> str:
-        """Return the next character, or nothing at the end."""
+        """Return the next character, or "" at the end."""
         return self.text[self.at : self.at + 1]
 
     def at_separator(self) -> bool:
@@ -41,7 +41,7 @@ class Scanner:
         return self.text[start : self.at]
 
     def word(self) -> str:
-        """Read up to the next separator, which no quote and no bracket may precede."""
+        """Read up to the next separator; quotes and brackets before it are errors."""
         start = self.at
         while self.peek() and self.peek() not in _NOT_IN_WORDS:
             self.at += 1
@@ -74,11 +74,12 @@ def parse_number(text: str) -> int:
     """Return the unsigned 64-bit number in ``text``: decimal, or with 0x, 0o or 0b.
 
     Raises:
-        ValueError: it is no such number; ``int`` alone takes blanks, underscores and any digits.
+        ValueError: it is no such number. (``int`` would accept blanks, underscores and non-ASCII
+            digits.)
     """
     radix = _RADIX.get(text[:2], 10)
     digits = text if radix == 10 else text[2:]
-    # 4300 digits are where int() gives up by itself; 64 bits end long before.
+    # int() itself refuses only more than 4300 digits; 64 bits need far fewer.
     if not (digits.isascii() and digits.isalnum() and len(digits) <= 64):
         raise ValueError("not a number")
     try:
@@ -113,7 +114,7 @@ def parse_size(text: str, unit_bytes: int) -> int:
 
 
 def typed_size(size_bytes: int) -> str:
-    """Return a size as a user would type it where a plain number is one of bytes."""
+    """Return a size in bytes as a user would type it, with a suffix if it is a whole number."""
     for power in range(len(_SUFFIXES), 0, -1):
         if size_bytes and size_bytes % 1024**power == 0:
             return f"{size_bytes // 1024**power}{_SUFFIXES[power - 1]}"

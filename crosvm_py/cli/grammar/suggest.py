@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the user may have meant by a word that nobody knows."""
+"""Suggest what the user may have meant by an unknown word."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return ", did you mean …?" with the known word that is nearest, or nothing.
+    """Return ", did you mean …?" with the nearest known word, or "" if none is near.
 
-    Dashes in front of a word and the difference of ``-`` and ``_`` do not count.
+    Leading dashes, and the difference between ``-`` and ``_``, are ignored.
     """
-    # Here, and not above: it costs milliseconds, and a command line without a fault never needs it.
+    # Imported here, because it takes milliseconds and correct command lines do not need it.
     import difflib
 
     by_letters = {_letters(name): name for name in known}

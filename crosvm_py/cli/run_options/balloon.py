@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The balloon on the command line of ``run``: crosvm's switches and Cloud Hypervisor's keys.
 
-crosvm gives every VM a balloon. Ours is a process, whose start and memory a VM that is never
-ballooned would pay for nothing, so it is there when it is asked for.
+crosvm gives every VM a balloon. Our balloon is a process, which takes time to start and memory, so
+a VM gets one only if the user asks for it.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ GROUP: Final = OptionGroup(
 
 
 def balloon(arguments: Arguments, memory_bytes: int) -> BalloonSpec | None:
-    """Return the balloon that was asked for; one larger than the memory is made smaller.
+    """Return the balloon that the user asked for, at most as large as the guest's memory.
 
     Raises:
-        ConfigError: it was asked for and forbidden.
+        ConfigError: options both ask for a balloon and forbid it.
     """
     spec = arguments.get(BALLOON)
     wanted = [option.name for option in (BALLOON, REPORTING) if arguments.has(option)]

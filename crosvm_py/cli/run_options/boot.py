@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What boots, beside the kernel itself."""
+"""Options of the boot, beside the kernel itself: its parameters and the initrd."""
 
 from __future__ import annotations
 

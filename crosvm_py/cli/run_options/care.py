@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How devices are looked after: ``--device-restart`` and ``--device-timeout``."""
+"""The supervision of device processes: ``--device-restart`` and ``--device-timeout``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WORDS: Final = {"always": ALWAYS, "never": NEVER}
 
 
 class _Restarts:
-    """How often, wrapped: an option that was not given is ``None``, as is ``ALWAYS``."""
+    """Holds a limit, because ``None`` means both ``ALWAYS`` and an option that was not given."""
 
     def __init__(self, limit: RestartLimit) -> None:
         self.limit = limit
@@ -47,7 +47,7 @@ def _read_timeout(option: str, text: str) -> float:
         seconds = float(text)
     except ValueError:
         raise UsageError(f"{option}: {text!r:.40} is no number of seconds") from None
-    if not _MIN_SECONDS <= seconds <= _MAX_SECONDS:  # nor is NaN
+    if not _MIN_SECONDS <= seconds <= _MAX_SECONDS:  # refuses NaN, too
         limits = f"{_MIN_SECONDS:.0f} to {_MAX_SECONDS:.0f} seconds"
         raise ConfigError(f"{option}: {text:.40} is outside the limits, {limits}")
     return seconds

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How a VM that runs is called and reached, on the command line."""
+"""Options for the name and the control socket of a VM, and for a dry run."""
 
 from __future__ import annotations
 

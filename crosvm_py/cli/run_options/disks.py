@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Disks on the command line: ``--block``, and the four spellings of 2018.
+"""Disks on the command line: ``--block``, and crosvm's four older options.
 
-What the values of one disk must be is checked where its image is opened.
+The values of each disk are checked where its image is opened.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.run")
 
-# /dev/vda to /dev/vdz; and the PCI bus has 31 slots.
+# /dev/vda to /dev/vdz; the PCI bus has slots for 31 devices.
 MAX_DISKS: Final = 26
 
 _PATH: Final = keyvalue.path("path", "the image: a raw file, or a block device").needed()
@@ -128,11 +128,11 @@ GROUP: Final = OptionGroup(
 def disks(arguments: Arguments, guest_root: BlockSpec | None = None) -> tuple[BlockSpec, ...]:
     """Return the disks in the order of the command line.
 
-    ``guest_root`` is the root of a guest's folder; it comes first, and not where the command line
-    names a root of its own.
+    ``guest_root`` is the root disk of a guest's folder. It comes first, and is left out if the
+    command line has a root disk of its own.
 
     Raises:
-        ConfigError: there are too many of them, or more than one root.
+        ConfigError: there are too many disks, or more than one root disk.
     """
     specs = tuple(arguments.every(*OPTIONS))
     if guest_root is not None and not any(spec.root for spec in specs):

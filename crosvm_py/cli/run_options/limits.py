@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Rate limits on the command line: the keys of Cloud Hypervisor, for every device that has them."""
+"""Rate limits on the command line: Cloud Hypervisor's keys, for each device that has limits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def limits(option: str, values: keyvalue.Values) -> RateLimits:
     """Return the limits among ``values``.
 
     Raises:
-        ConfigError: they make no sense.
+        ConfigError: the limits make no sense together.
     """
     for size, time in ((_BW_SIZE, _BW_TIME), (_OPS_SIZE, _OPS_TIME)):
         for given, missing in ((size, time), (time, size)):
@@ -48,7 +48,7 @@ def limits(option: str, values: keyvalue.Values) -> RateLimits:
 
 
 def given_limits(option: str, text: str) -> tuple[int | None, ...]:
-    """Return the new value of each limit, ``None`` for those that ``text`` does not name.
+    """Return the new value of each limit; ``None`` for those that are not in ``text``.
 
     Raises:
         UsageError: ``text`` cannot be read.

@@ -73,10 +73,10 @@ PER_VM: Final = switch(
 
 
 def per_vm_core_scheduling(arguments: Arguments) -> bool:
-    """Return whether vCPUs may share cores with one another.
+    """Return whether the vCPUs of the VM may share cores with each other.
 
     Raises:
-        ConfigError: they may share them with everything.
+        ConfigError: core scheduling is turned off, so they share cores with everything.
     """
     if arguments.has(PER_VM) and arguments.get(CORE_SCHEDULING) is False:
         raise ConfigError(f"{PER_VM.name}: there is none with {CORE_SCHEDULING.name}=false")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Network cards on the command line: ``--net``, and the options of 2018 and after.
+"""Network cards on the command line: ``--net``, and crosvm's older options.
 
-What a TAP must be is checked where it is opened.
+TAPs are checked where they are opened.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ log = get_logger("crosvm.run")
 
 MAX_CARDS: Final = 8
 MAX_PAIRS: Final = 16
-# What IPv4 asks for at least (RFC 791), and what an Ethernet header leaves of a TAP's 64 KiB.
+# The minimum of IPv4 (RFC 791), and what an Ethernet header leaves of the 64 KiB of a TAP's frame.
 MIN_MTU: Final = 68
 MAX_MTU: Final = 65521
-# The longest that passt knows; it cuts and joins, so that longer is faster.
+# The maximum of passt, which splits and joins packets itself, so that longer ones are faster.
 USER_MTU: Final = 65520
 
 _ANY_ADDRESS: Final = frozenset({"", "0.0.0.0", "::"})
@@ -132,7 +132,7 @@ def _read_net(option: str, text: str) -> NetworkSpec:
 
 
 def _check(spec: NetworkSpec) -> None:
-    """Refuse what each key allows, but not all of them together."""
+    """Refuse combinations of values that are valid only one by one."""
     option = spec.option
     if bool(spec.host_ip) != bool(spec.netmask):
         raise ConfigError(f"{option}: host-ip and netmask need each other")
@@ -198,8 +198,8 @@ def networks(arguments: Arguments) -> tuple[NetworkSpec, ...]:
     """Return the cards: those of ``--net`` first, in the order of the command line.
 
     Raises:
-        UsageError: of ``--host-ip``, ``--netmask`` and ``--mac`` only some are there, or wrong.
-        ConfigError: there are too many.
+        UsageError: ``--host-ip``, ``--netmask`` and ``--mac`` are not all given, or are wrong.
+        ConfigError: there are too many cards, or they exclude each other.
     """
     specs = list(arguments.every(NET))
     specs += [_read_net("--tap-name", f'tap-name="{name}"') for name in arguments.every(TAP_NAME)]
@@ -221,9 +221,9 @@ def networks(arguments: Arguments) -> tuple[NetworkSpec, ...]:
 
 
 def _check_together(specs: Sequence[NetworkSpec]) -> None:
-    """Refuse what two cards claim, each of which could have it alone.
+    """Refuse names, addresses and ports that two cards claim.
 
-    The kernel and passt would say that another process has it, or nothing.
+    Without this, the kernel or passt would say that another process has them, or say nothing.
     """
     name = first_twice(spec.tap_name for spec in specs)
     if name:
@@ -248,7 +248,7 @@ def _check_together(specs: Sequence[NetworkSpec]) -> None:
 
 
 def _same_port(one: Forward, other: Forward) -> bool:
-    """Return whether both listen at the same port; without an address it is that of every one."""
+    """Return whether both listen at the same port of the same address, or of any address."""
     if (one.protocol, one.host_port) != (other.protocol, other.host_port):
         return False
     return one.address == other.address or not {one.address, other.address}.isdisjoint(_ANY_ADDRESS)

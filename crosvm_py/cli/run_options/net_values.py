@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Read the addresses, names, ports and descriptors in the options of network cards."""
+"""Parse the addresses, names, ports and descriptors in the options of network cards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAC_BYTES: Final = 6
 
 
 def read_mac(text: str) -> bytes:
-    """Return the address of one card.
+    """Return the MAC address of one card.
 
     Raises:
         ValueError: it is no such address.
@@ -59,7 +59,7 @@ def read_ip(text: str) -> bytes:
 
 
 def read_netmask(text: str) -> bytes:
-    """Return a netmask of ones and then zeros, with room for a host and a guest.
+    """Return a netmask: ones, then zeros, with room for the addresses of host and guest.
 
     Raises:
         ValueError: it is no such mask.
@@ -80,7 +80,7 @@ def read_forward(text: str) -> Forward:
     """Read ``[tcp:|udp:][ADDRESS/]HOST-PORT[:GUEST-PORT]``.
 
     Raises:
-        ValueError: it is no such thing.
+        ValueError: ``text`` does not have this form.
     """
     protocol, colon, rest = text.partition(":")
     if not colon or protocol not in ("tcp", "udp"):
@@ -111,7 +111,7 @@ def read_name(scanner: Scanner) -> str:
     """Read the name of a network interface.
 
     Raises:
-        ValueError: no interface can be called so.
+        ValueError: no interface can have this name.
     """
     name = scanner.string()
     if (
@@ -143,7 +143,7 @@ def read_fds(scanner: Scanner) -> tuple[int, ...]:
 
 
 def _read_list(scanner: Scanner, item: Callable[[Scanner], T]) -> tuple[T, ...]:
-    """Read a list in brackets, or its one item without them."""
+    """Read a list in brackets, or one item without brackets."""
     if not scanner.accept("["):
         return (item(scanner),)
     items = read_items(scanner, item)

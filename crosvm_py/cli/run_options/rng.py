@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""virtio-rng on the command line: there unless ``--no-rng``, and limited by ``--rng``."""
+"""virtio-rng on the command line: ``--no-rng`` removes it, ``--rng`` sets its limits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rng(arguments: Arguments) -> RngSpec | None:
     """Return the device to make, if any.
 
     Raises:
-        ConfigError: it is wanted and not wanted.
+        ConfigError: both ``--rng`` and ``--no-rng`` are given.
     """
     spec = arguments.get(RNG)
     if not arguments.has(NO_RNG):

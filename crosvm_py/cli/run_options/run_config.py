@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""All options of ``crosvm run``, and the RunConfig that they make."""
+"""All options of ``crosvm run``, and how they become a RunConfig."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ OPTIONS: Final[tuple[Option[object], ...]] = tuple(
 
 
 def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
-    """Return what the options ask for.
+    """Return the RunConfig for the options.
 
     Raises:
-        ConfigError: each option can be read, but together they make no sense.
+        ConfigError: the options make no sense together.
     """
     memory_bytes = arguments.get(machine.MEMORY) or machine.DEFAULT_MEMORY_BYTES
     guest = _guest(arguments.positional[0])
@@ -74,7 +74,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
 
 
 class _Guest(NamedTuple):
-    """What stands before the options: a kernel, and more if that is a guest's folder."""
+    """What the argument KERNEL stands for: a kernel, or all files of a guest's folder."""
 
     kernel: str
     params: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ def _guest(kernel: str) -> _Guest:
 
 
 def _check_sockets(*paths: str | None) -> None:
-    """Refuse one path for two sockets of ours: each would find that another process listens."""
+    """Refuse one path for two sockets: the error would blame another process."""
     path = first_twice(os.path.normpath(path) for path in paths if path)
     if path is not None:
         raise ConfigError(f"--socket and --vsock: both are to make a socket at {path}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The walls around devices, on the command line."""
+"""Options of the sandbox."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``--serial``: the COM ports and the debug console, and what they are when nobody asks."""
+"""``--serial``: COM ports, virtio ports and debug consoles, and the defaults without it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 TYPES: Final = ("stdout", "file", "sink", "syslog", "unix", "unix-stream", "pty")
 PATH_TYPES: Final = ("file", "unix", "unix-stream")
 HARDWARE: Final = ("serial", VIRTIO_CONSOLE, "debugcon")
-# hvc0 to hvc15 is what Linux has.
+# Linux has hvc0 to hvc15.
 VIRTIO_PORTS: Final = 16
 MAX_NAME_CHARS: Final = 64
 DEFAULT_DEBUGCON_PORT: Final = 0x402
 
-# Where the machine has other devices: PIC, PIT, i8042, RTC, UARTs, pvpanic, ACPI PM, PCI.
+# I/O ports of other devices: PIC, PIT, i8042, RTC, UARTs, pvpanic, ACPI PM, PCI.
 _TAKEN_PORTS: Final = (
     range(0x20, 0x22),
     range(0x40, 0x44),
@@ -105,7 +105,7 @@ def _read_serial(option: str, text: str) -> SerialSpec:
 
 
 def _problem(spec: SerialSpec) -> str | None:
-    """Return what one --serial asks for that cannot be, or None."""
+    """Return why one --serial is impossible, or None if it is possible."""
     serial, debugcon = spec.hardware == "serial", spec.hardware == "debugcon"
     virtio = spec.hardware == "virtio-console"
     checks = {
@@ -148,7 +148,7 @@ def _inputs(spec: SerialSpec) -> int:
 
 
 def _is_name(text: str) -> bool:
-    """Return whether a name can stand in a command line and in /dev/virtio-ports."""
+    """Return whether a name is possible in a command line and in /dev/virtio-ports."""
     plain = text.isascii() and text.replace("-", "").replace("_", "").replace(".", "").isalnum()
     return plain and len(text) <= MAX_NAME_CHARS
 
@@ -169,12 +169,12 @@ GROUP: Final = OptionGroup(
 
 
 def serial_ports(arguments: Arguments) -> tuple[SerialSpec, ...]:
-    """Return all serial ports: those asked for, then crosvm's defaults for the other COM ports.
+    """Return all serial ports: those of ``--serial``, then crosvm's defaults for other COM ports.
 
-    COM1 becomes the console when no port is one and nobody configured it; the rest are sinks.
+    COM1 is the console by default, if no other port is. The rest are sinks.
 
     Raises:
-        ConfigError: two ports claim the same place, name, the console, or stdin.
+        ConfigError: two ports claim the same place or name, the console, or stdin.
     """
     specs = list(arguments.every(SERIAL))
     places = [spec.place() for spec in specs]

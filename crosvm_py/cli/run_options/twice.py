@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Find what several options of one command line claim for themselves."""
+"""Find values that several options of one command line have in common."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def first_twice(values: Iterable[T | None]) -> T | None:
-    """Return the first value that was there before; ``None`` and empty ones do not count."""
+    """Return the first value that occurs a second time; ignore ``None`` and empty values."""
     seen: set[T] = set()
     for value in values:
         if value in seen:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""vsock on the command line: ``--vsock``, and the ``--cid`` of 2018."""
+"""vsock on the command line: ``--vsock``, and crosvm's older ``--cid``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
     from devices.virtio.vsock.common import VsockSpec
 
-# Below are the hypervisor's, the loopback's and the host's; the highest means any (§5.10.4).
+# Lower addresses are for hypervisor, loopback and host; the highest one means any (§5.10.4).
 MIN_CID: Final = 3
 MAX_CID: Final = 0xFFFF_FFFE
 
@@ -53,10 +53,10 @@ GROUP: Final = OptionGroup(
 
 
 def vsock(arguments: Arguments) -> VsockSpec | None:
-    """Return the vsock device that was asked for.
+    """Return the vsock device that the user asked for, if any.
 
     Raises:
-        ConfigError: it was asked for in both ways.
+        ConfigError: both options are given.
     """
     specs = tuple(arguments.every(*OPTIONS))
     if len(specs) > 1:
