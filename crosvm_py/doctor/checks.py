@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The checks, each of which tries the thing itself where it can."""
+"""The checks of the doctor; each tries the thing itself if that is possible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MIN_PYTHON: Final = (3, 11)
 
-# Distribution and module; the module is imported, because a broken build has a version, too.
+# Distribution and module. The module is imported, because a broken build has a version as well.
 LIBRARIES: Final = (
     ("msgpack", "msgpack"),
     ("cffi", "cffi"),
@@ -30,7 +30,7 @@ _SECCOMP_ACTIONS: Final = "/proc/sys/kernel/seccomp/actions_avail"
 
 
 def diagnose() -> list[Finding]:
-    """Look at everything a run needs, and at what later devices would like to have."""
+    """Check everything that a run needs, and what optional features need."""
     findings: list[Finding] = []
     for name, check in CHECKS:
         try:
@@ -51,7 +51,7 @@ def diagnose() -> list[Finding]:
 
 
 def _run_guest() -> Finding:
-    """Run a guest where nothing speaks against it: no list of conditions is ever complete."""
+    """Run a guest if all checks have passed, since they cannot cover everything."""
     from crosvm_py.doctor.guest import try_guest
 
     try:
@@ -83,7 +83,7 @@ def _check_libraries(_name: str) -> list[Finding]:
             continue
         try:
             detail = metadata.version(distribution)
-        except metadata.PackageNotFoundError:  # a package of a distribution may leave it out
+        except metadata.PackageNotFoundError:  # Linux distributions may leave the metadata out
             detail = "there, of a version that is not told"
         findings.append(Finding(distribution, Status.OK, detail))
     return findings

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Run a guest, the only proof that one can run: a program of ten bytes that asks for a reset."""
+"""Run a guest to prove that guests can run: a program of a few bytes that resets the machine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import sys
 from sys_util.errors import HostError
 from sys_util.typing import Final
 
-# The System V ABI's ELF header and one program header, EM_X86_64 and ET_EXEC; entered as Linux is,
-# in 64-bit mode (Documentation/arch/x86/boot.rst).
+# The ELF header and one program header of the System V ABI, EM_X86_64 and ET_EXEC. It is entered
+# like Linux, in 64-bit mode (Documentation/arch/x86/boot.rst).
 _HEADER: Final = struct.Struct("<4s5B7x2HI3QI6H")
 _SEGMENT: Final = struct.Struct("<2I6Q")
 _LOAD_GPA: Final = 0x20_0000
-# mov $0xcf9, %dx; mov $6, %al; out %al, (%dx): a hard reset, as on every PC; hlt; jmp to the hlt.
+# mov $0xcf9, %dx; mov $6, %al; out %al, (%dx): a hard reset on any PC; hlt; jmp to the hlt.
 _CODE: Final = bytes.fromhex("66baf90c b006 ee f4 ebfd")
 
 _RESET: Final = 32  # exit status with --extended-status
@@ -40,10 +40,10 @@ def guest_image() -> bytes:
 
 
 def try_guest() -> None:
-    """Run ``crosvm run`` with it as a user would, sandbox and all.
+    """Run the program by ``crosvm run``, as a user would, with the sandbox.
 
     Raises:
-        HostError: it did not end by its reset; what was said is in the error.
+        HostError: it did not end by its reset; the error contains the last line of the output.
     """
     fd = os.memfd_create("crosvm_doctor", 0)
     try:

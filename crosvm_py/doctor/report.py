@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the doctor found, as lines for people and as JSON for scripts."""
+"""The findings of the doctor, as lines for people and as JSON for scripts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Status(StrEnum):
-    """How a finding bears on running guests."""
+    """What a finding means for running guests."""
 
     OK = "ok"
     WARNING = "warning"  # guests run, with something missing
@@ -20,7 +20,7 @@ class Status(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One line: what was looked at, what is there, what to do about it."""
+    """One line of the report: what was checked, what was found, and what to do about it."""
 
     name: str
     status: Status
@@ -45,7 +45,7 @@ def can_run(findings: Sequence[Finding]) -> bool:
 
 
 def as_text(findings: Sequence[Finding]) -> str:
-    """Return one line for each finding, with the advice behind it, and a verdict."""
+    """Return one line for each finding, with the advice at its end, and a verdict."""
     width = max(len(finding.name) for finding in findings)
     lines = []
     for name, status, detail, advice in findings:

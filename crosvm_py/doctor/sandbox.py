@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Enter a device's jail in a child process, to see whether this host allows it."""
+"""Enter a device's jail in a child process, to find out whether this host allows it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _HINT: Final = "see the kernel log and, in a container, its seccomp and AppArmor
 
 
 def try_jail() -> None:
-    """Fork, take every step of the jail with a filter that allows everything, and report.
+    """Take every step of the jail in a child, with a filter that allows everything.
 
-    Only for a process with one thread.
+    Call it in a process with one thread.
 
     Raises:
-        HostError: the step that this host refuses.
+        HostError: the host refuses a step; it names the step.
     """
-    ids = choose()  # before the clone: the child is somebody else
+    ids = choose()  # before the clone, because the child has other ids
     report_read, report_write = os.pipe()
     go_read, go_write = os.pipe()
     try:
         pid = clone_into()
         if pid == 0:
-            os.close(go_write)  # so that its end is the end of the parent's
+            os.close(go_write)  # otherwise the child would not notice the parent's end
             _be_jailed(go_read, report_write, ids)
         os.close(report_write)
         report_write = -1
@@ -56,7 +56,7 @@ def try_jail() -> None:
 
 
 def _be_jailed(go_fd: int, report_fd: int, ids: Ids) -> None:
-    """Be the child: never returns, and reports one line."""
+    """Run as the child: report one line and exit."""
     report = "died"
     try:
         plan = device_jail(
@@ -66,7 +66,7 @@ def _be_jailed(go_fd: int, report_fd: int, ids: Ids) -> None:
             max_file_bytes=0,
             ids=ids.of_device().inside(),
         )
-        # Without the byte the parent could not write the id maps and has said so itself.
+        # Without the byte, the parent could not write the id maps, and raises that error itself.
         if os.read(go_fd, 1):
             plan.enter()
             plan.close_door()

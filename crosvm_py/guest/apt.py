@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Download Debian packages as any user, with signatures checked, into the user's cache.
+"""Download Debian packages as an ordinary user, with signatures checked, into the user's cache.
 
-apt does it, with lists and packages of its own below ``$XDG_CACHE_HOME/crosvm-py``: nothing of the
-host's apt is changed, and of its configuration only how to reach mirrors (``Acquire``) is taken.
+We run apt with its lists and packages below ``$XDG_CACHE_HOME/crosvm-py``. It does not change the
+host's apt, and uses only the part of its configuration that says how to reach mirrors
+(``Acquire``).
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ SECURITY: Final = "http://deb.debian.org/debian-security"
 SUITE: Final = "bookworm"
 KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 ARCHITECTURE: Final = "amd64"
-# Lists older than this are asked for again.
+# Lists older than this are downloaded again.
 LISTS_SECONDS: Final = 24 * 3600
 
-# Ask what would be installed, and where it comes from.
+# Print which packages would be installed, and their addresses.
 _INSTALL: Final = (*("apt-get", "-q", "-y", "--no-install-recommends", "--print-uris", "install"),)
 _URI: Final = re.compile(r"'[^']*' (?P<file>[\w.+%~:-]+) (?P<size>\d+)(?: \S+)?")
 _DEPENDS: Final = re.compile(r"^ *\|?Depends: (\S+)$", re.MULTILINE)
 
 
 class Source(NamedTuple):
-    """Where packages come from: a release of Debian, a mirror of it."""
+    """Where packages come from: a release of Debian and a mirror."""
 
     suite: str = SUITE
     mirror: str = MIRROR
 
     def lines(self) -> str:
-        """Return the entries of a sources.list; security updates are only with Debian's mirror."""
+        """Return the lines of a sources.list, with updates if the mirror is Debian's own."""
         entry = f"deb [arch={ARCHITECTURE} signed-by={KEYRING}]"
         places = [f"{self.mirror} {self.suite}"]
         if self.mirror == MIRROR and self.suite not in ("sid", "unstable"):
@@ -51,9 +52,9 @@ class Source(NamedTuple):
 
 
 def cache_folder() -> str:
-    """Return our folder in the user's cache, after making it."""
+    """Make our folder in the user's cache, if needed, and return its path."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(home):  # an empty or relative one is to be ignored
+    if not os.path.isabs(home):  # the XDG specification says to ignore an empty or relative one
         home = os.path.expanduser("~/.cache")
     folder = os.path.join(home, "crosvm-py")
     try:
@@ -64,14 +65,14 @@ def cache_folder() -> str:
 
 
 class _File(NamedTuple):
-    """A package's file, as apt names it."""
+    """The file of a package, with the name that apt gives it."""
 
     name: str
     size_bytes: int
 
 
 class Apt:
-    """A private apt for one source. Two processes that use one wait for each other."""
+    """A private apt for one source. A second process that uses the same one has to wait."""
 
     def __init__(self, source: Source, progress: Progress) -> None:
         name = re.sub(r"\W+", "-", f"{source.suite}-{source.mirror.partition('://')[2]}")
@@ -91,11 +92,11 @@ class Apt:
         self._write("apt.conf", "".join(self._configuration()))
 
     def close(self) -> None:
-        """Let the next one in."""
+        """Release the lock, so that another process can use this apt."""
         os.close(self._lock)
 
     def refresh(self) -> None:
-        """Ask for the lists of packages, unless these are of today; old ones do if none come."""
+        """Download the lists of packages if they are old; if that fails, keep the old ones."""
         stamp = os.path.join(self._home, "refreshed")
         age_seconds = time.time() - os.stat(stamp).st_mtime if os.path.exists(stamp) else None
         if age_seconds is not None and 0 <= age_seconds < LISTS_SECONDS:
@@ -111,10 +112,10 @@ class Apt:
         self._write("refreshed", "")
 
     def resolve(self, package: str) -> str:
-        """Return the real package that a meta package depends on first.
+        """Return the first package that a meta package depends on.
 
         Raises:
-            HostError: apt knows no such package.
+            HostError: apt does not know such a package.
         """
         shown = self._run(["apt-cache", "depends", "--important", package], package)
         found = _DEPENDS.search(shown)
@@ -123,12 +124,12 @@ class Apt:
         return found[1]
 
     def download(self, packages: Sequence[str]) -> list[str]:
-        """Return the paths of packages, after downloading those that are not here yet.
+        """Download the packages that are not in the cache yet; return the paths of all.
 
         Raises:
-            HostError: apt cannot, or does not know one.
+            HostError: apt fails, or does not know one of them.
         """
-        # Where a package is already, apt says nothing of it: ask in a folder without packages.
+        # apt does not list a package that is in the working directory, so use another directory.
         asking = ["apt-get", "download", "--print-uris", *packages]
         files = self._asked(asking)
         unknown = [package for package in packages if package not in files]
@@ -138,24 +139,24 @@ class Apt:
         return self._fetched({package: files[package] for package in packages})
 
     def download_all(self, packages: Sequence[str]) -> list[str]:
-        """Return the paths of packages and of all that they depend on, which are here then.
+        """Download packages with all that they depend on; return the paths of all.
 
         Raises:
-            HostError: apt cannot, or does not know one.
+            HostError: apt fails, or does not know one of them.
         """
         return self._fetched(self._asked([*_INSTALL, *packages]))
 
     def check(self, packages: Sequence[str]) -> None:
-        """Make sure that packages exist and can be installed together.
+        """Check that packages exist and can be installed together.
 
         Raises:
-            HostError: they cannot, with apt's reason.
+            HostError: they cannot; it contains apt's reason.
         """
         if packages:
             self._run([*_INSTALL, *packages], " ".join(packages), self._home)
 
     def _asked(self, asking: list[str]) -> dict[str, _File]:
-        """Return the file of each package that apt names in an answer."""
+        """Run an apt command that prints addresses; return the file of each package in them."""
         shown = self._run(asking, "asking for packages", self._home)
         files = [_File(found["file"], int(found["size"])) for found in _URI.finditer(shown)]
         return {file.name.partition("_")[0]: file for file in files}

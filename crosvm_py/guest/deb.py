@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Read files out of a Debian package without unpacking it.
 
-Nothing of a package is written to a path that the package names: the caller says which regular
-files it wants, by their names, and gets their bytes.
+No file is written to a path that comes from the package: the caller chooses regular files by their
+names, and gets their bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CHUNK_BYTES: Final = 1 << 16
 def read_files(package: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of each regular file whose name is ``wanted``.
 
-    Names have neither a dot nor a slash before them: ``boot/vmlinuz-6.1``.
+    Names have no leading dot or slash, as in ``boot/vmlinuz-6.1``.
 
     Raises:
         HostError: this is no Debian package, or a file in it is too large.

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A guest's folder: what ``crosvm run DIR`` starts, read as coming from a stranger.
+"""A guest's folder, which ``crosvm run DIR`` starts. Its content is not trusted.
 
 ``guest.conf`` in it has lines ``KEY=VALUE``; empty lines and those that start with ``#`` are
 comments. Keys, each at most once:
 
 ===========  ====================================================================
-``kernel``   the kernel's file; the one key that must be there
+``kernel``   the kernel's file; this key is required
 ``initrd``   the initial RAM disk
 ``root``     the image of a root disk that the guest cannot write
-``rwroot``   the image of one that it can; not together with ``root``
+``rwroot``   the image of a root disk that it can write; not together with ``root``
 ``params``   words for the kernel's command line
 ===========  ====================================================================
 
-Files are names in the folder itself: no path, no symbolic link, nothing but regular files. They are
-opened without following a link, too: whoever owns the folder may change it after this check.
+Files are names of regular files in the folder itself, without a path; symbolic links are refused.
+When the files are opened later, links are not followed either, because the owner of the folder may
+change it after this check.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sys_util.facts import fact
 from sys_util.typing import Final
 
 NAME: Final = "guest.conf"
-# Five lines; the kernel itself takes 2047 bytes of parameters.
+# Enough for five lines; the kernel takes at most 2047 bytes of parameters.
 MAX_BYTES: Final = 4096
 MAX_PARAMS_CHARS: Final = 1024
 MAX_NAME_CHARS: Final = 100
@@ -38,7 +39,7 @@ _NAME_CHARS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUV
 
 @fact
 class GuestDescription:
-    """What a folder says: file names in it, and the words for the kernel's command line."""
+    """The content of ``guest.conf``: file names, and words for the kernel's command line."""
 
     kernel: str
     initrd: str | None = None
@@ -48,10 +49,10 @@ class GuestDescription:
 
 
 def read_guest(folder: str) -> GuestDescription:
-    """Return the guest of a folder; its files are paths that begin with the folder's.
+    """Return the guest of a folder, with the paths of its files.
 
     Raises:
-        ConfigError: the folder has no description, or one that is not as it must be.
+        ConfigError: the folder has no description, or the description is wrong.
     """
     path = os.path.join(folder, NAME)
     found = parse(path, _read(path))
@@ -70,10 +71,10 @@ def read_guest(folder: str) -> GuestDescription:
 
 
 def parse(path: str, data: bytes) -> GuestDescription:
-    """Return what the bytes of a description say; ``path`` is for messages.
+    """Parse the bytes of a description; ``path`` is for messages.
 
     Raises:
-        ConfigError: a line, a key or a value is not as it must be.
+        ConfigError: a line, a key or a value is wrong.
     """
     values: dict[str, str] = {}
     for number, line in enumerate(_lines(path, data), 1):
@@ -103,13 +104,13 @@ def parse(path: str, data: bytes) -> GuestDescription:
 
 
 def write_description(guest: GuestDescription) -> bytes:
-    """Return the bytes of ``guest.conf`` for a guest whose files are names."""
+    """Return the bytes of ``guest.conf`` for a guest whose files are names without a path."""
     lines = [f"{key}={getattr(guest, key)}\n" for key in _KEYS if getattr(guest, key)]
     return "".join(lines).encode("ascii")
 
 
 def _read(path: str) -> bytes:
-    # Without O_NONBLOCK a pipe of this name would hang us before we can refuse it.
+    # Without O_NONBLOCK we would hang if this is a FIFO, before we can refuse it.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     try:
         fd = os.open(path, flags)

@@ -1,6 +1,6 @@
 #!/run/crosvm/busybox sh
 # SPDX-License-Identifier: BSD-3-Clause
-# What udhcpc calls with the answer of the DHCP server in its environment.
+# udhcpc calls this script with the answer of the DHCP server in the environment.
 box=/run/crosvm/busybox
 case $1 in
 bound | renew)
@@ -11,7 +11,7 @@ bound | renew)
         $box ip route add default via "$address" dev "$interface" onlink
         break
     done
-    $box rm -f /etc/resolv.conf # it may be a link to where nothing is
+    $box rm -f /etc/resolv.conf # it may be a dangling link
     for address in $dns; do
         echo "nameserver $address"
     done >/etc/resolv.conf

@@ -1,9 +1,9 @@
 #!/crosvm/busybox sh
 # SPDX-License-Identifier: BSD-3-Clause
-# First process of a guest that crosvm guest make made: load the modules, mount the root disk that
-# root= names, and start its /sbin/init; or, where it has none or crosvm.session is on the kernel's
-# command line, /crosvm/session. A root that is read-only gets a layer in memory, which takes what
-# is written.
+# The first process of a guest made by crosvm guest make. It loads the kernel modules, mounts the
+# root disk that root= names, and starts /sbin/init there. If there is no /sbin/init, or if
+# crosvm.session is on the kernel's command line, it starts /crosvm/session instead. A read-only
+# root gets an overlay in memory for files that are written.
 export PATH=/bin
 mount -t proc proc /proc
 mount -t devtmpfs devtmpfs /dev
@@ -53,7 +53,8 @@ cp -a /crosvm/. /new/run/crosvm/
 mount --move /dev /new/dev
 mount --move /proc /new/proc
 for init in $init /sbin/init; do
-    # A link of the root, such as systemd's, means a path in the root: ask for it there.
+    # /sbin/init may be a link, such as systemd's. Its target is a path inside the new root, so it
+    # must not be checked from here.
     if [ -z "$session" ] && { [ -L "/new$init" ] || [ -x "/new$init" ]; }; then
         exec switch_root /new "$init"
     fi

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The initial RAM disk of a guest: busybox, kernel modules, and the scripts that start the rest."""
+"""The initial RAM disk of a guest: busybox, kernel modules, and scripts that start the system."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _HERE: Final = os.path.dirname(os.path.abspath(__file__))
 _FOLDERS: Final = ("bin", "crosvm", "dev", "lower", "modules", "new", "proc", "run", "sys")
-# What init.sh calls.
+# The commands that init.sh uses.
 _APPLETS: Final = (
     *("cat", "cp", "insmod", "mkdir", "mount", "poweroff", "sh", "sleep", "switch_root", "umount"),
 )
@@ -40,7 +40,7 @@ class Archive:
         self._parts += [_padded(header + path), _padded(data)]
 
     def finish(self) -> bytes:
-        """Close the archive and return it."""
+        """Append the trailer and return the archive."""
         self.add("TRAILER!!!", 0)
         return b"".join(self._parts)
 
@@ -50,7 +50,7 @@ def _padded(data: bytes) -> bytes:
 
 
 def make_initrd(busybox: bytes, modules: Sequence[tuple[str, bytes]]) -> bytes:
-    """Return the archive; ``modules`` are names and contents in the order in which they load."""
+    """Return the archive; ``modules`` are names and contents in the order of loading."""
     archive = Archive()
     for folder in _FOLDERS:
         archive.add(folder, stat.S_IFDIR | 0o755)

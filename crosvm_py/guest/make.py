@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Make a guest's folder: all of it, or nothing.
 
-It is filled under another name beside its place and then renamed. What an interrupted run has left
-there is removed by the next one; a lock on the folder tells it from one that is being filled.
+The folder is filled under a temporary name and renamed when it is complete. If a run is
+interrupted, the next one removes the temporary folder; it knows by a lock on the folder whether
+another process is still filling it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _STEPS: Final = 5
 
 @fact
 class GuestOrder:
-    """What to make: a kind of ``KINDS``, for ``debian`` with more ``packages``."""
+    """What to make: one of ``KINDS``; ``debian`` may have more ``packages``."""
 
     kind: str
     source: Source
@@ -50,10 +51,10 @@ class GuestOrder:
 
 
 def check_host(kind: str) -> None:
-    """Refuse where programs are missing that making this kind of guest takes.
+    """Check that the programs for making this kind of guest are installed.
 
     Raises:
-        ConfigError: with all that is missing.
+        ConfigError: some are missing; it names all of them.
     """
     programs = list(_PROGRAMS)
     if kind == "debian":
@@ -64,11 +65,11 @@ def check_host(kind: str) -> None:
 
 
 def make_guest(order: GuestOrder, target: str, tell: Callable[[str], None]) -> None:
-    """Make the folder ``target``, which must not be there yet; ``tell`` gets lines of progress.
+    """Make the folder ``target``, which must not exist yet; ``tell`` gets lines of progress.
 
     Raises:
-        ConfigError: it is there, or the host lacks programs.
-        HostError: a step failed; nothing is left.
+        ConfigError: it exists, or the host lacks programs.
+        HostError: a step failed; no files are left.
     """
     target = os.path.abspath(target)
     if os.path.lexists(target):
@@ -79,7 +80,7 @@ def make_guest(order: GuestOrder, target: str, tell: Callable[[str], None]) -> N
 
 
 def complete(target: str, fill: Callable[[str], None]) -> None:
-    """Have a folder filled, and give it its name when that is done.
+    """Make a temporary folder, call ``fill`` with it, and rename it to ``target``.
 
     Raises:
         HostError: it cannot be made there.
@@ -104,7 +105,7 @@ def complete(target: str, fill: Callable[[str], None]) -> None:
 
 
 def _remove_left(parent: str) -> None:
-    """Remove what interrupted runs have left in a folder."""
+    """Remove the temporary folders of interrupted runs in ``parent``."""
     for name in os.listdir(parent):
         path = os.path.join(parent, name)
         if not name.startswith(PARTIAL) or os.path.islink(path):
@@ -156,7 +157,7 @@ def _busybox(package: str) -> bytes:
 def read_kernel(
     package: str, target: str, names: Sequence[str] = kernel_modules.NAMES
 ) -> list[tuple[str, bytes]]:
-    """Write the kernel of a package to ``target``; return its modules in order of loading.
+    """Write the kernel of a package to ``target``; return its modules in the order of loading.
 
     Raises:
         HostError: the package is damaged, or has no kernel.

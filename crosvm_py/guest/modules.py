@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Kernel modules and what each of them needs, read from the modules themselves."""
+"""Kernel modules and their dependencies, which are read from the modules themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-# What an initrd has: every virtio device of ours, and the file systems of a root.
+# The modules for an initrd: drivers for all our virtio devices, and file systems for the root.
 NAMES: Final = (
     *("virtio_pci", "virtio_blk", "squashfs", "overlay", "virtio_net", "virtio_rng"),
     *("virtio_console", "virtio_balloon", "vmw_vsock_virtio_transport"),
@@ -29,25 +29,25 @@ def module_name(path: str) -> str | None:
 
 
 def unpacked(path: str, data: bytes) -> bytes:
-    """Return a module as the kernel takes it."""
+    """Return the content of a module, decompressed if needed."""
     return lzma.decompress(data) if path.endswith(".xz") else data
 
 
 def depends(module: bytes) -> list[str]:
-    """Return the names of the modules that this one names as needed, in its ``.modinfo``."""
+    """Return the names of the modules that this one depends on, from its ``.modinfo``."""
     found = _DEPENDS.search(module)
     names = found[1].decode("ascii") if found else ""
     return [name.replace("-", "_") for name in names.split(",") if name]
 
 
 def in_order(wanted: Iterable[str], modules: Mapping[str, bytes]) -> list[str]:
-    """Return the names of ``wanted`` and of all that they need, each after what it needs.
+    """Return ``wanted`` modules and all that they depend on, in the order of loading.
 
-    A module that is not in ``modules`` is left out where it is merely wanted: the kernel may have
-    it built in.
+    A ``wanted`` module that is not in ``modules`` is left out, since it may be built into the
+    kernel.
 
     Raises:
-        HostError: one that another names as needed is not there.
+        HostError: a module depends on one that is not in ``modules``.
     """
     order: list[str] = []
     for name in wanted:

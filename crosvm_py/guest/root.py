@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Root images: squashfs made from a tar stream, which needs no privileges and keeps owners.
+"""Make root images: squashfs from a tar stream, which needs no privileges and keeps owners.
 
-``minimal`` is busybox and nothing else; ``debian`` is what mmdebstrap makes.
+``minimal`` contains only busybox; ``debian`` is made by mmdebstrap.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 _MKSQUASHFS: Final = (
     *("-tar", "-noappend", "-no-progress", "-quiet", "-comp", "zstd", "-no-xattrs"),
-    # The folder of the root itself: what the archive says of it is not taken.
+    # For the root directory itself, mksquashfs does not use the archive's entry.
     *("-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"),
 )
-# Of what mmdebstrap tells, lines with these words first are its steps.
+# Lines in the output of mmdebstrap that begin with these words are its steps.
 _STEPS: Final = frozenset(
     {"cleaning", "creating", "downloading", "extracting", "installing", "running"}
 )
@@ -42,7 +42,8 @@ _FILES: Final = {
     "etc/hostname": "crosvm\n",
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
 }
-# These are for a system that has what they manage, and would stand before the real ones.
+# No links for these: they make sense only together with a package manager or an init of their own,
+# and would hide the real commands.
 _NOT_LINKED: Final = frozenset(
     {"busybox", "dpkg", "dpkg-deb", "init", "linuxrc", "rpm", "rpm2cpio"}
 )
@@ -52,7 +53,7 @@ _APPLET: Final = re.compile(r"[a-z0-9_.+-]{1,30}")
 
 
 def applets(busybox: bytes) -> list[str]:
-    """Return what a busybox can be called as: the table of names in it, without running it."""
+    """Return the names of the commands in a busybox, read from its table without running it."""
     start = busybox.find(_APPLETS_START)
     end = busybox.find(_APPLETS_END, start + 1)
     if start < 0 or end < 0:
@@ -69,7 +70,7 @@ def minimal_root(target: str, busybox: bytes) -> None:
     """
     with _mksquashfs(target) as packer:
         stream = _stdin(packer)
-        # A packer that ends early has said why, and is asked for it below.
+        # If mksquashfs ends early, _finish reports its error.
         with contextlib.suppress(BrokenPipeError):
             _write_minimal(stream, busybox)
         with contextlib.suppress(BrokenPipeError):
@@ -102,12 +103,12 @@ def debian_root(
         *("mmdebstrap", f"--mode={'unshare' if os.geteuid() else 'root'}", "--format=tar"),
         *("--variant=minbase", f"--architectures={ARCHITECTURE}", "--skip=output/dev"),
         *(("--include=" + ",".join(packages),) if packages else ()),
-        # Packages come from our cache and go there, as mmdebstrap's manual page describes.
+        # Use our cache for packages, in the way that mmdebstrap's manual page describes.
         *("--skip=download/empty", "--skip=essential/unlink"),
         '--setup-hook=mkdir -p "$1"/var/cache/apt/archives/',
         f"--setup-hook=sync-in {_quoted(cache)} /var/cache/apt/archives/",
         f"--customize-hook=sync-out /var/cache/apt/archives {_quoted(cache)}",
-        # The console of this guest is its owner's terminal.
+        # No password: only the owner of the guest can reach its console.
         '--customize-hook=chroot "$1" passwd --quiet --delete root',
         '--customize-hook=echo crosvm >"$1"/etc/hostname',
         *(source.suite, "-", apt.sources),
@@ -125,7 +126,7 @@ def debian_root(
         _stdin(packer).close()
         said = _relay(maker, progress)
         if maker.wait():
-            if packer.poll():  # it ended first, which is the reason
+            if packer.poll():  # mksquashfs failed first, so mmdebstrap could not write to it
                 _finish(packer)
             packer.kill()
             raise failure(f"Debian {source.suite}", argv[0], maker.returncode, said)
@@ -137,7 +138,7 @@ def _quoted(path: str) -> str:
 
 
 def _relay(maker: subprocess.Popen[bytes], progress: Progress) -> bytes:
-    """Tell what mmdebstrap is doing, and return the last of what it said."""
+    """Report the steps of mmdebstrap, and return the last lines of its output."""
     lines: list[bytes] = []
     for line in maker.stderr or ():
         lines = [*lines[-20:], line]

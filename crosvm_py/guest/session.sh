@@ -1,9 +1,10 @@
 #!/run/crosvm/busybox sh
 # SPDX-License-Identifier: BSD-3-Clause
-# The init of a guest without one: the least that programs expect, the network by DHCP, and then a
-# shell on the console, or the command of crosvm.run=BASE64. When that ends, the guest ends. Words on
-# the kernel's command line: crosvm.run, crosvm.size=ROWSxCOLUMNS of the terminal, crosvm.status=DEVICE
-# that gets the exit status, and crosvm.end=stay to go on without a shell.
+# The init of a guest that has none: it mounts the file systems that programs expect, sets up the
+# network by DHCP, and runs a shell on the console. When the shell ends, the guest ends. Words on
+# the kernel's command line: crosvm.run=BASE64 runs a command instead of the shell;
+# crosvm.size=ROWSxCOLUMNS is the size of the terminal; crosvm.status=DEVICE gets the exit status;
+# with crosvm.end=stay the guest goes on after the shell has ended.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 export TERM="${TERM:-vt220}"
 box=/run/crosvm/busybox
@@ -45,7 +46,7 @@ else
     $box setsid $box cttyhack $shell -l </dev/console &
 fi
 session=$!
-# How busybox's poweroff, halt and reboot ask the first process.
+# The signals that busybox's poweroff, halt and reboot send to the first process.
 trap '$box poweroff -f' USR1 USR2
 trap '$box reboot -f' TERM
 wait $session
@@ -53,7 +54,7 @@ status=$?
 $box sync
 if [ -n "$status_device" ]; then
     echo $status >"$status_device"
-    echo 0 0 0 0 >/proc/sys/kernel/printk # no last word of the kernel on the user's terminal
+    echo 0 0 0 0 >/proc/sys/kernel/printk # no message of the kernel on the user's terminal
 elif [ -n "$run" ]; then
     echo "guest: exit $status"
 fi

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A copy of a root image that nobody can find and that is gone with its last descriptor."""
+"""A copy of a root image in a file without a name; it is gone when its last descriptor closes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _CHUNK_BYTES: Final = 1 << 24
 
 
 def throwaway_copy(path: str) -> int:
-    """Return a descriptor, the caller's, for a file without a name that has the bytes of ``path``.
+    """Copy ``path`` into a file without a name; return its descriptor, which the caller owns.
 
-    It lies beside the image, where the file system can share the blocks of both; or, where that
-    folder cannot be written, below ``$TMPDIR`` or /var/tmp. Holes of the image stay holes.
+    The copy is in the folder of the image, so that the file system can share the blocks of both.
+    If we cannot write there, it is in ``$TMPDIR`` or /var/tmp. Holes of the image stay holes.
 
     Raises:
         ConfigError: the image cannot be read.
@@ -67,7 +67,7 @@ def _copy_data(source: int, target: int, size_bytes: int) -> None:
         try:
             at = os.lseek(source, at, os.SEEK_DATA)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+            if error.errno == errno.ENXIO:  # the rest of the file is a hole
                 return
             raise
         end = os.lseek(source, at, os.SEEK_HOLE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Programs of the host that make guests: are they there, how do they end; and progress."""
+"""Find and run the host's programs that make guests, and report progress."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _REASON_CHARS: Final = 300
 
 
 class Progress:
-    """Lines for people: which step of how many, what is done in it, and when.
+    """Reports progress: the number of the step, the time so far, and what is being done.
 
-    ``tell`` gets the lines, ``steps`` is how many steps there will be.
+    ``tell`` gets the lines; ``steps`` is the number of all steps.
     """
 
     def __init__(self, tell: Callable[[str], None], steps: int) -> None:
@@ -35,20 +35,20 @@ class Progress:
         self.say(what)
 
     def say(self, what: str) -> None:
-        """Tell more of the step that is being done."""
+        """Report details of the present step."""
         seconds = time.monotonic() - self._started
         self._tell(f"guest make: {self._step}/{self._steps} [{seconds:3.0f} s] {what}")
 
 
 def need(programs: Iterable[tuple[str, str]], files: Iterable[tuple[str, str]] = ()) -> None:
-    """Refuse to begin where something is not installed: all of it is named in one line.
+    """Check that programs and files are installed; one error names all that are missing.
 
     Args:
         programs: name and Debian package of each program.
         files: path and Debian package of each file.
 
     Raises:
-        ConfigError: with what is missing and the packages that have it.
+        ConfigError: some are missing; it names them and the packages that contain them.
     """
     missing = [(name, package) for name, package in programs if shutil.which(name) is None]
     missing += [(path, package) for path, package in files if not os.path.exists(path)]
@@ -68,7 +68,7 @@ def run(
     """Run a program and return what it printed.
 
     Raises:
-        HostError: it failed; with the line that says why.
+        HostError: it failed; the error contains the line that says why.
     """
     try:
         done = subprocess.run(
@@ -87,7 +87,7 @@ def run(
 
 
 def failure(what: str, program: str, status: int, output: bytes) -> HostError:
-    """Return the error of a program that failed, with its first line that names an error."""
+    """Return the error for a program that failed, with the first error line of its output."""
     lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
     wrong = [line for line in lines if line.startswith(("E:", "FATAL", "error"))]
     reason = (wrong or lines[-1:] or ["no reason given"])[0][:_REASON_CHARS]
@@ -95,5 +95,5 @@ def failure(what: str, program: str, status: int, output: bytes) -> HostError:
 
 
 def plain_environment() -> dict[str, str]:
-    """Return our environment with messages in English and nothing that asks questions."""
+    """Return our environment, changed for messages in English and no interactive questions."""
     return {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
