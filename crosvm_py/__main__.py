@@ -12,9 +12,9 @@ from sys_util.errors import UsageError, VmmError, describe, is_hosts_fault, reme
 
 
 def main() -> int:
-    """Do what the command line asks for and return the exit status.
+    """Run the command line and return the exit status.
 
-    After a VM that ran under filters the process ends here instead.
+    If a filter was loaded, end the process here instead (see ``leaving``).
     """
     status = _do()
     if "crosvm_py.run" in sys.modules:
@@ -26,7 +26,7 @@ def main() -> int:
 
 
 def _do() -> int:
-    gc.disable()  # imports make no garbage; collections would cost a run several milliseconds
+    gc.disable()  # imports leave no garbage, and collections would take several milliseconds
     _open_standard_fds()
     try:
         from crosvm_py.cli.dispatch import execute
@@ -53,7 +53,7 @@ def _do() -> int:
         from crosvm_py.exit_status import INTERRUPTED
 
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the process entry: a bug of ours ends here
+    except Exception as error:  # noqa: BLE001 - process entry: report every bug
         return _tell_of_bug(error)
 
 
@@ -66,15 +66,16 @@ def _tell_of_bug(error: Exception) -> int:
 
 
 def _open_standard_fds() -> None:
-    """Put /dev/null where stdin, stdout or stderr is closed.
+    """Open /dev/null as stdin, stdout or stderr if one of them is closed.
 
-    The next file that is opened, a disk, would else take its number, and log lines go into it.
+    Otherwise the next file that is opened, such as a disk, would get its number, and log lines
+    would be written into the file.
     """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+            os.open(os.devnull, os.O_RDWR)  # gets this number, because it is the lowest free one
             os.set_inheritable(fd, True)
 
 

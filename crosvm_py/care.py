@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How the user wants device processes to be looked after; ``--device-restart`` and its sister."""
+"""How device processes are supervised: ``--device-restart`` and ``--device-timeout``."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from sys_util.typing import Final, NamedTuple, TypeAlias
 
 
 class Rate(NamedTuple):
-    """So many restarts in so many seconds."""
+    """At most ``restarts`` restarts within ``seconds``."""
 
     restarts: int
     seconds: float
 
 
-# How many restarts there may be in the life of a VM, or at which rate.
+# How many restarts a device may have while the VM runs, or at which rate; ``None`` is no limit.
 RestartLimit: TypeAlias = "int | Rate | None"
 
 ALWAYS: Final = None
 NEVER: Final = 0
 DEFAULT_LIMIT: Final = Rate(10, 60.0)
 
-# The longest that an answer may take: a disk's flush on a slow host fits, a hung process does not.
+# The most time for an answer: enough for the flush of a disk on a slow host.
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0
 
 
 class Care(NamedTuple):
-    """How devices are looked after.
+    """How devices are supervised.
 
-    ``restarts`` is how often each may get a new process after an unexpected end; with ``NEVER`` the
-    first one ends the VM. A process that gives no sign of life, or serves none of its queues, for
-    ``timeout_seconds`` is ended.
+    ``restarts`` is how often each device may get a new process after an unexpected end; with
+    ``NEVER`` the first such end ends the VM. A process that does not answer, or serves none of its
+    queues, for ``timeout_seconds`` is killed.
     """
 
     restarts: RestartLimit = DEFAULT_LIMIT

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the user asked ``crosvm run`` for: checked facts, no open resources."""
+"""The configuration of ``crosvm run``: checked values, no open resources."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from devices.virtio.vsock.common import VsockSpec
 
 
-# An x86 local APIC ID has 8 bits; 255 means all of them, and one is the I/O APIC's.
+# A local APIC id of x86 has 8 bits. 255 means all of them, and the I/O APIC needs one.
 MAX_CPUS: Final = 254
-# Below this not even the boot tables and a bare-metal guest fit.
+# The boot tables and a small bare-metal guest need so much.
 MIN_MEMORY_BYTES: Final = 4 << 20
 # One KVM memory slot has at most 2^31 pages; half of that leaves room below 46 address bits.
 MAX_MEMORY_BYTES: Final = 4 << 40
 
-# Where a port of ``--serial`` is on the virtio console, and no device of its own.
+# The ``hardware`` of ``--serial`` for ports of the virtio console.
 VIRTIO_CONSOLE: Final = "virtio-console"
 
 
 @fact
 class SerialSpec:
-    """``--serial``: one UART, debug console or virtio port; where its bytes go and come from.
+    """``--serial``: one UART, debug console or virtio port, and its output and input on the host.
 
-    ``type`` is stdout, file, sink, syslog, unix, unix-stream or pty; ``hardware`` serial (COM
-    ``num``), debugcon or virtio-console. ``name`` is what the guest calls a virtio port.
+    ``type`` is stdout, file, sink, syslog, unix, unix-stream or pty. ``hardware`` is serial (COM
+    ``num``), debugcon or virtio-console. ``name`` is the name of a virtio port in the guest.
     """
 
     type: str
@@ -48,7 +48,7 @@ class SerialSpec:
     input_unix_stream: bool = False
 
     def place(self) -> str:
-        """Return where the guest finds the port, for people."""
+        """Return the name of the port's place in the machine, for people."""
         if self.hardware == "serial":
             return f"COM{self.num}"
         if self.hardware == VIRTIO_CONSOLE:
@@ -58,7 +58,7 @@ class SerialSpec:
 
 @fact
 class Forward:
-    """A port of the host, at one ``address`` or at all, that leads to a port of the guest."""
+    """A port of the host, at one ``address`` or all (""), that is forwarded to the guest."""
 
     protocol: str  # tcp or udp
     address: str
@@ -68,10 +68,11 @@ class Forward:
 
 @fact
 class NetworkSpec:
-    """One network card. ``option`` is the spelling to name in messages.
+    """One network card. ``option`` is the option as messages should name it.
 
-    Exactly one of ``tap_name``, ``tap_fds``, ``host_ip`` and ``user`` says what is behind it. An
-    empty ``mac`` and an ``mtu`` of 0 are for us to choose. With ``vhost`` the kernel moves frames.
+    Exactly one of ``tap_name``, ``tap_fds``, ``host_ip`` and ``user`` is set: it says what the card
+    is connected to. If ``mac`` is empty or ``mtu`` 0, we choose a value. With ``vhost`` the kernel
+    moves the frames.
     """
 
     option: str = "--net"
@@ -91,14 +92,17 @@ class NetworkSpec:
 
 @fact
 class RunConfig:
-    """A whole VM. ``disks`` are in command-line order: the first is /dev/vda.
+    """A whole VM.
 
-    ``serial`` is complete: every COM port is in it, those nobody asked for as sinks.
-    ``device_restarts`` is how often each device that fails gets a new process; ``cgroup`` the group
-    below which those of devices are made, "none", or ``None`` for where it can be done;
-    ``core_scheduling`` whether vCPUs share cores with nothing, ``None`` for where it can be done;
-    with ``per_vm_core_scheduling`` they share them with one another. ``guest_files`` are the kernel
-    and the initrd of a guest's folder: no symbolic link is followed there.
+    Args (those that need more than their name):
+        disks: in the order of the command line; the first is /dev/vda.
+        serial: every COM port is in it; those that the user did not ask for are sinks.
+        device_restarts: how often each device that fails gets a new process.
+        cgroup: the group in which groups for devices are made, "none", or ``None`` for "if
+            possible".
+        core_scheduling: whether vCPUs get cores of their own; ``None`` for "if possible".
+        per_vm_core_scheduling: the vCPUs may share cores with each other.
+        guest_files: kernel and initrd of a guest's folder; links are not followed there.
     """
 
     kernel: str
@@ -126,7 +130,7 @@ class RunConfig:
     guest_files: tuple[str, ...] = ()
 
     def root_parameter(self) -> str | None:
-        """Return the kernel parameters that name the root disk, or None without one."""
+        """Return the kernel parameters for the root disk, or None if there is none."""
         for index, disk in enumerate(self.disks):
             if disk.root:
                 return f"root=/dev/{disk_name(index)} {'ro' if disk.read_only else 'rw'}"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The signals that end a VM in order, and what of all signals a parent process leaves to us.
+"""The signals that end a VM in good order, and the signal settings inherited from our parent.
 
-A process inherits which signals are ignored, and which are blocked (execve(2)). ``nohup``, and a
-shell for SIGINT of what it starts in the background, ignore a signal so that it ends nothing: it
-stays ignored. A blocked signal, or a SIGCHLD that is ignored, is an accident: with the first no
-vCPU could be stopped, with the second nobody would learn how a child ended.
+A process inherits which signals are ignored and which are blocked (execve(2)). ``nohup`` ignores
+SIGHUP on purpose, and so does a shell with SIGINT for background jobs; these stay ignored. But a
+blocked signal, or an ignored SIGCHLD, is an accident: with the first we could not stop vCPUs, and
+with the second we could not learn how a child ended.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def undo_accidents() -> None:
-    """Unblock every signal, and learn of the end of children: for commands that have some."""
+    """Unblock all signals and stop ignoring SIGCHLD, for commands that have child processes."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def handle_end_signals(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Have these signals handled, but for those that are ignored."""
+    """Set ``handler`` for the end signals, except for those that are ignored."""
     for signum in END_SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, handler)
 
 
 def hold_end_signals() -> None:
-    """Let them wait until ``release_end_signals``."""
+    """Block the end signals until ``release_end_signals``."""
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
 
 
 def release_end_signals() -> None:
-    """Let those through that came meanwhile; may be called again."""
+    """Unblock the end signals; those that came meanwhile are handled now. May be called again."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How a VM can end, and what status ``crosvm`` then exits with.
+"""How a VM can end, and the exit status of ``crosvm`` for each case.
 
 | how                    | --extended-status | without |
 |------------------------|-------------------|---------|
@@ -9,9 +9,9 @@
 | guest panic            | 34                | 1       |
 | watchdog               | 36                | 1       |
 
-An error of ours before or during the run is 1, a command line that cannot be read 35, a bug 70.
-crosvm without ``--extended-status`` exits with 0 after a crash and a panic, too; scripts that
-restart what failed never learn of it, so here neither is 0, and a crash keeps its number.
+An error before or during the run is 1, a command line that cannot be parsed 35, a bug of ours 70.
+Without ``--extended-status``, crosvm exits with 0 even after a crash or a panic, so scripts that
+restart failed VMs do not notice. Here neither is 0, and a crash has the same number in both cases.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class VmExit(IntEnum):
     WATCHDOG = 36
 
 
-# With what each process of ours exits for a bug of ours, which the log describes (sysexits.h,
-# EX_SOFTWARE), and with what a process beside the vmm exits where the host failed it.
+# The exit status of each of our processes after a bug of ours, which the log describes (EX_SOFTWARE
+# of sysexits.h), and the status of a process beside the vmm after an error of the host.
 EXIT_BUG: Final = 70
 EXIT_HOST: Final = 1
-# What a shell shows for a process that SIGINT ended.
+# The status that a shell shows for a process that SIGINT ended.
 INTERRUPTED: Final = 130
 
 _PLAIN: Final = {

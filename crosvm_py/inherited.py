@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a run inherits from whoever starts it, and passes on to nobody: descriptors, environment.
+"""Drop the descriptors and the environment that a run inherits from its parent.
 
-Of the descriptors it keeps those that an option names.
-
-Every process of a VM is forked from the first, and a guest may take some over. Whoever starts a VM
-may have secrets in the environment, and open files that no program of ours is meant to have.
+All processes of a VM are forked from the first, and a guest may take over some of them. The parent
+may have secrets in the environment, and open files that are not meant for us. A run keeps only the
+descriptors that an option names, and a few variables.
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# What a run still asks for: where its policy cache is, where passt is, who is asked to make a TAP,
-# and what time it is in the log. No secret is in any of them.
+# Variables that a run needs: for the policy cache, to find passt, for a hint on how to make a TAP,
+# and for the time in the log. None of them is a secret.
 _KEPT: Final = frozenset({"HOME", "PATH", "TZ", "USER", "XDG_CACHE_HOME"})
-_FIRST: Final = 3  # behind the standard streams
+_FIRST: Final = 3  # after the standard streams
 
 _found: set[int] = set()
 
 
 def keep_to_oneself() -> None:
-    """Forget the environment, and close every descriptor where another program is executed.
+    """Forget the environment, and make all inherited descriptors close-on-exec.
 
-    For the start of a run, before it opens or forks anything. ``close_unused`` follows when every
-    option has been read.
+    Call it at the start of a run, before anything is opened or forked, and ``close_unused`` when
+    all options have been handled.
 
     Raises:
-        OSError: the kernel has no close_range(2) that does so, which is there since Linux 5.11.
+        OSError: the kernel is older than Linux 5.11 and lacks CLOSE_RANGE_CLOEXEC.
     """
     linux.close_on_exec(_FIRST)
     _found.update(_open_fds())
@@ -42,10 +41,10 @@ def keep_to_oneself() -> None:
 
 
 def close_unused(keep: Iterable[int]) -> None:
-    """Close what was inherited and is not in ``keep``; for a run that has opened all its files.
+    """Close all inherited descriptors but ``keep``; the run has opened all its files.
 
-    The vmm would have it as long as the guest runs: a socket, for example, that sends to anybody.
-    What an option names as a path, /dev/fd/N, was opened anew or duplicated.
+    Otherwise the vmm would hold them while the guest runs, for example a socket that can send to
+    any address. A descriptor that an option names as /dev/fd/N has been opened again or duplicated.
     """
     for fd in _found.difference(keep):
         os.close(fd)
@@ -53,7 +52,7 @@ def close_unused(keep: Iterable[int]) -> None:
 
 
 def _open_fds() -> list[int]:
-    """Return what is open behind the standard streams; nothing where there is no /proc."""
+    """Return all open descriptors but the standard streams; none if there is no /proc."""
     try:
         names = os.listdir("/proc/self/fd")
     except OSError:
@@ -64,6 +63,6 @@ def _open_fds() -> list[int]:
 def _is_open(fd: int) -> bool:
     try:
         fcntl.fcntl(fd, fcntl.F_GETFD)
-    except OSError:  # the descriptor by which the directory was read
+    except OSError:  # the descriptor that listdir used for the directory
         return False
     return True

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The end of a process whose filter does not know what Python's interpreter does at its end.
+"""How a process ends whose filter denies system calls that Python makes at its end.
 
-The interpreter puts signal stacks and handlers back, frees what is freed with the process anyway,
-and more where variables such as PYTHONFAULTHANDLER ask for it. A filter that denied one of these
-calls would replace the status of the VM by its own.
+The interpreter restores signal stacks and handlers and frees memory, and does more if variables
+such as PYTHONFAULTHANDLER are set. If the filter denied one of these calls, the process would be
+killed, and the exit status of the VM would be lost. So such a process ends by ``os._exit``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _is_confined = False
 
 
 def expect_filter() -> None:
-    """Prepare the process for a filter; from now on it leaves without the interpreter's end."""
+    """Prepare the process for a filter: from now on it ends without the interpreter's clean-up."""
     global _is_confined
     _is_confined = True
     end_fault_handler()
 
 
 def end_fault_handler() -> None:
-    """Take back PYTHONFAULTHANDLER: its handler raises the signal anew, which filters deny."""
+    """Undo PYTHONFAULTHANDLER: its handler raises the signal again, which filters deny."""
     module = sys.modules.get("faulthandler")
     if module is not None:
         module.disable()

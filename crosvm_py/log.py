@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Where the vmm's log lines go: stderr, and syslog unless ``--no-syslog``.
 
-Not through syslog(3): it blocks while the daemon does not read, and connects anew when the daemon
-was restarted, which the vmm's seccomp filter does not allow. Here the one socket is made early, a
-line that does not fit is counted, and after a restart of the daemon stderr still has every line.
-When the guest is to run, the socket goes to the relay, and lines to a pipe that leads there.
+We do not use syslog(3): it blocks while the daemon does not read, and it connects again after the
+daemon was restarted, which the vmm's filter denies. Here one socket is made early, and lines that
+it does not take are counted and dropped; stderr still gets every line. Before the guest runs, the
+socket moves to the relay, and lines go to the relay through a pipe.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _SEVERITIES: Final = {log.ERROR: 3, log.WARNING: 4, log.INFO: 6, log.DEBUG: 7}
 
 
 class Syslog:
-    """The way to the system's log daemon. Owns its socket, or its end of a pipe."""
+    """The connection to the system's log daemon. Owns the socket or, later, the pipe's end."""
 
     def __init__(self, tag: str, path: str = SYSLOG_SOCKET) -> None:
-        """Connect.
+        """Connect to the daemon.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: no daemon listens there.
         """
         self._tag = tag
         self._socket = socket.socket(
@@ -44,12 +44,12 @@ class Syslog:
         except OSError:
             self._socket.close()
             raise
-        time.localtime()  # reads the time zone, while files can still be opened
+        time.localtime()  # reads the time zone file now: under the filter no file can be opened
         self.pipe_fd = -1
         self._pipe: LineWriter | None = None
 
     def write(self, level: int, module: str, text: str) -> None:
-        """Send one line, or lose it when the daemon is behind or gone."""
+        """Send one line, or drop it if the daemon does not keep up or has ended."""
         line = self._line(level, module, text)
         if self._pipe is not None:
             self._pipe.write(line)
@@ -60,17 +60,17 @@ class Syslog:
             return
 
     def hand_over(self) -> Outlet:
-        """Write to a pipe from now on; return its other end with the socket, for the relay.
+        """Write to a pipe from now on; return its other end and the socket, for the relay.
 
         Raises:
-            HostError: the host has no pipe for us.
+            HostError: the host makes no pipe.
         """
         self.pipe_fd, outlet = open_outlet(self._socket.detach(), PIPE_BUF)
         self._pipe = LineWriter(self.pipe_fd, self._tell_lost)
         return outlet
 
     def close(self) -> None:
-        """Close what is open; lines go to stderr alone. May be called again."""
+        """Close the socket and the pipe; lines go to stderr only. May be called again."""
         log.set_sink(log.stderr_sink)
         self._socket.close()
         if self.pipe_fd >= 0:
@@ -87,9 +87,9 @@ class Syslog:
 
 
 def configure(syslog_tag: str | None, path: str = SYSLOG_SOCKET) -> Syslog | None:
-    """Send lines to stderr and, with a tag, to syslog where there is one; return that.
+    """Send lines to stderr and, with a tag, to the log daemon if there is one; return that.
 
-    stderr becomes a description of this process's own, so that nobody has to wait for its reader.
+    stderr is opened again for this process alone, so that it can be made non-blocking.
     """
     log.STDERR.take_over()
     if syslog_tag is None:
@@ -97,7 +97,7 @@ def configure(syslog_tag: str | None, path: str = SYSLOG_SOCKET) -> Syslog | Non
     try:
         syslog = Syslog(log.printable(syslog_tag), path)
     except OSError:
-        return None  # a container, or a machine without a log daemon
+        return None  # there is no log daemon, as in a container
 
     def both(level: int, module: str, text: str) -> None:
         log.stderr_sink(level, module, text)

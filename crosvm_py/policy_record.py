@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The recorder: it answers every call of the processes whose policies are being recorded.
+"""The recorder: it decides on every system call of the processes whose policies are recorded.
 
-It is the process that the user started; the VM is its child. Each device that is recorded sends it
-the listener of its filter, a device that was restarted sends a new one. The recorder ends with the
-VM, and a VM does not outlive it.
+The recorder is the process that the user started; the VM is its child. Each recorded process sends
+it the listener of its filter (seccomp_unotify(2)); a restarted device sends a new one. The recorder
+ends when the VM has ended, and if the recorder ends first, the VM ends, too.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 log = get_logger("crosvm.policy")
 
 _MAX_NAME_BYTES: Final = 128
-# What a shell shows for a process that a signal ended is this and the signal's number.
+# A shell shows this plus the number of the signal for a process that a signal ended.
 _SIGNALLED: Final = 128
 
 
 class Fork(NamedTuple):
-    """What comes of ``fork_vm``: in the VM ``pid`` is 0, and ``fd`` is the way to the recorder."""
+    """The result of ``fork_vm``: in the VM ``pid`` is 0 and ``fd`` the socket to the recorder."""
 
     pid: int
     fd: int
@@ -70,7 +70,7 @@ class Recorder:
         self._hears = True
 
     def run(self) -> int:
-        """Return the exit status of the VM, once it and all that were recorded have gone."""
+        """Serve until the VM and all recorded processes have ended; return the VM's exit status."""
         loop = self._loop
         loop.wake_on_signals()
         handle_end_signals(self._pass_on)
@@ -118,7 +118,7 @@ class Recorder:
         def serve(events: int) -> None:
             if events & EPOLLIN:
                 answer(listener, recording)
-            else:  # every process under the filter has gone
+            else:  # every process under the filter has ended
                 self._loop.remove(listener.fileno())
                 self._listeners.discard(listener)
                 listener.close()
@@ -127,7 +127,7 @@ class Recorder:
 
 
 def answer(listener: Listener, recording: Recording) -> None:
-    """Note one call and let it be carried out, or refuse it."""
+    """Record one system call and let it go on, or refuse it."""
     call = listener.receive()
     if call is None:
         return

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm run``: the order of a VM's life.
+"""``crosvm run``: the steps of a run, in order.
 
-Have the kernel read; prepare and check; fork the warden; build the machine while the devices start
-side by side; plug them in; close our own door; run until something ends the VM; take everything
-apart.
+Start the process that reads the kernel; open and check everything; fork the warden; have it start
+the devices, and build the machine meanwhile; plug the devices in; confine the vmm; run until
+something ends the VM; take everything apart.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ def run_vm(
 ) -> VmExit:
     """Run one VM from its start to its end and return how it ended.
 
-    ``syslog`` gets its lines, and is closed. With ``recorded`` some processes are under the filter
-    of a recorder instead of their own.
+    ``syslog`` gets the log lines and is closed at the end. With ``recorded``, some processes have
+    the filter of a recorder instead of their own.
 
     Raises:
-        ConfigError: the user asked for what cannot be.
-        HostError: the host does not let us.
+        ConfigError: the user asked for something impossible.
+        HostError: the host refuses something.
         VmmError: a device did not start.
     """
     undo_accidents()
     linux.set_process_name(config.name)
     with ExitStack() as stack:
-        end_relay = stack.enter_context(ExitStack())  # last of all, when nobody writes any more
+        end_relay = stack.enter_context(ExitStack())  # runs last: the relay ends after its writers
         if syslog is not None:
             stack.callback(syslog.close)
         parser = start_kernel_parser(config)
         stack.callback(parser.close)
-        # Imported here, while the kernel is read.
+        # Imported here, while the child reads the kernel.
         from crosvm_py.vmm.preparation import prepare
         from crosvm_py.vmm.warden_proxy import start_warden
 
@@ -76,21 +76,21 @@ def run_vm(
             cgroup=prepared.cgroup,
         )
         release_end_signals()
-        parser.close()  # it has ended meanwhile
-        # From here on the imports are the vmm's alone, made while the warden makes its own.
+        parser.close()  # only reaps it: it has ended meanwhile
+        # Imported after the fork, because only the vmm needs it; the warden imports meanwhile, too.
         from crosvm_py.vmm.vm import VirtualMachine
 
         with Refusable("make", "the virtual machine"):
             vm = VirtualMachine(config, prepared, warden, _serve_control)
         stack.callback(vm.close)
         vm.build()
-        gc.freeze()  # what is there now stays: no collection ever looks at it
+        gc.freeze()  # all present objects live to the end, so collections may skip them
         gc.enable()
         return vm.run()
 
 
 def _serve_control(vm: VirtualMachine, vcpus: VcpuSet, bound: BoundSocket) -> ControlServer:
-    """Listen on the control socket; a VM without one does not pay for the imports."""
+    """Serve the control socket. Imports are here, so that only a VM with a socket makes them."""
     from crosvm_py.control.socket_server import ControlServer
     from crosvm_py.operations.dispatch import request_handler
     from crosvm_py.operations.operation import RunningVm
@@ -102,7 +102,7 @@ def _serve_control(vm: VirtualMachine, vcpus: VcpuSet, bound: BoundSocket) -> Co
 
 
 def _outlets(prepared: Preparation, syslog: Syslog | None) -> list[Outlet]:
-    """Return what the relay is to serve."""
+    """Return the outlets for the relay."""
     return [*prepared.serial.take_outlets(), *([] if syslog is None else [syslog.hand_over()])]
 
 
@@ -117,7 +117,7 @@ def _kept(prepared: Preparation, syslog: Syslog | None, recorded: Recorded | Non
 
 
 def _tidying(prepared: Preparation) -> Callable[[], None]:
-    """Return what the warden does if the vmm is killed: it cannot do it any more."""
+    """Return the clean-up that the warden runs at the end, since the vmm may be killed."""
     sockets, terminal = prepared.sockets, prepared.serial.terminal
 
     def tidy() -> None:

@@ -1,30 +1,31 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a run would be, without running: ``crosvm run --dry-run``.
+"""The plan of a run, made without running it: ``crosvm run --dry-run``.
 
-A plan is made from what a run itself starts from: its ``Preparation``, the table of device kinds,
-the jail plans and the policies. So it meets the errors of a run as well, but for those that only a
-start can show: of guest memory, passt, the address of a TAP, cgroups, device processes.
+A plan is made from the same things as a run: its ``Preparation``, the table of device kinds, the
+jail plans and the policies. So it finds the same errors, except those that only a start can show:
+of guest memory, passt, the address of a TAP, cgroups, device processes.
 
-``as_fields`` gives the plan for ``--json``. Its names and their meaning stay; new ones may come:
+``as_fields`` returns the plan for ``--json``. Names and their meaning do not change; new names may
+be added:
 
     version         of crosvm-py
     kernel          path, format, protocol (linux64, linux32, pvh), entry, parameters (the whole
                     command line), segments: gpa and size_bytes of each
     initrd          path, gpa, size_bytes; or null
-    vcpus           how many
+    vcpus           number of vCPUs
     memory          size_bytes, and map: gpa, size_bytes and kind (ram, reserved) of each range
     serial          of each port: place (COM1, virtio port 1, port 0x402), and type, path, input,
                     console, earlycon, stdin, name as of --serial
-    devices         in the order of their PCI slots: slot, name, kind, source (what of the host is
-                    behind it), policy, queues (the greatest size of each), rate_limits (by the keys
-                    of --rng; those that are not 0), memory_limit_bytes and processes_limit (of its
+    devices         in the order of their PCI slots: slot, name, kind, source (what it uses on the
+                    host), policy, queues (the maximum size of each), rate_limits (by the keys of
+                    --rng; those that are not 0), memory_limit_bytes and processes_limit (of its
                     cgroup; null without one), descriptors (how many it gets), jail (steps in order)
     policies        of each: name, path, allows (number of system calls), used_by (processes)
     sandbox         whether there are jails and policies
     cgroup          the directory in which the VM's group would be made, or null
     sockets         control and vsock: paths of the sockets that would be made
-    device_restart  how often a device gets a new process: a number, or how many in how many
-                    seconds, or null for always
+    device_restart  how often a device gets a new process: a number, or restarts and seconds of a
+                    rate, or null for always
     device_timeout  seconds that a device process may hang
 """
 
@@ -66,8 +67,8 @@ if TYPE_CHECKING:
     from kernel_loader.load import BootPlan
     from seccomp import Policy
 
-# Guest memory, the page of counters and the channel to the vmm, and the standard streams: what
-# every device process holds beside its own.
+# Descriptors that every device process has beside its own: guest memory, the page of counters, the
+# channel to the vmm, and the standard streams.
 _SHARED_FDS: Final = 6
 
 
@@ -79,7 +80,7 @@ class Range(NamedTuple):
 
 
 class MemoryRange(NamedTuple):
-    """A part of the memory map that the guest is told."""
+    """A part of the memory map that is passed to the guest."""
 
     gpa: int
     size_bytes: int
@@ -94,7 +95,7 @@ class Memory(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """What boots, and how."""
+    """The kernel, and how it is started."""
 
     path: str
     format: str
@@ -142,7 +143,7 @@ class Device(NamedTuple):
 
 
 class PolicyUse(NamedTuple):
-    """A policy, and who runs under it."""
+    """A policy, and the processes that run under it."""
 
     name: str
     path: str
@@ -176,11 +177,11 @@ class RunPlan(NamedTuple):
 
 
 def plan_run(config: RunConfig) -> RunPlan:
-    """Prepare a run as ``crosvm run`` does, take it all back, and return what it would be.
+    """Prepare a run as ``crosvm run`` does, return its plan, and undo the preparation.
 
     Raises:
-        ConfigError: the user asked for what cannot be.
-        HostError: the host does not let us.
+        ConfigError: the user asked for something impossible.
+        HostError: the host refuses something.
     """
     undo_accidents()
     with ExitStack() as stack:
@@ -215,7 +216,7 @@ def plan_run(config: RunConfig) -> RunPlan:
 
 
 def as_fields(value: object) -> object:
-    """Return a plan, or a part of one, as JSON can hold it."""
+    """Turn a plan, or a part of one, into values for JSON."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return {name: as_fields(getattr(value, name)) for name in value._fields}
     if isinstance(value, tuple):
@@ -289,9 +290,9 @@ def _device(
 
 
 def _queues(prepared: Preparation) -> list[tuple[DeviceOrder, tuple[int, ...]]]:
-    """Return every device with the greatest size of each of its queues.
+    """Return every device with the maximum size of each of its queues.
 
-    The devices are built, in a process that ends at once: their descriptors become their own.
+    For that the devices are built, in a child process, because they take over their descriptors.
     """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -299,7 +300,7 @@ def _queues(prepared: Preparation) -> list[tuple[DeviceOrder, tuple[int, ...]]]:
         try:
             built = [build_device(it.kind, it.spec, _given(it)) for it in prepared.devices]
             os.write(write_fd, msgpack.packb([device.queue_sizes for device in built]))
-        except Exception as error:  # noqa: BLE001 - the entry of a process: a bug ends here, told
+        except Exception as error:  # noqa: BLE001 - process entry: report every bug
             get_logger("crosvm").exception(error, "internal error, please report it")
         finally:
             os._exit(0)
@@ -316,7 +317,7 @@ def _queues(prepared: Preparation) -> list[tuple[DeviceOrder, tuple[int, ...]]]:
 def _given(order: DeviceOrder) -> tuple[int, ...]:
     """Return the descriptors that a process of this device gets.
 
-    Its broker has the last one of the order, and the device a channel to the broker instead.
+    If it has a broker, the broker gets the last descriptor, and the device a channel to the broker.
     """
     if DEVICE_KINDS[order.kind].broker is None:
         return order.fds

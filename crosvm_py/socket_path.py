@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where our sockets lie: made for their user alone, never over something that is in use."""
+"""Make listening UNIX sockets: only their user may connect, and nothing in use is replaced."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sys_util.typing import Final, NamedTuple
 # sockaddr_un.sun_path has 108 bytes, the last of them NUL.
 MAX_PATH_BYTES: Final = 107
 
-# The sticky bit says nothing on a socket, so it is what tells ours from those of other programs.
-# The broker of a vsock device connects to none that has it: where sockets of several VMs lie in one
-# directory, the name of one can be that of another's with a port.
+# The sticky bit has no meaning on a socket, so we use it to mark our own sockets. The broker of a
+# vsock device refuses to connect to marked ones: if several VMs have sockets in one directory, the
+# socket of one VM can have the name that means a port of another VM.
 _MODE: Final = 0o600 | stat.S_ISVTX
 
 _BACKLOG: Final = 64
@@ -27,7 +27,7 @@ _NEW: Final = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
 
 
 class SocketUse(NamedTuple):
-    """The option that asks for a socket, and whether that one is a stream or takes messages."""
+    """The option that asks for a socket, and the type of the socket (SOCK_…)."""
 
     option: str
     kind: int
@@ -37,7 +37,7 @@ CONTROL: Final = SocketUse("--socket", socket.SOCK_SEQPACKET)
 
 
 class BoundSocket:
-    """A listening socket and the file that leads to it. Owns the socket, not the file."""
+    """A listening socket and its file. Owns the socket, not the file."""
 
     def __init__(self, sock: socket.socket, path: str, dev: int, ino: int) -> None:
         self.sock = sock
@@ -46,7 +46,7 @@ class BoundSocket:
         self.ino = ino
 
     def close(self) -> None:
-        """Close the socket. A forked process that does not serve it must do so at once."""
+        """Close the socket. A forked process that does not serve it must close it at once."""
         self.sock.close()
 
     def unlink(self) -> None:
@@ -57,26 +57,26 @@ class BoundSocket:
 def bind_control_socket(path: str) -> BoundSocket:
     """Listen at ``path``; in a directory, at ``crosvm-PID.sock`` in it.
 
-    A stale socket, one that nobody listens on, is replaced.
+    A stale socket, on which nobody listens, is replaced.
 
     Raises:
         ConfigError: something else is there, or the path is too long.
-        HostError: the host does not let us make a socket there.
+        HostError: the host refuses to make a socket there.
     """
     return bind_socket(control_socket_path(path), CONTROL)
 
 
 def control_socket_path(path: str) -> str:
-    """Return where the control socket of this process is when it is asked for at ``path``."""
+    """Return the path of this process's control socket if the user asks for ``path``."""
     return os.path.join(path, f"crosvm-{os.getpid()}.sock") if os.path.isdir(path) else path
 
 
 def bind_socket(path: str, use: SocketUse, *, reserve_bytes: int = 0) -> BoundSocket:
-    """Listen at ``path``, which with ``reserve_bytes`` more is still the path of a socket.
+    """Listen at ``path``, which must be short enough for a suffix of ``reserve_bytes``.
 
     Raises:
         ConfigError: something else is there, or the path is too long.
-        HostError: the host does not let us make a socket there.
+        HostError: the host refuses to make a socket there.
     """
     length, limit = len(os.fsencode(path)), MAX_PATH_BYTES - reserve_bytes
     if length > limit:
@@ -90,7 +90,7 @@ def bind_socket(path: str, use: SocketUse, *, reserve_bytes: int = 0) -> BoundSo
 
 
 def unlink_if_ours(path: str, dev: int, ino: int) -> None:
-    """Remove the socket file unless another one has taken its place; works in any process."""
+    """Remove the socket file, unless another file has replaced it; works in any process."""
     try:
         found = os.lstat(path)
         if (found.st_dev, found.st_ino) == (dev, ino):
@@ -112,11 +112,11 @@ def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
 
 
 def _try_bind(path: str, use: SocketUse) -> BoundSocket | None:
-    """Bind and listen, or return None when something is there already."""
+    """Bind and listen, or return None if something is there already."""
     sock = socket.socket(socket.AF_UNIX, use.kind | _NEW)
     try:
-        # Linux takes the mode of the file from the socket's own inode (unix_bind_bsd), so it is
-        # never more open than this, whatever the umask.
+        # Linux copies the mode of the socket's own inode to the file (unix_bind_bsd), so others
+        # never have more access than this, whatever the umask is.
         os.fchmod(sock.fileno(), _MODE)
         sock.bind(path)
         sock.listen(_BACKLOG)
@@ -125,20 +125,20 @@ def _try_bind(path: str, use: SocketUse) -> BoundSocket | None:
         if error.errno == errno.EADDRINUSE:
             return None
         raise HostError(f"bind {use.option}", path) from error
-    # Between bind and listen it looked stale, so another process may have replaced it by now.
+    # Between bind and listen it looked stale, so another process may have replaced it.
     if _listener(path, use) != os.getpid():
         sock.close()
         return None
-    # The connection of this question waits in the backlog; the server will find it closed.
+    # The connection made by _listener waits in the backlog; the server will find it closed.
     found = os.lstat(path)
     return BoundSocket(sock, os.path.abspath(path), found.st_dev, found.st_ino)
 
 
 def _listener(path: str, use: SocketUse) -> int | None:
-    """Return the pid of the process that listens at ``path``, or None when nobody does.
+    """Return the pid of the process that listens at ``path``, or None if none does.
 
     Raises:
-        ConfigError: we cannot tell, or it is no such socket.
+        ConfigError: we cannot find out, or it is another kind of socket.
     """
     with socket.socket(socket.AF_UNIX, use.kind | _NEW) as probe:
         try:
@@ -146,7 +146,7 @@ def _listener(path: str, use: SocketUse) -> int | None:
         except (ConnectionRefusedError, FileNotFoundError):
             return None
         except BlockingIOError:
-            return 0  # its backlog is full: somebody listens
+            return 0  # its backlog is full, so a process listens
         except OSError as error:
             raise ConfigError(f"{use.option}: {path}: is in use ({error.strerror})") from error
         return peer_credentials(probe)[0]
@@ -155,11 +155,12 @@ def _listener(path: str, use: SocketUse) -> int | None:
 def _remove_stale(path: str, use: SocketUse) -> None:
     """Remove the socket at ``path`` if nobody listens on it.
 
-    It is moved aside before the second look: of two processes that find the same stale socket,
-    the slower one then sees what it would have removed, and puts it back.
+    We rename it and then check again. If two processes find the same stale socket, the slower one
+    may rename the new socket of the faster one; it then sees that a process listens on it, and puts
+    it back.
 
     Raises:
-        ConfigError: somebody listens, or it is no socket.
+        ConfigError: a process listens on it, or it is no socket.
         HostError: we may not remove it.
     """
     _refuse_if_in_use(path, use)

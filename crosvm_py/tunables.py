@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The tunables of the C library that our seccomp policies do not go with.
+"""Remove a tunable of the C library that is incompatible with our seccomp policies.
 
-``glibc.malloc.hugetlb`` makes malloc(3) ask for huge pages, by madvise(2) or mmap(2). No process of
-ours has the memory for them to matter, and no policy allows the calls: which of the processes would
-ask, and when, depends on how its heap happens to grow.
+``glibc.malloc.hugetlb`` makes malloc(3) ask for huge pages by madvise(2) or mmap(2). Our policies
+do not allow these calls, and our processes are too small to profit from huge pages. Without this, a
+process would be killed at some point that depends on how its heap grows.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _HUGE_PAGES: Final = "glibc.malloc.hugetlb="
 
 
 def leave_huge_pages() -> None:
-    """Start the program anew without huge pages in its heap, where the environment asks for them.
+    """Execute the program again without the tunable; return if it is not set.
 
-    The C library reads its tunables once, before the first instruction of ours. To be called before
-    anything is opened or started; returns where there is nothing to change.
+    The C library reads its tunables once, before our first instruction. Call this before anything
+    is opened or started.
     """
     tunables = os.environ.get(_VARIABLE, "")
     kept = without_huge_pages(tunables)
@@ -33,6 +33,6 @@ def leave_huge_pages() -> None:
 
 
 def without_huge_pages(tunables: str) -> str:
-    """Return the value of ``GLIBC_TUNABLES`` less what asks for huge pages."""
+    """Return the value of ``GLIBC_TUNABLES`` without the tunable for huge pages."""
     words = tunables.split(":")
     return ":".join(word for word in words if not word.startswith(_HUGE_PAGES))

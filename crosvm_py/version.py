@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The version of the program, where ``crosvm version`` finds it without reading metadata."""
+"""The version of the program; it is here so that ``crosvm version`` reads no metadata."""
 
 from __future__ import annotations
 
