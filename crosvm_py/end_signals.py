@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def undo_accidents() -> None:
+def reset_inherited_signals() -> None:
     """Unblock all signals and stop ignoring SIGCHLD, for commands that have child processes."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

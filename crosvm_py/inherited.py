@@ -26,7 +26,7 @@ _FIRST: Final = 3  # after the standard streams
 _found: set[int] = set()
 
 
-def keep_to_oneself() -> None:
+def drop_inherited() -> None:
     """Forget the environment, and make all inherited descriptors close-on-exec.
 
     Call it at the start of a run, before anything is opened or forked, and ``close_unused`` when

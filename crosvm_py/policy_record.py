@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 
-from crosvm_py.end_signals import handle_end_signals, undo_accidents
+from crosvm_py.end_signals import handle_end_signals, reset_inherited_signals
 from seccomp.record import Recording
 from sys_util import linux
 from sys_util.channel import socket_pair
@@ -41,7 +41,7 @@ class Fork(NamedTuple):
 
 def fork_vm() -> Fork:
     """Fork the process that will be the vmm; the caller becomes its recorder."""
-    undo_accidents()
+    reset_inherited_signals()
     ours, theirs = socket_pair()
     parent = os.getpid()
     pid = os.fork()
@@ -67,7 +67,7 @@ class Recorder:
         self._loop = EventLoop()
         self._listeners: set[Listener] = set()
         self._status: int | None = None
-        self._hears = True
+        self._is_connected = True
 
     def run(self) -> int:
         """Serve until the VM and all recorded processes have ended; return the VM's exit status."""
@@ -76,7 +76,7 @@ class Recorder:
         handle_end_signals(self._pass_on)
         loop.add(self._socket.fileno(), self._on_message)
         loop.add(self._pidfd, self._on_end)
-        while self._status is None or self._hears or self._listeners:
+        while self._status is None or self._is_connected or self._listeners:
             loop.run_once()
         self._socket.close()
         os.close(self._pidfd)
@@ -102,7 +102,7 @@ class Recorder:
             fds.frombytes(data)
         if not name and not fds:
             self._loop.remove(self._socket.fileno())
-            self._hears = False
+            self._is_connected = False
             return
         recording = self._recordings.get(name.decode("ascii", "replace"))
         for fd in fds:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 from contextlib import ExitStack
 
-from crosvm_py.end_signals import release_end_signals, undo_accidents
+from crosvm_py.end_signals import release_end_signals, reset_inherited_signals
 from crosvm_py.inherited import close_unused
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from jail.signals import keep_signals_inside
@@ -47,7 +47,7 @@ def run_vm(
         HostError: the host refuses something.
         VmmError: a device did not start.
     """
-    undo_accidents()
+    reset_inherited_signals()
     linux.set_process_name(config.name)
     with ExitStack() as stack:
         end_relay = stack.enter_context(ExitStack())  # runs last: the relay ends after its writers
@@ -71,7 +71,7 @@ def run_vm(
         warden = start_warden(
             prepared.policies,
             {device.kind for device in prepared.devices},
-            _tidying(prepared),
+            _cleanup(prepared),
             keep_fds=_kept(prepared, syslog, recorded),
             cgroup=prepared.cgroup,
         )
@@ -116,14 +116,14 @@ def _kept(prepared: Preparation, syslog: Syslog | None, recorded: Recorded | Non
     ]
 
 
-def _tidying(prepared: Preparation) -> Callable[[], None]:
+def _cleanup(prepared: Preparation) -> Callable[[], None]:
     """Return the clean-up that the warden runs at the end, since the vmm may be killed."""
     sockets, terminal = prepared.sockets, prepared.serial.terminal
 
-    def tidy() -> None:
+    def clean_up() -> None:
         if terminal is not None:
             terminal.restore()
         for bound in sockets:
             bound.unlink()
 
-    return tidy
+    return clean_up

@@ -36,7 +36,7 @@ from contextlib import ExitStack
 
 import msgpack
 
-from crosvm_py.end_signals import undo_accidents
+from crosvm_py.end_signals import reset_inherited_signals
 from crosvm_py.kinds.cgroup import DeviceLimits, file_memory, find_vm_site
 from crosvm_py.kinds.jail import jail_for
 from crosvm_py.kinds.table import DEVICE_KINDS, build_device
@@ -183,7 +183,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         ConfigError: the user asked for something impossible.
         HostError: the host refuses something.
     """
-    undo_accidents()
+    reset_inherited_signals()
     with ExitStack() as stack:
         parser = start_kernel_parser(config)
         stack.callback(parser.close)

@@ -17,7 +17,7 @@ _VARIABLE: Final = "GLIBC_TUNABLES"
 _HUGE_PAGES: Final = "glibc.malloc.hugetlb="
 
 
-def leave_huge_pages() -> None:
+def run_without_huge_pages() -> None:
     """Execute the program again without the tunable; return if it is not set.
 
     The C library reads its tunables once, before our first instruction. Call this before anything

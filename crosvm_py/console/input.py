@@ -208,9 +208,9 @@ class TerminalInput(ConsoleInput):
         self._pauses += 1
         pause = self._pauses
         if self._loop is not None:
-            self._loop.call_later(PATIENCE_SECONDS, lambda: self._lose_patience(pause))
+            self._loop.call_later(PATIENCE_SECONDS, lambda: self._start_dropping(pause))
 
-    def _lose_patience(self, pause: int) -> None:
+    def _start_dropping(self, pause: int) -> None:
         if pause == self._pauses and not self._watched and not self._waiting:
             self._dropping = True
             self._resume()

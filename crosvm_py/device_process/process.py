@@ -77,10 +77,10 @@ def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: Jail
     except ChannelClosed:
         return 0
     except VmmError as error:
-        _last_words(channel, describe(error))
+        _report(channel, describe(error))
         return EXIT_HOST
     except Exception as error:  # noqa: BLE001 - process entry: report every bug
-        _last_words(channel, crash_report(error))
+        _report(channel, crash_report(error))
         return EXIT_BUG
     return 0
 
@@ -95,7 +95,7 @@ def _log_through(channel: Channel) -> None:
     log.set_sink(sink)
 
 
-def _last_words(channel: Channel, report: str) -> None:
+def _report(channel: Channel, report: str) -> None:
     try:
         channel.send(protocol.Crashed(report[:MAX_REPORT_CHARS]))
     except (ChannelClosed, ProtocolError):

@@ -73,10 +73,10 @@ def run_broker(name: bytes, sock: socket.socket, fds: Sequence[int], jail: JailP
     except ChannelClosed:
         return 0
     except VmmError as error:
-        _last_words(channel, describe(error))
+        _report(channel, describe(error))
         return EXIT_HOST
     except Exception as error:  # noqa: BLE001 - process entry: report every bug
-        _last_words(channel, crash_report(error))
+        _report(channel, crash_report(error))
         return EXIT_BUG
     finally:
         # A socket that is freed while open makes Python warn, and that calls getsockname, which
@@ -85,7 +85,7 @@ def run_broker(name: bytes, sock: socket.socket, fds: Sequence[int], jail: JailP
     return 0
 
 
-def _last_words(channel: Channel, report: str) -> None:
+def _report(channel: Channel, report: str) -> None:
     try:
         channel.send(BrokerFailed(report[:MAX_REPORT_CHARS]))
     except (ChannelClosed, ProtocolError):

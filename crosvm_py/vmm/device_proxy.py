@@ -120,7 +120,7 @@ class DeviceProcess:
         """Close the channel; the device process sees that and exits."""
         if self._link is not None and self._link.is_open:
             self._link.close()
-            self._gone()
+            self._process_ended()
 
     def fail(self, verdict: str) -> None:
         """Close the channel to a process that broke a rule; ``verdict`` names the rule."""
@@ -146,7 +146,7 @@ class DeviceProcess:
         for then in waiters:
             then()
 
-    def _gone(self) -> None:
+    def _process_ended(self) -> None:
         """Answer everybody who waits for a pause or a resume: the process has ended."""
         self.status.ready = False
         holds, self._holds = self._holds, []
@@ -155,7 +155,7 @@ class DeviceProcess:
 
     def _on_end(self, verdict: str) -> None:
         self.death.verdict = verdict
-        self._gone()
+        self._process_ended()
         self._on_failure()
 
     # VirtioBackend: called by vCPU threads with the device-model lock held.

@@ -67,7 +67,7 @@ class Supervisor:
         self._failure = ""
         self._sealed = False
         self._ending = False
-        self._looks_after = False
+        self._watches_health = False
         loop.add(warden.channel.fileno(), self._on_warden)
 
     @property
@@ -137,9 +137,9 @@ class Supervisor:
         """
         syscall_name(0)  # loads the names now: under the filter no file can be opened
         self._serve_until(lambda: not self._waiting, self._names_waited_for)
-        if not self._looks_after:
-            self._looks_after = True
-            self._look_after()
+        if not self._watches_health:
+            self._watches_health = True
+            self._watch_health()
 
     def begin_resize(self, device: DeviceProcess) -> None:
         """Reserve the disk for one resize until ``end_resize``.
@@ -203,19 +203,19 @@ class Supervisor:
             self._on_warden(0)  # it may have sent the reason before it ended
             raise VmmError(self._failure or "the warden has gone") from error
 
-    def _look_after(self) -> None:
+    def _watch_health(self) -> None:
         """Look for processes that hang, four times per timeout."""
 
         def look() -> None:
             for supervised in self._supervised:
                 supervised.device.check_health(self._care.timeout_seconds)
-            self._look_after()
+            self._watch_health()
 
         self._loop.call_later(self._care.timeout_seconds / 4, look)
 
-    def _serve_until(self, done: Callable[[], bool], whom: Callable[[], str]) -> None:
+    def _serve_until(self, done: Callable[[], bool], name: Callable[[], str]) -> None:
         def give_up() -> None:
-            self._failure = f"{whom()}: not ready after {START_SECONDS:.0f} s"
+            self._failure = f"{name()}: not ready after {START_SECONDS:.0f} s"
 
         timer = self._loop.call_later(START_SECONDS, give_up)
         while not (done() or self._failure):
@@ -241,9 +241,9 @@ class Supervisor:
                 raise ProtocolError(f"{type(message).__name__} with {len(fds)} descriptors")
             judged(f"its {type(message).__name__}", self._take, message, fds)
         except ChannelClosed:
-            self._end_with(f"warden (pid {self._warden.pid}): ended, and its devices with it")
+            self._end_vm(f"warden (pid {self._warden.pid}): ended, and its devices with it")
         except VmmError as error:
-            self._end_with(f"warden (pid {self._warden.pid}): {describe(error)}")
+            self._end_vm(f"warden (pid {self._warden.pid}): {describe(error)}")
 
     def _take(self, message: Message, fds: list[int]) -> None:
         match message:
@@ -269,9 +269,9 @@ class Supervisor:
                 self._report(supervised)
             case protocol.WardenDenied(number):
                 denied = f"{syscall_name(number)} ({number}), policy warden"
-                self._end_with(f"warden (pid {self._warden.pid}): killed by seccomp: {denied}")
+                self._end_vm(f"warden (pid {self._warden.pid}): killed by seccomp: {denied}")
             case protocol.CannotStart(reason):
-                self._end_with(f"warden: {reason}")
+                self._end_vm(f"warden: {reason}")
             case _:
                 self._take_answer(message)
 
@@ -356,7 +356,7 @@ class Supervisor:
         if supervised.on_purpose:
             supervised.on_purpose = False
             log.info("%s (pid %d): ended to be restarted", device.name, device.pid)
-            self._make_again(supervised)
+            self._respawn(supervised)
         else:
             supervised.check_state()
             cause = device.death.describe(device.kind.policy_name)
@@ -365,7 +365,7 @@ class Supervisor:
     def _on_lost(self, supervised: SupervisedDevice, line: str) -> None:
         """Restart a device whose process ended unexpectedly or could not be made, or give it up."""
         if not supervised.device.status.served or self._care.restarts == NEVER:
-            self._end_with(line)
+            self._end_vm(line)
             return
         supervised.log.error("%s", line)
         supervised.answer_restart(line)
@@ -375,11 +375,11 @@ class Supervisor:
             log.error("%s: is lost to the guest: restarted %s (--device-restart)", *facts)
             supervised.device.give_up()
         elif delay:
-            self._loop.call_later(delay, lambda: self._make_again(supervised))
+            self._loop.call_later(delay, lambda: self._respawn(supervised))
         else:
-            self._make_again(supervised)
+            self._respawn(supervised)
 
-    def _make_again(self, supervised: SupervisedDevice) -> None:
+    def _respawn(self, supervised: SupervisedDevice) -> None:
         if self._ending or self._failure:
             return
         supervised.device.status.restarts += 1
@@ -393,7 +393,7 @@ class Supervisor:
             START_SECONDS, lambda: supervised.device.fail(f"not ready after {START_SECONDS:.0f} s")
         )
 
-    def _end_with(self, reason: str) -> None:
+    def _end_vm(self, reason: str) -> None:
         if self._ending or self._failure:
             return
         self._failure = reason

@@ -135,11 +135,11 @@ class Forge:
         self._loop.remove(self._pidfd)
         os.close(self._pidfd)
         _, wait_status = os.waitpid(self.pid, 0)
-        self.end = self._last_words() or describe_end(wait_status)
+        self.end = self._describe_denied_call() or describe_end(wait_status)
         log.error("forge (pid %d): %s; no device process is made again", self.pid, self.end)
         self._on_end()
 
-    def _last_words(self) -> str:
+    def _describe_denied_call(self) -> str:
         try:
             received = self._channel.receive()
         except (ChannelClosed, VmmError):

@@ -73,7 +73,7 @@ class Foundry:
             return
         mould.casting = casting
         if mould.is_loaded:
-            self._pour(mould, casting)
+            self._send_order(mould, casting)
 
     def keep_spare(self) -> None:
         """Make a spare soon, since a device has crashed and may do so again."""
@@ -164,9 +164,9 @@ class Foundry:
         mould.timer = self._loop.call_later(MOULD_SECONDS, lambda: self._give_up(mould, words))
 
     def _on_message(self, mould: Mould) -> None:
-        self._hear(mould)
+        self._receive(mould)
 
-    def _hear(self, mould: Mould) -> bool:
+    def _receive(self, mould: Mould) -> bool:
         """Receive a mould's next message; return whether there may be more messages."""
         try:
             received = mould.channel.receive()
@@ -214,12 +214,12 @@ class Foundry:
         if mould.is_unwanted:
             self._close(mould)
         elif mould.casting is not None:
-            self._pour(mould, mould.casting)
+            self._send_order(mould, mould.casting)
         elif renewed is not None:
             self._replace_spare(mould)
             renewed("")
 
-    def _pour(self, mould: Mould, casting: Casting) -> None:
+    def _send_order(self, mould: Mould, casting: Casting) -> None:
         """Send a mould its order."""
         self._limit(mould, "its interpreter makes no process")
         go_read = -1
@@ -230,7 +230,7 @@ class Foundry:
             cast = Cast(order, casting.as_broker, casting.in_cgroup, *inside)
             mould.channel.send(cast, [go_read, *casting.fds])
         except ChannelClosed:
-            pass  # ``_hear`` reads the reason next
+            pass  # ``_receive`` reads the reason next
         except (VmmError, OSError) as error:
             self._give_up(mould, reason_for(error))
         finally:
@@ -290,7 +290,7 @@ class Foundry:
             mould.channel.close()
 
     def _reap(self, mould: Mould) -> None:
-        while mould.is_open and self._hear(mould):  # messages from before its end
+        while mould.is_open and self._receive(mould):  # messages from before its end
             pass
         self._close(mould)
         self._loop.remove(mould.pidfd)

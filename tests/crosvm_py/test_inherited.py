@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from crosvm_py.config import NetworkSpec
-from crosvm_py.inherited import close_unused, keep_to_oneself
+from crosvm_py.inherited import close_unused, drop_inherited
 from crosvm_py.net import passt
 from sys_util.environment import forget_environment
 from tests.support.processes import in_child
@@ -35,8 +35,8 @@ ENVIRONMENT: Final = {
 START: Final = f"""
 import os, sys
 sys.path[:0] = {[str(ROOT)]!r}
-from crosvm_py.inherited import keep_to_oneself
-keep_to_oneself()
+from crosvm_py.inherited import drop_inherited
+drop_inherited()
 """
 
 
@@ -84,7 +84,7 @@ def inheritable() -> int:
 
 def test_program_gets_no_descriptor_but_the_standard_ones(inheritable: int) -> None:
     def execute() -> str:
-        keep_to_oneself()
+        drop_inherited()
         assert os.fstat(inheritable)  # still ours
         return subprocess.run(
             ["ls", "/proc/self/fd"], close_fds=False, capture_output=True, text=True, check=True
@@ -97,7 +97,7 @@ def test_program_gets_no_descriptor_but_the_standard_ones(inheritable: int) -> N
 
 def test_descriptor_that_no_option_names_is_closed_when_all_are_open(inheritable: int) -> None:
     def start() -> bool:
-        keep_to_oneself()
+        drop_inherited()
         own = os.dup(2)
         close_unused(set(range(1024)) - {inheritable})
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -120,7 +120,7 @@ def test_passt_gets_its_socket_and_nothing_that_we_inherited(
     monkeypatch.setenv("TOKEN", SECRET)
 
     def start() -> bool:
-        keep_to_oneself()
+        drop_inherited()
         return passt.start_passt(NetworkSpec(user=True)) > 2
 
     assert in_child(start) == "True"
@@ -134,7 +134,7 @@ def test_passt_gets_its_socket_and_nothing_that_we_inherited(
 def test_every_command_that_starts_a_vm_keeps_to_itself() -> None:
     starters = ("crosvm_py.run import", "plan_run(", "commands.run import run_config")
     found = {
-        path.name: "keep_to_oneself()" in path.read_text()
+        path.name: "drop_inherited()" in path.read_text()
         for path in (ROOT / "crosvm_py" / "cli" / "commands").glob("*.py")
         if any(starter in path.read_text() for starter in starters)
     }

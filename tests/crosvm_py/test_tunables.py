@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from crosvm_py.tunables import leave_huge_pages, without_huge_pages
+from crosvm_py.tunables import run_without_huge_pages, without_huge_pages
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_program_is_started_anew_with_its_words_and_the_rest_of_its_environment(
 ) -> None:
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=2:glibc.malloc.check=1")
     with pytest.raises(Executed):
-        leave_huge_pages()
+        run_without_huge_pages()
     environment = dict(os.environ) | {"GLIBC_TUNABLES": "glibc.malloc.check=1"}
     assert executed == [(sys.executable, sys.orig_argv, environment)]
 
@@ -57,7 +57,7 @@ def test_nothing_happens_without_such_a_tunable(
     monkeypatch: pytest.MonkeyPatch, executed: list[tuple[str, list[str], dict[str, str]]]
 ) -> None:
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
-    leave_huge_pages()
+    run_without_huge_pages()
     monkeypatch.delenv("GLIBC_TUNABLES")
-    leave_huge_pages()
+    run_without_huge_pages()
     assert executed == []

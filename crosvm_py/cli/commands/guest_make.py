@@ -9,7 +9,7 @@ from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Option, Positional, text_option
 from crosvm_py.cli.grammar.suggest import suggestion
 from crosvm_py.cli.output import write_error, write_out
-from crosvm_py.end_signals import undo_accidents
+from crosvm_py.end_signals import reset_inherited_signals
 from crosvm_py.guest.apt import MIRROR, SUITE, Source
 from crosvm_py.guest.make import KINDS, GuestOrder, make_guest
 from sys_util.errors import UsageError
@@ -62,7 +62,7 @@ OUTPUT: Final = text_option(
 
 
 def _make(arguments: Arguments, _settings: GlobalSettings) -> int:
-    undo_accidents()
+    reset_inherited_signals()
     kind = (arguments.positional or ["debian"])[0]
     if kind not in KINDS:
         known = ", ".join(KINDS)

@@ -16,9 +16,9 @@ from crosvm_py.cli.grammar.options import Option, Positional, parse, text_option
 from crosvm_py.cli.output import write_error
 from crosvm_py.cli.run_options import boot, machine
 from crosvm_py.cli.run_options.run_config import build_config
-from crosvm_py.end_signals import undo_accidents
-from crosvm_py.inherited import keep_to_oneself
-from crosvm_py.tunables import leave_huge_pages
+from crosvm_py.end_signals import reset_inherited_signals
+from crosvm_py.inherited import drop_inherited
+from crosvm_py.tunables import run_without_huge_pages
 from sys_util.errors import UsageError, VmmError
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -51,11 +51,11 @@ NET: Final = Option(
 
 
 def _shell(arguments: Arguments, settings: GlobalSettings) -> int:
-    undo_accidents()
-    leave_huge_pages()
+    reset_inherited_signals()
+    run_without_huge_pages()
     folder = arguments.positional[0] if arguments.positional else _own_guest()
     words = _words(arguments, folder)
-    keep_to_oneself()  # after guest make and _words, which use the environment
+    drop_inherited()  # after guest make and _words, which use the environment
     # Made after that, because a run closes all descriptors that were open before.
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     words.append(f"--serial=num=2,type=file,path=/proc/self/fd/{writing}")

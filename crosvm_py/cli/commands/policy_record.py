@@ -12,9 +12,9 @@ from crosvm_py.cli.commands.policy_names import policy_name, policy_names
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional, parse, switch, text_option
 from crosvm_py.cli.output import write_error
-from crosvm_py.inherited import keep_to_oneself
+from crosvm_py.inherited import drop_inherited
 from crosvm_py.kinds.table import DEVICE_KINDS, policies_of
-from crosvm_py.tunables import leave_huge_pages
+from crosvm_py.tunables import run_without_huge_pages
 from sys_util.errors import ConfigError, UsageError
 from sys_util.log import printable
 from sys_util.typing import TYPE_CHECKING, Final
@@ -49,8 +49,8 @@ def _record(arguments: Arguments, settings: GlobalSettings) -> int:
     directory = arguments.get(OUTPUT)
     if directory is None:
         raise UsageError("policy record: -o DIR is missing")
-    leave_huge_pages()
-    keep_to_oneself()
+    run_without_huge_pages()
+    drop_inherited()
     config = _read_run(arguments.rest, extended_status=settings.extended_status)
     every = _EVERY in arguments.positional
     names = dict.fromkeys(name for device in arguments.positional for name in _policies(device))

@@ -7,8 +7,8 @@ from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import Positional
 from crosvm_py.cli.run_options.control import DRY_RUN, JSON
 from crosvm_py.cli.run_options.run_config import GROUPS, OPTIONS, build_config
-from crosvm_py.inherited import keep_to_oneself
-from crosvm_py.tunables import leave_huge_pages
+from crosvm_py.inherited import drop_inherited
+from crosvm_py.tunables import run_without_huge_pages
 from sys_util.errors import UsageError
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def _run(arguments: Arguments, settings: GlobalSettings) -> int:
-    leave_huge_pages()
-    keep_to_oneself()
+    run_without_huge_pages()
+    drop_inherited()
     config = build_config(arguments, extended_status=settings.extended_status)
     if arguments.has(DRY_RUN):
         return _print_plan(config, as_json=arguments.has(JSON))
@@ -45,10 +45,10 @@ def run_config(config: RunConfig, settings: GlobalSettings) -> int:
 
 def _print_plan(config: RunConfig, *, as_json: bool) -> int:
     from crosvm_py.cli.output import write_out
-    from crosvm_py.end_signals import undo_accidents
+    from crosvm_py.end_signals import reset_inherited_signals
     from crosvm_py.run_plan import as_fields, plan_run
 
-    undo_accidents()
+    reset_inherited_signals()
     plan = plan_run(config)
     if as_json:
         import json

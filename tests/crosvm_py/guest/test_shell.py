@@ -95,9 +95,9 @@ def test_status_is_the_guests_unless_the_run_failed(
         Path(path).write_text("5\r\n")
         return end
 
-    monkeypatch.setattr(guest_shell, "leave_huge_pages", lambda: None)
+    monkeypatch.setattr(guest_shell, "run_without_huge_pages", lambda: None)
     monkeypatch.setattr(
-        guest_shell, "keep_to_oneself", lambda: inherited.extend(os.listdir("/proc/self/fd"))
+        guest_shell, "drop_inherited", lambda: inherited.extend(os.listdir("/proc/self/fd"))
     )
     monkeypatch.setattr(guest_shell, "run_config", run)
     assert execute(["guest", "shell", str(folder)]) == status
