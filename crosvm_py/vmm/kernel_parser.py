@@ -182,6 +182,9 @@ def start_kernel_parser(config: RunConfig) -> KernelParser:
         ConfigError: the kernel is no regular file, or empty.
         HostError: the host does not let us open it, or fork.
     """
+    if config.sandbox:
+        # Before the fork, so that it is imported once: the warden and the vmm need it, too.
+        import jail.plan  # noqa: F401
     with ExitStack() as undo:
         source = FileSource.open(
             "kernel", config.kernel, follow=config.kernel not in config.guest_files
