@@ -151,7 +151,7 @@ class DeviceRig:
             self.supervisor.end()
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Serve the loop until something is so."""
+        """Run the loop until a condition holds."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
             assert time.monotonic() < deadline, (self.deaths, self.lines[-20:])
@@ -197,7 +197,7 @@ class DeviceRig:
         return self.deaths[0]
 
     def is_gone(self, device: DeviceProcess) -> bool:
-        """Wait a while for the end of a device process, whoever reaps it."""
+        """Wait for the end of a device process, whichever process reaps it."""
         poll = select.poll()
         poll.register(self._pidfds[device.name], select.POLLIN)
         return bool(poll.poll(PATIENCE_SECONDS * 1000))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A supervisor whose warden is a socket and a process that only ends, or does not even that."""
+"""A supervisor with a fake warden: a socket, and a process that ends or hangs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ READY = device_protocol.Ready(4, 0, (256,), b"")
 
 
 class FakeWarden:
-    """Answer for the warden, and hold the channels of the devices that it was to make."""
+    """Answers in place of the warden, and holds the channels of the devices it should have made."""
 
     def __init__(self, *, ends: bool = True, restarts: RestartLimit = NEVER) -> None:
         pid = os.fork()
@@ -94,7 +94,7 @@ class FakeWarden:
 
     @property
     def asked(self) -> bool:
-        """Whether the supervisor asks for something."""
+        """Whether the supervisor has sent a message."""
         return bool(select.select([self.sock], [], [], 0)[0])
 
     def send(self, *messages: Message) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The vmm's side of one device process, and in place of the process a socket that says anything."""
+"""The vmm's side of one device process; a socket takes the place of the process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ READY = protocol.Ready(2, 0x1_3000_0000, (256, 256), CONFIG)
 
 
 class WatchedLock:
-    """The device-model lock, which may be taken again; it knows whether it is held."""
+    """A recursive device-model lock that knows whether it is held."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -46,7 +46,7 @@ class WatchedLock:
 
 
 class RecordedEvents:
-    """What the transport is told, with ``!`` where the lock was not held."""
+    """Records the calls of the transport, with ``!`` if the lock was not held."""
 
     def __init__(self, lock: WatchedLock) -> None:
         self._lock = lock
@@ -82,7 +82,7 @@ class RecordedEvents:
 
 
 class HostileDevice:
-    """Whoever took a device process over: it holds the device's end of the channel."""
+    """A device process taken over by an attacker: it holds the device's end of the channel."""
 
     def __init__(self, timeout_seconds: float = 30.0) -> None:
         self.loop = EventLoop()
@@ -96,7 +96,7 @@ class HostileDevice:
         self.attach()
 
     def attach(self) -> None:
-        """Be the next process of the device."""
+        """Act as the next process of the device."""
         ours, self.sock = socket_pair()
         self.sock.setblocking(False)
         self.host.attach(ours)
@@ -139,7 +139,7 @@ class HostileDevice:
         return protocol.DEVICE_CODEC.decode(payload), fds.tolist()
 
     def turn(self) -> None:
-        """Let the vmm's loop have one turn."""
+        """Run the vmm's loop once."""
         self.loop.run_once(0)
 
     def close(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A device that does to order what no device does: the driver writes which of it to the config."""
+"""A device that makes forbidden system calls; the driver's write to its config chooses which."""
 
 from __future__ import annotations
 
@@ -154,10 +154,10 @@ ORDER: Final = DeviceOrder("probe", "probe", b"\x80", (), 0)
 
 
 def add_probe_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the kind known to wardens that are started later."""
+    """Add the kind to the table for wardens that are started later."""
     monkeypatch.setitem(DEVICE_KINDS, "probe", DeviceKind("probe", "rng_device", __name__, _build))
 
 
 def tell(device: DeviceProcess, act: str) -> None:
-    """Have the probe do an act."""
+    """Have the probe make one of its calls."""
     device.write_config(0, bytes([NAMES.index(act)]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every border of every process: whatever comes over it ends who sent it, and nobody else.
+"""Every border between processes: hostile input may end its sender, but nobody else.
 
 Each reader gets every message that it knows with every value that msgpack has in every place, and
 arrays and maps of any depth. It may refuse, and it may take what happens to be right; it must not
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from crosvm_py.requests.protocol import Response
 
 ROOT = Path(__file__).parents[2]
-# Whoever reads what others sent or left behind: these describe values by ``brief`` alone.
+# Modules that read what others sent or left behind. They may print values only through ``brief``.
 BORDERS = [
     *(ROOT / "sys_util" / name for name in ("channel.py", "stranger.py", "wire.py")),
     *sorted((ROOT / "devices" / "virtio").rglob("*.py")),
@@ -242,7 +242,7 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def answers_of_vms() -> list[Response]:
-    """Return whatever a VM may answer that is an answer."""
+    """Return every kind of answer that a VM may send."""
     found = []
     for payload in hostile_payloads(RESPONSES, depths=()):
         with suppress(ProtocolError):
@@ -262,7 +262,7 @@ def test_vm_that_answers_anything_gets_one_line_from_its_client(
             execute(command.split())
 
 
-# The rules by which this stays so
+# Rules that keep this true
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -274,7 +274,7 @@ def test_source_unpacks_in_the_one_place(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_source_signals_eventfds_in_the_one_place(path: Path) -> None:
-    """Whoever shares an eventfd may have left it full, and then a write of 1 fails."""
+    """Another process that shares an eventfd may have filled it; then a write of 1 fails."""
     nodes = list(ast.walk(tree(path)))
     names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     names |= {

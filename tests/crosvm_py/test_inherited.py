@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a run keeps of what it was started with, and that no program it starts gets any of it."""
+"""What a run keeps of the inherited descriptors and variables; programs it starts get none."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_descriptor_that_no_option_names_is_closed_when_all_are_open(inheritable
         close_unused(set(range(1024)) - {inheritable})
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(inheritable)
-        close_unused([])  # once only: these numbers may be of something else now
+        close_unused([])  # does nothing the second time: the numbers may belong to other files now
         return os.fstat(own) is not None
 
     assert in_child(start) == "True"

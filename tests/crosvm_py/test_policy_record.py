@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The recorder and processes of its VM: what they call, how they end, who outlives whom."""
+"""The recorder and the processes of its VM: what is recorded, and in which order they end."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The plan of a run: what it tells, what it leaves, and that its names stay."""
+"""The plan of a run: its content, its side effects, and that its names do not change."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which tunables of the C library a run goes on without, and that it does."""
+"""Which tunables of the C library a run removes, and that it executes itself again for that."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_only_huge_pages_are_left_out(value: str, kept: str) -> None:
 
 
 class Executed(Exception):  # noqa: N818 - what a test looks for, no error
-    """The program was started anew."""
+    """Raised in place of executing the program again."""
 
 
 @pytest.fixture

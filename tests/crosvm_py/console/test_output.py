@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sinks against real pipes, terminals, sockets and files whose readers stop and go away."""
+"""Sinks for real pipes, terminals, sockets and files, whose readers stop reading or end."""
 
 from __future__ import annotations
 

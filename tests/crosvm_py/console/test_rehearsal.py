@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Serial ports in a rehearsal: the errors of a run, and nothing that others would notice."""
+"""Serial ports in a rehearsal: the same errors as in a run, and no effect on others."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From --serial to the bus: what is refused, what stands where, and the terminal's way back."""
+"""From --serial to the bus: what is refused, which port is where, and restoring the terminal."""
 
 from __future__ import annotations
 

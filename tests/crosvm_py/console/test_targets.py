@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where output goes: files, sockets and the log daemon, and what cannot be had of them."""
+"""Targets for output: files, sockets and the log daemon, and errors of opening them."""
 
 from __future__ import annotations
 

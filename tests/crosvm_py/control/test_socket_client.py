@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a control client makes of VMs that are gone, silent or talk nonsense."""
+"""A control client with VMs that have ended, do not answer, or send nonsense."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Real device processes, in their jail and without one: they serve, and what they must not do."""
+"""Real device processes, with and without a jail: how they serve, end, and are confined."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The broker of a vsock device: which sockets it reaches, and what a hostile device gets of it."""
+"""The broker of a vsock device: which sockets it reaches, and hostile requests of a device."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A guest's folder comes from a stranger."""
+"""A guest's folder is not trusted: what is accepted, and what is refused."""
 
 from __future__ import annotations
 

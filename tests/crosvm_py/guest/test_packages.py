@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is taken out of packages, and what is made of it."""
+"""Reading files out of packages, and making initrd and root images of them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A throw-away guest: what it is run with, what is believed of what it says."""
+"""A throw-away guest: the options that it is run with, and the status that it reports."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_command_is_on_the_command_line_of_the_kernel(folder: Path) -> None:
 def test_status_is_the_guests_unless_the_run_failed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, end: int, status: int
 ) -> None:
-    """What is open when a run begins to keep to itself, it closes: the pipe must not be."""
+    """A run closes what is open at ``drop_inherited``, so the pipe must be made after that."""
     inherited: list[str] = []
 
     def run(config: RunConfig, _settings: object) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a run makes of cgroups: whether there are any, how high the limits are, who died of them."""
+"""The cgroups of a run: whether it has any, their limits, and which process hit a limit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SITE: Final = CgroupSite("/cg", ("memory",))
 
 
 class FakeGroup:
-    """A VM's group in which things happen when the test says so."""
+    """The group of a VM, whose counters the test sets."""
 
     def __init__(self) -> None:
         self.set: list[tuple[str, Limits]] = []

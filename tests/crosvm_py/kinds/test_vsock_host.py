@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is refused before a VM with vsock starts, and what is left of it afterwards."""
+"""The host's side of vsock: what is refused before the start, and what is left afterwards."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def prepare(tmp_path: Path) -> Iterator[Prepare]:
 
 
 def asked(*words: str) -> VsockSpec | None:
-    """Return what these words of a command line make of vsock."""
+    """Return the vsock Spec for these words of a command line."""
     return config_of(*words, "kernel").vsock
 
 

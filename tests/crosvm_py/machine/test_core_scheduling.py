@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""When vCPUs get cores of their own, and what is said where the host does not give them any."""
+"""When vCPUs get cores of their own, and the errors when the host cannot do that."""
 
 from __future__ import annotations
 

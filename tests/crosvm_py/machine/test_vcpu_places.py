@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where vCPUs are said to be: in the guest, in a device, held, or nowhere any more."""
+"""The reported places of vCPUs: in the guest, in a device, held, or ended."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Starting passt: what it is told, and what is said when it does not go along."""
+"""Starting passt: its arguments, and the errors when it fails."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The host's side of network cards: what is said when the host does not go along."""
+"""The host's side of network cards: what is set up, and the errors when the host refuses."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A running VM of which operations find the devices, and nothing else."""
+"""A fake running VM that has devices but no machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def vm_of(*devices: DeviceProcess) -> RunningVm:
 
 
 def supervised(supervisor: Supervisor) -> RunningVm:
-    """Return a VM with the devices of ``supervisor``; there is no machine to touch."""
+    """Return a VM with the devices of ``supervisor`` and without a machine."""
     nothing = object()
     return RunningVm(
         cast("Board", nothing),

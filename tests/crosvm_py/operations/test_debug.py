@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a dump tells of a device: memory, transport, process, each as far as it is there."""
+"""The dump of a device: memory, transport and process, if they are there."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FakeMachine(NamedTuple):
 
 
 class Described(RecordedEvents):
-    """A transport that tells what the test wants."""
+    """A transport whose state the test sets."""
 
     queues: tuple[TransportQueue, ...] = (QUEUE,)
     vectors: tuple[VectorState, ...] = (VECTOR,)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What clients are told of devices, and what a device process can make of an order to it."""
+"""What clients learn of devices, and how a device process may answer a command."""
 
 from __future__ import annotations
 

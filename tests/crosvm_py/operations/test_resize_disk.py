@@ -153,7 +153,7 @@ def test_block_device_has_its_own_size(vm: FakeVm) -> None:
 
 
 def test_second_resize_waits_for_no_first_one_and_the_disk_is_not_asked(vm: FakeVm) -> None:
-    """Asked to shrink, the disk would do so at once, and nobody would tell it that it must not."""
+    """A disk that is asked to shrink does so at once, so it must not be asked at all."""
     vm.resize(NEW_LARGE)
     for ask in (vm.command, vm.order_to_warden, vm.grow_file, vm.command):
         with pytest.raises(ConfigError, match="block:0: another resize is under way"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Suspend and resume: the order of things, and who gets in the way."""
+"""Suspend and resume: the order of the steps, and what can prevent them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class FakeDevice:
 
 
 class FakeVm:
-    """Board, vCPUs, clocks and supervisor in one; it notes what it is told."""
+    """Board, vCPUs, clocks and supervisor in one; it records the calls."""
 
     def __init__(self, *names: str) -> None:
         self.events: list[str] = []

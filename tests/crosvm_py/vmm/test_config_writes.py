@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writes to a configuration that come faster than its process reads: none of them is lost."""
+"""Writes to a configuration that come faster than the process reads them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ACTUAL, POISON = 4, 12
 
 
 class Process:
-    """A process that carries writes out when the test says so."""
+    """A process that carries out writes when the test tells it to."""
 
     def __init__(self) -> None:
         self.serves = True
@@ -41,7 +41,7 @@ class Process:
             self.answer()
 
     def replace(self) -> None:
-        """Be the next process."""
+        """Act as the next process."""
         self.unanswered.clear()
         self.batches.clear()
         self.serves = True

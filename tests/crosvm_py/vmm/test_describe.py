@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a device process says of itself: asked once, answered once, and believed in no case."""
+"""The description that a device process sends of itself: one per request, and not trusted."""
 
 from __future__ import annotations
 

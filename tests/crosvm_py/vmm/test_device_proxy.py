@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The vmm's border to a device process that somebody else has taken over."""
+"""The vmm against a device process that an attacker has taken over."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def open_fds() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
 
-# What it may say
+# Messages that it may send
 
 
 def test_ready_tells_what_the_device_offers(fresh: HostileDevice) -> None:
@@ -155,7 +155,7 @@ def test_what_arrives_before_there_is_a_transport_reaches_nobody(device: Hostile
     assert device.host.config == CONFIG[::-1]
 
 
-# What it must not say: the process is ended, with the reason as the verdict.
+# Messages that it must not send: the vmm ends the process, with the reason as the verdict.
 
 LONG_TEXT = "x" * 9000
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How much a device process may say to the vmm, and how long it may take."""
+"""How much a device process may send to the vmm, and how long it may take to answer."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_device_that_never_answers_is_ended() -> None:
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Processes that end before they are ready, or that cannot be made: how often, and with what."""
+"""Processes that end before they are ready, or cannot be made: restarts, and the saved state."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ STATE = {"limits": [0] * 6}
 
 
 class FailingRig(Rig):
-    """A device that served once, and whose next processes do not get so far."""
+    """A device that was ready once; its next processes end before they are ready."""
 
     def __init__(self) -> None:
         super().__init__(DEFAULT_LIMIT)
         self.saved = SavedState(self.device.cells)  # type: ignore[arg-type]  # a view, in truth
 
     def fail_to_start(self, status: int, cause: str = "") -> None:
-        """Make the process that is asked for, and let it end without a word."""
+        """Make the process that the supervisor asks for, and end it without a message."""
         self.wait_for_request()
         self.warden.make(0, None)
         self.warden.devices[0].close()

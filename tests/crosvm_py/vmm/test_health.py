@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Signs of life: which devices are asked for one, and which are ended for the want of it."""
+"""Health checks: which devices are pinged, and which are ended because they hang."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.crosvm_py.hostile_device import HostileDevice, queue
 
 
 class Patient:
-    """A device with one queue, whose health is looked at."""
+    """A device with one queue, whose health is checked."""
 
     def __init__(self, device: HostileDevice) -> None:
         self.device = device

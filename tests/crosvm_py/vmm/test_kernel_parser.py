@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The process that reads a kernel: what it answers, how it ends, and what lies of it come to."""
+"""The process that reads a kernel: its answers, its ends, and answers that are lies."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ PARSED = ParsedKernel(
 
 @pytest.fixture(autouse=True)
 def _tidy() -> Iterator[None]:
-    """Whatever becomes of a parser, it leaves neither descriptors nor processes."""
+    """Check after each test that the parser has left no descriptors and no processes."""
     open_fds = len(os.listdir("/proc/self/fd"))
     yield
     assert len(os.listdir("/proc/self/fd")) == open_fds
@@ -133,11 +133,11 @@ def test_bomb_is_refused(tmp_path: Path) -> None:
         read(write(tmp_path, bzimage(packed[:-4] + claim)))
 
 
-# What the code of somebody else does in the process.
+# An attacker's code in the process.
 
 
 def act(monkeypatch: pytest.MonkeyPatch, action: Callable[[FileSource, int], object]) -> None:
-    """Have the process do this behind its door, instead of reading the file."""
+    """Have the process do this under its filter, instead of reading the file."""
 
     monkeypatch.setattr(process, "parse_kernel", action)
 
@@ -246,7 +246,7 @@ def test_process_ends_with_a_start_that_fails(kernel: str, monkeypatch: pytest.M
     start_kernel_parser(config_of(kernel)).close()  # _tidy finds no process
 
 
-# What a process that was taken over could say.
+# Answers of a process that an attacker has taken over.
 
 
 def packed(*values: object) -> bytes:

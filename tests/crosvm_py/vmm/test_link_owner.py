@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A processor and the loop on one channel: who closes it waits for who sends."""
+"""A vCPU and the loop use one channel: the loop closes it only when the vCPU has sent."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class NotedLock:
 
 
 class Rig:
-    """A device that is ready, whose loop acts in the midst of what a processor sends."""
+    """A device that is ready, whose loop acts while a vCPU sends a message."""
 
     def __init__(self) -> None:
         self.lock = NotedLock()
@@ -56,7 +56,7 @@ class Rig:
         self.channel = Channel(self.theirs, protocol.DEVICE_CODEC)
 
     def send_while(self, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let a processor write, and the loop ``act`` before the message has left."""
+        """Have a vCPU write, and have the loop ``act`` before the message is sent."""
         moves, send = self.lock.loop_moves, Channel.send
 
         def acting() -> None:

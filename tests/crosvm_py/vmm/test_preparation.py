@@ -32,7 +32,7 @@ SINK = "type=sink,num=1,console"  # neither stdin nor stdout of the tests
 
 
 class Bench:
-    """Prepare runs and close again what they opened."""
+    """Prepare runs, and close what they opened at the end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Devices that end and come again: when, how often, and what their next process is told."""
+"""Restarts of devices: when, how often, and what the next process is told."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_process_that_lived_a_while_makes_up_for_the_ones_before() -> None:
 
 
 def test_process_that_is_never_ready_makes_up_for_nothing_however_long_it_takes() -> None:
-    """The last one that was ready is long ago: that says nothing of those after it."""
+    """Only a process that was ready resets the delay, not the time since one was ready."""
     budget = RestartBudget(ALWAYS)
     budget.ready(0.0)
     delays = [budget.next_delay(1000.0 * turn) for turn in range(1, 12)]
@@ -100,7 +100,7 @@ class Rig:
         self.device.events = self.events
 
     def die(self, status: int = -signal.SIGKILL) -> None:
-        """End the process, and let the vmm hear of it."""
+        """End the process, and tell the vmm."""
         self.warden.devices[0].close()
         self.warden.turn()
         assert self.warden.take()[0] == Kill(0)
@@ -116,7 +116,7 @@ class Rig:
             self.warden.loop.run_once(5)
 
     def requests(self) -> list[str]:
-        """Return what the present process was asked for."""
+        """Return the requests that the present process has got."""
         found = []
         while received := self.warden.devices[0].receive():
             for fd in received[1]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The state of a device in one word, and its queues, from what passes the vmm."""
+"""The state of a device in one word, and its queues, as the vmm sees them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The supervisor between a warden and devices that end in every order, or do not."""
+"""The supervisor with a warden and devices that end in every order, or hang."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_spawn_without_a_warden_raises_and_leaks_nothing(warden: FakeWarden) -> 
     os.close(read_end)
 
 
-# The end of a device: told once, when both its channel and its status are here.
+# The end of a device is logged once, when its channel is closed and its status is known.
 
 
 def test_death_is_told_when_the_status_comes_last(warden: FakeWarden) -> None:
@@ -206,7 +206,7 @@ def test_warden_that_ends_before_it_is_sealed_is_told(warden: FakeWarden) -> Non
         warden.supervisor.seal()
 
 
-# The warden: ours, and still read strictly
+# The warden: its messages are checked strictly, too
 
 
 @pytest.mark.parametrize(

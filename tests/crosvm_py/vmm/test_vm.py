@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a VM's end is called when several things could be the reason."""
+"""The reported reason for the end of a VM when there are several reasons."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_reset_after_a_panic_is_a_panic(tmp_path: Path) -> None:
 
 
 def test_only_the_first_reason_is_told(tmp_path: Path) -> None:
-    """The guest resets, which is told, and then its devices end, which is not."""
+    """The guest resets, and then its devices end; only the reset is reported."""
     with Vmm(["-m", "16", build_guest("hello", tmp_path)]) as vmm:
         assert vmm.wait() == VmExit.RESET
         log = vmm.log()

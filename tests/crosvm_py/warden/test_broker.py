@@ -46,7 +46,7 @@ BUFFER = HEADER.size + 100
 
 
 class Answer(NamedTuple):
-    """What the guest was told."""
+    """A packet that the guest has received."""
 
     op: int
     host_port: int
@@ -222,7 +222,7 @@ def test_sockets_of_another_vm_are_no_ports(rig: DeviceRig, folder: Path) -> Non
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into what is not dumpable")
 def test_device_has_an_empty_root_and_the_broker_one_directory(guest: Guest) -> None:
     (guest.path.parent.parent / "secret").write_text("outside")
-    assert guest.speaks(52)  # so that both are behind their doors
+    assert guest.speaks(52)  # so both have loaded their filters
     assert os.listdir(f"/proc/{guest.device.pid}/root") == []
     assert sorted(os.listdir(f"/proc/{guest.broker}/root")) == ["v", "v.seqpacket"]
     mounts = Path(f"/proc/{guest.broker}/mountinfo").read_text()

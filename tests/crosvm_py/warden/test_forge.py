@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What replaces a device process: a fresh interpreter, from a forge and a mould that may end."""
+"""Restarts of devices by a forge and moulds, and what happens when those end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rig(sandbox: bool) -> Iterator[DeviceRig]:
 
 
 def children(rig: DeviceRig, name: str) -> list[int]:
-    """Return the children of the warden that are called so."""
+    """Return the children of the warden with this name."""
     pid = rig.warden.pid
     found = []
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
@@ -88,7 +88,7 @@ def serves(rig: DeviceRig, device: DeviceProcess) -> bool:
 
 
 def test_first_processes_share_a_layout_and_replacements_have_their_own(rig: DeviceRig) -> None:
-    """The first is what SECURITY.md says of a VM in which nothing has crashed yet."""
+    """The first case is the limit that SECURITY.md states for a VM without a crash so far."""
     device = start(rig)
     warden, first = layout_of(rig.warden.pid), layout_of(device.pid)
     assert not has_nothing_in_common(warden, first)

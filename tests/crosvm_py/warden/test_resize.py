@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the warden resizes for a vmm that may have been taken over."""
+"""Which resizes the warden allows a vmm that may have been taken over."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The warden: what it makes, what it leaves behind when it, the vmm or a device is killed."""
+"""The warden: what it makes, and what is left when it, the vmm or a device is killed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def mark(tmp_path: Path) -> Path:
 def rig(
     request: pytest.FixtureRequest, mark: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[DeviceRig]:
-    """A rig whose tidying leaves a mark."""
+    """A rig whose clean-up makes a file."""
     add_probe_kind(monkeypatch)
     with DeviceRig(sandbox=bool(request.param), tidy=lambda: write(mark)) as rig:
         yield rig

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whom a queue waits for, as a dump has it."""
+"""Which side a queue waits for, according to a dump."""
 
 from __future__ import annotations
 

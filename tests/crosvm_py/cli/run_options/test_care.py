@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``--device-restart`` and ``--device-timeout``: every spelling, and what is none."""
+"""``--device-restart`` and ``--device-timeout``: every spelling, and wrong ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``--net`` and its older relatives: what they accept, and what they say to nonsense."""
+"""``--net`` and crosvm's older options: what they accept, and their errors."""
 
 from __future__ import annotations
 
