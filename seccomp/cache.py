@@ -201,6 +201,12 @@ def _prune(folder: int) -> None:
         os.unlink(name, dir_fd=folder)
 
 
+def leave_warnings_to_others() -> None:
+    """Log no warning of the cache in this process: the one that forked it says the same."""
+    global _warned
+    _warned = True
+
+
 def warn(message: str) -> None:
     """Log only the first warning of this process: a run loads several policies, all with the same.
 

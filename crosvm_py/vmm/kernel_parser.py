@@ -21,6 +21,7 @@ from crosvm_py.leaving import end_fault_handler
 from kernel_loader.image import MAX_UNPACKED_BYTES, KernelImage, ParsedKernel
 from kernel_loader.source import FileSource
 from seccomp import load_policy, syscall_name
+from seccomp.cache import leave_warnings_to_others
 from sys_util import log as logging
 from sys_util.channel import Channel, socket_pair
 from sys_util.errors import (
@@ -224,6 +225,7 @@ def _be_parser(config: RunConfig, sock_fd: int, source: FileSource, unpacked_fd:
     status = EXIT_BUG
     try:
         end_fault_handler()
+        leave_warnings_to_others()
         from crosvm_py.kernel_parser.process import run_parser
 
         def make_jail() -> JailPlan | None:

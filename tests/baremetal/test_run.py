@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,17 @@ def test_instruction_beyond_the_emulator_ends_as_a_crash_that_names_the_host(gue
     assert "KVM cannot emulate the instruction at 0x2" in done.stderr
     assert "bytes f0 48 0f c7" in done.stderr
     assert "no hardware virtualization" in done.stderr
+
+
+def test_cache_that_cannot_be_used_is_told_once(guests: Path, tmp_path: Path) -> None:
+    """Although more than one process of a run loads policies."""
+    (tmp_path / "crosvm-py").write_text("no folder")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "crosvm_py", "run", "-m", "16", build_guest("hello", guests)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.count("is not used") == 1, done.stderr
