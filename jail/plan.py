@@ -89,13 +89,13 @@ class Step(Protocol):
 class JailPlan:
     """Everything that happens to a new child process before it reads untrusted input.
 
-    The seccomp filter, the door, is loaded last and in a call of its own. Between ``enter`` and
-    ``close_door`` the device maps guest memory and sets itself up. It can no longer reach anything
+    The seccomp filter is loaded last and in a call of its own. Between ``enter`` and
+    ``load_filter`` the device maps guest memory and sets itself up. It can no longer reach anything
     of the host then, but it needs system calls that the filter denies.
     """
 
     steps: tuple[Step, ...]
-    door: LoadFilter
+    filter_step: LoadFilter
 
     def enter(self) -> None:
         """Take every step but the filter.
@@ -106,17 +106,17 @@ class JailPlan:
         for step in self.steps:
             _take(step)
 
-    def close_door(self) -> None:
+    def load_filter(self) -> None:
         """Load the filter.
 
         Raises:
             HostError: the kernel refused it; the process must end.
         """
-        _take(self.door)
+        _take(self.filter_step)
 
     def describe(self) -> list[str]:
         """Return what each step does, in order."""
-        return [step.describe() for step in (*self.steps, self.door)]
+        return [step.describe() for step in (*self.steps, self.filter_step)]
 
 
 def _take(step: Step) -> None:
@@ -236,7 +236,7 @@ def parser_jail(
             ),
             *_gain_nothing(),
         ),
-        door=LoadFilter(policy.name, policy.bpf),
+        filter_step=LoadFilter(policy.name, policy.bpf),
     )
 
 
@@ -253,7 +253,7 @@ def relay_jail(policy: Policy) -> JailPlan:
             LimitResources((("DATA", MAX_DATA_BYTES), ("FSIZE", 0))),
             *_gain_nothing(),
         ),
-        door=LoadFilter(policy.name, policy.bpf),
+        filter_step=LoadFilter(policy.name, policy.bpf),
     )
 
 
@@ -351,5 +351,5 @@ def device_jail(
             ForbidFiles(alone=True),
             NotDumpable(),
         ),
-        door=LoadFilter(policy_name, bpf, recorder),
+        filter_step=LoadFilter(policy_name, bpf, recorder),
     )

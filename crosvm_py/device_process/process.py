@@ -72,7 +72,7 @@ def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: Jail
         process = _DeviceProcess(channel, device, memory, page)
         linux.report_denied_calls(channel.fileno(), protocol.CALL_DENIED_HEAD)
         if jail is not None:
-            jail.close_door()
+            jail.load_filter()
         process.run()
     except ChannelClosed:
         return 0

@@ -68,7 +68,7 @@ def run_broker(name: bytes, sock: socket.socket, fds: Sequence[int], jail: JailP
             jail.enter()
         linux.report_denied_calls(channel.fileno(), BROKER_DENIED_HEAD)
         if jail is not None:
-            jail.close_door()
+            jail.load_filter()
         broker.run()
     except ChannelClosed:
         return 0

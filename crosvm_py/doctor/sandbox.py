@@ -69,7 +69,7 @@ def _be_jailed(go_fd: int, report_fd: int, ids: Ids) -> None:
         # Without the byte, the parent could not write the id maps, and raises that error itself.
         if os.read(go_fd, 1):
             plan.enter()
-            plan.close_door()
+            plan.load_filter()
             report = "ok"
     except VmmError as error:
         report = describe(error)

@@ -61,7 +61,7 @@ def _answer(
         if jail is not None:
             jail.enter()
             linux.report_denied_calls(sock_fd, protocol.CALL_DENIED_HEAD)
-            jail.close_door()
+            jail.load_filter()
         return protocol.Parsed(parse_kernel(source, unpacked_fd))
     except ConfigError as error:
         text = str(error)

@@ -181,7 +181,7 @@ def start_kernel_parser(config: RunConfig) -> KernelParser:
 
     Raises:
         ConfigError: the kernel is no regular file, or empty.
-        HostError: the host does not let us open it, or fork.
+        HostError: the host refuses to open it, or to fork.
     """
     if config.sandbox:
         # Before the fork, so that it is imported once: the warden and the vmm need it, too.

@@ -58,7 +58,7 @@ def start_relay(outlets: Sequence[Outlet], *, sandbox: bool) -> RelayProcess:
     The outlets move to the relay and are closed here.
 
     Raises:
-        HostError: the host does not let us fork.
+        HostError: the host refuses to fork.
         PolicyError: the policy cannot be used.
     """
     try:
@@ -90,7 +90,7 @@ def _be_relay(outlets: Sequence[Outlet], policy: Policy | None) -> NoReturn:
             if policy is not None:
                 jail = relay_jail(policy)
                 jail.enter()
-                jail.close_door()
+                jail.load_filter()
 
         run_relay(outlets, confine)
         status = 0

@@ -43,9 +43,9 @@ log = get_logger("crosvm.warden")
 # The most time for a mould to get ready, and again to make its process. Together they are less than
 # the vmm waits for a device process. An emulated processor needs half of it.
 MOULD_SECONDS: Final = 25.0
-# The spare is begun so long after a crash, so that it does not slow down the restart of the device.
+# How long after a crash the spare is begun; not at once, so that the restart gets the processor.
 SPARE_SECONDS: Final = 0.1
-# So long after a mould was killed we look for a process that it may have left.
+# How long after a mould failed we look for a process that it may have left.
 _SWEEP_SECONDS: Final = 1.0
 
 

@@ -288,7 +288,7 @@ class _Warden:
         """Make the process and return the vmm's end of its channel.
 
         Raises:
-            HostError, OSError: the host does not let us; there is no process.
+            HostError, OSError: the host refuses it; there is no process.
         """
         ours, theirs = socket_pair()
         fds = [theirs.fileno(), *shared]
@@ -314,7 +314,7 @@ class _Warden:
         """Make the broker's process and return the device's end of the channel to it.
 
         Raises:
-            HostError, OSError: the host does not let us; there is no process.
+            HostError, OSError: the host refuses it; there is no process.
         """
         kind = DEVICE_KINDS[device.order.kind].broker
         if kind is None:
@@ -340,7 +340,7 @@ class _Warden:
         fds: list[int],
         ids: Callable[[int], IdMap] | None,
     ) -> tuple[int, int]:
-        """Fork a process and let it go once its ids are mapped; return pid and pidfd."""
+        """Fork a process, and send it the byte once its ids are mapped; return pid and pidfd."""
         cgroup_fd = device.limits.enter(device.file_memory)
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
         try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``python -m tests.baremetal.break_out PLACE ATTEMPT …``: ``crosvm …`` with an attack in it.
 
-PLACE is ``vcpu``, ``loop`` or ``warden``: the attempt runs there once, when every door is closed.
+PLACE is ``vcpu``, ``loop`` or ``warden``: the attempt runs there once, with all filters loaded.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Devices with somebody else's code in them, in the processes that the real warden makes.
+"""Devices that run an attacker's code, in the processes that the real warden makes.
 
 Each kind is built by its own builder, from its own descriptors, in its own jail and under its own
-policy; what changes is who answers the commands of the vmm once the door is closed.
+policy. Only the code that answers commands of the vmm, after the filter is loaded, is replaced.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Inmate:
         return min(fd for fd in _SOCKETS if fd not in self._files)
 
 
-# Filled in the device's process, before its door is closed: afterwards it cannot ask any more.
+# Filled in the device's process before its filter is loaded, which then denies the calls for it.
 _FDS: tuple[int, ...] = ()
 _SOCKETS: tuple[int, ...] = ()
 

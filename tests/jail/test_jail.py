@@ -193,4 +193,4 @@ def test_addresses_are_bounded_by_guest_memory_and_some() -> None:
 def test_refused_step_is_named() -> None:
     plan = device_jail(policy_name="rng_device", bpf=b"not bpf!", keep_fds=[3], max_file_bytes=0)
     with pytest.raises(HostError, match="jail: load the seccomp filter rng_device"):
-        plan.close_door()
+        plan.load_filter()

@@ -35,7 +35,7 @@ def jail_without_filter(
         root_fd=root_fd,
     )
     steps = (roomy(step) for step in plan.steps if landlock or not isinstance(step, ForbidFiles))
-    return JailPlan(tuple(steps), plan.door)
+    return JailPlan(tuple(steps), plan.filter_step)
 
 
 def host_ids(owner: IdMap | None, pid: int = 0) -> IdMap:
@@ -59,7 +59,7 @@ def in_jail(
     owner: IdMap | None = None,
     landlock: bool = False,
 ) -> object:
-    """Return what ``probe`` returns (msgpack-able) from inside the device jail, door open.
+    """Return what ``probe`` returns (msgpack-able) from inside the device jail, without filter.
 
     With ``root``, a directory, from inside that of a broker.
     """
