@@ -3,72 +3,24 @@
 
 from __future__ import annotations
 
-from os import eventfd_read
-
-from devices.virtio.counters import INTERRUPTS, KICKS, Counters
-from devices.virtio.device import (
-    ENGINE_MORE,
-    ENGINE_PYTHON,
-    serve_queue,
-)
+from devices.virtio.counters import Counters
 from devices.virtio.features import BASE_FEATURES, VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1
 from devices.virtio.queue.port import QueuePort
+from devices.virtio.queue.servers import ChainServer, KernelServer, PortServer
 from devices.virtio.queue.split_queue import QueueError, QueueState, SplitQueue
 from sys_util.errors import ProtocolError
-from sys_util.eventfd import signal_eventfd
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from devices.virtio.backend import QueueActivation, RingPosition
-    from devices.virtio.device import EngineQueue, VirtioDevice
+    from devices.virtio.device import VirtioDevice
+    from devices.virtio.queue.servers import QueueServer
     from sys_util.guest_memory import GuestMemory
 
 # A guest can cause a log line with every request; this limits them.
 LOG_LINES: Final = 10
 LOG_SECONDS: Final = 5.0
-
-
-class _ActiveQueue:
-    """A started queue. ``ring`` is ``None`` if the driver made it unusable or the kernel serves it.
-
-    ``port`` is set when the device serves the queue itself.
-    """
-
-    __slots__ = ("call_fd", "engine", "in_engine", "kick_fd", "port", "ring")
-
-    def __init__(
-        self, ring: SplitQueue, kick_fd: int, call_fd: int, port: QueuePort | None
-    ) -> None:
-        self.ring: SplitQueue | None = ring
-        self.engine: EngineQueue | None = None
-        self.in_engine = False  # the engine has the position of the queue, and ``ring`` an old one
-        self.kick_fd = kick_fd
-        self.call_fd = call_fd
-        self.port = port
-
-    def abandon(self) -> None:
-        """Never touch the ring's memory again."""
-        self.ring = None
-        if self.port is not None:
-            self.port.close()
-        if self.engine is not None:
-            self.engine.close()
-            self.engine = None
-
-    def turn_of_engine(self, engine: EngineQueue, ring: SplitQueue, counters: Counters) -> int:
-        """Let the engine serve a turn; see ``EngineQueue.turn``."""
-        if not self.in_engine:
-            engine.give(ring.handover())
-            self.in_engine = True
-        return engine.turn(counters)
-
-    def take_from_engine(self) -> SplitQueue | None:
-        """Return the ring, after it has got its position back from the engine."""
-        if self.in_engine and self.engine is not None and self.ring is not None:
-            self.ring.go_on(self.engine.take())
-            self.in_engine = False
-        return self.ring
 
 
 class QueueWorker:
@@ -83,7 +35,7 @@ class QueueWorker:
         self.counters = Counters() if counters is None else counters
         self._device = device
         self._memory = memory
-        self._queues: dict[int, _ActiveQueue] = {}
+        self._queues: dict[int, QueueServer] = {}
         self._paused = False
         self._withheld = False
         self._log = get_logger("devices.virtio.worker").limited(LOG_LINES, LOG_SECONDS)
@@ -114,44 +66,37 @@ class QueueWorker:
             raise QueueError(f"queue size {activation.size} is above the limit of {sizes[index]}")
         ring = SplitQueue(self._memory, activation, features)
         ring.withheld = self._withheld
-        port = None
-        if index in self._device.own_queues:
-            name, counters = self._device.name, self.counters
-            port = QueuePort(name, index, ring, activation.call_fd, counters, self._log)
+        self._queues[index] = self._server(activation, features, ring)
+
+    def _server(self, activation: QueueActivation, features: int, ring: SplitQueue) -> QueueServer:
+        """Return who serves a queue from now on."""
+        device, index, counters = self._device, activation.index, self.counters
+        fds = (activation.kick_fd, activation.call_fd)
+        if index in device.kernel_queues:
+            device.start_kernel_queue(activation, ring.state().next_avail)
+            return KernelServer(device, index, activation.call_fd)
+        if index in device.own_queues:
+            port = QueuePort(device.name, index, ring, activation.call_fd, counters, self._log)
             port.paused = self._paused
             port.resumed = activation.resume
-        queue = _ActiveQueue(ring, activation.kick_fd, activation.call_fd, port)
-        if index in self._device.kernel_queues:
-            self._device.start_kernel_queue(activation, ring.state().next_avail)
-            queue.abandon()
-        elif port is None:
-            queue.engine = self._device.start_engine(
-                self._memory, activation, features, ring.handover()
-            )
-        self._queues[index] = queue
+            return PortServer(device, index, ring, fds, counters, port)
+        engine = device.start_engine(self._memory, activation, features, ring.handover())
+        return ChainServer(device, index, ring, fds, counters, self._log, engine)
 
     def stop_queue(self, index: int) -> None:
         """Forget a queue, if it is started. Its memory is not touched after this."""
-        queue = self._queues.pop(index, None)
-        if queue is None:
-            return
-        queue.abandon()
-        if index in self._device.kernel_queues:
-            self._device.stop_kernel_queue(index)
+        server = self._queues.pop(index, None)
+        if server is not None:
+            server.stop()
 
     def port(self, index: int) -> QueuePort | None:
         """Return the port of a queue that the device serves itself, ``None`` if it is unusable."""
-        queue = self._queues.get(index)
-        return None if queue is None or queue.ring is None else queue.port
+        server = self._queues.get(index)
+        return None if server is None else server.port
 
     def abandon_own_queues(self) -> list[int]:
         """Give up the queues that device or kernel serve, after an error while they did so."""
-        kernel = self._device.kernel_queues
-        own = [
-            index
-            for index, queue in self._queues.items()
-            if (queue.port and queue.ring) or index in kernel
-        ]
+        own = [index for index, server in self._queues.items() if server.is_devices_own]
         for index in own:
             self._queues[index].abandon()
         return own
@@ -160,9 +105,8 @@ class QueueWorker:
         """Serve nothing until ``resume``. Nothing is in flight when this returns."""
         self._set_paused(paused=True)
         self._device.pause()
-        for queue in self._queues.values():
-            if queue.port is not None:
-                queue.port.flush()
+        for server in self._queues.values():
+            server.flush()
 
     def resume(self) -> None:
         """Serve again; then call ``on_kick`` for every queue: kicks were ignored meanwhile."""
@@ -171,9 +115,8 @@ class QueueWorker:
 
     def _set_paused(self, *, paused: bool) -> None:
         self._paused = paused
-        for queue in self._queues.values():
-            if queue.port is not None:
-                queue.port.paused = paused
+        for server in self._queues.values():
+            server.pause(paused=paused)
 
     def withhold_used(self) -> None:
         """Take no chains and publish nothing until ``show_used``."""
@@ -185,42 +128,28 @@ class QueueWorker:
         Then call ``on_kick`` for every queue: kicks were ignored meanwhile.
         """
         self._set_withheld(withheld=False)
-        for queue in self._queues.values():
-            if queue.port is not None:
-                queue.port.flush()
-            elif queue.ring is not None:
-                queue.ring.publish()
-                if queue.ring.wants_interrupt():
-                    self._interrupt(queue)
+        for server in self._queues.values():
+            server.show_used()
 
     def _set_withheld(self, *, withheld: bool) -> None:
         self._withheld = withheld
-        for queue in self._queues.values():
-            ring = queue.take_from_engine()
+        for server in self._queues.values():
+            ring = server.ring()
             if ring is not None:
                 ring.withheld = withheld
 
     def positions(self) -> dict[int, tuple[str, RingPosition | None]]:
         """Return who serves each started queue, and its position if this process knows it."""
         found: dict[int, tuple[str, RingPosition | None]] = {}
-        for index, queue in self._queues.items():
-            server = self._server(index, queue)
-            ring = queue.take_from_engine()
-            found[index] = (server, None if ring is None else ring.position())
+        for index, server in self._queues.items():
+            who = server.who
+            ring = server.ring()
+            found[index] = (who, None if ring is None else ring.position())
         return found
-
-    def _server(self, index: int, queue: _ActiveQueue) -> str:
-        if index in self._device.kernel_queues:
-            return "kernel"
-        if queue.ring is None:
-            return "nobody"
-        if queue.in_engine:
-            return "engine"
-        return "device" if queue.port is None else "port"
 
     def states(self) -> dict[int, QueueState]:
         """Return the position of each usable queue."""
-        rings = {index: queue.take_from_engine() for index, queue in self._queues.items()}
+        rings = {index: server.ring() for index, server in self._queues.items()}
         return {index: ring.state() for index, ring in rings.items() if ring is not None}
 
     def on_kick(self, index: int) -> bool:
@@ -232,45 +161,10 @@ class QueueWorker:
             GuestError: an error in a queue that the device serves itself; the caller has to call
                 ``abandon_own_queues``.
         """
-        queue = self._queues.get(index)
-        if queue is None or index in self._device.kernel_queues:  # the kernel reads its kicks
+        server = self._queues.get(index)
+        if server is None:
             return False
-        counters = self.counters
-        try:
-            eventfd_read(queue.kick_fd)
-            counters.kicks = kicks = counters.kicks + 1
-            counters.cells[KICKS] = kicks
-        except BlockingIOError:
-            pass  # no kick came: this is one more turn for the same chains
-        ring = queue.ring
-        if ring is None or self._paused or self._withheld:
+        server.take_kick()
+        if self._paused or self._withheld:
             return False
-        if queue.port is not None:
-            return self._device.on_kick(index)
-        max_chains = None
-        if queue.engine is not None:
-            if self._device.gate is None and not self._withheld:
-                ended = queue.turn_of_engine(queue.engine, ring, counters)
-                if ended != ENGINE_PYTHON:
-                    return ended == ENGINE_MORE
-                max_chains = 1
-            queue.take_from_engine()
-        try:
-            wants_interrupt = serve_queue(
-                self._device, index, ring, counters, self._log, max_chains
-            )
-        except QueueError as error:
-            queue.abandon()
-            self._log.warning("%s queue %d: %s", self._device.name, index, error)
-            raise
-        if wants_interrupt:
-            self._interrupt(queue)
-        return not ring.idle
-
-    def _interrupt(self, queue: _ActiveQueue) -> None:
-        if queue.call_fd < 0:
-            return
-        counters = self.counters
-        signal_eventfd(queue.call_fd)
-        counters.interrupts = interrupts = counters.interrupts + 1
-        counters.cells[INTERRUPTS] = interrupts
+        return server.turn()
