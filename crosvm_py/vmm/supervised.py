@@ -40,6 +40,7 @@ class SupervisedDevice:
         self.timer: Timer | None = None  # fires if the new process is not ready in time
         self.ended_at = 0.0  # when the end of the latest process was noticed
         self.on_restarted: RestartResult | None = None  # set while a requested restart runs
+        self.is_renewing = False  # the warden has not answered ``Renew``; it takes no second one
         self.on_purpose = False  # the process is being ended for a requested restart
 
     def ready(self, now: float) -> None:

@@ -171,20 +171,19 @@ class Supervisor:
     def restart(self, device: DeviceProcess, then: RestartResult) -> None:
         """Replace a device's process by one that loads the code as it is installed now.
 
-        ``then`` is called when the new process serves the device. If the code cannot be loaded,
-        the old process goes on, and ``then`` is told why.
+        ``then`` is called when the new process serves, or with the reason why the old one goes on.
 
         Raises:
             ConfigError: the device has no running process, or another restart is under way.
             VmmError: the warden has ended.
         """
         supervised = self._supervised[device.device_id]
-        if supervised.on_restarted is not None:
+        if supervised.is_renewing or supervised.on_restarted is not None:
             raise ConfigError("another restart is under way")
         if not device.status.ready:
             raise ConfigError(f"it has no process that serves now ({device.status.word})")
         self._order(protocol.Renew(device.device_id))
-        supervised.on_restarted = then
+        supervised.is_renewing, supervised.on_restarted = True, then
 
     def end(self) -> None:
         """End every device, then the warden; some of them may have ended before."""
@@ -323,6 +322,7 @@ class Supervisor:
     def _on_renewed(self, supervised: SupervisedDevice, reason: str) -> None:
         """Take the warden's answer to ``Renew``: the code of the next process is loaded, or not."""
         device = supervised.device
+        supervised.is_renewing = False
         if reason:
             supervised.log.error("%s: is not restarted: %s", device.name, reason)
             supervised.answer_restart(f"{device.name}: {reason}")

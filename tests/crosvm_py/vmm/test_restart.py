@@ -272,6 +272,22 @@ def test_device_that_ends_while_its_code_is_read_is_restarted_once(rig: Rig) -> 
     assert not rig.warden.asked
 
 
+def test_restart_is_refused_until_the_warden_has_answered_the_one_before(rig: Rig) -> None:
+    """The warden treats a second ``Renew`` as a broken protocol, and ends the VM."""
+    answers: list[str] = []
+    rig.warden.supervisor.restart(rig.device, answers.append)
+    assert rig.warden.take()[0] == Renew(0)
+    rig.die()
+    assert rig.come_again() == Respawn(0)
+    with pytest.raises(ConfigError, match="another restart is under way"):
+        rig.warden.supervisor.restart(rig.device, answers.append)
+    assert not rig.warden.asked
+    rig.warden.send(Renewed(0, ""))
+    rig.warden.supervisor.restart(rig.device, answers.append)
+    assert rig.warden.take()[0] == Renew(0)
+    assert answers == ["rng (pid 100): killed by SIGKILL"]
+
+
 # What the next process is told, message by message.
 
 
