@@ -95,6 +95,7 @@ impl BlockQueue {
     pub fn turn(&mut self, disk: &Disk, limits: &Limits) -> Turn {
         let mut turn = Turn::default();
         let mut bytes_left = limits.bytes;
+        let mut empty_looks = 0; // an index that comes and goes must not make a turn endless
         self.ring.disable_notification();
         turn.outcome = loop {
             if turn.requests >= u64::from(limits.chains) || bytes_left == 0 {
@@ -105,6 +106,10 @@ impl BlockQueue {
                 Popped::Malformed | Popped::Broken => break Outcome::Python,
                 Popped::Empty => {
                     self.signal(&mut turn);
+                    empty_looks += 1;
+                    if empty_looks > limits.chains {
+                        break Outcome::More;
+                    }
                     if self.window.watch(limits.poll_ns, || self.ring.has_more()) {
                         continue;
                     }
