@@ -172,6 +172,7 @@ class _DeviceProcess:
     def _answer(self, order: protocol.Order) -> protocol.Answer:
         try:
             answer = self._device.command(order.command)
+            self._worker.show_engines()
         except CommandError as error:
             answer = Refused(str(error)[:MAX_REASON_CHARS])
         return protocol.Answer(order.request_id, answer)

@@ -19,7 +19,7 @@ from crosvm_py.requests.devices import (
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Done, Failed
 from devices.virtio.commands import Obeyed, Refused, SetLimits
-from devices.virtio.counters import named, waiting_until
+from devices.virtio.counters import engine_of, named, waiting_until
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from sys_util.errors import ConfigError
 from sys_util.stranger import brief
@@ -57,11 +57,16 @@ def _info(device: DeviceProcess) -> DeviceInfo:
 
 
 def _queues(device: DeviceProcess) -> tuple[QueueInfo, ...]:
-    until, now_ns = waiting_until(device.cells), time.monotonic_ns()
-    return tuple(
-        QueueInfo(size, enabled, wait_ms(until.get(at, 0) - now_ns) if enabled else 0)
-        for at, (size, enabled) in enumerate(device.status.queues(device.queue_sizes))
-    )
+    cells = device.cells
+    until, now_ns = waiting_until(cells), time.monotonic_ns()
+
+    def info(at: int, size: int, *, enabled: bool) -> QueueInfo:
+        if not enabled:
+            return QueueInfo(size, enabled)
+        return QueueInfo(size, enabled, wait_ms(until.get(at, 0) - now_ns), engine_of(cells, at))
+
+    found = enumerate(device.status.queues(device.queue_sizes))
+    return tuple(info(at, size, enabled=enabled) for at, (size, enabled) in found)
 
 
 def wait_ms(ns: int) -> int:

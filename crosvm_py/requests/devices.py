@@ -25,11 +25,13 @@ class QueueInfo(NamedTuple):
     """One queue of a device.
 
     ``limit_wait_ms`` is how long it has yet to wait because of the device's rate limit, or 0.
+    ``engine`` is what serves it: ``native``, ``python`` or ``vhost``; empty unless it is enabled.
     """
 
     size: int
     enabled: bool
     limit_wait_ms: int = 0
+    engine: str = ""
 
 
 class CounterInfo(NamedTuple):
@@ -69,7 +71,7 @@ class DeviceList:
                 U32,
                 text(16),
                 text(MAX_NAME_CHARS),
-                sequence(record(QueueInfo, U16, boolean, U64), _MAX_QUEUES),
+                sequence(record(QueueInfo, U16, boolean, U64, text(8)), _MAX_QUEUES),
                 sequence(record(CounterInfo, text(MAX_NAME_CHARS), U64), _MAX_COUNTERS),
                 text(MAX_CGROUP_CHARS),
             ),

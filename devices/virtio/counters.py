@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Counters of what one device did since the VM started, and which queues wait for a rate limit.
+"""Counters of what one device did since the VM started, which queues wait for a rate limit, and
+which engine serves each queue.
 
 A restarted device process counts on from where the last one stopped. Each number is an attribute
 that is also stored in a cell, which the vmm maps too, so that it reads the number without asking.
@@ -11,7 +12,7 @@ from __future__ import annotations
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 REQUESTS: Final = 0
 BYTES_FROM_GUEST: Final = 1
@@ -37,7 +38,16 @@ CELL_COUNT: Final = _FIRST_SPECIFIC + MAX_SPECIFIC
 # devices have one.
 LIMITERS: Final = 2
 _FIRST_WAIT: Final = CELL_COUNT
-_ALL_CELLS: Final = _FIRST_WAIT + 2 * LIMITERS
+
+# Then come two cells with a bit for each started queue that is not served by Python.
+_NATIVE: Final = _FIRST_WAIT + 2 * LIMITERS
+_VHOST: Final = _NATIVE + 1
+_ALL_CELLS: Final = _VHOST + 1
+
+# The engines: the native one in the device's process, Python there, and the host's kernel.
+NATIVE: Final = "native"
+PYTHON: Final = "python"
+VHOST: Final = "vhost"
 
 _MAX_QUEUES: Final = 64  # the bits of a cell
 _WRAP: Final = (1 << 64) - 1
@@ -74,11 +84,20 @@ def waiting_until(cells: Sequence[int]) -> dict[int, int]:
     A queue whose time has passed does not wait any more.
     """
     until: dict[int, int] = {}
-    for at in range(_FIRST_WAIT, _ALL_CELLS, 2):
+    for at in range(_FIRST_WAIT, _NATIVE, 2):
         if at + 1 < len(cells) and cells[at]:
             bits, until_ns = cells[at], cells[at + 1]
             until |= {queue: until_ns for queue in range(_MAX_QUEUES) if bits >> queue & 1}
     return until
+
+
+def engine_of(cells: Sequence[int], queue: int) -> str:
+    """Return which engine serves a started queue: ``NATIVE``, ``PYTHON`` or ``VHOST``."""
+    if len(cells) < _ALL_CELLS:
+        return PYTHON
+    if cells[_VHOST] >> queue & 1:
+        return VHOST
+    return NATIVE if cells[_NATIVE] >> queue & 1 else PYTHON
 
 
 class Counters:
@@ -113,6 +132,14 @@ class Counters:
         """Count one error of the guest or of the host."""
         self.errors = errors = self.errors + 1
         self.cells[ERRORS] = errors
+
+    def show_engines(self, engines: Mapping[int, str]) -> None:
+        """Show the vmm which engine serves each started queue, for ``engine_of``."""
+        cells = self.cells
+        if len(cells) < _ALL_CELLS:
+            return  # nobody reads these cells
+        for at, engine in ((_NATIVE, NATIVE), (_VHOST, VHOST)):
+            cells[at] = sum(1 << queue for queue, by in engines.items() if by == engine)
 
     def add(self, specific: int, amount: int = 1) -> None:
         """Add to a counter that only this kind of device has, the ``specific``-th of them."""

@@ -49,6 +49,7 @@ def as_fields(device: DeviceInfo) -> dict[str, object]:
             {
                 "size": queue.size,
                 "enabled": queue.enabled,
+                "engine": queue.engine or None,
                 "limit_wait_ms": queue.limit_wait_ms or None,
             }
             for queue in device.queues
@@ -60,23 +61,29 @@ def as_fields(device: DeviceInfo) -> dict[str, object]:
 def table(devices: Sequence[DeviceInfo]) -> list[str]:
     """Return the table for people, with the counters that all devices have.
 
-    ``QUEUES`` are enabled queues and all queues. ``LIMIT`` is how long a queue of the device still
-    has to wait because of a rate limit.
+    ``QUEUES`` are enabled queues and all queues. ``ENGINE`` is what serves the enabled ones:
+    native code or Python in the device's process, or the host's kernel (vhost). ``LIMIT`` is how
+    long a queue of the device still has to wait because of a rate limit.
     """
     common = _common_counters(devices)
-    head = ["index", "name", "pid", "state", "policy", "queues", "limit", *common]
+    head = ["index", "name", "pid", "state", "policy", "queues", "engine", "limit", *common]
     rows = [[word.replace("_", "-").upper() for word in head]]
     for device in devices:
         counters = {counter.name: counter.value for counter in device.counters}
         enabled = sum(queue.enabled for queue in device.queues)
         facts = (device.name, device.pid, device.state, device.policy)
-        row = [device.index, *facts, f"{enabled}/{len(device.queues)}", _longest_wait(device)]
+        queues = (f"{enabled}/{len(device.queues)}", _engines(device), _longest_wait(device))
+        row = [device.index, *facts, *queues]
         rows.append([printable(str(cell)) for cell in (*row, *(counters[name] for name in common))])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         _GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def _engines(device: DeviceInfo) -> str:
+    return "+".join(sorted({queue.engine for queue in device.queues if queue.engine})) or "-"
 
 
 def _longest_wait(device: DeviceInfo) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from os import eventfd_read
 
-from devices.virtio.counters import INTERRUPTS, KICKS
+from devices.virtio.counters import INTERRUPTS, KICKS, NATIVE, PYTHON, VHOST
 from devices.virtio.device import ENGINE_MORE, ENGINE_PYTHON, serve_queue
 from devices.virtio.queue.split_queue import QueueError
 from sys_util.eventfd import signal_eventfd
@@ -31,6 +31,11 @@ class QueueServer(Protocol):
     @property
     def who(self) -> str:
         """Who serves now: ``device``, ``engine``, ``port``, ``kernel``, or ``nobody``."""
+        ...
+
+    @property
+    def engine(self) -> str:
+        """Which engine serves the queue while nothing changes: see ``counters.engine_of``."""
         ...
 
     @property
@@ -143,6 +148,10 @@ class ChainServer(_RingServer):
             return "nobody"
         return "engine" if self._in_engine else "device"
 
+    @property
+    def engine(self) -> str:
+        return PYTHON if self._engine is None or self._device.gate is not None else NATIVE
+
     def ring(self) -> SplitQueue | None:
         if self._in_engine and self._engine is not None and self._ring is not None:
             self._ring.go_on(self._engine.take())
@@ -210,6 +219,8 @@ class ChainServer(_RingServer):
 class PortServer(_RingServer):
     """A device that serves the queue itself, through a port."""
 
+    engine = PYTHON
+
     def __init__(
         self,
         device: VirtioDevice,
@@ -257,6 +268,7 @@ class KernelServer:
     """The host's kernel, which reads the kicks and sends the interrupts by itself."""
 
     who = "kernel"
+    engine = VHOST
     port = None
     is_devices_own = True
 

@@ -67,6 +67,7 @@ class QueueWorker:
         ring = SplitQueue(self._memory, activation, features)
         ring.withheld = self._withheld
         self._queues[index] = self._server(activation, features, ring)
+        self.show_engines()
 
     def _server(self, activation: QueueActivation, features: int, ring: SplitQueue) -> QueueServer:
         """Return who serves a queue from now on."""
@@ -88,6 +89,7 @@ class QueueWorker:
         server = self._queues.pop(index, None)
         if server is not None:
             server.stop()
+            self.show_engines()
 
     def port(self, index: int) -> QueuePort | None:
         """Return the port of a queue that the device serves itself, ``None`` if it is unusable."""
@@ -137,6 +139,10 @@ class QueueWorker:
             ring = server.ring()
             if ring is not None:
                 ring.withheld = withheld
+
+    def show_engines(self) -> None:
+        """Show the vmm which engine serves each queue; a command may have changed that."""
+        self.counters.show_engines({at: server.engine for at, server in self._queues.items()})
 
     def positions(self) -> dict[int, tuple[str, RingPosition | None]]:
         """Return who serves each started queue, and its position if this process knows it."""

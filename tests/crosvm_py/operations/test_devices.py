@@ -22,6 +22,7 @@ from crosvm_py.requests.devices import (
 from crosvm_py.requests.protocol import MAX_RESPONSE_BYTES, Failed
 from devices.virtio.backend import QueueActivation
 from devices.virtio.commands import DeviceLimits, Obeyed, Refused, SetLimits
+from devices.virtio.counters import NATIVE, VHOST, Counters
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from devices.virtio.vsock.common import COUNTERS
 from sys_util.errors import ConfigError
@@ -73,10 +74,22 @@ def test_list_tells_how_long_a_queue_waits_for_its_limit(
     device.host.cells = [*[0] * 16, 0b10, 10**9 + 1_500_001, 0b1, 10**9 - 5]
     device.host.status.activated([queue(0), queue(1)])
     (info,) = list_devices(vm_of(device.host), ListDevices()).devices
-    assert info.queues == (QueueInfo(256, True, 0), QueueInfo(256, True, 2))
+    assert info.queues == (QueueInfo(256, True, 0, "python"), QueueInfo(256, True, 2, "python"))
     device.host.status.queue_stopped(1)
     (info,) = list_devices(vm_of(device.host), ListDevices()).devices
-    assert info.queues == (QueueInfo(256, True, 0), QueueInfo(256, False, 0))
+    assert info.queues == (QueueInfo(256, True, 0, "python"), QueueInfo(256, False, 0))
+
+
+def test_list_tells_which_engine_serves_each_started_queue(device: HostileDevice) -> None:
+    cells = memoryview(bytearray(8 * 32)).cast("Q")
+    Counters(cells).show_engines({0: NATIVE, 1: VHOST})
+    device.host.cells = cells
+    device.host.status.activated([queue(0), queue(1)])
+    (info,) = list_devices(vm_of(device.host), ListDevices()).devices
+    assert [queue.engine for queue in info.queues] == ["native", "vhost"]
+    device.host.status.queue_stopped(0)
+    (info,) = list_devices(vm_of(device.host), ListDevices()).devices
+    assert [queue.engine for queue in info.queues] == ["", "vhost"]
 
 
 def test_vsock_of_the_kernel_has_no_counters_of_ours(device: HostileDevice) -> None:

@@ -36,7 +36,11 @@ BLOCK = DeviceInfo(
     41,
     "active",
     "block_device",
-    (QueueInfo(128, True, 1234), QueueInfo(256, False)),
+    (
+        QueueInfo(128, True, 1234, "native"),
+        QueueInfo(128, True, 0, "python"),
+        QueueInfo(256, False),
+    ),
     (CounterInfo("requests", 12345), CounterInfo("bytes_to_guest", 7), CounterInfo("restarts", 0)),
     "/sys/fs/cgroup/crosvm-40/block:0",
 )
@@ -47,7 +51,7 @@ RNG = DeviceInfo(
     "idle",
     "rng_device",
     (QueueInfo(256, False),),
-    (CounterInfo("requests", 0), CounterInfo("pages", 3), CounterInfo("restarts", 0)),
+    (CounterInfo("requests", 0), CounterInfo("pages", 3)),
 )
 
 Asked = list[tuple[str, "Request"]]
@@ -78,14 +82,14 @@ def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Response], Asked]:
 
 def test_table_has_a_line_for_each_device_and_the_counters_all_have() -> None:
     assert table([BLOCK, RNG]) == [
-        "INDEX  NAME     PID  STATE   POLICY        QUEUES  LIMIT  REQUESTS  RESTARTS",
-        "0      block:0  41   active  block_device  1/2     1.2s   12345     0",
-        "1      rng      42   idle    rng_device    0/1     -      0         0",
+        "INDEX  NAME     PID  STATE   POLICY        QUEUES  ENGINE         LIMIT  REQUESTS",
+        "0      block:0  41   active  block_device  2/3     native+python  1.2s   12345",
+        "1      rng      42   idle    rng_device    0/1     -              -      0",
     ]
 
 
 def test_table_without_devices_is_its_head() -> None:
-    assert table([]) == ["INDEX  NAME  PID  STATE  POLICY  QUEUES  LIMIT"]
+    assert table([]) == ["INDEX  NAME  PID  STATE  POLICY  QUEUES  ENGINE  LIMIT"]
 
 
 def test_fields_have_no_cgroup_where_there_is_none() -> None:
@@ -101,8 +105,9 @@ def test_fields_have_every_queue_and_counter() -> None:
         "policy": "block_device",
         "cgroup": "/sys/fs/cgroup/crosvm-40/block:0",
         "queues": [
-            {"size": 128, "enabled": True, "limit_wait_ms": 1234},
-            {"size": 256, "enabled": False, "limit_wait_ms": None},
+            {"size": 128, "enabled": True, "engine": "native", "limit_wait_ms": 1234},
+            {"size": 128, "enabled": True, "engine": "python", "limit_wait_ms": None},
+            {"size": 256, "enabled": False, "engine": None, "limit_wait_ms": None},
         ],
         "counters": {"requests": 12345, "bytes_to_guest": 7, "restarts": 0},
     }

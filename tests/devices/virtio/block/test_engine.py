@@ -13,6 +13,7 @@ from devices.virtio.block import native
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec
 from devices.virtio.commands import SetLimits, SetSize
+from devices.virtio.counters import NATIVE, PYTHON, engine_of
 from engine.native import EngineMemory
 from sys_util.guest_memory import GuestMemory
 from tests.support.block_driver import (
@@ -156,3 +157,16 @@ def test_dump_names_the_engine(disk: BlockDriver) -> None:
     assert server == "engine"
     assert position is not None
     assert (position.next_avail, position.next_used) == (1, 1)
+
+
+def test_vmm_sees_that_limits_change_the_engine(image: Path) -> None:
+    device, disk = drive(image)
+    cells = disk.worker.counters.cells
+    assert engine_of(cells, 0) == NATIVE
+    for ops, engine in ((1 << 40, PYTHON), (0, NATIVE)):
+        device.command(SetLimits((None, None, None, ops, None, 1000)))
+        disk.worker.show_engines()
+        assert engine_of(cells, 0) == engine
+    disk.worker.stop_queue(0)
+    assert engine_of(cells, 0) == PYTHON  # nobody: the vmm does not ask for a stopped queue
+    disk.close()
