@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 from contextlib import ExitStack
 
+from crosvm_py import bundle
 from crosvm_py.end_signals import release_end_signals, reset_inherited_signals
 from crosvm_py.inherited import close_unused
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
@@ -84,6 +85,7 @@ def run_vm(
             vm = VirtualMachine(config, prepared, warden, _serve_control)
         stack.callback(vm.close)
         vm.build()
+        bundle.drop()
         gc.freeze()  # all present objects live to the end, so collections may skip them
         gc.enable()
         return vm.run()

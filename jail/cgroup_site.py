@@ -188,5 +188,5 @@ def _is_root(path: str) -> bool:
 
 
 def _read(path: str, name: str) -> str:
-    with open(f"{path}/{name}", encoding="ascii") as file:
+    with open(f"{path}/{name}", encoding="utf-8") as file:
         return file.read()

@@ -99,7 +99,7 @@ def _if_possible(host: int | None, existing: tuple[range, ...]) -> int | None:
 def _ids_in_namespace(path: str) -> tuple[range, ...]:
     """Return the ids that exist in this user namespace (user_namespaces(7))."""
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             lines = [[int(word) for word in line.split()] for line in file]
     except OSError as error:
         raise HostError("read", path, NO_PROC) from error

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from crosvm_py import bundle
+from tests.bench.install import install
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "bin" / "crosvm"
 MARK = "not ours"
@@ -44,6 +47,12 @@ def intruders(tmp_path: Path) -> Path:
         (folder / "crosvm_py" / "__init__.py").write_text(INTRUDER)
     (user / "intruder.pth").write_text(f"import sys; sys.stderr.write({MARK!r})\n")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the program as pip does: its packages are in the environment."""
+    return install(tmp_path_factory.mktemp("copied") / "env")
 
 
 def run(program: Path, intruders: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -95,3 +104,27 @@ def test_program_without_a_python_says_where_to_install_it(tmp_path: Path) -> No
     done = run(Path(shutil.copy(SCRIPT, tmp_path)), tmp_path, "version")
     assert (done.returncode, done.stdout) == (1, "")
     assert f"no python3 in {tmp_path}: install it in a virtual environment" in done.stderr
+
+
+def test_first_command_makes_the_bundle_and_the_next_uses_it(
+    copied: Path, intruders: Path, tmp_path: Path
+) -> None:
+    packages = Path(sysconfig.get_path("purelib", "venv", vars={"base": str(copied.parent.parent)}))
+    file = packages / "crosvm_py" / "__pycache__" / Path(bundle.FILE).name
+    assert not file.exists()
+    first = run(copied, intruders, "version")
+    made = file.stat()
+    second = run(copied, intruders, "version")
+    assert first.stdout == second.stdout
+    assert (first.stderr, second.stderr) == ("", "")
+    assert file.stat().st_mtime_ns == made.st_mtime_ns
+
+
+def test_edited_source_of_an_installed_program_counts_at_once(
+    copied: Path, intruders: Path
+) -> None:
+    run(copied, intruders, "version")
+    packages = Path(sysconfig.get_path("purelib", "venv", vars={"base": str(copied.parent.parent)}))
+    output = packages / "crosvm_py" / "cli" / "output.py"
+    output.write_text(f"{output.read_text()}\nraise SystemExit('edited')\n")
+    assert "edited" in run(copied, intruders, "version").stderr

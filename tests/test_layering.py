@@ -32,7 +32,8 @@ ALLOWED: dict[str, frozenset[str]] = {
 GROUND = frozenset(
     f"crosvm_py.{name}"
     for name in (
-        *("care", "config", "end_signals", "exit_status", "leaving", "requests", "socket_path"),
+        *("bundle", "care", "config", "end_signals", "exit_status", "leaving", "requests"),
+        "socket_path",
     )
 )
 PROTOCOLS = frozenset(

@@ -38,14 +38,8 @@ LIGHTER = {"typing": "sys_util.typing", "dataclasses": "sys_util.facts (fact)"}
 RUN = """
 import sys
 sys.path[:0] = {path!r}
-from crosvm_py.cli.dispatch import COMMANDS
-from crosvm_py.cli.grammar.command import load_command
-load_command(COMMANDS["run"])
-import crosvm_py.run, crosvm_py.vmm.vm, crosvm_py.log, crosvm_py.warden.warden
-import crosvm_py.machine.x86_64.machine
-from crosvm_py.kinds.table import DEVICE_KINDS
-for kind in DEVICE_KINDS.values():
-    kind.preload()
+from crosvm_py.bundle_maker import import_all
+import_all()
 print(*sorted(sys.modules))
 """
 

@@ -72,7 +72,7 @@ def take_core() -> None:
 
 def _has_siblings() -> bool:
     try:
-        with open(SMT, encoding="ascii") as file:
+        with open(SMT, encoding="utf-8") as file:
             return file.read().strip() != "0"
     except OSError:
         return True

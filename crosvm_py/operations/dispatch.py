@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def request_handler(vm: RunningVm) -> Handler:
     """Return the handler for requests to one VM."""
-    _load_operations()
+    load_operations()
 
     def handle(request: Request) -> Response | Pending:
         return OPERATIONS[type(request)](vm, request)
@@ -25,7 +25,7 @@ def request_handler(vm: RunningVm) -> Handler:
     return handle
 
 
-def _load_operations() -> None:
+def load_operations() -> None:
     """Import the modules of this folder, each of which adds its operations to the table."""
     package = __name__.rpartition(".")[0]
     for entry in sorted(os.listdir(os.path.dirname(__file__))):

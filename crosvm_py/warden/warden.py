@@ -15,6 +15,7 @@ import gc
 import os
 import signal
 
+from crosvm_py import bundle
 from crosvm_py.kinds.cgroup import DeviceLimits
 from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.warden import protocol
@@ -78,6 +79,7 @@ def be_warden(
             confine_warden()
         for kind in kinds:
             DEVICE_KINDS[kind].preload()
+        bundle.drop()
         gc.freeze()
         gc.enable()
         forge = start_forge(policies, kinds, null_fd)  # after the imports, to share their pages

@@ -6,24 +6,16 @@ from __future__ import annotations
 import compileall
 import shutil
 import site
-import sys
 import sysconfig
 import venv
 from pathlib import Path
 from typing import Final
 
 PROJECT: Final = Path(__file__).parents[2]
-PACKAGES: Final = ("crosvm_py", "devices", "jail", "kernel_loader", "kvm", "seccomp", "sys_util")
-_LEFT_OUT: Final = shutil.ignore_patterns("__pycache__", "*.c", "*.o")
-
-# What pip writes for an entry point.
-_SCRIPT: Final = """#!{python}
-import sys
-from crosvm_py.__main__ import main
-if __name__ == '__main__':
-    sys.argv[0] = sys.argv[0].removesuffix('.exe')
-    sys.exit(main())
-"""
+PACKAGES: Final = (
+    *("crosvm_py", "devices", "engine", "jail", "kernel_loader", "kvm", "seccomp", "sys_util"),
+)
+_LEFT_OUT: Final = shutil.ignore_patterns("__pycache__", "target", "*.c", "*.o")
 
 
 def install(directory: Path) -> Path:
@@ -38,7 +30,4 @@ def install(directory: Path) -> Path:
         shutil.copytree(PROJECT / package, library / package, ignore=_LEFT_OUT)
     compileall.compile_dir(library, quiet=1)
     (library / "libraries.pth").write_text("".join(f"{path}\n" for path in site.getsitepackages()))
-    script = directory / "bin" / "crosvm"
-    script.write_text(_SCRIPT.format(python=directory / "bin" / Path(sys.executable).name))
-    script.chmod(0o755)
-    return script
+    return Path(shutil.copy(PROJECT / "bin" / "crosvm", directory / "bin"))

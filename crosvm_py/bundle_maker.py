@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Make the bundle (``crosvm_py/bundle.py``), in an interpreter of its own.
+
+That interpreter imports what any process of a run may import. The process that asks for the bundle
+would otherwise be left with all of it.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+
+from crosvm_py.bundle import Head
+
+TYPE_CHECKING = False  # a type checker takes this name for true, as it does in typing
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Final
+
+# Where the processes of a run begin, beside its command line and the kinds of device.
+BEGINNINGS: Final = (
+    *("crosvm_py.__main__", "crosvm_py.log", "crosvm_py.leaving", "crosvm_py.run"),
+    *("crosvm_py.vmm.preparation", "crosvm_py.vmm.vm", "crosvm_py.vmm.warden_proxy"),
+    *("crosvm_py.warden.warden", "crosvm_py.warden.mould", "crosvm_py.kernel_parser.process"),
+    *("crosvm_py.control.socket_server", "crosvm_py.console.terminal"),
+)
+_MACHINE: Final = "crosvm_py.machine.{}.machine"
+
+_ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def write_bundle(file: str, path: Sequence[str], base: Sequence[str]) -> None:
+    """Import everything that belongs into a bundle, and write it.
+
+    Args:
+        file: is replaced in one step.
+        path: ``sys.path`` of the program.
+        base: the part of it that every Python of this version has.
+    """
+    sys.path[:] = path if _ROOT in path else [*path, _ROOT]
+    import_all()
+    content = _encode(list(path), [entry for entry in path if entry not in base])
+    temporary = f"{file}.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    try:
+        with open(fd, "wb") as out:
+            out.write(content)
+        os.rename(temporary, file)
+    except OSError:
+        os.unlink(temporary)
+        raise
+
+
+def import_all() -> None:
+    """Import every module that some process of a run imports."""
+    from importlib import import_module
+
+    from crosvm_py.cli.dispatch import COMMANDS
+    from crosvm_py.cli.grammar.command import load_command
+    from crosvm_py.kinds.table import DEVICE_KINDS
+    from crosvm_py.machine.arch import host_arch
+    from crosvm_py.operations.dispatch import load_operations
+    from seccomp import syscall_name
+    from seccomp.syscalls import machine_arch
+
+    load_command(COMMANDS["run"])
+    for name in (*BEGINNINGS, _MACHINE.format(machine_arch())):
+        import_module(name)
+    host_arch()
+    load_operations()
+    syscall_name(0)
+    for kind in DEVICE_KINDS.values():
+        kind.preload()
+
+
+def _encode(path: list[str], added: Iterable[str]) -> bytes:
+    """Return a bundle with every module that is imported now and has a source file."""
+    from importlib.machinery import ExtensionFileLoader, SourceFileLoader
+
+    modules = {}
+    extensions = {}
+    codes = []
+    end = 0
+    for name, module in sorted(sys.modules.items()):
+        spec = module.__spec__
+        if spec is None or spec.origin is None or name == __name__:
+            continue
+        if isinstance(spec.loader, ExtensionFileLoader):
+            extensions[name] = spec.origin
+        elif isinstance(spec.loader, SourceFileLoader):
+            status = os.stat(spec.origin)  # before the code is read
+            codes.append(marshal.dumps(spec.loader.get_code(name)))
+            begin, end = end, end + len(codes[-1])
+            is_package = spec.submodule_search_locations is not None
+            stamp = (spec.origin, status.st_mtime_ns, status.st_size)
+            modules[name] = (*stamp, is_package, begin, end)
+    head = Head(path, _watch(added), modules, extensions, end)
+    return b"".join([head.encode(), *codes])
+
+
+def _watch(added: Iterable[str]) -> list[tuple[str, int]]:
+    """Return what decides where third-party packages are found, and when each was changed."""
+    settings = f"{os.path.dirname(os.path.dirname(sys.executable))}/pyvenv.cfg"
+    watched = [settings, *added]
+    return [(each, os.stat(each).st_mtime_ns) for each in watched if os.path.exists(each)]
