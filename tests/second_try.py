@@ -29,7 +29,7 @@ _TESTS_FAILED: Final = 1
 def run(name: str, arguments: list[str], cache: Path = CACHE) -> int:
     """Run pytest, once more for what failed, and note what needed it; return pytest's status."""
     folder = cache / f"pytest-{name}"
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-o", f"cache_dir={folder}", *arguments]
+    command = [sys.executable, "-m", "pytest", "-rs", "-o", f"cache_dir={folder}", *arguments]
     status = subprocess.run(command, check=False).returncode
     if status not in (0, _TESTS_FAILED):
         return status
