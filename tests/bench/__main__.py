@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.bench import devices, direct, filters, shares, testhost
+from tests.bench import data, devices, direct, filters, shares, testhost
 from tests.bench.results import save
 from tests.bench.watch import WatchError
 from tests.kvmhost.client import HostGoneError
@@ -22,6 +22,7 @@ DEFAULT_RUNS: Final = 5
 RUNS_HELP: Final = f"{DEFAULT_RUNS} by default, {devices.DEFAULT_RUNS} of devices"
 SUBJECTS: Final = {
     "direct": "on this machine's KVM: start of a bare-metal guest, memory",
+    "data": "on this machine's KVM: a request of a guest, by the engine, by Python, and by QEMU",
     "filters": "on this machine's KVM: exits and system calls, confined and not",
     "testhost": "in the KVM test host: start of Linux, processor time, memory",
     "fio": "the same, with fio in the guest",
@@ -40,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--realtime",
         action="store_true",
-        help="direct: run the monitors with real-time priority, on a machine with other work",
+        help="direct, data: run the monitors with real-time priority, on a machine with other work",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
     return parser
@@ -53,13 +54,15 @@ def _measure(options: argparse.Namespace, directory: Path) -> list[Results]:
     runs: int = default if options.runs is None else options.runs
     if subject in ("direct", "all"):
         measured.append(direct.Bench(directory, realtime=options.realtime).run(runs))
+    if subject == "data":
+        measured.append(data.Bench(directory, realtime=options.realtime).run(runs))
     if subject == "filters":
         measured.append(filters.Bench(directory).run(runs))
     if subject == "devices":
         measured += [devices.Bench(host).run(runs) for host in session()]
     if subject == "shares":
         measured += [shares.Bench(host).run(runs) for host in session()]
-    elif subject not in ("direct", "filters", "devices"):
+    elif subject not in ("direct", "data", "filters", "devices"):
         for host in session():
             bench = testhost.Bench(host, directory)
             measured.append(bench.run(runs, fio=subject != "testhost"))

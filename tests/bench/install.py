@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Final
 
 PROJECT: Final = Path(__file__).parents[2]
-PACKAGES: Final = (
-    *("crosvm_py", "devices", "engine", "jail", "kernel_loader", "kvm", "seccomp", "sys_util"),
-)
+PACKAGES: Final = ("crosvm_py", "devices", "jail", "kernel_loader", "kvm", "seccomp", "sys_util")
+ENGINE: Final = "engine"
 _LEFT_OUT: Final = shutil.ignore_patterns("__pycache__", "target", "*.c", "*.o")
 
 
-def install(directory: Path) -> Path:
+def install(directory: Path, *, engine: bool = True) -> Path:
     """Install the project as it is now into ``directory`` and return its ``crosvm``.
 
+    Without ``engine`` Python alone serves devices, as where the engine is not built.
     The libraries that it needs are those of the Python that runs this.
     """
     venv.create(directory, symlinks=True)
     paths = {"base": str(directory), "platbase": str(directory)}
     library = Path(sysconfig.get_path("purelib", "venv", paths))
-    for package in PACKAGES:
+    for package in (*PACKAGES, *([ENGINE] if engine else [])):
         shutil.copytree(PROJECT / package, library / package, ignore=_LEFT_OUT)
     compileall.compile_dir(library, quiet=1)
     (library / "libraries.pth").write_text("".join(f"{path}\n" for path in site.getsitepackages()))

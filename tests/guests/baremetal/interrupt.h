@@ -27,9 +27,9 @@ struct gate {
 
 static struct gate idt[256];
 
-static inline void set_gate(int vector)
+static inline void set_handler(int vector, void (*entry)(void))
 {
-	uintptr_t handler = (uintptr_t)interrupt_entry;
+	uintptr_t handler = (uintptr_t)entry;
 
 	idt[vector] = (struct gate){
 		.offset_low = handler & 0xffff,
@@ -38,6 +38,11 @@ static inline void set_gate(int vector)
 		.offset_middle = handler >> 16 & 0xffff,
 		.offset_high = handler >> 32,
 	};
+}
+
+static inline void set_gate(int vector)
+{
+	set_handler(vector, interrupt_entry);
 }
 
 /* Take `vector` from now on, whenever interrupts are on. */

@@ -32,7 +32,7 @@ static inline uint8_t device_status(struct device *d)
 }
 
 /* Find the `nth` device of a kind. Returns what is missing, or NULL. */
-static const char *device_find(struct device *d, uint16_t id, int nth, int queues)
+static inline const char *device_find(struct device *d, uint16_t id, int nth, int queues)
 {
 	const char *missing;
 
@@ -49,7 +49,7 @@ static const char *device_find(struct device *d, uint16_t id, int nth, int queue
 	return missing;
 }
 
-static void queue_configure(struct device *d, int index)
+static inline void queue_configure(struct device *d, int index)
 {
 	uintptr_t common = d->v.common;
 	struct ring *r = d->ring[index];
@@ -68,7 +68,7 @@ static void queue_configure(struct device *d, int index)
 }
 
 /* Reset the device and start it with all of its queues. */
-static const char *device_start(struct device *d)
+static inline const char *device_start(struct device *d)
 {
 	const char *missing;
 
@@ -84,7 +84,7 @@ static const char *device_start(struct device *d)
 }
 
 /* Offer a chain, and kick. */
-static void offer(struct device *d, int index, uint16_t head)
+static inline void offer(struct device *d, int index, uint16_t head)
 {
 	struct ring *r = d->ring[index];
 	uint16_t idx = r->avail.idx;
@@ -96,7 +96,7 @@ static void offer(struct device *d, int index, uint16_t head)
 }
 
 /* Wait until everything that was offered is used, or until the device gives up. */
-static int drain(struct device *d, int index)
+static inline int drain(struct device *d, int index)
 {
 	struct ring *r = d->ring[index];
 
@@ -108,7 +108,7 @@ static int drain(struct device *d, int index)
 }
 
 /* Returns the used length of the chain, or -1 when the device gave up. */
-static int64_t request(struct device *d, int index, uint16_t head)
+static inline int64_t request(struct device *d, int index, uint16_t head)
 {
 	struct ring *r = d->ring[index];
 	uint16_t at = r->used.idx;
@@ -129,7 +129,7 @@ static volatile struct block_header block_header;
 static volatile uint8_t block_data[512];
 static volatile uint8_t block_status;
 
-static void block_describe(struct device *d, uint32_t type, uint64_t sector)
+static inline void block_describe(struct device *d, uint32_t type, uint64_t sector)
 {
 	struct desc *desc = d->ring[0]->desc;
 
@@ -143,13 +143,13 @@ static void block_describe(struct device *d, uint32_t type, uint64_t sector)
 }
 
 /* Read (0) or write (1) a sector; returns whether it worked. */
-static int block_io(struct device *d, uint32_t type, uint64_t sector)
+static inline int block_io(struct device *d, uint32_t type, uint64_t sector)
 {
 	block_describe(d, type, sector);
 	return request(d, 0, 0) >= 1 && block_status == 0;
 }
 
-static int rng_works(struct device *d)
+static inline int rng_works(struct device *d)
 {
 	static uint8_t bytes[32];
 

@@ -36,7 +36,9 @@
 #define FEATURE_VERSION_1_HIGH 1 /* bit 32 */
 
 #define NO_VECTOR 0xffff
+#ifndef QUEUE_SIZE
 #define QUEUE_SIZE 8
+#endif
 
 #define DESC_NEXT 1
 #define DESC_WRITE 2
