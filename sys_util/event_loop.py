@@ -12,7 +12,7 @@ from _thread import get_ident
 from collections import deque
 
 from sys_util.eventfd import create_eventfd, drain_eventfd, signal_eventfd
-from sys_util.typing import TYPE_CHECKING
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +21,10 @@ EPOLLIN = select.EPOLLIN
 EPOLLOUT = select.EPOLLOUT
 EPOLLHUP = select.EPOLLHUP
 EPOLLERR = select.EPOLLERR
+
+# Cancelled timers stay in the heap until they are due. When it has this many timers, or twice as
+# many as were left after the last time, the cancelled ones are removed.
+_LEAST_TIMERS: Final = 64
 
 
 class Timer:
@@ -47,6 +51,7 @@ class EventLoop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
+        self._most_timers = _LEAST_TIMERS
         self._order = itertools.count()
         self._soon: deque[Callable[[], None]] = deque()
         self._wake_fd = create_eventfd()
@@ -84,7 +89,12 @@ class EventLoop:
         return timer
 
     def _push(self, timer: Timer) -> None:
-        heapq.heappush(self._timers, (timer.deadline, next(self._order), timer))
+        timers = self._timers
+        if len(timers) >= self._most_timers:
+            timers[:] = [entry for entry in timers if entry[2].callback is not None]
+            heapq.heapify(timers)
+            self._most_timers = max(_LEAST_TIMERS, 2 * len(timers))
+        heapq.heappush(timers, (timer.deadline, next(self._order), timer))
 
     @property
     def next_timer_seconds(self) -> float | None:

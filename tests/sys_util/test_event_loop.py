@@ -39,6 +39,20 @@ def test_cancelled_timer_does_not_run(loop: EventLoop) -> None:
     assert calls == []
 
 
+def test_cancelled_timers_do_not_pile_up(loop: EventLoop) -> None:
+    calls: list[int] = []
+    for number in range(100):
+        loop.call_later(0, lambda number=number: calls.append(number))  # type: ignore[misc]  # a default
+    for _ in range(10_000):
+        loop.call_later(3600, calls.clear).cancel()
+        assert len(loop._timers) <= 2 * 100 + 1
+    loop.run_once(0)
+    assert calls == list(range(100))
+    for _ in range(1000):
+        loop.call_later(3600, calls.clear).cancel()
+    assert len(loop._timers) <= 64  # fewer timers live now
+
+
 def test_call_from_another_thread_wakes_the_loop(loop: EventLoop) -> None:
     thread = threading.Thread(target=lambda: loop.call_soon_threadsafe(loop.stop))
     thread.start()
