@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from crosvm_py.exit_status import VmExit
-from tests.baremetal.vmm import Vmm
+from tests.baremetal.vmm import Vmm, eventually
 from tests.guests.baremetal.build import build_guest
 
 pytestmark = [pytest.mark.kvm, pytest.mark.slow]
@@ -43,6 +43,10 @@ def turned_away(path: Path, kind: int) -> bool:
         return sock.recv(100) == b""
 
 
+def is_confined(pid: int | None) -> bool:
+    return pid is not None and "Seccomp_filters:\t2" in Path(f"/proc/{pid}/status").read_text()
+
+
 @pytest.mark.parametrize("sandbox", [(), ("--disable-sandbox",)], ids=["jailed", "open"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_sockets_answer_while_the_vm_runs_and_go_away_with_it(
@@ -50,7 +54,10 @@ def test_sockets_answer_while_the_vm_runs_and_go_away_with_it(
 ) -> None:
     with Vmm(options(echo, folder, *sandbox)) as vmm:
         vmm.wait_for(b"echo")
-        assert sorted(vmm.processes().devices) == ["rng", "vsock", "vsock-broker"]
+        # The VM does not wait until the broker, which only the device talks to, has its name.
+        assert eventually(
+            lambda: sorted(vmm.processes().devices) == ["rng", "vsock", "vsock-broker"]
+        )
         assert sorted(entry.name for entry in folder.iterdir()) == NAMES
         for _ in range(3):
             assert turned_away(folder / "v", socket.SOCK_STREAM)
@@ -67,6 +74,7 @@ def test_device_sees_nothing_and_the_broker_the_directory(echo: Path, folder: Pa
     (folder.parent / "secret").write_text("outside")
     with Vmm(options(echo, folder, "-s", f"{folder}/control")) as vmm:
         vmm.wait_for(b"echo")
+        assert eventually(lambda: is_confined(vmm.processes().devices.get("vsock-broker")))
         devices = vmm.processes().devices
         assert os.listdir(f"/proc/{devices['vsock']}/root") == []
         assert sorted(os.listdir(f"/proc/{devices['vsock-broker']}/root")) == ["control", *NAMES]
