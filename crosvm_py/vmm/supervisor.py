@@ -11,6 +11,7 @@ from crosvm_py.care import DEFAULT_CARE, NEVER
 from crosvm_py.exit_status import VmExit
 from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.vmm.device_proxy import DeviceProcess
+from crosvm_py.vmm.resizing import Resizing
 from crosvm_py.vmm.supervised import SupervisedDevice
 from crosvm_py.warden import protocol
 from seccomp import syscall_name
@@ -19,7 +20,7 @@ from sys_util import log as logging
 from sys_util.errors import ChannelClosed, ConfigError, ProtocolError, VmmError, describe
 from sys_util.shared_page import SharedPage
 from sys_util.stranger import judged
-from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.care import Care
     from crosvm_py.kinds.order import DeviceOrder
+    from crosvm_py.vmm.resizing import ResizeResult
     from crosvm_py.vmm.supervised import RestartResult
     from crosvm_py.vmm.warden_proxy import WardenProcess
     from sys_util.event_loop import EventLoop
@@ -37,9 +39,6 @@ log = logging.get_logger("crosvm.devices")
 
 # The most time from the request for a process to its ``Ready``. Even slow hosts need far less.
 START_SECONDS: Final = 60.0
-
-# Called with the file's new size in bytes and "", or with its old size and why it kept that.
-ResizeResult: TypeAlias = "Callable[[int, str], None]"
 
 
 class Supervisor:
@@ -62,8 +61,7 @@ class Supervisor:
         self._supervised: list[SupervisedDevice] = []
         self._memory_fd = -1
         self._waiting: set[int] = set()
-        self._resizes: dict[int, ResizeResult] = {}  # by device id; the warden's answer is missing
-        self._resizing: set[int] = set()  # device ids between begin_resize and end_resize
+        self._resizing = Resizing(self._order)
         self._failure = ""
         self._sealed = False
         self._ending = False
@@ -142,31 +140,16 @@ class Supervisor:
             self._watch_health()
 
     def begin_resize(self, device: DeviceProcess) -> None:
-        """Reserve the disk for one resize until ``end_resize``.
-
-        Raises:
-            ConfigError: another resize of this disk is under way.
-        """
-        if device.device_id in self._resizing:
-            raise ConfigError(f"{device.name}: another resize is under way")
-        self._resizing.add(device.device_id)
+        """Reserve the disk for one resize until ``end_resize``; see ``Resizing.begin``."""
+        self._resizing.begin(self._supervised[device.device_id])
 
     def end_resize(self, device: DeviceProcess) -> None:
         """Release the disk: the resize has succeeded or failed."""
-        self._resizing.discard(device.device_id)
+        self._resizing.end(self._supervised[device.device_id])
 
     def resize(self, device: DeviceProcess, size_bytes: int, then: ResizeResult) -> None:
-        """Have the warden resize the file that ``device`` writes; the device itself is not told.
-
-        Raises:
-            ConfigError: the device writes no file.
-            VmmError: the warden has ended.
-        """
-        device_id = device.device_id
-        if not self._supervised[device_id].resizable:
-            raise ConfigError("it writes no file that could be resized")
-        self._order(protocol.Resize(device_id, size_bytes))
-        self._resizes[device_id] = then
+        """Have the warden resize the file that ``device`` writes; see ``Resizing.resize``."""
+        self._resizing.resize(self._supervised[device.device_id], size_bytes, then)
 
     def restart(self, device: DeviceProcess, then: RestartResult) -> None:
         """Replace a device's process by one that loads the code as it is installed now.
@@ -267,7 +250,8 @@ class Supervisor:
                 supervised.device.death.cause = cause
                 self._report(supervised)
             case protocol.WardenDenied(number):
-                denied = f"{syscall_name(number)} ({number}), policy warden"
+                policy = "warden_sealed" if self._sealed else "warden"
+                denied = f"{syscall_name(number)} ({number}), policy {policy}"
                 self._end_vm(f"warden (pid {self._warden.pid}): killed by seccomp: {denied}")
             case protocol.CannotStart(reason):
                 self._end_vm(f"warden: {reason}")
@@ -280,11 +264,8 @@ class Supervisor:
                 self._sealed = True
             case protocol.Renewed(device_id, reason):
                 self._on_renewed(self._supervised_device(device_id), reason)
-            case protocol.Resized(device_id, size_bytes, reason):
-                then = self._resizes.pop(device_id, None)
-                if then is None:
-                    raise ProtocolError(f"device {device_id} was not to be resized")
-                then(size_bytes, reason)
+            case protocol.Resized():
+                self._resizing.take(message)
 
     def _supervised_device(self, device_id: int) -> SupervisedDevice:
         if device_id >= len(self._supervised):
