@@ -357,6 +357,7 @@ def _policies(prepared: Preparation, parser: Policy | None) -> Iterable[PolicyUs
     yield _use(policies.main, "vmm")
     yield _use(policies.vcpu, "each vCPU thread of the vmm")
     yield _use(policies.warden, "warden")
+    yield _use(policies.sealed, "warden, once the guest runs")
     yield _use(policies.forge, "forge")
 
 

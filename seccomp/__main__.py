@@ -27,6 +27,7 @@ CROSVM_COUNTS: Final = {
     "vsock_broker": "none",
     "vsock_device": "70, for the kernel's vsock",
     "warden": "none: its main process forks",
+    "warden_sealed": "none",
     "warden_vsock": "none",
 }
 

@@ -17,6 +17,8 @@ _VCPU: Final = "vcpu"
 # Children inherit the warden's filter, so its policy allows what theirs allow. There are two of it:
 # for runs without and with a broker.
 _WARDENS: Final = ("warden", "warden_vsock")
+# Once the guest runs, the warden makes no processes itself, and loads this as well.
+_SEALED: Final = "warden_sealed"
 _FORGE: Final = "forge"
 
 
@@ -33,10 +35,14 @@ class Recorded(NamedTuple):
 
 
 class RunPolicies(NamedTuple):
-    """The filters of one run; ``devices`` has those of devices and brokers, by policy name."""
+    """The filters of one run; ``devices`` has those of devices and brokers, by policy name.
+
+    The warden loads ``warden`` first, and ``sealed`` as well before the guest runs.
+    """
 
     devices: dict[str, Policy]
     warden: Policy
+    sealed: Policy
     forge: Policy
     main: Policy
     vcpu: Policy
@@ -77,6 +83,7 @@ def load_run_policies(
     return RunPolicies(
         {name: load(name) for name in names},
         load_outer(warden),
+        load_policy(_SEALED, directory=directory, log_failures=log_failures),
         load_outer(_FORGE),
         load(_MAIN),
         load(_VCPU),

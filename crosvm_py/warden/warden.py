@@ -164,8 +164,7 @@ class _Warden:
             case protocol.Respawn(device_id):
                 self._start_again(self._ended(device_id), fds)
             case protocol.Seal():
-                self._sealed = True
-                self._channel.send(protocol.Sealed())
+                self._seal()
             case protocol.Kill(device_id):
                 self._kill(device_id)
             case protocol.VmmDenied(number, in_vcpu):
@@ -176,6 +175,13 @@ class _Warden:
                 self._channel.send(self._resize(message))
             case _:
                 raise ProtocolError(f"unexpected {type(message).__name__}")
+
+    def _seal(self) -> None:
+        """Make no more devices, and no process ourselves: from now on moulds make them."""
+        if self._policies is not None and not self._sealed:
+            load_filter(self._policies.sealed)
+        self._sealed = True
+        self._channel.send(protocol.Sealed())
 
     def _new(self, order: protocol.Spawn, fds: list[int]) -> Device:
         """Record a new device and move its own descriptors out of ``fds``."""

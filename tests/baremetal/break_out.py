@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``python -m tests.baremetal.break_out PLACE ATTEMPT …``: ``crosvm …`` with an attack in it.
 
-PLACE is ``vcpu``, ``loop`` or ``warden``: the attempt runs there once, with all filters loaded.
+PLACE is ``vcpu``, ``loop``, ``warden`` or ``sealed``, which is the warden once the guest runs. The
+attempt runs there once, with all filters loaded.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from crosvm_py.__main__ import main
 from crosvm_py.machine.vcpu import VcpuSet
 from crosvm_py.warden import warden
 from devices.bus import Bus
+from jail.namespaces import NAMESPACES
 from seccomp import syscall_number
 from seccomp.constants_x86_64 import CONSTANTS
 from sys_util import linux
@@ -79,6 +81,10 @@ ATTEMPTS: Final[dict[str, Callable[[], object]]] = {
     "open": _open,
     "exec": lambda: os.execv("/bin/true", ["true"]),
     "fork": lambda: linux.clone(0),  # fork(3) of glibc 2.41 blocks the signal that tells of it
+    "jail": lambda: linux.clone(sum(NAMESPACES.values())),
+    "clone3": lambda: linux.clone_into_cgroup(sum(NAMESPACES.values()), 0),
+    "mount": lambda: linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE),
+    "filter": lambda: LIBC.syscall(syscall_number("seccomp"), 1, 0, 0),
     "socket": socket.socket,
     "executable": _map_executable,
     "KVM_CREATE_VM": _ioctl("KVM_CREATE_VM"),
@@ -116,7 +122,22 @@ def _attack_in_warden(attempt: Callable[[], object]) -> None:
     setattr(warden._Warden, "_on_message", attack)  # noqa: B010 - as above
 
 
-PLACES: Final = {"vcpu": _attack_in_vcpu, "loop": _attack_in_loop, "warden": _attack_in_warden}
+def _attack_in_sealed_warden(attempt: Callable[[], object]) -> None:
+    seal = warden._Warden._seal
+
+    def attack(self: warden._Warden) -> None:
+        seal(self)
+        attempt()
+
+    setattr(warden._Warden, "_seal", attack)  # noqa: B010 - as above
+
+
+PLACES: Final = {
+    "vcpu": _attack_in_vcpu,
+    "loop": _attack_in_loop,
+    "warden": _attack_in_warden,
+    "sealed": _attack_in_sealed_warden,
+}
 
 
 if __name__ == "__main__":

@@ -54,6 +54,10 @@ def attack(
             r"warden \(pid \d+\): killed by seccomp: tgkill \(234\), policy warden",
         ),
         ("warden", "fork", r"warden \(pid \d+\): killed by seccomp: clone \(56\), policy warden"),
+        ("sealed", "jail", r"warden .*killed by seccomp: clone \(56\), policy warden_sealed"),
+        ("sealed", "clone3", r"warden .*killed by seccomp: clone3 \(435\), policy warden_sealed"),
+        ("sealed", "mount", r"warden .*killed by seccomp: mount \(165\), policy warden_sealed"),
+        ("sealed", "filter", r"warden .*killed by seccomp: seccomp \(317\), policy warden_sealed"),
     ],
 )
 def test_attempt_ends_the_vm_as_a_crash(guest: Path, place: str, attempt: str, words: str) -> None:
@@ -101,12 +105,14 @@ def test_every_thread_of_every_process_is_confined(guest: Path) -> None:
     with Vmm(["-m", "16", "--cpus", "3", str(guest)]) as vmm:
         vmm.wait_for(b"echo")
         found = vmm.processes()
+        twice = {found.warden, *found.devices.values()}
         names = set()
         for pid in found.all():
             for task in Path(f"/proc/{pid}/task").iterdir():
                 status = status_of(task)
                 assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1"), status["Name"]
-                assert status["Seccomp_filters"] == ("2" if pid in found.devices.values() else "1")
+                filters = "2" if pid in twice else "1"
+                assert status["Seccomp_filters"] == filters, status["Name"]
                 names.add(status["Name"])
                 if pid not in (found.warden, found.forge):
                     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) & 0 == 0

@@ -115,6 +115,7 @@ def test_every_policy_is_told_with_its_users_and_calls() -> None:
         "vmm": ("vmm",),
         "vcpu": ("each vCPU thread of the vmm",),
         "warden": ("warden",),
+        "warden_sealed": ("warden, once the guest runs",),
         "forge": ("forge",),
     }
     assert made.policies[2].allows == count(load_policy("block_device"))

@@ -62,7 +62,7 @@ IOCTLS: Final[dict[str, str | None]] = {
 }
 
 # test_doors.py tests what the warden does with these.
-WARDENS: Final = ("warden", "warden_vsock", "forge")
+WARDENS: Final = ("warden", "warden_sealed", "warden_vsock", "forge")
 
 CALLS_WITHOUT_PLACE: Final = (
     *("fork", "vfork", "open", "creat", "stat", "lstat", "access", "readlink", "poll", "select"),

@@ -35,7 +35,8 @@ BROKER: Final = "vsock_broker"
 PARSER: Final = "kernel_parser"
 # Not line_relay, which cannot report a denied call: see tests/breakout/test_helpers.py.
 FORGE: Final = "forge"
-DOORS: Final = (*VMM, *WARDENS, BROKER, PARSER, FORGE)
+SEALED: Final = "warden_sealed"
+DOORS: Final = (*VMM, *WARDENS, SEALED, BROKER, PARSER, FORGE)
 # Processes with the policies on the right inherit the filter on the left, which has to allow all of
 # their calls.
 DEVICES: Final = {
@@ -190,6 +191,23 @@ def test_ioctl_is_denied(policy: str, request_name: str) -> None:
         ("warden", "ioctl", ioctl("KVM_RUN")),
         ("warden_vsock", "socket", lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)),
         ("warden_vsock", "setsockopt", call("setsockopt", 0, 1, C["SO_PEERCRED"], 0, 0)),
+        (SEALED, "clone", call("clone", sum(NAMESPACES.values()) | signal.SIGCHLD, 0, 0, 0, 0)),
+        (SEALED, "clone3", call("clone3", 0, 88)),
+        (SEALED, "mount", lambda: linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)),
+        (SEALED, "umount2", call("umount2", 0, 2)),
+        (SEALED, "pivot_root", call("pivot_root", 0, 0)),
+        (SEALED, "chdir", lambda: os.chdir("/")),
+        (SEALED, "fchdir", lambda: os.fchdir(0)),
+        (SEALED, "setresuid", lambda: os.setresuid(*(JAILED_ID,) * 3)),
+        (SEALED, "capset", call("capset", 0, 0)),
+        (SEALED, "prctl", lambda: linux.set_process_name("x")),
+        (SEALED, "seccomp", call("seccomp", 1, 0, 0)),
+        (SEALED, "socket", lambda: socket.socket(socket.AF_UNIX, NEW_STREAM)),
+        (SEALED, "connect", call("connect", 0, 0, 110)),
+        (SEALED, "setsockopt", call("setsockopt", 0, 1, C["SO_SNDBUF"], 0, 4)),
+        (SEALED, "fallocate", lambda: os.posix_fallocate(0, 0, 1)),
+        (SEALED, "mmap", lambda: mmap.mmap(-1, 4096, mmap.MAP_SHARED)),
+        (SEALED, "ioctl", ioctl("VHOST_SET_OWNER")),
         ("vsock_broker", "socket", lambda: socket.socket(socket.AF_INET, NEW_STREAM)),
         ("vsock_broker", "socketpair", socket.socketpair),
         ("vsock_broker", "bind", call("bind", 0, 0, 110)),
@@ -260,6 +278,18 @@ def test_warden_may_do_what_each_device_may() -> None:
                         answer = simulate(policy.bpf, rule.number, args)
                         assert answer == TRAP or simulate(bpf, rule.number, args) != TRAP
     assert checked > 100
+
+
+def test_sealed_warden_may_do_nothing_that_it_might_not_before() -> None:
+    sealed = load_policy(SEALED)
+    checked = 0
+    for rule in parse_policy(sealed.path).rules.values():
+        for args in probes(rule):
+            if simulate(sealed.bpf, rule.number, args) == ALLOW:
+                for name in WARDENS:
+                    assert simulate(load_policy(name).bpf, rule.number, args) == ALLOW, rule.name
+                checked += 1
+    assert checked > 50
 
 
 def test_filter_without_vsock_makes_no_socket() -> None:

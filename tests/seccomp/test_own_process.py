@@ -22,7 +22,7 @@ from tests.seccomp.test_both_architectures import POLICIES
 from tests.support.processes import in_child
 
 PID: Final = 0x12345
-BOUND: Final = ("forge", "vmm", "vcpu", "warden", "warden_vsock")
+BOUND: Final = ("forge", "vmm", "vcpu", "warden", "warden_sealed", "warden_vsock")
 
 
 def judged(name: str, arch: str, *args: int, log_failures: bool = False) -> Action:

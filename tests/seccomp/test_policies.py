@@ -22,7 +22,7 @@ DEVICES: Final = (
     *("vhost_net_device", "vhost_vsock_device", "vsock_device"),
 )
 POLICIES: Final = (*DEVICES, "kernel_parser", "line_relay", "vcpu", "vmm", "vsock_broker")
-WARDENS: Final = ("warden", "warden_vsock", "forge")  # test_doors.py
+WARDENS: Final = ("warden", "warden_sealed", "warden_vsock", "forge")  # test_doors.py
 MOST_CALLS: Final = {
     "balloon_device": 16,
     "block_device": 24,
@@ -39,6 +39,7 @@ MOST_CALLS: Final = {
     "vsock_device": 18,
     "forge": 104,
     "warden": 88,
+    "warden_sealed": 56,
     "warden_vsock": 92,
 }
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 from typing import Final
 
 from tests.seccomp.calls import Calls
+from tests.seccomp.sealed_calls import JAIL, SEALED_ALLOWED, SEALED_DENIED
 
-_JAIL: Final = (
-    "CLONE_NEWUSER|CLONE_NEWPID|CLONE_NEWNS|CLONE_NEWNET|CLONE_NEWIPC|CLONE_NEWUTS|CLONE_NEWCGROUP"
-)
 _WARDEN_ALLOWED: Final = Calls(
     (
-        f"clone({_JAIL}|SIGCHLD, 0, 0, 0, 0)",
-        f"clone({_JAIL}|CLONE_PARENT|SIGCHLD, 0, 0, 0, 0)",
+        f"clone({JAIL}|SIGCHLD, 0, 0, 0, 0)",
+        f"clone({JAIL}|CLONE_PARENT|SIGCHLD, 0, 0, 0, 0)",
         "socketpair(AF_UNIX, SOCK_SEQPACKET|SOCK_CLOEXEC, 0, 0x1000)",
         "pidfd_send_signal(7, SIGKILL, 0, 0)",
         "openat(AT_FDCWD, 0x1000, O_WRONLY|O_CLOEXEC)",
@@ -108,6 +106,7 @@ ALLOWED: Final[dict[str, Calls]] = {
         ),
     ),
     "warden": _WARDEN_ALLOWED,
+    "warden_sealed": SEALED_ALLOWED,
     "warden_vsock": Calls(
         (
             *_WARDEN_ALLOWED.both,
@@ -152,7 +151,7 @@ ALLOWED: Final[dict[str, Calls]] = {
     "forge": Calls(
         (
             "clone(CLONE_PARENT|SIGCHLD, 0, 0, 0, 0)",
-            f"clone({_JAIL}|CLONE_PARENT|SIGCHLD, 0, 0, 0, 0)",
+            f"clone({JAIL}|CLONE_PARENT|SIGCHLD, 0, 0, 0, 0)",
             "execveat(5, 0x1000, 0x1000, 0x1000, AT_EMPTY_PATH)",
             "mmap(0, 0x1000, PROT_READ|PROT_EXEC, MAP_PRIVATE|MAP_FIXED|MAP_DENYWRITE, 3, 0)",
             "mmap(0, 0x1000, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
@@ -211,7 +210,7 @@ _VMM_DENIED: Final = (
 )
 _WARDEN_DENIED: Final = (
     "clone(SIGCHLD, 0, 0, 0, 0)",
-    f"clone({_JAIL}|CLONE_VM|SIGCHLD, 0, 0, 0, 0)",
+    f"clone({JAIL}|CLONE_VM|SIGCHLD, 0, 0, 0, 0)",
     "clone(CLONE_PARENT|SIGCHLD, 0, 0, 0, 0)",
     "execve(0x1000, 0x1000, 0x1000)",
     "execveat(5, 0x1000, 0x1000, 0x1000, AT_EMPTY_PATH)",
@@ -279,6 +278,7 @@ DENIED: Final[dict[str, Calls]] = {
     "warden": Calls(
         (*_WARDEN_DENIED, "socket(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)")
     ),
+    "warden_sealed": Calls((*_WARDEN_DENIED, *SEALED_DENIED.both), *SEALED_DENIED[1:]),
     "warden_vsock": Calls((*_WARDEN_DENIED, "socket(AF_UNIX, SOCK_STREAM, 0)")),
     "forge": Calls(
         (

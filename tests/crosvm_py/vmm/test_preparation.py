@@ -104,7 +104,7 @@ def test_policies_are_those_of_the_devices_and_the_vmm(bench: Bench) -> None:
     assert prepared.policies is not None
     devices, *own = prepared.policies
     assert list(devices) == ["block_device"]
-    assert [policy.name for policy in own] == ["warden", "forge", "vmm", "vcpu"]
+    assert [policy.name for policy in own] == ["warden", "warden_sealed", "forge", "vmm", "vcpu"]
 
 
 def test_disabled_sandbox_has_no_policies_and_is_told(bench: Bench, lines: list[str]) -> None:
