@@ -16,7 +16,13 @@ def main() -> int:
 
     If a filter was loaded, end the process here instead (see ``leaving``).
     """
-    status = _do()
+    if any(word.startswith("--pool") for word in sys.argv):
+        from crosvm_py.pool.client import run_in_pool
+
+        status_of_monitor = run_in_pool(sys.argv[1:])
+        if status_of_monitor is not None:
+            return status_of_monitor
+    status = run_command_line()
     if "crosvm_py.run" in sys.modules:
         from crosvm_py.leaving import is_confined
 
@@ -25,7 +31,8 @@ def main() -> int:
     return status
 
 
-def _do() -> int:
+def run_command_line() -> int:
+    """Run the command line and return the exit status; tell the user about every error."""
     gc.disable()  # imports leave no garbage, and collections would take several milliseconds
     _open_standard_fds()
     try:

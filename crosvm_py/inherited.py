@@ -20,10 +20,16 @@ if TYPE_CHECKING:
 
 # Variables that a run needs: for the policy cache, to find passt, for a hint on how to make a TAP,
 # and for the time in the log. None of them is a secret.
-_KEPT: Final = frozenset({"HOME", "PATH", "TZ", "USER", "XDG_CACHE_HOME"})
+KEPT: Final = frozenset({"HOME", "PATH", "TZ", "USER", "XDG_CACHE_HOME"})
 _FIRST: Final = 3  # after the standard streams
 
 _found: set[int] = set()
+_ours: set[int] = set()
+
+
+def keep_open(fds: Iterable[int]) -> None:
+    """Tell that these descriptors were not inherited: the program opened them before the run."""
+    _ours.update(fds)
 
 
 def drop_inherited() -> None:
@@ -36,8 +42,8 @@ def drop_inherited() -> None:
         OSError: the kernel is older than Linux 5.11 and lacks CLOSE_RANGE_CLOEXEC.
     """
     linux.close_on_exec(_FIRST)
-    _found.update(_open_fds())
-    forget_environment(_KEPT)
+    _found.update(set(_open_fds()) - _ours)
+    forget_environment(KEPT)
 
 
 def close_unused(keep: Iterable[int]) -> None:

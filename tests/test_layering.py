@@ -58,6 +58,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
             "crosvm_py.guest",
             *("crosvm_py.run", "crosvm_py.run_plan", "crosvm_py.policy_record"),
             *("crosvm_py.log", "crosvm_py.inherited", "crosvm_py.tunables", "crosvm_py.version"),
+            "crosvm_py.pool.pool",
         }
     ),
     "crosvm_py.guest": frozenset({"sys_util"}),
@@ -89,6 +90,12 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
             *("crosvm_py.kinds", "crosvm_py.machine", "crosvm_py.vmm"),
         }
     ),
+    "crosvm_py.pool": BELOW_CROSVM_PY
+    | GROUND
+    | {
+        *("crosvm_py.__main__", "crosvm_py.cli", "crosvm_py.console", "crosvm_py.inherited"),
+        "crosvm_py.version",
+    },
     "crosvm_py.control": frozenset({"sys_util", "crosvm_py.requests", "crosvm_py.socket_path"}),
 }
 SOURCES = [path for folder in ALLOWED for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -48,6 +48,7 @@ GLOBAL_OPTIONS: Final = (EXTENDED_STATUS, LOG_LEVEL, SYSLOG_TAG, NO_SYSLOG, VERS
 COMMANDS: Final[CommandTable] = {
     "run": "crosvm_py.cli.commands.run:COMMAND",
     "guest": "crosvm_py.cli.commands.guest:GUEST",
+    "pool": "crosvm_py.cli.commands.pool:COMMAND",
     "stop": "crosvm_py.cli.commands.control:STOP",
     "suspend": "crosvm_py.cli.commands.control:SUSPEND",
     "resume": "crosvm_py.cli.commands.control:RESUME",

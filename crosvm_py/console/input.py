@@ -15,6 +15,7 @@ import os
 import select
 import stat
 
+from crosvm_py.console.job import is_callers
 from crosvm_py.console.output import Loop
 from crosvm_py.console.targets import inherited_fd
 from sys_util.errors import raise_host_error
@@ -193,6 +194,9 @@ class TerminalInput(ConsoleInput):
         self._resume()
 
     def _read(self) -> bool:
+        if is_callers() and not self.terminal.in_foreground():
+            self._wait_for_foreground()  # nobody but us keeps us from reading what the shell gets
+            return False
         if self._dropping:
             with self._lock:
                 self._dropping = self._receiver.room <= _ESCAPE_BYTES

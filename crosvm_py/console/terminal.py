@@ -14,6 +14,7 @@ import os
 import signal
 from enum import Enum
 
+from crosvm_py.console.job import in_foreground
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -93,14 +94,6 @@ class TerminalState(NamedTuple):
 def is_terminal(fd: int) -> bool:
     """Return whether ``fd`` is a terminal; False if it is closed."""
     return os.isatty(fd)
-
-
-def in_foreground(fd: int) -> bool:
-    """Return whether we are in the foreground, so that no job control signal can stop us."""
-    try:
-        return os.tcgetpgrp(fd) == os.getpgrp()
-    except OSError:
-        return True  # it is not our controlling terminal, so there is no job control
 
 
 def save(fd: int) -> TerminalState:
@@ -198,7 +191,7 @@ class Terminal:
         self.is_raw = False
 
     def in_foreground(self) -> bool:
-        """Return whether we are in the foreground; see ``in_foreground`` above."""
+        """Return whether we are in the foreground; see ``job.in_foreground``."""
         return in_foreground(self.fd)
 
     def enter(self) -> None:

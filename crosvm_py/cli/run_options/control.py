@@ -15,6 +15,11 @@ SOCKET: Final = text_option(
 NAME: Final = text_option(
     "--name", "NAME", "name of the main process, as ps shows it", default="crosvm"
 )
+POOL: Final = text_option(
+    "--pool",
+    "PATH",
+    "let a monitor that crosvm pool has started there run the VM; without one start as usual",
+)
 
 DRY_RUN: Final = switch(
     "--dry-run",
@@ -25,7 +30,7 @@ JSON: Final = switch("--json", "print the plan of --dry-run as JSON for programs
 
 GROUP: Final = OptionGroup(
     "Control",
-    (SOCKET, NAME, DRY_RUN, JSON),
+    (SOCKET, NAME, POOL, DRY_RUN, JSON),
     examples=(
         "crosvm run -s vm.sock … ; crosvm stop vm.sock",
         "crosvm run --dry-run --net user -r rootfs.img vmlinux",

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A running ``crosvm pool`` on this machine, and what its monitors are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Final
+
+from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, children, eventually, name_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Self
+
+WAITING: Final = "crosvm-monitor"
+
+
+class RunningPool:
+    """One pool; use it in a ``with`` statement."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.size = size
+        command = [sys.executable, "-m", "crosvm_py", "pool", "--size", str(size), str(path)]
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.communicate(timeout=PATIENCE_SECONDS)
+
+    def waiting(self) -> list[int]:
+        """Return the pids of the monitors that wait for a client."""
+        return [pid for pid in children(self.process.pid) if _name(pid) == WAITING]
+
+    def running(self) -> list[int]:
+        """Return the pids of the monitors that run a VM."""
+        return [pid for pid in children(self.process.pid) if _name(pid) == "crosvm"]
+
+    def is_full(self) -> bool:
+        """Wait until all monitors wait."""
+        return eventually(lambda: len(self.waiting()) >= self.size)
+
+
+def _name(pid: int) -> str:
+    try:
+        return name_of(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
