@@ -130,6 +130,23 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     _check(lib.crosvm_fallocate(fd, mode, offset, length))
 
 
+def map_shared(fd: int, offset: int, length: int, alignment: int) -> memoryview:
+    """Map ``length`` bytes of a file for reading and writing by all who map it (mmap(2)).
+
+    The address is as far behind a multiple of ``alignment``, a power of two, as ``offset`` is, if
+    such addresses are free. The bytes stay mapped as long as the view, or a view of it, exists.
+    """
+    where = ffi.new("void **")
+    _check(lib.crosvm_map_shared(fd, offset, length, alignment, where))
+    mapped = ffi.gc(where[0], lambda address: lib.crosvm_unmap(address, length))
+    return memoryview(ffi.buffer(mapped, length))
+
+
+def madvise(view: memoryview, advice: int) -> None:
+    """Advise the kernel about whole pages (madvise(2)); ``advice`` is one of ``mmap.MADV_…``."""
+    _check(lib.crosvm_madvise(ffi.from_buffer(view), view.nbytes, advice))
+
+
 def buffer_address(buffer: memoryview) -> int:
     """Return the address in this process at which ``buffer`` begins."""
     return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))

@@ -190,10 +190,24 @@ def _check_shared_huge_pages(name: str) -> list[Finding]:
             chosen = file.read().partition("[")[2].partition("]")[0]
     except OSError as error:
         return [Finding(name, Status.WARNING, f"unknown, {path}: {error.strerror}")]
-    if chosen in ("never", "deny"):
-        advice = f"echo advise >{path}: guests boot and run faster"
-        return [Finding(name, Status.WARNING, f"{chosen}: guest memory has 4 KiB pages", advice)]
-    return [Finding(name, Status.OK, chosen)]
+    if chosen not in ("never", "deny"):
+        return [Finding(name, Status.OK, chosen)]
+    if _can_make_huge_pages():
+        which = "guest memory has 4 KiB pages but for the kernel and what it uses first"
+    else:
+        which = "guest memory has 4 KiB pages, and Linux before 6.1 cannot make others"
+    advice = f"echo advise >{path}: guests boot and run faster"
+    return [Finding(name, Status.WARNING, f"{chosen}: {which}", advice)]
+
+
+def _can_make_huge_pages() -> bool:
+    from sys_util.guest_memory import HUGE_PAGE_BYTES, GuestMemory
+
+    memory = GuestMemory.create([(0, HUGE_PAGE_BYTES)])
+    try:
+        return memory.make_huge(0, HUGE_PAGE_BYTES)
+    finally:
+        memory.close()
 
 
 def _check_cgroup(name: str) -> list[Finding]:

@@ -12,7 +12,9 @@
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -247,4 +249,34 @@ int crosvm_landlock_allow(int ruleset, int directory, unsigned long long fs)
 int crosvm_landlock_restrict(int ruleset)
 {
     return result(syscall(NR_LANDLOCK_RESTRICT_SELF, ruleset, 0));
+}
+
+/* Find free addresses that are as far behind a multiple of alignment as offset is. Another thread
+ * could take them before the second mmap, which then gets other addresses. */
+static void *free_addresses(unsigned long long offset, size_t length, size_t alignment)
+{
+    size_t wanted = length + alignment;
+    void *found = mmap(NULL, wanted, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (found == MAP_FAILED) return NULL;
+    munmap(found, wanted);
+    return (char *)found + (offset - (uintptr_t)found) % alignment;
+}
+
+/* The kernel maps a huge page only where address and file offset are equally far behind a multiple
+ * of its size. */
+int crosvm_map_shared(int fd, unsigned long long offset, size_t length, size_t alignment,
+                      void **where)
+{
+    void *hint = length < alignment ? NULL : free_addresses(offset, length, alignment);
+
+    *where = mmap(hint, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)offset);
+    return *where == MAP_FAILED ? -errno : 0;
+}
+
+int crosvm_unmap(void *where, size_t length) { return result(munmap(where, length)); }
+
+int crosvm_madvise(void *where, size_t length, int advice)
+{
+    return result(madvise(where, length, advice));
 }

@@ -28,3 +28,7 @@ int crosvm_landlock_create(unsigned long long fs, unsigned long long net,
 int crosvm_landlock_allow(int ruleset, int directory, unsigned long long fs);
 int crosvm_landlock_restrict(int ruleset);
 int crosvm_pidfd_send_signal(int pidfd, int signal);
+int crosvm_map_shared(int fd, unsigned long long offset, size_t length, size_t alignment,
+                      void **where);
+int crosvm_unmap(void *where, size_t length);
+int crosvm_madvise(void *where, size_t length, int advice);

@@ -21,6 +21,7 @@ from kernel_loader.boot_params import (
 )
 from kernel_loader.image import KernelImage
 from kernel_loader.load import (
+    PAGE_BYTES,
     BootLayout,
     Initrd,
     encode_cmdline,
@@ -44,6 +45,7 @@ from tests.kernel_loader.images import (
     open_kernel,
     write,
 )
+from tests.support.huge_pages import HOST_MAKES_HUGE_PAGES, huge_kib
 
 SEED = bytes(range(64))
 RSDP = 0xE_0000
@@ -280,3 +282,32 @@ def test_zero_page_refuses_more_e820_entries_than_it_holds() -> None:
 def test_rng_seed_of_a_wrong_size_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"a seed of {size} bytes"):
         build_rng_seed(bytes(size))
+
+
+def used_bytes(memory: GuestMemory) -> int:
+    return os.fstat(memory.fd).st_blocks * 512
+
+
+def load_with(tmp_path: Path, loads: list[Load], memory: GuestMemory) -> None:
+    kernel = open_kernel(write(tmp_path, Elf(loads).build()))
+    plan = plan_boot(kernel, None, "", [E820Entry(MIB, 63 * MIB, 1)], LAYOUT)
+    load_linux(memory, plan, rsdp_gpa=RSDP, seed=SEED)
+
+
+def test_small_kernel_takes_no_huge_page(tmp_path: Path) -> None:
+    memory = GuestMemory.create([(0, 64 * MIB)])
+    load_with(tmp_path, [Load(size_bytes=20 * MIB)], memory)
+    assert used_bytes(memory) < MIB
+    memory.close()
+
+
+def test_large_kernel_and_what_it_takes_at_once_get_huge_pages(tmp_path: Path) -> None:
+    memory = GuestMemory.create([(0, 64 * MIB)])
+    content = os.urandom(3 * MIB)
+    loads = [Load(content=content), Load(gpa=TEXT_GPA + 3 * MIB + PAGE_BYTES, content=content)]
+    load_with(tmp_path, loads, memory)
+    assert memory.read(TEXT_GPA, len(content)) == content
+    assert memory.read(TEXT_GPA + 3 * MIB + PAGE_BYTES, len(content)) == content
+    if HOST_MAKES_HUGE_PAGES:
+        assert 6 * MIB <= huge_kib(os.getpid()) << 10 <= used_bytes(memory) <= 16 * MIB
+    memory.close()

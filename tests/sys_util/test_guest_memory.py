@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -10,8 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sys_util import linux
 from sys_util.errors import GuestAddressError, ProtocolError
-from sys_util.guest_memory import SEALS, GuestMemory, MemoryRegion
+from sys_util.guest_memory import HUGE_PAGE_BYTES, SEALS, GuestMemory, MemoryRegion
+from sys_util.linux import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, buffer_address, fallocate
+from tests.support.huge_pages import HOST_MAKES_HUGE_PAGES, huge_kib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,6 +186,88 @@ def test_mappings_stay_out_of_core_dumps(memory: GuestMemory) -> None:
 )
 def test_mappings_ask_for_huge_pages(memory: GuestMemory) -> None:
     assert all("hg" in words for words in mapping_flags(memory))
+
+
+def test_mapping_and_file_are_aligned_alike_for_huge_pages() -> None:
+    memory = GuestMemory.create([(0, 2 * HUGE_PAGE_BYTES + PAGE), (HIGH, 2 * HUGE_PAGE_BYTES)])
+    for region, mapping in memory.mappings:
+        assert (buffer_address(mapping) - region.file_offset) % HUGE_PAGE_BYTES == 0
+    memory.close()
+
+
+def used_bytes(memory: GuestMemory) -> int:
+    return os.fstat(memory.fd).st_blocks * 512
+
+
+@pytest.fixture
+def large() -> Iterator[GuestMemory]:
+    memory = GuestMemory.create([(0, 4 * HUGE_PAGE_BYTES)])
+    yield memory
+    memory.close()
+
+
+needs_huge_pages = pytest.mark.skipif(
+    not HOST_MAKES_HUGE_PAGES, reason="a host that makes no huge pages"
+)
+
+
+@needs_huge_pages
+def test_make_huge_puts_huge_pages_where_they_would_be_filled(large: GuestMemory) -> None:
+    large.write(HUGE_PAGE_BYTES + 5, b"kept")
+    assert large.make_huge(HUGE_PAGE_BYTES - PAGE, HUGE_PAGE_BYTES + 3 * PAGE)
+    assert huge_kib(os.getpid()) == HUGE_PAGE_BYTES >> 10
+    assert used_bytes(large) == HUGE_PAGE_BYTES
+    assert large.read(HUGE_PAGE_BYTES + 5, 5) == b"kept\0"
+
+
+@needs_huge_pages
+def test_hole_in_a_huge_page_is_empty_and_the_rest_stays(large: GuestMemory) -> None:
+    large.make_huge(0, HUGE_PAGE_BYTES)
+    large.write(0, b"\xff" * HUGE_PAGE_BYTES)
+    hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+    fallocate(large.fd, hole, 8 * PAGE, HUGE_PAGE_BYTES - 8 * PAGE)
+    assert used_bytes(large) == 8 * PAGE
+    assert large.read(7 * PAGE, 2 * PAGE) == b"\xff" * PAGE + b"\0" * PAGE
+
+
+@pytest.mark.parametrize(
+    ("gpa", "length"),
+    [
+        pytest.param(0, 0, id="nothing"),
+        pytest.param(0, HUGE_PAGE_BYTES // 2 - 1, id="less-than-half-of-one"),
+        pytest.param(HUGE_PAGE_BYTES // 2 + 1, HUGE_PAGE_BYTES - 2, id="less-than-half-of-each"),
+    ],
+)
+def test_make_huge_takes_no_memory_for_small_things(
+    large: GuestMemory, gpa: int, length: int
+) -> None:
+    assert large.make_huge(gpa, length)
+    assert used_bytes(large) == 0
+
+
+def test_make_huge_at_an_odd_end_stays_inside_of_memory() -> None:
+    memory = GuestMemory.create([(0, 2 * HUGE_PAGE_BYTES - PAGE)])
+    memory.make_huge(HUGE_PAGE_BYTES, HUGE_PAGE_BYTES - PAGE)
+    assert used_bytes(memory) == 0
+    memory.close()
+
+
+def test_make_huge_outside_of_memory_raises(large: GuestMemory) -> None:
+    with pytest.raises(GuestAddressError, match="no guest memory"):
+        large.make_huge(3 * HUGE_PAGE_BYTES, 2 * HUGE_PAGE_BYTES)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOMEM, errno.EBUSY, errno.EAGAIN])
+def test_host_without_huge_pages_changes_nothing(
+    large: GuestMemory, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(_view: memoryview, _advice: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(linux, "madvise", refuse)
+    large.write(3, b"kept")
+    assert not large.make_huge(0, 2 * HUGE_PAGE_BYTES)
+    assert large.read(0, 8) == b"\0\0\0kept\0"
 
 
 def test_close_with_a_live_view_leaves_the_view_usable() -> None:

@@ -146,9 +146,9 @@ def test_memory_stays_mapped_as_long_as_the_engine_has_it() -> None:
     engine = EngineMemory(memory)
     memory.close()
     with pytest.raises(BufferError):
-        mapping.close()
+        mapping.release()
     del engine
-    mapping.close()
+    mapping.release()
 
 
 def test_dump_names_the_engine(disk: BlockDriver) -> None:
