@@ -5,13 +5,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
+from crosvm_py.pool.client import TRIED
 from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, children, eventually, name_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
     from typing import Self
+
+PYTHON: Final = (sys.executable, "-m", "crosvm_py")
+_CLIENT: Final = Path(sys.executable).parent / "crosvm-pool-client"
+# As bin/crosvm executes it; in the environment of the tests it is built where there is a cargo.
+RUST: Final = (str(_CLIENT), sys.executable, "-X", TRIED, "-m", "crosvm_py", "--")
+CLIENTS: Final[Sequence[object]] = (
+    pytest.param(PYTHON, id="python"),
+    pytest.param(
+        RUST,
+        id="rust",
+        marks=pytest.mark.skipif(not _CLIENT.exists(), reason="built without a cargo"),
+    ),
+)
 
 WAITING: Final = "crosvm-monitor"
 

@@ -8,14 +8,13 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from crosvm_py.exit_status import VmExit
-from tests.baremetal.pool import RunningPool
+from tests.baremetal.pool import CLIENTS, PYTHON, RunningPool
 from tests.baremetal.vmm import PATIENCE_SECONDS, Vmm, eventually, has_ended
 from tests.guests.baremetal.build import build_guest
 
@@ -46,10 +45,19 @@ def pool(shared: RunningPool) -> RunningPool:
     return shared
 
 
+@pytest.fixture(params=CLIENTS)
+def client(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    found: tuple[str, ...] = request.param
+    return found
+
+
 def hello(
-    where: Path, *options: str | Path, **settings: object
+    where: Path,
+    *options: str | Path,
+    client: tuple[str, ...] = PYTHON,
+    **settings: object,
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "crosvm_py", "--extended-status", "run", "-m", "16", *options]
+    command = [*client, "--extended-status", "run", "-m", "16", *options]
     return subprocess.run(  # type: ignore[call-overload,no-any-return]
         [*command, "hello.elf"],
         cwd=where,
@@ -67,9 +75,11 @@ def status_of(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def test_run_is_the_same_as_without(guests: Path, pool: RunningPool) -> None:
+def test_run_is_the_same_as_without(
+    guests: Path, pool: RunningPool, client: tuple[str, ...]
+) -> None:
     build_guest("hello", guests)
-    with_pool = hello(guests, "--pool", "pool.sock")
+    with_pool = hello(guests, "--pool", "pool.sock", client=client)
     without = hello(guests)
     assert with_pool.returncode == without.returncode == VmExit.RESET
     assert with_pool.stdout == without.stdout != ""
@@ -84,22 +94,26 @@ def test_run_is_the_same_as_without(guests: Path, pool: RunningPool) -> None:
         pytest.param("hello.elf", "no pool to connect to: Connection refused", id="no-socket"),
     ],
 )
-def test_without_a_pool_it_says_so_and_starts(guests: Path, path: str, reason: str) -> None:
+def test_without_a_pool_it_says_so_and_starts(
+    guests: Path, path: str, reason: str, client: tuple[str, ...]
+) -> None:
     build_guest("hello", guests)
-    done = hello(guests, f"--pool={path}")
+    done = hello(guests, f"--pool={path}", client=client)
     assert done.returncode == VmExit.RESET
     assert f"crosvm: --pool {path}: {reason}" in done.stderr
     assert done.stderr.count(AS_USUAL) == 1
 
 
-def test_taken_pool_says_so_and_starts(guests: Path, pool: RunningPool) -> None:
+def test_taken_pool_says_so_and_starts(
+    guests: Path, pool: RunningPool, client: tuple[str, ...]
+) -> None:
     build_guest("hello", guests)
     (waiting,) = pool.waiting()
     pidfd = os.pidfd_open(waiting)
     os.kill(waiting, signal.SIGSTOP)  # it was handed a client and does not come to answer
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
         other.connect(str(pool.path))
-        done = hello(guests, "--pool", "pool.sock")
+        done = hello(guests, "--pool", "pool.sock", client=client)
         os.kill(waiting, signal.SIGCONT)
     assert has_ended(pidfd)
     os.close(pidfd)
@@ -107,7 +121,9 @@ def test_taken_pool_says_so_and_starts(guests: Path, pool: RunningPool) -> None:
     assert f"all 1 monitors of the pool are taken; {AS_USUAL}" in done.stderr
 
 
-def test_caller_of_other_rights_is_declined(guests: Path, pool: RunningPool) -> None:
+def test_caller_of_other_rights_is_declined(
+    guests: Path, pool: RunningPool, client: tuple[str, ...]
+) -> None:
     build_guest("hello", guests)
 
     def give_up_a_right() -> None:
@@ -115,12 +131,14 @@ def test_caller_of_other_rights_is_declined(guests: Path, pool: RunningPool) -> 
 
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
 
-    done = hello(guests, "--pool", "pool.sock", preexec_fn=give_up_a_right)
+    done = hello(guests, "--pool", "pool.sock", preexec_fn=give_up_a_right, client=client)
     assert f"the pool has another NoNewPrivs (proc(5)); {AS_USUAL}" in done.stderr
     assert done.returncode == VmExit.RESET
 
 
-def test_run_has_what_its_caller_has(guests: Path, pool: RunningPool) -> None:
+def test_run_has_what_its_caller_has(
+    guests: Path, pool: RunningPool, client: tuple[str, ...]
+) -> None:
     def change_everything() -> None:
         os.umask(0o027)
         os.nice(NICE)
@@ -129,7 +147,7 @@ def test_run_has_what_its_caller_has(guests: Path, pool: RunningPool) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     words: list[str | Path] = ["--pool", pool.path, "-m", "16", build_guest("echo", guests)]
-    with Vmm(words, before=change_everything) as vmm:
+    with Vmm(words, before=change_everything, program=client) as vmm:
         vmm.wait_for(b"echo")
         (monitor,) = pool.running()
         ours, theirs = status_of(vmm.process.pid), status_of(monitor)
@@ -143,27 +161,41 @@ def test_run_has_what_its_caller_has(guests: Path, pool: RunningPool) -> None:
         assert vmm.wait() == VmExit.RESET
 
 
-def test_descriptor_that_an_option_names_is_the_callers(guests: Path, pool: RunningPool) -> None:
+def test_descriptor_that_an_option_names_is_the_callers(
+    guests: Path, pool: RunningPool, client: tuple[str, ...]
+) -> None:
     build_guest("hello", guests)
     with open(guests / "output", "w+b") as output:
         option = f"type=file,path=/dev/fd/{output.fileno()}"
-        done = hello(guests, "--pool", "pool.sock", "--serial", option, pass_fds=[output.fileno()])
+        done = hello(
+            guests,
+            "--pool",
+            "pool.sock",
+            "--serial",
+            option,
+            pass_fds=[output.fileno()],
+            client=client,
+        )
         assert AS_USUAL not in done.stderr
         assert done.returncode == VmExit.RESET, done.stderr
         output.seek(0)
         assert b"hello" in output.read()
 
 
-def test_signal_to_the_client_reaches_the_vm(guests: Path, pool: RunningPool) -> None:
-    with Vmm(["--pool", pool.path, "-m", "16", build_guest("spin", guests)]) as vmm:
+def test_signal_to_the_client_reaches_the_vm(
+    guests: Path, pool: RunningPool, client: tuple[str, ...]
+) -> None:
+    with Vmm(["--pool", pool.path, "-m", "16", build_guest("spin", guests)], program=client) as vmm:
         vmm.wait_for(b"spin")
         vmm.signal(signal.SIGTERM)
         assert vmm.wait() == VmExit.STOPPED
         assert "ended by SIGTERM" in vmm.log()
 
 
-def test_vm_ends_with_a_client_that_is_killed(guests: Path, pool: RunningPool) -> None:
-    with Vmm(["--pool", pool.path, "-m", "16", build_guest("spin", guests)]) as vmm:
+def test_vm_ends_with_a_client_that_is_killed(
+    guests: Path, pool: RunningPool, client: tuple[str, ...]
+) -> None:
+    with Vmm(["--pool", pool.path, "-m", "16", build_guest("spin", guests)], program=client) as vmm:
         vmm.wait_for(b"spin")
         pidfds = [os.pidfd_open(pid) for pid in all_below(*pool.running())]
         assert len(pidfds) > 2
@@ -173,16 +205,20 @@ def test_vm_ends_with_a_client_that_is_killed(guests: Path, pool: RunningPool) -
             os.close(pidfd)
 
 
-def test_client_ends_by_the_signal_that_killed_the_monitor(guests: Path, pool: RunningPool) -> None:
-    with Vmm(["--pool", pool.path, "-m", "16", build_guest("spin", guests)]) as vmm:
+def test_client_ends_by_the_signal_that_killed_the_monitor(
+    guests: Path, pool: RunningPool, client: tuple[str, ...]
+) -> None:
+    with Vmm(["--pool", pool.path, "-m", "16", build_guest("spin", guests)], program=client) as vmm:
         vmm.wait_for(b"spin")
         (monitor,) = pool.running()
         os.kill(monitor, signal.SIGQUIT)
         assert vmm.wait() == -signal.SIGQUIT
 
 
-def test_vm_stops_and_goes_on_with_its_job(guests: Path, pool: RunningPool) -> None:
-    with Vmm(["--pool", pool.path, "-m", "16", build_guest("echo", guests)]) as vmm:
+def test_vm_stops_and_goes_on_with_its_job(
+    guests: Path, pool: RunningPool, client: tuple[str, ...]
+) -> None:
+    with Vmm(["--pool", pool.path, "-m", "16", build_guest("echo", guests)], program=client) as vmm:
         vmm.wait_for(b"echo")
         (monitor,) = pool.running()
         vmm.signal(signal.SIGTSTP)
@@ -193,9 +229,11 @@ def test_vm_stops_and_goes_on_with_its_job(guests: Path, pool: RunningPool) -> N
         assert vmm.wait() == VmExit.RESET
 
 
-def test_terminal_is_raw_and_restored(guests: Path, pool: RunningPool) -> None:
+def test_terminal_is_raw_and_restored(
+    guests: Path, pool: RunningPool, client: tuple[str, ...]
+) -> None:
     words: list[str | Path] = ["--pool", pool.path, "-m", "16", build_guest("echo", guests)]
-    with Vmm(words, terminal=True) as vmm:
+    with Vmm(words, terminal=True, program=client) as vmm:
         vmm.wait_for(b"echo")
         assert pool.running()
         assert eventually(vmm.is_raw)

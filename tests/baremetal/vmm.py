@@ -91,7 +91,7 @@ class Vmm:
     """One run; use it in a ``with`` statement. With ``terminal`` its stdio is a pseudo-terminal.
 
     ``verb`` is what stands before the words instead of ``run``. ``before`` is done in the process
-    before it becomes the program, which inherits ``fds``.
+    before it becomes the ``program``, which inherits ``fds``.
     """
 
     def __init__(
@@ -102,8 +102,9 @@ class Vmm:
         verb: Sequence[str | Path] = ("run",),
         before: Callable[[], None] | None = None,
         fds: Sequence[int] = (),
+        program: Sequence[str] = (sys.executable, "-m", "crosvm_py"),
     ) -> None:
-        command = [sys.executable, "-m", "crosvm_py", "--extended-status"]
+        command = [*program, "--extended-status"]
         command += map(str, (*verb, *words))
         self.output = b""
         self._pidfds: list[int] = []
