@@ -8,6 +8,8 @@ from sys_util.errors import HostError
 from sys_util.typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from threading import RLock
+
     from crosvm_py.machine.board import Board, MachineEvents
     from kernel_loader.boot_params import E820Entry
     from kernel_loader.load import BootLayout
@@ -51,9 +53,11 @@ class Arch(Protocol):
         ...
 
     def make_machine(
-        self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, events: MachineEvents
+        self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, lock: RLock, events: MachineEvents
     ) -> Board:
         """Build the machine; the caller keeps ``kvm`` and ``memory`` open until it is closed.
+
+        ``lock`` is held around every call of a device.
 
         Raises:
             HostError: KVM refuses a part.

@@ -7,7 +7,6 @@ that are not virtio, and the boot of the guest. ``arch`` finds the subclass.
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 
 from crosvm_py.machine.irq_routes import IrqRoutes, KvmIrqLine
@@ -23,6 +22,7 @@ from sys_util.typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from threading import RLock
 
     from crosvm_py.machine.irq_routes import ChipWiring
     from crosvm_py.machine.vcpu_exit import VmExitReason
@@ -89,14 +89,22 @@ class Board(ABC):
     """One machine, from its parts to its running vCPUs. Owns the VM and the vCPUs."""
 
     def __init__(
-        self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, pci: PciPlace, wiring: ChipWiring
+        self,
+        kvm: Kvm,
+        memory: GuestMemory,
+        loop: EventLoop,
+        lock: RLock,
+        pci: PciPlace,
+        wiring: ChipWiring,
     ) -> None:
         """Build the board; the caller keeps ``kvm`` and ``memory`` open until ``close``.
+
+        ``lock`` is held around every call of a device.
 
         Raises:
             HostError: KVM refuses a part.
         """
-        self.lock = threading.RLock()
+        self.lock = lock
         self.pio = Bus("port I/O", self.lock)
         self.mmio = Bus("memory-mapped I/O", self.lock)
         self.vm = kvm.create_vm()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 from crosvm_py.care import Care
 from crosvm_py.end_signals import handle_end_signals
@@ -55,7 +56,7 @@ class VirtualMachine:
         warden: WardenProcess,
         serve_control: Callable[[VirtualMachine, VcpuSet, BoundSocket], Closing],
     ) -> None:
-        """Make a VM that does not run yet.
+        """Make a VM that does not run yet, and ask for its devices.
 
         ``serve_control`` is called for the control socket, if there is one, before the vCPUs run.
         What it returns is closed with the VM.
@@ -66,38 +67,41 @@ class VirtualMachine:
         self.loop = EventLoop()
         self._exit: VmExit | None = None
         self._panicked = False
+        self._vcpus: VcpuSet | None = None
+        self._control: Closing | None = None
         arch = host_arch()
         self._memory = GuestMemory.create(arch.ram_ranges(config.memory_bytes))
+        lock = threading.RLock()
+        self.supervisor = Supervisor(
+            self.loop,
+            lock,
+            warden,
+            self._on_device_death,
+            Care(config.device_restarts, config.device_timeout_seconds),
+        )
+        # First, because their processes start while KVM makes the machine.
+        for order in prepared.devices:
+            self.supervisor.spawn(order, self._memory)
         self.machine = arch.make_machine(
             prepared.kvm,
             self._memory,
             self.loop,
+            lock,
             MachineEvents(
                 on_reset=lambda: self._end_soon(VmExit.RESET, "the guest asked for a reset"),
                 on_power_off=lambda: self._end_soon(VmExit.STOPPED, "the guest powered off"),
                 on_panic=self._on_panic,
             ),
         )
-        self.supervisor = Supervisor(
-            self.loop,
-            self.machine.lock,
-            warden,
-            self._on_device_death,
-            Care(config.device_restarts, config.device_timeout_seconds),
-        )
-        self._vcpus: VcpuSet | None = None
-        self._control: Closing | None = None
 
     def build(self) -> None:
-        """Start every device and build the machine around them.
+        """Wait for every device and build the machine around them.
 
         Raises:
             VmmError: a device did not start, or the warden has ended.
             HostError: KVM refuses something.
         """
         prepared, machine = self._prepared, self.machine
-        for order in prepared.devices:
-            self.supervisor.spawn(order, self._memory)
         prepared.serial.attach(
             machine.pio,
             machine.irq_line,

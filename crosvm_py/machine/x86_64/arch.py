@@ -7,6 +7,8 @@ from crosvm_py.machine.x86_64 import layout
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
+    from threading import RLock
+
     from crosvm_py.machine.board import Board, MachineEvents
     from kernel_loader.boot_params import E820Entry
     from kernel_loader.load import BootLayout
@@ -31,13 +33,13 @@ class X86:
         return layout.e820(memory_bytes)
 
     def make_machine(
-        self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, events: MachineEvents
+        self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, lock: RLock, events: MachineEvents
     ) -> Board:
         """Build a PC."""
         # Imported here, because only the vmm needs it, and the warden is forked before.
         from crosvm_py.machine.x86_64.machine import Machine
 
-        return Machine(kvm, memory, loop, events)
+        return Machine(kvm, memory, loop, lock, events)
 
 
 X86_64: Final = X86()

@@ -25,6 +25,8 @@ from kvm.vm import KVM_CAP_TSC_DEADLINE_TIMER
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from threading import RLock
+
     from crosvm_py.machine.board import MachineEvents
     from kernel_loader.load import BootPlan
     from kvm.vm import Kvm
@@ -49,14 +51,14 @@ class Machine(Board):
     """A PC with the same devices and addresses as crosvm's."""
 
     def __init__(
-        self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, events: MachineEvents
+        self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, lock: RLock, events: MachineEvents
     ) -> None:
         """Build the board; see ``Board``.
 
         Raises:
             HostError: KVM refuses a part.
         """
-        super().__init__(kvm, memory, loop, _PCI, chip_wiring())
+        super().__init__(kvm, memory, loop, lock, _PCI, chip_wiring())
         self._kvm = kvm
         self._power = AcpiPm(KvmIrqLine(self.vm, layout.SCI_IRQ), events.on_power_off)
         self._insert_board(events)
