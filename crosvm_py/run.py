@@ -15,6 +15,7 @@ from crosvm_py import bundle
 from crosvm_py.end_signals import release_end_signals, reset_inherited_signals
 from crosvm_py.inherited import close_unused
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
+from crosvm_py.vmm.prepared_kernel import find_prepared
 from jail.signals import keep_signals_inside
 from sys_util import linux
 from sys_util.errors import Refusable
@@ -54,7 +55,7 @@ def run_vm(
         end_relay = stack.enter_context(ExitStack())  # runs last: the relay ends after its writers
         if syslog is not None:
             stack.callback(syslog.close)
-        parser = start_kernel_parser(config)
+        parser = find_prepared(config) or start_kernel_parser(config)
         stack.callback(parser.close)
         # Imported here, while the child reads the kernel.
         from crosvm_py.vmm.preparation import prepare

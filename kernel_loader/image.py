@@ -84,6 +84,7 @@ class KernelImage:
         if fault:
             raise ProtocolError(fault)
         self.what = source.what
+        self.parsed = parsed
         self.kind = parsed.kind
         self.segments = parsed.segments
         self.protocol = parsed.protocol
@@ -91,7 +92,7 @@ class KernelImage:
         self.setup_header = parsed.setup_header
         self.cmdline_max_bytes = parsed.cmdline_max_bytes
         self.initrd_addr_max = parsed.initrd_addr_max
-        self._source = source
+        self.source = source
 
     def check(self, ram: Sequence[tuple[int, int]], low_end: int) -> None:
         """Check that the kernel is inside ``ram``, a list of (gpa, bytes), and above ``low_end``.
@@ -122,11 +123,11 @@ class KernelImage:
         """
         for gpa, _, offset, file_bytes in self.segments:
             if file_bytes:
-                self._source.copy_to(offset, memory, gpa, file_bytes)
+                self.source.copy_to(offset, memory, gpa, file_bytes)
 
     def close(self) -> None:
         """Close the file or free the unpacked kernel. May be called twice."""
-        self._source.close()
+        self.source.close()
 
 
 def holds(segments: Sequence[Segment], address: int) -> bool:

@@ -90,6 +90,8 @@ class Kvm:
     def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
         self._path = path
+        # A VM that was made before its run, with interrupt controllers and without memory.
+        self.ready_vm: Vm | None = None
 
     @classmethod
     def open(cls, path: str = "/dev/kvm") -> Self:

@@ -49,6 +49,18 @@ def policy_path(name: str, directory: str | None = None, arch: str | None = None
     return os.path.join(directory, f"{name}.policy")
 
 
+_kept: dict[str, Policy] = {}
+
+
+def keep_policy(name: str) -> None:
+    """Load one of the program's own policies now; every later ``load_policy`` returns that.
+
+    Raises:
+        PolicyError: the file is missing or wrong.
+    """
+    _kept[name] = load_policy(name)
+
+
 def load_policy(
     name: str,
     *,
@@ -64,6 +76,8 @@ def load_policy(
     Raises:
         PolicyError: the file is missing or wrong.
     """
+    if name in _kept and directory is None and arch is None and not log_failures:
+        return _kept[name]
     arch = arch or machine_arch()
     path = policy_path(name, directory, arch)
     sources = read_sources(path)

@@ -59,8 +59,7 @@ SOCK_FILTER_BYTES: Final = 8
 # struct flock of fcntl(2) on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK: Final = struct.Struct("hhxxxxqqixxxx")
 
-# Asked when this module is imported: the seccomp filter of a device denies sched_getaffinity(2).
-HAS_SEVERAL_PROCESSORS: Final = len(os.sched_getaffinity(0)) > 1
+_processors = len(os.sched_getaffinity(0))
 
 # x86-64 does not reorder loads with other loads, or stores with other stores. Other processors do,
 # unless there is a barrier.
@@ -68,6 +67,21 @@ KEEPS_ORDER: Final = os.uname().machine == "x86_64"
 
 # A full barrier: it also keeps a later load of this thread behind an earlier store (StoreLoad).
 full_barrier = lib.crosvm_full_barrier
+
+
+def count_processors() -> None:
+    """Note how many processors this process may use.
+
+    That is done when this module is imported, because the seccomp filter of a device denies
+    sched_getaffinity(2); do it again when the processors have changed.
+    """
+    global _processors
+    _processors = len(os.sched_getaffinity(0))
+
+
+def has_several_processors() -> bool:
+    """Return whether this process may use more than one processor."""
+    return _processors > 1
 
 
 def _check(result: int, what: str | None = None) -> int:

@@ -94,6 +94,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
     | GROUND
     | {
         *("crosvm_py.__main__", "crosvm_py.cli", "crosvm_py.console", "crosvm_py.inherited"),
+        *("crosvm_py.config", "crosvm_py.kinds", "crosvm_py.vmm"),
         "crosvm_py.version",
     },
     "crosvm_py.control": frozenset({"sys_util", "crosvm_py.requests", "crosvm_py.socket_path"}),

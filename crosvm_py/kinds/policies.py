@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from crosvm_py.kinds.table import DEVICE_KINDS, policies_of
-from seccomp import Policy, load_policy
+from seccomp import Policy, keep_policy, load_policy
 from seccomp.syscalls import machine_arch
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
@@ -88,6 +88,16 @@ def load_run_policies(
         load(_MAIN),
         load(_VCPU),
     )
+
+
+def keep_run_policies() -> None:
+    """Load every filter that a run may need, so that it need not be read again.
+
+    Raises:
+        PolicyError: one is missing or wrong.
+    """
+    for name in (*policies_of(DEVICE_KINDS), *_WARDENS, _FORGE, _MAIN, _VCPU):
+        keep_policy(name)
 
 
 def _recording(name: str, recorded: Recorded) -> Policy:

@@ -52,6 +52,14 @@ class Arch(Protocol):
         """
         ...
 
+    def make_ready(self, kvm: Kvm) -> None:
+        """Make all of a VM that is the same in every machine, so that ``make_machine`` need not.
+
+        Raises:
+            HostError: KVM refuses a part.
+        """
+        ...
+
     def make_machine(
         self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, lock: RLock, events: MachineEvents
     ) -> Board:

@@ -107,7 +107,8 @@ class Board(ABC):
         self.lock = lock
         self.pio = Bus("port I/O", self.lock)
         self.mmio = Bus("memory-mapped I/O", self.lock)
-        self.vm = kvm.create_vm()
+        ready = kvm.ready_vm
+        self.vm = kvm.create_vm() if ready is None else ready
         self._memory = memory
         self._loop = loop
         self._transports: list[VirtioPciTransport] = []
@@ -116,7 +117,8 @@ class Board(ABC):
         # is added; that takes 7 ms if the interrupt controllers have just joined a bus.
         for slot, (region, mapping) in enumerate(memory.mappings):
             self.vm.add_memory(slot, region.gpa, mapping)
-        self._create_interrupt_controllers()
+        if ready is None:
+            self._create_interrupt_controllers()
         self._place = pci
         self._pci = PciRoot()
         self._services = PciServices(

@@ -15,6 +15,7 @@ import signal
 import time
 
 from crosvm_py.pool.cgroup import join_cgroup
+from sys_util import linux
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -81,6 +82,7 @@ def take_over(pid: int, environment: Iterable[bytes]) -> None:
     _refuse_to_fail("control group", join_cgroup, pid)
     _refuse_to_fail("oom_score_adj", _copy_oom_score, pid)
     _refuse_to_fail("processors", os.sched_setaffinity, 0, os.sched_getaffinity(pid))
+    linux.count_processors()
     _refuse_to_fail("priority", _copy_priority, pid)
     os.chdir(f"/proc/{pid}/cwd")
     os.umask(int(status["Umask"], 8))

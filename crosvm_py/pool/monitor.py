@@ -23,8 +23,10 @@ from crosvm_py.inherited import keep_open
 from crosvm_py.pool import protocol
 from crosvm_py.pool.caller import DeclinedError, check_same, own_status, take_over
 from crosvm_py.pool.descriptors import install
+from crosvm_py.pool.head_start import HeadStart
 from crosvm_py.socket_path import peer_credentials
 from crosvm_py.version import VERSION
+from crosvm_py.vmm.prepared_kernel import PreparedKernel, keep_prepared
 from sys_util import linux
 from sys_util.channel import Channel
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError
@@ -45,7 +47,7 @@ def main() -> int:
     gc.disable()
     pool = Channel(socket.socket(fileno=int(sys.argv[1])), protocol.MONITOR_CODEC)
     status = own_status()
-    prepare()
+    head_start = HeadStart()
     linux.set_process_name("crosvm-monitor")
     try:
         pool.send(protocol.Ready())
@@ -53,11 +55,13 @@ def main() -> int:
         linux.set_process_name("crosvm")
     except ChannelClosed:
         return 0  # the pool has ended
-    serve(client, pool, status)
+    serve(client, pool, status, head_start)
     return 0
 
 
-def serve(client: socket.socket, pool: Channel, status: Mapping[str, str]) -> None:
+def serve(
+    client: socket.socket, pool: Channel, status: Mapping[str, str], head_start: HeadStart
+) -> None:
     """Run the VM that the client asks for, and end this process; return if none can be run.
 
     ``status`` is what ``own_status`` returned.
@@ -68,28 +72,13 @@ def serve(client: socket.socket, pool: Channel, status: Mapping[str, str]) -> No
         with suppress(ChannelClosed, ProtocolError):
             pool.send(protocol.Taken())
         pool.close()
-        client = _install(client, job, order, fds)
+        client = _install(client, job, order, fds, head_start)
     except (VmmError, OSError) as error:
         _decline(client, error)
     except ChannelClosed:
         return  # the client has ended
     else:
-        _run(client, job, order)
-
-
-def prepare() -> None:
-    """Do what every run does and what needs no knowledge of it: import all that a run imports."""
-    from crosvm_py.cli.dispatch import COMMANDS
-    from crosvm_py.cli.grammar.command import load_command
-
-    load_command(COMMANDS["run"])
-    for module in (
-        *("crosvm_py.exit_status", "crosvm_py.log", "crosvm_py.run"),
-        *("crosvm_py.vmm.preparation", "crosvm_py.vmm.vm", "crosvm_py.vmm.warden_proxy"),
-        *("crosvm_py.kernel_parser.process", "crosvm_py.warden.warden"),
-        *("crosvm_py.console.terminal", "jail.plan"),
-    ):
-        __import__(module)
+        _run(client, job, order, head_start)
 
 
 def _wait_for_client(pool: Channel) -> socket.socket:
@@ -103,8 +92,13 @@ def _wait_for_client(pool: Channel) -> socket.socket:
     while True:
         poll.poll()
         received = pool.receive()
-        if received is not None and len(received[1]) == 1:
-            return socket.socket(fileno=received[1][0])
+        if received is None:
+            continue
+        message, fds = received
+        if isinstance(message, PreparedKernel):
+            keep_prepared(message, *fds or (-1,))
+        elif len(fds) == 1:
+            return socket.socket(fileno=fds[0])
 
 
 def _receive_order(client: socket.socket) -> tuple[protocol.Run, list[int]]:
@@ -147,7 +141,11 @@ def _become_callers(
 
 
 def _install(
-    client: socket.socket, job: CallersJob, order: protocol.Run, fds: Sequence[int]
+    client: socket.socket,
+    job: CallersJob,
+    order: protocol.Run,
+    fds: Sequence[int],
+    head_start: HeadStart,
 ) -> socket.socket:
     """Take the client's descriptors, and tell it that its VM starts; return its connection.
 
@@ -158,7 +156,8 @@ def _install(
         DeclinedError: we cannot have these descriptors.
         ChannelClosed: the client has ended.
     """
-    moved = install(order.fds, fds, {client.fileno(), job.fd})
+    moved = install(order.fds, fds, {client.fileno(), job.fd, *head_start.fds()})
+    head_start.move(moved)
     job.fd = moved[job.fd]
     client = socket.socket(fileno=moved[client.detach()])
     pidfd = os.pidfd_open(os.getpid())
@@ -174,9 +173,11 @@ def _install(
     return client
 
 
-def _run(client: socket.socket, job: CallersJob, order: protocol.Run) -> NoReturn:
+def _run(
+    client: socket.socket, job: CallersJob, order: protocol.Run, head_start: HeadStart
+) -> NoReturn:
     """Run the command line of the client to its end, tell the client its status, and exit."""
-    keep_open({client.fileno(), job.fd})
+    keep_open({client.fileno(), job.fd, *head_start.fds()})
     set_job(job)
     sys.argv[1:] = map(os.fsdecode, order.words)
     status = run_command_line()

@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 
 from crosvm_py.pool import protocol
+from crosvm_py.pool.kernels import prepare_kernel
 from crosvm_py.socket_path import SocketUse, bind_socket, peer_credentials
 from sys_util import linux
 from sys_util.channel import Channel, socket_pair
@@ -25,6 +26,9 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from crosvm_py.pool.kernels import Kernel
     from crosvm_py.socket_path import BoundSocket
 
 log = get_logger("crosvm.pool")
@@ -59,11 +63,14 @@ class _Monitor:
 class Pool:
     """Serves one socket with ``size`` waiting monitors until it is told to stop."""
 
-    def __init__(self, bound: BoundSocket, size: int, loop: EventLoop) -> None:
-        """Take over ``bound``. Nothing is started before the loop runs."""
+    def __init__(
+        self, bound: BoundSocket, size: int, loop: EventLoop, kernels: Sequence[Kernel] = ()
+    ) -> None:
+        """Take over ``bound``. Every monitor gets ``kernels``, whose descriptors stay open."""
         self._bound = bound
         self._size = size
         self._loop = loop
+        self._kernels = kernels
         self._monitors: list[_Monitor] = []
         self._starts_at = 0.0  # no monitor is started before that
         self._back_off_seconds = 0.0
@@ -114,7 +121,7 @@ class Pool:
             self._loop.call_later(delay, self._start_next)
             return
         try:
-            monitor = _start_monitor()
+            monitor = _start_monitor(self._kernels)
         except OSError as error:
             log.warning("a monitor cannot be started: %s", error.strerror)
             self._back_off()
@@ -191,14 +198,17 @@ class Pool:
             log.info("%d monitors wait at %s", idle, self._bound.path)
 
 
-def run_pool(path: str, size: int) -> None:
+def run_pool(path: str, size: int, kernels: Iterable[str] = ()) -> None:
     """Keep ``size`` monitors waiting at the socket ``path`` until a signal ends the pool.
 
+    They know the ``kernels`` (paths) already, as far as that is worth it.
+
     Raises:
-        ConfigError: the socket cannot be there.
+        ConfigError: the socket cannot be there, or a kernel is none.
         HostError: the host refuses it.
     """
     _check_directory(path)
+    prepared = [each for each in map(prepare_kernel, kernels) if each is not None]
     bound = bind_socket(path, _USE)
     linux.set_process_name("crosvm-pool")
     loop = EventLoop()
@@ -206,7 +216,7 @@ def run_pool(path: str, size: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda _number, _frame: loop.call_soon_threadsafe(loop.stop))
-    pool = Pool(bound, size, loop)
+    pool = Pool(bound, size, loop, prepared)
     try:
         loop.run()
     finally:
@@ -227,7 +237,7 @@ def _check_directory(path: str) -> None:
         )
 
 
-def _start_monitor() -> _Monitor:
+def _start_monitor(kernels: Sequence[Kernel]) -> _Monitor:
     """Execute a monitor in a session of its own, without any setting of ours but stderr.
 
     Raises:
@@ -249,7 +259,11 @@ def _start_monitor() -> _Monitor:
             setsigmask=(),
             setsigdef=_ALL_SIGNALS,
         )
-    return _Monitor(pid, Channel(ours, protocol.POOL_CODEC))
+    channel = Channel(ours, protocol.POOL_CODEC)
+    with suppress(ChannelClosed):  # it has ended already, and we shall hear of it
+        for kernel, unpacked_fd in kernels:
+            channel.send(kernel, [] if unpacked_fd < 0 else [unpacked_fd])
+    return _Monitor(pid, channel)
 
 
 def _has_ended(sock: socket.socket) -> bool:

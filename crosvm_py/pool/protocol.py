@@ -10,6 +10,7 @@ The client in Rust (``launcher/src/wire.rs``) writes and reads the same messages
 
 from __future__ import annotations
 
+from crosvm_py.vmm.prepared_kernel import PreparedKernel
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 from sys_util.wire import Codec, blob, integer, sequence, text
@@ -110,5 +111,5 @@ _ANSWERS: Final[tuple[type[Message], ...]] = (Started, Declined, Ended, Killed)
 
 CLIENT_CODEC: Final = Codec(_ANSWERS)  # what a client may receive
 ORDER_CODEC: Final = Codec((Run,))  # what a monitor may receive of its client
-MONITOR_CODEC: Final = Codec((Serve,))  # and of the pool
+MONITOR_CODEC: Final = Codec((Serve, PreparedKernel))  # and of the pool
 POOL_CODEC: Final = Codec((Ready, Taken))  # what the pool may receive of a monitor

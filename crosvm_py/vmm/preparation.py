@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from crosvm_py.kinds.policies import Recorded
     from crosvm_py.socket_path import BoundSocket
     from crosvm_py.vmm.kernel_parser import KernelParser
+    from crosvm_py.vmm.prepared_kernel import ReadyKernel
     from jail.cgroup import VmCgroup
     from kernel_loader.load import BootPlan
 
@@ -36,6 +37,21 @@ log = get_logger("crosvm.run")
 
 # crosvm, too, passes this to every guest: a panic then ends the VM instead of leaving it hanging.
 _BASE_PARAMETERS = "panic=-1"
+
+
+_ready_kvm: Kvm | None = None
+
+
+def make_kvm_ready() -> Kvm:
+    """Open KVM and make what every VM has, for the one run of this process.
+
+    Raises:
+        HostError: the host refuses it.
+    """
+    global _ready_kvm
+    _ready_kvm = kvm = Kvm.open()
+    host_arch().make_ready(kvm)
+    return kvm
 
 
 class Preparation(NamedTuple):
@@ -64,7 +80,7 @@ class Preparation(NamedTuple):
 
 def prepare(
     config: RunConfig,
-    parser: KernelParser,
+    parser: KernelParser | ReadyKernel,
     stack: ExitStack,
     recorded: Recorded | None = None,
     *,
@@ -90,7 +106,7 @@ def prepare(
     """
     separated = separates_cores(config.core_scheduling)
     arch = host_arch()
-    kvm = Kvm.open()
+    kvm = _ready_kvm or Kvm.open()
     stack.callback(kvm.close)
     if not host_has_hardware_virtualization():
         log.warning("%s", NO_VIRTUALIZATION)
@@ -138,7 +154,10 @@ def _make_cgroup(config: RunConfig, stack: ExitStack) -> VmCgroup | None:
 
 
 def _plan_boot(
-    config: RunConfig, parser: KernelParser, serial: SerialPorts, stack: ExitStack
+    config: RunConfig,
+    parser: KernelParser | ReadyKernel,
+    serial: SerialPorts,
+    stack: ExitStack,
 ) -> BootPlan:
     image = parser.image()
     stack.callback(image.close)

@@ -36,10 +36,16 @@ WAITING: Final = "crosvm-monitor"
 class RunningPool:
     """One pool; use it in a ``with`` statement."""
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        *options: str | Path,
+        program: Sequence[str] = PYTHON,
+    ) -> None:
         self.path = path
         self.size = size
-        command = [sys.executable, "-m", "crosvm_py", "pool", "--size", str(size), str(path)]
+        command = [*program, "pool", "--size", str(size), *map(str, options), str(path)]
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
 
     def __enter__(self) -> Self:

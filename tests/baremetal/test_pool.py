@@ -258,6 +258,26 @@ def test_vm_goes_on_when_its_pool_ends(guests: Path) -> None:
             assert vmm.wait() == VmExit.RESET
 
 
+def test_prepared_kernel_boots_and_another_at_its_path_too(guests: Path) -> None:
+    kernel = build_guest("hello", guests)
+    path = guests / "prepared.elf"
+    path.write_bytes(Path(kernel).read_bytes())
+    with RunningPool(guests / "prepared.sock", 1, "--prepare", path) as pool:
+        words: list[str | Path] = ["--pool", pool.path, "-m", "16", path]
+        assert pool.is_full()
+        with Vmm(words) as vmm:
+            vmm.wait_for(b"hello")
+            assert vmm.wait() == VmExit.RESET
+            assert AS_USUAL not in vmm.log()
+        path.write_bytes(Path(build_guest("echo", guests)).read_bytes())
+        assert pool.is_full()
+        with Vmm(words) as vmm:
+            vmm.wait_for(b"echo")
+            assert pool.running()
+            vmm.type(b"q")
+            assert vmm.wait() == VmExit.RESET
+
+
 def test_monitor_that_dies_is_replaced_by_one_at_other_addresses(pool: RunningPool) -> None:
     (first,) = pool.waiting()
     maps = Path(f"/proc/{first}/maps").read_text()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import compileall
 import shutil
 import site
+import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -30,4 +31,7 @@ def install(directory: Path, *, engine: bool = True) -> Path:
         shutil.copytree(PROJECT / package, library / package, ignore=_LEFT_OUT)
     compileall.compile_dir(library, quiet=1)
     (library / "libraries.pth").write_text("".join(f"{path}\n" for path in site.getsitepackages()))
+    client = Path(sys.executable).parent / "crosvm-pool-client"
+    if engine and client.exists():
+        shutil.copy(client, directory / "bin")
     return Path(shutil.copy(PROJECT / "bin" / "crosvm", directory / "bin"))

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
+
 from crosvm_py.cli.grammar.command import Command
-from crosvm_py.cli.grammar.options import Option, Positional
+from crosvm_py.cli.grammar.options import Option, Positional, text_option
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -29,6 +31,23 @@ SIZE: Final = Option(
 )
 
 
+PREPARE: Final = text_option(
+    "--prepare",
+    "KERNEL",
+    "read this kernel, or that of this guest's folder, now: a run of the same file need not then",
+    repeatable=True,
+)
+
+
+def _kernel(path: str) -> str:
+    """Return the kernel that the argument of ``run`` stands for."""
+    if not os.path.isdir(path):
+        return path
+    from crosvm_py.guest.description import read_guest
+
+    return read_guest(path).kernel
+
+
 def _pool(arguments: Arguments, _settings: GlobalSettings) -> int:
     from crosvm_py.end_signals import reset_inherited_signals
     from crosvm_py.inherited import close_unused, drop_inherited
@@ -39,18 +58,20 @@ def _pool(arguments: Arguments, _settings: GlobalSettings) -> int:
     drop_inherited()
     close_unused(())
     reset_inherited_signals()
-    run_pool(arguments.positional[0], arguments.get(SIZE) or _DEFAULT_SIZE)
+    size = arguments.get(SIZE) or _DEFAULT_SIZE
+    kernels = [_kernel(path) for path in arguments.every(PREPARE)]
+    run_pool(arguments.positional[0], size, kernels)
     return 0
 
 
 COMMAND: Final = Command(
     "pool",
     "keep monitors started, so that crosvm run --pool PATH boots at once",
-    (SIZE,),
+    (SIZE, PREPARE),
     (Positional("PATH", "the socket to make, in a directory of yours"),),
     _pool,
     examples=(
-        "crosvm pool --size 4 $XDG_RUNTIME_DIR/crosvm-pool.sock",
+        "crosvm pool --size 4 --prepare bzImage $XDG_RUNTIME_DIR/crosvm-pool.sock",
         "crosvm run --pool $XDG_RUNTIME_DIR/crosvm-pool.sock -r rootfs.img vmlinux",
     ),
     details="It runs until SIGTERM, SIGINT or SIGHUP. VMs that it has started go on then. Start it "

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.machine.board import MachineEvents
     from kernel_loader.load import BootPlan
-    from kvm.vm import Kvm
+    from kvm.vm import Kvm, Vm
     from sys_util.event_loop import EventLoop
     from sys_util.guest_memory import GuestMemory
 
@@ -45,6 +45,18 @@ _PCI: Final = PciPlace(
     first_slot=layout.FIRST_DEVICE_SLOT,
     slots=layout.PCI_SLOTS,
 )
+
+
+def create_interrupt_controllers(vm: Vm) -> None:
+    """Have KVM make what ``Machine`` has of it beside memory and vCPUs.
+
+    Raises:
+        HostError: KVM refuses a part.
+    """
+    vm.set_identity_map_address(layout.IDENTITY_MAP_GPA)
+    vm.set_tss_address(layout.TSS_GPA)
+    vm.create_irqchip()
+    vm.create_pit2()
 
 
 class Machine(Board):
@@ -64,11 +76,7 @@ class Machine(Board):
         self._insert_board(events)
 
     def _create_interrupt_controllers(self) -> None:
-        vm = self.vm
-        vm.set_identity_map_address(layout.IDENTITY_MAP_GPA)
-        vm.set_tss_address(layout.TSS_GPA)
-        vm.create_irqchip()
-        vm.create_pit2()
+        create_interrupt_controllers(self.vm)
 
     def _insert_board(self, events: MachineEvents) -> None:
         low, *high = (region.size_bytes for region in self._memory.regions)

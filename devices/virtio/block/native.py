@@ -7,7 +7,7 @@ from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, INTERRUPTS
 from devices.virtio.device import MAX_BYTES_PER_TURN, MAX_CHAINS_PER_TURN
 from devices.virtio.features import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
 from devices.virtio.queue.split_queue import Handover
-from sys_util.linux import HAS_SEVERAL_PROCESSORS
+from sys_util.linux import has_several_processors
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ else:
 
 # To watch the ring for this long costs less than to sleep and be woken. On a host with one
 # processor it would only take the guest's time.
-POLL_NS: Final = 32_000 if HAS_SEVERAL_PROCESSORS else 0
+POLL_NS: Final = 32_000
 
 
 class NativeDisk:
@@ -85,7 +85,7 @@ class NativeQueue:
         queue.disk.capacity_sectors = disk.capacity_sectors
         queue.disk.writethrough = disk.writethrough
         # Watch a ring only if it is the only one: other queues would wait meanwhile.
-        queue.limits.poll_ns = POLL_NS if disk.queues == 1 else 0
+        queue.limits.poll_ns = POLL_NS if disk.queues == 1 and has_several_processors() else 0
         outcome = queue.turn()
         done, cells = queue.done, counters.cells
         counters.requests = cells[REQUESTS] = counters.requests + done.requests
