@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from devices.virtio.device import VirtioDevice
 
 
+# struct virtio_net_config: the field ``status`` comes after the address (virtio 1.3 §5.1.4).
+_STATUS: Final = slice(6, 8)
+_LINK_UP: Final = 1
+
+
+def is_link_up(config: bytes) -> bool:
+    """Return whether a card with this configuration shows the guest a link."""
+    return bool(int.from_bytes(config[_STATUS], "little") & _LINK_UP)
+
+
 def open_card(index: int, spec: NetworkSpec, *, rehearsal: bool = False) -> DeviceOrder:
     """Open the host's side of card ``index``: a TAP interface or passt.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 
+from crosvm_py.kinds.net import is_link_up
 from crosvm_py.operations.operation import operation
 from crosvm_py.requests.devices import (
     MAX_CGROUP_CHARS,
@@ -53,6 +54,7 @@ def _info(device: DeviceProcess) -> DeviceInfo:
         queues=_queues(device),
         counters=tuple(CounterInfo(name, value) for name, value in counters.items()),
         cgroup=device.cgroup[:MAX_CGROUP_CHARS],
+        link=("up" if is_link_up(device.config) else "down") if device.kind.is_card else "",
     )
 
 

@@ -44,7 +44,8 @@ class CounterInfo(NamedTuple):
 class DeviceInfo(NamedTuple):
     """One device, as the vmm sees it.
 
-    ``cgroup`` is the directory of its group in cgroup v2, empty if it has none.
+    ``cgroup`` is the directory of its group in cgroup v2, empty if it has none. ``link`` is what a
+    network card shows the guest, "up" or "down"; other devices have none.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
@@ -55,6 +56,7 @@ class DeviceInfo(NamedTuple):
     queues: tuple[QueueInfo, ...]
     counters: tuple[CounterInfo, ...]
     cgroup: str = ""
+    link: str = ""
 
 
 @fact
@@ -74,6 +76,7 @@ class DeviceList:
                 sequence(record(QueueInfo, U16, boolean, U64, text(8)), _MAX_QUEUES),
                 sequence(record(CounterInfo, text(MAX_NAME_CHARS), U64), _MAX_COUNTERS),
                 text(MAX_CGROUP_CHARS),
+                text(8),
             ),
             _MAX_DEVICES,
         ),

@@ -45,6 +45,7 @@ def as_fields(device: DeviceInfo) -> dict[str, object]:
         "state": device.state,
         "policy": device.policy,
         "cgroup": device.cgroup or None,
+        "link": device.link or None,
         "queues": [
             {
                 "size": queue.size,
@@ -63,15 +64,18 @@ def table(devices: Sequence[DeviceInfo]) -> list[str]:
 
     ``QUEUES`` are enabled queues and all queues. ``ENGINE`` is what serves the enabled ones:
     native code or Python in the device's process, or the host's kernel (vhost). ``LIMIT`` is how
-    long a queue of the device still has to wait because of a rate limit.
+    long a queue of the device still has to wait because of a rate limit. ``LINK``, where there is
+    a network card, is what it shows the guest.
     """
     common = _common_counters(devices)
-    head = ["index", "name", "pid", "state", "policy", "queues", "engine", "limit", *common]
+    links = ["link"] if any(device.link for device in devices) else []
+    head = ["index", "name", "pid", "state", *links, "policy", "queues", "engine", "limit", *common]
     rows = [[word.replace("_", "-").upper() for word in head]]
     for device in devices:
         counters = {counter.name: counter.value for counter in device.counters}
         enabled = sum(queue.enabled for queue in device.queues)
-        facts = (device.name, device.pid, device.state, device.policy)
+        links = [device.link or "-"] if "LINK" in rows[0] else []
+        facts = (device.name, device.pid, device.state, *links, device.policy)
         queues = (f"{enabled}/{len(device.queues)}", _engines(device), _longest_wait(device))
         row = [device.index, *facts, *queues]
         rows.append([printable(str(cell)) for cell in (*row, *(counters[name] for name in common))])

@@ -157,7 +157,10 @@ class NetCard(SimpleDevice):
             return super().command(command)
         self._set_link(up=command.up)
         if command.up and not self._state.link_up:
-            raise CommandError("the network behind the card is gone, so that the link stays down")
+            raise CommandError(
+                "the network behind the card is gone: the link is down until this VM is started "
+                "again"
+            )
         return Obeyed()
 
     # ControlTarget

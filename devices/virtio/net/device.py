@@ -93,7 +93,11 @@ class Net(NetCard):
             limiter.configure(self._state.limits)
 
     def _on_gone(self, error: EndGoneError) -> None:
-        """Show the guest a pulled cable, because the host's end is gone."""
-        self._log.error("%s; the link is down", error)
+        """Show the guest a pulled cable, because the host's end is gone.
+
+        Nothing here can get another: no process of a VM whose guest runs may start passt, or make
+        a TAP.
+        """
+        self._log.error("%s: the guest's link is down until this VM is started again", error)
         self._change(link_up=False, announce=False)
         self._tell()

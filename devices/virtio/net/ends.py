@@ -113,14 +113,14 @@ class TapEnd:
         except OSError as error:
             if error.errno != errno.EBADFD:  # such as EINVAL, for segments of an unknown GSO type
                 raise
-            raise EndGoneError(f"TAP: {error.strerror}") from error
+            raise EndGoneError("the TAP was deleted") from error
 
     def send(self, header: bytes, frame: Sequence[memoryview]) -> None:
         try:
             os.writev(self.fd, [header, *frame])
         except OSError as error:
             if error.errno == errno.EBADFD:
-                raise EndGoneError(f"TAP: {error.strerror}") from error
+                raise EndGoneError("the TAP was deleted") from error
             raise
 
     def may_repeat(self, frame: Sequence[memoryview]) -> bool:

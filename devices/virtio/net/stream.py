@@ -339,10 +339,10 @@ class StreamEnd:
         return True
 
     def _end_of_stream(self) -> NoReturn:
-        raise EndGoneError("user-mode network: passt has ended")
+        raise EndGoneError("passt has ended")
 
     def _lose(self, error: OSError) -> NoReturn:
-        raise EndGoneError(f"user-mode network: {error.strerror}") from error
+        raise EndGoneError(f"passt has ended ({error.strerror})") from error
 
 
 def _has_syn(frame: bytes) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.device_process import protocol
+from crosvm_py.kinds.net import NET
 from crosvm_py.kinds.vsock import VHOST_VSOCK, VSOCK
 from crosvm_py.operations.devices import find_device, limit_device, list_devices
 from crosvm_py.requests.catalogue import RESPONSES
@@ -102,6 +103,17 @@ def test_vsock_of_the_kernel_has_no_counters_of_ours(device: HostileDevice) -> N
         assert info.policy == kind.policy_name
         found[kind.name] = {counter.name for counter in info.counters}
     assert found["vsock"] - found["vhost-vsock"] == set(COUNTERS)
+
+
+def test_list_tells_what_link_a_card_shows(
+    device: HostileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.host.kind = NET
+    for status, link in ((0, "down"), (1, "up"), (2, "down"), (3, "up")):
+        config = bytes(6) + status.to_bytes(2, "little") + bytes(9)
+        monkeypatch.setattr(device.host, "_config", config)
+        (info,) = list_devices(vm_of(device.host), ListDevices()).devices
+        assert info.link == link
 
 
 def test_list_asks_no_device(device: HostileDevice) -> None:

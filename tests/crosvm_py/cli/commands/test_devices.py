@@ -88,6 +88,16 @@ def test_table_has_a_line_for_each_device_and_the_counters_all_have() -> None:
     ]
 
 
+def test_table_has_the_link_where_there_is_a_card() -> None:
+    card = RNG._replace(name="net:0", link="down")
+    found = [line.split()[:5] for line in table([card, RNG])]
+    assert found == [
+        ["INDEX", "NAME", "PID", "STATE", "LINK"],
+        ["1", "net:0", "42", "idle", "down"],
+        ["1", "rng", "42", "idle", "-"],
+    ]
+
+
 def test_table_without_devices_is_its_head() -> None:
     assert table([]) == ["INDEX  NAME  PID  STATE  POLICY  QUEUES  ENGINE  LIMIT"]
 
@@ -104,6 +114,7 @@ def test_fields_have_every_queue_and_counter() -> None:
         "state": "active",
         "policy": "block_device",
         "cgroup": "/sys/fs/cgroup/crosvm-40/block:0",
+        "link": None,
         "queues": [
             {"size": 128, "enabled": True, "engine": "native", "limit_wait_ms": 1234},
             {"size": 128, "enabled": True, "engine": "python", "limit_wait_ms": None},

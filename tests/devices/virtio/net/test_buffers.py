@@ -137,6 +137,7 @@ def test_link_of_a_network_that_is_gone_does_not_come_up(lines: list[str]) -> No
     rig.driver.reset()
     rig.driver.start()
     assert rig.config()[1] == 0
+    assert "passt has ended: the guest's link is down until this VM is started again" in lines
     rig.close()
 
 

@@ -132,7 +132,7 @@ def test_stats_are_shown_to_the_vmm(rig: NetRig) -> None:
 
 
 def test_tap_deleted_is_a_cable_that_was_pulled(
-    rig: NetRig, monkeypatch: pytest.MonkeyPatch
+    rig: NetRig, monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
     rig.offer(2000)
 
@@ -147,6 +147,7 @@ def test_tap_deleted_is_a_cable_that_was_pulled(
     rig.send(PLAIN + frame(60))
     assert rig.driver.queues[1].collect()
     assert rig.driver.context.config_changes == 1
+    assert lines == ["the TAP was deleted: the guest's link is down until this VM is started again"]
 
 
 def test_pause_gives_every_chain_back_to_the_ring(rig: NetRig) -> None:
