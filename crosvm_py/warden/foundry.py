@@ -200,8 +200,7 @@ class Foundry:
             case Failed(reason):
                 mould.reason = reason
             case CallDenied(number):
-                name = f"{syscall_name(number)} ({number})"
-                mould.reason = f"its interpreter was killed by seccomp: {name}"
+                mould.reason = f"its interpreter {_describe_denied(number)}"
             case Born(pid):
                 self._on_born(mould, pid)
 
@@ -336,3 +335,15 @@ class Foundry:
     def _on_forge_end(self) -> None:
         for mould in [mould for mould in self._moulds if mould.pidfd < 0]:
             self._give_up(mould, f"the forge {self._forge.end}")
+
+
+def _describe_denied(number: int) -> str:
+    """Say what ended a mould that was denied a system call.
+
+    It has the filter of the forge, which lets the forge alone send itself a signal. So abort(3)
+    in a mould, as CPython and glibc call it for a fatal error, ends with this call.
+    """
+    name = syscall_name(number)
+    if name == "tgkill":
+        return f"aborted (abort(3) calls {name} ({number}), which policy forge denies it)"
+    return f"was killed by seccomp: {name} ({number})"

@@ -217,6 +217,19 @@ def test_broken_code_is_one_line_and_leaves_the_process_that_there_is(
         assert rig.deaths == []
 
 
+def test_mould_that_aborts_is_said_to_have_aborted(
+    sandbox: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot = "import sys; sys.path[:] = sys.argv[3:]; import crosvm_py.warden.mould as m\n"
+    boot += "m.Channel.send = lambda *a: __import__('os').abort()\n"  # under its filters
+    monkeypatch.setattr(forge, "BOOT", boot + forge.BOOT)
+    with DeviceRig(sandbox=sandbox, care=Care(ALWAYS)) as rig:
+        device = start(rig)
+        end = "aborted (abort(3) calls tgkill" if sandbox else "was killed by signal 6"
+        assert f"its interpreter {end}" in restart(rig, device)
+        assert rig.deaths == []
+
+
 def test_mould_that_hangs_is_given_up(sandbox: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forge, "BOOT", "import time; time.sleep(3600)")
     monkeypatch.setattr("crosvm_py.warden.foundry.MOULD_SECONDS", 0.2)
