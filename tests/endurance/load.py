@@ -22,6 +22,7 @@ DEVICES: Final = ("block:1", "net:0", "block:2", "vsock", "rng", "block:0", "bal
 HARASS: Final = "/project/tests/endurance/harass.py"
 BLOB_MIB: Final = 8
 WAKE_SECONDS: Final = 5.0
+PATIENCE_SECONDS: Final = 900.0  # it boots and ends beside whatever else this machine does
 
 # fio writes blocks with checksums at depth 16 and reads each of them back; files of another disk
 # are written and compared; the network brings the same bytes on each new connection, and iperf3
@@ -122,13 +123,14 @@ def run_load(host: KvmHost, limit: str, seed: int, victims: Sequence[str] = DEVI
                 *disks, *net, *more, *restart, "-c", "2", "-m", "512", kernel=CLOUD, script=SCRIPT
             )
         )
-        vm.wait_for("the load runs")
+        vm.command.wait_for("the load runs", PATIENCE_SECONDS)
         report("the load runs")
         words = ["python3", HARASS, vm.socket, str(seed), limit, *victims]
         harass = stack.enter_context(host.start(words))
         wrong = [] if _status_of(harass, host) == 0 else [harass.stderr, vm.log]
         done = json.loads(harass.stdout or '{"killed": 0, "stopped": 0, "counters": {}}')
         vm.command.send("stop\n")
+        vm.command.wait(PATIENCE_SECONDS)
         facts = vm.finish()
         wrong += [
             f"{name} is {facts.get(name)!r}"
