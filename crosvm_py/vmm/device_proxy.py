@@ -8,13 +8,11 @@ the state that the driver then expects: active queues, writes to the configurati
 
 from __future__ import annotations
 
-import select
-import time
-
 from crosvm_py.care import DEFAULT_TIMEOUT_SECONDS
 from crosvm_py.device_process import protocol
 from crosvm_py.vmm.config_writes import ConfigWrites
 from crosvm_py.vmm.death import DeviceDeath
+from crosvm_py.vmm.hang_watch import HangWatch
 from crosvm_py.vmm.link import GONE, DeviceLink
 from crosvm_py.vmm.status import DeviceStatus
 from devices.virtio.commands import Refused
@@ -81,8 +79,7 @@ class DeviceProcess:
         self._writes = ConfigWrites(self._pass_writes, self._serves, *fields)
         self._last_reset = self._resets_done = 0  # number of the last reset requested, completed
         self._kick_fds: dict[int, int] = {}  # of active queues, by index; the transport owns them
-        # While a kick is unread: the count of kicks served, and since when it has not changed.
-        self._unserved: tuple[int, float] | None = None
+        self._hang_watch = HangWatch()
         self._on_ready: Callable[[], None] = lambda: None
         self._on_failure: Callable[[], None] = lambda: None
         self._waiters: list[Callable[[], None]] = []
@@ -111,7 +108,7 @@ class DeviceProcess:
         """Use a new process, at the other end of ``sock``. Owns ``sock`` from now on."""
         self.death = DeviceDeath()
         with self._lock:
-            self._unserved = None
+            self._hang_watch.forget()
             self._link = DeviceLink(
                 sock, self._loop, self._lock, self._timeout, self._take, self._on_end
             )
@@ -268,23 +265,16 @@ class DeviceProcess:
         if not link.pending:
             link.request(protocol.Ping)
         served = self.cells[KICKS] if self.cells else 0
-        if not self._has_kicks():
-            self._unserved = None
-        elif self._unserved is None or self._unserved[0] != served:
-            self._unserved = (served, time.monotonic())
-        elif time.monotonic() - self._unserved[1] >= timeout_seconds:
+        waited = self._hang_watch.unserved_seconds(self._watched_kicks(), served)
+        if waited and waited >= timeout_seconds:
             self.fail(f"serves no queue for {timeout_seconds:.10g} s")
 
-    def _has_kicks(self) -> bool:
-        """Return whether the driver kicked a queue and the process has not read the eventfd yet."""
+    def _watched_kicks(self) -> tuple[int, ...]:
+        """Return the kick eventfds that the process has to read, if it has to read any now."""
         if self.status.needs_reset or self.kind.in_kernel:
-            return False
-        poll = select.poll()
+            return ()
         with self._lock:
-            kick_fds = tuple(self._kick_fds.values())
-        for fd in kick_fds:
-            poll.register(fd, select.POLLIN)
-        return bool(poll.poll(0))
+            return tuple(self._kick_fds.values())
 
     def _request(
         self,
