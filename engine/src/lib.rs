@@ -10,3 +10,6 @@ pub mod memory;
 pub mod poll;
 pub mod ring;
 pub mod sys;
+
+#[cfg(test)]
+mod guest_tests;

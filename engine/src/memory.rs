@@ -227,9 +227,14 @@ pub mod testing {
 
     use super::*;
 
-    /// Return so many zero bytes from address 0 on, and a bitmap. Both are never freed.
+    #[repr(align(4096))]
+    #[derive(Clone)]
+    struct Page(#[expect(dead_code, reason = "it is used as bytes")] [u8; PAGE_BYTES as usize]);
+
+    /// Return so many zero bytes, whole pages, from address 0 on, and a bitmap. Both are never freed.
     pub fn memory(size_bytes: usize) -> (Arc<GuestMemory>, &'static [AtomicU64]) {
-        let bytes = Box::leak(vec![0u64; size_bytes / 8].into_boxed_slice());
+        let pages = vec![Page([0; PAGE_BYTES as usize]); size_bytes / PAGE_BYTES as usize];
+        let bytes = Box::leak(pages.into_boxed_slice());
         let words = (size_bytes / PAGE_BYTES as usize).div_ceil(64);
         let bitmap: &'static [AtomicU64] =
             Box::leak((0..words).map(|_| AtomicU64::new(0)).collect());
