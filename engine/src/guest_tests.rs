@@ -53,6 +53,15 @@ impl Random {
     }
 }
 
+/// Says that one side is over, also if that is by a panic: the other must not wait for ever.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The driver's side of the queue.
 struct Driver {
     memory: Arc<GuestMemory>,
@@ -188,11 +197,15 @@ fn used_element_and_data_are_there_before_the_index() {
         driver.desc(TABLE, slot, DATA + 8 * u64::from(slot), 8, 2, 0);
     }
     let count = rounds(50_000);
+    let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(move || {
+        scope.spawn(|| {
             let mut chain = Chain::default();
             for number in 0..count {
                 while ring.pop(&mut chain) != Popped::Chain {
+                    if is_over.load(Ordering::Relaxed) {
+                        return;
+                    }
                     std::hint::spin_loop();
                 }
                 let buffer = chain.writable[0];
@@ -200,6 +213,7 @@ fn used_element_and_data_are_there_before_the_index() {
                 ring.add_used(chain.head, number);
             }
         });
+        let _end = End(&is_over);
         for number in 0..count {
             let at = number as u16;
             driver.offer(at, at % SIZE);
@@ -326,6 +340,7 @@ fn memory_that_changes_meanwhile_harms_nobody() {
                 put(&driver.memory, at, &[byte]);
             }
         });
+        let _end = End(&is_over);
         let mut random = Random(0xC0FF_EE00_C0FF_EE01);
         let mut at = 0u16;
         for _ in 0..rounds(20_000) {
@@ -344,7 +359,6 @@ fn memory_that_changes_meanwhile_harms_nobody() {
                 refused += 1;
             }
         }
-        is_over.store(true, Ordering::Relaxed);
     });
     assert!(served > 0 && refused > 0, "{served} {refused}");
 }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PROJECT: Final = Path(__file__).parents[2]
 CHAINS: Final = 20_000
 SEED: Final = 5
-PATIENCE_SECONDS: Final = 900
+PATIENCE_SECONDS: Final = 300
 
 
 class Defect(NamedTuple):
