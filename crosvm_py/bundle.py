@@ -51,7 +51,7 @@ class Head:
     path: ``sys.path`` with the folders of third-party packages.
     watched: files and folders that decide what is found there, and when each was changed.
     modules: by name: source file, when it was changed, its size, whether it is a package, and
-        where its code begins and ends, counted from the end of the head.
+        where its code, after its name, begins and ends, counted from the end of the head.
     extensions: modules in C by name: their files.
     code_bytes: the size of everything behind the head.
     """
@@ -87,10 +87,14 @@ class Head:
 class Bundle:
     """A bundle in memory: an entry of ``sys.meta_path``, and the loader of its modules."""
 
-    def __init__(self, file: str, head: Head, code: memoryview) -> None:
-        """Take over ``head``. Modules whose source has changed are left out."""
+    def __init__(self, file: str, fd: int, head: Head, begin: int) -> None:
+        """Take over ``fd``, the open file, and ``head``. The code begins at ``begin``.
+
+        Modules whose source has changed are left out.
+        """
+        self.fd = fd
         self._file = file
-        self._code = code
+        self._begin = begin
         self._modules = {
             name: module for name, module in head.modules.items() if _is_current(*module[:3])
         }
@@ -104,9 +108,13 @@ class Bundle:
         module = self._modules.get(name)
         if module is None:
             return self._find_extension(name)
-        origin, is_package = module[0], module[3]
+        origin, _, _, is_package, begin, end = module
+        code = self._read(name.encode(), begin, end)
+        if code is None:
+            return None
         spec = ModuleSpec(name, self, origin=origin, is_package=is_package)  # type: ignore[arg-type]  # importlib looks for the methods, not for the base class
         spec.has_location = True
+        spec.loader_state = code
         spec.cached = self._file
         if is_package:
             spec.submodule_search_locations = [os.path.dirname(origin)]
@@ -126,14 +134,24 @@ class Bundle:
 
     def exec_module(self, module: ModuleType) -> None:
         """Execute the code of a module."""
-        _, _, _, _, begin, end = self._modules[module.__name__]
-        exec(marshal.loads(self._code[begin:end]), module.__dict__)
+        spec = module.__spec__
+        if spec is not None:
+            code, spec.loader_state = spec.loader_state, None
+            exec(marshal.loads(code), module.__dict__)
+
+    def _read(self, mark: bytes, begin: int, end: int) -> bytes | None:
+        """Return marshalled code; ``None`` if another file has our descriptor's number by now."""
+        try:
+            found = os.pread(self.fd, end - begin, self._begin + begin)
+        except OSError:
+            return None
+        return found[len(mark) :] if found.startswith(mark) else None
 
     def close(self) -> None:
-        """Free the memory. Modules that were imported refer to this object."""
+        """Close the file and free the memory. Imported modules still refer to this object."""
         self._modules = {}
         self._extensions = {}
-        self._code = memoryview(b"")
+        os.close(self.fd)
 
 
 _used: Bundle | None = None
@@ -162,20 +180,23 @@ def use(file: str) -> bool:
     """
     global _used
     drop()
-    content = _read(file)
-    if content is None:
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
         return False
-    begin = len(MAGIC) + LENGTH_BYTES
-    end = begin + int.from_bytes(content[len(MAGIC) : begin], "little")
-    head = Head.decode(content[begin:end])
+    head, begin = _read_head(fd)
     if head is None:
-        return False
-    if len(content) - end != head.code_bytes or not _is_path_current(head.watched):
+        os.close(fd)
         return False
     sys.path[:] = head.path
-    _used = Bundle(file, head, memoryview(content)[end:])
+    _used = Bundle(file, fd, head, begin)
     sys.meta_path.insert(0, _used)
     return _used.is_complete
+
+
+def used_fds() -> frozenset[int]:
+    """Return the descriptor of the bundle that is used, if any; only ``drop`` may close it."""
+    return frozenset() if _used is None else frozenset({_used.fd})
 
 
 def drop() -> None:
@@ -202,23 +223,21 @@ def make(file: str) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _read(file: str) -> bytes | None:
-    """Return the content of a bundle, if it is for this interpreter and can be trusted."""
-    try:
-        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        status = os.fstat(fd)
-        owners = (0, os.geteuid(), os.stat(__file__).st_uid)
-        if status.st_uid not in owners or status.st_mode & _OTHERS_MAY_WRITE:
-            return None
-        content = os.read(fd, status.st_size)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    return content if content.startswith(MAGIC) else None
+def _read_head(fd: int) -> tuple[Head | None, int]:
+    """Return the head of a bundle and where its code begins; no head if it must not be used."""
+    status = os.fstat(fd)
+    owners = (0, os.geteuid(), os.stat(__file__).st_uid)
+    if status.st_uid not in owners or status.st_mode & _OTHERS_MAY_WRITE:
+        return None, 0
+    begin = len(MAGIC) + LENGTH_BYTES
+    start = os.pread(fd, begin, 0)
+    if start[: len(MAGIC)] != MAGIC:
+        return None, 0
+    length = int.from_bytes(start[len(MAGIC) :], "little")
+    head = Head.decode(os.pread(fd, length, begin))
+    if head is None or begin + length + head.code_bytes != status.st_size:
+        return None, 0
+    return head if _is_path_current(head.watched) else None, begin + length
 
 
 def _is_current(origin: str, mtime_ns: int, size_bytes: int) -> bool:

@@ -16,6 +16,7 @@ from crosvm_py.bundle import Head
 TYPE_CHECKING = False  # a type checker takes this name for true, as it does in typing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from types import CodeType
     from typing import Final
 
 # Where the processes of a run begin, beside its command line and the kinds of device.
@@ -54,8 +55,6 @@ def write_bundle(file: str, path: Sequence[str], base: Sequence[str]) -> None:
 
 def import_all() -> None:
     """Import every module that some process of a run imports."""
-    from importlib import import_module
-
     from crosvm_py.cli.dispatch import COMMANDS
     from crosvm_py.cli.grammar.command import load_command
     from crosvm_py.kinds.table import DEVICE_KINDS
@@ -63,10 +62,11 @@ def import_all() -> None:
     from crosvm_py.operations.dispatch import load_operations
     from seccomp import syscall_name
     from seccomp.syscalls import machine_arch
+    from sys_util.modules import load_module
 
     load_command(COMMANDS["run"])
     for name in (*BEGINNINGS, _MACHINE.format(machine_arch())):
-        import_module(name)
+        load_module(name)
     host_arch()
     load_operations()
     syscall_name(0)
@@ -89,14 +89,20 @@ def _encode(path: list[str], added: Iterable[str]) -> bytes:
         if isinstance(spec.loader, ExtensionFileLoader):
             extensions[name] = spec.origin
         elif isinstance(spec.loader, SourceFileLoader):
-            status = os.stat(spec.origin)  # before the code is read
-            codes.append(marshal.dumps(spec.loader.get_code(name)))
+            status = os.stat(spec.origin)  # before the source is read
+            codes.append(name.encode() + marshal.dumps(_compile(spec.origin)))
             begin, end = end, end + len(codes[-1])
             is_package = spec.submodule_search_locations is not None
             stamp = (spec.origin, status.st_mtime_ns, status.st_size)
             modules[name] = (*stamp, is_package, begin, end)
     head = Head(path, _watch(added), modules, extensions, end)
     return b"".join([head.encode(), *codes])
+
+
+def _compile(origin: str) -> CodeType:
+    """Compile a source file. Nobody reads docstrings here, and they would take memory."""
+    with open(origin, "rb") as source:
+        return compile(source.read(), origin, "exec", dont_inherit=True, optimize=2)
 
 
 def _watch(added: Iterable[str]) -> list[tuple[str, int]]:

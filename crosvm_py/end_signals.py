@@ -9,8 +9,7 @@ with the second we could not learn how a child ended.
 
 from __future__ import annotations
 
-import signal
-
+from sys_util import signal
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def reset_inherited_signals() -> None:
 def handle_end_signals(handler: Callable[[int, FrameType | None], None]) -> None:
     """Set ``handler`` for the end signals, except for those that are ignored."""
     for signum in END_SIGNALS:
-        if signal.getsignal(signum) is not signal.SIG_IGN:
+        if signal.getsignal(signum) != signal.SIG_IGN:
             signal.signal(signum, handler)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 
+from crosvm_py import bundle
 from sys_util import linux
 from sys_util.environment import forget_environment
 from sys_util.typing import TYPE_CHECKING, Final
@@ -42,7 +43,7 @@ def drop_inherited() -> None:
         OSError: the kernel is older than Linux 5.11 and lacks CLOSE_RANGE_CLOEXEC.
     """
     linux.close_on_exec(_FIRST)
-    _found.update(set(_open_fds()) - _ours)
+    _found.update(_open_fds() - _ours - bundle.used_fds())
     forget_environment(KEPT)
 
 
@@ -57,13 +58,13 @@ def close_unused(keep: Iterable[int]) -> None:
     _found.clear()
 
 
-def _open_fds() -> list[int]:
+def _open_fds() -> set[int]:
     """Return all open descriptors but the standard streams; none if there is no /proc."""
     try:
         names = os.listdir("/proc/self/fd")
     except OSError:
-        return []
-    return [fd for fd in map(int, names) if fd >= _FIRST and _is_open(fd)]
+        return set()
+    return {fd for fd in map(int, names) if fd >= _FIRST and _is_open(fd)}
 
 
 def _is_open(fd: int) -> bool:

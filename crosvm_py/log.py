@@ -10,11 +10,10 @@ socket moves to the relay, and lines go to the relay through a pipe.
 from __future__ import annotations
 
 import os
-import socket
 import time
 
 from crosvm_py.relay.outlet import Outlet, open_outlet
-from sys_util import log
+from sys_util import log, socket
 from sys_util.line_writer import LineWriter
 from sys_util.nonblocking import PIPE_BUF
 from sys_util.typing import Final

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import array
 import os
-import signal
-import socket
 
 from crosvm_py.end_signals import handle_end_signals, reset_inherited_signals
 from seccomp.record import Recording
-from sys_util import linux
+from sys_util import linux, signal, socket
 from sys_util.channel import socket_pair
 from sys_util.event_loop import EPOLLIN, EventLoop
 from sys_util.log import get_logger

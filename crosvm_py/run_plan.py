@@ -34,8 +34,6 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-import msgpack
-
 from crosvm_py.end_signals import reset_inherited_signals
 from crosvm_py.kinds.cgroup import DeviceLimits, file_memory, find_vm_site
 from crosvm_py.kinds.jail import jail_for
@@ -50,6 +48,7 @@ from jail.ids import choose
 from jail.namespaces import NAMESPACES
 from kernel_loader.boot_params import E820_RAM
 from seccomp.loader import count, load_policy
+from sys_util import msgpack
 from sys_util.channel import socket_pair
 from sys_util.errors import VmmError
 from sys_util.log import get_logger

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import stat
 import struct
 
+from sys_util import socket
 from sys_util.errors import ConfigError, HostError
 from sys_util.typing import Final, NamedTuple
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 
 from jail.ids import JAILED_ID, NO_PROC
-from sys_util import linux
+from sys_util import linux, signal
 from sys_util.errors import NO_MORE_PROCESSES, HostError
 from sys_util.typing import TYPE_CHECKING, Final
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import signal
 
 # Only for the constants in python-prctl's C module: its Python module builds 200 functions that we
 # do not use, which takes 2 ms of every start. We make every call through ``linux.prctl``.
 import _prctl
 
-from sys_util import landlock, linux
+from sys_util import landlock, linux, signal
 from sys_util.facts import fact
 from sys_util.log import get_logger
 from sys_util.seccomp_notify import load_recording_filter

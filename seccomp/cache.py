@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
 try:
     # hashlib loads OpenSSL, which takes 2.5 ms: longer than all the rest if the policy is cached.
-    from _sha2 import sha256  # type: ignore[import-not-found] # private to CPython, since 3.12
+    if sys.version_info >= (3, 12):
+        from _sha2 import sha256
+    else:
+        from _sha256 import sha256  # type: ignore[import-not-found] # private to CPython
 except ImportError:
-    try:
-        from _sha256 import sha256  # type: ignore[import-not-found] # the same of CPython 3.11
-    except ImportError:
-        from hashlib import sha256
+    from hashlib import sha256
 
 FORMAT: Final = b"crosvm-py policy 2\n"  # change it whenever the compiler changes
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import array
 import os
-import socket
 
+from sys_util import socket
 from sys_util.errors import ChannelClosed, ChannelFull, ProtocolError
 from sys_util.typing import TYPE_CHECKING, Final
 from sys_util.wire import MAX_MESSAGE_BYTES, Codec, Message, encode

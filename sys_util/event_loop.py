@@ -113,7 +113,7 @@ class EventLoop:
         Without this a signal that the kernel hands to another thread, or that comes just before
         epoll_wait(2), waits for the next event of any kind (signal.set_wakeup_fd).
         """
-        import signal
+        from sys_util import signal
 
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
@@ -144,7 +144,7 @@ class EventLoop:
     def close(self) -> None:
         """Close the loop's own descriptors."""
         if self._signal_fds:
-            import signal
+            from sys_util import signal
 
             signal.set_wakeup_fd(-1)
         for fd in (self._wake_fd, *self._signal_fds):

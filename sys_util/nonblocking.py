@@ -83,7 +83,7 @@ class _SocketSend:
     """Write to a socket; the caller owns its descriptor."""
 
     def __init__(self, fd: int) -> None:
-        import socket
+        from sys_util import socket
 
         self._socket = socket.socket(fileno=fd)
         self._flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL

@@ -10,8 +10,7 @@ one is called through ``judged``.
 
 from __future__ import annotations
 
-import msgpack
-
+from sys_util import msgpack
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NoReturn, TypeVar

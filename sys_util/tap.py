@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 from struct import Struct
 
+from sys_util import socket
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:

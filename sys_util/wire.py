@@ -9,8 +9,7 @@ message.
 
 from __future__ import annotations
 
-import msgpack
-
+from sys_util import msgpack
 from sys_util.errors import ProtocolError
 from sys_util.facts import fields_of
 from sys_util.stranger import brief, judged, unpack

@@ -75,7 +75,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
             *("crosvm_py.warden.warden", "crosvm_py.kernel_parser.process", "crosvm_py.relay"),
         }
     ),
-    "crosvm_py.kernel_parser": BELOW_CROSVM_PY,
+    "crosvm_py.kernel_parser": BELOW_CROSVM_PY | {"crosvm_py.bundle"},
     "crosvm_py.relay": frozenset({"sys_util"}),
     "crosvm_py.warden": frozenset(
         {

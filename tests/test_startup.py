@@ -16,11 +16,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What a run may import is everything but these, which cost milliseconds each and have a lighter
-# way beside them: sys_util.typing, sys_util.facts, sys_util.log, crosvm_py.cli.grammar.options.
+# way beside them: sys_util.log, crosvm_py.cli.grammar.options, and those in LIGHTER.
 DEAR = {
-    *("argparse", "asyncio", "ctypes", "dataclasses", "importlib.metadata", "inspect", "json"),
-    *("logging", "multiprocessing", "pathlib", "pyseccomp", "random", "re", "shutil"),
-    *("subprocess", "tempfile", "traceback", "typing", "uuid"),
+    *("argparse", "asyncio", "ctypes", "dataclasses", "datetime", "importlib", "inspect", "json"),
+    *("logging", "multiprocessing", "pathlib", "pyseccomp", "random", "re", "selectors", "shutil"),
+    *("signal", "socket", "subprocess", "tempfile", "traceback", "typing", "uuid", "warnings"),
 }
 BUILD_TOOLS = {
     *("seccomp/generate_tables.py", "kvm/ffi/build_kvm.py", "sys_util/ffi/build_linux.py")
@@ -32,7 +32,12 @@ SOURCES = [
     for path in sorted((ROOT / package).rglob("*.py"))
     if str(path.relative_to(ROOT)) not in BUILD_TOOLS
 ]
-LIGHTER = {"typing": "sys_util.typing", "dataclasses": "sys_util.facts (fact)"}
+LIGHTER = {
+    "dataclasses": "sys_util.facts (fact)",
+    "importlib": "sys_util.modules",
+    "msgpack": "sys_util.msgpack",
+    **{name: f"sys_util.{name}" for name in ("signal", "socket", "typing")},
+}
 
 # Everything that any process of a run imports, with the device kinds.
 RUN = """

@@ -9,7 +9,6 @@ last output, and gives the terminal back to the user.
 from __future__ import annotations
 
 import os
-import signal
 import time
 
 from crosvm_py.config import VIRTIO_CONSOLE
@@ -22,6 +21,7 @@ from devices.debugcon import DEBUGCON_LENGTH, DebugConsole
 from devices.irq_line import SharedIrqLine
 from devices.serial import Uart
 from sys_util import log as logging
+from sys_util import signal
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 

@@ -58,7 +58,7 @@ def sink_to(target: Target) -> StreamSink:
     """Make the sink that writes to ``target``, which is not "lines". It owns the descriptor now."""
     name, fd = target.name, target.fd
     if target.kind == "socket":
-        import socket
+        from sys_util import socket
 
         connection = socket.socket(fileno=fd)
         return StreamSink(
@@ -159,7 +159,7 @@ def open_unix(path: str, *, wait_seconds: float = CONNECT_SECONDS) -> Target:
     Raises:
         HostError: there is no such socket.
     """
-    import socket
+    from sys_util import socket
 
     name = f"--serial type=unix,path={path}"
     try:
@@ -174,7 +174,7 @@ def open_unix_stream(path: str, *, wait_seconds: float = CONNECT_SECONDS) -> Tar
     Raises:
         HostError: nobody listens there.
     """
-    import socket
+    from sys_util import socket
 
     name = f"--serial type=unix-stream,path={path}"
     try:
@@ -189,7 +189,7 @@ def open_syslog(tag: str, path: str = "/dev/log") -> Target:
     Raises:
         HostError: there is no log daemon.
     """
-    import socket
+    from sys_util import socket
 
     try:
         prefix = f"<{_CONSOLE_PRIORITY}>{tag}[{os.getpid()}]: "
@@ -201,9 +201,8 @@ def open_syslog(tag: str, path: str = "/dev/log") -> Target:
 
 def _connect(path: str, kind: int, wait_seconds: float) -> int:
     """Connect a socket, wait for the other side if it does not exist yet; return a descriptor."""
-    import socket
-
     from crosvm_py.socket_path import MAX_PATH_BYTES
+    from sys_util import socket
 
     connection = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
     directory_fd = -1

@@ -139,7 +139,7 @@ class _OpenPort:
             self.device_fds.append(target.fd)
         kind = "none"
         if isinstance(source, TerminalInput):
-            import socket
+            from sys_util import socket
 
             ours, theirs = socket.socketpair()
             self.keys, self.pipe = source, KeyPipe(ours)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import time
 from contextlib import ExitStack
 
 from crosvm_py.requests.protocol import MAX_RESPONSE_BYTES, Failed
 from crosvm_py.socket_path import MAX_PATH_BYTES, peer_credentials
+from sys_util import socket
 from sys_util.errors import ConfigError, HostError, ProtocolError, VmmError
 from sys_util.typing import TYPE_CHECKING, Final
 from sys_util.wire import Codec, encode

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import time
 
 from crosvm_py.requests.catalogue import REQUESTS
@@ -18,6 +17,7 @@ from crosvm_py.requests.life import Stop
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, MAX_REQUEST_BYTES, Failed
 from crosvm_py.socket_path import peer_credentials
+from sys_util import socket
 from sys_util.errors import ProtocolError, VmmError, describe
 from sys_util.event_loop import EPOLLIN
 from sys_util.log import get_logger

@@ -38,13 +38,13 @@ from sys_util.shared_page import SharedPage
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
     from crosvm_py.warden.protocol import Spawn
     from devices.virtio.backend import QueueActivation
     from devices.virtio.device import VirtioDevice
     from jail.plan import JailPlan
+    from sys_util import socket
     from sys_util.wire import Message
 
 MAX_REPORT_CHARS: Final = 8192

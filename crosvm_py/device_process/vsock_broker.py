@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import socket
 import stat
 import time
 
@@ -28,7 +27,7 @@ from devices.virtio.vsock.broker import (
     Connected,
     NotConnected,
 )
-from sys_util import linux
+from sys_util import linux, socket
 from sys_util.channel import Channel
 from sys_util.crash import crash_report
 from sys_util.errors import ChannelClosed, ChannelFull, ProtocolError, VmmError, describe

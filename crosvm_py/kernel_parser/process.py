@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+from crosvm_py import bundle
 from crosvm_py.kernel_parser import protocol
 from kernel_loader.parse import import_unpacker, parse_kernel
 from sys_util import linux, log
@@ -58,6 +59,7 @@ def _answer(
     try:
         jail = make_jail()
         import_unpacker(source)
+        bundle.drop()
         if jail is not None:
             jail.enter()
             linux.report_denied_calls(sock_fd, protocol.CALL_DENIED_HEAD)

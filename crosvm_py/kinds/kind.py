@@ -63,8 +63,8 @@ class DeviceKind(NamedTuple):
 
     def preload(self) -> None:
         """Import the modules of the device's process, which cannot import under its filter."""
-        from importlib import import_module
+        from sys_util.modules import load_module
 
-        import_module(self.module)
+        load_module(self.module)
         if self.broker is not None:
-            import_module(self.broker.module)
+            load_module(self.broker.module)

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
 from crosvm_py.socket_path import SocketUse, bind_socket
+from sys_util import socket
 from sys_util.errors import ConfigError, HostError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple

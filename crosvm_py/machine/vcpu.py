@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from crosvm_py.exit_status import VmExit
 from crosvm_py.machine.vcpu_exit import StoppedVcpu, VmExitReason, ended_by_exit
 from kvm.run_page import KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_MMIO, RunPage
 from kvm.vcpu import install_kick_handler, kick_thread
-from sys_util import linux
+from sys_util import linux, signal
 from sys_util.errors import NO_MORE_PROCESSES, HostError, remedy_for
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Protocol

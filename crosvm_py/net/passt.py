@@ -9,9 +9,9 @@ The vmm keeps no descriptor of it and does not have to stop it.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
+from sys_util import socket
 from sys_util.errors import ConfigError, HostError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final

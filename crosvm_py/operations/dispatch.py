@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import os
-from importlib import import_module
 
 from crosvm_py.operations.operation import OPERATIONS
+from sys_util.modules import load_module
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,4 +31,4 @@ def load_operations() -> None:
     for entry in sorted(os.listdir(os.path.dirname(__file__))):
         name, _, suffix = entry.partition(".")
         if suffix == "py" and name != "__init__":
-            import_module(f"{package}.{name}")
+            load_module(f"{package}.{name}")

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import time
 
 from crosvm_py.pool.cgroup import join_cgroup
-from sys_util import linux
+from sys_util import linux, signal
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final
 

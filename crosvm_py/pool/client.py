@@ -13,8 +13,6 @@ import fcntl
 import os
 import resource
 import select
-import signal
-import socket
 import sys
 import time
 from contextlib import suppress
@@ -23,6 +21,7 @@ from crosvm_py.inherited import KEPT
 from crosvm_py.pool import protocol
 from crosvm_py.socket_path import peer_credentials
 from crosvm_py.version import VERSION
+from sys_util import signal, socket
 from sys_util.channel import Channel
 from sys_util.errors import ChannelClosed, ProtocolError
 from sys_util.log import printable

@@ -12,8 +12,6 @@ import fcntl
 import gc
 import os
 import select
-import signal
-import socket
 import sys
 from contextlib import suppress
 
@@ -27,7 +25,7 @@ from crosvm_py.pool.head_start import HeadStart
 from crosvm_py.socket_path import peer_credentials
 from crosvm_py.version import VERSION
 from crosvm_py.vmm.prepared_kernel import PreparedKernel, keep_prepared
-from sys_util import linux
+from sys_util import linux, signal, socket
 from sys_util.channel import Channel
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError
 from sys_util.typing import TYPE_CHECKING, Final

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
-import socket
 import sys
 import time
 from contextlib import suppress
@@ -18,7 +16,7 @@ from contextlib import suppress
 from crosvm_py.pool import protocol
 from crosvm_py.pool.kernels import prepare_kernel
 from crosvm_py.socket_path import SocketUse, bind_socket, peer_credentials
-from sys_util import linux
+from sys_util import linux, signal, socket
 from sys_util.channel import Channel, socket_pair
 from sys_util.errors import ChannelClosed, ConfigError, HostError, ProtocolError
 from sys_util.event_loop import EventLoop

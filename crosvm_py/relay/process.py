@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import time
 
+from sys_util import socket
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:

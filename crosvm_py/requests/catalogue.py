@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import os
-from importlib import import_module
 
 from crosvm_py.requests.protocol import Failed
+from sys_util.modules import load_module
 from sys_util.typing import TYPE_CHECKING, Final
 from sys_util.wire import Codec
 
@@ -22,7 +22,7 @@ def _find() -> Iterator[type[Request]]:
         module, _, suffix = entry.partition(".")
         if suffix != "py" or f"{package}.{module}" in (__name__, f"{package}.__init__"):
             continue
-        found = import_module(f"{package}.{module}")
+        found = load_module(f"{package}.{module}")
         for value in vars(found).values():
             if getattr(value, "ANSWER", None) and value.__module__ == found.__name__:
                 yield value

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import signal
-
 from crosvm_py.exit_status import EXIT_HOST
 from seccomp import syscall_name
+from sys_util import signal
 from sys_util.typing import Final
 
 _MAX_CAUSE_CHARS: Final = 512
@@ -37,7 +36,7 @@ class DeviceDeath:
             return f"killed by seccomp: {name} ({self.denied_call}), policy {policy_name}"
         if self.status is not None and self.status < 0:
             cause = f": {self.cause}" if self.cause else ""
-            return f"killed by {_signal_name(-self.status)}{cause}"
+            return f"killed by {signal.signal_name(-self.status)}{cause}"
         if self.status is None:
             return "ended"
         words = f": {self.report}" if self.is_told_in_one_line else ""
@@ -48,10 +47,3 @@ class DeviceDeath:
         """Whether the report is itself the cause: one short line on what the host refused."""
         is_short = len(self.report) <= _MAX_CAUSE_CHARS and "\n" not in self.report
         return self.status == EXIT_HOST and bool(self.report) and is_short
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals have numbers only
-        return f"signal {number}"

@@ -22,7 +22,6 @@ from sys_util.errors import ProtocolError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from crosvm_py.vmm.link import CommandResult
     from devices.virtio.backend import BackendEvents, QueueActivation, TransportState
     from devices.virtio.commands import Command
+    from sys_util import socket
     from sys_util.event_loop import EventLoop
     from sys_util.wire import Message
 

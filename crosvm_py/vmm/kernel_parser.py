@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import signal
 import time
 from contextlib import ExitStack
 
@@ -23,6 +22,7 @@ from kernel_loader.source import FileSource
 from seccomp import load_policy, syscall_name
 from seccomp.cache import leave_warnings_to_others
 from sys_util import log as logging
+from sys_util import signal
 from sys_util.channel import Channel, socket_pair
 from sys_util.errors import (
     ChannelClosed,
@@ -261,5 +261,5 @@ def _describe_end(status: int) -> str:
         return "the process that reads it was killed, perhaps for lack of memory"
     how = f"exit status {status}"
     if status < 0:
-        how = signal.Signals(-status).name
+        how = signal.signal_name(-status)
     return f"crashes the process that reads it ({how}): it is damaged, or made to do harm"

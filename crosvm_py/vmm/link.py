@@ -19,11 +19,11 @@ from sys_util.stranger import judged
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from devices.virtio.commands import Command
+    from sys_util import socket
     from sys_util.event_loop import EventLoop
     from sys_util.wire import Message
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 
+from crosvm_py import bundle
 from crosvm_py.exit_status import EXIT_BUG
 from crosvm_py.leaving import end_fault_handler
 from seccomp import load_policy
-from sys_util import linux
+from sys_util import linux, signal
 from sys_util.errors import raise_host_error
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
@@ -83,6 +83,7 @@ def _be_relay(outlets: Sequence[Outlet], policy: Policy | None) -> NoReturn:
         from crosvm_py.relay.process import run_relay
         from jail.plan import relay_jail
 
+        bundle.drop()
         linux.set_process_name("crosvm-relay")
 
         def confine(keep_fds: set[int]) -> None:

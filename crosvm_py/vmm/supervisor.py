@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 
 from crosvm_py.care import DEFAULT_CARE, NEVER
@@ -15,7 +14,7 @@ from crosvm_py.vmm.resizing import Resizing
 from crosvm_py.vmm.supervised import SupervisedDevice
 from crosvm_py.warden import protocol
 from seccomp import syscall_name
-from sys_util import linux
+from sys_util import linux, socket
 from sys_util import log as logging
 from sys_util.errors import ChannelClosed, ConfigError, ProtocolError, VmmError, describe
 from sys_util.shared_page import SharedPage

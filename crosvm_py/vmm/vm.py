@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 
 from crosvm_py.care import Care
@@ -17,6 +16,7 @@ from crosvm_py.machine.board import MachineEvents
 from crosvm_py.machine.core_scheduling import take_core
 from crosvm_py.vmm.supervisor import Supervisor
 from jail.plan import confine_vmm, load_filter
+from sys_util import signal
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
 from sys_util.log import get_logger
@@ -209,4 +209,4 @@ class VirtualMachine:
             log.warning("the guest reports a panic")
 
     def _on_signal(self, signum: int, _frame: object) -> None:
-        self._end_soon(VmExit.STOPPED, f"ended by {signal.Signals(signum).name}")
+        self._end_soon(VmExit.STOPPED, f"ended by {signal.signal_name(signum)}")

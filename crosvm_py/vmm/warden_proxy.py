@@ -6,14 +6,14 @@ from __future__ import annotations
 import gc
 import os
 import select
-import signal
 from contextlib import suppress
 
+from crosvm_py import bundle
 from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.exit_status import EXIT_BUG
 from crosvm_py.leaving import end_fault_handler
 from crosvm_py.warden import protocol
-from sys_util import linux
+from sys_util import linux, signal
 from sys_util.channel import Channel, socket_pair
 from sys_util.crash import crash_report
 from sys_util.errors import ChannelClosed, HostError, ProtocolError, Refusable, remedy_for
@@ -21,12 +21,12 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
     from crosvm_py.kinds.policies import RunPolicies
     from jail.cgroup import VmCgroup
+    from sys_util import socket
 
 log = get_logger("crosvm.warden")
 
@@ -119,7 +119,7 @@ def _be_warden(
         end_fault_handler()
         if cgroup is not None:
             keep_fds = (*keep_fds, cgroup.lock_fd)
-        null_fd = _keep_only({_STDERR, sock.fileno(), *keep_fds})
+        null_fd = _keep_only({_STDERR, sock.fileno(), *keep_fds, *bundle.used_fds()})
         # Imported here, so that the vmm need not load it and imports its own modules meanwhile.
         from crosvm_py.warden.warden import be_warden
 

@@ -9,10 +9,9 @@ holds the sockets, for the next pair of processes.
 from __future__ import annotations
 
 import os
-import signal
 
 from jail.ids import IdMap
-from sys_util import linux
+from sys_util import linux, signal
 from sys_util.channel import socket_pair
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final

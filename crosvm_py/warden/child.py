@@ -8,8 +8,6 @@ byte from the warden, which sends it when the ids of the process are mapped.
 from __future__ import annotations
 
 import os
-import signal
-import socket
 from functools import partial
 
 from crosvm_py.device_process.process import run_device
@@ -20,7 +18,7 @@ from crosvm_py.kinds.table import DEVICE_KINDS
 from jail.namespaces import write_id_maps
 from jail.plan import device_jail
 from jail.steps import DieWithParent
-from sys_util import linux
+from sys_util import linux, signal, socket
 from sys_util.errors import HostError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -94,9 +92,9 @@ def broker_role(
     ``fds`` are the channel to the device and the directory of the sockets. The other arguments are
     as for ``device_role``.
     """
-    from importlib import import_module
+    from sys_util.modules import load_module
 
-    module = import_module(kind.module)
+    module = load_module(kind.module)
     jail = None
     if policies is not None:
         policy = policies[kind.policy_name]

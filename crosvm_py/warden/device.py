@@ -15,7 +15,6 @@ from sys_util.facts import fields_of
 from sys_util.typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable
 
     from crosvm_py.kinds.cgroup import DeviceLimits
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from crosvm_py.warden.foundry import Foundry
     from crosvm_py.warden.protocol import Spawn
     from jail.ids import IdMap, Ids
+    from sys_util import socket
 
 # Called with the vmm's end of the channel, which the callee then owns, and ""; or with ``None``
 # and the reason why there is no process.

@@ -16,8 +16,6 @@ import os
 import select
 import sys
 
-import msgpack
-
 from crosvm_py.exit_status import EXIT_BUG, EXIT_HOST
 from crosvm_py.warden.forge_protocol import (
     FAILED_HEAD,
@@ -31,7 +29,7 @@ from crosvm_py.warden.forge_protocol import (
 )
 from jail.plan import load_filter
 from jail.steps import DieWithParent
-from sys_util import linux
+from sys_util import linux, msgpack
 from sys_util.channel import Channel, socket_pair
 from sys_util.crash import crash_report
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe, raise_host_error
@@ -40,11 +38,11 @@ from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 from sys_util.wire import encode
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterable
     from typing import NoReturn
 
     from crosvm_py.kinds.policies import RunPolicies
+    from sys_util import socket
 
 log = get_logger("crosvm.forge")
 

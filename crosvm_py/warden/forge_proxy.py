@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import os
-import signal
 
 from crosvm_py.warden.forge_protocol import FROM_FORGE_CODEC, Execute, ForgeDenied
 from seccomp import syscall_name
-from sys_util import linux
+from sys_util import linux, signal
 from sys_util.channel import Channel
 from sys_util.errors import ChannelClosed, VmmError, describe, remedy_for
 from sys_util.log import get_logger

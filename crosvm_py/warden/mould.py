@@ -13,7 +13,6 @@ import gc
 import mmap
 import os
 import select
-import socket
 
 from crosvm_py.exit_status import EXIT_HOST
 from crosvm_py.kinds.table import DEVICE_KINDS
@@ -33,7 +32,7 @@ from crosvm_py.warden.forge_protocol import (
 from jail.namespaces import clone_into
 from jail.plan import load_filter
 from seccomp import Policy
-from sys_util import linux
+from sys_util import linux, socket
 from sys_util.channel import Channel
 from sys_util.crash import name_and_words
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import signal
 
 from crosvm_py import bundle
 from crosvm_py.kinds.cgroup import DeviceLimits
@@ -30,7 +29,7 @@ from jail.ids import choose
 from jail.namespaces import clone_into
 from jail.plan import confine_warden, load_filter
 from seccomp import syscall_name
-from sys_util import linux
+from sys_util import linux, signal
 from sys_util.channel import Channel, socket_pair
 from sys_util.errors import ChannelClosed, HostError, ProtocolError, VmmError, describe
 from sys_util.event_loop import EventLoop
@@ -39,7 +38,6 @@ from sys_util.stranger import judged
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable
 
     from crosvm_py.kinds.policies import RunPolicies
@@ -47,6 +45,7 @@ if TYPE_CHECKING:
     from crosvm_py.warden.forge import ForgeProcess
     from jail.cgroup import VmCgroup
     from jail.ids import IdMap
+    from sys_util import socket
     from sys_util.wire import Message
 
 log = get_logger("crosvm.warden")

@@ -11,8 +11,7 @@ compromised.
 
 from __future__ import annotations
 
-import msgpack
-
+from sys_util import msgpack
 from sys_util.errors import ProtocolError, VmmError
 from sys_util.linux import full_barrier
 from sys_util.log import get_logger

@@ -47,7 +47,7 @@ def file(source: Path, tmp_path: Path) -> Path:
     """Write a bundle with one module; a folder of packages is watched."""
     packages = tmp_path / "packages"
     packages.mkdir()
-    code = marshal.dumps(compile(SOURCE.replace("42", "'bundled'"), source, "exec"))
+    code = NAME.encode() + marshal.dumps(compile(SOURCE.replace("42", "'bundled'"), source, "exec"))
     status = source.stat()
     module = (str(source), status.st_mtime_ns, status.st_size, False, 0, len(code))
     watched = [(str(packages), packages.stat().st_mtime_ns)]
@@ -81,6 +81,15 @@ def test_traceback_of_a_bundled_module_shows_its_lines(file: Path, source: Path)
 def test_dropped_bundle_is_used_no_more(file: Path) -> None:
     bundle.use(str(file))
     bundle.drop()
+    assert answer() == 42
+
+
+def test_bundle_whose_descriptor_was_closed_is_not_used(file: Path, source: Path) -> None:
+    bundle.use(str(file))
+    (fd,) = bundle.used_fds()
+    other = os.open(source, os.O_RDONLY)
+    os.dup2(other, fd)  # as a file does that is opened after ours was closed
+    os.close(other)
     assert answer() == 42
 
 

@@ -6,8 +6,6 @@ TAPs are checked where they are opened.
 
 from __future__ import annotations
 
-import socket
-
 from crosvm_py.cli.grammar import keyvalue
 from crosvm_py.cli.grammar.options import Option, OptionGroup, switch, text_option
 from crosvm_py.cli.run_options.limits import FIELDS as LIMIT_FIELDS
@@ -22,6 +20,7 @@ from crosvm_py.cli.run_options.net_values import (
 )
 from crosvm_py.cli.run_options.twice import first_twice
 from crosvm_py.config import NetworkSpec
+from sys_util import socket
 from sys_util.errors import ConfigError, UsageError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final

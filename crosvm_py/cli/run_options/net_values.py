@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import os
-import socket
 
 from crosvm_py.cli.grammar.keyvalue import read_items
 from crosvm_py.cli.grammar.scanner import parse_number
 from crosvm_py.config import Forward
+from sys_util import socket
 from sys_util.tap import IFNAMSIZ
 from sys_util.typing import TYPE_CHECKING, Final, TypeVar
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
 from devices.virtio.console.backlog import HEAD, WRITTEN
+from sys_util import socket
 from sys_util.event_loop import EPOLLOUT
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final

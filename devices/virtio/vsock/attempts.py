@@ -14,11 +14,11 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from devices.virtio.context import DeviceContext
     from devices.virtio.vsock.packet import Header
+    from sys_util import socket
 
     OnConnected = Callable[[Header, socket.socket], None]
     OnRefused = Callable[[Header], None]

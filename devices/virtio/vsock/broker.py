@@ -10,9 +10,9 @@ why there is none.
 from __future__ import annotations
 
 import os
-import socket
 
 from devices.virtio.vsock.packet import SocketType
+from sys_util import socket
 from sys_util.channel import Channel
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError
 from sys_util.facts import fact

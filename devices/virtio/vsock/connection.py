@@ -8,8 +8,6 @@ has taken earlier data.
 
 from __future__ import annotations
 
-from socket import MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RD, SHUT_WR
-
 from devices.virtio.vsock.credit import Credit
 from devices.virtio.vsock.hub import WATCH_NOTHING, State
 from devices.virtio.vsock.inbox import Inbox, MessageTooLongError
@@ -27,15 +25,15 @@ from devices.virtio.vsock.packet import (
 )
 from sys_util.event_loop import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from sys_util.log import get_logger
+from sys_util.socket import MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RD, SHUT_WR
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import socket
-
     from devices.virtio.queue.chain import Reader, Writer
     from devices.virtio.vsock.hub import Hub
     from devices.virtio.vsock.outbox import Outbox
     from devices.virtio.vsock.packet import Header
+    from sys_util import socket
 
 # Packets without data, in the order in which they are sent.
 _ORDER: Final = (Op.REQUEST, Op.RESPONSE, Op.CREDIT_UPDATE)

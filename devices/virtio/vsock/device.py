@@ -10,8 +10,6 @@ Kept fds:    the listening sockets, and the channel to the broker; while the gue
 
 from __future__ import annotations
 
-import socket
-
 from devices.virtio.device import SimpleDevice
 from devices.virtio.queue.chain import ChainError
 from devices.virtio.vsock.broker import UNIX_TYPES
@@ -27,6 +25,7 @@ from devices.virtio.vsock.common import (
 )
 from devices.virtio.vsock.muxer import Muxer
 from devices.virtio.vsock.packet import HEADER_BYTES, SocketType
+from sys_util import socket
 from sys_util.errors import GuestError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final

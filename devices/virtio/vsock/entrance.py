@@ -6,9 +6,8 @@ Such a process writes ``CONNECT <port>\\n`` and is then connected with that port
 
 from __future__ import annotations
 
-import socket
-
 from devices.virtio.vsock.packet import SocketType
+from sys_util import socket
 from sys_util.log import get_logger
 from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-from socket import MSG_DONTWAIT, MSG_TRUNC
-
 from devices.virtio.vsock.packet import SEQ_EOM, SocketType
+from sys_util.socket import MSG_DONTWAIT, MSG_TRUNC
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import socket
-
     from devices.virtio.queue.chain import Writer
+    from sys_util import socket
 
 _NO_DATA: Final = memoryview(b"")
 

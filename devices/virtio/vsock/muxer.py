@@ -31,11 +31,11 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Sequence
 
     from devices.virtio.context import DeviceContext
     from devices.virtio.queue.chain import Reader, Writer
+    from sys_util import socket
 
 # As many as Firecracker and Cloud Hypervisor have.
 MAX_CONNECTIONS: Final = 1023

@@ -8,15 +8,14 @@ otherwise a guest could take much more memory than its credit by sending very sm
 
 from __future__ import annotations
 
-from socket import MSG_DONTWAIT, MSG_NOSIGNAL
-
+from sys_util.socket import MSG_DONTWAIT, MSG_NOSIGNAL
 from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
     from devices.virtio.queue.chain import Reader
+    from sys_util import socket
 
 _FLAGS: Final = MSG_DONTWAIT | MSG_NOSIGNAL
 _PREFIX_BYTES: Final = 4
