@@ -214,7 +214,9 @@ def make(file: str) -> bool:
     Errors are not reported: the modules can be imported without a bundle.
     """
     root = os.path.dirname(os.path.dirname(__file__))
-    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, root, file, *sys.path]
+    # Without the columns of instructions: tracebacks show the lines, and no markers below them.
+    options = ("-I", "-S", "-X", "no_debug_ranges")
+    command = [sys.executable, *options, "-c", _PROGRAM, root, file, *sys.path]
     silence = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
     try:
         pid = os.posix_spawn(sys.executable, command, {}, file_actions=silence)

@@ -15,10 +15,13 @@ import pytest
 
 from crosvm_py import bundle
 from tests.bench.install import install
+from tests.guests.baremetal.build import build_guest
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "bin" / "crosvm"
 MARK = "not ours"
+# All processes of a run together, as strace counts them. It was 5,136 before there was a bundle.
+MOST_CALLS = 2500
 INTRUDER = f"import sys\nsys.stderr.write({MARK!r})\n"
 
 pytestmark = pytest.mark.slow
@@ -118,6 +121,26 @@ def test_first_command_makes_the_bundle_and_the_next_uses_it(
     assert first.stdout == second.stdout
     assert (first.stderr, second.stderr) == ("", "")
     assert file.stat().st_mtime_ns == made.st_mtime_ns
+
+
+@pytest.mark.kvm
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_start_makes_few_system_calls_before_the_guest_runs(copied: Path, tmp_path: Path) -> None:
+    run(copied, tmp_path, "version")  # makes the bundle
+    guest = build_guest("hello", tmp_path)
+    calls = tmp_path / "calls"
+    environment = {"HOME": str(tmp_path), "PATH": os.defpath}
+    for _ in range(2):  # the first run compiles the policies
+        subprocess.run(
+            ["strace", "-f", "-o", calls, copied, "run", "-m", "16", guest],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
+    before, _, _ = calls.read_text().partition("KVM_RUN")
+    assert len(before.splitlines()) < MOST_CALLS
 
 
 def test_edited_source_of_an_installed_program_counts_at_once(

@@ -39,6 +39,9 @@ LIGHTER = {
     **{name: f"sys_util.{name}" for name in ("signal", "socket", "typing")},
 }
 
+# With every kind of device, the control socket and its requests. A module costs 50 to 100 us.
+MOST_MODULES = 400
+
 # Everything that any process of a run imports, with the device kinds.
 RUN = """
 import sys
@@ -66,10 +69,20 @@ def test_source_takes_the_lighter_way(path: Path) -> None:
     assert not dear, f"import from {', '.join(LIGHTER[name] for name in sorted(dear))} instead"
 
 
-def test_a_run_imports_nothing_dear() -> None:
+@pytest.fixture(scope="module")
+def modules() -> set[str]:
+    """Return every module that some process of a run imports."""
     script = RUN.format(path=[str(ROOT), *sys.path])
     run = subprocess.run(
         [sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    assert set(run.stdout.split()) & DEAR == set()
+    return set(run.stdout.split())
+
+
+def test_a_run_imports_nothing_dear(modules: set[str]) -> None:
+    assert modules & DEAR == set()
+
+
+def test_a_run_imports_few_modules(modules: set[str]) -> None:
+    assert len(modules) < MOST_MODULES
