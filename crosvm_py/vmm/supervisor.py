@@ -231,9 +231,12 @@ class Supervisor:
             case protocol.Spawned(device_id, pid):
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fds[0])
                 try:
-                    device = self._without_process(device_id).device
+                    supervised = self._without_process(device_id)
+                    device = supervised.device
                     device.pid = pid
                     device.attach(sock)
+                    if supervised.timer is not None:  # the process begins now: not to be late
+                        self._limit_start(supervised)
                 except Exception:
                     sock.close()
                     raise
@@ -369,8 +372,14 @@ class Supervisor:
             self._warden.channel.send(message, [self._memory_fd, supervised.page.fd])
         except (ChannelClosed, ProtocolError):
             return  # ``_on_warden`` sees that the warden has ended
+        self._limit_start(supervised)
+
+    def _limit_start(self, supervised: SupervisedDevice) -> None:
+        """Give the device's next process, or the one that begins now, its time to get ready."""
+        supervised.stop_waiting()
+        words = f"not ready after {START_SECONDS:.0f} s"
         supervised.timer = self._loop.call_later(
-            START_SECONDS, lambda: supervised.device.fail(f"not ready after {START_SECONDS:.0f} s")
+            START_SECONDS, lambda: supervised.device.fail(words)
         )
 
     def _end_vm(self, reason: str) -> None:

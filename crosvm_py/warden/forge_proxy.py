@@ -14,6 +14,7 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from crosvm_py.warden.forge import ForgeProcess
@@ -64,11 +65,13 @@ class Casting(NamedTuple):
 class Mould:
     """One mould, from the request for it until it is reaped.
 
-    Owns the channel, the pidfd and ``go_fd``.
+    Owns the channel, the pidfd and ``go_fd``, and until the forge is asked the mould's own end of
+    the channel.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, its_end: socket.socket) -> None:
         self.channel = channel
+        self.its_end = its_end
         self.is_open = True  # the channel
         self.pid = 0
         self.pidfd = -1

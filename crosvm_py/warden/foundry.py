@@ -3,7 +3,8 @@
 
 A mould takes some 30 ms to start. So once a device has crashed, one mould is kept ready, the spare;
 there is never more than one. Nothing here blocks: a mould has a deadline for each of its two steps,
-to get ready and to make its process.
+to get ready and to make its process. No more of them get ready at one time than there are
+processors; others wait.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from crosvm_py.warden.forge_protocol import (
     Loaded,
 )
 from crosvm_py.warden.forge_proxy import Forge, Mould, describe_end, reason_for
+from crosvm_py.warden.start_queue import StartQueue
 from seccomp import syscall_name
 from sys_util.channel import Channel, socket_pair
 from sys_util.errors import ChannelClosed, HostError, ProtocolError, VmmError, describe
@@ -40,13 +42,17 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.warden")
 
-# The most time for a mould to get ready, and again to make its process. Together they are less than
-# the vmm waits for a device process. An emulated processor needs half of it.
+# The most time for a mould to get ready, and again to make its process. An emulated processor needs
+# half of it. After each mould that was late the next one gets twice as much, up to 200 s: a host so
+# slow must not start one after the other in vain.
 MOULD_SECONDS: Final = 25.0
+_MOST_DOUBLINGS: Final = 3
 # How long after a crash the spare is begun; not at once, so that the restart gets the processor.
 SPARE_SECONDS: Final = 0.1
 # How long after a mould failed we look for a process that it may have left.
 _SWEEP_SECONDS: Final = 1.0
+
+_PREFIX: Final = "no new process: "
 
 
 class Foundry:
@@ -57,6 +63,8 @@ class Foundry:
         self._loop = loop
         self._knows = knows
         self._moulds: list[Mould] = []
+        self._starts = StartQueue(len(os.sched_getaffinity(0)), self._execute)
+        self._late = 0  # how many moulds in a row were late
         self._spare: Mould | None = None
         self._is_spare_due = False
         self._renewals: deque[Callable[[str], None]] = deque()
@@ -138,30 +146,41 @@ class Foundry:
     # Messages from moulds.
 
     def _begin(self) -> Mould:
-        """Ask the forge for a mould.
+        """Ask the forge for a mould, at once or when others have started.
 
         Raises:
             VmmError, OSError: the forge has ended, or the host makes no socket.
         """
+        if self._forge.end:
+            raise VmmError(f"{_PREFIX}the forge {self._forge.end}")
         ours, theirs = socket_pair()
-        try:
-            self._forge.execute(theirs.fileno())
-        except VmmError:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        mould = Mould(Channel(ours, FROM_MOULD_CODEC))
+        mould = Mould(Channel(ours, FROM_MOULD_CODEC), theirs)
         self._moulds.append(mould)
         self._loop.add(ours.fileno(), lambda _events: self._on_message(mould))
-        self._limit(mould, "its interpreter is not ready")
+        self._starts.add(mould)
         return mould
+
+    def _execute(self, mould: Mould) -> None:
+        try:
+            with mould.its_end as sock:
+                self._forge.execute(sock.fileno())
+        except VmmError as error:
+            reason = describe(error).removeprefix(_PREFIX)
+            # Later, when it is known what the mould is for.
+            self._loop.call_later(0, lambda: self._give_up(mould, reason))
+        else:
+            self._limit(mould, "its interpreter is not ready")
 
     def _limit(self, mould: Mould, late: str) -> None:
         """Set the deadline of a mould's next step; ``late`` says what it has then not done."""
         mould.stop_waiting()
-        words = f"{late} after {MOULD_SECONDS:.0f} s"
-        mould.timer = self._loop.call_later(MOULD_SECONDS, lambda: self._give_up(mould, words))
+        seconds = MOULD_SECONDS * (1 << self._late)
+
+        def give_up() -> None:
+            self._late = min(self._late + 1, _MOST_DOUBLINGS)
+            self._give_up(mould, f"{late} after {seconds:.0f} s")
+
+        mould.timer = self._loop.call_later(seconds, give_up)
 
     def _on_message(self, mould: Mould) -> None:
         self._receive(mould)
@@ -209,6 +228,8 @@ class Foundry:
             raise ProtocolError("a mould that is ready at the wrong time")
         mould.is_loaded = True
         mould.stop_waiting()
+        self._late = 0
+        self._starts.leave(mould)
         renewed, mould.renewal = mould.renewal, None
         if mould.is_unwanted:
             self._close(mould)
@@ -274,6 +295,8 @@ class Foundry:
 
     def _give_up(self, mould: Mould, reason: str) -> None:
         """End a mould that failed, and tell whoever waits for its process."""
+        if mould not in self._moulds:
+            return
         mould.reason = mould.reason or reason
         self._close(mould)
         if mould.pidfd < 0:
@@ -287,6 +310,8 @@ class Foundry:
             mould.is_open = False
             self._loop.remove(mould.channel.fileno())
             mould.channel.close()
+            mould.its_end.close()
+            self._starts.leave(mould)
 
     def _reap(self, mould: Mould) -> None:
         while mould.is_open and self._receive(mould):  # messages from before its end
@@ -311,7 +336,7 @@ class Foundry:
         mould.close_go()
         casting, mould.casting = mould.casting, None
         renewal, mould.renewal = mould.renewal, None
-        reason = f"no new process: {mould.reason or self._forge.end or 'its interpreter is gone'}"
+        reason = f"{_PREFIX}{mould.reason or self._forge.end or 'its interpreter is gone'}"
         if casting is not None:
             casting.close()
             self._loop.call_later(_SWEEP_SECONDS, self._sweep)

@@ -50,6 +50,16 @@ def children(rig: DeviceRig, name: str) -> list[int]:
     return found
 
 
+def names_of_children(rig: DeviceRig) -> list[str]:
+    """Return the names of the children of the warden."""
+    pid = rig.warden.pid
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(OSError):  # it has ended
+            found.append(Path(f"/proc/{child}/comm").read_text().strip())
+    return found
+
+
 def start(rig: DeviceRig) -> DeviceProcess:
     """Start an rng whose next processes serve the same queue."""
     device = rig.rng()
@@ -228,6 +238,38 @@ def test_mould_that_aborts_is_said_to_have_aborted(
         end = "aborted (abort(3) calls tgkill" if sandbox else "was killed by signal 6"
         assert f"its interpreter {end}" in restart(rig, device)
         assert rig.deaths == []
+
+
+def test_moulds_start_one_after_the_other_on_one_processor(
+    sandbox: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If all devices of a VM end at once, their moulds must not make each other late."""
+    boot = "import time; time.sleep(0.05)\n" + forge.BOOT
+    monkeypatch.setattr(forge, "BOOT", boot)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    with DeviceRig(sandbox=sandbox, care=Care(ALWAYS)) as rig:
+        devices = [start(rig), *(rig.rng() for _ in range(3))]
+        most = 0
+
+        def all_serve() -> bool:
+            nonlocal most
+            starting = [name for name in names_of_children(rig) if name.startswith("python")]
+            most = max(most, len(starting))
+            return all(device.status.restarts and device.status.ready for device in devices)
+
+        for device in devices:
+            os.kill(device.pid, signal.SIGKILL)
+        rig.until(all_serve)
+        assert most == 1
+
+
+def test_late_moulds_get_more_time(sandbox: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forge, "BOOT", "import time; time.sleep(0.6)\n" + forge.BOOT)
+    monkeypatch.setattr("crosvm_py.warden.foundry.MOULD_SECONDS", 0.3)
+    with DeviceRig(sandbox=sandbox, care=Care(ALWAYS)) as rig:
+        device = start(rig)
+        crash(rig, device)
+        assert any("its interpreter is not ready after" in line for line in rig.lines)
 
 
 def test_mould_that_hangs_is_given_up(sandbox: bool, monkeypatch: pytest.MonkeyPatch) -> None:
