@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     load = subjects.add_parser("load", help="a Linux guest under load, its devices under fire")
     load.add_argument("--minutes", type=float, default=60.0)
     load.add_argument("--seed", type=int, default=1)
+    load.add_argument("--device-timeout", default="3", help="as of crosvm run, for slow machines")
     load.add_argument("--no-kills", action="store_true", help="the same load in peace, to compare")
     return parser
 
@@ -61,7 +62,8 @@ def _run(options: argparse.Namespace) -> AnyResult:
         if options.subject == "many":
             return run_many(host, options.count)
         victims = () if options.no_kills else DEVICES
-        return run_load(host, f"{60 * options.minutes:.0f}s", options.seed, victims)
+        limit = f"{60 * options.minutes:.0f}s"
+        return run_load(host, limit, options.seed, victims, options.device_timeout)
     raise AssertionError("a session has one host")
 
 

@@ -21,7 +21,7 @@ from typing import TypedDict
 STOP_EVERY = 7
 
 # After this long without a new process that serves, something is wrong.
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 
 
 class Device(TypedDict):

@@ -97,7 +97,13 @@ class LoadResult(NamedTuple):
     wrong: list[str]
 
 
-def run_load(host: KvmHost, limit: str, seed: int, victims: Sequence[str] = DEVICES) -> LoadResult:
+def run_load(
+    host: KvmHost,
+    limit: str,
+    seed: int,
+    victims: Sequence[str] = DEVICES,
+    device_timeout: str = "3",
+) -> LoadResult:
     """Harass a guest as long as ``limit`` of ``harass.py`` says, and say what it saw.
 
     Without victims it is the same load in peace, to compare with.
@@ -108,8 +114,9 @@ def run_load(host: KvmHost, limit: str, seed: int, victims: Sequence[str] = DEVI
     disks = ("--rwdisk", lab.disk("load.img", 8), "--rwdisk", lab.disk("fs.img", 64))
     net = ("--net", f"host-ip={HOST_IP},netmask=255.255.255.0")
     vsock = f"{lab.folder}/v.sock"
-    more = ("--vsock", f"cid=3,socket={vsock}", "--balloon", "0", "--device-timeout", "3")
-    restart = ("--device-restart", "always")  # some are killed more than ten times in a minute
+    more = ("--vsock", f"cid=3,socket={vsock}", "--balloon", "0")
+    # Some are killed more than ten times in a minute.
+    restart = ("--device-restart", "always", "--device-timeout", device_timeout)
     servers = (
         ["socat", "-U", "TCP-LISTEN:5000,reuseaddr,fork", f"OPEN:{lab.folder}/blob"],
         ["socat", f"UNIX-LISTEN:{vsock}_52,fork", "PIPE"],
