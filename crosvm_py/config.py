@@ -102,6 +102,7 @@ class RunConfig:
             possible".
         core_scheduling: whether vCPUs get cores of their own; ``None`` for "if possible".
         per_vm_core_scheduling: the vCPUs may share cores with each other.
+        huge_pages: guest memory has them where the host can make them.
         guest_files: kernel and initrd of a guest's folder; links are not followed there.
     """
 
@@ -128,6 +129,7 @@ class RunConfig:
     core_scheduling: bool | None = None
     per_vm_core_scheduling: bool = False
     guest_files: tuple[str, ...] = ()
+    huge_pages: bool = True
 
     def root_parameter(self) -> str | None:
         """Return the kernel parameters for the root disk, or None if there is none."""

@@ -53,15 +53,16 @@ class Span(NamedTuple):
 class GuestMemory:
     """The memory of one guest. Owns the memfd and its mappings; close it once."""
 
-    def __init__(self, fd: int, regions: Sequence[MemoryRegion]) -> None:
+    def __init__(self, fd: int, regions: Sequence[MemoryRegion], *, huge_pages: bool) -> None:
         """Map ``regions`` of ``fd``. Use ``create`` or ``attach``, which check them first."""
         self.fd = fd
+        self.huge_pages = huge_pages
         self.regions = tuple(regions)
         mappings: list[tuple[MemoryRegion, memoryview]] = []
         for region in self.regions:
             mapping = linux.map_shared(fd, region.file_offset, region.size_bytes, HUGE_PAGE_BYTES)
             linux.madvise(mapping, mmap.MADV_DONTDUMP)
-            _ask_for_huge_pages(mapping)
+            _advise_of_huge_pages(mapping, wanted=huge_pages)
             mappings.append((region, mapping))
         self.mappings = tuple(mappings)
         self._spans = tuple(
@@ -70,8 +71,10 @@ class GuestMemory:
         )
 
     @classmethod
-    def create(cls, ranges: Sequence[tuple[int, int]]) -> Self:
+    def create(cls, ranges: Sequence[tuple[int, int]], *, huge_pages: bool = True) -> Self:
         """Make a new guest's memory from ``(gpa, size_bytes)`` ranges, in ascending order.
+
+        Without ``huge_pages`` it has none, whatever shmem_enabled says.
 
         Raises:
             HostError: the host refuses the memfd or the mapping.
@@ -89,14 +92,14 @@ class GuestMemory:
             fd = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(fd, file_offset)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-            return cls(fd, regions)
+            return cls(fd, regions, huge_pages=huge_pages)
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
             raise_host_error("map", f"{file_offset >> 20} MiB of guest memory", error)
 
     @classmethod
-    def attach(cls, fd: int, regions: Sequence[MemoryRegion]) -> Self:
+    def attach(cls, fd: int, regions: Sequence[MemoryRegion], *, huge_pages: bool = True) -> Self:
         """Map guest memory that another process made. Takes ownership of ``fd``, on failure too.
 
         Raises:
@@ -106,7 +109,7 @@ class GuestMemory:
         try:
             reason = _layout_fault(regions) or _memfd_fault(fd, regions)
             if not reason:
-                return cls(fd, regions)
+                return cls(fd, regions, huge_pages=huge_pages)
         except OSError as error:
             os.close(fd)
             raise_host_error("map", "the guest memory of another process", error)
@@ -162,7 +165,7 @@ class GuestMemory:
         low = _nearest_huge_page(gpa - region)
         high = min(_nearest_huge_page(gpa - region + length), view.nbytes)
         high -= high % HUGE_PAGE_BYTES
-        if low >= high:
+        if low >= high or not self.huge_pages:
             return True
         for at in range(low, high, HUGE_PAGE_BYTES):
             view[at]  # a huge page is made only where a page is
@@ -192,14 +195,14 @@ def _nearest_huge_page(offset: int) -> int:
     return (offset + HUGE_PAGE_BYTES // 2) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
 
 
-def _ask_for_huge_pages(mapping: memoryview) -> None:
-    """Ask the host for huge pages, which it gives if shmem_enabled is "advise".
+def _advise_of_huge_pages(mapping: memoryview, *, wanted: bool) -> None:
+    """Ask the host for huge pages, which it gives if shmem_enabled is "advise", or for none.
 
     With pages of 4 KiB, each page that the guest touches for the first time costs a VM exit: 5,300
     in a boot of 2 s. The guest also needs more of the processor's TLB as long as it runs.
     """
     try:
-        linux.madvise(mapping, mmap.MADV_HUGEPAGE)
+        linux.madvise(mapping, mmap.MADV_HUGEPAGE if wanted else mmap.MADV_NOHUGEPAGE)
     except OSError as error:
         if error.errno != errno.EINVAL:  # this kernel has no huge pages
             raise

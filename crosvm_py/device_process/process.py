@@ -66,7 +66,7 @@ def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: Jail
         linux.set_process_name(order.name)
         if jail is not None:
             jail.enter()
-        memory = GuestMemory.attach(fds[0], order.regions)
+        memory = GuestMemory.attach(fds[0], order.regions, huge_pages=order.huge_pages)
         page = SharedPage.attach(fds[1])
         device = build_device(order.kind, order.spec, fds[2:])
         process = _DeviceProcess(channel, device, memory, page)

@@ -100,6 +100,7 @@ class Supervisor:
             order.max_file_bytes,
             order.connects,
             order.reopened,
+            memory.huge_pages,
         )
         try:
             self._order(message, [memory.fd, supervised.page.fd, *order.fds])

@@ -70,7 +70,9 @@ class VirtualMachine:
         self._vcpus: VcpuSet | None = None
         self._control: Closing | None = None
         arch = host_arch()
-        self._memory = GuestMemory.create(arch.ram_ranges(config.memory_bytes))
+        self._memory = GuestMemory.create(
+            arch.ram_ranges(config.memory_bytes), huge_pages=config.huge_pages
+        )
         lock = threading.RLock()
         self.supervisor = Supervisor(
             self.loop,

@@ -48,6 +48,7 @@ class Spawn:
         U64,
         record(Connects, blob(255), U32, U32),
         U16,
+        boolean,
     )
     device_id: int
     name: str
@@ -57,6 +58,7 @@ class Spawn:
     max_file_bytes: int
     connects: Connects = NO_CONNECTS
     reopened: int = 0
+    huge_pages: bool = True
 
 
 @fact

@@ -270,6 +270,19 @@ def test_host_without_huge_pages_changes_nothing(
     assert large.read(0, 8) == b"\0\0\0kept\0"
 
 
+@pytest.mark.skipif(
+    not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="a kernel without huge pages"
+)
+def test_memory_without_huge_pages_refuses_them() -> None:
+    memory = GuestMemory.create([(0, 2 * HUGE_PAGE_BYTES)], huge_pages=False)
+    other = GuestMemory.attach(os.dup(memory.fd), memory.regions, huge_pages=memory.huge_pages)
+    memory.make_huge(0, HUGE_PAGE_BYTES)
+    assert used_bytes(memory) == 0
+    assert all("nh" in words for words in mapping_flags(memory))
+    other.close()
+    memory.close()
+
+
 def test_close_with_a_live_view_leaves_the_view_usable() -> None:
     memory = GuestMemory.create([(0, PAGE)])
     view = memory.view(0, 4)

@@ -12,6 +12,7 @@ import os
 from crosvm_py.cli.commands.run import COMMAND as RUN
 from crosvm_py.cli.commands.run import run_config
 from crosvm_py.cli.grammar.command import Command
+from crosvm_py.cli.grammar.keyvalue import typed_bool
 from crosvm_py.cli.grammar.options import Option, Positional, parse, text_option
 from crosvm_py.cli.output import write_error
 from crosvm_py.cli.run_options import boot, machine
@@ -106,11 +107,12 @@ def _words(arguments: Arguments, folder: str) -> list[str]:
     words = [folder, "-p", "crosvm.session crosvm.status=/dev/ttyS1"]
     words += ["--serial=num=1,type=stdout,stdin,console"]
     words += [word for it in arguments.every(boot.PARAMS) for word in ("-p", it)]
-    for option in (machine.CPUS, machine.MEMORY):
-        value = arguments.get(option)
-        if value is not None:
-            scale = machine.MIB if option is machine.MEMORY else 1
-            words.append(f"{option.name}={value // scale}")
+    cpus, memory = arguments.get(machine.CPUS), arguments.get(machine.MEMORY)
+    if cpus is not None:
+        words.append(f"{machine.CPUS.name}={cpus}")
+    if memory is not None:
+        huge_pages = typed_bool(memory.huge_pages)
+        words.append(f"{machine.MEMORY.name}={memory.size_bytes // machine.MIB},thp={huge_pages}")
     image = read_guest(folder).rwroot
     if image is not None:
         from crosvm_py.guest.throwaway import throwaway_copy

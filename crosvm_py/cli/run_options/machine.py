@@ -7,7 +7,7 @@ from crosvm_py.cli.grammar import keyvalue
 from crosvm_py.cli.grammar.options import Option, OptionGroup, switch
 from crosvm_py.config import MAX_CPUS, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES
 from sys_util.errors import ConfigError, UsageError
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
@@ -18,6 +18,14 @@ DEFAULT_MEMORY_BYTES: Final = 256 * MIB
 
 _NUM_CORES: Final = keyvalue.integer("num-cores", "number of vCPUs", 1)
 _SIZE: Final = keyvalue.size("size", "memory, in MiB or with a suffix", DEFAULT_MEMORY_BYTES, MIB)
+_HUGE_PAGES: Final = keyvalue.flag("thp", "huge pages where the host can make them", default=True)
+
+
+class MemoryOption(NamedTuple):
+    """The value of ``--mem``."""
+
+    size_bytes: int = DEFAULT_MEMORY_BYTES
+    huge_pages: bool = True
 
 
 def _read_cpus(option: str, text: str) -> int:
@@ -30,17 +38,18 @@ def _read_cpus(option: str, text: str) -> int:
     return cpus
 
 
-def _read_memory(option: str, text: str) -> int:
+def _read_memory(option: str, text: str) -> MemoryOption:
     limits = f"{MIN_MEMORY_BYTES // MIB} MiB to {MAX_MEMORY_BYTES >> 40} TiB"
     try:
-        size_bytes = keyvalue.parse(option, text, (_SIZE,))[_SIZE]
+        values = keyvalue.parse(option, text, (_SIZE, _HUGE_PAGES))
     except UsageError as error:
         raise UsageError(f"{error} (memory is {limits})") from None
+    size_bytes = values[_SIZE]
     if not MIN_MEMORY_BYTES <= size_bytes <= MAX_MEMORY_BYTES:
         raise ConfigError(f"{option}: {text} is outside the limits, {limits}")
     if size_bytes % PAGE_BYTES:
         raise ConfigError(f"{option}: {text} is not a multiple of {PAGE_BYTES} bytes")
-    return size_bytes
+    return MemoryOption(size_bytes, values[_HUGE_PAGES])
 
 
 def _read_bool(option: str, text: str) -> bool:
@@ -52,8 +61,9 @@ def _read_bool(option: str, text: str) -> bool:
 CPUS: Final = Option("-c --cpus", "N", f"number of vCPUs, 1 to {MAX_CPUS}", _read_cpus, default="1")
 MEMORY: Final = Option(
     "-m --mem",
-    "SIZE",
-    "memory of the guest in MiB, or with a suffix k, m, g or t",
+    "SIZE[,thp=false]",
+    "memory of the guest in MiB, or with a suffix k, m, g or t; with thp=false all of it has pages "
+    "of 4 KiB",
     _read_memory,
     default=str(DEFAULT_MEMORY_BYTES // MIB),
 )

@@ -42,7 +42,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
     Raises:
         ConfigError: the options make no sense together.
     """
-    memory_bytes = arguments.get(machine.MEMORY) or machine.DEFAULT_MEMORY_BYTES
+    memory = arguments.get(machine.MEMORY) or machine.MemoryOption()
     guest = _guest(arguments.positional[0])
     socket, device = arguments.get(control.SOCKET), vsock.vsock(arguments)
     _check_sockets(socket, None if device is None else device.socket)
@@ -50,7 +50,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         kernel=guest.kernel,
         params=(*guest.params, *arguments.every(boot.PARAMS)),
         cpus=arguments.get(machine.CPUS) or 1,
-        memory_bytes=memory_bytes,
+        memory_bytes=memory.size_bytes,
         initrd=arguments.get(boot.INITRD) or guest.initrd,
         disks=disks.disks(arguments, guest.root),
         serial=serial.serial_ports(arguments),
@@ -62,12 +62,13 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         sandbox=not arguments.has(sandbox.NO_SANDBOX),
         extended_status=extended_status,
         networks=net.networks(arguments),
-        balloon=balloon.balloon(arguments, memory_bytes),
+        balloon=balloon.balloon(arguments, memory.size_bytes),
         vsock=device,
         device_restarts=care.restarts(arguments),
         device_timeout_seconds=care.timeout_seconds(arguments),
         cgroup=arguments.get(sandbox.CGROUP),
         guest_files=guest.files,
+        huge_pages=memory.huge_pages,
         core_scheduling=arguments.get(machine.CORE_SCHEDULING),
         per_vm_core_scheduling=machine.per_vm_core_scheduling(arguments),
     )

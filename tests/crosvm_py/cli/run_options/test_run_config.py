@@ -54,6 +54,14 @@ def test_run_every_plain_option_reaches_its_field() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("64", True), ("64,thp", True), ("thp=false", False), ("size=1g,thp=false", False)],
+)
+def test_run_memory_has_huge_pages_unless_refused(text: str, *, wanted: bool) -> None:
+    assert config_of("-m", text, "k").huge_pages is wanted
+
+
+@pytest.mark.parametrize(
     ("words", "wanted"),
     [
         ((), None),
