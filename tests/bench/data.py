@@ -12,12 +12,13 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tests.bench.data_disks import Disks
+from tests.bench.data_frames import Card
 from tests.bench.placement import place
 from tests.bench.results import Metric, Results
 from tests.bench.watch import WatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 KINDS: Final = {"r": "read", "w": "write"}
@@ -48,6 +49,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.is_ready = False
+        self.to_fill = (0, 0)  # bytes and number of frames that the guest wants to find in the TAP
         self._clock: list[tuple[float, int]] = []
         self._measurements: list[Measurement] = []
 
@@ -68,6 +70,12 @@ class Reader:
                     raise WatchError(f"{errors} requests failed: {text}")
                 name = f"{length >> 10} KiB {KINDS[kind]}, {cache}, depth {depth}"
                 self._measurements.append(Measurement(Metric(name, "µs"), requests, taken))
+            case ["frame", direction, *numbers]:
+                length, frames, taken = (int(number, 16) for number in numbers)
+                metric = Metric(f"frame of {length} bytes, {direction}", "µs")
+                self._measurements.append(Measurement(metric, frames, taken))
+            case ["fill", length, frames]:
+                self.to_fill = (int(length, 16), int(frames, 16))
             case ["no", *missing]:
                 raise WatchError(f"the guest has no {' '.join(missing)}")
 
@@ -83,8 +91,13 @@ class Reader:
         return Report((last - first) / (ended - began), self._measurements)
 
 
-def run_guest(command: list[str], *, realtime: bool) -> Report:
-    """Run a guest that waits for a byte before it measures; place its monitor before that."""
+def run_guest(
+    command: list[str], *, realtime: bool, fill: Callable[[int, int], None] | None = None
+) -> Report:
+    """Run a guest that waits for a byte before it measures; place its monitor before that.
+
+    ``fill`` puts frames into the TAP, so many bytes and so many of them.
+    """
     reader = Reader()
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -97,6 +110,8 @@ def run_guest(command: list[str], *, realtime: bool) -> Report:
                 if reader.is_ready:
                     reader.is_ready = False
                     place(process.pid, realtime=realtime)
+                    if fill is not None and reader.to_fill != (0, 0):
+                        fill(*reader.to_fill)
                     process.stdin.write(b"\n")
                     process.stdin.flush()
         finally:
@@ -114,16 +129,27 @@ class Bench:
 
     def run(self, runs: int) -> Results:
         """Measure all monitors in turn, ``runs`` times, after one run that warms up."""
-        results = Results("requests of a bare-metal guest on this machine's KVM, µs each")
+        results = Results("requests and frames of a bare-metal guest on this machine's KVM")
         results.note_load()
         if self._realtime:
             results.notes.append("real-time priority: other work takes part only where it must")
-        with Disks(self._directory) as disks:
+        with Disks(self._directory) as disks, Card(self._directory) as card:
             for number in range(runs + 1):
                 for monitor, command in disks.commands.items():
-                    report = run_guest(command, realtime=self._realtime)
-                    for metric, value in report.microseconds():
-                        if number:
-                            results.add(metric, monitor, value)
+                    self._measure(results if number else None, monitor, command)
+                for monitor, command in card.commands.items():
+                    self._measure(results if number else None, monitor, command, card.fill)
         results.note_load()
         return results
+
+    def _measure(
+        self,
+        results: Results | None,
+        monitor: str,
+        command: list[str],
+        fill: Callable[[int, int], None] | None = None,
+    ) -> None:
+        report = run_guest(command, realtime=self._realtime, fill=fill)
+        if results is not None:
+            for metric, value in report.microseconds():
+                results.add(metric, monitor, value)

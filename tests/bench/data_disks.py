@@ -24,6 +24,13 @@ MEMORY_MIB: Final = 64
 IMAGE_BYTES: Final = 32 << 20
 
 
+def installed(directory: Path, *, engine: bool) -> str:
+    """Install the project, with its engine or without, unless it is there; return its command."""
+    folder = directory / f"engine-{engine}"
+    crosvm = folder / "bin" / "crosvm"
+    return str(crosvm if crosvm.exists() else install.install(folder, engine=engine))
+
+
 class Disks:
     """Images and command lines, in the order that ``block_speed.c`` expects.
 
@@ -48,8 +55,7 @@ class Disks:
             image.write_bytes(os.urandom(1 << 20) * (IMAGE_BYTES >> 20))
         os.sync()
         for monitor, engine in ((OURS, True), (PYTHON, False)):
-            crosvm = str(install.install(self._directory / f"engine-{engine}", engine=engine))
-            self.commands[monitor] = self._ours(crosvm, images)
+            self.commands[monitor] = self._ours(installed(self._directory, engine=engine), images)
         for monitor, iothread in ((MICROVM, False), (IOTHREAD, True)):
             self.commands[monitor] = self._qemu(images, iothread=iothread)
         return self

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A driver that polls, for measuring devices: a queue of 128, kicks where the device asks for one,
+/* A driver that polls, for measuring devices: long queues, kicks where the device asks for one,
  * no interrupts. Its fast half runs at privilege level 3. Built twice, as start.S is: for virtio
  * over PCI, and with a PVH note for virtio over memory-mapped registers. */
 
 #ifndef POLLED_H
 #define POLLED_H
 
+#ifndef QUEUE_SIZE
 #define QUEUE_SIZE 128
+#endif
 
 #include "virtio_mmio.h"
 #include "user_mode.h"

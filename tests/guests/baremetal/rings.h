@@ -49,13 +49,18 @@ static inline const char *device_find(struct device *d, uint16_t id, int nth, in
 	return missing;
 }
 
+static inline void ring_clear(struct ring *r)
+{
+	for (unsigned i = 0; i < sizeof(*r) / 8; i++)
+		((volatile uint64_t *)r)[i] = 0;
+}
+
 static inline void queue_configure(struct device *d, int index)
 {
 	uintptr_t common = d->v.common;
 	struct ring *r = d->ring[index];
 
-	for (unsigned i = 0; i < sizeof(*r) / 8; i++)
-		((volatile uint64_t *)r)[i] = 0;
+	ring_clear(r);
 	write16(common + COMMON_QUEUE_SELECT, index);
 	write16(common + COMMON_QUEUE_SIZE, QUEUE_SIZE);
 	write16(common + COMMON_QUEUE_MSIX_VECTOR, NO_VECTOR);

@@ -62,6 +62,7 @@ static inline const char *mmio_start(struct device *d)
 	if (read32(base + MMIO_STATUS) != status)
 		return "FEATURES_OK";
 	for (int i = 0; i < d->queues; i++) {
+		ring_clear(d->ring[i]);
 		write32(base + MMIO_QUEUE_SEL, i);
 		write32(base + MMIO_QUEUE_NUM, QUEUE_SIZE);
 		write_address(base + MMIO_QUEUE_DESC, d->ring[i]->desc);
