@@ -242,7 +242,7 @@ fn no_wake_up_is_lost() {
     let (kick, mut kicked) = UnixStream::pair().expect("sockets");
     let (call, called) = UnixStream::pair().expect("sockets");
     let mut queue = BlockQueue::new(ring(&memory), call.as_raw_fd());
-    let count = rounds(20_000);
+    let count = rounds(10_000);
     called.set_read_timeout(Some(PATIENCE)).expect("a socket");
     std::thread::scope(|scope| {
         let guest = scope.spawn(|| drive(&driver, count, kick, called));
@@ -264,6 +264,10 @@ fn drive(driver: &Driver, count: u64, mut kick: UnixStream, mut called: UnixStre
         let at = number as u16;
         let slot = at % SIZE;
         driver.describe_read(slot, random.below(SECTORS), DATA, 512);
+        // Offer it while the device watches, while it goes to sleep, or later.
+        for _ in 0..random.below(300) {
+            std::hint::spin_loop();
+        }
         driver.offer(at, slot);
         if driver.must_kick(at) {
             kicks += 1;
