@@ -325,6 +325,21 @@ fn every_page_that_changes_is_marked_dirty() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "preadv")]
+fn short_read_is_left_for_python() {
+    let (memory, _) = memory(MEMORY_BYTES);
+    let driver = Driver::new(&memory);
+    let (mut disk, _image) = disk();
+    disk.capacity_sectors += 1; // the image is shorter than the disk
+    let mut queue = BlockQueue::new(ring(&memory), -1);
+    driver.describe_read(0, SECTORS - 1, DATA, 1024);
+    driver.offer(0, 0);
+    let done = turn(&mut queue, &disk);
+    assert_eq!((done.outcome, done.requests), (Outcome::Python, 0));
+    assert_eq!(driver.used_idx(), 0);
+}
+
+#[test]
 #[cfg_attr(miri, ignore = "a race, on purpose")]
 fn memory_that_changes_meanwhile_harms_nobody() {
     let (memory, _) = memory(MEMORY_BYTES);
