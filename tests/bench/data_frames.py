@@ -7,16 +7,19 @@ in the TAP's queue before it offers a buffer, so that a sender's speed has no pa
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.bench.data_disks import MEMORY_MIB, PYTHON, installed
 from tests.bench.monitors import MICROVM, baremetal_command
 from tests.bench.results import OURS
+from tests.bench.watch import WatchError
 from tests.guests.baremetal.build import build_guest
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 # More than the guest asks for, so that none is missing.
 MORE: Final = 8
 QUEUE_LENGTH: Final = 10_000
+PATIENCE_TRIES: Final = 500
 
 SOL_PACKET: Final = 263
 PACKET_VNET_HDR: Final = 15
@@ -47,6 +51,20 @@ def frame(length: int) -> bytes:
     tcp = struct.pack(">HHIIBBHHH", 4096, 4097, 1, 1, 0x50, 0x10, 0xFFFF, 0, 0)
     head = _ETHERNET + b"\x08\x00" + ipv4 + tcp
     return _SEGMENT + head + bytes(length - len(head))
+
+
+def _send(sender: socket.socket, data: bytes) -> None:
+    """Send a frame, as soon as the monitor has told the TAP what the guest's driver can take."""
+    for _ in range(PATIENCE_TRIES):
+        try:
+            sender.send(data)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+    raise WatchError("the TAP takes no frame")
 
 
 class Card:
@@ -88,7 +106,7 @@ class Card:
             sender.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
             sender.bind((self._tap, 0))
             for _ in range(frames + MORE):
-                sender.send(data)
+                _send(sender, data)
 
     def _ours(self, crosvm: str) -> list[str]:
         guest = build_guest("frame_speed", self._directory)
