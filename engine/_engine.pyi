@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Literal, overload
 
 from _typeshed import ReadableBuffer
+from typing_extensions import Buffer
 
 class CData: ...
 
@@ -41,6 +42,26 @@ class Turn(CData):
     bytes_from_guest: int
     bytes_to_guest: int
 
+class Tap(CData):
+    fd: int
+    merge: bool
+    host_checksums: bool
+    host_gso: bytes
+    guest_flags: int
+    guest_gso: bytes
+    expected: int
+
+class NetTurn(CData):
+    outcome: int
+    interrupts: int
+    chains: int
+    bytes_from_guest: int
+    bytes_to_guest: int
+    frames: int
+    large: int
+    frame_bytes: int
+    error: int
+
 class _Ffi:
     NULL: CData
     @overload
@@ -63,6 +84,11 @@ class _Ffi:
     def new(self, cdecl: Literal["struct crosvm_limits *"]) -> Limits: ...
     @overload
     def new(self, cdecl: Literal["struct crosvm_turn *"]) -> Turn: ...
+    @overload
+    def new(self, cdecl: Literal["struct crosvm_tap *"]) -> Tap: ...
+    @overload
+    def new(self, cdecl: Literal["struct crosvm_net_turn *"]) -> NetTurn: ...
+    def buffer(self, cdata: CData, size: int) -> Buffer: ...
     def from_buffer(self, cdecl: str, buffer: ReadableBuffer) -> CData: ...
     def gc(self, cdata: CData, destructor: Callable[[CData], None]) -> CData: ...
 
@@ -80,6 +106,21 @@ class _Lib:
     ) -> None: ...
     def crosvm_engine_take(self, queue: CData, position: Position) -> None: ...
     def crosvm_engine_give(self, queue: CData, position: Position) -> None: ...
+    def crosvm_engine_net_queue(
+        self,
+        memory: CData,
+        layout: CData,
+        position: Position,
+        call_fd: int,
+        receives: bool,
+    ) -> CData: ...
+    def crosvm_engine_free_net_queue(self, queue: CData) -> None: ...
+    def crosvm_engine_net_turn(
+        self, queue: CData, tap: Tap, limits: Limits, turn: NetTurn
+    ) -> None: ...
+    def crosvm_engine_net_frame(self, queue: CData) -> CData: ...
+    def crosvm_engine_net_take(self, queue: CData, position: Position) -> None: ...
+    def crosvm_engine_net_give(self, queue: CData, position: Position) -> None: ...
     def crosvm_engine_exit_on_panic(self) -> None: ...
 
 ffi: _Ffi

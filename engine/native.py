@@ -11,6 +11,7 @@ from engine._engine import ffi, lib
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from engine._engine import Tap
     from sys_util.guest_memory import GuestMemory
 
 IDLE: Final = 0
@@ -105,3 +106,63 @@ class BlockQueue:
         at = self._position
         at.next_avail, at.avail_idx, at.next_used, at.signalled, at.must_signal = position
         lib.crosvm_engine_give(self._queue, at)
+
+
+def new_tap() -> Tap:
+    """Return a description of a TAP, for the two queues that use it; nothing in it is set."""
+    return ffi.new("struct crosvm_tap *")
+
+
+class NetQueue:
+    """One queue of a network card. Set ``limits`` before a turn; read ``done`` after it."""
+
+    def __init__(
+        self,
+        memory: EngineMemory,
+        layout: Layout,
+        position: Position,
+        call_fd: int,
+        tap: Tap,
+        *,
+        receives: bool,
+    ) -> None:
+        """Start to serve a queue; with a ``call_fd`` of -1 no interrupts are sent.
+
+        Raises:
+            ValueError: the layout is invalid, so ``SplitQueue`` would refuse it too.
+        """
+        self.limits = ffi.new("struct crosvm_limits *")
+        self.done = ffi.new("struct crosvm_net_turn *")
+        self._tap = tap
+        self._memory = memory
+        self._position = ffi.new("struct crosvm_position *", position)
+        packed = ffi.new("struct crosvm_layout *", layout)
+        made = lib.crosvm_engine_net_queue(memory.handle, packed, self._position, call_fd, receives)
+        if made == ffi.NULL:
+            raise ValueError("a queue that cannot be")
+        self._queue = ffi.gc(made, lib.crosvm_engine_free_net_queue)
+
+    def turn(self) -> int:
+        """Move some frames; return why it ended, as ``BlockQueue.turn`` does.
+
+        For a queue that receives, ``MORE`` means: call this again when the TAP has frames.
+        """
+        lib.crosvm_engine_net_turn(self._queue, self._tap, self.limits, self.done)
+        return self.done.outcome
+
+    def frame(self) -> bytes:
+        """Return the frame that Python has to deliver, if ``done.frame_bytes`` is not 0."""
+        start = lib.crosvm_engine_net_frame(self._queue)
+        return bytes(ffi.buffer(start, self.done.frame_bytes))
+
+    def take(self) -> Position:
+        """Return the position of the queue."""
+        lib.crosvm_engine_net_take(self._queue, self._position)
+        at = self._position
+        return Position(at.next_avail, at.avail_idx, at.next_used, at.signalled, at.must_signal)
+
+    def give(self, position: Position) -> None:
+        """Set the position that the queue has after Python has served it."""
+        at = self._position
+        at.next_avail, at.avail_idx, at.next_used, at.signalled, at.must_signal = position
+        lib.crosvm_engine_net_give(self._queue, at)

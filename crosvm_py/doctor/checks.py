@@ -254,9 +254,13 @@ def _check_engine(name: str) -> list[Finding]:
     from devices.virtio.block.native import IS_BUILT
 
     if IS_BUILT:
-        return [Finding(name, Status.OK, "serves the queues of disks")]
+        return [Finding(name, Status.OK, "serves disks and network cards")]
     advice = "install a Rust compiler (cargo-web and rustc-web on Debian 12), then crosvm again"
-    return [Finding(name, Status.WARNING, "not built: disks are served in Python", advice)]
+    return [
+        Finding(
+            name, Status.WARNING, "not built: disks and network cards are served in Python", advice
+        )
+    ]
 
 
 CHECKS: Final[Sequence[tuple[str, Callable[[str], list[Finding]]]]] = (

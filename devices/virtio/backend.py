@@ -51,9 +51,10 @@ class RingPosition(NamedTuple):
 class QueuePosition(NamedTuple):
     """One started queue as its device sees it.
 
-    ``server`` is device, engine (native code), port (the device's own way), kernel (vhost), or
-    nobody where the driver made the queue unusable. ``ring`` is ``None`` where the device does not
-    know it. ``has_more`` says that the device will serve the queue again without a kick.
+    ``server`` is device, engine (native code), port (the device's own way), port (engine) (that
+    way, and native code moves the data), kernel (vhost), or nobody where the driver made the queue
+    unusable. ``ring`` is ``None`` where the device does not know it. ``has_more`` says that the
+    device will serve the queue again without a kick.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here

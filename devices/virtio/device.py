@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from devices.virtio.context import DeviceContext
     from devices.virtio.counters import Counters
     from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.engine_queue import EngineQueue
     from devices.virtio.queue.split_queue import Handover, SplitQueue
     from sys_util.guest_memory import GuestMemory
     from sys_util.log import Logger
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
 # bytes limits how long finished requests wait for their interrupt where each of them is large.
 MAX_CHAINS_PER_TURN: Final = 256
 MAX_BYTES_PER_TURN: Final = 4 << 20
-
-# How the turn of an engine ended.
-ENGINE_IDLE: Final = 0  # the ring is empty
-ENGINE_MORE: Final = 1  # there are more chains, for which no kick will come
-ENGINE_PYTHON: Final = 2  # Python has to serve the next chain
 
 
 class RequestError(GuestError):
@@ -54,26 +50,6 @@ class Gate(Protocol):
 
     def settle(self, passed: int) -> None:
         """Learn that the admitted request is done; ``passed`` bytes went through its chain."""
-        ...
-
-
-class EngineQueue(Protocol):
-    """A queue that native code serves, a turn at a time; Python takes it back for some chains."""
-
-    def turn(self, counters: Counters) -> int:
-        """Serve and count one turn; return one of the ``ENGINE_`` values."""
-        ...
-
-    def take(self) -> Handover:
-        """Return the position in the queue from which Python goes on."""
-        ...
-
-    def give(self, start: Handover) -> None:
-        """Go on from the position that Python has reached."""
-        ...
-
-    def close(self) -> None:
-        """End; the queue's memory is not touched after this."""
         ...
 
 

@@ -26,8 +26,20 @@ struct crosvm_turn {
     uint64_t requests; uint64_t bytes_from_guest; uint64_t bytes_to_guest;
 };
 
+struct crosvm_tap {
+    int32_t fd; bool merge; bool host_checksums; uint8_t host_gso[8];
+    uint8_t guest_flags; uint8_t guest_gso[8]; uint64_t expected;
+};
+
+struct crosvm_net_turn {
+    uint32_t outcome; uint32_t interrupts;
+    uint64_t chains; uint64_t bytes_from_guest; uint64_t bytes_to_guest;
+    uint64_t frames; uint64_t large; uint64_t frame_bytes; int32_t error;
+};
+
 struct crosvm_memory;
 struct crosvm_block_queue;
+struct crosvm_net_queue;
 
 const struct crosvm_memory *crosvm_engine_memory(const struct crosvm_region *regions, size_t count,
                                                  const uint64_t *bitmap, uint64_t bitmap_words);
@@ -41,4 +53,16 @@ void crosvm_engine_block_turn(struct crosvm_block_queue *queue, const struct cro
                               const struct crosvm_limits *limits, struct crosvm_turn *turn);
 void crosvm_engine_take(const struct crosvm_block_queue *queue, struct crosvm_position *position);
 void crosvm_engine_give(struct crosvm_block_queue *queue, const struct crosvm_position *position);
+struct crosvm_net_queue *crosvm_engine_net_queue(const struct crosvm_memory *memory,
+                                                 const struct crosvm_layout *layout,
+                                                 const struct crosvm_position *position,
+                                                 int32_t call_fd, bool receives);
+void crosvm_engine_free_net_queue(struct crosvm_net_queue *queue);
+void crosvm_engine_net_turn(struct crosvm_net_queue *queue, struct crosvm_tap *tap,
+                            const struct crosvm_limits *limits, struct crosvm_net_turn *turn);
+const uint8_t *crosvm_engine_net_frame(const struct crosvm_net_queue *queue);
+void crosvm_engine_net_take(const struct crosvm_net_queue *queue,
+                            struct crosvm_position *position);
+void crosvm_engine_net_give(struct crosvm_net_queue *queue,
+                            const struct crosvm_position *position);
 void crosvm_engine_exit_on_panic(void);

@@ -2,9 +2,10 @@
 //! One turn of a queue of virtio-block (virtio 1.3 §5.2): reads, writes and flushes of whole
 //! sectors of a raw image. Any other request stays in the ring, and Python serves it.
 
-use crate::memory::{GuestMemory, Slice};
+use crate::memory::Slice;
 use crate::poll::Window;
 use crate::ring::{Chain, Popped, Ring};
+use crate::stream::{fill, read_front};
 use crate::sys::{self, IoVec, IOV_MAX};
 
 const SECTOR_BYTES: u64 = 512;
@@ -203,44 +204,6 @@ impl BlockQueue {
 fn offset(disk: &Disk, sector: u64, length: u64) -> Option<u64> {
     let end = sector.checked_add(length / SECTOR_BYTES)?;
     (length % SECTOR_BYTES == 0 && end <= disk.capacity_sectors).then(|| sector * SECTOR_BYTES)
-}
-
-/// Copy the first bytes of a stream into `data`. The stream must have enough bytes.
-fn read_front(memory: &GuestMemory, slices: &[Slice], data: &mut [u8]) {
-    let mut done = 0;
-    for slice in slices {
-        let length = slice.len().min(data.len() - done);
-        memory.read(slice, &mut data[done..done + length]);
-        done += length;
-    }
-}
-
-/// Put `length` bytes of a stream, after the first `skip`, into `io_vecs`; return `None` if they
-/// need more elements than the kernel accepts.
-fn fill(
-    memory: &GuestMemory,
-    io_vecs: &mut Vec<IoVec>,
-    slices: &[Slice],
-    mut skip: usize,
-    length: u64,
-) -> Option<()> {
-    io_vecs.clear();
-    let mut left = length;
-    for slice in slices {
-        let skipped = skip.min(slice.len());
-        skip -= skipped;
-        let rest = slice.after(skipped);
-        let part = left.min(rest.len() as u64);
-        if part == 0 {
-            continue;
-        }
-        if io_vecs.len() == IOV_MAX {
-            return None;
-        }
-        io_vecs.push(memory.io_vec(&rest.first(part as usize)));
-        left -= part;
-    }
-    (left == 0).then_some(())
 }
 
 /// Mark the memory dirty that the kernel may have written for us.

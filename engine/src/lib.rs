@@ -7,8 +7,13 @@
 
 pub mod block;
 pub mod memory;
+pub mod net;
+pub mod net_header;
+pub mod net_receive;
+pub mod net_transmit;
 pub mod poll;
 pub mod ring;
+pub mod stream;
 pub mod sys;
 
 #[cfg(test)]

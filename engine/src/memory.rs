@@ -102,10 +102,20 @@ impl GuestMemory {
     /// Store `data` at the start of `slice`, which has at least that many bytes.
     pub fn store(&self, slice: &Slice, data: &[u8]) {
         let base = self.pointer(slice, 0, data.len());
-        for (at, byte) in data.iter().enumerate() {
+        let before = base.align_offset(8).min(data.len());
+        let words = (data.len() - before) / 8;
+        for at in (0..before).chain(before + 8 * words..data.len()) {
             // SAFETY: `pointer` checked that so many bytes are mapped. Volatile, because the guest
             // may read them at any time.
-            unsafe { base.add(at).write_volatile(*byte) };
+            unsafe { base.add(at).write_volatile(data[at]) };
+        }
+        for (at, word) in data[before..].chunks_exact(8).enumerate() {
+            let word: [u8; 8] = word.try_into().expect("8 bytes");
+            // SAFETY: as above, and it is aligned.
+            unsafe {
+                let place = base.add(before + 8 * at).cast::<u64>();
+                place.write_volatile(u64::from_ne_bytes(word));
+            }
         }
         self.mark_dirty(&slice.first(data.len()));
     }

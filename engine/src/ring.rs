@@ -180,20 +180,34 @@ impl Ring {
 
     /// Undo the last `pop`.
     pub fn unpop(&mut self) {
-        self.position.next_avail = self.position.next_avail.wrapping_sub(1);
+        self.unpop_all(1);
+    }
+
+    /// Undo the last `count` calls of `pop`.
+    pub fn unpop_all(&mut self, count: usize) {
+        self.position.next_avail = self.position.next_avail.wrapping_sub(count as u16);
     }
 
     /// Return a chain to the driver, with the number of bytes written, and publish it at once.
     pub fn add_used(&mut self, head: u16, written: u64) {
+        self.put_used(head, written);
+        self.publish();
+    }
+
+    /// Return a chain to the driver, who sees it after `publish`.
+    pub fn put_used(&mut self, head: u16, written: u64) {
         let next = self.position.next_used;
         let element = RING + 8 * (usize::from(next) & (self.size - 1));
         self.used.store_u32(element, u32::from(head));
         self.used
             .store_u32(element + 4, u32::try_from(written).unwrap_or(u32::MAX));
-        let next = next.wrapping_add(1);
-        self.position.next_used = next;
-        self.published = next;
-        self.used.store_u16(IDX, next);
+        self.position.next_used = next.wrapping_add(1);
+    }
+
+    /// Show the driver every chain that was returned.
+    pub fn publish(&mut self) {
+        self.published = self.position.next_used;
+        self.used.store_u16(IDX, self.published);
     }
 
     /// Tell the driver that it need not kick, because we will look at the ring anyway.

@@ -2,15 +2,22 @@
 //! System calls, and the C ABI that `engine/ffi/engine.h` declares.
 #![allow(unsafe_code)]
 
+use std::io::{Error, ErrorKind};
 use std::slice;
 use std::sync::Arc;
 
 use crate::block::{BlockQueue, Disk, Limits, Turn};
 use crate::memory::{GuestMemory, Region};
+use crate::net::{NetQueue, NetTurn, Tap};
+use crate::net_receive::ReceiveQueue;
+use crate::net_transmit::TransmitQueue;
 use crate::ring::{Layout, Position, Ring};
 
 /// UIO_MAXIOV.
 pub const IOV_MAX: usize = 1024;
+
+/// The host has no frame, or takes none, now.
+pub const EAGAIN: i32 = 11;
 
 const RWF_DSYNC: i32 = 2;
 
@@ -34,6 +41,10 @@ impl IoVec {
 extern "C" {
     fn preadv64(fd: i32, iov: *const IoVec, count: i32, offset: i64) -> isize;
     fn pwritev64v2(fd: i32, iov: *const IoVec, count: i32, offset: i64, flags: i32) -> isize;
+    #[link_name = "readv"]
+    fn c_readv(fd: i32, iov: *const IoVec, count: i32) -> isize;
+    #[link_name = "writev"]
+    fn c_writev(fd: i32, iov: *const IoVec, count: i32) -> isize;
     #[link_name = "fdatasync"]
     fn c_fdatasync(fd: i32) -> i32;
     fn write(fd: i32, data: *const u8, len: usize) -> isize;
@@ -66,6 +77,43 @@ pub fn pwritev(fd: i32, io_vecs: &[IoVec], offset: u64, stable: bool) -> Option<
     // SAFETY: as in `preadv`.
     let done = unsafe { pwritev64v2(fd, io_vecs.as_ptr(), count, offset, flags) };
     u64::try_from(done).ok()
+}
+
+/// Read a frame into guest memory, and what does not fit there into `rest`; return its length, or
+/// the error.
+pub fn readv(fd: i32, io_vecs: &mut Vec<IoVec>, rest: &mut [u8]) -> Result<u64, i32> {
+    io_vecs.push(IoVec::new(rest.as_mut_ptr(), rest.len()));
+    let done = until_done(|| {
+        // SAFETY: each element describes mapped guest memory (see `IoVec::new`) or `rest`.
+        unsafe { c_readv(fd, io_vecs.as_ptr(), io_vecs.len() as i32) }
+    });
+    io_vecs.pop();
+    done
+}
+
+/// Write `start` and what is in guest memory as one frame; return how much was written, or the
+/// error.
+pub fn writev(fd: i32, start: &[u8], io_vecs: &mut Vec<IoVec>) -> Result<u64, i32> {
+    io_vecs.insert(0, IoVec::new(start.as_ptr().cast_mut(), start.len()));
+    let done = until_done(|| {
+        // SAFETY: each element describes mapped guest memory or `start`, and is only read.
+        unsafe { c_writev(fd, io_vecs.as_ptr(), io_vecs.len() as i32) }
+    });
+    io_vecs.remove(0);
+    done
+}
+
+/// Repeat a call that a signal interrupts; return its result or its error.
+fn until_done(mut call: impl FnMut() -> isize) -> Result<u64, i32> {
+    loop {
+        if let Ok(done) = u64::try_from(call()) {
+            return Ok(done);
+        }
+        let error = Error::last_os_error();
+        if error.kind() != ErrorKind::Interrupted {
+            return Err(error.raw_os_error().unwrap_or(0));
+        }
+    }
 }
 
 /// Put all earlier writes on stable storage; return `None` for an error.
@@ -197,4 +245,95 @@ pub unsafe extern "C" fn crosvm_engine_take(queue: *const BlockQueue, position: 
 pub unsafe extern "C" fn crosvm_engine_give(queue: *mut BlockQueue, position: *const Position) {
     // SAFETY: the caller guarantees that both are valid.
     unsafe { (*queue).ring.set_position(*position) };
+}
+
+/// Make a queue of a network card, which receives or transmits; return NULL if its layout is
+/// invalid.
+///
+/// # Safety
+///
+/// The pointers are valid during this call, and `memory` is from `crosvm_engine_memory`.
+#[no_mangle]
+pub unsafe extern "C" fn crosvm_engine_net_queue(
+    memory: *const GuestMemory,
+    layout: *const Layout,
+    position: *const Position,
+    call_fd: i32,
+    receives: bool,
+) -> *mut NetQueue {
+    // SAFETY: the memory has not been freed, so the queue can become one more owner.
+    let memory = unsafe {
+        Arc::increment_strong_count(memory);
+        Arc::from_raw(memory)
+    };
+    // SAFETY: the caller guarantees that both are valid.
+    let ring = unsafe { Ring::new(memory, &*layout, *position) };
+    let Some(ring) = ring else {
+        return std::ptr::null_mut();
+    };
+    Box::into_raw(Box::new(if receives {
+        NetQueue::Receive(ReceiveQueue::new(ring, call_fd))
+    } else {
+        NetQueue::Transmit(TransmitQueue::new(ring, call_fd))
+    }))
+}
+
+/// Free a queue.
+///
+/// # Safety
+///
+/// `queue` is from `crosvm_engine_net_queue` and is not used again.
+#[no_mangle]
+pub unsafe extern "C" fn crosvm_engine_free_net_queue(queue: *mut NetQueue) {
+    // SAFETY: it was made by `Box::into_raw`, and is passed to `from_raw` only here, once.
+    drop(unsafe { Box::from_raw(queue) });
+}
+
+/// Serve one turn of a queue.
+///
+/// # Safety
+///
+/// The pointers are valid during this call, and no other thread uses `queue` or `tap` meanwhile.
+#[no_mangle]
+pub unsafe extern "C" fn crosvm_engine_net_turn(
+    queue: *mut NetQueue,
+    tap: *mut Tap,
+    limits: *const Limits,
+    turn: *mut NetTurn,
+) {
+    // SAFETY: the caller guarantees that all four are valid.
+    unsafe { *turn = (*queue).turn(&mut *tap, &*limits) };
+}
+
+/// Return the frame that Python has to deliver after a turn; `NetTurn::frame_bytes` is its size.
+///
+/// # Safety
+///
+/// `queue` is valid during this call. The result is valid until the queue is used again.
+#[no_mangle]
+pub unsafe extern "C" fn crosvm_engine_net_frame(queue: *const NetQueue) -> *const u8 {
+    // SAFETY: the caller guarantees that it is valid.
+    unsafe { (*queue).frame().as_ptr() }
+}
+
+/// Store the position of a queue in `position`, so that Python can continue from there.
+///
+/// # Safety
+///
+/// Both pointers are valid during this call.
+#[no_mangle]
+pub unsafe extern "C" fn crosvm_engine_net_take(queue: *const NetQueue, position: *mut Position) {
+    // SAFETY: the caller guarantees that both are valid.
+    unsafe { *position = (*queue).position() };
+}
+
+/// Set the position of a queue, after Python has served it.
+///
+/// # Safety
+///
+/// Both pointers are valid during this call.
+#[no_mangle]
+pub unsafe extern "C" fn crosvm_engine_net_give(queue: *mut NetQueue, position: *const Position) {
+    // SAFETY: the caller guarantees that both are valid.
+    unsafe { (*queue).set_position(*position) };
 }

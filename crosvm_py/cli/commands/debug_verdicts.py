@@ -55,7 +55,7 @@ def _of_device(device: DeviceDump, queue: QueueDump, at: QueuePosition) -> str:
     taken = at.ring.next_avail - at.ring.next_used & 0xFFFF
     if offered and (text := _of_offered(queue, at, offered)):
         return text
-    if taken and at.server == "port":
+    if taken and at.server.startswith("port"):
         return f"waits for the host: {taken} chains are taken and kept until there is use for them"
     if taken:
         return f"waits for the device: {taken} chains are taken and not given back"
@@ -71,7 +71,7 @@ def _of_offered(queue: QueueDump, at: QueuePosition, offered: int) -> str:
         return f"waits for the device: {chains} and it was kicked"
     if queue.transport.kick_held:
         return f"waits for the driver: {chains} and a kick, but bus mastering is off"
-    if at.server == "port":
+    if at.server.startswith("port"):
         return f"waits for the host: {chains} for what may come"
     return f"waits for nobody: {chains} and no kick is on its way; if it stays so, one was lost"
 

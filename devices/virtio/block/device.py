@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from devices.virtio.backend import QueueActivation
     from devices.virtio.block.image import BlockSpec
     from devices.virtio.commands import Command
-    from devices.virtio.device import EngineQueue
     from devices.virtio.queue.chain import DescriptorChain, Reader, Writer
+    from devices.virtio.queue.engine_queue import EngineQueue
     from devices.virtio.queue.split_queue import Handover
     from sys_util.guest_memory import GuestMemory
     from sys_util.wire import Message

@@ -49,6 +49,8 @@ class NativeDisk:
 class NativeQueue:
     """One queue of a disk that the engine serves, a turn at a time."""
 
+    rests = False  # the device's gate says when Python serves
+
     def __init__(
         self,
         disk: NativeDisk,

@@ -13,8 +13,10 @@ from __future__ import annotations
 from devices.virtio.commands import DeviceLimits, SetLimits
 from devices.virtio.counters import LimitWaits
 from devices.virtio.limited import changed_limits
+from devices.virtio.net import native
 from devices.virtio.net.card import NetCard
 from devices.virtio.net.ends import TapEnd
+from devices.virtio.net.native import NativeReceive, NativeTap, NativeTransmit
 from devices.virtio.net.pair import NetPair
 from devices.virtio.net.stream import StreamEnd
 from devices.virtio.rate_limiter import RateLimiter
@@ -23,10 +25,14 @@ from sys_util.typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from devices.virtio.backend import QueueActivation
     from devices.virtio.commands import Command
     from devices.virtio.context import DeviceContext
     from devices.virtio.net.ends import EndGoneError
     from devices.virtio.net.state import NetSpec
+    from devices.virtio.queue.engine_queue import EngineQueue
+    from devices.virtio.queue.split_queue import Handover
+    from sys_util.guest_memory import GuestMemory
     from sys_util.wire import Message
 
 
@@ -36,11 +42,17 @@ class Net(NetCard):
     seccomp_policy: ClassVar[str] = "net_device"
     in_order: ClassVar[bool] = True
 
-    def __init__(self, spec: NetSpec, fds: Sequence[int]) -> None:
-        """Serve one end per pair, and take over ``fds``, the ends."""
+    def __init__(self, spec: NetSpec, fds: Sequence[int], *, engine: bool | None = None) -> None:
+        """Serve one end per pair, and take over ``fds``, the ends.
+
+        With ``engine`` native code moves what frames it can of a TAP; by default, if it is built.
+        """
         super().__init__(spec, [TapEnd(fd) if spec.tap else StreamEnd(fd) for fd in fds])
         self._limiters = (RateLimiter(spec.limits), RateLimiter(spec.limits))
         self._served: list[NetPair] = []
+        engine = native.IS_BUILT if engine is None else engine
+        taps = [end for end in self.ends if isinstance(end, TapEnd)] if engine else []
+        self._native = [NativeTap(tap, self.stats) for tap in taps]
 
     @property
     def own_queues(self) -> frozenset[int]:  # type: ignore[override]  # it depends on the card
@@ -57,8 +69,19 @@ class Net(NetCard):
                 limiter.drain()  # the last process used them, and nobody knows how much
         stats, limiters = self.stats, self._limiters
         for number, end in enumerate(self.ends):
-            self._served.append(NetPair(2 * number, end, stats, limiters, context, self._on_gone))
+            tap = self._native[number] if self._native else None
+            pair = NetPair(2 * number, end, stats, limiters, context, self._on_gone, tap)
+            self._served.append(pair)
         self._pairs += self._served
+
+    def start_engine(
+        self, memory: GuestMemory, activation: QueueActivation, features: int, start: Handover
+    ) -> EngineQueue | None:
+        index = activation.index
+        if index == self.control_queue or index >= 2 * len(self._native):
+            return None
+        serve = NativeTransmit if index % 2 else NativeReceive
+        return serve(self._native[index // 2], memory, activation, features, start)
 
     def on_kick(self, index: int) -> bool:
         if index == self.control_queue:
@@ -91,6 +114,8 @@ class Net(NetCard):
     def _set_limits(self) -> None:
         for limiter in self._limiters:
             limiter.configure(self._state.limits)
+        for tap in self._native:
+            tap.limited = any(limiter.active for limiter in self._limiters)
 
     def _on_gone(self, error: EndGoneError) -> None:
         """Show the guest a pulled cable, because the host's end is gone.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
+from devices.virtio.net.vectors import scatter
 from sys_util import tap
 from sys_util.errors import VmmError
 from sys_util.typing import TYPE_CHECKING, Final, Protocol
@@ -92,12 +93,24 @@ class NetEnd(Protocol):
 class TapEnd:
     """One queue of a TAP, non-blocking, with a virtio_net_hdr of 12 bytes. Owns ``fd``."""
 
-    buffered: Final = False
     unsent: Final = False
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._attached = True
+        self._returned: bytes | int | None = None  # a frame, or an errno
+
+    @property
+    def buffered(self) -> bool:
+        return self._returned is not None
+
+    def return_frame(self, frame: bytes) -> None:
+        """Let the next ``receive`` get ``frame``, which the engine has taken from the TAP."""
+        self._returned = frame
+
+    def return_error(self, error: int) -> None:
+        """Let the next ``receive`` get this errno, which the engine has got from the TAP."""
+        self._returned = error
 
     def close(self) -> None:
         os.close(self.fd)
@@ -109,11 +122,20 @@ class TapEnd:
 
     def receive(self, vectors: Sequence[memoryview]) -> int:
         try:
+            if self._returned is not None:
+                return self._receive_returned(vectors)
             return os.readv(self.fd, vectors)
         except OSError as error:
             if error.errno != errno.EBADFD:  # such as EINVAL, for segments of an unknown GSO type
                 raise
             raise EndGoneError("the TAP was deleted") from error
+
+    def _receive_returned(self, vectors: Sequence[memoryview]) -> int:
+        frame, self._returned = self._returned, None
+        if isinstance(frame, bytes):
+            scatter(frame, vectors, 0)
+            return len(frame)
+        raise OSError(frame, os.strerror(frame or 0))
 
     def send(self, header: bytes, frame: Sequence[memoryview]) -> None:
         try:

@@ -39,10 +39,10 @@ _GSO_FEATURES: Final = (
 class HeaderRules:
     """What the headers of a driver may contain, by the features that it negotiated."""
 
-    __slots__ = ("_checksums", "_gso_types")
+    __slots__ = ("checksums", "gso_types")
 
     def __init__(self, features: int) -> None:
-        self._checksums = bool(features >> bits.VIRTIO_NET_F_CSUM & 1)
+        self.checksums = bool(features >> bits.VIRTIO_NET_F_CSUM & 1)
         allowed = [kind for kind, bit in _GSO_FEATURES if features >> bit & 1]
         if features >> bits.VIRTIO_NET_F_HOST_ECN & 1:
             allowed += [
@@ -50,7 +50,7 @@ class HeaderRules:
                 for kind in allowed
                 if kind != VIRTIO_NET_HDR_GSO_UDP_L4
             ]
-        self._gso_types = frozenset(allowed)
+        self.gso_types = frozenset(allowed)
 
     def accept(self, header: bytes, frame_bytes: int) -> bytes | None:
         """Return the header to pass on for a frame of ``frame_bytes``; ``None`` drops the frame.
@@ -63,11 +63,11 @@ class HeaderRules:
             return header
         flags, gso_type, hdr_len, gso_size, start, offset, _ = HEADER.unpack(header)
         needs_csum = flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
-        if needs_csum and (not self._checksums or start + offset + _CSUM_BYTES > frame_bytes):
+        if needs_csum and (not self.checksums or start + offset + _CSUM_BYTES > frame_bytes):
             return None
         if gso_type == VIRTIO_NET_HDR_GSO_NONE:
             hdr_len = gso_size = 0
-        elif not needs_csum or gso_type not in self._gso_types or not gso_size:
+        elif not needs_csum or gso_type not in self.gso_types or not gso_size:
             return None
         if hdr_len > frame_bytes:
             return None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from devices.virtio.context import DeviceContext
     from devices.virtio.net.ends import NetEnd
+    from devices.virtio.net.native import NativeTap
     from devices.virtio.net.stats import NetStats
     from devices.virtio.rate_limiter import RateLimiter
     from sys_util.event_loop import Timer
@@ -34,6 +35,7 @@ class NetPair:
         limiters: tuple[RateLimiter, RateLimiter],
         context: DeviceContext,
         on_gone: Callable[[EndGoneError], None],
+        native: NativeTap | None = None,
     ) -> None:
         """``limiters``, for receiving and for sending, are shared by all pairs of the card.
 
@@ -47,8 +49,8 @@ class NetPair:
         self._context = context
         self._on_gone = on_gone
         self._gone: EndGoneError | None = None
-        self._receive = ReceiveQueue(end, stats, limiters[0])
-        self._transmit = TransmitQueue(end, stats, limiters[1])
+        self._receive = ReceiveQueue(end, stats, limiters[0], native)
+        self._transmit = TransmitQueue(end, stats, limiters[1], native)
         self._timer: Timer | None = None
         self._listening = False  # for frames of the host
         self._watched = 0  # the events that the loop waits for

@@ -20,10 +20,12 @@ from devices.virtio.net.header import (
 )
 from devices.virtio.net.offloads import GuestOffloads
 from devices.virtio.net.vectors import cut_bytes
+from devices.virtio.queue.engine_queue import ENGINE_MORE, ENGINE_PYTHON
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from devices.virtio.net.ends import NetEnd
+    from devices.virtio.net.native import NativeTap
     from devices.virtio.net.stats import NetStats
     from devices.virtio.queue.chain import DescriptorChain
     from devices.virtio.queue.port import QueuePort
@@ -45,7 +47,14 @@ _NEXT_TURN_SECONDS: Final = 0.001
 class ReceiveQueue:
     """One receive queue. ``port`` is ``None`` while the driver has not enabled it."""
 
-    def __init__(self, end: NetEnd, stats: NetStats, limiter: RateLimiter) -> None:
+    def __init__(
+        self,
+        end: NetEnd,
+        stats: NetStats,
+        limiter: RateLimiter,
+        native: NativeTap | None = None,
+    ) -> None:
+        """With ``native`` the engine delivers what it can, as long as there is no limit."""
         self.port: QueuePort | None = None
         self.retry_seconds = 0.0  # if not 0: when to try again
         self._end = end
@@ -55,6 +64,8 @@ class ReceiveQueue:
         self._stats = stats
         self._spill = memoryview(bytearray(HEADER_BYTES + MAX_FRAME_BYTES))
         self._merge = False
+        self._expected = 1
+        self._native = native
         self.set_offloads(0)
         self._forget()
 
@@ -62,6 +73,8 @@ class ReceiveQueue:
         """Serve another port from now on; forget everything of the old one."""
         self.port = port
         self._merge = bool(features >> VIRTIO_NET_F_MRG_RXBUF & 1)
+        if self._native is not None:
+            self._native.tap.merge = self._merge
         self._forget()
 
     def set_offloads(self, offloads: int) -> None:
@@ -69,6 +82,8 @@ class ReceiveQueue:
         self._offloads = GuestOffloads(offloads)
         self._strange_flags = ~self._offloads.flags
         self._gso_types = self._offloads.gso_types
+        if self._native is not None:
+            self._native.set_guest_rules(self._gso_types, self._offloads.flags)
 
     def pause(self) -> None:
         """Put back every chain that is held. A frame that is half stored is lost."""
@@ -92,22 +107,45 @@ class ReceiveQueue:
             return False
         self._chains_left = MAX_CHAINS_PER_TURN
         self.retry_seconds = 0.0
+        frames = MAX_FRAMES_PER_TURN
+        if self._native is not None and self._is_engines(port):
+            ended = self._turn_of_engine(port, self._native)
+            if ended != ENGINE_PYTHON:
+                return ended == ENGINE_MORE
+            frames = 1
         try:
-            for _ in range(MAX_FRAMES_PER_TURN):
-                if self._unpaid_bytes and not self._pay():
-                    return False
-                if self._rest:
-                    if not self._store_rest(port):
-                        return False
-                    continue
-                if not self._hold(port):
-                    return self._chains_left == 0
-                self._receive_next(port)
+            return self._deliver(port, frames)
         except BlockingIOError:
             pass  # no frame is left
         finally:
             port.flush()
             self._end.commit()
+        return True
+
+    def _deliver(self, port: QueuePort, frames: int) -> bool:
+        """Deliver so many frames at most; return as ``pump``.
+
+        Raises:
+            BlockingIOError: no frame is left.
+        """
+        if self._rest and not self._store_rest(port):
+            return False
+        for _ in range(frames):
+            if self._unpaid_bytes and not self._pay():
+                return False
+            if not self._hold(port):
+                return self._chains_left == 0
+            self._receive_next(port)
+            if self._rest and not self._store_rest(port):
+                return False
+        return True
+
+    def release(self, port: QueuePort) -> bool:
+        """Put back the chains in which nothing is stored; return whether none is held now."""
+        if self._rest or not port.put_back_all():
+            return False
+        self._held.clear()
+        self._held_bytes = 0
         return True
 
     def drain(self) -> None:
@@ -124,6 +162,18 @@ class ReceiveQueue:
                 self._stats.rx_dropped += 1
             else:
                 self._stats.rx_dropped += 1
+
+    def _is_engines(self, port: QueuePort) -> bool:
+        """Return whether the engine may deliver frames now."""
+        if not port.has_engine or self._unpaid_bytes or self._end.buffered:
+            return False
+        return self.release(port)
+
+    def _turn_of_engine(self, port: QueuePort, native: NativeTap) -> int:
+        native.tap.expected = self._expected
+        ended = port.turn_of_engine()
+        self._expected = native.tap.expected
+        return ended
 
     def _pay(self) -> bool:
         """Charge the last frame to the limiter; return False if the next one has to wait first."""

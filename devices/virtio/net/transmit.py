@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from devices.virtio.net.ends import EndGoneError
 from devices.virtio.net.header import HEADER_BYTES, HeaderRules
+from devices.virtio.queue.engine_queue import ENGINE_MORE, ENGINE_PYTHON
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from devices.virtio.net.ends import NetEnd
+    from devices.virtio.net.native import NativeTap
     from devices.virtio.net.stats import NetStats
     from devices.virtio.queue.chain import DescriptorChain
     from devices.virtio.queue.port import QueuePort
@@ -36,12 +38,20 @@ class _Frame(NamedTuple):
 class TransmitQueue:
     """One transmit queue. ``port`` is ``None`` while the driver has not enabled it."""
 
-    def __init__(self, end: NetEnd, stats: NetStats, limiter: RateLimiter) -> None:
+    def __init__(
+        self,
+        end: NetEnd,
+        stats: NetStats,
+        limiter: RateLimiter,
+        native: NativeTap | None = None,
+    ) -> None:
+        """With ``native`` the engine sends what it can, as long as there is no limit."""
         self.port: QueuePort | None = None
         self.carrier = True  # without it frames are dropped
         self.retry_seconds = 0.0  # if not 0: when the limiter lets frames pass again
         self._end = end
         self._stats = stats
+        self._native = native
         self._rules = HeaderRules(0)
         self._limiter = limiter
         self._waiting: _Frame | None = None
@@ -55,7 +65,9 @@ class TransmitQueue:
     def start(self, port: QueuePort | None, features: int) -> None:
         """Serve another port from now on; forget everything of the old one."""
         self.port = port
-        self._rules = HeaderRules(features)
+        self._rules = rules = HeaderRules(features)
+        if self._native is not None:
+            self._native.set_host_rules(rules.gso_types, checksums=rules.checksums)
         if self._waiting is not None and self._paid:
             self._limiter.give_back(self._waiting.readable_bytes - HEADER_BYTES)
         self._waiting = None
@@ -79,30 +91,44 @@ class TransmitQueue:
         self.retry_seconds = 0.0
         if port is None:
             return False
+        frames = MAX_FRAMES_PER_TURN
+        if self._is_engines(port):
+            ended = port.turn_of_engine()
+            if ended != ENGINE_PYTHON:
+                return ended == ENGINE_MORE
+            frames = 1
         try:
-            self._end.flush()
-            for _ in range(MAX_FRAMES_PER_TURN):
-                frame = self._waiting or self._next(port)
-                if frame is None:
-                    if not port.wait():
-                        return False
-                    continue
-                self._waiting = frame
-                if not (self._paid or self._pay(frame)):
-                    return False
-                if frame.header:
-                    self._waiting = frame = self._give_back_first(frame, port)
-                    if not self._send(frame):
-                        return False
-                else:
-                    self._stats.tx_malformed += 1
-                self._waiting = None
-                self._paid = False
-                if frame.chain is not None:
-                    port.give_back(frame.chain)
+            return self._send_some(port, frames)
         finally:
             port.flush()
+
+    def _send_some(self, port: QueuePort, frames: int) -> bool:
+        """Send so many frames at most; return as ``serve``."""
+        self._end.flush()
+        for _ in range(frames):
+            frame = self._waiting or self._next(port)
+            if frame is None:
+                if not port.wait():
+                    return False
+                continue
+            self._waiting = frame
+            if not (self._paid or self._pay(frame)):
+                return False
+            if frame.header:
+                self._waiting = frame = self._give_back_first(frame, port)
+                if not self._send(frame):
+                    return False
+            else:
+                self._stats.tx_malformed += 1
+            self._waiting = None
+            self._paid = False
+            if frame.chain is not None:
+                port.give_back(frame.chain)
         return True
+
+    def _is_engines(self, port: QueuePort) -> bool:
+        """Return whether the engine may send frames now."""
+        return self.carrier and self._waiting is None and port.has_engine
 
     def _next(self, port: QueuePort) -> _Frame | None:
         """Return the next frame, ``None`` when there is none now."""

@@ -19,12 +19,14 @@ from collections import deque
 
 from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, INTERRUPTS, REQUESTS
 from devices.virtio.queue.chain import ChainError
+from devices.virtio.queue.engine_queue import ENGINE_PYTHON
 from sys_util.eventfd import signal_eventfd
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from devices.virtio.counters import Counters
     from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.engine_queue import EngineQueue
     from devices.virtio.queue.split_queue import SplitQueue
     from sys_util.log import Logger
 
@@ -49,11 +51,14 @@ class _Taken:
 
 
 class QueuePort:
-    """An active queue. After the queue has stopped, it has no chains and ignores ``give_back``."""
+    """An active queue. After the queue has stopped, it has no chains and ignores ``give_back``.
+
+    With an engine, native code can serve it for a turn whenever no chain is taken.
+    """
 
     __slots__ = (
-        *("_call_fd", "_counters", "_label", "_log", "_ring", "_taken", "index", "paused"),
-        *("resumed", "size"),
+        *("_call_fd", "_counters", "_engine", "_label", "_log", "_ring", "_taken", "in_engine"),
+        *("index", "paused", "resumed", "size"),
     )
 
     def __init__(
@@ -64,6 +69,7 @@ class QueuePort:
         call_fd: int,
         counters: Counters,
         log: Logger,
+        engine: EngineQueue | None = None,
     ) -> None:
         """The caller still owns ``call_fd``; -1 stands for a queue without an interrupt."""
         self.index = index
@@ -76,6 +82,36 @@ class QueuePort:
         self._counters = counters
         self._log = log
         self._taken: deque[_Taken] = deque()  # the device holds the oldest
+        self._engine = engine
+        self.in_engine = False  # the engine has the position of the queue, and the ring an old one
+
+    @property
+    def ring(self) -> SplitQueue | None:
+        """The ring at the position that the queue has reached; ``None`` once it has stopped."""
+        ring = self._ring
+        if self.in_engine and self._engine is not None and ring is not None:
+            ring.go_on(self._engine.take())
+            self.in_engine = False
+        return ring
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether native code may serve this queue now."""
+        return self._engine is not None and not self._engine.rests
+
+    def turn_of_engine(self) -> int:
+        """Have native code serve a turn; return one of the ``ENGINE_`` values.
+
+        ``ENGINE_PYTHON`` also stands for a queue that nobody may serve now.
+        """
+        engine, ring = self._engine, self._ring
+        if engine is None or ring is None or self.paused or ring.withheld or self._taken:
+            return ENGINE_PYTHON
+        if not self.in_engine:
+            ring.publish()
+            engine.give(ring.handover())
+            self.in_engine = True
+        return engine.turn(self._counters)
 
     def take(self) -> DescriptorChain | None:
         """Return the next good chain; ``None`` when there is none or the queue is paused.
@@ -85,7 +121,7 @@ class QueuePort:
         Raises:
             QueueError: the ring is unusable; the device lets this pass to its caller.
         """
-        ring = self._ring
+        ring = self.ring
         if ring is None or self.paused or ring.withheld:
             return None
         for _ in range(MAX_MALFORMED):
@@ -124,6 +160,19 @@ class QueuePort:
             last = taken.chain
             self._count_readable(-taken.readable_bytes)
             ring.unpop()
+
+    def put_back_all(self) -> bool:
+        """Undo ``take`` of all chains that the device holds; return whether none is left.
+
+        Nothing changes if malformed chains were taken after them: these would be counted twice.
+        """
+        if any(taken.written != _HELD for taken in self._taken):
+            return False
+        while self._taken:
+            self._count_readable(-self._taken.pop().readable_bytes)
+            if self._ring is not None:
+                self._ring.unpop()
+        return True
 
     @property
     def last_taken(self) -> int:
@@ -167,12 +216,13 @@ class QueuePort:
 
     def publish(self) -> None:
         """Show the driver what was given back; it is not interrupted before ``flush``."""
-        if self._ring is not None:
-            self._ring.publish()
+        ring = self.ring
+        if ring is not None:
+            ring.publish()
 
     def flush(self) -> None:
         """Show the driver what was given back, and interrupt it if it wants that."""
-        ring = self._ring
+        ring = self.ring
         if ring is None:
             return
         ring.publish()
@@ -187,7 +237,7 @@ class QueuePort:
         Raises:
             QueueError: the ring is unusable; the device lets this pass to its caller.
         """
-        ring = self._ring
+        ring = self.ring
         if ring is None or self.paused or ring.withheld:
             return False
         self.flush()
@@ -196,3 +246,6 @@ class QueuePort:
     def close(self) -> None:
         """Forget the ring: its memory is not touched after this."""
         self._ring = None
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None

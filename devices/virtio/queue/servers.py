@@ -10,14 +10,16 @@ from __future__ import annotations
 from os import eventfd_read
 
 from devices.virtio.counters import INTERRUPTS, KICKS, NATIVE, PYTHON, VHOST
-from devices.virtio.device import ENGINE_MORE, ENGINE_PYTHON, serve_queue
+from devices.virtio.device import serve_queue
+from devices.virtio.queue.engine_queue import ENGINE_MORE, ENGINE_PYTHON
 from devices.virtio.queue.split_queue import QueueError
 from sys_util.eventfd import signal_eventfd
 from sys_util.typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from devices.virtio.counters import Counters
-    from devices.virtio.device import EngineQueue, VirtioDevice
+    from devices.virtio.device import VirtioDevice
+    from devices.virtio.queue.engine_queue import EngineQueue
     from devices.virtio.queue.port import QueuePort
     from devices.virtio.queue.split_queue import SplitQueue
     from sys_util.log import Logger
@@ -30,7 +32,7 @@ class QueueServer(Protocol):
 
     @property
     def who(self) -> str:
-        """Who serves now: ``device``, ``engine``, ``port``, ``kernel``, or ``nobody``."""
+        """Who serves now: one of the words that ``QueuePosition`` names."""
         ...
 
     @property
@@ -217,9 +219,7 @@ class ChainServer(_RingServer):
 
 
 class PortServer(_RingServer):
-    """A device that serves the queue itself, through a port."""
-
-    engine = PYTHON
+    """A device that serves the queue itself, through a port. It may leave turns to an engine."""
 
     def __init__(
         self,
@@ -237,7 +237,16 @@ class PortServer(_RingServer):
 
     @property
     def who(self) -> str:
-        return "nobody" if self._ring is None else "port"
+        if self._ring is None:
+            return "nobody"
+        return "port (engine)" if self._port.in_engine else "port"
+
+    @property
+    def engine(self) -> str:
+        return NATIVE if self._port.has_engine else PYTHON
+
+    def ring(self) -> SplitQueue | None:
+        return self._port.ring
 
     @property
     def port(self) -> QueuePort | None:

@@ -76,12 +76,12 @@ class QueueWorker:
         if index in device.kernel_queues:
             device.start_kernel_queue(activation, ring.state().next_avail)
             return KernelServer(device, index, activation.call_fd)
+        engine = device.start_engine(self._memory, activation, features, ring.handover())
         if index in device.own_queues:
-            port = QueuePort(device.name, index, ring, activation.call_fd, counters, self._log)
+            port = QueuePort(device.name, index, ring, fds[1], counters, self._log, engine)
             port.paused = self._paused
             port.resumed = activation.resume
             return PortServer(device, index, ring, fds, counters, port)
-        engine = device.start_engine(self._memory, activation, features, ring.handover())
         return ChainServer(device, index, ring, fds, counters, self._log, engine)
 
     def stop_queue(self, index: int) -> None:

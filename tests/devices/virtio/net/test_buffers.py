@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+pytestmark = pytest.mark.usefixtures("server")
+
+
 @pytest.fixture(autouse=True)
 def _ioctls(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
     Ioctls(monkeypatch)
@@ -102,6 +105,7 @@ def test_receive_link_that_comes_back_drops_half_a_frame(rig: NetRig) -> None:
     assert rig.device.stats.rx_dropped == 2
 
 
+@pytest.mark.usefixtures("fake_calls")
 def test_receive_frame_that_the_host_does_not_give_costs_only_that(
     rig: NetRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,9 @@ TWO_FRAMES = RateLimits(ops_size=2, ops_refill_time=HOUR_MS)
 TWO_HUNDRED_BYTES = RateLimits(bw_size=200, bw_refill_time=HOUR_MS)
 
 
+pytestmark = pytest.mark.usefixtures("server")
+
+
 @pytest.fixture(params=[TWO_FRAMES, TWO_HUNDRED_BYTES], ids=["ops", "bytes"])
 def rig(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, lines: list[str]

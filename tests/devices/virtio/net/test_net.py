@@ -23,7 +23,7 @@ from tests.support.net_rig import EVENT_IDX, MAC, PLAIN, Ioctls, NetRig, frame
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.usefixtures("lines")
+pytestmark = pytest.mark.usefixtures("lines", "server")
 
 MQ = 1 << 22
 GUEST_CSUM = 1 << 1
@@ -131,6 +131,7 @@ def test_stats_are_shown_to_the_vmm(rig: NetRig) -> None:
     assert (shown["rx_frames"], shown["tx_frames"], shown["tx_malformed"]) == (1, 1, 1)
 
 
+@pytest.mark.usefixtures("fake_calls")
 def test_tap_deleted_is_a_cable_that_was_pulled(
     rig: NetRig, monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
@@ -248,4 +249,4 @@ def test_control_queue_without_multi_queue_follows_the_first_pair(
 
 def test_ends_pin_the_abi() -> None:
     assert (TUNSETOFFLOAD, TUNSETQUEUE) == (0x400454D0, 0x400454D9)
-    assert TapEnd.buffered is False
+    assert TapEnd.unsent is False

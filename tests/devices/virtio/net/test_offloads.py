@@ -21,6 +21,9 @@ PARTIAL = header(1, 0, 0, 0, 34, 16)
 SEGMENTS = header(1, 1, 54, 1448, 34, 16)
 
 
+pytestmark = pytest.mark.usefixtures("server")
+
+
 @pytest.fixture(autouse=True)
 def ioctls(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> Ioctls:
     return Ioctls(monkeypatch)

@@ -18,6 +18,9 @@ CSUM = 1 << 0
 GUEST_CSUM = 1 << 1
 
 
+pytestmark = pytest.mark.usefixtures("server")
+
+
 @pytest.fixture(autouse=True)
 def _ioctls(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
     Ioctls(monkeypatch)

@@ -28,6 +28,9 @@ RANDOMLY = settings(
 QUEUE = 64
 
 
+pytestmark = pytest.mark.usefixtures("server")
+
+
 @pytest.fixture(autouse=True)
 def _ioctls(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
     Ioctls(monkeypatch)

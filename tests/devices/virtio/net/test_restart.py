@@ -307,6 +307,7 @@ def is_tap(
     assert lines == []
 
 
+@pytest.mark.usefixtures("fake_calls")
 def test_killed_while_it_receives_it_breaks_no_frame(*, is_tap: bool) -> None:
     frames = [frame(length, seed) for seed, length in enumerate(LENGTHS)]
 
@@ -331,6 +332,7 @@ def test_killed_while_it_receives_it_breaks_no_frame(*, is_tap: bool) -> None:
             assert {*frames} - {*before, *after} <= {frames[LENGTHS.index(LONG)]}
 
 
+@pytest.mark.usefixtures("fake_calls")
 def test_killed_while_it_sends_it_repeats_frames_and_loses_none(*, is_tap: bool) -> None:
     frames = [frame(length, seed) for seed, length in enumerate(LENGTHS)]
 

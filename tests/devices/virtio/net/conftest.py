@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Cards on a TAP, once with the engine and once without."""
+
+from __future__ import annotations
+
+import pytest
+
+from devices.virtio.net import native
+
+
+@pytest.fixture(params=["engine", "python"])
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who serves the queues."""
+    if request.param == "engine" and not native.IS_BUILT:
+        pytest.skip("the engine is not built here")
+    monkeypatch.setattr(native, "IS_BUILT", request.param == "engine")
+    return str(request.param)
+
+
+@pytest.fixture
+def fake_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have Python serve in a test that puts something in place of Python's calls of the host."""
+    monkeypatch.setattr(native, "IS_BUILT", False)
