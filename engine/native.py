@@ -8,6 +8,7 @@ that uses it.
 from __future__ import annotations
 
 from engine._engine import ffi, lib
+from sys_util.linux import buffer_address
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -51,14 +52,15 @@ class EngineMemory:
     """A guest's memory, as the engine uses it. It stays mapped as long as this object exists."""
 
     def __init__(self, memory: GuestMemory) -> None:
-        # These objects are exports of the mappings: while they exist, ``memory.close`` cannot
-        # unmap them.
-        self._held = [ffi.from_buffer("uint8_t[]", mapping) for _, mapping in memory.mappings]
+        # While these views exist, ``memory.close`` cannot unmap the memory. They are no exports of
+        # the mappings (``ffi.from_buffer``): CPython 3.11 crashes if its garbage collector finds a
+        # view and an export of it together.
+        self._held = [memoryview(mapping) for _, mapping in memory.mappings]
         regions = ffi.new("struct crosvm_region[]", len(self._held))
         for at, (region, _) in enumerate(memory.mappings):
             regions[at].gpa = region.gpa
             regions[at].size_bytes = region.size_bytes
-            regions[at].base = self._held[at]
+            regions[at].base = ffi.cast("uint8_t *", buffer_address(self._held[at]))
         made = lib.crosvm_engine_memory(regions, len(self._held), ffi.NULL, 0)
         self.handle = ffi.gc(made, lib.crosvm_engine_free_memory)
 
