@@ -237,9 +237,11 @@ impl ReceiveQueue {
         if full != room {
             return false;
         }
-        let mut at = 0;
-        let rest = (length - room) as usize;
-        while at < rest {
+        // Nothing is stored before there are chains for all of it: buffers may overlap, and the
+        // frame must still be whole if it is given to Python.
+        let first = self.filled.len();
+        let mut missing = length - room;
+        while missing > 0 {
             if self.hold(tap, turn).is_err() {
                 return false;
             }
@@ -247,10 +249,14 @@ impl ReceiveQueue {
                 return false;
             };
             self.held_bytes -= chain.writable_bytes;
-            let end = rest.min(at + chain.writable_bytes as usize);
-            write_at(self.ring.memory(), &chain.writable, 0, &self.spill[at..end]);
+            missing = missing.saturating_sub(chain.writable_bytes);
             self.filled.push(chain);
-            at = end;
+        }
+        let mut rest = &self.spill[..(length - room) as usize];
+        for chain in &self.filled[first..] {
+            let (now, later) = rest.split_at(rest.len().min(chain.writable_bytes as usize));
+            write_at(self.ring.memory(), &chain.writable, 0, now);
+            rest = later;
         }
         true
     }

@@ -283,8 +283,3 @@ def request(source: Source) -> tuple[list[bytes], list[int]]:
     if one_in(source, 20):
         into.insert(0, 0)
     return out, [*into, *([20] if kind == 8 else []), 1]
-
-
-def make(source: Source) -> Differential:
-    """Build the rig."""
-    return Differential(source)

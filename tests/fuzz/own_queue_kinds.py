@@ -50,7 +50,9 @@ class NetKind:
     def __init__(self, source: Source) -> None:
         setattr(fcntl, "ioctl", _ioctl_without_a_tap)  # noqa: B010 - it has overloads for mypy
         self._tap = one_in(source, 2)
-        self._rig = NetRig(tap=self._tap, pairs=2 if self._tap else 1, limits=RateLimits())
+        # Every chain is watched, which the engine knows nothing of.
+        pairs = 2 if self._tap else 1
+        self._rig = NetRig(tap=self._tap, pairs=pairs, limits=RateLimits(), engine=False)
         self.side = self._rig.driver
         self._arrivals = 0  # since the last good driver took everything
 

@@ -50,7 +50,7 @@ TARGETS = {
     "ports": Target("tests.fuzz.ports", "", "accesses"),
     "messages": Target("tests.fuzz.messages", "", "messages"),
     "channel": Target("tests.fuzz.channel", "", "messages"),
-    "engine": Target("tests.fuzz.engine_disk", "", "chains"),
+    "engine": Target("tests.fuzz.engine", "", "chains"),
 }
 RING_TARGETS = [name for name, target in TARGETS.items() if target.unit == _RINGS]
 

@@ -93,7 +93,9 @@ class NetRig:
         without: int = EVENT_IDX,
         limits: RateLimits = NO_LIMITS,
         saved: SavedState | None = None,
+        engine: bool | None = None,
     ) -> None:
+        """With ``engine`` native code moves what frames it can; by default, if it is built."""
         kind = socket.SOCK_DGRAM if tap else socket.SOCK_STREAM
         self.hosts: list[socket.socket] = []
         self.ends: list[socket.socket] = []
@@ -103,6 +105,7 @@ class NetRig:
             end.setblocking(False)
             self.hosts.append(host)
             self.ends.append(end)
+        self._engine = engine
         self.spec = NetSpec(MAC, 1500, pairs=pairs, tap=tap, limits=limits)
         self.device = self._start_device()
         self.memory = GuestMemory.create([(0, 16 << 20)])
@@ -110,7 +113,7 @@ class NetRig:
 
     def _start_device(self) -> Net:
         """Return a device with descriptors of its own."""
-        return Net(self.spec, [os.dup(end.fileno()) for end in self.ends])
+        return Net(self.spec, [os.dup(end.fileno()) for end in self.ends], engine=self._engine)
 
     def restart(self) -> None:
         """Let a new device go on where this one stands, which learns nothing of it."""
