@@ -10,6 +10,8 @@ pub mod memory;
 pub mod net;
 pub mod net_header;
 pub mod net_receive;
+#[cfg(test)]
+mod net_tests;
 pub mod net_transmit;
 pub mod poll;
 pub mod ring;
