@@ -20,6 +20,7 @@ from crosvm_py.cli.run_options.net_values import (
 )
 from crosvm_py.cli.run_options.twice import first_twice
 from crosvm_py.config import NetworkSpec
+from devices.virtio.net.features import MAX_PAIRS
 from sys_util import socket
 from sys_util.errors import ConfigError, UsageError
 from sys_util.log import get_logger
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 log = get_logger("crosvm.run")
 
 MAX_CARDS: Final = 8
-MAX_PAIRS: Final = 16
 # The minimum of IPv4 (RFC 791), and what an Ethernet header leaves of the 64 KiB of a TAP's frame.
 MIN_MTU: Final = 68
 MAX_MTU: Final = 65521

@@ -35,7 +35,7 @@ STAT_NAMES: Final = (
 )
 
 # Far more than there are tags; a driver may offer gigabytes.
-MAX_PAIRS: Final = 256
+MAX_STATISTICS: Final = 256
 
 _PAIR: Final = Struct("<HQ")
 
@@ -45,6 +45,6 @@ def read_stats(reader: Reader) -> dict[int, int]:
 
     An incomplete pair at the end is ignored.
     """
-    count = min(reader.remaining // _PAIR.size, MAX_PAIRS)
+    count = min(reader.remaining // _PAIR.size, MAX_STATISTICS)
     pairs = _PAIR.iter_unpack(reader.read(count * _PAIR.size))
     return {tag: value for tag, value in pairs if tag < len(STAT_NAMES)}

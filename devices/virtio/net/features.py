@@ -37,6 +37,9 @@ VIRTIO_NET_F_GUEST_USO6: Final = 55
 VIRTIO_NET_F_HOST_USO: Final = 56
 VIRTIO_NET_F_SPEED_DUPLEX: Final = 63
 
+# How many pairs of queues a card may have (VIRTIO_NET_F_MQ). We chose it: a TAP could have 256.
+MAX_PAIRS: Final = 16
+
 # The GUEST_* features, and the flag of TUNSETOFFLOAD for each.
 _TUN_FLAGS: Final = (
     (VIRTIO_NET_F_GUEST_CSUM, TUN_F_CSUM),

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from sys_util.wire import Check
 
 MAC_BYTES: Final = 6
-MAX_PAIRS: Final = 16
 _GROUP_BIT: Final = 1
 
 
@@ -30,7 +29,7 @@ class NetSpec:
     FIELDS: ClassVar[tuple[Check, ...]] = (
         blob(MAC_BYTES),
         U32,
-        integer(1, MAX_PAIRS),
+        integer(1, bits.MAX_PAIRS),
         boolean,
         boolean,
         RATE_LIMITS,
