@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guests import builtin, bzimage, cache, debian, initrd, newer, root
+from tests.guests import builtin, bzimage, cache, debian, newer, root
 from tests.guests.cache import BuildError
 
 DEB822 = """\
@@ -105,21 +105,6 @@ def test_unpack_returns_the_elf_inside() -> None:
 def test_unpack_bad_image_raises(image: bytes, reason: str) -> None:
     with pytest.raises(BuildError, match=reason):
         bzimage.unpack(image)
-
-
-def test_archive_entries_are_aligned_and_closed() -> None:
-    archive = initrd.Archive()
-    archive.add("dev/console", 0o020600, rdev=(5, 1))
-    archive.add("init", 0o100755, b"12345")
-    data = archive.finish()
-    assert data[:14] == b"07070100000001"
-    entry = data.index(b"070701", 1)
-    assert entry % 4 == 0
-    assert data[entry + 54 : entry + 62] == b"00000005"
-    content = data.index(b"12345")
-    assert content % 4 == 0
-    assert data[content + 8 : content + 14] == b"070701"
-    assert data.rstrip(b"\0").endswith(b"TRAILER!!!")
 
 
 def test_libraries_are_found_in_ldd_output() -> None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Initial RAM disks: a writer for cpio's "newc" format, and one with busybox and kernel modules."""
+"""The initial RAM disk of the test guests, with busybox and kernel modules."""
 
 from __future__ import annotations
 
 import stat
 from typing import TYPE_CHECKING, Final
 
+from crosvm_py.guest.initrd import Archive
 from tests.guests.cache import run
 
 if TYPE_CHECKING:
@@ -14,32 +15,6 @@ if TYPE_CHECKING:
 
 FOLDERS: Final = ("bin", "dev", "etc", "lower", "modules", "mnt", "proc", "run", "sys", "tmp")
 CONSOLE: Final = (5, 1)
-
-
-class Archive:
-    """The bytes of a newc archive, entry by entry (the kernel's early-userspace document)."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._count = 0
-
-    def add(self, name: str, mode: int, data: bytes = b"", rdev: tuple[int, int] = (0, 0)) -> None:
-        """Append one entry; ``data`` is the content, or the target of a symbolic link."""
-        self._count += 1
-        path = name.encode() + b"\0"
-        # ino, mode, uid, gid, nlink, mtime, size, device of the file, rdev, name size, check
-        fields = (self._count, mode, 0, 0, 1, 0, len(data), 0, 0, *rdev, len(path), 0)
-        header = b"070701" + b"".join(b"%08X" % value for value in fields)
-        self._parts += [_padded(header + path), _padded(data)]
-
-    def finish(self) -> bytes:
-        """Close the archive and return it."""
-        self.add("TRAILER!!!", 0)
-        return b"".join(self._parts)
-
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 4)
 
 
 def module_files(tree: Path, release: str, names: Sequence[str]) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.guests import bzimage, debian, initrd
-from tests.guests.cache import artefact, run
+from tests.guests.cache import PROJECT, artefact, run
 
 HERE: Final = Path(__file__).parent
 INIT: Final = HERE / "init-initrd.sh"
@@ -42,6 +42,7 @@ def build(flavour: str) -> Path:
         BUSYBOX,
         HERE / "bzimage.py",
         HERE / "initrd.py",
+        PROJECT / "crosvm_py/guest/initrd.py",
         *MODULES,
     ]
     return artefact("guests", name, inputs, fill)

@@ -123,6 +123,7 @@ def test_archive_entries_are_aligned_and_closed() -> None:
     archive.add("dev/console", 0o020600, rdev=(5, 1))
     archive.add("init", 0o100755, b"12345")
     data = archive.finish()
+    assert data[:14] == b"07070100000001"
     entry = data.index(b"070701", 1)
     assert entry % 4 == 0
     assert data[entry + 54 : entry + 62] == b"00000005"
