@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import os
 import select
 import time
+from _heapq import heapify, heappop, heappush  # heapq itself reads a long file for it
 from _thread import get_ident
 from collections import deque
 
@@ -92,9 +92,9 @@ class EventLoop:
         timers = self._timers
         if len(timers) >= self._most_timers:
             timers[:] = [entry for entry in timers if entry[2].callback is not None]
-            heapq.heapify(timers)
+            heapify(timers)
             self._most_timers = max(_LEAST_TIMERS, 2 * len(timers))
-        heapq.heappush(timers, (timer.deadline, next(self._order), timer))
+        heappush(timers, (timer.deadline, next(self._order), timer))
 
     @property
     def next_timer_seconds(self) -> float | None:
@@ -153,7 +153,7 @@ class EventLoop:
 
     def _wait_seconds(self, limit: float | None) -> float | None:
         while self._timers and self._timers[0][2].callback is None:
-            heapq.heappop(self._timers)
+            heappop(self._timers)
         if not self._timers:
             return limit
         until = max(0.0, self._timers[0][0] - time.monotonic())
@@ -162,7 +162,7 @@ class EventLoop:
     def _run_timers(self) -> None:
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            timer = heapq.heappop(self._timers)[2]
+            timer = heappop(self._timers)[2]
             callback, timer.callback = timer.callback, None
             if callback is not None:
                 callback()

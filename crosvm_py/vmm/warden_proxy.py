@@ -18,6 +18,7 @@ from sys_util.channel import Channel, socket_pair
 from sys_util.crash import crash_report
 from sys_util.errors import ChannelClosed, HostError, ProtocolError, Refusable, remedy_for
 from sys_util.log import get_logger
+from sys_util.modules import load_module
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ log = get_logger("crosvm.warden")
 END_SECONDS: Final = 10.0
 
 _REFUSABLE: Final = Refusable("start", "the warden, which makes the devices", forks=True)
+
+# What both the vmm and the warden import: before the fork, so that it is in memory once.
+_SHARED: Final = (
+    *("crosvm_py.device_process.protocol", "devices.virtio.backend", "devices.virtio.features"),
+    *("devices.virtio.saved_state", "sys_util.event_loop", "sys_util.shared_page"),
+)
 
 _STDERR: Final = 2
 _STDIO: Final = frozenset({0, 1, _STDERR})
@@ -80,6 +87,8 @@ def start_warden(
     Raises:
         HostError: the host refuses to make the process.
     """
+    for name in _SHARED:
+        load_module(name)
     with _REFUSABLE:
         ours, theirs = socket_pair()
     gc.freeze()  # so that the garbage collector does not write to pages shared after the fork

@@ -78,13 +78,13 @@ def be_warden(
             confine_warden()
         for kind in kinds:
             DEVICE_KINDS[kind].preload()
+        syscall_name(0)  # loads the names now: under the filter no file can be opened
         bundle.drop()
         gc.freeze()
         gc.enable()
         forge = start_forge(policies, kinds, null_fd)  # after the imports, to share their pages
         warden = _Warden(channel, forge, policies, null_fd, cgroup)
         if policies is not None:
-            syscall_name(0)  # loads the names now: under the filter no file can be opened
             linux.report_denied_calls(sock.fileno(), protocol.WARDEN_DENIED_HEAD)
             load_filter(policies.warden)
     except (VmmError, OSError) as error:
