@@ -7,6 +7,8 @@ constants are numbers. A type checker sees Python's own module.
 
 from __future__ import annotations
 
+import os
+
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,6 +57,20 @@ else:
             """Accept a connection; the new socket blocks, and is closed on exec."""
             fd, address = self._accept()
             return socket(self.family, self.type, self.proto, fileno=fd), address
+
+        def dup(self) -> socket:
+            """Return a new socket for a duplicate of the descriptor, which is closed on exec."""
+            made = socket(self.family, self.type, self.proto, fileno=_socket.dup(self.fileno()))
+            made.settimeout(self.gettimeout())
+            return made
+
+        def get_inheritable(self) -> bool:
+            """Return whether a program that is executed gets the descriptor."""
+            return os.get_inheritable(self.fileno())
+
+        def set_inheritable(self, inheritable: bool) -> None:
+            """Let a program that is executed get the descriptor, or not."""
+            os.set_inheritable(self.fileno(), inheritable)
 
     def socketpair(
         family: int = _socket.AF_UNIX, kind: int = _socket.SOCK_STREAM, proto: int = 0

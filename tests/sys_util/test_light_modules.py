@@ -47,6 +47,21 @@ def test_declared_names_are_there_with_the_same_values(
         assert callable(mine) if callable(theirs) else mine == theirs
 
 
+def test_socket_has_the_methods_that_a_type_checker_sees() -> None:
+    files = {"makefile", "sendfile"}  # of file objects: nothing here uses them
+    public = {name for name in dir(pythons_socket.socket) if not name.startswith("_")}
+    assert public - files <= set(dir(socket.socket))
+
+
+def test_duplicate_is_a_socket_of_its_own() -> None:
+    one, other = socket.socketpair()
+    with one, other, other.dup() as again:
+        other.close()
+        assert not again.get_inheritable()
+        one.send(b"word")
+        assert again.recv(4) == b"word"
+
+
 def test_socket_is_closed_by_with() -> None:
     one, other = socket.socketpair()
     with one, other:
