@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from crosvm_py.cli.commands.asking import SOCKET, ask_for
+from crosvm_py.cli.commands.debug_memory import memory_line, read_memory
 from crosvm_py.cli.commands.debug_verdicts import EVENT_IDX, verdict
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.grammar.options import switch
@@ -67,9 +68,13 @@ def _dump(arguments: Arguments, _settings: GlobalSettings) -> int:
     if arguments.has(JSON):
         import json
 
-        text = json.dumps(as_fields(vm, devices, read_task), indent=2)
+        fields = as_fields(vm, devices, read_task)
+        fields["memory"] = _named(read_memory(vm.pid)) or None
+        text = json.dumps(fields, indent=2)
     else:
-        text = "\n".join(printable(line) for line in as_lines(vm, devices, read_task))
+        first, *others = as_lines(vm, devices, read_task)
+        lines = (first, memory_line(read_memory(vm.pid)), *others)
+        text = "\n".join(printable(line) for line in lines)
     write_out(f"{text}\n")
     return 0
 
