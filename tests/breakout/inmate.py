@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 
 EARLY: Final = b"early lie "  # before a Spec, with a number: which one to tell before Ready
-_MAX_FDS: Final = 256
+# The descriptors of a process are those that the warden gave it, under the same numbers, and the
+# warden keeps those of every inmate so far.
+_MAX_FDS: Final = 4096
 
 
 @fact
