@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-    from kvm._kvm import CData
-
 # Far more than KVM has. A kernel with more entries would refuse the call with E2BIG.
 MAX_CPUID_ENTRIES: Final = 256
 
@@ -182,7 +180,9 @@ class Vm:
         self._run_bytes = run_bytes
         # A driver notifies a device with a write of 2 or 4 bytes (virtio 1.3 §4.1.5.2).
         self._ioeventfd_lengths = (0,) if ioeventfd_any_length else (2, 4)
-        self._memory: dict[int, CData] = {}
+        # No objects of cffi: if one of those views a memoryview, and the garbage collector finds
+        # both in a circle, Python crashes.
+        self._memory: dict[int, memoryview] = {}
 
     def set_tss_address(self, gpa: int) -> None:
         """Give KVM three pages of guest-physical addresses for real-mode emulation on Intel."""
@@ -219,13 +219,14 @@ class Vm:
         Raises:
             HostError: the slot is in use, or the range overlaps another one.
         """
-        pages = ffi.from_buffer(buffer, require_writable=True)
+        pages = memoryview(buffer)
+        address = ffi.cast("uintptr_t", ffi.from_buffer(pages, require_writable=True))
         region = {
             "slot": slot,
             "flags": lib.KVM_MEM_READONLY if read_only else 0,
             "guest_phys_addr": gpa,
-            "memory_size": memoryview(buffer).nbytes,
-            "userspace_addr": int(ffi.cast("uintptr_t", pages)),
+            "memory_size": pages.nbytes,
+            "userspace_addr": int(address),
         }
         if slot in self._memory:
             refuse("KVM_SET_USER_MEMORY_REGION", f"slot {slot}", errno.EEXIST)
@@ -237,7 +238,7 @@ class Vm:
         self._set_memory(
             {"slot": slot, "flags": 0, "guest_phys_addr": 0, "memory_size": 0, "userspace_addr": 0}
         )
-        ffi.release(self._memory.pop(slot))
+        self._memory.pop(slot).release()
 
     def _set_memory(self, region: dict[str, int]) -> None:
         ioctl(
@@ -337,5 +338,5 @@ class Vm:
             os.close(self.fd)
             self.fd = -1
         for pages in self._memory.values():
-            ffi.release(pages)
+            pages.release()
         self._memory.clear()
