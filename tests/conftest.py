@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -49,3 +50,14 @@ def lines() -> Iterator[list[str]]:
     log.set_sink(lambda _level, _module, text: lines.append(text))
     yield lines
     log.set_sink(log.stderr_sink)
+
+
+@pytest.fixture
+def steady_fds() -> Iterator[None]:
+    """Let nothing but the test open and close descriptors, whose number it compares.
+
+    Earlier tests may have left some in circles of objects, which the collector finds some time.
+    """
+    gc.disable()
+    yield
+    gc.enable()

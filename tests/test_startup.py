@@ -63,10 +63,13 @@ def imports_at_start(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_source_takes_the_lighter_way(path: Path) -> None:
-    dear = imports_at_start(path) & LIGHTER.keys()
-    assert not dear, f"import from {', '.join(LIGHTER[name] for name in sorted(dear))} instead"
+def test_sources_take_the_lighter_way() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: import from {LIGHTER[name]} instead of {name}"
+        for path in SOURCES
+        for name in sorted(imports_at_start(path) & LIGHTER.keys())
+    ]
+    assert wrong == []
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ import ast
 import os
 import socket
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import pytest
 
@@ -44,7 +45,7 @@ from sys_util.event_loop import EventLoop
 from sys_util.wire import encode
 from tests.crosvm_py.fake_warden import FakeWarden
 from tests.crosvm_py.hostile_device import READY, HostileDevice
-from tests.fuzz.messages import CODECS
+from tests.fuzz.messages import CODECS, message_types
 from tests.fuzz.unforeseen import unforeseen_errors_are_finds
 from tests.support.strangers import DEPTHS, VALUES, deep, hostile_payloads
 
@@ -87,8 +88,9 @@ def test_codec_takes_or_refuses_every_value_in_every_place(name: str) -> None:
             taken += 1
         except ProtocolError:
             refused += 1
-    assert taken > 0
-    assert refused > 300
+    # Each message in whole, at least; and what happens to be right is one value among many.
+    assert taken + refused >= len(VALUES) * (1 + len(message_types(CODECS[name])))
+    assert 0 < taken < (taken + refused) / 16
 
 
 # A device process, for the vmm
@@ -127,9 +129,7 @@ def test_parser_that_says_anything_ends_the_start_alone(tmp_path: Path) -> None:
         ours, theirs = socket_pair()
         theirs.send(payload)
         theirs.close()
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0)
+        pid = os.posix_spawn("/bin/true", ["true"], {})  # a fork of pytest takes much longer
         parser = KernelParser(
             FileSource.open("kernel", str(path)),
             os.memfd_create("unpacked", os.MFD_ALLOW_SEALING),
@@ -265,35 +265,44 @@ def test_vm_that_answers_anything_gets_one_line_from_its_client(
 # Rules that keep this true
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_source_unpacks_in_the_one_place(path: Path) -> None:
-    names = {node.attr for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
-    unpackers = names & {"unpackb", "Unpacker", "loads"}
-    assert not unpackers or path.name == "stranger.py"
+def test_sources_unpack_in_the_one_place() -> None:
+    users = {path.name for path in SOURCES if names(path) & {"unpackb", "Unpacker", "loads"}}
+    assert users == {"stranger.py", "bundle.py"}  # the second reads our own code, which is ours
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_source_signals_eventfds_in_the_one_place(path: Path) -> None:
+def test_sources_signal_eventfds_in_the_one_place() -> None:
     """Another process that shares an eventfd may have filled it; then a write of 1 fails."""
-    nodes = list(ast.walk(tree(path)))
-    names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    names |= {
-        alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
-    assert "eventfd_write" not in names or path.name == "eventfd.py"
+    assert {path.name for path in SOURCES if "eventfd_write" in names(path)} == {"eventfd.py"}
 
 
-@pytest.mark.parametrize("path", BORDERS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_source_at_a_border_describes_by_brief(path: Path) -> None:
+def test_sources_at_a_border_describe_by_brief() -> None:
     """``!r`` of a nested value recurses, and of any value it has no bound."""
-    for node in ast.walk(tree(path)):
-        described = isinstance(node, ast.FormattedValue) and node.conversion == ord("r")
-        if described and isinstance(node.value, ast.Name):  # type: ignore[attr-defined]  # it has
-            described = not node.value.id.isupper()  # type: ignore[attr-defined]  # else ours
-        old = isinstance(node, ast.Constant) and "%r" in str(node.value)
-        assert not described, f"{path.name}:{node.lineno}"  # type: ignore[attr-defined]  # it has
-        assert not old, f"{path.name}:{node.lineno}"  # type: ignore[attr-defined]  # it has
+    assert [place for path in BORDERS for place in descriptions(path)] == []
 
 
+def descriptions(path: Path) -> Iterator[str]:
+    """Name each line that describes what may be a stranger's value."""
+    for node in filter(is_expression, ast.walk(tree(path))):
+        if isinstance(node, ast.FormattedValue) and node.conversion == ord("r"):
+            described = not (isinstance(node.value, ast.Name) and node.value.id.isupper())
+        else:
+            described = isinstance(node, ast.Constant) and "%r" in str(node.value)
+        if described:
+            yield f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def is_expression(node: ast.AST) -> TypeGuard[ast.expr]:
+    return isinstance(node, ast.expr)
+
+
+def names(path: Path) -> set[str]:
+    """Return the attributes that a module uses, and what it imports from others."""
+    nodes = list(ast.walk(tree(path)))
+    imported = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return used | {alias.name for node in imported for alias in node.names}
+
+
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())

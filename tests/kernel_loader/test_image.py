@@ -27,7 +27,7 @@ from tests.kernel_loader.images import (
     write,
 )
 
-pytestmark = pytest.mark.usefixtures("lines")
+pytestmark = pytest.mark.usefixtures("steady_fds", "lines")
 
 LOW_END = 0x10_0000
 RAM = [(0, 0xA_0000), (LOW_END, 31 * MIB)]

@@ -47,6 +47,8 @@ from tests.kernel_loader.images import (
 )
 from tests.support.huge_pages import HOST_MAKES_HUGE_PAGES, huge_kib
 
+pytestmark = pytest.mark.usefixtures("steady_fds")
+
 SEED = bytes(range(64))
 RSDP = 0xE_0000
 LAYOUT = BootLayout(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from kvm.vcpu import Vcpu
 
+pytestmark = pytest.mark.usefixtures("steady_fds")
+
 DOORBELL = 0xD000_0000
 TSS = 0xFEFF_D000
 IDENTITY_MAP = 0xFEFF_C000

@@ -124,20 +124,20 @@ def test_x32_call_is_killed(any_policy: Policy) -> None:
     assert simulate(any_policy.bpf, 0x40000000, ()) == KILL_PROCESS
 
 
-@pytest.mark.parametrize("call", NEVER_ALLOWED)
-def test_dangerous_call_is_trapped(policy: Policy, call: str) -> None:
-    assert simulate(policy.bpf, syscall_number(call), ()) == TRAP
+def test_dangerous_calls_are_trapped(policy: Policy) -> None:
+    found = {call: simulate(policy.bpf, syscall_number(call), ()) for call in NEVER_ALLOWED}
+    assert found == dict.fromkeys(NEVER_ALLOWED, TRAP)
 
 
 @pytest.mark.parametrize("name", DEVICES)
-@pytest.mark.parametrize("call", NEVER_IN_DEVICES)
-def test_call_of_the_vmm_is_trapped_in_devices(name: str, call: str) -> None:
-    assert judged(name, call, 1, 1, 1) == TRAP
+def test_calls_of_the_vmm_are_trapped_in_devices(name: str) -> None:
+    found = {call: judged(name, call, 1, 1, 1) for call in NEVER_IN_DEVICES}
+    assert found == dict.fromkeys(NEVER_IN_DEVICES, TRAP)
 
 
-@pytest.mark.parametrize("call", ["open", "openat", "stat", "access", "readlink"])
-def test_paths_lead_nowhere(policy: Policy, call: str) -> None:
-    assert simulate(policy.bpf, syscall_number(call), ()) == ENOENT
+def test_paths_lead_nowhere(policy: Policy) -> None:
+    for call in ("open", "openat", "stat", "access", "readlink"):
+        assert simulate(policy.bpf, syscall_number(call), ()) == ENOENT, call
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -16,6 +16,8 @@ from sys_util import wire
 from sys_util.channel import MAX_MESSAGE_FDS, Channel, socket_pair
 from sys_util.errors import ChannelClosed, ChannelFull, ProtocolError
 
+pytestmark = pytest.mark.usefixtures("steady_fds")
+
 
 @dataclass(frozen=True, slots=True)
 class Note:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from crosvm_py.vmm.link import CommandResult
 
+pytestmark = pytest.mark.usefixtures("steady_fds")
+
 HVC = "virtio-console"
 
 

@@ -27,6 +27,8 @@ from sys_util.errors import ConfigError
 from sys_util.event_loop import EventLoop
 from sys_util.wire import Message, encode
 
+pytestmark = pytest.mark.usefixtures("steady_fds")
+
 
 class Host:
     """A VM as its clients see it: a real loop, a real socket, a scripted handler."""

@@ -23,6 +23,8 @@ from sys_util.channel import Channel, socket_pair
 from sys_util.errors import ChannelClosed, ProtocolError
 from sys_util.wire import Message, encode
 
+pytestmark = pytest.mark.usefixtures("steady_fds")
+
 PORT = 52
 CONNECT = [Connect.TYPE, PORT, False]
 

@@ -22,6 +22,8 @@ from sys_util.vhost import Vhost
 from sys_util.wire import encode
 from tests.support.command_line import config_of
 
+pytestmark = pytest.mark.usefixtures("steady_fds")
+
 Prepare = Callable[..., DeviceOrder]
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from crosvm_py.vmm.device_proxy import DeviceProcess
     from sys_util.wire import Message
 
+pytestmark = pytest.mark.usefixtures("steady_fds")
+
 Line = tuple[int, str, str]
 
 

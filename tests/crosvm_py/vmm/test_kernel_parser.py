@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from kernel_loader.image import KernelImage
     from kernel_loader.source import FileSource
 
-pytestmark = pytest.mark.usefixtures("lines")
+pytestmark = pytest.mark.usefixtures("steady_fds", "lines")
 
 LOG = get_logger("kernel_loader")
 PARSED = ParsedKernel(

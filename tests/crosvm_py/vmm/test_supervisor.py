@@ -30,6 +30,8 @@ from tests.crosvm_py.fake_warden import FakeWarden
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.usefixtures("steady_fds")
+
 
 @pytest.fixture
 def warden() -> Iterator[FakeWarden]:

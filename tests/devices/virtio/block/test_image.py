@@ -19,6 +19,8 @@ from tests.support.block_driver import IN, IOERR, BlockDriver
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("steady_fds")
+
 SIZE = 64 * 1024
 BLKROGET = 0x125E  # linux/fs.h
 

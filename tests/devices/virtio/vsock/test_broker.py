@@ -26,6 +26,8 @@ from sys_util.log import get_logger
 from sys_util.wire import encode
 from tests.support.vsock_rig import REQUEST, RESPONSE, RST, VsockRig, closed
 
+pytestmark = pytest.mark.usefixtures("steady_fds")
+
 TIMEOUT = TICK_SECONDS * ATTEMPT_TICKS
 
 
