@@ -29,6 +29,9 @@ DEFAULT: Final = (
     # bytes alone, for iasl, which is not there
     "--ignore=tests/crosvm_py/machine/x86_64/test_acpi.py",
     "--ignore=tests/crosvm_py/guest/test_packages.py",  # packages are made with ar, nor is that
+    # words and bytes alone
+    "--ignore=tests/crosvm_py/cli",
+    "--ignore=tests/crosvm_py/test_borders.py",
 )
 
 

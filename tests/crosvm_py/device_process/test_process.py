@@ -283,12 +283,20 @@ def test_killed_device_leaves_the_others_at_work(rig: DeviceRig, disk: Path) -> 
     assert queue.request([header(VIRTIO_BLK_T_IN, 5)], [SECTOR, 1])[1][:1] == b"E"
 
 
-@pytest.mark.parametrize("act", ["close-each", "close-range"])
-def test_device_that_closes_its_channel_and_stays_is_killed(rig: DeviceRig, act: str) -> None:
-    device = rig.start(ORDER)
-    tell(device, act)
-    assert re.match(rf"probe \(pid {device.pid}\): killed by ", rig.death())
-    assert rig.is_gone(device)
+@pytest.mark.root
+@pytest.mark.parametrize("sandbox", [True, False], ids=["jailed", "open"])
+@pytest.mark.parametrize(
+    ("act", "in_jail"), [("close-each", "SIGKILL"), ("close-range", "seccomp: close_range (436)")]
+)
+def test_device_that_closes_its_channel_and_stays_is_killed(
+    monkeypatch: pytest.MonkeyPatch, act: str, in_jail: str, *, sandbox: bool
+) -> None:
+    add_probe_kind(monkeypatch)
+    with DeviceRig(sandbox=sandbox) as rig:
+        device = rig.start(ORDER)
+        tell(device, act)
+        assert f": killed by {in_jail if sandbox else 'SIGKILL'}" in rig.death()
+        assert rig.is_gone(device)
 
 
 @pytest.mark.parametrize("act", ["spin", "stop"])

@@ -117,6 +117,6 @@ def test_request_of_the_loop_comes_after_what_a_processor_sends(
 def test_guest_that_never_rests_survives_the_end_of_every_process(
     seed: int, tmp_path: Path
 ) -> None:
-    result = run_storm(300, seed, tmp_path, progress=False)
+    result = run_storm(150, seed, tmp_path, progress=False)
     assert result.wrong == []
-    assert result.kills == 300
+    assert result.kills == 150
