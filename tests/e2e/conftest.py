@@ -46,6 +46,14 @@ def tester_lab(kvmhost: KvmHost) -> Iterator[Lab]:
     lab.close()
 
 
+@pytest.fixture
+def user_lab(kvmhost: KvmHost, user: str) -> Iterator[Lab]:
+    """Where the test's parameter ``user`` runs crosvm."""
+    lab = Lab(kvmhost, user)
+    yield lab
+    lab.close()
+
+
 @pytest.fixture(params=["root", TESTER])
 def any_lab(kvmhost: KvmHost, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Where root, and then an ordinary user, runs crosvm."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 
@@ -20,11 +20,6 @@ from tests.e2e.support import (
     Kernel,
     Lab,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.kvmhost.fixture import KvmHost
 
 MIB: Final = 1 << 20
 HIGH_MEMORY_MIB: Final = 5 * 1024
@@ -72,13 +67,6 @@ print(json.dumps({"present": present, "found": found}))
 """
 
 
-@pytest.fixture
-def user_lab(kvmhost: KvmHost, user: str) -> Iterator[Lab]:
-    lab = Lab(kvmhost, user)
-    yield lab
-    lab.close()
-
-
 def host_time(lab: Lab) -> int:
     return int(lab.host.shell("date +%s"))
 
@@ -88,10 +76,7 @@ def host_time(lab: Lab) -> int:
     ("kernel", "cpus", "memory_mib", "user"),
     [
         pytest.param(BUILTIN, 1, 128, "root", id="builtin-1cpu-128m-root"),
-        pytest.param(BUILTIN, 2, 1024, TESTER, id="builtin-2cpu-1g-tester"),
-        pytest.param(BUILTIN_BZIMAGE, 2, 128, TESTER, id="builtin.bz-2cpu-128m-tester"),
-        pytest.param(BUILTIN_BZIMAGE, 4, 1024, "root", id="builtin.bz-4cpu-1g-root"),
-        pytest.param(CLOUD, 1, 1024, TESTER, id="cloud-1cpu-1g-tester"),
+        pytest.param(BUILTIN_BZIMAGE, 2, 1024, TESTER, id="builtin.bz-2cpu-1g-tester"),
         pytest.param(CLOUD, 4, 128, "root", id="cloud-4cpu-128m-root"),
         pytest.param(CLOUD_BZIMAGE, 1, 128, TESTER, id="cloud.bz-1cpu-128m-tester"),
         pytest.param(CLOUD_BZIMAGE, 2, 1024, "root", id="cloud.bz-2cpu-1g-root"),
@@ -123,9 +108,7 @@ def test_guest_boots_to_user_space(
     ("kernel", "cpus", "user"),
     [
         pytest.param(BUILTIN, 4, TESTER, id="builtin-4cpu-tester"),
-        pytest.param(BUILTIN_BZIMAGE, 1, "root", id="builtin.bz-1cpu-root"),
-        pytest.param(CLOUD, 2, "root", id="cloud-2cpu-root"),
-        pytest.param(CLOUD_BZIMAGE, 4, TESTER, id="cloud.bz-4cpu-tester"),
+        pytest.param(CLOUD_BZIMAGE, 1, "root", id="cloud.bz-1cpu-root"),
     ],
 )
 def test_memory_above_4_gib_is_used(user_lab: Lab, kernel: Kernel, cpus: int) -> None:

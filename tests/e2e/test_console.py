@@ -154,4 +154,6 @@ def test_suspend_holds_the_console_and_resume_goes_on(lab: Lab) -> None:
         lab.shell(f"until [ $(wc -c <out) -gt {int(held)} ]; do sleep 0.1; done")
         assert vm.control("stop").status == 0
         assert vm.wait() == 0
-    assert lab.shell("tr -d '\\r' <out | sort | uniq -c | wc -l") in ("1\n", "2\n")
+    *lines, last = lab.shell("tr -d '\\r' <out").split("\n")
+    assert set(lines) == {"tick"}
+    assert "tick".startswith(last)  # the stop may have come in the midst of it

@@ -69,16 +69,16 @@ read -r line
 """
 
 
-def test_devices_are_told_with_their_processes_and_counters(any_lab: Lab) -> None:
-    disk = any_lab.disk("disk.img", 4)
+def test_devices_are_told_with_their_processes_and_counters(tester_lab: Lab) -> None:
+    disk = tester_lab.disk("disk.img", 4)
     options = ("-c", "2", "--rwdisk", disk, "--serial", "type=stdout,num=1,console,stdin")
-    with any_lab.start(*options, script=READ_SOME) as vm:
+    with tester_lab.start(*options, script=READ_SOME) as vm:
         vm.wait_for("@ready=yes")
-        before = read_devices(any_lab, vm)
+        before = read_devices(tester_lab, vm)
         vm.command.send("go\n")
         vm.wait_for("@done=yes")
-        after = read_devices(any_lab, vm)
-        table = control(any_lab, "devices", vm.socket)
+        after = read_devices(tester_lab, vm)
+        table = control(tester_lab, "devices", vm.socket)
         pids = {process["pid"] for process in vm.processes()}
         vm.command.send("end\n")
         vm.finish()
@@ -274,30 +274,30 @@ def wait_for_requests(lab: Lab, vm: Vm, *, more_than: int) -> None:
         assert time.monotonic() < deadline, "the disk is used no more"
 
 
-def test_no_request_is_in_flight_while_suspended_under_load(any_lab: Lab) -> None:
-    disk = any_lab.disk("disk.img", 8)
+def test_no_request_is_in_flight_while_suspended_under_load(lab: Lab) -> None:
+    disk = lab.disk("disk.img", 8)
     options = (
         *("-c", "2", "--rwdisk", disk),
         *("--serial", "type=stdout,num=1,console,stdin"),
     )
-    with any_lab.start(*options, script=WRITE_AND_VERIFY) as vm:
+    with lab.start(*options, script=WRITE_AND_VERIFY) as vm:
         vm.wait_for("@ready=yes")
-        any_lab.host.shell("sleep 3")
-        begin = float(any_lab.host.shell("date +%s.%N"))
+        lab.host.shell("sleep 3")
+        begin = float(lab.host.shell("date +%s.%N"))
         for _ in range(SUSPENSIONS):
-            any_lab.host.shell("sleep 1")
+            lab.host.shell("sleep 1")
             assert vm.control("suspend").status == 0
-            checksum = any_lab.shell("sha256sum disk.img")
-            still = read_devices(any_lab, vm)
-            any_lab.host.shell(f"sleep {SUSPENDED_SECONDS}")
-            later = read_devices(any_lab, vm)
+            checksum = lab.shell("sha256sum disk.img")
+            still = read_devices(lab, vm)
+            lab.host.shell(f"sleep {SUSPENDED_SECONDS}")
+            later = read_devices(lab, vm)
             assert still.devices == later.devices
-            assert any_lab.shell("sha256sum disk.img") == checksum
+            assert lab.shell("sha256sum disk.img") == checksum
             assert {device["state"] for device in later.devices.values()} == {"paused"}
             assert vm.control("resume").status == 0
-            wait_for_requests(any_lab, vm, more_than=later.counter("block:1", "requests"))
+            wait_for_requests(lab, vm, more_than=later.counter("block:1", "requests"))
         vm.command.send("end\n")
-        end = float(any_lab.host.shell("date +%s.%N"))
+        end = float(lab.host.shell("date +%s.%N"))
         facts = vm.finish()
 
     assert facts["running"] == "yes"

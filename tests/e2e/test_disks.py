@@ -138,12 +138,12 @@ def test_written_root_is_whole_on_the_host(lab: Lab) -> None:
     assert lab.shell(f"/sbin/debugfs -R 'cat /var/made' {image}") == "written by a guest\n"
 
 
-def test_writable_image_belongs_to_one_vm_at_a_time(any_lab: Lab) -> None:
-    image = any_lab.disk("mine.img", 1)
-    with any_lab.start("--rwdisk", image, end="stay") as first:
+def test_writable_image_belongs_to_one_vm_at_a_time(tester_lab: Lab) -> None:
+    image = tester_lab.disk("mine.img", 1)
+    with tester_lab.start("--rwdisk", image, end="stay") as first:
         first.wait_ready()
         for option in ("--rwdisk", "--disk"):
-            with any_lab.start(option, image) as second:
+            with tester_lab.start(option, image) as second:
                 assert second.wait() == 1
             assert f"{option} {image}: locked by another process" in second.log
             assert second.console == ""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.e2e.support import TESTER
+
 if TYPE_CHECKING:
     from tests.e2e.support import Lab, ProcessFacts, Vm
 
@@ -48,39 +50,40 @@ def pid_of(processes: list[ProcessFacts], name: str) -> int:
     return pid
 
 
-@pytest.mark.parametrize("number", ["TERM", "INT", "HUP"])
-def test_signal_ends_a_busy_guest_in_order(any_lab: Lab, number: str) -> None:
-    disk = any_lab.disk("data.img", 1)
-    with start_loaded(any_lab, disk) as vm:
+# Every signal and every process once, and both users; who is signalled or killed ends for either.
+@pytest.mark.parametrize(("number", "user"), [("TERM", "root"), ("INT", TESTER), ("HUP", "root")])
+def test_signal_ends_a_busy_guest_in_order(user_lab: Lab, number: str) -> None:
+    disk = user_lab.disk("data.img", 1)
+    with start_loaded(user_lab, disk) as vm:
         vm.wait_ready()
         processes = vm.processes()
-        assert not is_free(any_lab, disk)
-        any_lab.shell(f"kill -{number} {vm.pid}")
+        assert not is_free(user_lab, disk)
+        user_lab.shell(f"kill -{number} {vm.pid}")
         assert vm.wait() == 0
         assert f"ended by SIG{number}" in vm.log
-        assert nothing_is_left(any_lab, processes)
-        assert is_free(any_lab, disk)
+        assert nothing_is_left(user_lab, processes)
+        assert is_free(user_lab, disk)
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "words", "user"),
     [
-        ("crosvm-warden", "warden (pid {pid}): ended, and its devices with it"),
-        ("block:1", "block:1 (pid {pid}): killed by SIGKILL"),
-        ("rng", "rng (pid {pid}): killed by SIGKILL"),
+        ("crosvm-warden", "warden (pid {pid}): ended, and its devices with it", TESTER),
+        ("block:1", "block:1 (pid {pid}): killed by SIGKILL", "root"),
+        ("rng", "rng (pid {pid}): killed by SIGKILL", TESTER),
     ],
 )
-def test_killed_process_ends_a_busy_guest_as_a_crash(any_lab: Lab, name: str, words: str) -> None:
-    disk = any_lab.disk("data.img", 1)
-    with start_loaded(any_lab, disk, "--device-restart=never") as vm:
+def test_killed_process_ends_a_busy_guest_as_a_crash(user_lab: Lab, name: str, words: str) -> None:
+    disk = user_lab.disk("data.img", 1)
+    with start_loaded(user_lab, disk, "--device-restart=never") as vm:
         vm.wait_ready()
         processes = vm.processes()
         pid = pid_of(processes, name)
-        any_lab.host.shell(f"kill -KILL {pid}")
+        user_lab.host.shell(f"kill -KILL {pid}")
         assert vm.wait() == 33
         assert words.format(pid=pid) in vm.log
-        assert nothing_is_left(any_lab, processes)
-        assert is_free(any_lab, disk)
+        assert nothing_is_left(user_lab, processes)
+        assert is_free(user_lab, disk)
 
 
 def test_killed_vmm_takes_everything_along(any_lab: Lab) -> None:

@@ -94,31 +94,31 @@ def vcpu_time(lab: Lab, vm: Vm) -> str:
     )
 
 
-def test_suspend_holds_the_guest_still_and_resume_goes_on(any_lab: Lab) -> None:
-    any_lab.shell("head -c 1M /dev/urandom >source.img")
-    target = any_lab.disk("target.img", 1)
+def test_suspend_holds_the_guest_still_and_resume_goes_on(tester_lab: Lab) -> None:
+    tester_lab.shell("head -c 1M /dev/urandom >source.img")
+    target = tester_lab.disk("target.img", 1)
     options = (
-        *("-c", "2", "-d", f"{any_lab.folder}/source.img", "--rwdisk", target),
+        *("-c", "2", "-d", f"{tester_lab.folder}/source.img", "--rwdisk", target),
         *("--serial", "type=stdout,num=1,console,stdin"),
-        *("--serial", f"type=file,path={any_lab.folder}/ticks,num=2"),
+        *("--serial", f"type=file,path={tester_lab.folder}/ticks,num=2"),
     )
-    with any_lab.start(*options, script=TICK_AND_COPY) as vm:
+    with tester_lab.start(*options, script=TICK_AND_COPY) as vm:
         vm.wait_for("@ready=yes")
         seen = 0
         for _ in range(2):
-            wait_for_ticks(any_lab, seen + 5)
+            wait_for_ticks(tester_lab, seen + 5)
             assert vm.control("suspend").status == 0
             assert vm.control("suspend").status == 0, "a second one changes nothing"
-            still = (ticks(any_lab), vcpu_time(any_lab, vm))
+            still = (ticks(tester_lab), vcpu_time(tester_lab, vm))
             assert vm.control("suspend").status == 0
-            assert (ticks(any_lab), vcpu_time(any_lab, vm)) == still
+            assert (ticks(tester_lab), vcpu_time(tester_lab, vm)) == still
             assert vm.command.status is None
             assert vm.control("resume").status == 0
             seen = still[0]
-        wait_for_ticks(any_lab, seen + 5)
+        wait_for_ticks(tester_lab, seen + 5)
         vm.command.send("enough\n")
         facts = vm.finish()
     first, second = re.findall(r"[0-9a-f]{64}", facts["sums"])
     assert first == second
     assert facts["errors"] == ""
-    any_lab.shell("cmp source.img target.img")
+    tester_lab.shell("cmp source.img target.img")
