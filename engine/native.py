@@ -65,13 +65,34 @@ class EngineMemory:
         self.handle = ffi.gc(made, lib.crosvm_engine_free_memory)
 
 
+class Pool:
+    """Threads for the transfers of one disk. Between two turns of its queues they have none.
+
+    They end with this object. Under a seccomp filter they cannot, so there it must stay.
+    """
+
+    def __init__(self, threads: int) -> None:
+        """Start so many threads. With none, transfers are made last first, which is for tests.
+
+        Raises:
+            RuntimeError: the host refuses one of them.
+        """
+        made = lib.crosvm_engine_pool(threads)
+        if made == ffi.NULL:
+            raise RuntimeError("no thread")
+        self.handle = ffi.gc(made, lib.crosvm_engine_free_pool)
+
+
 class BlockQueue:
-    """One queue of a disk. Set ``disk`` and ``limits`` before a turn; read ``done`` after it."""
+    """One queue of a disk. Set ``disk`` and ``limits`` before a turn; read ``done`` after it.
+
+    With a ``pool`` several transfers of a turn are under way at the same time.
+    """
 
     def __init__(
-        self, memory: EngineMemory, layout: Layout, position: Position, call_fd: int
+        self, memory: EngineMemory, layout: Layout, position: Position, fds: tuple[int, int]
     ) -> None:
-        """Start to serve a queue; with a ``call_fd`` of -1 no interrupts are sent.
+        """Start to serve a queue; ``fds`` are those of kick and call, -1 for no interrupts.
 
         Raises:
             ValueError: the layout is invalid, so ``SplitQueue`` would refuse it too.
@@ -79,13 +100,23 @@ class BlockQueue:
         self.disk = ffi.new("struct crosvm_disk *")
         self.limits = ffi.new("struct crosvm_limits *")
         self.done = ffi.new("struct crosvm_turn *")
+        self.pool: Pool | None = None
         self._memory = memory
         self._position = ffi.new("struct crosvm_position *", position)
         packed = ffi.new("struct crosvm_layout *", layout)
-        made = lib.crosvm_engine_block_queue(memory.handle, packed, self._position, call_fd)
+        made = lib.crosvm_engine_block_queue(memory.handle, packed, self._position, *fds)
         if made == ffi.NULL:
             raise ValueError("a queue that cannot be")
         self._queue = ffi.gc(made, lib.crosvm_engine_free_block_queue)
+        self.serve_too([])
+
+    def serve_too(self, others: list[BlockQueue]) -> None:
+        """Let a turn serve other queues of the disk, too, while it watches its own.
+
+        What is for Python in one of them is left there, and its own kick signalled.
+        """
+        self._others = ffi.new("struct crosvm_block_queue *[]", [one._queue for one in others])
+        self._count = len(others)
 
     def turn(self) -> int:
         """Serve the chains that the driver has offered, within ``limits``; return why it ended.
@@ -94,7 +125,10 @@ class BlockQueue:
         because the driver will not kick. ``PYTHON``: take the position, serve one chain in Python
         and give the position back.
         """
-        lib.crosvm_engine_block_turn(self._queue, self.disk, self.limits, self.done)
+        pool = ffi.NULL if self.pool is None else self.pool.handle
+        lib.crosvm_engine_block_turn(
+            *(self._queue, self._others, self._count, self.disk, self.limits, pool, self.done)
+        )
         return self.done.outcome
 
     def take(self) -> Position:

@@ -90,12 +90,14 @@ class JailPlan:
     """Everything that happens to a new child process before it reads untrusted input.
 
     The seccomp filter is loaded last and in a call of its own. Between ``enter`` and
-    ``load_filter`` the device maps guest memory and sets itself up. It can no longer reach anything
-    of the host then, but it needs system calls that the filter denies.
+    ``load_filter`` the device maps guest memory, starts its threads and sets itself up. It can no
+    longer reach anything of the host then, but it needs system calls that the filter denies.
+    ``late_steps`` are what it must be set up for; they come right before the filter.
     """
 
     steps: tuple[Step, ...]
     filter_step: LoadFilter
+    late_steps: tuple[Step, ...] = ()
 
     def enter(self) -> None:
         """Take every step but the filter.
@@ -107,16 +109,18 @@ class JailPlan:
             _take(step)
 
     def load_filter(self) -> None:
-        """Load the filter.
+        """Take the late steps and load the filter.
 
         Raises:
             HostError: the kernel refused it; the process must end.
         """
+        for step in self.late_steps:
+            _take(step)
         _take(self.filter_step)
 
     def describe(self) -> list[str]:
         """Return what each step does, in order."""
-        return [step.describe() for step in (*self.steps, self.filter_step)]
+        return [step.describe() for step in (*self.steps, *self.late_steps, self.filter_step)]
 
 
 def _take(step: Step) -> None:
@@ -298,6 +302,7 @@ def device_jail(
     root_fd: int | None = None,
     max_open_files: int = MAX_OPEN_FILES,
     max_processes: int = 0,
+    threads: int = 0,
     memory_bytes: int | None = None,
     recorder: int | None = None,
 ) -> JailPlan:
@@ -313,12 +318,14 @@ def device_jail(
         root_fd: a directory of the host that becomes its root, for a broker of sockets; ``None``
             for an empty root, as every device has.
         max_open_files: how many descriptors it may have open at one time.
-        max_processes: how many processes and threads its user may have. Threads that the kernel
-            starts for it count too.
+        max_processes: how many processes and threads its user may have once the filter is loaded.
+            Threads that the kernel starts for it count too.
+        threads: how many threads it starts before that.
         memory_bytes: the size of guest memory, which it will map; ``None`` for no limit on its
             address space.
         recorder: a socket that stays open until the filter is loaded; see ``LoadFilter``.
     """
+    late_steps = (LimitResources((("NPROC", max_processes),)),) if threads else ()
     addresses = () if memory_bytes is None else (("AS", memory_bytes + MAX_OTHER_ADDRESSES),)
     return JailPlan(
         steps=(
@@ -339,7 +346,7 @@ def device_jail(
                     ("MSGQUEUE", 0),
                     ("NICE", 0),
                     ("NOFILE", max_open_files),
-                    ("NPROC", max_processes),
+                    ("NPROC", max(max_processes, 1) + threads if threads else max_processes),
                     ("RTPRIO", 0),
                     ("SIGPENDING", 0),
                     ("STACK", MAX_STACK_BYTES),
@@ -351,5 +358,6 @@ def device_jail(
             ForbidFiles(alone=True),
             NotDumpable(),
         ),
-        filter_step=LoadFilter(policy_name, bpf, recorder),
+        filter_step=LoadFilter(policy_name, bpf, recorder, all_threads=True),
+        late_steps=late_steps,
     )

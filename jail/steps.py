@@ -356,12 +356,14 @@ class ForbidFiles:
 class LoadFilter:
     """The process can make only the system calls of the policy. This is always the last step.
 
-    With ``recorder``, a socket, the process at its other end decides about each call instead.
+    ``all_threads``: the filter is for the threads that run already, too. With ``recorder``, a
+    socket, the process at its other end decides about each call instead.
     """
 
     policy_name: str
     bpf: bytes
     recorder: int | None = None
+    all_threads: bool = False
 
     def describe(self) -> str:
         """Say what the step does."""
@@ -370,8 +372,10 @@ class LoadFilter:
         return f"load the seccomp filter {self.policy_name}"
 
     def apply(self) -> None:
-        """Load it into the calling thread."""
+        """Load it into the calling thread, or into all threads."""
         if self.recorder is None:
-            linux.load_seccomp_filter(self.bpf)
+            linux.load_seccomp_filter(self.bpf, all_threads=self.all_threads)
         else:
-            load_recording_filter(self.bpf, self.recorder, self.policy_name)
+            load_recording_filter(
+                self.bpf, self.recorder, self.policy_name, all_threads=self.all_threads
+            )

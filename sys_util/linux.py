@@ -220,12 +220,14 @@ def capabilities() -> frozenset[int]:
     return frozenset(bit for bit in range(64) if int(mask[0]) >> bit & 1)
 
 
-def load_seccomp_filter(bpf: bytes) -> None:
+def load_seccomp_filter(bpf: bytes, *, all_threads: bool = False) -> None:
     """Load a compiled filter, for good, into this thread and the threads that it starts later.
 
-    Needs no_new_privs or CAP_SYS_ADMIN (seccomp(2)).
+    With ``all_threads`` also into every other thread of the process. Those must have the filters
+    that this one has, or none (ESRCH). Needs no_new_privs or CAP_SYS_ADMIN (seccomp(2)).
     """
-    _check(lib.crosvm_load_filter(ffi.from_buffer(bpf), len(bpf) // SOCK_FILTER_BYTES))
+    count = len(bpf) // SOCK_FILTER_BYTES
+    _check(lib.crosvm_load_filter(ffi.from_buffer(bpf), count, all_threads))
 
 
 def report_denied_calls(

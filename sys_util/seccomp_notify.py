@@ -82,9 +82,12 @@ class Listener:
             fcntl.ioctl(self._fd, _NOTIF_SEND, answer)
 
 
-def load_recording_filter(bpf: bytes, recorder: int, name: str) -> None:
+def load_recording_filter(
+    bpf: bytes, recorder: int, name: str, *, all_threads: bool = False
+) -> None:
     """Load a filter into this thread and those that it starts; send its listener to ``recorder``.
 
+    With ``all_threads`` also into every other thread of the process, as Linux 5.7 can.
     ``recorder`` is a SOCK_SEQPACKET socket, which this closes. The message with the listener is
     ``name``. The filter must allow calls that have ``MARK`` as their sixth argument.
     """
@@ -95,6 +98,7 @@ def load_recording_filter(bpf: bytes, recorder: int, name: str) -> None:
         name.encode(),
         len(name.encode()),
         MARK,
+        all_threads,
     )
     if result < 0:
         raise OSError(-result, os.strerror(-result))

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # One process serves all queues of a disk, so more queues would gain nothing.
 _MAX_QUEUES: Final = 4
 
+# The threads of a disk with ``direct``: so many transfers are under way at the same time.
+_THREADS: Final = 16
+
 
 def open_disk(index: int, spec: BlockSpec, *, cpus: int) -> DeviceOrder:
     """Open the image of disk ``index``, for a guest with ``cpus`` vCPUs.
@@ -44,7 +47,7 @@ def _build(spec: bytes, fds: Sequence[int]) -> VirtioDevice:
     from devices.virtio.block.device import Block
     from devices.virtio.block.image import BlockSpec
 
-    return Block(unpack_spec(BlockSpec, spec), fds[0])
+    return Block(unpack_spec(BlockSpec, spec), fds[0], threads=_THREADS)
 
 
 BLOCK: Final = DeviceKind(
@@ -53,5 +56,6 @@ BLOCK: Final = DeviceKind(
     "devices.virtio.block.device",
     _build,
     resizable=True,
+    threads=_THREADS,
     max_memory_bytes=1280 * MIB,  # includes dirty pages that the kernel has not written back yet
 )

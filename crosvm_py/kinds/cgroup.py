@@ -79,7 +79,7 @@ class DeviceLimits:
         self._name = name
         self._guest_bytes = guest_bytes
         self._own_bytes = kind.max_memory_bytes
-        self._processes = max(kind.max_processes, 1)
+        self._processes = max(kind.max_processes, 1) + kind.threads
         if kind.broker is not None:
             # The broker counts too, and a restarted device may have two old ones not yet reaped.
             self._processes = 2 * (self._processes + 1)

@@ -40,6 +40,7 @@ def jail_for(
         max_file_bytes=max_file_bytes,
         max_open_files=kind.max_open_files,
         max_processes=kind.max_processes,
+        threads=kind.threads,
         recorder=policy.recorder,
         memory_bytes=guest_bytes,
         ids=ids,

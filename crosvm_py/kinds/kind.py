@@ -42,6 +42,7 @@ class DeviceKind(NamedTuple):
         plain_fields: offset and size of the configuration's fields that keep any value written.
         max_open_files: enough for two eventfds for each of 64 queues, and for its other files.
         max_processes: how many processes its user may have, 0 for this one only.
+        threads: how many threads it may start before its filter is loaded.
         max_memory_bytes: limit of its cgroup, for the memory of the process and what the kernel
             uses on its behalf, beside guest memory.
     """
@@ -59,6 +60,7 @@ class DeviceKind(NamedTuple):
     plain_fields: tuple[tuple[int, int], ...] = ()
     max_open_files: int = 192
     max_processes: int = 0
+    threads: int = 0
     max_memory_bytes: int = 320 * MIB
 
     def preload(self) -> None:

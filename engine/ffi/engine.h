@@ -40,6 +40,7 @@ struct crosvm_net_turn {
 struct crosvm_memory;
 struct crosvm_block_queue;
 struct crosvm_net_queue;
+struct crosvm_pool;
 
 const struct crosvm_memory *crosvm_engine_memory(const struct crosvm_region *regions, size_t count,
                                                  const uint64_t *bitmap, uint64_t bitmap_words);
@@ -47,11 +48,15 @@ void crosvm_engine_free_memory(const struct crosvm_memory *memory);
 struct crosvm_block_queue *crosvm_engine_block_queue(const struct crosvm_memory *memory,
                                                      const struct crosvm_layout *layout,
                                                      const struct crosvm_position *position,
-                                                     int32_t call_fd);
+                                                     int32_t kick_fd, int32_t call_fd);
 void crosvm_engine_free_block_queue(struct crosvm_block_queue *queue);
-void crosvm_engine_block_turn(struct crosvm_block_queue *queue, const struct crosvm_disk *disk,
-                              const struct crosvm_limits *limits, struct crosvm_turn *turn);
-void crosvm_engine_take(const struct crosvm_block_queue *queue, struct crosvm_position *position);
+struct crosvm_pool *crosvm_engine_pool(uint32_t threads);
+void crosvm_engine_free_pool(struct crosvm_pool *pool);
+void crosvm_engine_block_turn(struct crosvm_block_queue *queue, struct crosvm_block_queue **others,
+                              size_t count, const struct crosvm_disk *disk,
+                              const struct crosvm_limits *limits, const struct crosvm_pool *pool,
+                              struct crosvm_turn *turn);
+void crosvm_engine_take(struct crosvm_block_queue *queue, struct crosvm_position *position);
 void crosvm_engine_give(struct crosvm_block_queue *queue, const struct crosvm_position *position);
 struct crosvm_net_queue *crosvm_engine_net_queue(const struct crosvm_memory *memory,
                                                  const struct crosvm_layout *layout,

@@ -4,16 +4,11 @@
 
 use crate::memory::Slice;
 use crate::poll::Window;
+use crate::pool::Pool;
+use crate::request::{self, Kind, Request};
 use crate::ring::{Chain, Popped, Ring};
-use crate::stream::{fill, read_front};
 use crate::sys::{self, IoVec, IOV_MAX};
-
-const SECTOR_BYTES: u64 = 512;
-const HEADER_BYTES: usize = 16;
-const T_IN: u32 = 0;
-const T_OUT: u32 = 1;
-const T_FLUSH: u32 = 4;
-const S_OK: u8 = 0;
+use crate::transfers::Transfers;
 
 /// The image behind a queue. Python may change these fields between two turns.
 #[repr(C)]
@@ -54,6 +49,20 @@ pub enum Outcome {
     Python = 2,
 }
 
+/// What is left of the limits of a turn.
+struct Left {
+    chains: u32,
+    bytes: u64,
+    looks: u32, // at empty rings: an index that comes and goes must not make a turn endless
+    poll_ns: u64,
+}
+
+impl Left {
+    fn is_spent(&self) -> bool {
+        self.chains == 0 || self.bytes == 0
+    }
+}
+
 /// What one turn did.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,65 +83,192 @@ pub struct Turn {
 pub struct BlockQueue {
     /// The ring.
     pub ring: Ring,
+    /// Whether the position of the queue is here, not with Python. A turn of another queue of the
+    /// disk serves this one too then.
+    pub is_held: bool,
+    is_served: bool, // by a turn of another queue, now
+    kick_fd: i32,
     call_fd: i32,
     window: Window,
     chain: Chain,
     io_vecs: Vec<IoVec>,
+    transfers: Transfers,
 }
 
 impl BlockQueue {
-    /// Serve `ring`; `call_fd` is an eventfd that Python owns, or negative for no interrupts.
-    pub fn new(ring: Ring, call_fd: i32) -> Self {
+    /// Serve `ring`. `kick_fd` and `call_fd` are eventfds that Python owns; if `call_fd` is
+    /// negative, there are no interrupts.
+    pub fn new(ring: Ring, kick_fd: i32, call_fd: i32) -> Self {
         Self {
             ring,
+            is_held: false,
+            is_served: false,
+            kick_fd,
             call_fd,
             window: Window::default(),
             chain: Chain::default(),
             io_vecs: Vec::with_capacity(IOV_MAX),
+            transfers: Transfers::default(),
         }
     }
 
-    /// Serve the chains that the driver has offered, in order; finish each before the next.
-    pub fn turn(&mut self, disk: &Disk, limits: &Limits) -> Turn {
+    /// Serve the chains that the driver has offered. They go back to it in their order.
+    ///
+    /// Without a `pool` each is finished before the next is taken. With one several reads and
+    /// writes are under way during this call, and none when it returns.
+    ///
+    /// While the ring is watched, `others` are watched and served too: the other queues of the
+    /// disk. What one of them has for Python is left to its own turn, for which it is kicked.
+    pub fn turn(
+        &mut self,
+        disk: &Disk,
+        limits: &Limits,
+        pool: Option<&Pool>,
+        others: &mut [&mut Self],
+    ) -> Turn {
         let mut turn = Turn::default();
-        let mut bytes_left = limits.bytes;
-        let mut empty_looks = 0; // an index that comes and goes must not make a turn endless
+        let mut left = Left {
+            chains: limits.chains,
+            bytes: limits.bytes,
+            looks: limits.chains,
+            poll_ns: limits.poll_ns,
+        };
+        self.is_held = true;
         self.ring.disable_notification();
-        turn.outcome = loop {
-            if turn.requests >= u64::from(limits.chains) || bytes_left == 0 {
-                break Outcome::More;
+        loop {
+            turn.outcome = self.serve(disk, &mut left, pool, &mut turn);
+            if turn.outcome != Outcome::Idle {
+                break;
+            }
+            if left.looks == 0 {
+                turn.outcome = Outcome::More;
+                break;
+            }
+            left.looks -= 1;
+            if self.watch(disk, &mut left, pool, others, &mut turn) {
+                continue;
+            }
+            if !self.ring.enable_notification() {
+                break;
+            }
+            self.ring.disable_notification();
+        }
+        for other in others {
+            other.let_be();
+        }
+        turn
+    }
+
+    /// Watch all empty rings for a while, and serve the others; return whether this ring has more.
+    fn watch(
+        &mut self,
+        disk: &Disk,
+        left: &mut Left,
+        pool: Option<&Pool>,
+        others: &mut [&mut Self],
+        turn: &mut Turn,
+    ) -> bool {
+        loop {
+            let has_more = || self.ring.has_more() || others.iter().any(|one| one.waits());
+            if left.looks == 0 || left.is_spent() || !self.window.watch(left.poll_ns, has_more) {
+                return self.ring.has_more();
+            }
+            left.looks -= 1;
+            for other in others.iter_mut().filter(|one| one.waits()) {
+                other.ring.disable_notification();
+                other.is_served = true;
+                if other.serve(disk, left, pool, turn) == Outcome::Python {
+                    other.is_held = false;
+                    sys::signal_eventfd(other.kick_fd);
+                }
+            }
+            if self.ring.has_more() {
+                return true;
+            }
+        }
+    }
+
+    /// Whether there is something for a turn of another queue to serve.
+    fn waits(&self) -> bool {
+        self.is_held && self.ring.has_more()
+    }
+
+    /// Ask for kicks again, after the turn of another queue; have a turn for what came meanwhile.
+    fn let_be(&mut self) {
+        if std::mem::take(&mut self.is_served) && self.ring.enable_notification() {
+            sys::signal_eventfd(self.kick_fd);
+        }
+    }
+
+    /// Serve what there is, until the ring is empty (`Idle`). Nothing is under way then.
+    fn serve(
+        &mut self,
+        disk: &Disk,
+        left: &mut Left,
+        pool: Option<&Pool>,
+        turn: &mut Turn,
+    ) -> Outcome {
+        let mut outcome = self.take_chains(disk, left, pool, turn);
+        if let Some(pool) = pool {
+            if !self.transfers.finish_all(&mut self.ring, pool, turn) {
+                outcome = Outcome::Python;
+            }
+        }
+        self.signal(turn);
+        outcome
+    }
+
+    fn take_chains(
+        &mut self,
+        disk: &Disk,
+        left: &mut Left,
+        pool: Option<&Pool>,
+        turn: &mut Turn,
+    ) -> Outcome {
+        loop {
+            if left.is_spent() {
+                return Outcome::More;
             }
             match self.ring.pop(&mut self.chain) {
                 Popped::Chain => {}
-                Popped::Malformed | Popped::Broken => break Outcome::Python,
+                Popped::Malformed | Popped::Broken => return Outcome::Python,
                 Popped::Empty => {
-                    self.signal(&mut turn);
-                    empty_looks += 1;
-                    if empty_looks > limits.chains {
-                        break Outcome::More;
-                    }
-                    if self.window.watch(limits.poll_ns, || self.ring.has_more()) {
+                    if let Some(pool) = pool.filter(|_| !self.transfers.is_empty()) {
+                        if !self.transfers.finish_first(&mut self.ring, pool, turn) {
+                            return Outcome::Python;
+                        }
+                        self.signal(turn);
                         continue;
                     }
-                    if self.ring.enable_notification() {
-                        self.ring.disable_notification();
-                        continue;
-                    }
-                    break Outcome::Idle;
+                    return Outcome::Idle;
                 }
             }
-            let Some((taken, written)) = self.execute(disk) else {
+            let memory = self.ring.memory();
+            let Some(request) = request::parse(disk, memory, &self.chain, &mut self.io_vecs) else {
                 self.ring.unpop();
-                break Outcome::Python;
+                return Outcome::Python;
             };
-            self.ring.add_used(self.chain.head, written);
-            turn.requests += 1;
-            turn.bytes_from_guest += taken;
-            turn.bytes_to_guest += written;
-            bytes_left = bytes_left.saturating_sub(taken + written);
-        };
-        self.signal(&mut turn);
-        turn
+            let carried_out = match pool {
+                Some(pool) if request.kind != Kind::Flush => {
+                    let is_room = !self.transfers.is_full()
+                        || self.transfers.finish_first(&mut self.ring, pool, turn);
+                    if is_room {
+                        self.transfers
+                            .prepare(disk, request, &mut self.chain, &mut self.io_vecs);
+                    }
+                    is_room
+                }
+                // A flush is for all writes before it.
+                Some(pool) if !self.transfers.finish_all(&mut self.ring, pool, turn) => false,
+                _ => self.carry_out(disk, &request, turn),
+            };
+            if !carried_out {
+                self.ring.unpop();
+                return Outcome::Python;
+            }
+            left.chains -= 1;
+            left.bytes = left.bytes.saturating_sub(request.taken + request.written);
+        }
     }
 
     fn signal(&mut self, turn: &mut Turn) {
@@ -142,73 +278,43 @@ impl BlockQueue {
         }
     }
 
-    /// Carry out the request in `chain`; return how many bytes were taken and written. `None`:
-    /// Python must carry it out. If a part has been done already, doing it again is harmless.
-    fn execute(&mut self, disk: &Disk) -> Option<(u64, u64)> {
-        let (chain, memory) = (&self.chain, self.ring.memory());
-        let mut header = [0; HEADER_BYTES];
-        if chain.readable_bytes < HEADER_BYTES as u64 || chain.writable_bytes == 0 {
-            return None;
+    /// Carry out the request in `chain` and return it to the driver. False: Python must carry it
+    /// out. If a part has been done already, doing it again is harmless.
+    fn carry_out(&mut self, disk: &Disk, request: &Request, turn: &mut Turn) -> bool {
+        let done = match request.kind {
+            Kind::Read => {
+                let done = sys::preadv(disk.fd, &self.io_vecs, request.offset);
+                mark_all(&self.ring, &self.chain.writable);
+                done
+            }
+            Kind::Write => sys::pwritev(disk.fd, &self.io_vecs, request.offset, disk.writethrough),
+            Kind::Flush if disk.read_only => Some(0),
+            Kind::Flush => sys::fdatasync(disk.fd).map(|()| 0),
+        };
+        if done != Some(request.length) {
+            return false;
         }
-        read_front(memory, &chain.readable, &mut header);
-        let kind = u32::from_le_bytes(header[..4].try_into().ok()?);
-        let sector = u64::from_le_bytes(header[8..].try_into().ok()?);
-        let room = chain.writable_bytes - 1; // without the status byte
-        match kind {
-            T_IN => {
-                let offset = offset(disk, sector, room)?;
-                fill(memory, &mut self.io_vecs, &chain.writable, 0, room)?;
-                let done = sys::preadv(disk.fd, &self.io_vecs, offset)?;
-                mark_all(&self.ring, &chain.writable);
-                if done != room {
-                    return None;
-                }
-                self.finish(HEADER_BYTES as u64, room + 1)
-            }
-            T_OUT if !disk.read_only && room == 0 => {
-                let length = chain.readable_bytes - HEADER_BYTES as u64;
-                let offset = offset(disk, sector, length)?;
-                fill(
-                    memory,
-                    &mut self.io_vecs,
-                    &chain.readable,
-                    HEADER_BYTES,
-                    length,
-                )?;
-                if sys::pwritev(disk.fd, &self.io_vecs, offset, disk.writethrough)? != length {
-                    return None;
-                }
-                self.finish(chain.readable_bytes, 1)
-            }
-            T_FLUSH if room == 0 => {
-                if !disk.read_only {
-                    sys::fdatasync(disk.fd)?;
-                }
-                self.finish(HEADER_BYTES as u64, 1)
-            }
-            _ => None,
-        }
-    }
-
-    /// Store the status in the last writable byte.
-    fn finish(&self, taken: u64, written: u64) -> Option<(u64, u64)> {
-        let last = self.chain.writable.last()?;
-        self.ring
-            .memory()
-            .store(&last.after(last.len() - 1), &[S_OK]);
-        Some((taken, written))
+        give_back(&mut self.ring, &self.chain, request, turn);
+        true
     }
 }
 
-/// Return the offset of a sector, if `length` bytes from there are whole sectors inside the disk.
-fn offset(disk: &Disk, sector: u64, length: u64) -> Option<u64> {
-    let end = sector.checked_add(length / SECTOR_BYTES)?;
-    (length % SECTOR_BYTES == 0 && end <= disk.capacity_sectors).then(|| sector * SECTOR_BYTES)
+/// Return a chain whose request succeeded to the driver, and count it.
+pub(crate) fn give_back(ring: &mut Ring, chain: &Chain, request: &Request, turn: &mut Turn) {
+    request::store_ok(ring.memory(), chain);
+    ring.add_used(chain.head, request.written);
+    turn.requests += 1;
+    turn.bytes_from_guest += request.taken;
+    turn.bytes_to_guest += request.written;
 }
 
 /// Mark the memory dirty that the kernel may have written for us.
-fn mark_all(ring: &Ring, slices: &[Slice]) {
+pub(crate) fn mark_all(ring: &Ring, slices: &[Slice]) {
     for slice in slices {
         ring.memory().mark_dirty(slice);
     }
 }
+
+#[cfg(test)]
+#[path = "block_tests.rs"]
+mod tests;

@@ -177,7 +177,7 @@ fn disk() -> (Disk, File) {
 }
 
 fn turn(queue: &mut BlockQueue, disk: &Disk) -> Turn {
-    queue.turn(disk, &LIMITS)
+    queue.turn(disk, &LIMITS, None, &mut [])
 }
 
 /// Take what the engine leaves to Python: return the chain unused.
@@ -241,7 +241,7 @@ fn no_wake_up_is_lost() {
     let (disk, _image) = disk();
     let (kick, mut kicked) = UnixStream::pair().expect("sockets");
     let (call, called) = UnixStream::pair().expect("sockets");
-    let mut queue = BlockQueue::new(ring(&memory), call.as_raw_fd());
+    let mut queue = BlockQueue::new(ring(&memory), -1, call.as_raw_fd());
     let count = rounds(10_000);
     called.set_read_timeout(Some(PATIENCE)).expect("a socket");
     std::thread::scope(|scope| {
@@ -297,7 +297,7 @@ fn every_page_that_changes_is_marked_dirty() {
         let (memory, bitmap) = memory(MEMORY_BYTES);
         let driver = Driver::new(&memory);
         let (disk, _image) = disk();
-        let mut queue = BlockQueue::new(ring(&memory), -1);
+        let mut queue = BlockQueue::new(ring(&memory), -1, -1);
         for slot in 0..1 + random.below(u64::from(SIZE)) as u16 {
             let sectors = 1 + random.below(16);
             let room = MEMORY_BYTES as u64 - DATA - 512 * sectors;
@@ -331,7 +331,7 @@ fn short_read_is_left_for_python() {
     let driver = Driver::new(&memory);
     let (mut disk, _image) = disk();
     disk.capacity_sectors += 1; // the image is shorter than the disk
-    let mut queue = BlockQueue::new(ring(&memory), -1);
+    let mut queue = BlockQueue::new(ring(&memory), -1, -1);
     driver.describe_read(0, SECTORS - 1, DATA, 1024);
     driver.offer(0, 0);
     let done = turn(&mut queue, &disk);
@@ -345,7 +345,7 @@ fn memory_that_changes_meanwhile_harms_nobody() {
     let (memory, _) = memory(MEMORY_BYTES);
     let driver = Driver::new(&memory);
     let (disk, _image) = disk();
-    let mut queue = BlockQueue::new(ring(&memory), -1);
+    let mut queue = BlockQueue::new(ring(&memory), -1, -1);
     let is_over = AtomicBool::new(false);
     let (mut served, mut refused) = (0, 0);
     std::thread::scope(|scope| {

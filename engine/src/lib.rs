@@ -14,9 +14,12 @@ pub mod net_receive;
 mod net_tests;
 pub mod net_transmit;
 pub mod poll;
+pub mod pool;
+pub mod request;
 pub mod ring;
 pub mod stream;
 pub mod sys;
+pub mod transfers;
 
 #[cfg(test)]
 mod guest_tests;

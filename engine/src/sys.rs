@@ -11,6 +11,7 @@ use crate::memory::{GuestMemory, Region};
 use crate::net::{NetQueue, NetTurn, Tap};
 use crate::net_receive::ReceiveQueue;
 use crate::net_transmit::TransmitQueue;
+use crate::pool::Pool;
 use crate::ring::{Layout, Position, Ring};
 
 /// UIO_MAXIOV.
@@ -23,11 +24,14 @@ const RWF_DSYNC: i32 = 2;
 
 /// struct iovec (readv(2)).
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct IoVec {
     base: *mut u8,
     len: usize,
 }
+
+// SAFETY: only the kernel uses the pointer, and any thread may ask it to.
+unsafe impl Send for IoVec {}
 
 impl IoVec {
     /// Describe memory to the kernel. Only `memory.rs` calls this, with guest memory.
@@ -48,6 +52,8 @@ extern "C" {
     #[link_name = "fdatasync"]
     fn c_fdatasync(fd: i32) -> i32;
     fn write(fd: i32, data: *const u8, len: usize) -> isize;
+    #[cfg(target_env = "gnu")]
+    fn mallopt(parameter: i32, value: i32) -> i32;
     fn _exit(status: i32) -> !;
 }
 
@@ -122,6 +128,17 @@ pub fn fdatasync(fd: i32) -> Option<()> {
     (unsafe { c_fdatasync(fd) } == 0).then_some(())
 }
 
+/// Let all threads allocate from one heap. For a heap of its own a thread would need calls that the
+/// seccomp policies deny, and much address space.
+pub fn use_one_heap() {
+    #[cfg(target_env = "gnu")]
+    {
+        const M_ARENA_MAX: i32 = -8;
+        // SAFETY: it changes a setting of the C library.
+        unsafe { mallopt(M_ARENA_MAX, 1) };
+    }
+}
+
 /// Add one to an eventfd. If it is full, the call fails, but its reader is awake anyway.
 pub fn signal_eventfd(fd: i32) {
     let one = 1u64.to_ne_bytes();
@@ -183,6 +200,7 @@ pub unsafe extern "C" fn crosvm_engine_block_queue(
     memory: *const GuestMemory,
     layout: *const Layout,
     position: *const Position,
+    kick_fd: i32,
     call_fd: i32,
 ) -> *mut BlockQueue {
     // SAFETY: the memory has not been freed, so the queue can become one more owner.
@@ -193,7 +211,7 @@ pub unsafe extern "C" fn crosvm_engine_block_queue(
     // SAFETY: the caller guarantees that both are valid.
     let ring = unsafe { Ring::new(memory, &*layout, *position) };
     match ring {
-        Some(ring) => Box::into_raw(Box::new(BlockQueue::new(ring, call_fd))),
+        Some(ring) => Box::into_raw(Box::new(BlockQueue::new(ring, kick_fd, call_fd))),
         None => std::ptr::null_mut(),
     }
 }
@@ -209,31 +227,61 @@ pub unsafe extern "C" fn crosvm_engine_free_block_queue(queue: *mut BlockQueue) 
     drop(unsafe { Box::from_raw(queue) });
 }
 
-/// Serve one turn of a queue.
+/// Start threads for the transfers of a disk; return NULL if the host refuses one. See `Pool::start`.
+#[no_mangle]
+pub extern "C" fn crosvm_engine_pool(threads: u32) -> *mut Pool {
+    match Pool::start(threads as usize) {
+        Some(pool) => Box::into_raw(Box::new(pool)),
+        None => std::ptr::null_mut(),
+    }
+}
+
+/// End the threads of a pool, which a seccomp filter must not prevent.
 ///
 /// # Safety
 ///
-/// The pointers are valid during this call, and no other thread uses `queue` or `disk` meanwhile.
+/// `pool` is from `crosvm_engine_pool` and is not used again.
+#[no_mangle]
+pub unsafe extern "C" fn crosvm_engine_free_pool(pool: *mut Pool) {
+    // SAFETY: it was made by `Box::into_raw`, and is passed to `from_raw` only here, once.
+    drop(unsafe { Box::from_raw(pool) });
+}
+
+/// Serve one turn of a queue; see `BlockQueue::turn`. `pool` may be NULL.
+///
+/// # Safety
+///
+/// The pointers are valid during this call, and no other thread uses what they point to. The
+/// `count` `others` are not NULL, and none of them is there twice or is `queue`.
 #[no_mangle]
 pub unsafe extern "C" fn crosvm_engine_block_turn(
     queue: *mut BlockQueue,
+    others: *mut *mut BlockQueue,
+    count: usize,
     disk: *const Disk,
     limits: *const Limits,
+    pool: *const Pool,
     turn: *mut Turn,
 ) {
-    // SAFETY: the caller guarantees that all four are valid.
-    unsafe { *turn = (*queue).turn(&*disk, &*limits) };
+    // SAFETY: the caller guarantees that there are so many, each valid and another one.
+    let others = unsafe { slice::from_raw_parts_mut(others.cast::<&mut BlockQueue>(), count) };
+    // SAFETY: the caller guarantees that all of them are valid, or the pool NULL.
+    unsafe { *turn = (*queue).turn(&*disk, &*limits, pool.as_ref(), others) };
 }
 
-/// Store the position of a queue in `position`, so that Python can continue from there.
+/// Store the position of a queue in `position`, so that Python can continue from there. The queue is
+/// not served before its next turn.
 ///
 /// # Safety
 ///
 /// Both pointers are valid during this call.
 #[no_mangle]
-pub unsafe extern "C" fn crosvm_engine_take(queue: *const BlockQueue, position: *mut Position) {
+pub unsafe extern "C" fn crosvm_engine_take(queue: *mut BlockQueue, position: *mut Position) {
     // SAFETY: the caller guarantees that both are valid.
-    unsafe { *position = (*queue).ring.position() };
+    unsafe {
+        (*queue).is_held = false;
+        *position = (*queue).ring.position();
+    }
 }
 
 /// Set the position of a queue, after Python has served it.

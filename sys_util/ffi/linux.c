@@ -129,10 +129,12 @@ int crosvm_capabilities(unsigned long long *mask)
     return error;
 }
 
-int crosvm_load_filter(const void *program, unsigned short length)
+int crosvm_load_filter(const void *program, unsigned short length, int all_threads)
 {
     struct sock_fprog fprog = { .len = length, .filter = (struct sock_filter *)program };
-    return result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &fprog));
+    unsigned int flags = all_threads ? SECCOMP_FILTER_FLAG_TSYNC : 0;
+    int loaded = result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &fprog));
+    return loaded > 0 ? -ESRCH : loaded; /* the id of a thread that cannot have the filter */
 }
 
 /* As soon as the filter is loaded, every call waits for the recorder, and the recorder does not
@@ -140,7 +142,8 @@ int crosvm_load_filter(const void *program, unsigned short length)
  * would make other calls. */
 int crosvm_load_recording_filter(const void *program, unsigned short length,
                                  int recorder, const void *name,
-                                 unsigned int name_bytes, unsigned long mark)
+                                 unsigned int name_bytes, unsigned long mark,
+                                 int all_threads)
 {
     struct sock_fprog fprog = { .len = length, .filter = (struct sock_filter *)program };
     struct iovec text = { .iov_base = (void *)name, .iov_len = name_bytes };
@@ -148,6 +151,8 @@ int crosvm_load_recording_filter(const void *program, unsigned short length,
     struct msghdr message;
     unsigned int flags = SECCOMP_FILTER_FLAG_NEW_LISTENER;
     int listener, sent;
+    if (all_threads) /* since Linux 5.7 */
+        flags |= SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_TSYNC_ESRCH;
     memset(&message, 0, sizeof(message));
     memset(&control, 0, sizeof(control));
     message.msg_iov = &text;

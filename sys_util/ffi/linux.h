@@ -16,10 +16,10 @@ int crosvm_prctl(int option, unsigned long arg2, unsigned long arg3,
                  unsigned long arg4, unsigned long arg5);
 int crosvm_set_capabilities(unsigned long long mask, unsigned long long inheritable);
 int crosvm_capabilities(unsigned long long *mask);
-int crosvm_load_filter(const void *program, unsigned short length);
+int crosvm_load_filter(const void *program, unsigned short length, int all_threads);
 int crosvm_load_recording_filter(const void *program, unsigned short length,
                                  int recorder, const void *name, unsigned int name_bytes,
-                                 unsigned long mark);
+                                 unsigned long mark, int all_threads);
 int crosvm_report_denied_calls(int fd, const void *head, unsigned int head_bytes,
                                int status, int names_thread);
 int crosvm_landlock_abi(void);

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How many reads from page cache a disk serves in a second, by the engine and by Python.
+"""How many reads a disk serves in a second, by the engine and by Python: µs for each.
 
     python -m tests.bench.dataplane [requests]
+    python -m tests.bench.dataplane direct FOLDER [requests]
+
+The first command reads page cache. The second one reads the storage of FOLDER with O_DIRECT, in
+4 KiB, and shows how many threads of the engine pay.
 
 Driver and device share this process, and the driver costs next to nothing: its chains are prepared
 once and only offered again. So this is the device's time alone, kick and interrupt included.
@@ -11,7 +15,9 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from devices.virtio.block import native
 from devices.virtio.block.device import VIRTIO_BLK_F_FLUSH, Block
@@ -32,12 +38,29 @@ FEATURES = (
 
 
 def measure(requests: int, depth: int, length: int, *, indirect: bool, engine: bool) -> float:
-    """Return requests a second with ``depth`` of them waiting at every kick."""
-    memory = GuestMemory.create([(0, 64 << 20)])
+    """Return requests a second from page cache with ``depth`` of them waiting at every kick."""
     image = os.memfd_create("image", os.MFD_CLOEXEC)
     os.truncate(image, IMAGE_BYTES)
     os.pwrite(image, os.urandom(1 << 20) * 16, 0)
     device = Block(BlockSpec("image", read_only=True), image, engine=engine)
+    return rate(device, image, requests, depth, length, indirect=indirect)
+
+
+def measure_direct(path: Path, requests: int, depth: int, threads: int | None) -> float:
+    """Return requests a second from storage, by Python if ``threads`` is ``None``."""
+    image = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    spec = BlockSpec("image", read_only=True, direct=True)
+    device = Block(spec, image, engine=threads is not None)
+    if threads and device._native is not None:
+        device._native.start_threads(threads)
+    return rate(device, image, requests, depth, 4096, indirect=False)
+
+
+def rate(
+    device: Block, image: int, requests: int, depth: int, length: int, *, indirect: bool
+) -> float:
+    """Return requests a second; close ``image``."""
+    memory = GuestMemory.create([(0, 64 << 20)])
     device.activate(FEATURES)
     worker = QueueWorker(device, memory)
     driver = DriverQueue(memory, 256, event_idx=True, heap=1 << 20)
@@ -45,7 +68,8 @@ def measure(requests: int, depth: int, length: int, *, indirect: bool, engine: b
     worker.start_queue(driver.activation(0, kick, call), FEATURES)
     heads = []
     for number in range(depth):
-        header = bytes(8) + (number * 977 % 30000).to_bytes(8, "little")
+        header = bytes(8) + (number * 976 % 30000).to_bytes(8, "little")
+        driver.allocate(-driver.allocate(0) % 4096 + 4096 - 16)  # the data is on whole pages
         heads.append(driver.submit([header], [length, 1], indirect=indirect).head)
     while worker.on_kick(0):
         pass
@@ -67,7 +91,30 @@ def measure(requests: int, depth: int, length: int, *, indirect: bool, engine: b
     return rounds * depth / seconds
 
 
+def main_direct(folder: str, requests: int) -> None:
+    """Print µs for each read by Python, and by the engine with so many threads."""
+    counts = (None, 0, 2, 4, 8, 16, 32)
+    sys.stdout.write(
+        "depth" + "".join(f" {'python' if n is None else n:>8}" for n in counts) + "\n"
+    )
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(os.urandom(1 << 20) * 16)
+        file.flush()
+        os.fsync(file.fileno())
+        for depth in (1, 2, 4, 8, 16, 32, 64):
+            rates = dict.fromkeys(counts, 0.0)
+            for _ in range(3):
+                for n in counts:
+                    one = measure_direct(Path(file.name), requests, depth, n)
+                    rates[n] = max(rates[n], one)
+            told = "".join(f" {1e6 / rates[n]:8.1f}" for n in counts)
+            sys.stdout.write(f"{depth:5}{told}\n")
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["direct"]:
+        main_direct(sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 4_000)
+        return
     requests = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
     servers = {"engine": True, "python": False} if native.IS_BUILT else {"python": False}
     head = "".join(f" {name + ' µs':>10}" for name in servers)

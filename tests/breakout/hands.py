@@ -61,6 +61,12 @@ def arm() -> None:
     faulthandler.disable()  # pytest's would try to survive what kills us
 
 
+def be_a_thread() -> None:
+    """Have a thread make the calls, but for those that return twice. Before the filter, too."""
+    if lib.hands_be_a_thread() < 0:
+        raise OSError("no thread")
+
+
 def call(name: str | int, *words: Word) -> int:
     """Make a system call; buffers are passed by their address.
 

@@ -88,6 +88,8 @@ class Attempts:
 class Inmate:
     """A device taken over: it is what it was, but commands are carried out by injected code."""
 
+    thread: ClassVar[bool] = False  # which makes the attempts, of those that start here
+
     def __init__(self, kind: str, device: VirtioDevice, files: Sequence[int]) -> None:
         self._kind = kind
         self.device = device
@@ -107,6 +109,8 @@ class Inmate:
             _look_around()
             lies.tell(lies.LIES[self.early_lie], self.channel(), 1, 1)
         self.device.attach(context)
+        if self.thread:
+            hands.be_a_thread()
 
     def command(self, command: Command) -> Message:
         """Make the attempts that are asked for and say what became of each, or tell a lie."""
@@ -200,11 +204,17 @@ def _take_over(
 
 @contextmanager
 def taken_over(
-    kinds: Sequence[str], stand_ins: frozenset[str], inmate: type[Inmate] = Inmate
+    kinds: Sequence[str],
+    stand_ins: frozenset[str],
+    inmate: type[Inmate] = Inmate,
+    *,
+    thread: bool = False,
 ) -> Iterator[None]:
     """Have wardens that start meanwhile make inmates of these kinds.
 
-    Where the host has no vhost, ``stand_ins`` get a kernel that says yes to everything.
+    Where the host has no vhost, ``stand_ins`` get a kernel that says yes to everything. With
+    ``thread`` a thread that was there before the filter makes the attempts; that needs a kind that
+    may start one.
     """
     changed = {kind: _take_over(kind, DEVICE_KINDS[kind], stand_ins, inmate) for kind in kinds}
     prepare = _prepare(linux.report_denied_calls)
@@ -213,6 +223,7 @@ def taken_over(
         mock.patch.dict(COMMANDS._types, {one.TYPE: one for one in (Lie, Attempts)}),
         mock.patch.dict(ANSWERS._types, {one.TYPE: one for one in (Told, Outcomes)}),
         mock.patch.object(linux, "report_denied_calls", prepare),
+        mock.patch.object(Inmate, "thread", thread),
     ):
         yield
 

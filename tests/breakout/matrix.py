@@ -57,7 +57,8 @@ class Row(NamedTuple):
 class Plan(NamedTuple):
     """What to try: sweeps take each ``sweep_step``-th number; floods say ``flood`` messages.
 
-    ``lie_step``: of the lies each kind tells every so many, another one first.
+    ``lie_step``: of the lies each kind tells every so many, another one first. ``thread``: not the
+    process's first thread makes the attempts, but another.
     """
 
     kinds: Sequence[str] = KINDS
@@ -65,6 +66,7 @@ class Plan(NamedTuple):
     sweep_step: int = 1
     flood: int = 3_000
     lie_step: int = 1
+    thread: bool = False
 
     def numbers(self, kind: str, *, alone: bool) -> list[int]:
         """Return which attempts of the groups a kind makes."""
@@ -91,14 +93,16 @@ class Outcomes:
     def find_out(self) -> None:
         """Try it all."""
         plan = self._plan
-        with prison(plan.kinds, sweep_step=plan.sweep_step) as inside:
+        with prison(plan.kinds, sweep_step=plan.sweep_step, thread=plan.thread) as inside:
             for kind in plan.kinds:
                 self._try_with_filter(inside, kind)
         for kind in plan.kinds:
             with prison([kind]) as inside:  # who ends stays known to its vmm, so not all in one
                 for number, verdict in inside.lie(kind, plan.lies(kind), times=plan.flood).items():
                     self.lies[kind, number] = verdict
-        with prison(plan.kinds, filters=False, sweep_step=plan.sweep_step) as inside:
+        with prison(
+            plan.kinds, filters=False, sweep_step=plan.sweep_step, thread=plan.thread
+        ) as inside:
             for kind in plan.kinds:
                 numbers = [n for n in plan.numbers(kind, alone=False) if has_wall(n, kind)]
                 for number, refusal in inside.attempt(kind, numbers).items():

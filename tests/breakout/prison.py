@@ -225,9 +225,17 @@ def allowed_ioctls(policy_name: str) -> list[int]:
 
 @contextmanager
 def prison(
-    kinds: Sequence[str] = KINDS, *, filters: bool = True, jail: bool = True, sweep_step: int = 1
+    kinds: Sequence[str] = KINDS,
+    *,
+    filters: bool = True,
+    jail: bool = True,
+    sweep_step: int = 1,
+    thread: bool = False,
 ) -> Iterator[Prison]:
-    """Make a prison: without ``filters`` only they are left out, without ``jail`` all of it."""
+    """Make a prison: without ``filters`` only they are left out, without ``jail`` all of it.
+
+    With ``thread`` the attempts are those of a thread; see ``taken_over``.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="crosvm-breakout-")))
         folder.chmod(0o711)  # the vsock device finds its directory as the user who owns that
@@ -235,7 +243,7 @@ def prison(
         stack.callback(world.close)
         orders = Orders(folder)
         stack.callback(orders.close)
-        stack.enter_context(taken_over(kinds, orders.stand_ins))
+        stack.enter_context(taken_over(kinds, orders.stand_ins, thread=thread))
         if not filters:
             stack.enter_context(filters_left_out())
         rig = stack.enter_context(DeviceRig(sandbox=jail))

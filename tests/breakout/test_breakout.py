@@ -11,6 +11,7 @@ import pytest
 
 from crosvm_py.device_process import protocol, vsock_broker
 from crosvm_py.kinds.table import DEVICE_KINDS
+from sys_util import linux
 from tests.breakout import brokering, inmate, lies
 from tests.breakout.__main__ import main
 from tests.breakout.attempt import KINDS, Attempt
@@ -67,6 +68,24 @@ def test_what_is_refused_works_where_there_is_no_wall() -> None:
     failed = {ATTEMPTS[at].name: refusal for at, refusal in found.items() if refusal is not None}
     missing = {name for name, refusal in failed.items() if refusal.error == errno.ENOSYS}
     assert failed.keys() <= missing  # what this kernel was built without
+
+
+@pytest.mark.slow
+def test_thread_of_a_disk_has_every_wall_of_its_process() -> None:
+    groups = tuple(group for group in ALL_GROUPS if group != lies.GROUP)
+    outcomes = Outcomes(Plan(kinds=("block",), groups=groups, sweep_step=9, thread=True))
+    outcomes.find_out()
+    rows = outcomes.rows()
+    assert len(rows) > 200
+    assert {row.name: row.cells for row in rows if not row.is_good} == {}
+
+
+def test_thread_that_the_filter_leaves_out_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = linux.load_seccomp_filter
+    monkeypatch.setattr(linux, "load_seccomp_filter", lambda bpf, **_: load(bpf))
+    outcomes = Outcomes(Plan(kinds=("block",), groups=("programs",), thread=True))
+    outcomes.find_out()
+    assert any(Verdict.OUT in row.cells.values() for row in outcomes.rows())
 
 
 def test_broker_hands_over_what_is_the_devices_business(monkeypatch: pytest.MonkeyPatch) -> None:

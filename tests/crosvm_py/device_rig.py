@@ -172,8 +172,15 @@ class DeviceRig:
         self.supervisor.wait_ready()
         return device
 
-    def block(self, path: Path, *, read_only: bool = False, name: str = "block:0") -> DeviceProcess:
-        spec = BlockSpec(str(path), read_only=read_only)
+    def block(
+        self,
+        path: Path,
+        *,
+        read_only: bool = False,
+        name: str = "block:0",
+        direct: bool = False,
+    ) -> DeviceProcess:
+        spec = BlockSpec(str(path), read_only=read_only, direct=direct)
         fd = Block.open(spec)
         packed = pack_spec(spec, path="", num_queues=2)
         size_bytes = 0 if read_only else path.stat().st_size

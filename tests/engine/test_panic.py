@@ -31,7 +31,7 @@ filters = [load_policy(name).bpf for name in sys.argv[1:]]
 linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
 for bpf in filters:
     linux.load_seccomp_filter(bpf)
-lib.crosvm_engine_block_queue(memory, layout, position, -1)
+lib.crosvm_engine_block_queue(memory, layout, position, -1, -1)
 raise SystemExit("it goes on")
 """
 

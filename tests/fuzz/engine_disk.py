@@ -202,6 +202,9 @@ class Differential:
         if self._exact:
             for module, _ in self._limits:
                 setattr(module, "MAX_CHAINS_PER_TURN", 1)  # noqa: B010 - mypy knows a constant
+        # The engine serves queues that nobody kicked, while it watches; Python cannot.
+        self._poll_ns = native.POLL_NS
+        setattr(native, "POLL_NS", 0)  # noqa: B010 - as above
         self._count_turns()
         self._add_used = SplitQueue.add_used
         self._publish_each()
@@ -262,6 +265,7 @@ class Differential:
         setattr(SplitQueue, "add_used", self._add_used)  # noqa: B010 - as above
         for module, limit in self._limits:
             setattr(module, "MAX_CHAINS_PER_TURN", limit)  # noqa: B010 - as above
+        setattr(native, "POLL_NS", self._poll_ns)  # noqa: B010 - as above
         log.set_sink(log.stderr_sink)
         offered = self.mutations
         for disk in self._disks:

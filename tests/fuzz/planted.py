@@ -92,27 +92,27 @@ DEFECTS: Final = (
     ),
     Defect(
         "the last sector is beyond the end",
-        "block.rs",
+        "request.rs",
         "end <= disk.capacity_sectors",
         "end < disk.capacity_sectors",
     ),
     Defect(
         "the sector after the last one is inside",
-        "block.rs",
+        "request.rs",
         "end <= disk.capacity_sectors",
         "end <= disk.capacity_sectors + 1",
     ),
     Defect(
         "a short transfer is taken for a whole one",
         "block.rs",
-        "                if done != room {\n                    return None;\n                }\n",
-        "                let _ = done;\n",
+        "        if done != Some(request.length) {\n            return false;\n        }\n",
+        "        let _ = done;\n",
     ),
     Defect(
         "a chain that Python must serve is taken",
         "block.rs",
-        "                self.ring.unpop();\n",
-        "",
+        "else {\n                self.ring.unpop();\n",
+        "else {\n",
     ),
     Defect(
         "the available index may be as far ahead as it likes",

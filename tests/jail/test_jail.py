@@ -190,6 +190,15 @@ def test_addresses_are_bounded_by_guest_memory_and_some() -> None:
     assert dict(limits.limits)["AS"] == (1 << 40) + MAX_OTHER_ADDRESSES
 
 
+def test_no_thread_can_start_once_those_of_the_device_have() -> None:
+    plan = device_jail(
+        policy_name="block_device", bpf=b"", keep_fds=[3], max_file_bytes=0, threads=4
+    )
+    (limits,) = (step for step in plan.steps if isinstance(step, LimitResources))
+    assert dict(limits.limits)["NPROC"] == 1 + 4
+    assert plan.describe()[-2:] == ["limit NPROC=0x0", "load the seccomp filter block_device"]
+
+
 def test_refused_step_is_named() -> None:
     plan = device_jail(policy_name="rng_device", bpf=b"not bpf!", keep_fds=[3], max_file_bytes=0)
     with pytest.raises(HostError, match="jail: load the seccomp filter rng_device"):

@@ -108,6 +108,12 @@ class BlockDriver:
             at += length
         return self.send(out, into)
 
+    def serve(self) -> None:
+        """Kick, and let the device serve all that was submitted."""
+        os.eventfd_write(self._kick_fd, 1)
+        while self.worker.on_kick(0):
+            pass
+
     def send(self, out: Sequence[bytes], into: Sequence[int], *, indirect: bool = False) -> Answer:
         self.queue.submit(out, into, indirect=indirect)
         os.eventfd_write(self._kick_fd, 1)

@@ -78,6 +78,45 @@ def test_denied_call_of_a_thread_ends_the_whole_process() -> None:
     assert report_after(in_thread)[0] == EXIT_DENIED
 
 
+@pytest.mark.parametrize(
+    ("all_threads", "ending"), [(True, f"status {EXIT_DENIED}"), (False, "None")]
+)
+def test_filter_is_for_threads_that_run_already_if_all_are_meant(
+    all_threads: bool, ending: str
+) -> None:
+    def act() -> None:
+        loaded = threading.Event()
+        thread = threading.Thread(target=lambda: loaded.wait() and os.getppid())
+        thread.start()
+        linux.report_denied_calls(2, b"")
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        linux.load_seccomp_filter(deny(GETPPID), all_threads=all_threads)
+        loaded.set()
+        thread.join()
+
+    assert in_child(act) == ending
+
+
+def test_thread_with_another_filter_prevents_one_for_all() -> None:
+    def act() -> None:
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        loaded, done = threading.Event(), threading.Event()
+
+        def other() -> None:
+            linux.load_seccomp_filter(RET_ALLOW)
+            loaded.set()
+            done.wait()
+
+        threading.Thread(target=other).start()
+        loaded.wait()
+        try:
+            linux.load_seccomp_filter(RET_ALLOW, all_threads=True)
+        finally:
+            done.set()
+
+    assert in_child(act) == "ESRCH"
+
+
 def test_signal_mask_does_not_hide_a_denied_call() -> None:
     def act() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGSYS})

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from devices.virtio.backend import QueueActivation
     from devices.virtio.block.image import BlockSpec
     from devices.virtio.commands import Command
+    from devices.virtio.context import DeviceContext
     from devices.virtio.queue.chain import DescriptorChain, Reader, Writer
     from devices.virtio.queue.engine_queue import EngineQueue
     from devices.virtio.queue.split_queue import Handover
@@ -113,10 +114,13 @@ class Block(LimitedDevice):
         """Open, check and lock the image of ``spec``; see ``image.py``."""
         return open_image(spec)
 
-    def __init__(self, spec: BlockSpec, fd: int, *, engine: bool | None = None) -> None:
+    def __init__(
+        self, spec: BlockSpec, fd: int, *, engine: bool | None = None, threads: int = 0
+    ) -> None:
         """Serve the image behind ``fd``, which the caller still owns.
 
-        With ``engine`` native code serves what it can of the queues; by default, if it is built.
+        With ``engine`` native code serves what it can of the queues; by default, if it is built. If
+        the spec is ``direct``, it does so with ``threads``.
         """
         super().__init__(spec.limits)
         self.queue_sizes = (QUEUE_SIZE,) * spec.num_queues
@@ -127,6 +131,7 @@ class Block(LimitedDevice):
         self._active = 0  # the negotiated features
         engine = native.IS_BUILT if engine is None else engine
         self._native = NativeDisk(fd, read_only=spec.read_only) if engine else None
+        self._threads = threads if spec.direct else 0
 
     def features(self) -> int:
         bits = [VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ]
@@ -158,6 +163,11 @@ class Block(LimitedDevice):
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Ignore it: the only writable field belongs to VIRTIO_BLK_F_CONFIG_WCE."""
+
+    def attach(self, context: DeviceContext) -> None:
+        super().attach(context)
+        if self._native is not None and self._threads:
+            self._native.start_threads(self._threads)
 
     def activate(self, features: int) -> None:
         self._active = features

@@ -8,6 +8,7 @@ from devices.virtio.device import MAX_BYTES_PER_TURN, MAX_CHAINS_PER_TURN
 from devices.virtio.features import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
 from devices.virtio.queue.split_queue import Handover
 from sys_util.linux import has_several_processors
+from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ except ModuleNotFoundError:  # it is not built; if it is broken, the exception e
     IS_BUILT = False
 else:
     IS_BUILT = True
+
+log = get_logger("devices.virtio.block")
 
 # To watch the ring for this long costs less than to sleep and be woken. On a host with one
 # processor it would only take the guest's time.
@@ -36,8 +39,36 @@ class NativeDisk:
         self.read_only = read_only
         self.writethrough = False
         self.capacity_sectors = 0
-        self.queues = 0  # how many are being served
+        self._queues: list[native.BlockQueue] = []  # those that are served
+        self.pool: native.Pool | None = None
         self._memory: native.EngineMemory | None = None
+
+    def add(self, queue: native.BlockQueue) -> None:
+        """Serve a queue, also in turns of the others."""
+        self._queues.append(queue)
+        self._introduce()
+
+    def remove(self, queue: native.BlockQueue) -> None:
+        """Serve a queue no more."""
+        self._queues.remove(queue)
+        queue.serve_too([])
+        self._introduce()
+
+    def _introduce(self) -> None:
+        for queue in self._queues:
+            queue.serve_too([other for other in self._queues if other is not queue])
+
+    def start_threads(self, count: int) -> None:
+        """Start threads for transfers that wait for the storage; do so before the filter is loaded.
+
+        If the host refuses one of them, there is none, and transfers are made one after the other.
+        """
+        try:
+            self.pool = native.Pool(count)
+        except RuntimeError:
+            log.warning(
+                "the host refuses %d threads: this disk makes one transfer at a time", count
+            )
 
     def memory(self, memory: GuestMemory) -> native.EngineMemory:
         """Return the guest's memory in the engine's form."""
@@ -69,25 +100,26 @@ class NativeQueue:
             bool(features >> VIRTIO_RING_F_INDIRECT_DESC & 1),
         )
         position = native.Position(*start)
-        self._queue = native.BlockQueue(disk.memory(memory), layout, position, activation.call_fd)
+        fds = (activation.kick_fd, activation.call_fd)
+        self._queue = native.BlockQueue(disk.memory(memory), layout, position, fds)
         self._queue.limits.chains = MAX_CHAINS_PER_TURN
         self._queue.limits.bytes = MAX_BYTES_PER_TURN
         self._queue.disk.fd = disk.fd
         self._queue.disk.read_only = disk.read_only
+        self._queue.pool = disk.pool
+        self._queue.limits.poll_ns = POLL_NS if has_several_processors() else 0
         self._disk = disk
-        disk.queues += 1
+        disk.add(self._queue)
 
     def close(self) -> None:
-        """Note that the queue is not served any more."""
-        self._disk.queues -= 1
+        """Serve the queue no more."""
+        self._disk.remove(self._queue)
 
     def turn(self, counters: Counters) -> int:
         """Serve one turn and count it; see ``native.BlockQueue.turn``."""
         queue, disk = self._queue, self._disk
         queue.disk.capacity_sectors = disk.capacity_sectors
         queue.disk.writethrough = disk.writethrough
-        # Watch a ring only if it is the only one: other queues would wait meanwhile.
-        queue.limits.poll_ns = POLL_NS if disk.queues == 1 and has_several_processors() else 0
         outcome = queue.turn()
         done, cells = queue.done, counters.cells
         counters.requests = cells[REQUESTS] = counters.requests + done.requests

@@ -31,6 +31,7 @@ from tests.support.block_driver import (
     VERSION_1,
     BlockDriver,
 )
+from tests.support.device_context import DriverSide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,3 +177,102 @@ def test_vmm_sees_that_limits_change_the_engine(image: Path) -> None:
     disk.worker.stop_queue(0)
     assert engine_of(cells, 0) == PYTHON  # nobody: the vmm does not ask for a stopped queue
     disk.close()
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_transfers_of_a_turn_are_answered_in_their_order(image: Path, threads: int) -> None:
+    """With no thread they are made in the opposite order."""
+    device, disk = drive(image)
+    assert device._native is not None
+    device._native.start_threads(threads)
+    offered = []
+    for sector in (5, 60, 7, SECTORS, 1, 33, 2):  # one of them is not there
+        header = struct.pack("<IIQ", IN, 0, sector)
+        offered.append(disk.queue.submit([header], [SECTOR, 1]).head)
+    disk.serve()
+    answers = disk.queue.collect()
+    assert [request.head for request, _, _ in answers] == offered
+    assert [data[-1] for _, _, data in answers] == [OK, OK, OK, IOERR, OK, OK, OK]
+    assert [data[0] for _, _, data in answers if data[-1] == OK] == [5, 60, 7, 1, 33, 2]
+    assert device.by_python == 1
+    disk.close()
+
+
+def test_writes_and_a_flush_behind_them_keep_their_order(image: Path) -> None:
+    device, disk = drive(image)
+    assert device._native is not None
+    device._native.start_threads(0)
+    for kind, out in ((OUT, [b"A" * SECTOR]), (FLUSH, []), (OUT, [b"B" * SECTOR])):
+        disk.queue.submit([struct.pack("<IIQ", kind, 0, 9), *out], [1])
+    disk.serve()
+    assert [data for _, _, data in disk.queue.collect()] == [bytes([OK])] * 3
+    assert image.read_bytes()[9 * SECTOR : 10 * SECTOR] == b"B" * SECTOR  # a flush lay between
+    assert device.by_python == 0
+    disk.close()
+
+
+def test_disk_serves_without_threads_where_the_host_refuses_them(
+    image: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_count: int) -> None:
+        raise RuntimeError("no thread")
+
+    monkeypatch.setattr("engine.native.Pool", refuse)
+    device, disk = drive(image)
+    assert device._native is not None
+    device._native.start_threads(16)
+    assert lines == ["the host refuses 16 threads: this disk makes one transfer at a time"]
+    assert disk.request(IN, 3, into=[SECTOR]).status == OK
+    disk.close()
+
+
+@pytest.fixture
+def two_queues(image: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DriverSide]:
+    """A disk of two queues whose engine watches empty rings for as long as a test may take."""
+    monkeypatch.setattr(native, "POLL_NS", 1_000_000)
+    fd = os.open(image, os.O_RDWR)
+    memory = GuestMemory.create([(0, 4 << 20)])
+    side = DriverSide(Told(BlockSpec(str(image), num_queues=2), fd), memory)
+    side.start()
+    yield side
+    side.close()
+    memory.close()
+    os.close(fd)
+
+
+def kick_first_queue(side: DriverSide) -> None:
+    for _ in range(16):  # it does not watch every time
+        side.kick(0)
+
+
+def test_queue_that_is_not_kicked_is_served_while_another_is_watched(
+    two_queues: DriverSide,
+) -> None:
+    for turn in range(40):  # more than once around the ring
+        two_queues.queues[1].submit([struct.pack("<IIQ", IN, 0, turn)], [SECTOR, 1])
+        kick_first_queue(two_queues)
+        ((_, _, data),) = two_queues.queues[1].collect()
+        assert data == bytes([turn]) * SECTOR + b"\0"
+    assert two_queues.worker.states()[1].next_used == 40
+
+
+def test_request_that_another_queue_has_for_python_is_pythons(two_queues: DriverSide) -> None:
+    queue = two_queues.queues[1]
+    queue.submit([struct.pack("<IIQ", IN, 0, 3)], [SECTOR, 1])
+    queue.submit([struct.pack("<IIQ", GET_ID, 0, 0)], [20, 1])
+    kick_first_queue(two_queues)
+    assert [data[0] for _, _, data in queue.collect()] == [3]
+    assert os.eventfd_read(two_queues._kicks[1])  # the engine kicked it
+    two_queues.kick(1)
+    assert [len(data) for _, _, data in queue.collect()] == [21]
+
+
+@pytest.mark.parametrize("how", ["stopped", "taken"])
+def test_queue_that_the_engine_does_not_have_is_let_alone(two_queues: DriverSide, how: str) -> None:
+    if how == "stopped":
+        two_queues.worker.stop_queue(1)
+    else:
+        two_queues.worker.states()
+    two_queues.queues[1].submit([struct.pack("<IIQ", IN, 0, 3)], [SECTOR, 1])
+    kick_first_queue(two_queues)
+    assert two_queues.queues[1].used_idx == 0

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//! Turns of a queue whose transfers are made by a pool.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+
+use super::*;
+use crate::memory::testing::{memory, put};
+use crate::memory::GuestMemory;
+use crate::ring::{Layout, Position};
+
+const TABLE: u64 = 0x1000;
+const AVAIL: u64 = 0x2000;
+const USED: u64 = 0x3000;
+const HEADERS: u64 = 0x4000;
+const DATA: u64 = 0x8000;
+const SIZE: u16 = 64;
+const LIMITS: Limits = Limits {
+    chains: 256,
+    bytes: 1 << 20,
+    poll_ns: 0,
+};
+
+/// A queue in which request `n`, if it is a read, reads sector `n` to its own place.
+struct Rig {
+    memory: Arc<GuestMemory>,
+    queue: BlockQueue,
+    disk: Disk,
+    _image: File,
+    offered: u16,
+}
+
+/// Return an empty file that only its owner knows.
+fn unnamed_file() -> File {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("crosvm-engine-{}-{number}", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true);
+    let file = options.open(&path).expect("a file");
+    std::fs::remove_file(&path).expect("it is there");
+    file
+}
+
+impl Rig {
+    /// A disk of 16 sectors, each full of its number, whose image has only `sectors`.
+    fn new(sectors: u8) -> Self {
+        let mut image = unnamed_file();
+        for sector in 0..sectors {
+            image.write_all(&[sector; 512]).expect("space");
+        }
+        let (memory, _) = memory(0x40000);
+        let layout = Layout {
+            desc_table: TABLE,
+            avail_ring: AVAIL,
+            used_ring: USED,
+            size: u32::from(SIZE),
+            event_idx: false,
+            indirect: false,
+        };
+        let ring = Ring::new(Arc::clone(&memory), &layout, Position::default());
+        Self {
+            queue: BlockQueue::new(ring.expect("a ring"), -1, -1),
+            disk: Disk {
+                fd: image.as_raw_fd(),
+                read_only: false,
+                writethrough: false,
+                capacity_sectors: 16,
+            },
+            memory,
+            _image: image,
+            offered: 0,
+        }
+    }
+
+    /// Offer a request for a sector; the one of a flush is ignored.
+    fn offer(&mut self, kind: u32, sector: u64) {
+        let number = u64::from(self.offered);
+        let first = (self.offered * 3) % SIZE;
+        let header = HEADERS + 32 * number;
+        put(&self.memory, header, &kind.to_le_bytes());
+        put(&self.memory, header + 8, &sector.to_le_bytes());
+        put(&self.memory, header + 16, &[0xEE]);
+        let direction = if kind == 0 { 2 } else { 0 };
+        let length = if kind == 4 { 0 } else { 512 };
+        let data = DATA + 512 * number;
+        self.desc(first, header, 16, 1, first + 1);
+        self.desc(first + 1, data, length, 1 | direction, first + 2);
+        self.desc(first + 2, header + 16, 1, 2, 0);
+        put(&self.memory, AVAIL + 4 + 2 * number, &first.to_le_bytes());
+        self.offered += 1;
+        put(&self.memory, AVAIL + 2, &self.offered.to_le_bytes());
+    }
+
+    fn desc(&self, at: u16, addr: u64, len: u32, flags: u16, next: u16) {
+        let word = u128::from(addr)
+            | u128::from(len) << 64
+            | u128::from(flags) << 96
+            | u128::from(next) << 112;
+        put(
+            &self.memory,
+            TABLE + 16 * u64::from(at),
+            &word.to_le_bytes(),
+        );
+    }
+
+    fn byte(&self, gpa: u64) -> u8 {
+        let mut byte = [0];
+        let slice = self.memory.slice(gpa, 1).expect("inside");
+        self.memory.read(&slice, &mut byte);
+        byte[0]
+    }
+
+    fn turn(&mut self, threads: usize) -> Turn {
+        let pool = Pool::start(threads).expect("threads");
+        self.queue.turn(&self.disk, &LIMITS, Some(&pool), &mut [])
+    }
+
+    /// The heads in the used ring, in their order.
+    fn used(&self) -> Vec<u16> {
+        let count = u16::from_le_bytes([self.byte(USED + 2), self.byte(USED + 3)]);
+        (0..u64::from(count))
+            .map(|at| u16::from(self.byte(USED + 4 + 8 * at)))
+            .collect()
+    }
+}
+
+#[test]
+fn transfers_in_any_order_are_published_in_theirs() {
+    for threads in [0, 1, 4] {
+        let mut rig = Rig::new(16);
+        for number in 0..16 {
+            rig.offer(0, 15 - number);
+        }
+        let turn = rig.turn(threads);
+        assert_eq!((turn.outcome, turn.requests), (Outcome::Idle, 16));
+        assert!(rig.used().into_iter().eq((0..16).map(|at| at * 3)));
+        for number in 0..16u8 {
+            let data = DATA + 512 * u64::from(number) + 511;
+            assert_eq!(rig.byte(data), 15 - number);
+        }
+    }
+}
+
+#[test]
+fn failed_transfer_and_all_after_it_are_left_for_python() {
+    for threads in [0, 1, 4] {
+        let mut rig = Rig::new(8); // the image is shorter than the disk
+        for sector in [1, 2, 9, 3] {
+            rig.offer(0, sector);
+        }
+        let turn = rig.turn(threads);
+        assert_eq!((turn.outcome, turn.requests), (Outcome::Python, 2));
+        assert_eq!(rig.queue.ring.position().next_avail, 2);
+        assert_eq!(rig.used(), [0, 3]);
+        assert_eq!(rig.byte(HEADERS + 32 * 3 + 16), 0xEE); // no status
+    }
+}
+
+#[test]
+fn flush_waits_for_the_writes_before_it() {
+    let mut rig = Rig::new(16);
+    // Here writes fail, and a flush does not: if it came first, it would be carried out.
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let image = File::open(manifest).expect("readable");
+    rig.disk.fd = image.as_raw_fd();
+    rig.offer(1, 0);
+    rig.offer(4, 0);
+    rig.offer(0, 1);
+    let turn = rig.turn(0);
+    assert_eq!((turn.outcome, turn.requests), (Outcome::Python, 0));
+    assert_eq!(rig.queue.ring.position().next_avail, 0);
+}
+
+#[test]
+fn what_is_pythons_waits_for_the_transfers_before_it() {
+    for threads in [0, 4] {
+        let mut rig = Rig::new(16);
+        rig.offer(0, 1);
+        rig.offer(0, 2);
+        rig.offer(8, 0); // GET_ID
+        rig.offer(0, 3);
+        let turn = rig.turn(threads);
+        assert_eq!((turn.outcome, turn.requests), (Outcome::Python, 2));
+        assert_eq!(rig.queue.ring.position().next_avail, 2);
+    }
+}
+
+#[test]
+fn limit_counts_what_was_started() {
+    let mut rig = Rig::new(16);
+    for number in 0..16 {
+        rig.offer(0, number);
+    }
+    let limits = Limits {
+        chains: 5,
+        ..LIMITS
+    };
+    let pool = Pool::start(2).expect("threads");
+    let turn = rig.queue.turn(&rig.disk, &limits, Some(&pool), &mut []);
+    assert_eq!((turn.outcome, turn.requests), (Outcome::More, 5));
+    assert_eq!(rig.used().len(), 5);
+}
+
+/// Give `first` turns until it has watched its ring for a while, which it does not every time.
+fn turns_beside(first: &mut Rig, second: &mut Rig) {
+    let limits = Limits {
+        poll_ns: 100_000,
+        ..LIMITS
+    };
+    for _ in 0..16 {
+        let others = &mut [&mut second.queue];
+        let turn = first.queue.turn(&first.disk, &limits, None, others);
+        assert_eq!(turn.outcome, Outcome::Idle);
+    }
+}
+
+#[test]
+fn who_watches_its_ring_serves_the_others_too() {
+    let (mut first, mut second) = (Rig::new(16), Rig::new(16));
+    second.queue.is_held = true;
+    second.offer(0, 7);
+    second.offer(0, 8);
+    turns_beside(&mut first, &mut second);
+    assert_eq!(second.used(), [0, 3]);
+    assert_eq!((second.byte(DATA), second.byte(DATA + 512)), (7, 8));
+    assert_eq!(second.byte(USED), 0); // it asks for kicks again
+}
+
+#[test]
+fn queue_that_is_with_python_is_not_served() {
+    let (mut first, mut second) = (Rig::new(16), Rig::new(16));
+    second.offer(0, 7);
+    turns_beside(&mut first, &mut second);
+    assert!(second.used().is_empty());
+}
+
+#[test]
+fn what_another_queue_has_for_python_is_announced_by_a_kick() {
+    let (mut first, mut second) = (Rig::new(16), Rig::new(16));
+    let kick = unnamed_file();
+    second.queue.kick_fd = kick.as_raw_fd();
+    second.queue.is_held = true;
+    second.offer(0, 7);
+    second.offer(8, 0); // GET_ID
+    turns_beside(&mut first, &mut second);
+    assert_eq!(second.used(), [0]);
+    assert!(!second.queue.is_held);
+    assert!(kick.metadata().expect("open").len() >= 8);
+}
