@@ -36,6 +36,8 @@ log = get_logger("crosvm.pool")
 _KEPT_VARIABLES: Final = ("PATH", "HOME", "XDG_CACHE_HOME")
 # A run that has just begun needs the processors more than the monitor that replaces its own.
 _REPLACE_SECONDS: Final = 0.1
+# How long no client is accepted after the host has refused it.
+_PAUSE_SECONDS: Final = 1.0
 _FIRST_BACK_OFF_SECONDS: Final = 0.5
 _MAX_BACK_OFF_SECONDS: Final = 60.0
 _ALL_SIGNALS: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
@@ -51,6 +53,7 @@ class _Monitor:
         self.channel: Channel | None = channel
         self.client: Channel | None = None
         self.is_ready = False
+        self.has_run = False  # it took the order of its client
 
     @property
     def is_idle(self) -> bool:
@@ -73,7 +76,7 @@ class Pool:
         self._starts_at = 0.0  # no monitor is started before that
         self._back_off_seconds = 0.0
         self._announced = False
-        loop.add(bound.sock.fileno(), self._on_client)
+        self._listen()
         self._start_next()
 
     def close(self) -> None:
@@ -84,10 +87,18 @@ class Pool:
             if monitor.channel is not None:
                 monitor.channel.close()
 
+    def _listen(self) -> None:
+        self._loop.add(self._bound.sock.fileno(), self._on_client)
+
     def _on_client(self, _events: int) -> None:
         try:
             sock, _ = self._bound.sock.accept()
-        except OSError:  # it has gone, or we have too many descriptors: it waits in the backlog
+        except BlockingIOError:
+            return  # it has gone
+        except OSError as error:  # too many descriptors, say: clients wait in the backlog
+            log.warning("no client can be accepted now: %s", error.strerror)
+            self._loop.remove(self._bound.sock.fileno())
+            self._loop.call_later(_PAUSE_SECONDS, self._listen)
             return
         with sock:
             pid, uid, _ = peer_credentials(sock)
@@ -96,7 +107,8 @@ class Pool:
             self._hand_over(sock)
 
     def _hand_over(self, sock: socket.socket) -> None:
-        client = Channel(sock.dup(), protocol.CLIENT_CODEC)
+        kept = socket.socket(fileno=os.dup(sock.fileno()))
+        client = Channel(kept, protocol.CLIENT_CODEC)
         monitor = next((each for each in self._monitors if each.is_idle), None)
         try:
             if monitor is None or monitor.channel is None:
@@ -149,6 +161,7 @@ class Pool:
             self._announce()
             self._start_next()
         else:
+            monitor.has_run = True
             self._let_go(monitor)
             self._back_off_seconds = 0.0
             self._start_later(_REPLACE_SECONDS)
@@ -161,7 +174,6 @@ class Pool:
             monitor.channel = None
 
     def _on_end(self, monitor: _Monitor) -> None:
-        was_waiting = monitor.channel is not None and monitor.client is None
         self._let_go(monitor)
         self._loop.remove(monitor.pidfd)
         self._monitors.remove(monitor)
@@ -173,12 +185,12 @@ class Pool:
                 with suppress(ChannelClosed, ProtocolError):
                     monitor.client.send(protocol.Killed(-status))
             monitor.client.close()
-        if was_waiting:
+        if monitor.client is None:
             how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
             log.warning("a monitor that waited (pid %d) has ended: %s", monitor.pid, how)
             self._back_off()
         else:
-            self._start_next()
+            self._start_later(0.0 if monitor.has_run else _REPLACE_SECONDS)
 
     def _back_off(self) -> None:
         longer = max(_FIRST_BACK_OFF_SECONDS, 2 * self._back_off_seconds)

@@ -75,5 +75,7 @@ COMMAND: Final = Command(
         "crosvm run --pool $XDG_RUNTIME_DIR/crosvm-pool.sock -r rootfs.img vmlinux",
     ),
     details="It runs until SIGTERM, SIGINT or SIGHUP. VMs that it has started go on then. Start it "
-    "again after an upgrade of the program: its monitors have the modules of before.",
+    "again after an upgrade of the program: its monitors have the modules of before. A run is as "
+    "if the user's own process had made it, but for this: I/O priority, NUMA policy and autogroup "
+    "are those of the pool, and SIGSTOP, other than Ctrl-Z, stops only the client.",
 )

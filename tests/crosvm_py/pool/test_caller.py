@@ -90,17 +90,23 @@ def test_descriptors_change_places_and_others_are_closed() -> None:
     assert len(done.stdout.split()) == 3 + 2 + 1  # the client's, our own, the directory
 
 
+JOBS: Final = """
+import os, subprocess
+from crosvm_py.console.job import CallersJob
+other = subprocess.Popen(["cat"], stdin=subprocess.PIPE, process_group=0)
+print(*(CallersJob.of(pid).in_foreground(0) for pid in (os.getpid(), other.pid)))
+"""
+
+
 def test_job_of_another_process_is_in_the_foreground_or_not() -> None:
-    command = [sys.executable, "-c", "input()"]
     controller, terminal = pty.openpty()
-    process = subprocess.Popen(["setsid", "--ctty", "--wait", *command], stdin=terminal)
     try:
+        command = ["setsid", "--ctty", "--wait", sys.executable, "-c", JOBS]
+        done = subprocess.run(command, stdin=terminal, capture_output=True, check=True)
+        assert done.stdout.split() == [b"True", b"False"]
         job = CallersJob.of(os.getpid())
-        assert job.in_foreground(terminal)  # not our controlling terminal
-        assert CallersJob(job.fd).in_foreground(terminal)
+        assert job.in_foreground(terminal)  # it is not the terminal of our session
         os.close(job.fd)
     finally:
-        os.write(controller, b"\n")
-        process.wait()
         os.close(controller)
         os.close(terminal)
