@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crosvm_py.config import RunConfig
-    from crosvm_py.control.socket_server import ControlServer
     from crosvm_py.exit_status import VmExit
     from crosvm_py.kinds.policies import Recorded
     from crosvm_py.log import Syslog
     from crosvm_py.machine.vcpu import VcpuSet
     from crosvm_py.relay.outlet import Outlet
-    from crosvm_py.socket_path import BoundSocket
+    from crosvm_py.vmm.control_link import ControlLink
+    from crosvm_py.vmm.control_proxy import KeeperProcess
     from crosvm_py.vmm.preparation import Preparation
     from crosvm_py.vmm.vm import VirtualMachine
 
@@ -77,13 +77,16 @@ def run_vm(
             keep_fds=_kept(prepared, syslog, recorded),
             cgroup=prepared.cgroup,
         )
+        keeper = _start_keeper(prepared, syslog)
+        if keeper is not None:
+            stack.callback(keeper.end)
         release_end_signals()
         parser.close()  # only reaps it: it has ended meanwhile
         # Imported after the fork, because only the vmm needs it; the warden imports meanwhile, too.
         from crosvm_py.vmm.vm import VirtualMachine
 
         with Refusable("make", "the virtual machine"):
-            vm = VirtualMachine(config, prepared, warden, _serve_control)
+            vm = VirtualMachine(config, prepared, warden, _control_server(keeper))
         stack.callback(vm.close)
         vm.build()
         bundle.drop()
@@ -92,16 +95,37 @@ def run_vm(
         return vm.run()
 
 
-def _serve_control(vm: VirtualMachine, vcpus: VcpuSet, bound: BoundSocket) -> ControlServer:
-    """Serve the control socket. Imports are here, so that only a VM with a socket makes them."""
-    from crosvm_py.control.socket_server import ControlServer
-    from crosvm_py.operations.dispatch import request_handler
-    from crosvm_py.operations.operation import RunningVm
-    from crosvm_py.operations.suspension import Suspension
+def _start_keeper(prepared: Preparation, syslog: Syslog | None) -> KeeperProcess | None:
+    """Start the control process, where there is a socket for it. Nothing of it is imported else."""
+    bound = prepared.socket
+    if bound is None:
+        return None
+    from crosvm_py.vmm.control_proxy import start_keeper
 
-    suspension = Suspension(vm.machine, vcpus, vm.supervisor)
-    running = RunningVm(vm.machine, vm.supervisor, suspension, vcpus, vm.end)
-    return ControlServer(vm.loop, bound, request_handler(running))
+    policy = None if prepared.policies is None else prepared.policies.control
+    keeper = start_keeper(bound.sock, policy, [] if syslog is None else [syslog.pipe_fd])
+    bound.close()
+    return keeper
+
+
+def _control_server(
+    keeper: KeeperProcess | None,
+) -> Callable[[VirtualMachine, VcpuSet], ControlLink] | None:
+    """Return what makes the vmm's side of the control process, once the VM is built."""
+    if keeper is None:
+        return None
+
+    def serve(vm: VirtualMachine, vcpus: VcpuSet) -> ControlLink:
+        from crosvm_py.operations.dispatch import request_handler
+        from crosvm_py.operations.operation import RunningVm
+        from crosvm_py.operations.suspension import Suspension
+        from crosvm_py.vmm.control_link import ControlLink
+
+        suspension = Suspension(vm.machine, vcpus, vm.supervisor)
+        running = RunningVm(vm.machine, vm.supervisor, suspension, vcpus, vm.end)
+        return ControlLink(vm.loop, keeper.channel, request_handler(running))
+
+    return serve
 
 
 def _outlets(prepared: Preparation, syslog: Syslog | None) -> list[Outlet]:

@@ -358,6 +358,8 @@ def _policies(prepared: Preparation, parser: Policy | None) -> Iterable[PolicyUs
     yield _use(policies.warden, "warden")
     yield _use(policies.sealed, "warden, once the guest runs")
     yield _use(policies.forge, "forge")
+    if policies.control is not None:
+        yield _use(policies.control, "control process")
 
 
 def _users(policy_name: str, orders: Iterable[DeviceOrder]) -> Iterable[str]:

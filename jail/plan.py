@@ -261,6 +261,32 @@ def relay_jail(policy: Policy) -> JailPlan:
     )
 
 
+def control_jail(policy: Policy) -> JailPlan:
+    """Return the jail of the process that serves clients: descriptors for them, and no more.
+
+    It keeps the ids of its user. It has already closed the descriptors that it does not need.
+    """
+    return JailPlan(
+        steps=(
+            *_lose_privileges(linux.capabilities()),
+            LimitResources((("DATA", MAX_DATA_BYTES), ("FSIZE", 0))),
+            *_gain_nothing(max_open_files=MAX_OPEN_FILES),
+        ),
+        filter_step=LoadFilter(policy.name, policy.bpf),
+    )
+
+
+def confine_keeper() -> None:
+    """Take from the keeper, and so from the program that it executes, all privileges of root.
+
+    Raises:
+        HostError: a step was refused.
+    """
+    _drop_privileges(frozenset())
+    _take(LimitResources(_COMMON_LIMITS))
+    _take(NoNewPrivileges())
+
+
 def _lose_privileges(held: frozenset[int], keep: frozenset[int] = frozenset()) -> tuple[Step, ...]:
     """Drop the groups and capabilities of root; ``keep`` is needed once more, to change the ids."""
     if not held:
@@ -269,8 +295,11 @@ def _lose_privileges(held: frozenset[int], keep: frozenset[int] = frozenset()) -
     return (*groups, DropCapabilities(keep, for_good=linux.CAP_SETPCAP in held))
 
 
-def _gain_nothing() -> tuple[Step, ...]:
-    """Make sure that the process gets no new capability, process, file or descriptor."""
+def _gain_nothing(max_open_files: int = 0) -> tuple[Step, ...]:
+    """Make sure that the process gets no new capability, process or file.
+
+    By default it gets no new descriptor either: none can have a number below 0.
+    """
     return (
         HoldNoCapability(),
         LimitResources(
@@ -287,7 +316,7 @@ def _gain_nothing() -> tuple[Step, ...]:
         ),
         NoNewPrivileges(),
         ForbidFiles(alone=True),
-        LimitResources((("NOFILE", 0),)),  # no new descriptor can get a number below 0
+        LimitResources((("NOFILE", max_open_files),)),
         NotDumpable(),
     )
 

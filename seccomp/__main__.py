@@ -20,6 +20,7 @@ CROSVM_COUNTS: Final = {
     "rng_device": "70",
     "vhost_net_device": "69",
     "vhost_vsock_device": "70",
+    "control": "none: its main process serves clients",
     "kernel_parser": "none: its main process reads kernels",
     "line_relay": "none",
     "vcpu": "none",

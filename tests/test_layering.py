@@ -32,12 +32,13 @@ ALLOWED: dict[str, frozenset[str]] = {
 GROUND = frozenset(
     f"crosvm_py.{name}"
     for name in (
-        *("bundle", "care", "config", "end_signals", "exit_status", "leaving", "requests"),
-        "socket_path",
+        *("bundle", "care", "config", "end_signals", "exit_status", "interpreter", "leaving"),
+        *("requests", "socket_path"),
     )
 )
 PROTOCOLS = frozenset(
-    f"crosvm_py.{name}.protocol" for name in ("device_process", "kernel_parser", "warden")
+    f"crosvm_py.{name}.protocol"
+    for name in ("control", "device_process", "kernel_parser", "warden")
 )
 BELOW_CROSVM_PY = ALLOWED["crosvm_py"]
 # What may be used in folders below those, beside the folder itself: packages, or single modules.
@@ -73,6 +74,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
             *(BELOW_CROSVM_PY | GROUND | PROTOCOLS),
             *("crosvm_py.kinds", "crosvm_py.machine", "crosvm_py.console", "crosvm_py.net"),
             *("crosvm_py.warden.warden", "crosvm_py.kernel_parser.process", "crosvm_py.relay"),
+            "crosvm_py.control.keeper",
         }
     ),
     "crosvm_py.kernel_parser": BELOW_CROSVM_PY | {"crosvm_py.bundle"},
@@ -97,7 +99,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
         *("crosvm_py.config", "crosvm_py.kinds", "crosvm_py.vmm"),
         "crosvm_py.version",
     },
-    "crosvm_py.control": frozenset({"sys_util", "crosvm_py.requests", "crosvm_py.socket_path"}),
+    "crosvm_py.control": frozenset({"sys_util", "seccomp", "jail"} | GROUND),
 }
 SOURCES = [path for folder in ALLOWED for path in sorted((ROOT / folder).rglob("*.py"))]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))

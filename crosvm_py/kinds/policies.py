@@ -20,6 +20,7 @@ _WARDENS: Final = ("warden", "warden_vsock")
 # Once the guest runs, the warden makes no processes itself, and loads this as well.
 _SEALED: Final = "warden_sealed"
 _FORGE: Final = "forge"
+_CONTROL: Final = "control"
 
 
 class Recorded(NamedTuple):
@@ -38,6 +39,7 @@ class RunPolicies(NamedTuple):
     """The filters of one run; ``devices`` has those of devices and brokers, by policy name.
 
     The warden loads ``warden`` first, and ``sealed`` as well before the guest runs.
+    ``control`` is ``None`` if the run has no control process.
     """
 
     devices: dict[str, Policy]
@@ -46,6 +48,7 @@ class RunPolicies(NamedTuple):
     forge: Policy
     main: Policy
     vcpu: Policy
+    control: Policy | None = None
 
 
 def load_run_policies(
@@ -54,8 +57,9 @@ def load_run_policies(
     directory: str | None = None,
     log_failures: bool = False,
     recorded: Recorded | None = None,
+    has_control: bool = False,
 ) -> RunPolicies:
-    """Return the filters of a run with devices of these ``kinds``.
+    """Return the filters of a run with devices of these ``kinds``, and perhaps a control process.
 
     Raises:
         PolicyError: one is missing or wrong.
@@ -87,6 +91,7 @@ def load_run_policies(
         load_outer(_FORGE),
         load(_MAIN),
         load(_VCPU),
+        load(_CONTROL) if has_control else None,
     )
 
 

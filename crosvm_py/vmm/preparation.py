@@ -182,4 +182,5 @@ def _policies(config: RunConfig, kinds: set[str], recorded: Recorded | None) -> 
         directory=config.seccomp_policy_dir,
         log_failures=config.seccomp_log_failures,
         recorded=recorded,
+        has_control=config.socket is not None,
     )

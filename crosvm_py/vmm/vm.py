@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from crosvm_py.config import RunConfig
     from crosvm_py.machine.vcpu import VcpuSet
     from crosvm_py.machine.vcpu_exit import VmExitReason
-    from crosvm_py.socket_path import BoundSocket
     from crosvm_py.vmm.preparation import Preparation
     from crosvm_py.vmm.warden_proxy import WardenProcess
     from seccomp import Policy
@@ -54,12 +53,12 @@ class VirtualMachine:
         config: RunConfig,
         prepared: Preparation,
         warden: WardenProcess,
-        serve_control: Callable[[VirtualMachine, VcpuSet, BoundSocket], Closing],
+        serve_control: Callable[[VirtualMachine, VcpuSet], Closing] | None,
     ) -> None:
         """Make a VM that does not run yet, and ask for its devices.
 
-        ``serve_control`` is called for the control socket, if there is one, before the vCPUs run.
-        What it returns is closed with the VM.
+        ``serve_control`` is called before the vCPUs run, and what it returns is closed with the VM;
+        ``None`` if no client can ask for anything.
         """
         self._config = config
         self._serve_control = serve_control
@@ -126,8 +125,8 @@ class VirtualMachine:
         self._vcpus = vcpus = self.machine.make_vcpu_set(self._on_vcpu_exit)
         self.loop.wake_on_signals()
         handle_end_signals(self._on_signal)
-        if self._prepared.socket is not None:
-            self._control = self._serve_control(self, vcpus, self._prepared.socket)
+        if self._serve_control is not None:
+            self._control = self._serve_control(self, vcpus)
         self._start(vcpus)
         vcpus.resume()
         if self._exit is None:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import sys
 
 from crosvm_py.exit_status import EXIT_BUG, EXIT_HOST
+from crosvm_py.interpreter import interpreter_words, module_path
 from crosvm_py.warden.forge_protocol import (
     FAILED_HEAD,
     FORGE_CODEC,
@@ -125,7 +125,7 @@ def start_forge(policies: RunPolicies | None, kinds: Iterable[str], null_fd: int
         if policies is not None:
             policies_fd = _store(policies)
             fds = fds._replace(policies=policies_fd, recorder=_recorder(policies))
-        program = _Program(program_fd, _interpreter_words(), ",".join(kinds), _module_path())
+        program = _Program(program_fd, interpreter_words(BOOT), ",".join(kinds), module_path())
         ours, theirs = socket_pair()
         pid = os.fork()
         if pid == 0:
@@ -156,20 +156,6 @@ def _recorder(policies: RunPolicies) -> int:
     """Return the socket to which recorded filters report, or -1; a run has at most one."""
     recorders = (policy.recorder for policy in policies.devices.values())
     return next((fd for fd in recorders if fd is not None), -1)
-
-
-def _interpreter_words() -> tuple[str, ...]:
-    """Return the command that starts Python isolated (-I), without ``site`` and bytecode files."""
-    name = getattr(sys, "_base_executable", "") or sys.executable
-    optimized = "O" * sys.flags.optimize
-    return (name, "-I", "-S", "-B", *([f"-{optimized}"] if optimized else ()), "-c", BOOT)
-
-
-def _module_path() -> tuple[str, ...]:
-    """Return the path for imports in a mould: ours, and the folder of this program in any case."""
-    path = [os.path.abspath(entry) for entry in sys.path]
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return tuple(path) if root in path else (*path, root)
 
 
 def _be_forge(

@@ -26,19 +26,25 @@ PATIENCE_SECONDS: Final = 120.0
 
 FORGE: Final = "crosvm-forge"
 MOULD: Final = "crosvm-mould"
+KEEPER: Final = "crosvm-keeper"
 
 
 class Processes(NamedTuple):
-    """The process ids of one VM; devices by name."""
+    """The process ids of one VM; devices by name.
+
+    ``control`` has the keeper and the control process; it is empty without a control socket.
+    """
 
     vmm: int
     warden: int
     devices: dict[str, int]
     forge: int
     moulds: list[int]
+    control: list[int]
 
     def all(self) -> list[int]:
-        return [self.vmm, self.warden, self.forge, *self.moulds, *self.devices.values()]
+        warden = [self.warden, self.forge, *self.moulds, *self.devices.values()]
+        return [self.vmm, *warden, *self.control]
 
 
 def children(pid: int) -> list[int]:
@@ -173,7 +179,9 @@ class Vmm:
         devices = {name: pid for name, pid in named if name not in (FORGE, MOULD)}
         (forge,) = (pid for name, pid in named if name == FORGE)
         moulds = [pid for name, pid in named if name == MOULD]
-        found = Processes(vmm, warden, devices, forge, moulds)
+        keepers = [pid for pid in children(vmm) if name_of(pid) == KEEPER]
+        control = [*keepers, *(pid for keeper in keepers for pid in children(keeper))]
+        found = Processes(vmm, warden, devices, forge, moulds, control)
         self._pidfds += [os.pidfd_open(pid) for pid in found.all()[1:]]
         return found
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Nothing gets out of the vmm's helpers: the process that reads a kernel, the relay of lines."""
+"""Nothing gets out of the vmm's helpers: the reader of kernels, the relay, the control process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from crosvm_py.control import process as control_process
+from crosvm_py.control.keeper import ControlFds
 from crosvm_py.kernel_parser import process as parser_process
 from crosvm_py.relay import process as relay_process
 from crosvm_py.relay.outlet import open_outlet
+from crosvm_py.socket_path import bind_control_socket
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from crosvm_py.vmm.relay import start_relay
+from jail.plan import confine_keeper
+from seccomp import load_policy
 from sys_util import linux
 from sys_util.errors import VmmError
+from sys_util.event_loop import EventLoop
 from tests.breakout import hands, limits
 from tests.breakout.attempt import Cell
 from tests.breakout.inmate import filters_left_out, outcome
@@ -56,6 +62,10 @@ LOOKS: Final = (
     *("take a file handle", "stat", "test access", "read a link", "read an attribute"),
     *("ask for the", "move to another processor", "signal everybody", "have the kernel signal"),
 )
+# What the control process may do to its own descriptors: ask whose client it is, and not wait.
+FOR_CLIENTS: Final = {
+    *("read an option of each socket", "change a descriptor", "every number without a size"),
+}
 SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -153,13 +163,49 @@ def from_the_relay(_folder: Path, monkeypatch: pytest.MonkeyPatch, outside: Outs
     return _read(found)
 
 
+def from_the_control_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, outside: Outside
+) -> Outcomes:
+    """Have code in the control process make every attempt."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    bound = bind_control_socket(str(folder / "clients"))
+    policy = os.memfd_create("policy")
+    os.write(policy, load_policy("control").bpf)
+
+    class Taken(EventLoop):
+        def run(self) -> None:
+            found = outside.try_all(theirs.fileno(), (bound.sock.fileno(),))
+            for at in range(0, len(found), 1 << 15):
+                theirs.send(found[at : at + (1 << 15)], socket.MSG_NOSIGNAL)
+            os._exit(0)
+
+    monkeypatch.setattr(control_process, "EventLoop", Taken)
+    monkeypatch.setattr(linux, "report_denied_calls", lambda _fd, _head: hands.arm())
+    pid = os.fork()
+    if not pid:
+        try:
+            confine_keeper()
+            theirs = socket.socket(fileno=theirs.detach())
+            fds = ControlFds(os.dup(theirs.fileno()), bound.sock.fileno(), policy)
+            linux.close_all_fds_except({*fds, theirs.fileno()})
+            control_process.be_control(fds.as_word())
+        finally:
+            os._exit(1)
+    theirs.close()
+    with ours, bound.sock:
+        found = b"".join(iter(lambda: ours.recv(1 << 16), b""))
+        os.waitpid(pid, 0)
+    os.close(policy)
+    return _read(found)
+
+
 def _read(data: bytes) -> Outcomes:
     found: Outcomes = json.loads(data)
     assert len(found) > 150
     return found
 
 
-@pytest.mark.parametrize("attempts_of", [from_the_parser, from_the_relay])
+@pytest.mark.parametrize("attempts_of", [from_the_parser, from_the_relay, from_the_control_process])
 def test_every_attempt_is_stopped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -167,7 +213,8 @@ def test_every_attempt_is_stopped(
     attempts_of: Callable[[Path, pytest.MonkeyPatch, Outside], Outcomes],
 ) -> None:
     found = attempts_of(tmp_path, monkeypatch, outside)
-    assert {name for name, became in found.items() if became == ["out"]} == set()
+    out = {name for name, became in found.items() if became == ["out"]}
+    assert out == (FOR_CLIENTS if attempts_of is from_the_control_process else set())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user stays who he is")

@@ -122,6 +122,12 @@ def test_every_policy_is_told_with_its_users_and_calls() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_policy_of_the_control_process_is_told_where_there_is_a_socket() -> None:
+    used_by = {policy.name: policy.used_by for policy in plan("-s", "sock").policies}
+    assert used_by["control"] == ("control process",)
+
+
+@pytest.mark.usefixtures("folder")
 def test_without_the_sandbox_there_is_no_jail_and_no_policy() -> None:
     made = plan_run(config_of("--serial", "sink", "--disable-sandbox", "vmlinux"))
     assert not made.sandbox

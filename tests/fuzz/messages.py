@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import msgpack
 
+from crosvm_py.control import protocol as control_protocol
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.kernel_parser import protocol as kernel_parser_protocol
 from crosvm_py.requests import catalogue
@@ -39,6 +40,9 @@ CODECS = {
     "mould to warden": forge_protocol.FROM_MOULD_CODEC,
     "vsock device to broker": vsock_broker.BROKER_CODEC,
     "broker to vsock device": vsock_broker.DEVICE_CODEC,
+    "control process to vmm": control_protocol.FROM_CONTROL_CODEC,
+    "vmm to control process": control_protocol.CONTROL_CODEC,
+    "keeper to vmm": control_protocol.FROM_KEEPER_CODEC,
     "control request": catalogue.REQUESTS,
     "control response": catalogue.RESPONSES,
 }

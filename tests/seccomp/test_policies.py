@@ -21,7 +21,9 @@ DEVICES: Final = (
     *("balloon_device", "block_device", "console_device", "net_device", "rng_device"),
     *("vhost_net_device", "vhost_vsock_device", "vsock_device"),
 )
-POLICIES: Final = (*DEVICES, "kernel_parser", "line_relay", "vcpu", "vmm", "vsock_broker")
+POLICIES: Final = (
+    *(*DEVICES, "control", "kernel_parser", "line_relay", "vcpu", "vmm", "vsock_broker"),
+)
 WARDENS: Final = ("warden", "warden_sealed", "warden_vsock", "forge")  # test_doors.py
 MOST_CALLS: Final = {
     "balloon_device": 16,
@@ -31,6 +33,7 @@ MOST_CALLS: Final = {
     "rng_device": 16,
     "vhost_net_device": 20,
     "vhost_vsock_device": 24,
+    "control": 23,
     "kernel_parser": 10,
     "line_relay": 12,
     "vcpu": 28,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.seccomp.calls import Calls
+from tests.seccomp.helper_calls import HELPERS_ALLOWED, HELPERS_DENIED
 from tests.seccomp.sealed_calls import JAIL, SEALED_ALLOWED, SEALED_DENIED
 
 _WARDEN_ALLOWED: Final = Calls(
@@ -119,35 +120,7 @@ ALLOWED: Final[dict[str, Calls]] = {
         _WARDEN_ALLOWED.x86_64,
         _WARDEN_ALLOWED.aarch64,
     ),
-    "line_relay": Calls(
-        (
-            "epoll_ctl(3, EPOLL_CTL_MOD, 4, 0x1000)",
-            "read(4, 0x1000, 4096)",
-            "sendto(5, 0x1000, 200, MSG_DONTWAIT|MSG_NOSIGNAL, 0, 0)",
-            "close(4)",
-            "clock_gettime(CLOCK_MONOTONIC, 0x1000)",
-            "brk(0)",
-            "mmap(0, 0x100000, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
-            "munmap(0x1000, 0x1000)",
-            "exit_group(0)",
-        ),
-        x86_64=("epoll_wait(3, 0x1000, 64, -1)",),
-        aarch64=("epoll_pwait(3, 0x1000, 64, -1, 0, 8)",),
-    ),
-    "kernel_parser": Calls(
-        (
-            "preadv(3, 0x1000, 1, 0, 0)",
-            "preadv2(3, 0x1000, 1, 0, 0, 0)",
-            "pwrite64(4, 0x1000, 0x100000, 0)",
-            "write(5, 0x1000, 9000)",
-            "brk(0)",
-            "mmap(0, 0x100000, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
-            "munmap(0x1000, 0x1000)",
-            "madvise(0x1000, 0x1000, MADV_DONTNEED)",
-            "mremap(0x1000, 0x1000, 0x2000, MREMAP_MAYMOVE)",
-            "exit_group(0)",
-        ),
-    ),
+    **HELPERS_ALLOWED,
     "forge": Calls(
         (
             "clone(CLONE_PARENT|SIGCHLD, 0, 0, 0, 0)",
@@ -207,6 +180,7 @@ _VMM_DENIED: Final = (
     "sendto(3, 0x1000, 8, 0, 0x1000, 16)",
     "prctl(PR_SET_NO_NEW_PRIVS, 1)",
     "prctl(PR_SET_DUMPABLE, 1)",
+    "accept4(3, 0, 0, SOCK_CLOEXEC)",
 )
 _WARDEN_DENIED: Final = (
     "clone(SIGCHLD, 0, 0, 0, 0)",
@@ -245,7 +219,6 @@ DENIED: Final[dict[str, Calls]] = {
     "vcpu": Calls(
         (
             *_VMM_DENIED,
-            "accept4(3, 0, 0, SOCK_CLOEXEC)",
             "eventfd2(0, 0)",
             "fcntl(3, F_SETFL)",
             "pidfd_send_signal(7, SIGKILL, 0, 0)",
@@ -280,6 +253,7 @@ DENIED: Final[dict[str, Calls]] = {
     ),
     "warden_sealed": Calls((*_WARDEN_DENIED, *SEALED_DENIED.both), *SEALED_DENIED[1:]),
     "warden_vsock": Calls((*_WARDEN_DENIED, "socket(AF_UNIX, SOCK_STREAM, 0)")),
+    **HELPERS_DENIED,
     "forge": Calls(
         (
             "clone(SIGCHLD, 0, 0, 0, 0)",
@@ -297,58 +271,6 @@ DENIED: Final[dict[str, Calls]] = {
             "ioctl(0, TIOCSTI)",
         ),
         x86_64=("arch_prctl(ARCH_SET_GS, 0x1000)",),
-    ),
-    "line_relay": Calls(
-        (
-            "read(4, 0x1000, 8)",
-            "write(4, 0x1000, 8)",
-            "sendto(5, 0x1000, 200, MSG_DONTWAIT|MSG_NOSIGNAL, 0x1000, 16)",
-            "sendto(5, 0x1000, 200, MSG_OOB, 0, 0)",
-            "sendto(5, 0x1000, 200, 0, 0, 0)",
-            "sendmsg(5, 0x1000, MSG_DONTWAIT|MSG_NOSIGNAL)",
-            "sendmmsg(5, 0x1000, 8, 0)",
-            "recvmsg(5, 0x1000, 0)",
-            "connect(5, 0x1000, 16)",
-            "socket(AF_UNIX, SOCK_DGRAM, 0)",
-            "setsockopt(5, SOL_SOCKET, SO_SNDBUF, 0x1000, 4)",
-            "mmap(0, 0x1000, PROT_READ|PROT_EXEC, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
-            "mmap(0, 0x1000, PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS, -1, 0)",
-            "fcntl(4, F_SETFL)",
-            "kill(1, SIGKILL)",
-            "tgkill(1, 1, SIGABRT)",
-            "rt_sigaction(SIGINT, 0x1000, 0, 8)",
-            "prlimit64(0, 7, 0x1000, 0)",
-            "clock_nanosleep(CLOCK_MONOTONIC, 0, 0x1000, 0)",
-            "ioctl(5, FIONBIO, 0x1000)",
-        ),
-        aarch64=("epoll_pwait(3, 0x1000, 64, -1, 0x1000, 8)",),
-    ),
-    "kernel_parser": Calls(
-        (
-            "preadv2(3, 0x1000, 1, 0, 0, 1)",
-            "read(3, 0x1000, 8)",
-            "pwritev(4, 0x1000, 1, 0)",
-            "sendto(5, 0x1000, 8, 0, 0x1000, 16)",
-            "sendto(5, 0x1000, 8, 0, 0, 0)",
-            "sendmsg(5, 0x1000, 0)",
-            "recvmsg(5, 0x1000, 0)",
-            "close(3)",
-            "fcntl(4, F_ADD_SEALS, 1)",
-            "ftruncate(4, 0x1000)",
-            "fallocate(4, 0, 0, 0x1000)",
-            "mmap(0, 0x1000, PROT_READ|PROT_EXEC, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",
-            "mmap(0, 0x1000, PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS, -1, 0)",
-            "mmap(0, 0x1000, PROT_READ, MAP_PRIVATE, 3, 0)",
-            "mprotect(0x1000, 0x1000, PROT_READ|PROT_WRITE)",
-            "kill(1, SIGKILL)",
-            "tgkill(1, 1, SIGABRT)",
-            "rt_sigaction(SIGXCPU, 0x1000, 0, 8)",
-            "prlimit64(0, 7, 0x1000, 0)",
-            "futex(0x1000, FUTEX_WAIT, 0)",
-            "clock_nanosleep(CLOCK_MONOTONIC, 0, 0x1000, 0)",
-            "socket(AF_UNIX, SOCK_STREAM, 0)",
-            "ioctl(5, FIONBIO, 0x1000)",
-        ),
     ),
     "vsock_broker": Calls(
         (

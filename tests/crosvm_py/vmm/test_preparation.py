@@ -104,7 +104,15 @@ def test_policies_are_those_of_the_devices_and_the_vmm(bench: Bench) -> None:
     assert prepared.policies is not None
     devices, *own = prepared.policies
     assert list(devices) == ["block_device"]
-    assert [policy.name for policy in own] == ["warden", "warden_sealed", "forge", "vmm", "vcpu"]
+    names = [policy and policy.name for policy in own]
+    assert names == ["warden", "warden_sealed", "forge", "vmm", "vcpu", None]
+
+
+def test_policy_of_the_control_process_comes_with_a_socket(bench: Bench, tmp_path: Path) -> None:
+    prepared = bench.prepare("--no-rng", "-s", str(tmp_path / "sock"))
+    assert prepared.policies is not None
+    assert prepared.policies.control is not None
+    assert prepared.policies.control.name == "control"
 
 
 def test_disabled_sandbox_has_no_policies_and_is_told(bench: Bench, lines: list[str]) -> None:

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The keeper of the control process: it starts one, and another when that one has ended.
+
+The vmm can start no process once its guest runs, and no child of the warden may have the system
+calls that a control process needs. So the keeper does it, which is forked before the guest runs. It
+reads nothing from anyone: it sends each new channel to the vmm, and waits for the end of the
+control process and of the vmm. Each control process is a fresh interpreter, so that a client that
+crashes one learns nothing about the addresses of the next.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from crosvm_py.control.protocol import Serving
+from crosvm_py.exit_status import EXIT_HOST
+from crosvm_py.interpreter import interpreter_words, module_path
+from jail.steps import DieWithParent
+from sys_util import linux, signal
+from sys_util.channel import socket_pair
+from sys_util.errors import ChannelClosed, ProtocolError
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from sys_util.channel import Channel
+
+log = get_logger("crosvm.control")
+
+# The most time for a control process to end by itself, once the vmm has ended.
+END_SECONDS: Final = 2.0
+# A process that lived for less is made again after a pause, which doubles each time.
+SHORT_LIFE_SECONDS: Final = 10.0
+FIRST_PAUSE_SECONDS: Final = 0.1
+LONGEST_PAUSE_SECONDS: Final = 30.0
+
+BOOT: Final = f"""
+import gc, os, sys
+gc.disable()
+try:
+    sys.path[:] = sys.argv[2:]
+    from crosvm_py.control.process import be_control
+except BaseException as error:
+    print(f"crosvm: control process: {{type(error).__name__}}: {{error}}", file=sys.stderr)
+    os._exit({EXIT_HOST})
+be_control(sys.argv[1])
+"""
+
+
+class ControlFds(NamedTuple):
+    """The descriptors that a control process inherits, beside the standard ones.
+
+    ``policy`` is a file with its filter, or -1 for none.
+    """
+
+    channel: int
+    listening: int
+    policy: int
+
+    def as_word(self) -> str:
+        """Return them as an argument of the command line."""
+        return ",".join(map(str, self))
+
+    @classmethod
+    def read(cls, word: str) -> ControlFds:
+        """Undo ``as_word``."""
+        return cls(*map(int, word.split(",")))
+
+
+class Keeper:
+    """Starts control processes, one after the other. Owns none of the descriptors it is given."""
+
+    def __init__(self, vmm: Channel, listening: int, policy: int) -> None:
+        self._vmm = vmm
+        self._fds = ControlFds(-1, listening, policy)
+        self._words = interpreter_words(BOOT)
+        self._path = module_path()
+
+    def keep(self) -> None:
+        """Start a control process whenever there is none, until the vmm has ended."""
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            begun = time.monotonic()
+            try:
+                ended = self._one()
+            except ChannelClosed:
+                return
+            if not ended:
+                return
+            pause = (
+                FIRST_PAUSE_SECONDS if _is_long(begun) else min(pause * 2, LONGEST_PAUSE_SECONDS)
+            )
+            log.error("control process: %s; the next one starts in %.1f s", ended, pause)
+            if self._vmm_ends(pause):
+                return
+
+    def _one(self) -> str:
+        """Run one control process; return how it ended, or "" because the vmm has ended.
+
+        Raises:
+            ChannelClosed: the vmm has ended.
+        """
+        ours, theirs = socket_pair()
+        with ours, theirs:
+            try:
+                pid = self._execute(theirs.fileno())
+            except OSError as error:
+                return f"cannot be started: {error.strerror}"
+            pidfd = os.pidfd_open(pid)
+            try:
+                self._vmm.send(Serving(pid), [ours.fileno()])
+            except ProtocolError as error:
+                linux.pidfd_send_signal(pidfd, signal.SIGKILL)
+                _reap(pid, pidfd)
+                return f"cannot be told to the vmm: {error}"
+        return self._watch(pid, pidfd)
+
+    def _watch(self, pid: int, pidfd: int) -> str:
+        """Wait until the process or the vmm has ended; return how the process did, or ""."""
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.register(self._vmm.fileno(), 0)  # POLLHUP alone
+        ready = [fd for fd, _events in poll.poll()]
+        if pidfd in ready:
+            return _describe(_reap(pid, pidfd)) if not self._vmm_ends(0) else ""
+        poll.unregister(self._vmm.fileno())
+        if not poll.poll(END_SECONDS * 1000):
+            linux.pidfd_send_signal(pidfd, signal.SIGKILL)
+        _reap(pid, pidfd)
+        return ""
+
+    def _vmm_ends(self, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self._vmm.fileno(), 0)
+        return bool(poll.poll(seconds * 1000))
+
+    def _execute(self, channel: int) -> int:
+        """Fork, and execute the interpreter in the child; return its pid."""
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            DieWithParent().apply()
+            fds = self._fds._replace(channel=channel)
+            for fd in fds:
+                if fd >= 0:
+                    os.set_inheritable(fd, True)
+            os.execve(self._words[0], [*self._words, fds.as_word(), *self._path], {})
+        except OSError as error:
+            log.error("execute %s: %s", self._words[0], error.strerror)
+        finally:
+            os._exit(EXIT_HOST)
+
+
+def _is_long(begun: float) -> bool:
+    return time.monotonic() - begun >= SHORT_LIFE_SECONDS
+
+
+def _reap(pid: int, pidfd: int) -> int:
+    """Wait for the end of the process and return its wait status; closes the pidfd."""
+    os.close(pidfd)
+    return os.waitpid(pid, 0)[1]
+
+
+def _describe(wait_status: int) -> str:
+    status = os.waitstatus_to_exitcode(wait_status)
+    return f"killed by signal {-status}" if status < 0 else f"exited with status {status}"

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The control process, ``crosvm-control``: it alone meets the clients of a VM.
+
+It reads and checks what they send, passes their requests on to the vmm, and returns the answers. It
+holds neither KVM nor guest memory. The vmm reads what a guest wrote, so its answers are checked as
+those of a stranger. The process ends when the vmm closes their channel.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+
+from crosvm_py.control.keeper import ControlFds
+from crosvm_py.control.protocol import (
+    CALL_DENIED_HEAD,
+    CONTROL_CODEC,
+    MAX_REPORT_CHARS,
+    Answered,
+    Ask,
+    Crashed,
+    LogLine,
+)
+from crosvm_py.control.socket_server import ControlServer
+from crosvm_py.exit_status import EXIT_BUG, EXIT_HOST
+from crosvm_py.requests.pending import Pending
+from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
+from crosvm_py.socket_path import BoundSocket
+from jail.plan import control_jail
+from seccomp import Policy
+from sys_util import linux, log, socket
+from sys_util.channel import Channel
+from sys_util.crash import crash_report
+from sys_util.errors import ChannelClosed, ChannelFull, ProtocolError, VmmError, describe
+from sys_util.event_loop import EventLoop
+from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.wire import Codec, encode
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from crosvm_py.requests.protocol import Request
+
+_log = log.get_logger("crosvm.control")
+
+_NUMBERS: Final = 1 << 32
+_MAX_FILTER_BYTES: Final = 1 << 20
+
+
+class VmmLink:
+    """The channel to the vmm, and the requests that it has not answered yet. Owns the channel."""
+
+    def __init__(self, loop: EventLoop, channel: Channel) -> None:
+        self._loop = loop
+        self._channel = channel
+        self._next = 0
+        self._asked: dict[int, tuple[Codec, Pending]] = {}
+        loop.add(channel.fileno(), lambda _events: self._on_ready())
+
+    def ask(self, request: Request) -> Pending:
+        """Pass a request on. The answer comes later, and is one that the request may have.
+
+        Raises:
+            VmmError: the vmm takes no more requests now.
+        """
+        number = self._next
+        try:
+            self._channel.send(Ask(number, encode(request)))
+        except ChannelFull as error:
+            raise VmmError("the VM is busy with other requests") from error
+        except ChannelClosed as error:
+            raise VmmError("the VM has ended") from error
+        self._next = (number + 1) % _NUMBERS
+        pending = Pending()
+        self._asked[number] = (Codec((request.ANSWER, Failed)), pending)
+        return pending
+
+    def _on_ready(self) -> None:
+        try:
+            received = self._channel.receive()
+        except ChannelClosed:
+            self._loop.stop()
+            return
+        except ProtocolError as error:
+            _log.error("the vmm sends what is no answer: %s", error)
+            self._loop.stop()
+            return
+        if received is None:
+            return
+        message, fds = received
+        for fd in fds:
+            os.close(fd)
+        if isinstance(message, Answered):
+            self._take(message)
+
+    def _take(self, answered: Answered) -> None:
+        asked = self._asked.pop(answered.number, None)
+        if asked is None:
+            _log.error("the vmm answers request %d, which it was not asked", answered.number)
+            return
+        codec, pending = asked
+        try:
+            answer = codec.decode(answered.answer)
+        except ProtocolError as error:
+            answer = Failed(f"the VM gives no proper answer: {error}"[:MAX_REASON_CHARS])
+        pending.complete(answer)
+
+
+def be_control(fds_word: str) -> NoReturn:
+    """Run as a control process, then exit; ``fds_word`` lists its descriptors (``ControlFds``)."""
+    fds = ControlFds.read(fds_word)
+    channel = Channel(socket.socket(fileno=fds.channel), CONTROL_CODEC)
+    status = EXIT_BUG
+    try:
+        _log_through(channel)
+        _serve(channel, fds)
+        status = 0
+    except (VmmError, OSError) as error:
+        _log.error("%s", describe(error) if isinstance(error, VmmError) else error.strerror)
+        status = EXIT_HOST
+    except Exception as error:  # noqa: BLE001 - process entry: report every bug
+        _report(channel, crash_report(error))
+    finally:
+        os._exit(status)
+
+
+def _serve(channel: Channel, fds: ControlFds) -> None:
+    linux.set_process_name("crosvm-control")
+    loop = EventLoop()
+    link = VmmLink(loop, channel)
+    listening = BoundSocket(socket.socket(fileno=fds.listening), "", 0, 0)
+    ControlServer(loop, listening, link.ask)
+    gc.freeze()
+    gc.enable()
+    if fds.policy >= 0:
+        jail = control_jail(Policy("control", "", os.pread(fds.policy, _MAX_FILTER_BYTES, 0)))
+        os.close(fds.policy)
+        jail.enter()
+        linux.report_denied_calls(channel.fileno(), CALL_DENIED_HEAD)
+        jail.load_filter()
+    loop.run()
+
+
+def _log_through(channel: Channel) -> None:
+    def sink(level: int, module: str, line: str) -> None:
+        try:
+            channel.send(LogLine(level, module[:128], line[:4096]))
+        except (ChannelClosed, ProtocolError):
+            return  # the vmm has ended or does not keep up; losing a log line does no harm
+
+    log.set_sink(sink)
+
+
+def _report(channel: Channel, report: str) -> None:
+    try:
+        channel.send(Crashed(report[:MAX_REPORT_CHARS]))
+    except (ChannelClosed, ProtocolError):
+        return

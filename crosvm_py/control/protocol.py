@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The messages between the vmm, the control process and its keeper.
+
+The keeper tells the vmm of each control process that it starts, and sends the vmm's end of a
+channel with it. Through that channel the control process passes on the requests of its clients.
+Neither of the two trusts the other: a client may have taken over the control process, and a guest
+the vmm.
+"""
+
+from __future__ import annotations
+
+from crosvm_py.requests.protocol import MAX_REQUEST_BYTES
+from sys_util.facts import fact
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final
+from sys_util.wire import MAX_MESSAGE_BYTES, U16, U32, Codec, blob, integer, text
+
+if TYPE_CHECKING:
+    from sys_util.wire import Check
+
+# The largest encoded answer, so that it fits into a message with its number.
+MAX_ANSWER_BYTES: Final = MAX_MESSAGE_BYTES - 64
+MAX_REPORT_CHARS: Final = 4096
+
+# ``CallDenied`` without its last field, the number of the call as U32 in big-endian order. The
+# handler of SIGSYS sends these bytes, because it can build nothing.
+CALL_DENIED_HEAD: Final = b"\x92\x22\xce"
+
+
+@fact
+class Ask:
+    """To the vmm: a request of a client, encoded. ``number`` is in the answer again."""
+
+    TYPE: ClassVar[int] = 1
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, blob(MAX_REQUEST_BYTES))
+    number: int
+    request: bytes
+
+
+@fact
+class Answered:
+    """To the control process: the answer to the request with this number, encoded."""
+
+    TYPE: ClassVar[int] = 2
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, blob(MAX_ANSWER_BYTES))
+    number: int
+    answer: bytes
+
+
+@fact
+class LogLine:
+    """To the vmm: a line for its log."""
+
+    TYPE: ClassVar[int] = 32
+    FIELDS: ClassVar[tuple[Check, ...]] = (U16, text(128), text(4096))
+    level: int
+    module: str
+    line: str
+
+
+@fact
+class Crashed:
+    """To the vmm: the last message of a control process with a bug of ours."""
+
+    TYPE: ClassVar[int] = 33
+    FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_REPORT_CHARS),)
+    report: str
+
+
+@fact
+class CallDenied:
+    """To the vmm: the last message of a control process whose filter denied a system call."""
+
+    TYPE: ClassVar[int] = 34
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
+    call: int
+
+
+@fact
+class Serving:
+    """From the keeper to the vmm: process ``pid`` serves clients. Comes with one channel to it."""
+
+    TYPE: ClassVar[int] = 64
+    FIELDS: ClassVar[tuple[Check, ...]] = (integer(1, 1 << 22),)
+    pid: int
+
+
+FROM_KEEPER_CODEC: Final = Codec((Serving,))
+FROM_CONTROL_CODEC: Final = Codec((Ask, LogLine, Crashed, CallDenied))
+CONTROL_CODEC: Final = Codec((Answered,))

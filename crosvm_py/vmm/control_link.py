@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The vmm's end of the control process: requests come in, and what answers them is called."""
+
+from __future__ import annotations
+
+import os
+
+from crosvm_py.control.protocol import (
+    FROM_CONTROL_CODEC,
+    MAX_ANSWER_BYTES,
+    Answered,
+    Ask,
+    CallDenied,
+    Crashed,
+    LogLine,
+    Serving,
+)
+from crosvm_py.requests.catalogue import REQUESTS
+from crosvm_py.requests.pending import Pending
+from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
+from seccomp import syscall_name
+from sys_util import socket
+from sys_util.channel import Channel
+from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
+from sys_util.log import LineLimit, emit, get_logger
+from sys_util.stranger import judged
+from sys_util.typing import TYPE_CHECKING, Final, Protocol
+from sys_util.wire import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crosvm_py.requests.pending import Handler
+    from crosvm_py.requests.protocol import Response
+    from sys_util.wire import Message
+
+log = get_logger("crosvm.control")
+
+# The most requests that a control process may have here at a time: more than it has clients.
+MAX_REQUESTS: Final = 64
+
+
+class Loop(Protocol):
+    """The part of the event loop that the link needs."""
+
+    def add(self, fd: int, callback: Callable[[int], None]) -> None:
+        """Watch ``fd``."""
+
+    def remove(self, fd: int) -> None:
+        """Stop watching ``fd``."""
+
+
+class ControlLink:
+    """Serves the control process that there is. Every method runs in the thread of the loop.
+
+    Owns the channel to the control process, and closes the keeper's first.
+    """
+
+    def __init__(self, loop: Loop, keeper: Channel, handler: Handler) -> None:
+        self._loop = loop
+        self._keeper = keeper
+        self._handler = handler
+        self._control: Channel | None = None
+        self._pid = 0
+        self._asked: set[int] = set()  # the numbers of requests that wait for their answers
+        self._lines = LineLimit(burst=64, seconds=60.0)
+        self._hears_keeper = True
+        loop.add(keeper.fileno(), lambda _events: self._on_keeper())
+
+    def close(self) -> None:
+        """Serve no more requests; keeper and control process end."""
+        self._drop_keeper()
+        self._keeper.close()  # first, so that the keeper expects the end of the other
+        self._drop_control()
+
+    def _on_keeper(self) -> None:
+        try:
+            received = self._keeper.receive()
+        except (ChannelClosed, ProtocolError) as error:
+            log.error("no control process can be started again: %s", _reason(error))
+            self._drop_keeper()
+            return
+        if received is None:
+            return
+        message, fds = received
+        if not isinstance(message, Serving) or len(fds) != 1:
+            for fd in fds:
+                os.close(fd)
+            log.error("the keeper sent %s with %d descriptors", type(message).__name__, len(fds))
+            return
+        self._drop_control()
+        self._pid = message.pid
+        self._control = control = Channel(socket.socket(fileno=fds[0]), FROM_CONTROL_CODEC)
+        self._loop.add(control.fileno(), lambda _events: self._on_control(control))
+
+    def _on_control(self, control: Channel) -> None:
+        try:
+            received = control.receive()
+            if received is None:
+                return
+            message, fds = received
+            for fd in fds:
+                os.close(fd)
+            self._take(control, message)
+        except ChannelClosed:  # the keeper says why
+            self._drop_control()
+        except ProtocolError as error:
+            log.error("control process (pid %d): %s", self._pid, error)
+            self._drop_control()
+
+    def _take(self, control: Channel, message: Message) -> None:
+        match message:
+            case Ask():
+                self._ask(control, message)
+            case LogLine(level, module, line):
+                emit(level, module, line, self._lines)
+            case Crashed(report):
+                log.error("control process (pid %d): %s", self._pid, report)
+            case CallDenied(call):
+                name = syscall_name(call)
+                log.error("control process (pid %d): seccomp denied %s", self._pid, name)
+
+    def _ask(self, control: Channel, ask: Ask) -> None:
+        """Carry out a request.
+
+        Raises:
+            ChannelClosed: the control process has ended.
+            ProtocolError: the request is none, or there are too many.
+        """
+        if ask.number in self._asked or len(self._asked) >= MAX_REQUESTS:
+            raise ProtocolError(f"request {ask.number} beside {len(self._asked)} others")
+        request = REQUESTS.decode(ask.request)
+        self._asked.add(ask.number)
+        try:
+            answer = judged("the request", self._handler, request)
+        except VmmError as error:
+            answer = Failed(describe(error)[:MAX_REASON_CHARS])
+        if isinstance(answer, Pending):
+            answer.deliver_to(lambda response: self._answer(control, ask.number, response))
+        else:
+            self._answer(control, ask.number, answer)
+
+    def _answer(self, control: Channel, number: int, response: Response) -> None:
+        if control is not self._control:
+            return  # the one that asked has ended
+        self._asked.discard(number)
+        answer = encode(response)
+        if len(answer) > MAX_ANSWER_BYTES:
+            answer = encode(Failed("the answer is too long"))
+        try:
+            control.send(Answered(number, answer))
+        except (ChannelClosed, ProtocolError) as error:
+            log.error("control process (pid %d): %s", self._pid, _reason(error))
+            self._drop_control()
+
+    def _drop_control(self) -> None:
+        if self._control is not None:
+            self._loop.remove(self._control.fileno())
+            self._control.close()
+            self._control = None
+        self._asked.clear()
+
+    def _drop_keeper(self) -> None:
+        if self._hears_keeper:
+            self._hears_keeper = False
+            self._loop.remove(self._keeper.fileno())
+
+
+def _reason(error: Exception) -> str:
+    return "it has ended" if isinstance(error, ChannelClosed) else str(error)
