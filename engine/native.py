@@ -22,6 +22,15 @@ PYTHON: Final = 2
 lib.crosvm_engine_exit_on_panic()
 
 
+def report_panics(fd: int, head: bytes) -> None:
+    """Have a panic, which ends the process, reported on ``fd``, too, which stays open.
+
+    The report is one write of ``head``, at most 16 bytes, and a msgpack string. Only the first call
+    in a process counts.
+    """
+    lib.crosvm_engine_report_panics(fd, head, len(head))
+
+
 class Position(NamedTuple):
     """The position of a queue: 16-bit indices that wrap around. The driver sees all used chains.
 

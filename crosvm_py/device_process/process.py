@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 
 from crosvm_py.device_process import protocol
 from crosvm_py.device_process.configuration import Configuration
@@ -71,6 +72,9 @@ def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: Jail
         device = build_device(order.kind, order.spec, fds[2:])
         process = _DeviceProcess(channel, device, memory, page)
         linux.report_denied_calls(channel.fileno(), protocol.CALL_DENIED_HEAD)
+        engine = sys.modules.get("engine.native")  # a device that can use it has imported it
+        if engine is not None:
+            engine.report_panics(channel.fileno(), protocol.CRASHED_HEAD)
         if jail is not None:
             jail.load_filter()
         process.run()

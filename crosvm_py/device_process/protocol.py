@@ -284,6 +284,9 @@ class Description:
 # What the SIGSYS handler writes before the call's number: the header of a msgpack array, the type.
 CALL_DENIED_HEAD: Final = bytes([0x92, CallDenied.TYPE])
 
+# What the engine writes before the text of its report when it panics.
+CRASHED_HEAD: Final = bytes([0x92, Crashed.TYPE])
+
 DEVICE_CODEC: Final = Codec(
     (
         *(Activate, EnableQueue, ResetQueue, Reset, WriteConfig, Pause, Resume, Order, Ping),

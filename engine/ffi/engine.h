@@ -71,3 +71,4 @@ void crosvm_engine_net_take(const struct crosvm_net_queue *queue,
 void crosvm_engine_net_give(struct crosvm_net_queue *queue,
                             const struct crosvm_position *position);
 void crosvm_engine_exit_on_panic(void);
+void crosvm_engine_report_panics(int32_t fd, const uint8_t *head, size_t len);

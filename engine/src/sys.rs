@@ -4,7 +4,7 @@
 
 use std::io::{Error, ErrorKind};
 use std::slice;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::block::{BlockQueue, Disk, Limits, Turn};
 use crate::memory::{GuestMemory, Region};
@@ -61,6 +61,11 @@ extern "C" {
 const STATUS_BUG: i32 = 70;
 /// The seccomp policies of devices allow no longer write.
 const MAX_REPORT_BYTES: usize = 128;
+/// msgpack's format of a string whose length follows in two bytes.
+const STR_16: u8 = 0xda;
+
+/// Where a panic is reported as a message, beside stderr: a descriptor, and how the message begins.
+static REPORT_TO: OnceLock<(i32, Vec<u8>)> = OnceLock::new();
 
 /// Read into guest memory; return how many bytes were read, or `None` for an error.
 pub fn preadv(fd: i32, io_vecs: &[IoVec], offset: u64) -> Option<u64> {
@@ -151,14 +156,47 @@ pub fn signal_eventfd(fd: i32) {
 #[no_mangle]
 pub extern "C" fn crosvm_engine_exit_on_panic() {
     std::panic::set_hook(Box::new(|info| {
-        let report = format!("engine: {info}\n");
-        let report = &report.as_bytes()[..report.len().min(MAX_REPORT_BYTES)];
-        // SAFETY: the pointer is to as many bytes, and `_exit` does not return.
-        unsafe {
-            let _ = write(2, report.as_ptr(), report.len());
-            _exit(STATUS_BUG);
+        let report = format!("engine: {info}");
+        write_all_at_once(2, format!("{report}\n").as_bytes());
+        if let Some((fd, head)) = REPORT_TO.get() {
+            write_all_at_once(*fd, &panic_message(head, &report));
         }
+        // SAFETY: it does not return.
+        unsafe { _exit(STATUS_BUG) }
     }));
+}
+
+/// Return a message of at most `MAX_REPORT_BYTES`; what is not ASCII in the text is replaced.
+fn panic_message(head: &[u8], text: &str) -> Vec<u8> {
+    let room = MAX_REPORT_BYTES - head.len() - 3;
+    let text: Vec<u8> = text
+        .chars()
+        .take(room)
+        .map(|c| if c.is_ascii() { c as u8 } else { b'?' })
+        .collect();
+    let length = u16::try_from(text.len()).unwrap_or(0).to_be_bytes();
+    [head, &[STR_16], &length, &text].concat()
+}
+
+/// Write once; a report that is cut off, or lost, is all that can be done.
+fn write_all_at_once(fd: i32, data: &[u8]) {
+    let data = &data[..data.len().min(MAX_REPORT_BYTES)];
+    // SAFETY: the pointer is to as many bytes.
+    let _ = unsafe { write(fd, data.as_ptr(), data.len()) };
+}
+
+/// Report a panic on `fd`, too, as a msgpack string behind the `len` bytes at `head`. Only the first
+/// call in a process counts. `head` is at most 16 bytes long.
+///
+/// # Safety
+///
+/// `head` is valid during this call.
+#[no_mangle]
+pub unsafe extern "C" fn crosvm_engine_report_panics(fd: i32, head: *const u8, len: usize) {
+    assert!(len <= 16, "a head of {len} bytes");
+    // SAFETY: the caller guarantees it.
+    let head = unsafe { slice::from_raw_parts(head, len) };
+    let _ = REPORT_TO.set((fd, head.to_vec()));
 }
 
 /// Make a guest's memory from `count` mapped regions and a dirty bitmap, which may be NULL.

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from crosvm_py.device_process.protocol import CRASHED_HEAD, VMM_CODEC, Crashed
+
 pytest.importorskip("engine._engine", reason="the engine is not built")
 
 # A region that wraps around cannot be: adding its size to its address overflows in memory.rs.
@@ -27,6 +29,7 @@ regions[0].gpa, regions[0].size_bytes, regions[0].base = 2**64 - 4096, 8192, hel
 memory = lib.crosvm_engine_memory(regions, 1, ffi.NULL, 0)
 layout = ffi.new("struct crosvm_layout *", (2**64 - 4096, 0x1000, 0x2000, 8, False, False))
 position = ffi.new("struct crosvm_position *", (0, 0, 0, 0, False))
+native.report_panics(1, bytes.fromhex(sys.argv.pop(1)))
 filters = [load_policy(name).bpf for name in sys.argv[1:]]
 linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
 for bpf in filters:
@@ -45,14 +48,14 @@ raise SystemExit("it goes on")
 )
 def test_panic_says_where_and_ends_the_process(policies: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PANIC, *policies],
+        [sys.executable, "-c", PANIC, CRASHED_HEAD.hex(), *policies],
         cwd=Path(__file__).parents[2],
         capture_output=True,
-        text=True,
         check=False,
     )
+    log = done.stderr.decode()
     assert done.returncode == os.EX_SOFTWARE
     assert re.match(
-        r"engine: panicked at src/memory\.rs:\d+:\d+:\nattempt to add with overflow\n", done.stderr
+        r"engine: panicked at src/memory\.rs:\d+:\d+:\nattempt to add with overflow\n", log
     )
-    assert not done.stdout
+    assert VMM_CODEC.decode(done.stdout) == Crashed(log.removesuffix("\n"))
