@@ -31,6 +31,8 @@ log = get_logger("crosvm.control")
 
 # The most time for a control process to end by itself, once the vmm has ended.
 END_SECONDS: Final = 2.0
+# How long the vmm may take to end after it has closed the channel of the control process.
+CLOSED_SECONDS: Final = 1.0
 # A process that lived for less is made again after a pause, which doubles each time.
 SHORT_LIFE_SECONDS: Final = 10.0
 FIRST_PAUSE_SECONDS: Final = 0.1
@@ -124,7 +126,10 @@ class Keeper:
         poll.register(self._vmm.fileno(), 0)  # POLLHUP alone
         ready = [fd for fd, _events in poll.poll()]
         if pidfd in ready:
-            return _describe(_reap(pid, pidfd)) if not self._vmm_ends(0) else ""
+            wait_status = _reap(pid, pidfd)
+            # With status 0 it has ended because the vmm closed its channel, perhaps to end next.
+            seconds = 0 if wait_status else CLOSED_SECONDS
+            return "" if self._vmm_ends(seconds) else _describe(wait_status)
         poll.unregister(self._vmm.fileno())
         if not poll.poll(END_SECONDS * 1000):
             linux.pidfd_send_signal(pidfd, signal.SIGKILL)
