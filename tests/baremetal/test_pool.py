@@ -218,7 +218,9 @@ def test_client_ends_by_the_signal_that_killed_the_monitor(
 def test_vm_stops_and_goes_on_with_its_job(
     guests: Path, pool: RunningPool, client: tuple[str, ...]
 ) -> None:
-    with Vmm(["--pool", pool.path, "-m", "16", build_guest("echo", guests)], program=client) as vmm:
+    words: list[str | Path] = ["--pool", pool.path, "-m", "16", build_guest("echo", guests)]
+    # A job of its own: SIGTSTP stops no process of a group whose parents are all in other sessions.
+    with Vmm(words, program=client, before=os.setpgrp) as vmm:
         vmm.wait_for(b"echo")
         (monitor,) = pool.running()
         vmm.signal(signal.SIGTSTP)

@@ -177,3 +177,4 @@ class NetRig:
             sock.close()
         for end in self.device.ends:
             end.close()
+        self.memory.close()

@@ -164,13 +164,14 @@ def test_attach_unsealed_memfd_is_refused() -> None:
 
 
 def mapping_flags(memory: GuestMemory) -> list[list[str]]:
-    """Return the VmFlags of every mapping of guest memory in this process (proc_pid_smaps(5))."""
+    """Return the VmFlags of every mapping of this memory in this process (proc_pid_smaps(5))."""
     flags: list[list[str]] = []
     ours = False
+    inode = str(os.fstat(memory.fd).st_ino)
     with open("/proc/self/smaps") as smaps:
         for line in smaps:
             if "-" in line.split(" ", 1)[0]:
-                ours = "memfd:crosvm_guest" in line
+                ours = line.split()[4] == inode
             elif ours and line.startswith("VmFlags:"):
                 flags.append(line.split())
     assert len(flags) >= len(memory.mappings)

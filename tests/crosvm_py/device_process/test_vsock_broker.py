@@ -19,6 +19,7 @@ from crosvm_py.device_process import vsock_broker
 from crosvm_py.device_process.vsock_broker import BURST, CONNECTS_PER_SECOND, Broker
 from crosvm_py.socket_path import SocketUse, bind_control_socket, bind_socket
 from devices.virtio.vsock.broker import DEVICE_CODEC, Connect, Connected, NotConnected
+from sys_util import socket as light_socket
 from sys_util.channel import Channel, socket_pair
 from sys_util.errors import ChannelClosed, ProtocolError
 from sys_util.wire import Message, encode
@@ -110,7 +111,7 @@ def test_socket_that_the_kernel_does_not_pass_on_is_a_refusal(
     def sendmsg(*_: object) -> int:
         raise OSError(errno.ETOOMANYREFS, "too many references")
 
-    monkeypatch.setattr(socket.socket, "sendmsg", sendmsg)
+    monkeypatch.setattr(light_socket.socket, "sendmsg", sendmsg)
     assert device.ask() == (NotConnected(errno.ETOOMANYREFS), [])
 
 

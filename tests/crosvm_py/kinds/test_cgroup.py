@@ -61,7 +61,7 @@ def test_every_device_may_touch_all_of_guest_memory_first(group: FakeGroup, kind
     ((name, (memory_bytes, processes)),) = group.set
     assert name == f"{kind}:0"
     assert memory_bytes == (512 + 1) * MIB + DEVICE_KINDS[kind].max_memory_bytes
-    own = max(1, DEVICE_KINDS[kind].max_processes)
+    own = max(1, DEVICE_KINDS[kind].max_processes) + DEVICE_KINDS[kind].threads
     # The broker counts too, and a restarted device may have two old ones not yet reaped.
     assert processes == (2 * (own + 1) if DEVICE_KINDS[kind].broker else own)
 
