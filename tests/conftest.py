@@ -9,11 +9,17 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from sys_util import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# A machine that is busy may take any time for an example.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 
 def pytest_configure() -> None:

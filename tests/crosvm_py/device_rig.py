@@ -10,7 +10,8 @@ import os
 import select
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from crosvm_py.care import NEVER, Care
@@ -22,6 +23,7 @@ from crosvm_py.vmm.warden_proxy import start_warden
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec
 from devices.virtio.rng.device import RngSpec
+from jail import plan
 from sys_util import log
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
@@ -29,8 +31,7 @@ from tests.crosvm_py.hostile_device import RecordedEvents, WatchedLock
 from tests.support.driver_queue import DriverQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
     from crosvm_py.vmm.device_proxy import DeviceProcess
@@ -97,6 +98,23 @@ class Transport(RecordedEvents):
         backend.activate(FEATURES, again)
 
 
+@contextmanager
+def _room_for_what_tests_have() -> Iterator[None]:
+    """Allow processes forked meanwhile the memory of this one, beyond what a device may have.
+
+    A warden is small, but a process that has run a thousand tests is not, and its children inherit
+    what it has.
+    """
+    usual = plan.MAX_DATA_BYTES
+    status = Path("/proc/self/status").read_text()
+    inherited_kib = int(status.partition("VmData:")[2].split()[0])
+    plan.MAX_DATA_BYTES = usual + inherited_kib * 1024  # type: ignore[misc]  # a test's change
+    try:
+        yield
+    finally:
+        plan.MAX_DATA_BYTES = usual  # type: ignore[misc]
+
+
 class DeviceRig:
     """A vmm without a machine; use it in a ``with`` statement."""
 
@@ -116,7 +134,8 @@ class DeviceRig:
         self._pid = os.getpid()
         log.set_sink(self._log)
         policies = load_run_policies(DEVICE_KINDS, directory=policy_directory) if sandbox else None
-        self.warden = start_warden(policies, sorted(DEVICE_KINDS), tidy, keep_fds)
+        with _room_for_what_tests_have():
+            self.warden = start_warden(policies, sorted(DEVICE_KINDS), tidy, keep_fds)
         self.lock = threading.RLock()
         self.supervisor = Supervisor(self.loop, self.lock, self.warden, self.deaths.append, care)
         self._queues: list[RigQueue] = []
