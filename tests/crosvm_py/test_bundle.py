@@ -160,6 +160,7 @@ for name, module in sys.modules.items():
 BEFORE_THE_BUNDLE = {
     *("__future__", "encodings", "encodings.aliases", "encodings.utf_8"),
     *("crosvm_py", "crosvm_py.bundle", "crosvm_py.bundle_maker"),
+    "linecache",  # Python 3.13 and later keep the source of a script there
 }
 
 
