@@ -63,7 +63,8 @@ def test_every_queue_of_a_guest_is_told_at_work_and_at_rest(tester_lab: Lab) -> 
         assert queue["verdict"].startswith(QUIET), (name, queue)
         if queue["transport"]["enabled"]:
             assert queue["ring"]["used_idx"] == queue["device"]["ring"]["published"]
-            assert queue["ring"] == queues(before)[name]["ring"]
+            if name[0] != "rng":  # the kernel refills its pool whenever it wants
+                assert queue["ring"] == queues(before)[name]["ring"]
     assert [vcpu["place"] for vcpu in after["vcpus"]] == ["guest", "guest"]
     assert {vcpu["task"]["state"] for vcpu in after["vcpus"]} <= {"S", "R"}
     assert [device["alive"] for device in after["devices"]] == [True] * len(after["devices"])

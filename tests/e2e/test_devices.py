@@ -29,12 +29,15 @@ EVENTFD: Final = "anon_inode:[eventfd]"
 PIDFD: Final = "anon_inode:[pidfd]"
 NULL: Final = "/dev/null"
 # stdin, stdout and stderr are nothing; the event loop, the eventfd that wakes it and a second
-# epoll for room in the channel; the channel to the vmm; guest memory, once for mmap(2) and once
-# more as Python's mmap keeps it; the page of its counters.
+# epoll for room in the channel; the channel to the vmm; guest memory; the page of its counters.
 EVERY_DEVICE: Final = Counter(
-    {NULL: 3, "anon_inode:[eventpoll]": 2, EVENTFD: 1, "socket": 1, MEMORY: 2, COUNTERS: 1}
+    {NULL: 3, "anon_inode:[eventpoll]": 2, EVENTFD: 1, "socket": 1, MEMORY: 1, COUNTERS: 1}
 )
 EVENTFDS_PER_QUEUE: Final = 2  # kick and call
+
+
+# The other processes below the vmm.
+HELPERS: Final = ("crosvm-forge", "crosvm-keeper", "crosvm-control")
 
 
 class Scene(NamedTuple):
@@ -54,7 +57,7 @@ def scene(kvmhost: KvmHost, request: pytest.FixtureRequest) -> Scene:
     with lab.start("-c", str(VCPUS), "--rwdisk", disk, end="stay", script="sync") as vm:
         vm.wait_ready()
         vmm, warden, *below = vm.processes()
-        devices = [process for process in below if process["name"] != "crosvm-forge"]
+        devices = [process for process in below if process["name"] not in HELPERS]
     lab.close()
     return Scene(lab, disk, vmm, warden, {device["name"]: device for device in devices})
 

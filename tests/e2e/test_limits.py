@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 
 import pytest
 
+from crosvm_py.kinds.table import DEVICE_KINDS
 from tests.e2e.support import TESTER, Lab
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ HOG: Final = 'exec python3 -I /project/tests/e2e/hog.py "$@"'
 
 MIB: Final = 1 << 20
 # Processes below the vmm that are in no device's group.
-HELPERS: Final = ("crosvm-warden", "crosvm-forge", "crosvm-mould")
+HELPERS: Final = (
+    *("crosvm-warden", "crosvm-forge", "crosvm-mould", "crosvm-keeper", "crosvm-control"),
+)
 GUEST_MIB: Final = 128
 DISK_MIB: Final = 96
 VCPUS: Final = 2
@@ -129,7 +132,8 @@ def check_groups(vm: Vm, found: dict[str, Group]) -> None:
     for device in devices:
         group = found[f"{name}/{device['name']}"]
         assert group["processes"] == [device["pid"]], device["name"]
-        assert group["files"]["pids.max"] == "1"
+        kind = DEVICE_KINDS[device["name"].partition(":")[0]]
+        assert group["files"]["pids.max"] == str(1 + kind.threads)
         assert SHARED_BYTES < int(group["files"]["memory.max"]) < SHARED_BYTES + 2048 * MIB
     in_groups = {pid for group in found.values() for pid in group["processes"]}
     assert {device["pid"] for device in devices} <= in_groups
