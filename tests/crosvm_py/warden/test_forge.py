@@ -50,16 +50,6 @@ def children(rig: DeviceRig, name: str) -> list[int]:
     return found
 
 
-def names_of_children(rig: DeviceRig) -> list[str]:
-    """Return the names of the children of the warden."""
-    pid = rig.warden.pid
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with suppress(OSError):  # it has ended
-            found.append(Path(f"/proc/{child}/comm").read_text().strip())
-    return found
-
-
 def start(rig: DeviceRig) -> DeviceProcess:
     """Start an rng whose next processes serve the same queue."""
     device = rig.rng()
@@ -241,26 +231,25 @@ def test_mould_that_aborts_is_said_to_have_aborted(
 
 
 def test_moulds_start_one_after_the_other_on_one_processor(
-    sandbox: bool, monkeypatch: pytest.MonkeyPatch
+    sandbox: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """If all devices of a VM end at once, their moulds must not make each other late."""
-    boot = "import time; time.sleep(0.05)\n" + forge.BOOT
-    monkeypatch.setattr(forge, "BOOT", boot)
+    notes = tmp_path / "notes"
+    os.mkfifo(notes)
+    tell = f"import os, time; fd = os.open({str(notes)!r}, os.O_WRONLY); os.write(fd, b'+')\n"
+    done = "time.sleep(0.05); os.write(fd, b'-'); os.close(fd)\n"
+    monkeypatch.setattr(forge, "BOOT", tell + done + forge.BOOT)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    reader = os.open(notes, os.O_RDONLY | os.O_NONBLOCK)
     with DeviceRig(sandbox=sandbox, care=Care(ALWAYS)) as rig:
         devices = [start(rig), *(rig.rng() for _ in range(3))]
-        most = 0
-
-        def all_serve() -> bool:
-            nonlocal most
-            starting = [name for name in names_of_children(rig) if name.startswith("python")]
-            most = max(most, len(starting))
-            return all(device.status.restarts and device.status.ready for device in devices)
-
         for device in devices:
             os.kill(device.pid, signal.SIGKILL)
-        rig.until(all_serve)
-        assert most == 1
+        rig.until(lambda: all(one.status.restarts and one.status.ready for one in devices))
+        found = os.read(reader, 1000)
+    os.close(reader)
+    assert found.startswith(b"+-" * 3)
+    assert b"++" not in found
 
 
 def test_late_moulds_get_more_time(sandbox: bool, monkeypatch: pytest.MonkeyPatch) -> None:
