@@ -89,6 +89,8 @@ class Keeper:
                 ended = self._one()
             except ChannelClosed:
                 return
+            except OSError as error:
+                ended = f"cannot be started: {error.strerror}"
             if not ended:
                 return
             pause = (
@@ -103,13 +105,11 @@ class Keeper:
 
         Raises:
             ChannelClosed: the vmm has ended.
+            OSError: the host makes no process, or nothing to watch it by.
         """
         ours, theirs = socket_pair()
         with ours, theirs:
-            try:
-                pid = self._execute(theirs.fileno())
-            except OSError as error:
-                return f"cannot be started: {error.strerror}"
+            pid = self._execute(theirs.fileno())
             pidfd = os.pidfd_open(pid)
             try:
                 self._vmm.send(Serving(pid), [ours.fileno()])

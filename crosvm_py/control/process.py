@@ -16,6 +16,7 @@ from crosvm_py.control.protocol import (
     CALL_DENIED_HEAD,
     CONTROL_CODEC,
     MAX_REPORT_CHARS,
+    MAX_REQUESTS,
     Answered,
     Ask,
     Crashed,
@@ -63,6 +64,8 @@ class VmmLink:
         Raises:
             VmmError: the vmm takes no more requests now.
         """
+        if len(self._asked) >= MAX_REQUESTS:
+            raise VmmError("the VM is busy with other requests")
         number = self._next
         try:
             self._channel.send(Ask(number, encode(request)))

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 MAX_ANSWER_BYTES: Final = MAX_MESSAGE_BYTES - 64
 MAX_REPORT_CHARS: Final = 4096
 
+# The most requests that wait for answers at a time. A client that has gone leaves its own behind,
+# so there can be more of them than clients.
+MAX_REQUESTS: Final = 64
+
 # ``CallDenied`` without its last field, the number of the call as U32 in big-endian order. The
 # handler of SIGSYS sends these bytes, because it can build nothing.
 CALL_DENIED_HEAD: Final = b"\x92\x22\xce"

@@ -8,6 +8,7 @@ import os
 from crosvm_py.control.protocol import (
     FROM_CONTROL_CODEC,
     MAX_ANSWER_BYTES,
+    MAX_REQUESTS,
     Answered,
     Ask,
     CallDenied,
@@ -24,7 +25,7 @@ from sys_util.channel import Channel
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
 from sys_util.log import LineLimit, emit, get_logger
 from sys_util.stranger import judged
-from sys_util.typing import TYPE_CHECKING, Final, Protocol
+from sys_util.typing import TYPE_CHECKING, Protocol
 from sys_util.wire import encode
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from sys_util.wire import Message
 
 log = get_logger("crosvm.control")
-
-# The most requests that a control process may have here at a time: more than it has clients.
-MAX_REQUESTS: Final = 64
 
 
 class Loop(Protocol):
@@ -90,7 +88,8 @@ class ControlLink:
             return
         self._drop_control()
         self._pid = message.pid
-        self._control = control = Channel(socket.socket(fileno=fds[0]), FROM_CONTROL_CODEC)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fds[0])
+        self._control = control = Channel(sock, FROM_CONTROL_CODEC)
         self._loop.add(control.fileno(), lambda _events: self._on_control(control))
 
     def _on_control(self, control: Channel) -> None:
@@ -105,8 +104,7 @@ class ControlLink:
         except ChannelClosed:  # the keeper says why
             self._drop_control()
         except ProtocolError as error:
-            log.error("control process (pid %d): %s", self._pid, error)
-            self._drop_control()
+            self._end(str(error))
 
     def _take(self, control: Channel, message: Message) -> None:
         match message:
@@ -115,16 +113,19 @@ class ControlLink:
             case LogLine(level, module, line):
                 emit(level, module, line, self._lines)
             case Crashed(report):
-                log.error("control process (pid %d): %s", self._pid, report)
+                self._end(report)
             case CallDenied(call):
-                name = syscall_name(call)
-                log.error("control process (pid %d): seccomp denied %s", self._pid, name)
+                self._end(f"seccomp denied {syscall_name(call)}")
+
+    def _end(self, last_words: str) -> None:
+        """Log why the process ends, and hear no more of it: each has one such line."""
+        log.error("control process (pid %d): %s", self._pid, last_words)
+        self._drop_control()
 
     def _ask(self, control: Channel, ask: Ask) -> None:
         """Carry out a request.
 
         Raises:
-            ChannelClosed: the control process has ended.
             ProtocolError: the request is none, or there are too many.
         """
         if ask.number in self._asked or len(self._asked) >= MAX_REQUESTS:
@@ -150,8 +151,7 @@ class ControlLink:
         try:
             control.send(Answered(number, answer))
         except (ChannelClosed, ProtocolError) as error:
-            log.error("control process (pid %d): %s", self._pid, _reason(error))
-            self._drop_control()
+            self._end(_reason(error))
 
     def _drop_control(self) -> None:
         if self._control is not None:

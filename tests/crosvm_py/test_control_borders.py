@@ -18,6 +18,7 @@ from crosvm_py.requests.life import Resume
 from crosvm_py.requests.protocol import Done, Failed
 from crosvm_py.vmm.control_link import ControlLink
 from sys_util.channel import Channel, socket_pair
+from sys_util.errors import VmmError
 from sys_util.event_loop import EventLoop
 from sys_util.wire import encode
 from tests.fuzz.unforeseen import unforeseen_errors_are_finds
@@ -94,6 +95,15 @@ def test_control_process_that_says_anything_ends_alone(vmm: ControlVmm) -> None:
     assert vmm.serves()
 
 
+def test_control_process_has_one_last_word(vmm: ControlVmm, lines: list[str]) -> None:
+    with vmm.new_control() as sock:
+        for _ in range(100):
+            vmm.send(sock, encode(control_protocol.Crashed("it is full")))
+            vmm.send(sock, encode(control_protocol.CallDenied(1)))
+    assert len([line for line in lines if "control process" in line]) == 1
+    assert vmm.serves()
+
+
 def test_keeper_that_says_anything_is_told_of_and_the_vm_goes_on(
     vmm: ControlVmm, lines: list[str]
 ) -> None:
@@ -103,6 +113,23 @@ def test_keeper_that_says_anything_is_told_of_and_the_vm_goes_on(
 
 
 # The vmm, for the control process
+
+
+def test_clients_that_go_before_they_are_answered_cost_no_more_than_an_error() -> None:
+    loop = EventLoop()
+    ours, theirs = socket_pair()
+    link = VmmLink(loop, Channel(ours, control_protocol.CONTROL_CODEC))
+    for _ in range(control_protocol.MAX_REQUESTS):
+        link.ask(Resume())
+        theirs.recv(65536)
+    with pytest.raises(VmmError, match="busy with other requests"):
+        link.ask(Resume())
+    theirs.send(encode(control_protocol.Answered(0, encode(Done()))))
+    loop.run_once(0)
+    link.ask(Resume())
+    theirs.close()
+    ours.close()
+    loop.close()
 
 
 def test_vmm_that_answers_anything_ends_no_control_process() -> None:
