@@ -107,7 +107,11 @@ class Pool:
             self._hand_over(sock)
 
     def _hand_over(self, sock: socket.socket) -> None:
-        kept = socket.socket(fileno=os.dup(sock.fileno()))
+        try:
+            kept = socket.socket(fileno=os.dup(sock.fileno()))
+        except OSError as error:  # it was the last descriptor: the client starts its VM itself
+            log.warning("no client can be served now: %s", error.strerror)
+            return
         client = Channel(kept, protocol.CLIENT_CODEC)
         monitor = next((each for each in self._monitors if each.is_idle), None)
         try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -137,3 +138,19 @@ def test_directory_of_another_user_is_refused(
     monkeypatch.setattr(os, "geteuid", lambda: os.stat(tmp_path).st_uid + 1)
     with pytest.raises(ConfigError, match="belongs to another user"):
         run_pool(str(tmp_path / "pool.sock"), 1)
+
+
+def test_pool_without_a_descriptor_for_a_client_goes_on(
+    rig: Callable[[str], Rig], monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    full = rig("sleep")
+
+    def refuse(_fd: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", refuse)
+    with full.connect() as client:
+        full.run_until(lambda: is_answered(client))
+        assert client.recv(1) == b""
+    monkeypatch.undo()
+    assert any("no client can be served now: Too many open files" in line for line in lines)
