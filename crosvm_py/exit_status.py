@@ -16,6 +16,7 @@ restart failed VMs do not notice. Here neither is 0, and a crash has the same nu
 
 from __future__ import annotations
 
+import os
 from enum import IntEnum
 
 from sys_util.typing import Final
@@ -50,3 +51,9 @@ _PLAIN: Final = {
 def exit_status(vm_exit: VmExit, *, extended: bool) -> int:
     """Return the status that the process exits with."""
     return int(vm_exit) if extended else _PLAIN.get(vm_exit, int(vm_exit))
+
+
+def describe_end(wait_status: int) -> str:
+    """Say how a child ended, of which waitpid(2) returned this status."""
+    status = os.waitstatus_to_exitcode(wait_status)
+    return f"killed by signal {-status}" if status < 0 else f"exited with status {status}"

@@ -15,7 +15,7 @@ import select
 import time
 
 from crosvm_py.control.protocol import Serving
-from crosvm_py.exit_status import EXIT_HOST
+from crosvm_py.exit_status import EXIT_HOST, describe_end
 from crosvm_py.interpreter import interpreter_words, module_path
 from jail.steps import DieWithParent
 from sys_util import linux, signal
@@ -129,7 +129,7 @@ class Keeper:
             wait_status = _reap(pid, pidfd)
             # With status 0 it has ended because the vmm closed its channel, perhaps to end next.
             seconds = 0 if wait_status else CLOSED_SECONDS
-            return "" if self._vmm_ends(seconds) else _describe(wait_status)
+            return "" if self._vmm_ends(seconds) else describe_end(wait_status)
         poll.unregister(self._vmm.fileno())
         if not poll.poll(END_SECONDS * 1000):
             linux.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -167,8 +167,3 @@ def _reap(pid: int, pidfd: int) -> int:
     """Wait for the end of the process and return its wait status; closes the pidfd."""
     os.close(pidfd)
     return os.waitpid(pid, 0)[1]
-
-
-def _describe(wait_status: int) -> str:
-    status = os.waitstatus_to_exitcode(wait_status)
-    return f"killed by signal {-status}" if status < 0 else f"exited with status {status}"

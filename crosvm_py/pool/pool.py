@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import suppress
 
+from crosvm_py.exit_status import describe_end
 from crosvm_py.pool import protocol
 from crosvm_py.pool.kernels import prepare_kernel
 from crosvm_py.socket_path import SocketUse, bind_socket, peer_credentials
@@ -190,7 +191,7 @@ class Pool:
                     monitor.client.send(protocol.Killed(-status))
             monitor.client.close()
         if monitor.client is None:
-            how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
+            how = describe_end(wait_status)
             log.warning("a monitor that waited (pid %d) has ended: %s", monitor.pid, how)
             self._back_off()
         else:

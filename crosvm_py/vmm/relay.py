@@ -7,7 +7,7 @@ import os
 import select
 
 from crosvm_py import bundle
-from crosvm_py.exit_status import EXIT_BUG
+from crosvm_py.exit_status import EXIT_BUG, describe_end
 from crosvm_py.leaving import end_fault_handler
 from seccomp import load_policy
 from sys_util import linux, signal
@@ -47,9 +47,7 @@ class RelayProcess:
         _, wait_status = os.waitpid(self.pid, 0)
         os.close(self._pidfd)
         if wait_status:
-            status = os.waitstatus_to_exitcode(wait_status)
-            how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
-            log.error("the relay of lines (pid %d): %s", self.pid, how)
+            log.error("the relay of lines (pid %d): %s", self.pid, describe_end(wait_status))
 
 
 def start_relay(outlets: Sequence[Outlet], *, sandbox: bool) -> RelayProcess:
