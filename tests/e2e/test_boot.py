@@ -46,9 +46,10 @@ fact rng cat /sys/class/misc/hw_random/rng_current
 fact noise sh -c 'head -c 1024 /dev/hwrng | base64 -w 0'
 """
 
-# In the host: how much of the guest's high memory has pages, and whether the pattern is there.
+# In the host: how much of the guest's high memory has pages, and whether the pattern is there. With
+# huge pages one run of pages may be the whole of high memory; the pattern can be anywhere in it.
 INSPECT: Final = """
-import json, mmap, os, sys
+import json, os, sys
 pid, low, pattern = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].encode()
 folder = f"/proc/{pid}/fd"
 paths = [f"{folder}/{name}" for name in os.listdir(folder)]
@@ -62,7 +63,9 @@ with open(path, "rb") as file:
             break
         at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
         present += at - start
-        found = found or pattern in os.pread(file.fileno(), min(at - start, 1 << 20), start)
+        while start < at and not found:
+            found = pattern in os.pread(file.fileno(), min(at - start, 4 << 20), start)
+            start += 4 << 20
 print(json.dumps({"present": present, "found": found}))
 """
 
