@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 # way beside them: sys_util.log, crosvm_py.cli.grammar.options, and those in LIGHTER.
 DEAR = {
     *("argparse", "asyncio", "ctypes", "dataclasses", "datetime", "importlib", "inspect", "json"),
-    *("logging", "multiprocessing", "pathlib", "pyseccomp", "random", "re", "selectors", "shutil"),
+    *("logging", "msgspec", "multiprocessing", "pathlib", "pyseccomp", "random", "re"),
+    *("selectors", "shutil"),
     *("signal", "socket", "subprocess", "tempfile", "traceback", "typing", "uuid", "warnings"),
 }
 BUILD_TOOLS = {
@@ -38,6 +39,8 @@ LIGHTER = {
     "msgpack": "sys_util.msgpack",
     **{name: f"sys_util.{name}" for name in ("signal", "socket", "typing")},
 }
+# These need msgspec, which needs all of typing. Nothing that a run needs imports them.
+DEAR_PACKAGES = ("crosvm_py/vm_config/",)
 
 # With every kind of device, the control socket and its requests. A module costs 50 to 100 us.
 MOST_MODULES = 400
@@ -67,6 +70,7 @@ def test_sources_take_the_lighter_way() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}: import from {LIGHTER[name]} instead of {name}"
         for path in SOURCES
+        if not str(path.relative_to(ROOT)).startswith(DEAR_PACKAGES)
         for name in sorted(imports_at_start(path) & LIGHTER.keys())
     ]
     assert wrong == []
