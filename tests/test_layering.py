@@ -62,6 +62,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
             "crosvm_py.pool.pool",
         }
     ),
+    "crosvm_py.api": frozenset({"sys_util", "crosvm_py.requests"}),
     "crosvm_py.guest": frozenset({"sys_util"}),
     "crosvm_py.requests": frozenset({"sys_util", "devices"}),
     "crosvm_py.doctor": BELOW_CROSVM_PY | {"crosvm_py.machine.core_scheduling"},

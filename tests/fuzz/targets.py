@@ -51,6 +51,7 @@ TARGETS = {
     "messages": Target("tests.fuzz.messages", "", "messages"),
     "channel": Target("tests.fuzz.channel", "", "messages"),
     "engine": Target("tests.fuzz.engine", "", "chains"),
+    "http": Target("tests.fuzz.http", "", "requests"),
 }
 RING_TARGETS = [name for name, target in TARGETS.items() if target.unit == _RINGS]
 

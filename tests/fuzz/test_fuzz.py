@@ -47,6 +47,7 @@ SLICE = {
     "vsock": 6_000,
     "console": 5_000,
     "engine": 4_000,
+    "http": 4_000,
 }
 DEFAULT_SLICE = 10_000
 
