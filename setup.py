@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What setup.cfg cannot say: which native modules cffi builds, and the client of the pool.
+"""What setup.cfg cannot say: which native modules cffi builds, and two programs in Rust.
 
-The engine and that client are built where there is a cargo that is new enough, unless
-``CROSVM_PY_ENGINE=no`` is in the environment. Without them Python does the same.
+The engine, the client of the pool and the loop of the forge are built where there is a cargo that
+is new enough, unless ``CROSVM_PY_ENGINE=no`` is in the environment. Without them Python does the
+same.
 """
 
 import os
@@ -28,16 +29,16 @@ def has_cargo() -> bool:
     return version is not None and (int(version[1]), int(version[2])) >= OLDEST_CARGO
 
 
-def build_launcher() -> str:
-    """Build the client in ``launcher/``, which depends on no other crate; return its path."""
-    crate = Path(__file__).parent / "launcher"
+def build_program(folder: str, name: str) -> str:
+    """Build the program of a crate, which depends on no other crate; return its path."""
+    crate = Path(__file__).parent / folder
     version = re.search(r'VERSION: Final = "(.+)"', Path("crosvm_py/version.py").read_text())
     if version is None:
         raise ValueError("crosvm_py/version.py has no version")
     command = ["cargo", "build", "--release", "--locked", "--offline", "--quiet"]
     environment = os.environ | {"CROSVM_PY_VERSION": version[1]}
     subprocess.run([*command, "--target-dir", "target"], cwd=crate, env=environment, check=True)
-    return "launcher/target/release/crosvm-pool-client"
+    return f"{folder}/target/release/{name}"
 
 
 modules = [
@@ -47,7 +48,10 @@ modules = [
 programs = []
 if os.environ.get("CROSVM_PY_ENGINE") != "no" and has_cargo():
     modules.append("engine/ffi/build_engine.py:ffibuilder")
-    programs.append(build_launcher())
+    programs += [
+        build_program("launcher", "crosvm-pool-client"),
+        build_program("forge", "crosvm-forge"),
+    ]
 
 
 class BuildScripts(build_scripts):

@@ -35,7 +35,7 @@ project() { # EXTRAS: install the project into .venv, with [test] or nothing
     mkdir -p .cache
     inputs=$(cat setup.cfg setup.py pyproject.toml bin/crosvm tests/packages/*.txt \
         crosvm_py/version.py engine/Cargo.* engine/ffi/*.* engine/src/*.rs launcher/Cargo.* \
-        launcher/src/*.rs kvm/ffi/*.* sys_util/ffi/*.* | sha256sum)
+        launcher/src/*.rs forge/Cargo.* forge/src/*.rs kvm/ffi/*.* sys_util/ffi/*.* | sha256sum)
     if [ -x .venv/bin/python ] && ls kvm/_kvm.*.so sys_util/_linux.*.so >/dev/null 2>&1; then
         # What the tests have is enough for the program alone.
         for extras in "$1" '[test]'; do

@@ -7,6 +7,9 @@ the next process of a device gets its own: the forge executes a new interpreter,
 imports the device code as it is installed now and makes one process. The warden's filter denies
 execve, so the forge is forked before that filter is loaded. The forge takes orders from the warden
 alone, and can execute only this one program.
+
+Where it is built, the forge executes a small program (``forge/``, Rust) that has the loop below. So
+it does not keep the pages of Python that it shares with the warden until either writes to them.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import sys
+from contextlib import suppress
 
 from crosvm_py.exit_status import EXIT_BUG, EXIT_HOST
 from crosvm_py.interpreter import interpreter_words, module_path
@@ -48,6 +53,10 @@ log = get_logger("crosvm.forge")
 
 _SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _STDIO: Final = frozenset({0, 1, 2})
+
+# The loop of the forge as a program. It is beside bin/crosvm, which says where that is.
+_FOLDER: Final = os.path.dirname(sys.executable)
+LOOP: Final = f"{'/usr/local/bin' if _FOLDER == '/usr/bin' else _FOLDER}/crosvm-forge"
 
 # The first code that a mould runs. If our modules cannot be imported, this must report why.
 BOOT: Final = f"""
@@ -99,12 +108,8 @@ class _Program(NamedTuple):
     """What the forge executes: the file of the interpreter that runs this program."""
 
     fd: int
-    arguments: tuple[str, ...]  # before and after the word with the descriptors
-    kinds: str
-    path: tuple[str, ...]
-
-    def words(self, fds: MouldFds) -> list[str]:
-        return [*self.arguments, fds.as_word(), self.kinds, *self.path]
+    words: tuple[str, ...]
+    loop_fd: int  # the file of the loop without Python; -1 for none
 
 
 def start_forge(policies: RunPolicies | None, kinds: Iterable[str], null_fd: int) -> ForgeProcess:
@@ -118,24 +123,27 @@ def start_forge(policies: RunPolicies | None, kinds: Iterable[str], null_fd: int
     Raises:
         HostError: the host refuses it.
     """
-    fds = MouldFds(-1, null_fd, -1, -1)
-    program_fd = policies_fd = -1
+    program_fd = policies_fd = loop_fd = -1
+    recorder = -1 if policies is None else _recorder(policies)
     try:
         program_fd = os.open("/proc/self/exe", os.O_PATH | os.O_CLOEXEC)
+        with suppress(FileNotFoundError):  # it is not built everywhere
+            loop_fd = os.open(LOOP, os.O_PATH | os.O_CLOEXEC)
         if policies is not None:
             policies_fd = _store(policies)
-            fds = fds._replace(policies=policies_fd, recorder=_recorder(policies))
-        program = _Program(program_fd, interpreter_words(BOOT), ",".join(kinds), module_path())
         ours, theirs = socket_pair()
+        # A mould's channel gets the number that the forge's own channel has in the forge.
+        fds = MouldFds(theirs.fileno(), null_fd, policies_fd, recorder)
+        words = (*interpreter_words(BOOT), fds.as_word(), ",".join(kinds), *module_path())
         pid = os.fork()
         if pid == 0:
-            _be_forge(theirs, program, fds, policies)
+            _be_forge(theirs, _Program(program_fd, words, loop_fd), fds, policies)
         theirs.close()
         return ForgeProcess(ours, pid, os.pidfd_open(pid))
     except OSError as error:
         raise_host_error("start", "the forge, which makes processes again", error)
     finally:
-        for fd in (program_fd, policies_fd):
+        for fd in (program_fd, policies_fd, loop_fd):
             if fd >= 0:
                 os.close(fd)
 
@@ -165,7 +173,7 @@ def _be_forge(
     try:
         linux.set_process_name("crosvm-forge")
         DieWithParent().apply()
-        keep = {sock.fileno(), program.fd, fds.null, fds.policies, fds.recorder} - {-1}
+        keep = {program.fd, program.loop_fd, *fds} - {-1}
         linux.close_all_fds_except(keep | _STDIO)
         if policies is not None:
             # Some hosts require it to make namespaces; a mould needs no other capability.
@@ -173,6 +181,8 @@ def _be_forge(
             linux.keep_capabilities_for_programs(held)
             linux.report_denied_calls(sock.fileno(), FORGE_DENIED_HEAD)
             load_filter(policies.forge)
+        if program.loop_fd >= 0:
+            _execute_loop(program, fds)
         _serve(Channel(sock, FORGE_CODEC), program, fds)
         status = 0
     except (VmmError, OSError) as error:
@@ -182,6 +192,21 @@ def _be_forge(
         log.error("%s", crash_report(error))
     finally:
         os._exit(status)
+
+
+def _execute_loop(program: _Program, fds: MouldFds) -> None:
+    """Execute the loop without Python; return if the host refuses it, and Python has to serve."""
+    for fd in (program.fd, *fds):
+        if fd >= 0:
+            os.set_inheritable(fd, True)
+    words = ["crosvm-forge", str(fds.channel), str(program.fd), *program.words]
+    try:
+        os.execve(program.loop_fd, words, {})
+    except OSError as error:
+        log.debug("%s: %s", LOOP, error.strerror)
+    # The filter denies the ioctl(2) by which Python would do this.
+    for fd in (program.fd, fds.channel):
+        fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
 
 
 def _serve(channel: Channel, program: _Program, fds: MouldFds) -> None:
@@ -203,27 +228,31 @@ def _serve(channel: Channel, program: _Program, fds: MouldFds) -> None:
         message, passed = received
         if not isinstance(message, Execute) or len(passed) != 1:
             raise ProtocolError(f"{type(message).__name__} with {len(passed)} descriptors")
-        _execute(program, fds._replace(channel=passed[0]))
+        _execute(program, fds, passed[0])
         os.close(passed[0])
 
 
-def _execute(program: _Program, fds: MouldFds) -> None:
-    """Clone a child of the warden and have it execute the interpreter."""
+def _execute(program: _Program, fds: MouldFds, its_end: int) -> None:
+    """Clone a child of the warden and have it execute the interpreter.
+
+    ``its_end`` is the mould's end of its channel, which takes the number of the forge's channel.
+    """
     try:
         if linux.clone(linux.CLONE_PARENT):
             return
     except OSError as error:
-        _tell_failure(fds.channel, f"clone: {error.strerror}")
+        _tell_failure(its_end, f"clone: {error.strerror}")
         return
     try:
         DieWithParent().apply()
-        _say(fds.channel, Begun(os.getpid()))
+        _say(its_end, Begun(os.getpid()))
+        os.dup2(its_end, fds.channel)
         for fd in fds:
             if fd >= 0:
                 os.set_inheritable(fd, True)
-        os.execve(program.fd, program.words(fds), {})
+        os.execve(program.fd, program.words, {})
     except OSError as error:
-        _tell_failure(fds.channel, f"execute {program.arguments[0]}: {error.strerror}")
+        _tell_failure(its_end, f"execute the interpreter: {error.strerror}")
     finally:
         os._exit(EXIT_HOST)
 

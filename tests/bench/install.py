@@ -15,6 +15,7 @@ from typing import Final
 PROJECT: Final = Path(__file__).parents[2]
 PACKAGES: Final = ("crosvm_py", "devices", "jail", "kernel_loader", "kvm", "seccomp", "sys_util")
 ENGINE: Final = "engine"
+PROGRAMS: Final = ("crosvm-pool-client", "crosvm-forge")
 _LEFT_OUT: Final = shutil.ignore_patterns("__pycache__", "target", "*.c", "*.o")
 
 
@@ -31,7 +32,8 @@ def install(directory: Path, *, engine: bool = True) -> Path:
         shutil.copytree(PROJECT / package, library / package, ignore=_LEFT_OUT)
     compileall.compile_dir(library, quiet=1)
     (library / "libraries.pth").write_text("".join(f"{path}\n" for path in site.getsitepackages()))
-    client = Path(sys.executable).parent / "crosvm-pool-client"
-    if engine and client.exists():
-        shutil.copy(client, directory / "bin")
+    for name in PROGRAMS:
+        program = Path(sys.executable).parent / name
+        if engine and program.exists():
+            shutil.copy(program, directory / "bin")
     return Path(shutil.copy(PROJECT / "bin" / "crosvm", directory / "bin"))

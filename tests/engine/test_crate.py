@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # The only files that may contain ``unsafe``: guest memory, and system calls with the C interface.
-UNSAFE = {"engine": {"memory.rs", "sys.rs"}, "launcher": {"sys.rs"}}
+UNSAFE = {"engine": {"memory.rs", "sys.rs"}, "launcher": {"sys.rs"}, "forge": {"sys.rs"}}
 
 pytestmark = pytest.mark.skipif(not shutil.which("cargo"), reason="there is no cargo here")
 
