@@ -90,7 +90,8 @@ def describe(kind: object) -> str:
     """Return what a value of this type may be, for people."""
     kind, notes, _ = core(kind)
     if kind is int:
-        return f"a whole number in {_limit(notes, 'ge')}..{_limit(notes, 'le')}"
+        low, high = limits_of(notes)
+        return f"a whole number in {low}..{high}"
     if kind is bool:
         return "true or false"
     if kind is str:
@@ -100,9 +101,11 @@ def describe(kind: object) -> str:
     return "an array" if get_origin(kind) is tuple else "an object"
 
 
-def _limit(notes: list[Meta], name: str) -> int:
-    values = [getattr(note, name) for note in notes if getattr(note, name) is not None]
-    return int(values[0]) if values else MAX_U64
+def limits_of(notes: list[Meta]) -> tuple[int, int]:
+    """Return the lowest and the highest value of a number with these notes."""
+    low = next((int(note.ge) for note in notes if note.ge is not None), 0)
+    high = next((int(note.le) for note in notes if note.le is not None), MAX_U64)
+    return low, high
 
 
 def _shown(value: object) -> str:

@@ -13,6 +13,7 @@ from crosvm_py.vm_config.field_types import (
     U64,
     ByteSize,
     ConsoleMode,
+    DeviceType,
     ImageType,
     LockGranularity,
     PciDevice,
@@ -129,7 +130,7 @@ class GenericVhostUserConfig(PciDevice, frozen=True, kw_only=True):
 
     socket: Annotated[str, about("socket of that program")]
     queue_sizes: Annotated[tuple[U16, ...], about("entries of each queue")]
-    device_type: Annotated[U32, about("virtio's number of the device type")]
+    device_type: Annotated[DeviceType, about("virtio's number of the device type")]
 
 
 class PmemConfig(PciDevice, frozen=True, kw_only=True):

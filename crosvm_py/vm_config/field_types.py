@@ -18,6 +18,7 @@ MAX_U64: Final = 0xFFFF_FFFF_FFFF_FFFF
 # Keys of ``Meta.extra``.
 CLI: Final = "cli"  # the key's name in an option; None: the key has no place in options
 WORDS: Final = "words"  # the words of an option for the values of a Literal, in their order
+NAMES: Final = "names"  # names of numbers that an option may have instead of the number
 SIZE: Final = "size"  # a number of bytes, for which an option takes a suffix
 
 # A bound above 2^63 - 1 cannot be given to msgspec. The parser of JSON and that of options make
@@ -30,6 +31,34 @@ U32: TypeAlias = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 U64: TypeAlias = Annotated[int, Meta(ge=0, extra_json_schema=_U64_SCHEMA)]
 I32: TypeAlias = Annotated[int, Meta(ge=-0x8000_0000, le=0x7FFF_FFFF)]
 ByteSize: TypeAlias = Annotated[int, Meta(ge=0, extra_json_schema=_U64_SCHEMA, extra={SIZE: True})]
+
+
+# Numbers of virtio's device types (virtio 1.3 §5).
+DEVICE_TYPES: Final = {
+    "net": 1,
+    "block": 2,
+    "console": 3,
+    "rng": 4,
+    "balloon": 5,
+    "scsi": 8,
+    "9p": 9,
+    "gpu": 16,
+    "input": 18,
+    "vsock": 19,
+    "crypto": 20,
+    "mem": 24,
+    "sound": 25,
+    "fs": 26,
+    "pmem": 27,
+    "rpmb": 28,
+    "video-encoder": 30,
+    "video-decoder": 31,
+    "scmi": 32,
+    "i2c": 34,
+    "can": 36,
+    "gpio": 41,
+}
+DeviceType: TypeAlias = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF, extra={NAMES: DEVICE_TYPES})]
 
 
 def _words(*words: str) -> Meta:

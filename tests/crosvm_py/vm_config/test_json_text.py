@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosvm_py.vm_config.errors import SchemaError
@@ -31,12 +31,14 @@ def as_parsed(digits: str) -> int | float:
     return int(digits) if fits else float(digits)
 
 
+@settings(deadline=None)
 @given(VALUES, st.booleans())
 def test_parse_reads_what_python_reads(value: object, ascii_only: bool) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only)
     assert parse(text.encode()) == json.loads(text)
 
 
+@settings(deadline=None)
 @given(st.text('[]{},:"\\ \n0123456789.eE+-truefalsnl/bd8cé', max_size=60))
 def test_parse_refuses_what_python_refuses_and_raises_nothing_else(text: str) -> None:
     try:
@@ -46,6 +48,7 @@ def test_parse_refuses_what_python_refuses_and_raises_nothing_else(text: str) ->
     assert found == json.loads(text, parse_int=as_parsed)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80))
 def test_parse_of_any_bytes_raises_nothing_else(text: bytes) -> None:
     with suppress(SchemaError):
