@@ -28,6 +28,7 @@ class Disk(CData):
     fd: int
     read_only: bool
     writethrough: bool
+    cached: bool
     capacity_sectors: int
 
 class Limits(CData):

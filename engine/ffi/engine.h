@@ -16,7 +16,7 @@ struct crosvm_position {
 };
 
 struct crosvm_disk {
-    int32_t fd; bool read_only; bool writethrough; uint64_t capacity_sectors;
+    int32_t fd; bool read_only; bool writethrough; bool cached; uint64_t capacity_sectors;
 };
 
 struct crosvm_limits { uint32_t chains; uint64_t bytes; uint64_t poll_ns; };

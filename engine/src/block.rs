@@ -20,6 +20,9 @@ pub struct Disk {
     pub read_only: bool,
     /// Whether a write must be on stable storage before it is completed.
     pub writethrough: bool,
+    /// Whether the image may be in the page cache: a read of what is not there waits until the host
+    /// has begun to read for the requests behind it, too.
+    pub cached: bool,
     /// The size of the disk in sectors of 512 bytes.
     pub capacity_sectors: u64,
 }
@@ -93,6 +96,7 @@ pub struct BlockQueue {
     chain: Chain,
     io_vecs: Vec<IoVec>,
     transfers: Transfers,
+    knows_misses: bool, // until the host says that it cannot tell what is in the page cache
 }
 
 impl BlockQueue {
@@ -109,13 +113,15 @@ impl BlockQueue {
             chain: Chain::default(),
             io_vecs: Vec::with_capacity(IOV_MAX),
             transfers: Transfers::default(),
+            knows_misses: true,
         }
     }
 
     /// Serve the chains that the driver has offered. They go back to it in their order.
     ///
-    /// Without a `pool` each is finished before the next is taken. With one several reads and
-    /// writes are under way during this call, and none when it returns.
+    /// With a `pool` several reads and writes are under way during this call. Without one only
+    /// reads that miss the page cache are, for which the host reads ahead. When this returns, none
+    /// is.
     ///
     /// While the ring is watched, `others` are watched and served too: the other queues of the
     /// disk. What one of them has for Python is left to its own turn, for which it is kicked.
@@ -209,10 +215,8 @@ impl BlockQueue {
         turn: &mut Turn,
     ) -> Outcome {
         let mut outcome = self.take_chains(disk, left, pool, turn);
-        if let Some(pool) = pool {
-            if !self.transfers.finish_all(&mut self.ring, pool, turn) {
-                outcome = Outcome::Python;
-            }
+        if !self.transfers.finish_all(&mut self.ring, pool, turn) {
+            outcome = Outcome::Python;
         }
         self.signal(turn);
         outcome
@@ -233,14 +237,14 @@ impl BlockQueue {
                 Popped::Chain => {}
                 Popped::Malformed | Popped::Broken => return Outcome::Python,
                 Popped::Empty => {
-                    if let Some(pool) = pool.filter(|_| !self.transfers.is_empty()) {
-                        if !self.transfers.finish_first(&mut self.ring, pool, turn) {
-                            return Outcome::Python;
-                        }
-                        self.signal(turn);
-                        continue;
+                    if self.transfers.is_empty() {
+                        return Outcome::Idle;
                     }
-                    return Outcome::Idle;
+                    if !self.transfers.finish_first(&mut self.ring, pool, turn) {
+                        return Outcome::Python;
+                    }
+                    self.signal(turn);
+                    continue;
                 }
             }
             let memory = self.ring.memory();
@@ -248,20 +252,21 @@ impl BlockQueue {
                 self.ring.unpop();
                 return Outcome::Python;
             };
-            let carried_out = match pool {
-                Some(pool) if request.kind != Kind::Flush => {
-                    let is_room = !self.transfers.is_full()
-                        || self.transfers.finish_first(&mut self.ring, pool, turn);
-                    if is_room {
-                        self.transfers
-                            .prepare(disk, request, &mut self.chain, &mut self.io_vecs);
+            let is_room = !self.transfers.is_full()
+                || self.transfers.finish_first(&mut self.ring, pool, turn);
+            let carried_out = is_room
+                && match (request.kind, pool) {
+                    // A flush is for all writes before it.
+                    (Kind::Flush, _) => {
+                        self.transfers.finish_all(&mut self.ring, pool, turn)
+                            && self.carry_out(disk, request, turn)
                     }
-                    is_room
-                }
-                // A flush is for all writes before it.
-                Some(pool) if !self.transfers.finish_all(&mut self.ring, pool, turn) => false,
-                _ => self.carry_out(disk, &request, turn),
-            };
+                    (_, Some(_)) => self.put_off(disk, request),
+                    (Kind::Read, None) if disk.cached && self.knows_misses => {
+                        self.read_cached(disk, request, turn)
+                    }
+                    _ => self.carry_out(disk, request, turn),
+                };
             if !carried_out {
                 self.ring.unpop();
                 return Outcome::Python;
@@ -278,9 +283,34 @@ impl BlockQueue {
         }
     }
 
+    /// Have a transfer made later, and return true.
+    fn put_off(&mut self, disk: &Disk, request: Request) -> bool {
+        self.transfers
+            .prepare(disk, request, &mut self.chain, &mut self.io_vecs);
+        true
+    }
+
+    /// Read what is in the page cache, and put the request off if that is not all: the host reads
+    /// the rest meanwhile. Return as `carry_out` does.
+    fn read_cached(&mut self, disk: &Disk, request: Request, turn: &mut Turn) -> bool {
+        let done = sys::preadv_cached(disk.fd, &self.io_vecs, request.offset);
+        mark_all(&self.ring, &self.chain.writable);
+        match done {
+            Some(count) if count == request.length => {
+                self.finish(request, turn);
+                true
+            }
+            Some(_) => self.put_off(disk, request),
+            None => {
+                self.knows_misses = false;
+                self.carry_out(disk, request, turn)
+            }
+        }
+    }
+
     /// Carry out the request in `chain` and return it to the driver. False: Python must carry it
     /// out. If a part has been done already, doing it again is harmless.
-    fn carry_out(&mut self, disk: &Disk, request: &Request, turn: &mut Turn) -> bool {
+    fn carry_out(&mut self, disk: &Disk, request: Request, turn: &mut Turn) -> bool {
         let done = match request.kind {
             Kind::Read => {
                 let done = sys::preadv(disk.fd, &self.io_vecs, request.offset);
@@ -294,8 +324,17 @@ impl BlockQueue {
         if done != Some(request.length) {
             return false;
         }
-        give_back(&mut self.ring, &self.chain, request, turn);
+        self.finish(request, turn);
         true
+    }
+
+    /// Return the chain to the driver, after all that were put off before it.
+    fn finish(&mut self, request: Request, turn: &mut Turn) {
+        if self.transfers.is_empty() {
+            give_back(&mut self.ring, &self.chain, &request, turn);
+        } else {
+            self.transfers.add_done(request, &mut self.chain);
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! Turns of a queue whose transfers are made by a pool.
+//! Turns of a queue whose transfers are put off: for a pool, or because they miss the page cache.
 
 use std::fs::File;
 use std::io::Write;
@@ -69,6 +69,7 @@ impl Rig {
                 fd: image.as_raw_fd(),
                 read_only: false,
                 writethrough: false,
+                cached: false,
                 capacity_sectors: 16,
             },
             memory,
@@ -118,6 +119,11 @@ impl Rig {
     fn turn(&mut self, threads: usize) -> Turn {
         let pool = Pool::start(threads).expect("threads");
         self.queue.turn(&self.disk, &LIMITS, Some(&pool), &mut [])
+    }
+
+    /// Have a turn without a pool.
+    fn turn_alone(&mut self) -> Turn {
+        self.queue.turn(&self.disk, &LIMITS, None, &mut [])
     }
 
     /// The heads in the used ring, in their order.
@@ -251,4 +257,88 @@ fn what_another_queue_has_for_python_is_announced_by_a_kick() {
     assert_eq!(second.used(), [0]);
     assert!(!second.queue.is_held);
     assert!(kick.metadata().expect("open").len() >= 8);
+}
+
+/// Of an image in the page cache, with odd sectors missing there.
+fn with_odd_sectors_missing(sectors: u8) -> Rig {
+    sys::misses::set(|offset| (offset / 512 % 2 == 1).then_some(Some(0)));
+    let mut rig = Rig::new(sectors);
+    rig.disk.cached = true;
+    rig
+}
+
+#[test]
+fn reads_that_miss_go_back_in_the_order_of_the_ring() {
+    let mut rig = with_odd_sectors_missing(16);
+    for sector in [2, 5, 4, 7, 1, 6] {
+        rig.offer(0, sector);
+    }
+    let turn = rig.turn_alone();
+    assert_eq!((turn.outcome, turn.requests), (Outcome::Idle, 6));
+    assert_eq!(rig.used(), [0, 3, 6, 9, 12, 15]);
+    for (at, sector) in [2, 5, 4, 7, 1, 6].into_iter().enumerate() {
+        assert_eq!(rig.byte(DATA + 512 * at as u64 + 511), sector);
+        assert_eq!(rig.byte(HEADERS + 32 * at as u64 + 16), 0); // its status
+    }
+}
+
+#[test]
+fn read_that_is_cached_in_part_is_made_again() {
+    sys::misses::set(|_| Some(Some(100)));
+    let mut rig = Rig::new(16);
+    rig.disk.cached = true;
+    rig.offer(0, 3);
+    assert_eq!(rig.turn_alone().requests, 1);
+    assert_eq!(rig.byte(DATA + 511), 3);
+}
+
+#[test]
+fn miss_that_fails_and_all_after_it_are_left_for_python() {
+    let mut rig = with_odd_sectors_missing(8); // the image is shorter than the disk
+    for sector in [1, 9, 2, 3] {
+        rig.offer(0, sector);
+    }
+    let turn = rig.turn_alone();
+    assert_eq!((turn.outcome, turn.requests), (Outcome::Python, 1));
+    assert_eq!(rig.queue.ring.position().next_avail, 1);
+    assert_eq!(rig.used(), [0]);
+    assert_eq!(rig.byte(HEADERS + 32 * 2 + 16), 0xEE); // no status
+}
+
+#[test]
+fn what_is_pythons_waits_for_the_misses_before_it() {
+    let mut rig = with_odd_sectors_missing(16);
+    for (kind, sector) in [(0, 1), (0, 2), (8, 0), (0, 3)] {
+        rig.offer(kind, sector);
+    }
+    let turn = rig.turn_alone();
+    assert_eq!((turn.outcome, turn.requests), (Outcome::Python, 2));
+    assert_eq!(rig.queue.ring.position().next_avail, 2);
+    assert_eq!(rig.used(), [0, 3]);
+}
+
+#[test]
+fn writes_and_flushes_go_back_after_the_misses_before_them() {
+    let mut rig = with_odd_sectors_missing(16);
+    for (kind, sector) in [(0, 1), (1, 2), (4, 0), (0, 3), (0, 2)] {
+        rig.offer(kind, sector);
+    }
+    let turn = rig.turn_alone();
+    assert_eq!((turn.outcome, turn.requests), (Outcome::Idle, 5));
+    assert_eq!(rig.used(), [0, 3, 6, 9, 12]);
+    assert_eq!(rig.byte(DATA + 512 * 4), 0); // what was written
+}
+
+#[test]
+fn host_that_does_not_tell_what_is_cached_is_asked_once() {
+    sys::misses::set(|_| Some(None));
+    let mut rig = Rig::new(16);
+    rig.disk.cached = true;
+    rig.offer(0, 3);
+    assert_eq!(rig.turn_alone().requests, 1);
+    assert!(!rig.queue.knows_misses);
+    sys::misses::set(|_| panic!("asked again"));
+    rig.offer(0, 4);
+    assert_eq!(rig.turn_alone().requests, 1);
+    assert_eq!(rig.byte(DATA + 512), 4);
 }

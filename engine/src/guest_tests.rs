@@ -171,6 +171,7 @@ fn disk() -> (Disk, File) {
         fd: image.as_raw_fd(),
         read_only: false,
         writethrough: false,
+        cached: false,
         capacity_sectors: SECTORS,
     };
     (disk, image)

@@ -21,6 +21,8 @@ pub const IOV_MAX: usize = 1024;
 pub const EAGAIN: i32 = 11;
 
 const RWF_DSYNC: i32 = 2;
+const RWF_NOWAIT: i32 = 8;
+const EOPNOTSUPP: i32 = 95;
 
 /// struct iovec (readv(2)).
 #[repr(C)]
@@ -44,6 +46,7 @@ impl IoVec {
 // be checked against its headers.
 extern "C" {
     fn preadv64(fd: i32, iov: *const IoVec, count: i32, offset: i64) -> isize;
+    fn preadv64v2(fd: i32, iov: *const IoVec, count: i32, offset: i64, flags: i32) -> isize;
     fn pwritev64v2(fd: i32, iov: *const IoVec, count: i32, offset: i64, flags: i32) -> isize;
     #[link_name = "readv"]
     fn c_readv(fd: i32, iov: *const IoVec, count: i32) -> isize;
@@ -76,6 +79,26 @@ pub fn preadv(fd: i32, io_vecs: &[IoVec], offset: u64) -> Option<u64> {
     // SAFETY: each element describes mapped guest memory; see `IoVec::new`.
     let done = unsafe { preadv64(fd, io_vecs.as_ptr(), count, offset) };
     u64::try_from(done).ok()
+}
+
+/// Read into guest memory what is in the page cache, without waiting for the host's storage; it is
+/// read into the cache then. Return how many bytes were read, 0 also for an error, or `None` if the
+/// host cannot do this for such a file.
+pub fn preadv_cached(fd: i32, io_vecs: &[IoVec], offset: u64) -> Option<u64> {
+    #[cfg(test)]
+    if let Some(answer) = misses::answer(offset) {
+        return answer;
+    }
+    let (count, offset) = (
+        i32::try_from(io_vecs.len()).ok()?,
+        i64::try_from(offset).ok()?,
+    );
+    // SAFETY: as in `preadv`.
+    let done = unsafe { preadv64v2(fd, io_vecs.as_ptr(), count, offset, RWF_NOWAIT) };
+    let cannot = || Error::last_os_error().raw_os_error() == Some(EOPNOTSUPP);
+    u64::try_from(done)
+        .ok()
+        .or_else(|| (!cannot()).then_some(0))
 }
 
 /// Write from guest memory; with `stable` it is on stable storage then. Return as `preadv` does.
@@ -422,4 +445,27 @@ pub unsafe extern "C" fn crosvm_engine_net_take(queue: *const NetQueue, position
 pub unsafe extern "C" fn crosvm_engine_net_give(queue: *mut NetQueue, position: *const Position) {
     // SAFETY: the caller guarantees that both are valid.
     unsafe { (*queue).set_position(*position) };
+}
+
+#[cfg(test)]
+pub mod misses {
+    //! Reads that miss the page cache when a test wants them to.
+
+    use std::cell::Cell;
+
+    /// What `preadv_cached` returns for an offset, or `None` to ask the host.
+    type Answer = fn(u64) -> Option<Option<u64>>;
+
+    thread_local! {
+        static ANSWER: Cell<Answer> = const { Cell::new(|_| None) };
+    }
+
+    /// Answer for the host in this thread.
+    pub fn set(answer: Answer) {
+        ANSWER.set(answer);
+    }
+
+    pub(super) fn answer(offset: u64) -> Option<Option<u64>> {
+        ANSWER.get()(offset)
+    }
 }

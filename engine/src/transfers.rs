@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-//! The transfers of one queue that a pool makes: started in the order of the ring, made in any
-//! order, and given back to the driver in the order of the ring.
+//! The transfers of one queue that are put off: started in the order of the ring, and given back to
+//! the driver in that order. A pool makes them in any order. Without one they are made one by one,
+//! as late as possible: the host reads ahead meanwhile.
 
 use std::collections::VecDeque;
 
@@ -73,16 +74,29 @@ impl Transfers {
         });
     }
 
+    /// Give a chain whose request was carried out back after those before it; it is another one
+    /// then.
+    pub fn add_done(&mut self, request: Request, chain: &mut Chain) {
+        let spare = self.spare_chains.pop().unwrap_or_default();
+        self.started.push_back(Started {
+            chain: std::mem::replace(chain, spare),
+            request,
+            state: Progress::Done,
+        });
+    }
+
     /// Wait until the first transfer is done, and return to the driver all that are done up to one
     /// that is not. False: one has failed, and Python must carry it out and all after it.
-    pub fn finish_first(&mut self, ring: &mut Ring, pool: &Pool, turn: &mut Turn) -> bool {
+    pub fn finish_first(&mut self, ring: &mut Ring, pool: Option<&Pool>, turn: &mut Turn) -> bool {
         self.submit(ring, pool);
         let is_done = self
             .started
             .front()
             .is_none_or(|first| first.state != Progress::UnderWay);
-        pool.collect(&mut self.done, (!is_done).then_some(self.first_ticket));
-        self.note_done(ring);
+        if let Some(pool) = pool {
+            pool.collect(&mut self.done, (!is_done).then_some(self.first_ticket));
+            self.note_done(ring);
+        }
         while let Some(first) = self.started.front() {
             match first.state {
                 Progress::UnderWay => break,
@@ -103,7 +117,7 @@ impl Transfers {
     }
 
     /// Wait until every transfer is done; return as `finish_first` does.
-    pub fn finish_all(&mut self, ring: &mut Ring, pool: &Pool, turn: &mut Turn) -> bool {
+    pub fn finish_all(&mut self, ring: &mut Ring, pool: Option<&Pool>, turn: &mut Turn) -> bool {
         while !self.started.is_empty() {
             if !self.finish_first(ring, pool, turn) {
                 return false;
@@ -112,12 +126,17 @@ impl Transfers {
         true
     }
 
-    /// Hand over what was prepared. If nothing is under way, carry out the first one here: it has to
-    /// be waited for in any case, and a thread would have to be woken.
-    fn submit(&mut self, ring: &Ring, pool: &Pool) {
-        let first = (self.prepared.len() == self.started.len()).then(|| self.prepared.pop_front());
-        pool.submit(&mut self.prepared);
-        if let Some(mut first) = first.flatten() {
+    /// Hand over what was prepared, but carry out the one that goes back first here: it has to be
+    /// waited for in any case, and a thread would have to be woken.
+    fn submit(&mut self, ring: &Ring, pool: Option<&Pool>) {
+        let ticket = self.first_ticket;
+        let is_first = |one: &Transfer| one.ticket == ticket;
+        let is_here = self.prepared.front().is_some_and(is_first);
+        let first = is_here.then(|| self.prepared.pop_front()).flatten();
+        if let Some(pool) = pool {
+            pool.submit(&mut self.prepared);
+        }
+        if let Some(mut first) = first {
             first.carry_out();
             self.done.push(first);
             self.note_done(ring);
@@ -144,12 +163,11 @@ impl Transfers {
 
     /// Wait for what is under way, and put all that was started back into the ring: it was taken
     /// from there last. It will be carried out once more, which is harmless.
-    fn retract(&mut self, ring: &mut Ring, pool: &Pool) {
-        while let Some(at) = self
-            .started
-            .iter()
-            .position(|one| one.state == Progress::UnderWay)
-        {
+    fn retract(&mut self, ring: &mut Ring, pool: Option<&Pool>) {
+        let prepared = self.prepared.drain(..).map(|one| one.io_vecs);
+        self.spare_io_vecs.extend(prepared); // there are some only without a pool
+        let under_way = |one: &Started| one.state == Progress::UnderWay;
+        while let Some((pool, at)) = pool.zip(self.started.iter().position(under_way)) {
             pool.collect(&mut self.done, Some(self.first_ticket + at as u64));
             self.note_done(ring);
         }

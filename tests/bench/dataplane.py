@@ -3,9 +3,12 @@
 
     python -m tests.bench.dataplane [requests]
     python -m tests.bench.dataplane direct FOLDER [requests]
+    python -m tests.bench.dataplane cold FOLDER [requests]
 
 The first command reads page cache. The second one reads the storage of FOLDER with O_DIRECT, in
-4 KiB, and shows how many threads of the engine pay.
+4 KiB, and shows how many threads of the engine pay. The third one reads it through the page cache,
+where nothing is: "waiting" for each read in turn, "ahead" for all of a turn as the engine does, and
+with so many threads.
 
 Driver and device share this process, and the driver costs next to nothing: its chains are prepared
 once and only offered again. So this is the device's time alone, kick and interrupt included.
@@ -14,6 +17,7 @@ once and only offered again. So this is the device's time alone, kick and interr
 from __future__ import annotations
 
 import os
+import random
 import sys
 import tempfile
 import time
@@ -29,6 +33,7 @@ from sys_util.guest_memory import GuestMemory
 from tests.support.driver_queue import DriverQueue
 
 IMAGE_BYTES = 16 << 20
+COLD_BYTES = 512 << 20
 FEATURES = (
     1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_EVENT_IDX
@@ -54,6 +59,38 @@ def measure_direct(path: Path, requests: int, depth: int, threads: int | None) -
     if threads and device._native is not None:
         device._native.start_threads(threads)
     return rate(device, image, requests, depth, 4096, indirect=False)
+
+
+def measure_cold(path: Path, requests: int, depth: int, how: str) -> float:
+    """Return requests a second from storage through an empty page cache."""
+    image = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    os.posix_fadvise(image, 0, 0, os.POSIX_FADV_DONTNEED)
+    device = Block(BlockSpec("image", read_only=True), image, engine=how != "python")
+    if device._native is not None:
+        device._native.cached = how == "ahead"
+        if how.isdecimal():
+            device._native.start_threads(int(how))
+    memory = GuestMemory.create([(0, 64 << 20)])
+    device.activate(FEATURES)
+    worker = QueueWorker(device, memory)
+    driver = DriverQueue(memory, 256, heap=1 << 20)
+    kick, call = os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)
+    worker.start_queue(driver.activation(0, kick, call), FEATURES)
+    seconds = 0.0
+    for _ in range(requests // depth):
+        for _ in range(depth):
+            sector = random.randrange(COLD_BYTES // 4096) * 8
+            driver.submit([bytes(8) + sector.to_bytes(8, "little")], [4096, 1])
+        driver.publish()
+        os.eventfd_write(kick, 1)
+        start = time.perf_counter()
+        while worker.on_kick(0):
+            pass
+        seconds += time.perf_counter() - start
+        driver.collect()
+    for fd in (image, kick, call):
+        os.close(fd)
+    return requests // depth * depth / seconds
 
 
 def rate(
@@ -111,7 +148,28 @@ def main_direct(folder: str, requests: int) -> None:
             sys.stdout.write(f"{depth:5}{told}\n")
 
 
+def main_cold(folder: str, requests: int) -> None:
+    """Print µs for each read that misses the page cache."""
+    kinds = ("python", "waiting", "ahead", "4", "16")
+    sys.stdout.write("depth" + "".join(f" {kind:>8}" for kind in kinds) + "\n")
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        for _ in range(COLD_BYTES >> 20):
+            file.write(os.urandom(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+        for depth in (1, 4, 32):
+            rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+            for _ in range(5):
+                for kind in kinds:
+                    rates[kind].append(measure_cold(Path(file.name), requests, depth, kind))
+            told = "".join(f" {1e6 / sorted(rates[kind])[2]:8.1f}" for kind in kinds)
+            sys.stdout.write(f"{depth:5}{told}\n")
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["cold"]:
+        main_cold(sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 512)
+        return
     if sys.argv[1:2] == ["direct"]:
         main_direct(sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 4_000)
         return

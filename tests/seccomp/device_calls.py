@@ -96,6 +96,7 @@ ALLOWED: Final[dict[str, Calls]] = {
         (
             "preadv(6, 0x1000, 4, 0, 0)",
             "preadv2(6, 0x1000, 4, 0, 0, 0)",
+            "preadv2(6, 0x1000, 4, 0, 0, RWF_NOWAIT)",
             "pwritev(6, 0x1000, 4, 0, 0)",
             "pwritev2(6, 0x1000, 4, 0, 0, 0)",
             "pwritev2(6, 0x1000, 4, 0, 0, RWF_DSYNC)",
@@ -160,7 +161,8 @@ DENIED: Final[dict[str, Calls]] = {
     ),
     "block_device": Calls(
         (
-            "preadv2(6, 0x1000, 4, 0, 0, RWF_NOWAIT)",
+            "preadv2(6, 0x1000, 4, 0, 0, RWF_HIPRI)",
+            "preadv2(6, 0x1000, 4, 0, 0, RWF_NOWAIT|RWF_HIPRI)",
             "pwritev2(6, 0x1000, 4, 0, 0, RWF_APPEND)",
             "pwritev2(6, 0x1000, 4, 0, 0, RWF_DSYNC|RWF_HIPRI)",
             "fsync(6)",

@@ -130,7 +130,9 @@ class Block(LimitedDevice):
         self._image_sectors = self._capacity_sectors  # the image's size as far as it is known
         self._active = 0  # the negotiated features
         engine = native.IS_BUILT if engine is None else engine
-        self._native = NativeDisk(fd, read_only=spec.read_only) if engine else None
+        self._native = (
+            NativeDisk(fd, read_only=spec.read_only, cached=not spec.direct) if engine else None
+        )
         self._threads = threads if spec.direct else 0
 
     def features(self) -> int:

@@ -33,9 +33,10 @@ POLL_NS: Final = 32_000
 class NativeDisk:
     """What all queues of one disk share; the device changes it between two turns."""
 
-    def __init__(self, fd: int, *, read_only: bool) -> None:
-        """``fd`` is the image, which the caller still owns."""
+    def __init__(self, fd: int, *, read_only: bool, cached: bool) -> None:
+        """``fd`` is the image, which the caller still owns; ``cached``: in the page cache."""
         self.fd = fd
+        self.cached = cached
         self.read_only = read_only
         self.writethrough = False
         self.capacity_sectors = 0
@@ -106,6 +107,7 @@ class NativeQueue:
         self._queue.limits.bytes = MAX_BYTES_PER_TURN
         self._queue.disk.fd = disk.fd
         self._queue.disk.read_only = disk.read_only
+        self._queue.disk.cached = disk.cached
         self._queue.pool = disk.pool
         self._queue.limits.poll_ns = POLL_NS if has_several_processors() else 0
         self._disk = disk

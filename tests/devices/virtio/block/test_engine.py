@@ -211,6 +211,23 @@ def test_writes_and_a_flush_behind_them_keep_their_order(image: Path) -> None:
     disk.close()
 
 
+def test_reads_that_miss_the_page_cache_are_answered_in_their_order(image: Path) -> None:
+    data = os.urandom(8 << 20)
+    image.write_bytes(data)
+    device, disk = drive(image)
+    with image.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    sectors = [at * 389 % (len(data) // SECTOR) for at in range(60)]
+    for sector in sectors:
+        disk.queue.submit([struct.pack("<IIQ", IN, 0, sector)], [SECTOR, 1])
+    disk.serve()
+    wanted = [data[SECTOR * sector :][:SECTOR] + bytes([OK]) for sector in sectors]
+    assert [got for _, _, got in disk.queue.collect()] == wanted
+    assert device.by_python == 0
+    disk.close()
+
+
 def test_disk_serves_without_threads_where_the_host_refuses_them(
     image: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
