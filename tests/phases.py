@@ -38,18 +38,24 @@ class Phase(NamedTuple):
 
 
 def stages(arguments: Sequence[str]) -> tuple[tuple[Phase, ...], ...]:
-    """Return the phases of a whole run; ``arguments`` go to every run of pytest.
+    """Return the phases of a whole run; ``arguments`` go to all of pytest but the checkers.
 
     Units wait for processes and for each other now and then, so there are more of them at once
-    than processors. A test host is busy all the time: one for each processor.
+    than processors. A test host is busy all the time: one for each processor. What only reads our
+    sources is checked while Debian's kernels are fetched.
     """
-    apart = ("--ignore=tests/e2e", "--ignore=tests/newer_debian")
+    checks = ("tests/test_quality.py", "tests/engine/test_crate.py")
+    others = ("tests/e2e", "tests/newer_debian", *checks)
+    apart = tuple(f"--ignore={path}" for path in others)
     units = ("-q", "-n", "3", "--dist", "loadfile", "tests", *apart)
     guests = ("-v", "-n", "2", "--dist", "worksteal", "tests/e2e", "tests/newer_debian")
     second_try = ("-m", "tests.second_try")
     return (
         # Unit tests read Debian's kernels, too.
-        (Phase("kernels", 600, (("-m", "tests.guests", "build", "cloud", "generic"),)),),
+        (
+            Phase("kernels", 600, (("-m", "tests.guests", "build", "cloud", "generic"),)),
+            Phase("checks", 600, (("-m", "pytest", "-q", *checks),)),
+        ),
         (Phase("units", 600, ((*second_try, "units", *units, *arguments),)),),
         (
             Phase("build", 1200, (("-m", "tests.kvmhost", "build"),)),

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-3-Clause
-# All tests, in the phases of tests/phases.py. Arguments go to every run of pytest.
+# All tests, in the phases of tests/phases.py. Arguments go to pytest, but not to the checkers.
 set -eu
 cd "$(dirname "$0")/.."
 sh tests/setup.sh
