@@ -252,7 +252,7 @@ def test_broker_is_the_owner_of_the_directory_and_the_device_is_nobody(
             credentials = host.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         (folder / "v_53").touch()
     assert credentials[4:] == owner.to_bytes(4, "little") * 2
-    assert os.stat(f"/proc/{guest.device.pid}").st_uid in (0, FIRST_DEVICE_UID + guest.device.pid)
+    assert os.stat(f"/proc/{guest.device.pid}").st_uid == FIRST_DEVICE_UID + guest.device.pid
     status = Path(f"/proc/{guest.device.pid}/status").read_text()
     assert f"Uid:\t{FIRST_DEVICE_UID + guest.device.pid}\t" in status
     for bound in guest.bound:
