@@ -9,6 +9,7 @@ from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from crosvm_py.api_socket import ApiSocketSpec
     from crosvm_py.care import RestartLimit
     from devices.virtio.balloon.device import BalloonSpec
     from devices.virtio.block.image import BlockSpec
@@ -130,6 +131,7 @@ class RunConfig:
     per_vm_core_scheduling: bool = False
     guest_files: tuple[str, ...] = ()
     huge_pages: bool = True
+    api_socket: ApiSocketSpec | None = None
 
     def root_parameter(self) -> str | None:
         """Return the kernel parameters for the root disk, or None if there is none."""

@@ -9,6 +9,7 @@ something ends the VM; take everything apart.
 from __future__ import annotations
 
 import gc
+import os
 from contextlib import ExitStack
 
 from crosvm_py import bundle
@@ -77,7 +78,7 @@ def run_vm(
             keep_fds=_kept(prepared, syslog, recorded),
             cgroup=prepared.cgroup,
         )
-        keeper = _start_keeper(prepared, syslog)
+        keeper = _start_keeper(config, prepared, syslog)
         if keeper is not None:
             stack.callback(keeper.end)
         release_end_signals()
@@ -95,17 +96,40 @@ def run_vm(
         return vm.run()
 
 
-def _start_keeper(prepared: Preparation, syslog: Syslog | None) -> KeeperProcess | None:
+def _start_keeper(
+    config: RunConfig, prepared: Preparation, syslog: Syslog | None
+) -> KeeperProcess | None:
     """Start the control process, where there is a socket for it. Nothing of it is imported else."""
-    bound = prepared.socket
-    if bound is None:
+    bound, api = prepared.socket, prepared.api
+    if bound is None and api is None:
         return None
+    from crosvm_py.control.protocol import ControlFds
     from crosvm_py.vmm.control_proxy import start_keeper
 
     policy = None if prepared.policies is None else prepared.policies.control
-    keeper = start_keeper(bound.sock, policy, [] if syslog is None else [syslog.pipe_fd])
-    bound.close()
+    fds = ControlFds(listening=-1 if bound is None else bound.sock.fileno())
+    kept = [] if syslog is None else [syslog.pipe_fd]
+    if api is None:
+        keeper = start_keeper(fds, policy, kept)
+    else:
+        from crosvm_py.api.store import make_store
+
+        store = make_store()
+        fds = fds._replace(api=api.sock.fileno(), store=store)
+        keeper = start_keeper(fds, policy, kept, lambda: _describe(config, store))
+        os.close(store)
+    for each in (bound, api):
+        if each is not None:
+            each.close()
     return keeper
+
+
+def _describe(config: RunConfig, store: int) -> None:
+    """Write the configuration where the control process finds it."""
+    from crosvm_py.api.described import describe_run
+    from crosvm_py.api.store import Store
+
+    Store(store).save(describe_run(config))
 
 
 def _control_server(

@@ -58,6 +58,10 @@ _VMM_DATA_BYTES: Final = 512 * 1024 * 1024
 _THREAD_DATA_BYTES: Final = 8 * 1024 * 1024
 _UNLIMITED_STACK_BYTES: Final = 8 * 1024 * 1024
 
+# The control process of a REST API: 10 clients with 253 descriptors each, and a configuration.
+_API_OPEN_FILES: Final = 4096
+_API_FILE_BYTES: Final = 8 << 20
+
 # Limits on what the vmm and the warden never use. There is no limit on the size of files: both
 # write logs and consoles, and the warden resizes disks. None on processes: the kernel threads of
 # KVM and vhost count too, and the vmm's filters allow no clone anyway. None on pending signals: the
@@ -261,16 +265,19 @@ def relay_jail(policy: Policy) -> JailPlan:
     )
 
 
-def control_jail(policy: Policy) -> JailPlan:
+def control_jail(policy: Policy, *, has_api: bool) -> JailPlan:
     """Return the jail of the process that serves clients: descriptors for them, and no more.
 
-    It keeps the ids of its user. It has already closed the descriptors that it does not need.
+    It keeps the ids of its user. It has already closed the descriptors that it does not need. If it
+    ``has_api``, clients may send it descriptors, and it writes a file in memory.
     """
     return JailPlan(
         steps=(
             *_lose_privileges(linux.capabilities()),
-            LimitResources((("DATA", MAX_DATA_BYTES), ("FSIZE", 0))),
-            *_gain_nothing(max_open_files=MAX_OPEN_FILES),
+            LimitResources(
+                (("DATA", MAX_DATA_BYTES), ("FSIZE", _API_FILE_BYTES if has_api else 0))
+            ),
+            *_gain_nothing(max_open_files=_API_OPEN_FILES if has_api else MAX_OPEN_FILES),
         ),
         filter_step=LoadFilter(policy.name, policy.bpf),
     )

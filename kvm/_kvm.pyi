@@ -134,6 +134,7 @@ class _Ffi:
             "struct kvm_irq_level *",
             "struct kvm_pit_config *",
             "struct kvm_reinject_control *",
+            "struct kvm_msi *",
         ],
         init: dict[str, int],
     ) -> CData: ...
@@ -179,6 +180,7 @@ class _Lib:
     KVM_SET_GSI_ROUTING: int
     KVM_CREATE_PIT2: int
     KVM_REINJECT_CONTROL: int
+    KVM_SIGNAL_MSI: int
     KVM_IRQFD: int
     KVM_IOEVENTFD: int
     KVM_SET_CLOCK: int

@@ -315,6 +315,12 @@ class Vm:
             lib.crosvm_msi_route(table, at, gsi, address, data)
         ioctl(self.fd, lib.KVM_SET_GSI_ROUTING, table, "KVM_SET_GSI_ROUTING", f"{count} routes")
 
+    def signal_msi(self, address: int, data: int) -> None:
+        """Send one message-signalled interrupt, for which no route is needed."""
+        fields = {"address_lo": address & 0xFFFF_FFFF, "address_hi": address >> 32, "data": data}
+        message = ffi.new("struct kvm_msi *", fields)
+        ioctl(self.fd, lib.KVM_SIGNAL_MSI, message, "KVM_SIGNAL_MSI", f"to {address:#x}")
+
     def clock_ns(self) -> int:
         """Return the guest's kvmclock in nanoseconds."""
         data = ffi.new("struct kvm_clock_data *")

@@ -21,6 +21,7 @@ CROSVM_COUNTS: Final = {
     "vhost_net_device": "69",
     "vhost_vsock_device": "70",
     "control": "none: its main process serves clients",
+    "control_api": "none",
     "kernel_parser": "none: its main process reads kernels",
     "line_relay": "none",
     "vcpu": "none",

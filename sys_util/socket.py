@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from socket import SCM_RIGHTS as SCM_RIGHTS
     from socket import SHUT_RD as SHUT_RD
     from socket import SHUT_WR as SHUT_WR
+    from socket import SO_ACCEPTCONN as SO_ACCEPTCONN
     from socket import SO_PEERCRED as SO_PEERCRED
     from socket import SO_REUSEADDR as SO_REUSEADDR
     from socket import SO_SNDBUF as SO_SNDBUF

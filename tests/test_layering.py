@@ -33,7 +33,7 @@ GROUND = frozenset(
     f"crosvm_py.{name}"
     for name in (
         *("bundle", "care", "config", "end_signals", "exit_status", "interpreter", "leaving"),
-        *("requests", "socket_path"),
+        *("api_socket", "requests", "socket_path"),
     )
 )
 PROTOCOLS = frozenset(
@@ -49,6 +49,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
         {
             *("sys_util", "devices"),
             *("crosvm_py.cli.grammar", "crosvm_py.care", "crosvm_py.config"),
+            "crosvm_py.api_socket",
             "crosvm_py.guest.description",
         }
     ),
@@ -62,7 +63,9 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
             "crosvm_py.pool.pool",
         }
     ),
-    "crosvm_py.api": frozenset({"sys_util", "crosvm_py.requests"}),
+    "crosvm_py.api": frozenset(
+        {"sys_util", "devices", "crosvm_py.version", "crosvm_py.vm_config"} | GROUND
+    ),
     "crosvm_py.guest": frozenset({"sys_util"}),
     "crosvm_py.requests": frozenset({"sys_util", "devices"}),
     "crosvm_py.doctor": BELOW_CROSVM_PY | {"crosvm_py.machine.core_scheduling"},
@@ -100,7 +103,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
         *("crosvm_py.config", "crosvm_py.kinds", "crosvm_py.vmm"),
         "crosvm_py.version",
     },
-    "crosvm_py.control": frozenset({"sys_util", "seccomp", "jail"} | GROUND),
+    "crosvm_py.control": frozenset({"sys_util", "seccomp", "jail", "crosvm_py.api"} | GROUND),
     "crosvm_py.vm_config": frozenset({"sys_util", "devices", "crosvm_py.config"}),
 }
 SOURCES = [path for folder in ALLOWED for path in sorted((ROOT / folder).rglob("*.py"))]

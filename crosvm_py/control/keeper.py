@@ -22,9 +22,10 @@ from sys_util import linux, signal
 from sys_util.channel import socket_pair
 from sys_util.errors import ChannelClosed, ProtocolError
 from sys_util.log import get_logger
-from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from crosvm_py.control.protocol import ControlFds
     from sys_util.channel import Channel
 
 log = get_logger("crosvm.control")
@@ -42,41 +43,25 @@ BOOT: Final = f"""
 import gc, os, sys
 gc.disable()
 try:
-    sys.path[:] = sys.argv[2:]
+    sys.path[:] = sys.argv[3:]
     from crosvm_py.control.process import be_control
 except BaseException as error:
     print(f"crosvm: control process: {{type(error).__name__}}: {{error}}", file=sys.stderr)
     os._exit({EXIT_HOST})
-be_control(sys.argv[1])
+be_control(sys.argv[1], int(sys.argv[2]))
 """
 
 
-class ControlFds(NamedTuple):
-    """The descriptors that a control process inherits, beside the standard ones.
+class Keeper:
+    """Starts control processes, one after the other. Owns none of the descriptors it is given.
 
-    ``policy`` is a file with its filter, or -1 for none.
+    ``fds`` are those of every control process, without a channel.
     """
 
-    channel: int
-    listening: int
-    policy: int
-
-    def as_word(self) -> str:
-        """Return them as an argument of the command line."""
-        return ",".join(map(str, self))
-
-    @classmethod
-    def read(cls, word: str) -> ControlFds:
-        """Undo ``as_word``."""
-        return cls(*map(int, word.split(",")))
-
-
-class Keeper:
-    """Starts control processes, one after the other. Owns none of the descriptors it is given."""
-
-    def __init__(self, vmm: Channel, listening: int, policy: int) -> None:
+    def __init__(self, vmm: Channel, fds: ControlFds) -> None:
         self._vmm = vmm
-        self._fds = ControlFds(-1, listening, policy)
+        self._fds = fds
+        self._vmm_pid = os.getppid()
         self._words = interpreter_words(BOOT)
         self._path = module_path()
 
@@ -149,10 +134,10 @@ class Keeper:
         try:
             DieWithParent().apply()
             fds = self._fds._replace(channel=channel)
-            for fd in fds:
-                if fd >= 0:
-                    os.set_inheritable(fd, True)
-            os.execve(self._words[0], [*self._words, fds.as_word(), *self._path], {})
+            for fd in fds.used():
+                os.set_inheritable(fd, True)
+            arguments = (fds.as_word(), str(self._vmm_pid), *self._path)
+            os.execve(self._words[0], [*self._words, *arguments], {})
         except OSError as error:
             log.error("execute %s: %s", self._words[0], error.strerror)
         finally:

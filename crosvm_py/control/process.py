@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import os
 
-from crosvm_py.control.keeper import ControlFds
 from crosvm_py.control.protocol import (
     CALL_DENIED_HEAD,
     CONTROL_CODEC,
@@ -19,6 +18,7 @@ from crosvm_py.control.protocol import (
     MAX_REQUESTS,
     Answered,
     Ask,
+    ControlFds,
     Crashed,
     LogLine,
 )
@@ -109,14 +109,14 @@ class VmmLink:
         pending.complete(answer)
 
 
-def be_control(fds_word: str) -> NoReturn:
+def be_control(fds_word: str, vmm_pid: int) -> NoReturn:
     """Run as a control process, then exit; ``fds_word`` lists its descriptors (``ControlFds``)."""
     fds = ControlFds.read(fds_word)
     channel = Channel(socket.socket(fileno=fds.channel), CONTROL_CODEC)
     status = EXIT_BUG
     try:
         _log_through(channel)
-        _serve(channel, fds)
+        _serve(channel, fds, vmm_pid)
         status = 0
     except (VmmError, OSError) as error:
         _log.error("%s", describe(error) if isinstance(error, VmmError) else error.strerror)
@@ -127,16 +127,22 @@ def be_control(fds_word: str) -> NoReturn:
         os._exit(status)
 
 
-def _serve(channel: Channel, fds: ControlFds) -> None:
+def _serve(channel: Channel, fds: ControlFds, vmm_pid: int) -> None:
     linux.set_process_name("crosvm-control")
     loop = EventLoop()
     link = VmmLink(loop, channel)
-    listening = BoundSocket(socket.socket(fileno=fds.listening), "", 0, 0)
-    ControlServer(loop, listening, link.ask)
+    if fds.listening >= 0:
+        listening = BoundSocket(socket.socket(fileno=fds.listening), "", 0, 0)
+        ControlServer(loop, listening, link.ask)
+    if fds.api >= 0:
+        from crosvm_py.api.start import serve_api
+
+        serve_api(loop, link.ask, socket.socket(fileno=fds.api), fds.store, vmm_pid)
     gc.freeze()
     gc.enable()
     if fds.policy >= 0:
-        jail = control_jail(Policy("control", "", os.pread(fds.policy, _MAX_FILTER_BYTES, 0)))
+        policy = Policy("control", "", os.pread(fds.policy, _MAX_FILTER_BYTES, 0))
+        jail = control_jail(policy, has_api=fds.api >= 0)
         os.close(fds.policy)
         jail.enter()
         linux.report_denied_calls(channel.fileno(), CALL_DENIED_HEAD)

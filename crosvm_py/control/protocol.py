@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from crosvm_py.requests.protocol import MAX_REQUEST_BYTES
 from sys_util.facts import fact
-from sys_util.typing import TYPE_CHECKING, ClassVar, Final
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 from sys_util.wire import MAX_MESSAGE_BYTES, U16, U32, Codec, blob, integer, text
 
 if TYPE_CHECKING:
@@ -86,6 +86,37 @@ class Serving:
     TYPE: ClassVar[int] = 64
     FIELDS: ClassVar[tuple[Check, ...]] = (integer(1, 1 << 22),)
     pid: int
+
+
+class ControlFds(NamedTuple):
+    """The descriptors that a control process inherits, beside the standard ones; -1 for none.
+
+    Args:
+        channel: the channel to the vmm.
+        listening: the control socket.
+        policy: a file with the filter of the process.
+        api: the socket of the REST API.
+        store: the file with the configuration (``crosvm_py.api.store``), if there is an API.
+    """
+
+    channel: int = -1
+    listening: int = -1
+    policy: int = -1
+    api: int = -1
+    store: int = -1
+
+    def as_word(self) -> str:
+        """Return them as an argument of the command line."""
+        return ",".join(map(str, self))
+
+    @classmethod
+    def read(cls, word: str) -> ControlFds:
+        """Undo ``as_word``."""
+        return cls(*map(int, word.split(",")))
+
+    def used(self) -> frozenset[int]:
+        """Return those that there are."""
+        return frozenset(fd for fd in self if fd >= 0)
 
 
 FROM_KEEPER_CODEC: Final = Codec((Serving,))

@@ -8,7 +8,6 @@ has been silent the longest, if that is at least ``IDLE_SECONDS``; otherwise it 
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 
@@ -20,9 +19,10 @@ from crosvm_py.socket_path import peer_credentials
 from sys_util import socket
 from sys_util.errors import ProtocolError, VmmError, describe
 from sys_util.event_loop import EPOLLIN
+from sys_util.listener import Listener
 from sys_util.log import get_logger
 from sys_util.stranger import judged
-from sys_util.typing import TYPE_CHECKING, Final, Protocol, cast
+from sys_util.typing import TYPE_CHECKING, Final, cast
 from sys_util.wire import encode
 
 if TYPE_CHECKING:
@@ -31,30 +31,13 @@ if TYPE_CHECKING:
     from crosvm_py.requests.pending import Handler
     from crosvm_py.requests.protocol import Request, Response
     from crosvm_py.socket_path import BoundSocket
+    from sys_util.listener import Loop
 
 MAX_CLIENTS: Final = 32
 # A client that has been silent for so long may be replaced by a new one.
 IDLE_SECONDS: Final = 5.0
-# How long new clients have to wait when we have no descriptors for them.
-ACCEPT_PAUSE_SECONDS: Final = 1.0
 
 _log = get_logger("crosvm.control")
-
-
-class Loop(Protocol):
-    """The part of the event loop that the server needs."""
-
-    def add(self, fd: int, callback: Callable[[int], None], *, events: int = EPOLLIN) -> None:
-        """Watch ``fd``."""
-
-    def modify(self, fd: int, events: int) -> None:
-        """Watch for other events."""
-
-    def remove(self, fd: int) -> None:
-        """Stop watching ``fd``."""
-
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> object:
-        """Call once, later."""
 
 
 class _Client:
@@ -86,8 +69,7 @@ class ControlServer:
         self._clock = clock
         self._clients: dict[int, _Client] = {}
         self._allowed_uids = frozenset((0, os.geteuid()))
-        self._closed = False
-        loop.add(bound.sock.fileno(), self._on_connection)
+        self._listener = Listener(loop, bound.sock, self._on_client)
 
     @property
     def client_count(self) -> int:
@@ -96,23 +78,12 @@ class ControlServer:
 
     def close(self) -> None:
         """Disconnect all clients and stop listening; the owner of the socket file removes it."""
-        self._closed = True
         for client in list(self._clients.values()):
             self._drop(client)
-        self._loop.remove(self._bound.sock.fileno())
+        self._listener.close()
         self._bound.close()
 
-    def _on_connection(self, _events: int) -> None:
-        try:
-            sock, _ = self._bound.sock.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                # The connection stays in the backlog. If we went on watching, it would wake us
-                # again at once.
-                self._loop.modify(self._bound.sock.fileno(), 0)
-                self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._resume_accepting)
-            return
-        sock.setblocking(False)
+    def _on_client(self, sock: socket.socket) -> None:
         uid = peer_credentials(sock)[1]
         if uid not in self._allowed_uids:
             _log.warning("control client of uid %d refused", uid)
@@ -122,10 +93,6 @@ class ControlServer:
         else:
             self._clients[sock.fileno()] = client = _Client(sock, self._clock())
             self._loop.add(sock.fileno(), lambda _events: self._on_ready(client))
-
-    def _resume_accepting(self) -> None:
-        if not self._closed:
-            self._loop.modify(self._bound.sock.fileno(), EPOLLIN)
 
     def _make_room(self) -> bool:
         idle = [

@@ -20,7 +20,9 @@ _WARDENS: Final = ("warden", "warden_vsock")
 # Once the guest runs, the warden makes no processes itself, and loads this as well.
 _SEALED: Final = "warden_sealed"
 _FORGE: Final = "forge"
-_CONTROL: Final = "control"
+# For clients of the control socket alone, and with a REST API.
+CONTROL: Final = "control"
+CONTROL_API: Final = "control_api"
 
 
 class Recorded(NamedTuple):
@@ -57,9 +59,11 @@ def load_run_policies(
     directory: str | None = None,
     log_failures: bool = False,
     recorded: Recorded | None = None,
-    has_control: bool = False,
+    control: str | None = None,
 ) -> RunPolicies:
-    """Return the filters of a run with devices of these ``kinds``, and perhaps a control process.
+    """Return the filters of a run with devices of these ``kinds``.
+
+    ``control`` is the policy of its control process, if it has one.
 
     Raises:
         PolicyError: one is missing or wrong.
@@ -91,7 +95,7 @@ def load_run_policies(
         load_outer(_FORGE),
         load(_MAIN),
         load(_VCPU),
-        load(_CONTROL) if has_control else None,
+        None if control is None else load(control),
     )
 
 

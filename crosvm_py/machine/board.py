@@ -145,6 +145,14 @@ class Board(ABC):
     def press_power_button(self) -> None:
         """Tell the guest that somebody pressed the power button."""
 
+    @abstractmethod
+    def inject_nmi(self) -> None:
+        """Send every vCPU a non-maskable interrupt.
+
+        Raises:
+            HostError: KVM refuses it.
+        """
+
     def irq_line(self, gsi: int) -> KvmIrqLine:
         """Return a pin of the interrupt controllers, for one device that is not virtio."""
         return KvmIrqLine(self.vm, gsi)

@@ -168,6 +168,11 @@ class VcpuSet:
                 raise self._refusal
 
     @property
+    def count(self) -> int:
+        """How many vCPUs there are."""
+        return len(self._vcpus)
+
+    @property
     def thread_ids(self) -> dict[int, int]:
         """The kernel's thread id of each running vCPU, by index."""
         with self._condition:
@@ -235,7 +240,7 @@ class VcpuSet:
     def _thread(self, runner: _Runner) -> None:
         index = runner.vcpu.index
         signal.pthread_sigmask(signal.SIG_BLOCK, _OTHERS_SIGNALS)
-        linux.set_process_name(f"crosvm_vcpu{index}")
+        linux.set_process_name(f"vcpu{index}")  # Kata and libvirt look for this name
         if not self._enter(index):
             return
         try:

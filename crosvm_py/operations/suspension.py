@@ -32,6 +32,11 @@ class Suspension:
         self._busy = False
         self._clocks = machine.make_clocks()
 
+    @property
+    def is_suspended(self) -> bool:
+        """Whether the VM is held still."""
+        return self._suspended
+
     def suspend(self) -> Response | Pending:
         """Pause every vCPU, then every device; the answer comes when no request is in flight."""
         if self._busy:

@@ -18,15 +18,14 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import NoReturn
 
+    from crosvm_py.control.protocol import ControlFds
     from seccomp import Policy
     from sys_util import socket
 
 log = get_logger("crosvm.control")
-
-POLICY_NAME: Final = "control"
 
 # The most time for keeper and control process to end, a little more than the keeper's own limit.
 END_SECONDS: Final = 4.0
@@ -57,14 +56,19 @@ class KeeperProcess:
 
 
 def start_keeper(
-    listening: socket.socket, policy: Policy | None, keep_fds: Iterable[int]
+    fds: ControlFds,
+    policy: Policy | None,
+    keep_fds: Iterable[int],
+    describe: Callable[[], None] | None = None,
 ) -> KeeperProcess:
     """Fork the keeper, which starts the control process; the caller has one thread.
 
     Args:
-        listening: the control socket; the caller keeps it and closes it.
+        fds: what a control process serves; the caller keeps them and closes them.
         policy: the compiled policy of a control process; ``None`` for ``--disable-sandbox``.
         keep_fds: descriptors that the log needs; the keeper closes all others.
+        describe: writes the configuration into ``fds.store``, in a process of its own, before the
+            first control process starts. It imports what no other process of a run needs.
 
     Raises:
         HostError: the host refuses to make the process.
@@ -73,7 +77,7 @@ def start_keeper(
         ours, theirs = socket_pair()
         pid = os.fork()
     if pid == 0:
-        _be_keeper(theirs, listening.fileno(), policy, keep_fds)
+        _be_keeper(theirs, fds, policy, keep_fds, describe)
     theirs.close()
     try:
         with _REFUSABLE:
@@ -85,7 +89,11 @@ def start_keeper(
 
 
 def _be_keeper(
-    sock: socket.socket, listening: int, policy: Policy | None, keep_fds: Iterable[int]
+    sock: socket.socket,
+    fds: ControlFds,
+    policy: Policy | None,
+    keep_fds: Iterable[int],
+    describe: Callable[[], None] | None,
 ) -> NoReturn:
     status = EXIT_BUG
     try:
@@ -94,19 +102,35 @@ def _be_keeper(
         signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
         end_fault_handler()
         linux.set_process_name("crosvm-keeper")
-        linux.close_all_fds_except({sock.fileno(), listening, *keep_fds, *_STDIO})
+        linux.close_all_fds_except({sock.fileno(), *fds.used(), *keep_fds, *_STDIO})
         from crosvm_py.control.keeper import Keeper
         from jail.plan import confine_keeper
 
         filter_fd = -1 if policy is None else _store(policy)
+        if describe is not None:
+            _in_a_child(describe)
         if policy is not None:
             confine_keeper()
-        Keeper(Channel(sock, FROM_KEEPER_CODEC), listening, filter_fd).keep()
+        Keeper(Channel(sock, FROM_KEEPER_CODEC), fds._replace(policy=filter_fd)).keep()
         status = 0
     except Exception as error:  # noqa: BLE001 - process entry: report every bug
         log.error("%s", crash_report(error))
     finally:
         os._exit(status)
+
+
+def _in_a_child(act: Callable[[], None]) -> None:
+    """Act in a process that ends then, with all that it has imported."""
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return
+    try:
+        act()
+    except Exception as error:  # noqa: BLE001 - process entry: report every bug
+        log.error("%s", crash_report(error))
+    finally:
+        os._exit(0)
 
 
 def _store(policy: Policy) -> int:

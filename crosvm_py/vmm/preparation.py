@@ -9,7 +9,7 @@ from __future__ import annotations
 from crosvm_py.console.serial_ports import open_serial_ports
 from crosvm_py.end_signals import hold_end_signals, release_end_signals
 from crosvm_py.kinds.cgroup import make_vm_cgroup
-from crosvm_py.kinds.policies import RunPolicies, load_run_policies
+from crosvm_py.kinds.policies import CONTROL, CONTROL_API, RunPolicies, load_run_policies
 from crosvm_py.kinds.table import open_devices
 from crosvm_py.machine.arch import host_arch
 from crosvm_py.machine.core_scheduling import separates_cores
@@ -63,13 +63,14 @@ class Preparation(NamedTuple):
     serial: SerialPorts
     policies: RunPolicies | None
     socket: BoundSocket | None
+    api: BoundSocket | None
     cgroup: VmCgroup | None
     separates_cores: bool = False  # core scheduling keeps other tasks off the vCPUs' cores
 
     @property
     def sockets(self) -> tuple[BoundSocket, ...]:
         """Every socket in the file system that is removed when the VM ends."""
-        control = () if self.socket is None else (self.socket,)
+        control = [bound for bound in (self.socket, self.api) if bound is not None and bound.path]
         return (*control, *self.device_sockets)
 
     @property
@@ -136,7 +137,19 @@ def prepare(
         bound = bind_control_socket(config.socket)
         stack.callback(bound.close)
         stack.callback(bound.unlink)
-    return Preparation(kvm, plan, devices, serial, policies, bound, cgroup, separated)
+    api = _open_api(config, stack, rehearsal=rehearsal)
+    return Preparation(kvm, plan, devices, serial, policies, bound, api, cgroup, separated)
+
+
+def _open_api(config: RunConfig, stack: ExitStack, *, rehearsal: bool) -> BoundSocket | None:
+    if config.api_socket is None:
+        return None
+    from crosvm_py.api_socket import check_packages, open_api_socket
+
+    if rehearsal:  # it would leave the file of the lock behind
+        check_packages()
+        return None
+    return open_api_socket(config.api_socket, stack)
 
 
 def _rehearsed(specs: tuple[SerialSpec, ...]) -> tuple[SerialSpec, ...]:
@@ -182,5 +195,11 @@ def _policies(config: RunConfig, kinds: set[str], recorded: Recorded | None) -> 
         directory=config.seccomp_policy_dir,
         log_failures=config.seccomp_log_failures,
         recorded=recorded,
-        has_control=config.socket is not None,
+        control=_control_policy(config),
     )
+
+
+def _control_policy(config: RunConfig) -> str | None:
+    if config.api_socket is not None:
+        return CONTROL_API
+    return None if config.socket is None else CONTROL

@@ -49,6 +49,7 @@ struct kvm_irq_routing { uint32_t nr; struct kvm_irq_routing_entry entries[]; ..
 struct kvm_irq_level { uint32_t irq; uint32_t level; ...; };
 struct kvm_pit_config { uint32_t flags; ...; };
 struct kvm_reinject_control { uint8_t pit_reinject; ...; };
+struct kvm_msi { uint32_t address_lo, address_hi, data, flags; ...; };
 struct kvm_mp_state { uint32_t mp_state; ...; };
 struct kvm_lapic_state { char regs[...]; ...; };
 struct kvm_clock_data { uint64_t clock; uint32_t flags; ...; };
@@ -60,7 +61,7 @@ IOCTLS: Final = """
 KVM_GET_API_VERSION KVM_CREATE_VM KVM_CHECK_EXTENSION KVM_GET_VCPU_MMAP_SIZE
 KVM_GET_SUPPORTED_CPUID KVM_CREATE_VCPU KVM_SET_USER_MEMORY_REGION KVM_SET_TSS_ADDR
 KVM_SET_IDENTITY_MAP_ADDR KVM_CREATE_IRQCHIP KVM_IRQ_LINE KVM_SET_GSI_ROUTING KVM_CREATE_PIT2
-KVM_REINJECT_CONTROL
+KVM_REINJECT_CONTROL KVM_SIGNAL_MSI
 KVM_IRQFD KVM_IOEVENTFD KVM_SET_CLOCK KVM_GET_CLOCK KVM_RUN KVM_GET_REGS KVM_SET_REGS
 KVM_GET_SREGS KVM_SET_SREGS KVM_GET_MSRS KVM_SET_MSRS KVM_GET_LAPIC KVM_SET_LAPIC KVM_SET_CPUID2
 KVM_GET_MP_STATE KVM_SET_MP_STATE KVM_KVMCLOCK_CTRL KVM_GET_TSC_KHZ

@@ -120,6 +120,6 @@ def test_every_thread_of_every_process_is_confined(guest: Path) -> None:
             for limit in ("core file size", "locked memory", "msgqueue size"):
                 assert limits[f"Max {limit}"] == "0", (pid, limit)
         assert limits_of(found.vmm)["Max open files"] == str(VMM_OPEN_FILES)
-        assert {"crosvm_vcpu0", "crosvm_vcpu1", "crosvm_vcpu2", "crosvm-warden"} <= names
+        assert {"vcpu0", "vcpu1", "vcpu2", "crosvm-warden"} <= names
         vmm.type(b"q")
         assert vmm.wait() == VmExit.RESET

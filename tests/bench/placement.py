@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # What vCPU threads are called by crosvm-py and by QEMU.
-VCPU_NAMES: Final = ("crosvm_vcpu0", "CPU 0/KVM")
+VCPU_NAMES: Final = ("vcpu0", "CPU 0/KVM")
 HIGHEST: Final = -20
 REALTIME_PRIORITY: Final = 1
 

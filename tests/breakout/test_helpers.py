@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from crosvm_py.control import process as control_process
-from crosvm_py.control.keeper import ControlFds
+from crosvm_py.control.protocol import ControlFds
 from crosvm_py.kernel_parser import process as parser_process
 from crosvm_py.relay import process as relay_process
 from crosvm_py.relay.outlet import open_outlet
@@ -188,7 +188,7 @@ def from_the_control_process(
             theirs = socket.socket(fileno=theirs.detach())
             fds = ControlFds(os.dup(theirs.fileno()), bound.sock.fileno(), policy)
             linux.close_all_fds_except({*fds, theirs.fileno()})
-            control_process.be_control(fds.as_word())
+            control_process.be_control(fds.as_word(), os.getppid())
         finally:
             os._exit(1)
     theirs.close()

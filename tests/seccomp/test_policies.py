@@ -22,7 +22,16 @@ DEVICES: Final = (
     *("vhost_net_device", "vhost_vsock_device", "vsock_device"),
 )
 POLICIES: Final = (
-    *(*DEVICES, "control", "kernel_parser", "line_relay", "vcpu", "vmm", "vsock_broker"),
+    *(
+        *DEVICES,
+        "control",
+        "control_api",
+        "kernel_parser",
+        "line_relay",
+        "vcpu",
+        "vmm",
+        "vsock_broker",
+    ),
 )
 WARDENS: Final = ("warden", "warden_sealed", "warden_vsock", "forge")  # test_doors.py
 MOST_CALLS: Final = {
@@ -34,6 +43,7 @@ MOST_CALLS: Final = {
     "vhost_net_device": 20,
     "vhost_vsock_device": 24,
     "control": 23,
+    "control_api": 24,
     "kernel_parser": 10,
     "line_relay": 12,
     "vcpu": 28,

@@ -89,6 +89,7 @@ ALLOWED: Final[dict[str, Calls]] = {
         x86_64=(
             "ioctl(10, KVM_GET_CLOCK, 0x1000)",
             "ioctl(10, KVM_REINJECT_CONTROL, 0x1000)",
+            "ioctl(10, KVM_SIGNAL_MSI, 0x1000)",
             "ioctl(11, KVM_GET_MSRS, 0x1000)",
             "ioctl(11, KVM_SET_MSRS, 0x1000)",
             "epoll_wait(3, 0x1000, 64, -1)",

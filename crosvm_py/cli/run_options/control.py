@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from crosvm_py.cli.grammar.options import OptionGroup, switch, text_option
+from crosvm_py.api_socket import read_api_socket
+from crosvm_py.cli.grammar.options import Option, OptionGroup, switch, text_option
 from sys_util.typing import Final
 
 SOCKET: Final = text_option(
@@ -11,6 +12,13 @@ SOCKET: Final = text_option(
     "PATH",
     "make a socket there for crosvm stop, devices and other commands; if PATH is a directory, "
     "it is called crosvm-PID.sock",
+)
+API_SOCKET: Final = Option(
+    "--api-socket",
+    "PATH|fd=N",
+    "serve Cloud Hypervisor's REST API on a socket that is made there, or that is inherited and "
+    "listens",
+    read_api_socket,
 )
 NAME: Final = text_option(
     "--name", "NAME", "name of the main process, as ps shows it", default="crosvm"
@@ -30,7 +38,7 @@ JSON: Final = switch("--json", "print the plan of --dry-run as JSON for programs
 
 GROUP: Final = OptionGroup(
     "Control",
-    (SOCKET, NAME, POOL, DRY_RUN, JSON),
+    (SOCKET, API_SOCKET, NAME, POOL, DRY_RUN, JSON),
     examples=(
         "crosvm run -s vm.sock … ; crosvm stop vm.sock",
         "crosvm run --dry-run --net user -r rootfs.img vmlinux",

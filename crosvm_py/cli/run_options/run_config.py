@@ -45,7 +45,12 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
     memory = arguments.get(machine.MEMORY) or machine.MemoryOption()
     guest = _guest(arguments.positional[0])
     socket, device = arguments.get(control.SOCKET), vsock.vsock(arguments)
-    _check_sockets(socket, None if device is None else device.socket)
+    api = arguments.get(control.API_SOCKET)
+    _check_sockets(
+        ("--socket", socket),
+        ("--vsock", None if device is None else device.socket),
+        ("--api-socket", None if api is None else api.path),
+    )
     return RunConfig(
         kernel=guest.kernel,
         params=(*guest.params, *arguments.every(boot.PARAMS)),
@@ -56,6 +61,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         serial=serial.serial_ports(arguments),
         rng=rng.rng(arguments),
         socket=socket,
+        api_socket=api,
         name=arguments.get(control.NAME) or "crosvm",
         seccomp_policy_dir=arguments.get(sandbox.POLICY_DIR),
         seccomp_log_failures=arguments.has(sandbox.LOG_FAILURES),
@@ -100,8 +106,10 @@ def _guest(kernel: str) -> _Guest:
     return _Guest(found.kernel, (found.params,), found.initrd, root, files)
 
 
-def _check_sockets(*paths: str | None) -> None:
+def _check_sockets(*sockets: tuple[str, str | None]) -> None:
     """Refuse one path for two sockets: the error would blame another process."""
-    path = first_twice(os.path.normpath(path) for path in paths if path)
+    paths = {option: os.path.normpath(path) for option, path in sockets if path}
+    path = first_twice(paths.values())
     if path is not None:
-        raise ConfigError(f"--socket and --vsock: both are to make a socket at {path}")
+        options = " and ".join(option for option, each in paths.items() if each == path)
+        raise ConfigError(f"{options}: both are to make a socket at {path}")

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 SEED_BYTES: Final = 64
 
+# A message to the local APICs of all vCPUs, with the delivery mode NMI (Intel SDM vol. 3 §11.11).
+_MSI_TO_ALL: Final = layout.LAPIC_GPA | 0xFF << 12
+_MSI_NMI: Final = 0b100 << 8
+
 _PCI: Final = PciPlace(
     window_gpa=layout.PCI_MMIO_GPA,
     window_bytes=layout.PCI_MMIO_BYTES,
@@ -124,6 +128,10 @@ class Machine(Board):
     def make_clocks(self) -> GuestClocks:
         """Return the guest's clocks, so that a suspension can stop them."""
         return GuestClocks(self.vm, self._vcpus)
+
+    def inject_nmi(self) -> None:
+        """Send every vCPU a non-maskable interrupt, as a message to all local APICs."""
+        self.vm.signal_msi(_MSI_TO_ALL, _MSI_NMI)
 
     def press_power_button(self) -> None:
         """Tell the guest that somebody pressed the power button."""

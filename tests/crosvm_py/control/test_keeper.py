@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.control import keeper as keeper_module
-from crosvm_py.control.protocol import FROM_CONTROL_CODEC, Ask, Serving
+from crosvm_py.control.protocol import FROM_CONTROL_CODEC, Ask, ControlFds, Serving
 from crosvm_py.requests.life import Resume
 from crosvm_py.socket_path import bind_control_socket
 from crosvm_py.vmm.control_proxy import KeeperProcess, start_keeper
@@ -39,7 +39,7 @@ def bound(tmp_path: Path) -> Iterator[BoundSocket]:
 @pytest.fixture
 def keeper(bound: BoundSocket, monkeypatch: pytest.MonkeyPatch) -> Iterator[KeeperProcess]:
     monkeypatch.setattr(keeper_module, "FIRST_PAUSE_SECONDS", 0.0)
-    made = start_keeper(bound.sock, None, [])
+    made = start_keeper(ControlFds(listening=bound.sock.fileno()), None, [])
     yield made
     made.end()
 
@@ -89,7 +89,7 @@ def test_control_process_ends_with_its_keeper(keeper: KeeperProcess) -> None:
 
 
 def test_both_end_when_the_vmm_has_ended(bound: BoundSocket) -> None:
-    keeper = start_keeper(bound.sock, None, [])
+    keeper = start_keeper(ControlFds(listening=bound.sock.fileno()), None, [])
     _, channel = next_control(keeper)
     keeper.channel.close()
     channel.close()

@@ -280,7 +280,7 @@ def test_server_without_descriptors_waits_instead_of_spinning(
     timers: list[float] = []
     real_sock = host.bound.sock
     monkeypatch.setattr(host.loop, "call_later", lambda seconds, _call: timers.append(seconds))
-    monkeypatch.setattr(host.bound, "sock", FullTable(real_sock))
+    monkeypatch.setattr(host.server._listener, "_sock", FullTable(real_sock))
     with host.client():
         host.turn(20)
     assert timers == [1.0]

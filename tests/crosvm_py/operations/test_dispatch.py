@@ -14,6 +14,7 @@ from crosvm_py.requests.catalogue import ALL
 from crosvm_py.requests.life import PowerButton, Resume, Stop, Suspend
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import Done, Failed
+from crosvm_py.requests.vm import InjectNmi
 
 if TYPE_CHECKING:
     from crosvm_py.machine.board import Board
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from crosvm_py.requests.protocol import Request, Response
     from crosvm_py.vmm.device_proxy import DeviceProcess
     from crosvm_py.vmm.supervisor import Supervisor
-    from sys_util.wire import Message
+from sys_util.wire import Message
 
 
 class FakeVm:
@@ -51,6 +52,9 @@ class FakeVm:
         self.calls.append("resume")
         return Failed("another suspend or resume is under way")
 
+    def inject_nmi(self) -> None:
+        self.calls.append("nmi")
+
     def press_power_button(self) -> None:
         self.calls.append("power button")
 
@@ -65,6 +69,7 @@ def vm() -> FakeVm:
     [
         (Stop(), f"end {VmExit.STOPPED.name}: stopped by a client"),
         (PowerButton(), "power button"),
+        (InjectNmi(), "nmi"),
     ],
 )
 def test_request_is_done_at_once(vm: FakeVm, request_: Request, call: str) -> None:

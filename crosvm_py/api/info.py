@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What clients ask without changing anything: ping, info, counters."""
+
+from __future__ import annotations
+
+import json
+
+from crosvm_py.api import http
+from crosvm_py.api.device_ids import id_of, ids_by_name
+from crosvm_py.api.versions import BUILD_VERSION, INTERFACE_VERSION
+from crosvm_py.requests.balloon import PAGE_BYTES, BalloonQuery
+from crosvm_py.requests.devices import DeviceList, ListDevices
+from crosvm_py.vm_config.answers import DeviceNode, VmInfo, VmmPingResponse
+from crosvm_py.vm_config.codec import encode
+from devices.virtio.commands import BalloonState
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from crosvm_py.api.call import Call
+    from crosvm_py.api.steps import Steps
+    from crosvm_py.api.vm import ApiVm
+    from crosvm_py.requests.devices import DeviceInfo
+    from crosvm_py.requests.pending import Pending
+    from crosvm_py.requests.protocol import Response
+    from crosvm_py.vm_config.schema import VmConfig
+
+_FIRST_SLOT: Final = 1
+# What Cloud Hypervisor calls two of our counters, for each kind of device.
+_DISK_NAMES: Final = {"bytes_to_guest": "read_bytes", "bytes_from_guest": "write_bytes"}
+_CARD_NAMES: Final = {"bytes_to_guest": "rx_bytes", "bytes_from_guest": "tx_bytes"}
+
+
+def ping(vm: ApiVm, _call: Call) -> Steps:
+    """Answer whether anybody is there, without the vmm."""
+    yield from ()
+    features = ("kvm",)
+    answer = VmmPingResponse(
+        build_version=BUILD_VERSION, version=INTERFACE_VERSION, pid=vm.pid, features=features
+    )
+    return http.answer(200, encode(answer))
+
+
+def info(vm: ApiVm, _call: Call) -> Steps:
+    """Return the configuration, the state and the devices."""
+    config = vm.known()
+    facts = yield from vm.facts()
+    size, tree = config.memory.size, None
+    if facts.memory_bytes:
+        listed = yield from vm.demand(ListDevices(), DeviceList)
+        tree = _tree(config, listed.devices)
+        size = facts.memory_bytes - (yield from _balloon_bytes(vm, config))
+    answer = VmInfo(
+        config=config, state=vm.state_of(facts), memory_actual_size=max(0, size), device_tree=tree
+    )
+    return http.answer(200, encode(answer))
+
+
+def _balloon_bytes(vm: ApiVm, config: VmConfig) -> Generator[Pending, Response, int]:
+    if config.balloon is None:
+        return 0
+    state = yield from vm.demand(BalloonQuery(refresh=False, hint=False), BalloonState)
+    return state.actual_pages * PAGE_BYTES
+
+
+def _tree(config: VmConfig, devices: tuple[DeviceInfo, ...]) -> dict[str, DeviceNode]:
+    ids = ids_by_name(config)
+    tree: dict[str, DeviceNode] = {}
+    for slot, device in enumerate(devices, _FIRST_SLOT):
+        name = id_of(ids, device.name)
+        transport = f"_virtio-pci-{name}"
+        tree[transport] = DeviceNode(
+            id=transport, children=(name,), pci_bdf=f"0000:00:{slot:02x}.0"
+        )
+        tree[name] = DeviceNode(id=name, parent=transport)
+    return tree
+
+
+def counters(vm: ApiVm, _call: Call) -> Steps:
+    """Return the counters of every device."""
+    yield from vm.booted()
+    listed = yield from vm.demand(ListDevices(), DeviceList)
+    ids = {} if vm.config is None else ids_by_name(vm.config)
+    found = {id_of(ids, device.name): _counters(device) for device in listed.devices}
+    return http.answer(200, json.dumps(found, separators=(",", ":")).encode("ascii"))
+
+
+def _counters(device: DeviceInfo) -> dict[str, int]:
+    names = {"block": _DISK_NAMES, "net": _CARD_NAMES}.get(device.name.partition(":")[0], {})
+    return {names.get(each.name, each.name): each.value for each in device.counters}

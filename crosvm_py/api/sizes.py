@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Calls that change sizes: of the balloon and of disks."""
+
+from __future__ import annotations
+
+import msgspec
+
+from crosvm_py.api.device_ids import ids_by_name
+from crosvm_py.api.errors import NO_CONTENT, ApiError
+from crosvm_py.requests.balloon import BalloonSet
+from crosvm_py.requests.devices import MAX_DISK_BYTES, ResizeDisk
+from crosvm_py.vm_config.requests import VmResize, VmResizeDisk, VmResizeZone
+from devices.virtio.commands import BalloonState, DiskSize
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.api.call import Call
+    from crosvm_py.api.steps import Steps
+    from crosvm_py.api.vm import ApiVm
+
+_SECTOR_BYTES: Final = 512
+
+
+def resize(vm: ApiVm, call: Call) -> Steps:
+    """Change the size of the balloon; refuse other numbers of vCPUs and other sizes of memory."""
+    wanted = call.taken(VmResize)
+    config = vm.known()
+    yield from vm.booted()
+    if wanted.desired_vcpus not in (None, config.cpus.boot_vcpus):
+        raise ApiError(500, "the number of vCPUs cannot be changed yet")
+    if wanted.desired_ram not in (None, config.memory.size):
+        raise ApiError(500, "the size of memory cannot be changed yet")
+    if wanted.desired_balloon is None:
+        return NO_CONTENT
+    balloon = config.balloon
+    if balloon is None:
+        raise ApiError(500, "the VM has no balloon")
+    if wanted.desired_balloon > config.memory.size:
+        raise ApiError(500, "the balloon would be larger than the memory")
+    yield from vm.demand(BalloonSet(wanted.desired_balloon), BalloonState)
+    balloon = msgspec.structs.replace(balloon, size=wanted.desired_balloon)
+    vm.keep(msgspec.structs.replace(config, balloon=balloon))
+    return NO_CONTENT
+
+
+def resize_disk(vm: ApiVm, call: Call) -> Steps:
+    """Change the size of a disk, which the guest sees at once."""
+    wanted = call.taken(VmResizeDisk)
+    ids = ids_by_name(vm.known())
+    yield from vm.booted()
+    names = [name for name, known in ids.items() if wanted.id in (known, name)]
+    kind, _, index = "".join(names[:1]).partition(":")
+    if kind != "block":
+        raise ApiError(404, f"no disk has the id {wanted.id}")
+    if wanted.desired_size % _SECTOR_BYTES or not 0 < wanted.desired_size <= MAX_DISK_BYTES:
+        raise ApiError(500, f"{wanted.desired_size} is not a number of whole sectors of 512 bytes")
+    yield from vm.demand(ResizeDisk(int(index), wanted.desired_size), DiskSize)
+    return NO_CONTENT
+
+
+def resize_zone(vm: ApiVm, call: Call) -> Steps:
+    """Refuse: there are no memory zones."""
+    wanted = call.taken(VmResizeZone)
+    vm.known()
+    yield from ()
+    raise ApiError(500, f"no memory zone has the id {wanted.id}")

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The VM behind the API: its configuration, and the requests to the vmm."""
+
+from __future__ import annotations
+
+from crosvm_py.api.device_ids import with_ids
+from crosvm_py.api.errors import ApiError
+from crosvm_py.api.steps import expect
+from crosvm_py.requests.vm import RUNNING, SUSPENDED, QueryVm, VmFacts
+from crosvm_py.vm_config.codec import decode, encode
+from crosvm_py.vm_config.errors import SchemaError
+from crosvm_py.vm_config.field_types import VmState
+from crosvm_py.vm_config.schema import VmConfig
+from sys_util.log import get_logger
+from sys_util.typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from crosvm_py.api.store import Store
+    from crosvm_py.requests.pending import Pending
+    from crosvm_py.requests.protocol import Request, Response
+
+A = TypeVar("A", bound="Response")
+
+_STATES: Final[dict[str, VmState]] = {RUNNING: "Running", SUSPENDED: "Paused"}
+
+_log = get_logger("crosvm.control")
+
+
+class ApiVm:
+    """One VM, or none yet.
+
+    ``ask`` passes a request on to the vmm, whose process id is ``pid``. ``store`` keeps the
+    configuration when this process ends before the vmm. With ``is_fixed`` the VM lives as long as
+    the vmm, whose user described it (``crosvm run``).
+    """
+
+    def __init__(
+        self, ask: Callable[[Request], Pending], store: Store, pid: int, *, is_fixed: bool
+    ) -> None:
+        self.ask = ask
+        self.pid = pid
+        self.is_fixed = is_fixed
+        self._store = store
+        self.config: VmConfig | None = None
+        text = store.load()
+        if text:
+            try:
+                self.config = with_ids(decode(text, VmConfig, keep_fds=True))
+            except SchemaError as error:
+                _log.error("the configuration is lost: %s", error)
+
+    def keep(self, config: VmConfig | None) -> None:
+        """Take a new configuration, or none."""
+        self.config = config
+        self._store.save(b"" if config is None else encode(config))
+
+    def demand(self, request: Request, kind: type[A]) -> Generator[Pending, Response, A]:
+        """Ask the vmm and return its answer.
+
+        Raises:
+            ApiError: the vmm refuses.
+        """
+        answer = expect((yield self.ask(request)))
+        if not isinstance(answer, kind):
+            raise ApiError(500, "the VM answers another question")
+        return answer
+
+    def facts(self) -> Generator[Pending, Response, VmFacts]:
+        """Ask for the state of the VM."""
+        return (yield from self.demand(QueryVm(), VmFacts))
+
+    def known(self) -> VmConfig:
+        """Return the configuration.
+
+        Raises:
+            ApiError: there is none.
+        """
+        if self.config is None:
+            raise ApiError(404, "VM is not created")
+        return self.config
+
+    def booted(self) -> Generator[Pending, Response, VmFacts]:
+        """Return the state of a VM that runs or is paused.
+
+        Raises:
+            ApiError: it does neither.
+        """
+        facts = yield from self.facts()
+        if facts.state not in _STATES:
+            raise ApiError(500, "VM is not running")
+        return facts
+
+    @staticmethod
+    def state_of(facts: VmFacts) -> VmState:
+        """Return the state as the API calls it; there is a configuration."""
+        return _STATES.get(facts.state, "Created")

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Answer what the whole VM is like, and send it a non-maskable interrupt."""
+
+from __future__ import annotations
+
+from crosvm_py.operations.operation import operation
+from crosvm_py.requests.protocol import Done
+from crosvm_py.requests.vm import RUNNING, SUSPENDED, InjectNmi, QueryVm, VmFacts
+from sys_util.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crosvm_py.operations.operation import RunningVm
+
+
+@operation(QueryVm)
+def query_vm(vm: RunningVm, _request: QueryVm) -> VmFacts:
+    """Return the state of the VM."""
+    state = SUSPENDED if vm.suspension.is_suspended else RUNNING
+    memory_bytes = sum(region.size_bytes for region in vm.machine.memory.regions)
+    return VmFacts(state, vm.vcpus.count, memory_bytes)
+
+
+@operation(InjectNmi)
+def inject_nmi(vm: RunningVm, _request: InjectNmi) -> Done:
+    """Send every vCPU a non-maskable interrupt; one that is suspended gets it when it goes on."""
+    vm.machine.inject_nmi()
+    return Done()

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What each endpoint answers in each state, and what it asks of the vmm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from crosvm_py.api.routes import FIXED
+from crosvm_py.requests.balloon import BalloonSet
+from crosvm_py.requests.devices import (
+    CounterInfo,
+    DeviceInfo,
+    DeviceList,
+    ListDevices,
+    ResizeDisk,
+)
+from crosvm_py.requests.life import PowerButton, Resume, Stop, Suspend
+from crosvm_py.requests.protocol import Failed
+from crosvm_py.requests.vm import InjectNmi
+from devices.virtio.commands import BalloonState, DiskSize
+from tests.crosvm_py.api.rig import PID, Rig, request
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from crosvm_py.requests.protocol import Request
+
+DEVICES = DeviceList(
+    tuple(
+        DeviceInfo(at, name, 1, "served", "p", (), (CounterInfo("bytes_to_guest", 7),))
+        for at, name in enumerate(("block:0", "block:1", "rng"))
+    )
+)
+STATE = BalloonState(0, 0, 0, False, False, 0, (), True, 0, False)
+
+
+def test_ping_says_who_we_are(rig: Rig) -> None:
+    found = cast("dict[str, object]", rig.get("vmm.ping").json())
+    assert found["version"] == "51.1.0"
+    assert str(found["build_version"]).startswith("v51.1.0-crosvm-py-")
+    assert found["pid"] == PID
+    assert found["features"] == ["kvm"]
+
+
+@pytest.mark.parametrize("state", ["running", "suspended"])
+def test_info_has_configuration_and_state(rig: Rig, state: str) -> None:
+    rig.state = state
+    found = cast("dict[str, dict[str, object]]", rig.get("vm.info").json())
+    assert str(found["state"]) == {"running": "Running", "suspended": "Paused"}[state]
+    disks = cast("list[dict[str, object]]", found["config"]["disks"])
+    assert [disk["id"] for disk in disks] == ["_disk0", "data"]
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "asked"),
+    [
+        ("vm.pause", "running", Suspend()),
+        ("vm.resume", "suspended", Resume()),
+        ("vm.power-button", "running", PowerButton()),
+        ("vm.nmi", "suspended", InjectNmi()),
+        ("vm.shutdown", "running", Stop()),
+        ("vm.delete", "running", Stop()),
+    ],
+)
+def test_call_is_carried_out(rig: Rig, name: str, state: str, asked: Request) -> None:
+    rig.state = state
+    answer = rig.put(name)
+    assert (answer.status, answer.body) == (204, b"")
+    assert rig.asked() == [asked]
+
+
+def test_end_of_the_vmm_is_answered_with_an_empty_body(rig: Rig) -> None:
+    answer = rig.put("vmm.shutdown")
+    assert answer.status == 200
+    assert b"Content-Length: 0" in answer.head
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "words"),
+    [
+        ("vm.pause", "suspended", ["The VM could not be paused", "from Paused to Paused"]),
+        ("vm.resume", "running", ["The VM could not resume", "from Running to Running"]),
+        ("vm.pause", "waiting", ["The VM could not be paused", "not running"]),
+        ("vm.nmi", "ended", ["The VM could not be sent an NMI", "not running"]),
+        ("vm.reboot", "running", ["The VM could not reboot", "cannot be rebooted"]),
+        ("vm.boot", "running", ["The VM could not boot", "already running"]),
+    ],
+)
+def test_call_in_the_wrong_state_fails_and_asks_nothing(
+    rig: Rig, name: str, state: str, words: list[str]
+) -> None:
+    rig.state = state
+    answer = rig.put(name)
+    assert answer.status == 500
+    first, *reasons = cast("list[str]", answer.json())
+    assert first == "Error from API"
+    assert all(word in reason for word, reason in zip(words, reasons, strict=True))
+    assert rig.asked() == []
+
+
+def test_refusal_of_the_vmm_is_the_cause(rig: Rig) -> None:
+    rig.answers[Suspend] = Failed("the vCPUs did not\nstand still \xe9")
+    answer = rig.put("vm.pause")
+    assert answer.body.isascii()
+    assert answer.json() == [
+        *("Error from API", "The VM could not be paused"),
+        "the vCPUs did not stand still \xe9",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "body"),
+    [
+        (request("GET", "vm.boot"), 400, b'["Bad Request"]'),
+        (request("PUT", "vm.info"), 400, b'["Bad Request"]'),
+        (request("DELETE", "vm.info"), 400, b'["Bad Request"]'),
+        (request("PUT", "vm.boot", b"{}"), 400, b'["Bad Request"]'),
+        (request("PUT", "vm.resize"), 400, b'["Bad Request"]'),
+        (request("PUT", "vm.create"), 400, b""),
+        (request("GET", "vm.info?x=y"), 404, b'["Not Found"]'),
+        (request("GET", "vm.Info"), 404, b'["Not Found"]'),
+        (request("GET", ""), 404, b'["Not Found"]'),
+        (b"GET /vm.info HTTP/1.1\r\n\r\n", 404, b'["Not Found"]'),
+        (b"GET vm.info HTTP/1.1\r\n\r\n", 400, None),
+        (request("PUT", "vm.resize", b"{"), 400, None),
+        (request("PUT", "vm.resize", b'{"desired_ram":true}'), 400, None),
+        (request("PUT", "vm.resize", b'{"desired_ram":1}'), 500, None),
+        (request("PUT", "vm.resize", b'{"desired_vcpus":0}'), 500, None),
+        (request("PUT", "vm.resize", b'{"desired_balloon":18446744073709551615}'), 500, None),
+    ],
+)
+def test_unfit_request_is_answered_as_cloud_hypervisor_does(
+    rig: Rig, data: bytes, status: int, body: bytes | None
+) -> None:
+    with rig.client() as sock:
+        answer = rig.call(sock, data)
+        assert answer.status == status
+        assert body in (None, answer.body)
+        assert rig.call(sock, request("GET", "vmm.ping")).status == 200
+
+
+def test_json_error_names_the_key(rig: Rig) -> None:
+    answer = rig.put("vm.resize-disk", b'{"id":"data","desired_size":"1"}')
+    words = cast("list[str]", answer.json())
+    assert words[0] == "Failed to deserialize JSON"
+    assert "desired_size" in words[1]
+
+
+def test_absolute_target_is_understood(rig: Rig) -> None:
+    with rig.client() as sock:
+        data = b"GET http://localhost/api/v1/vmm.ping HTTP/1.1\r\n\r\n"
+        assert rig.call(sock, data).status == 200
+
+
+def test_balloon_is_resized_and_the_configuration_follows(rig: Rig) -> None:
+    rig.answers[BalloonSet] = STATE
+    assert rig.put("vm.resize", b'{"desired_balloon":4194304,"desired_vcpus":1}').status == 204
+    assert rig.asked() == [BalloonSet(4 << 20)]
+    found = cast("dict[str, dict[str, dict[str, int]]]", rig.get("vm.info").json())
+    assert found["config"]["balloon"]["size"] == 4 << 20
+
+
+@pytest.mark.parametrize(("name", "index"), [("_disk0", 0), ("data", 1), ("block:1", 1)])
+def test_disk_is_resized_by_its_id(rig: Rig, name: str, index: int) -> None:
+    rig.answers[ResizeDisk] = DiskSize(1024)
+    body = b'{"id":"%s","desired_size":1024}' % name.encode()
+    assert rig.put("vm.resize-disk", body).status == 204
+    assert rig.asked() == [ResizeDisk(index, 1024)]
+
+
+@pytest.mark.parametrize(("name", "size", "status"), [("_disk9", 512, 404), ("data", 513, 500)])
+def test_disk_that_cannot_be_resized_is_named(rig: Rig, name: str, size: int, status: int) -> None:
+    body = b'{"id":"%s","desired_size":%d}' % (name.encode(), size)
+    assert rig.put("vm.resize-disk", body).status == status
+    assert rig.asked() == []
+
+
+def test_counters_have_the_names_of_cloud_hypervisor(rig: Rig) -> None:
+    rig.answers[ListDevices] = DEVICES
+    assert rig.get("vm.counters").json() == {
+        "_disk0": {"read_bytes": 7},
+        "data": {"read_bytes": 7},
+        "__rng": {"bytes_to_guest": 7},
+    }
+
+
+def test_lost_control_process_leaves_its_configuration_to_the_next(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.answers[BalloonSet] = STATE
+    assert rig.put("vm.resize", b'{"desired_balloon":8388608}').status == 204
+    (tmp_path / "next").mkdir()
+    after = Rig(tmp_path / "next", None, store=rig.store)
+    found = cast("dict[str, dict[str, dict[str, int]]]", after.get("vm.info").json())
+    assert found["config"]["balloon"]["size"] == 8 << 20
+    after.close()
+
+
+def test_spoiled_configuration_is_none(tmp_path: Path, lines: list[str]) -> None:
+    rig = Rig(tmp_path, None, spoiled=b"[]")
+    assert rig.get("vm.info").status == 404
+    assert lines
+    rig.close()
+
+
+def test_every_endpoint_is_there() -> None:
+    assert len(FIXED) == 31
