@@ -24,7 +24,7 @@ from _frozen_importlib_external import ExtensionFileLoader
 TYPE_CHECKING = False  # a type checker takes this name for true, as it does in typing
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
+    from types import CodeType, ModuleType
     from typing import Final
 
 FILE: Final = f"{os.path.dirname(__file__)}/__pycache__/run.{sys.implementation.cache_tag}.bundle"
@@ -34,6 +34,9 @@ MAGIC: Final = f"crosvm-py bundle 1\n{sys.version}\n".encode()
 LENGTH_BYTES: Final = 4  # of the head that follows, little-endian
 
 _OTHERS_MAY_WRITE: Final = 0o022
+
+# The C library maps this much for itself, and gives it back at once (M_MMAP_THRESHOLD, mallopt(3)).
+_SEPARATE_BYTES: Final = 256 * 1024
 
 # Makes a bundle: its arguments are the folder of our packages, the file, and ``sys.path``.
 _PROGRAM: Final = """
@@ -95,6 +98,9 @@ class Bundle:
         self.fd = fd
         self._file = file
         self._begin = begin
+        # All code goes through this. An object for each would leave as many holes in the heap.
+        largest = max((module[5] - module[4] for module in head.modules.values()), default=0)
+        self._buffer = bytearray(max(largest, _SEPARATE_BYTES))
         self._modules = {
             name: module for name, module in head.modules.items() if _is_current(*module[:3])
         }
@@ -109,7 +115,7 @@ class Bundle:
         if module is None:
             return self._find_extension(name)
         origin, _, _, is_package, begin, end = module
-        code = self._read(name.encode(), begin, end)
+        code = self._load(name.encode(), begin, end)
         if code is None:
             return None
         spec = ModuleSpec(name, self, origin=origin, is_package=is_package)  # type: ignore[arg-type]  # importlib looks for the methods, not for the base class
@@ -137,20 +143,25 @@ class Bundle:
         spec = module.__spec__
         if spec is not None:
             code, spec.loader_state = spec.loader_state, None
-            exec(marshal.loads(code), module.__dict__)
+            exec(code, module.__dict__)
 
-    def _read(self, mark: bytes, begin: int, end: int) -> bytes | None:
-        """Return marshalled code; ``None`` if another file has our descriptor's number by now."""
+    def _load(self, mark: bytes, begin: int, end: int) -> CodeType | None:
+        """Return code; ``None`` if another file has our descriptor's number by now."""
+        room = memoryview(self._buffer)[: end - begin]
         try:
-            found = os.pread(self.fd, end - begin, self._begin + begin)
+            length = os.preadv(self.fd, [room], self._begin + begin)
         except OSError:
             return None
-        return found[len(mark) :] if found.startswith(mark) else None
+        if length < len(room) or room[: len(mark)] != mark:
+            return None
+        loaded: CodeType = marshal.loads(room[len(mark) :])
+        return loaded
 
     def close(self) -> None:
         """Close the file and free the memory. Imported modules still refer to this object."""
         self._modules = {}
         self._extensions = {}
+        self._buffer = bytearray()
         os.close(self.fd)
 
 

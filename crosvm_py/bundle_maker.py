@@ -15,6 +15,7 @@ from crosvm_py.bundle import Head
 
 TYPE_CHECKING = False  # a type checker takes this name for true, as it does in typing
 if TYPE_CHECKING:
+    import ast
     from collections.abc import Iterable, Sequence
     from types import CodeType
     from typing import Final
@@ -26,6 +27,8 @@ BEGINNINGS: Final = (
     *("crosvm_py.warden.warden", "crosvm_py.warden.mould", "crosvm_py.kernel_parser.process"),
     *("crosvm_py.control.socket_server", "crosvm_py.console.terminal"),
 )
+# In such a source no annotation is evaluated.
+_UNEVALUATED: Final = b"from __future__ import annotations"
 _MACHINE: Final = "crosvm_py.machine.{}.machine"
 
 _ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -100,9 +103,49 @@ def _encode(path: list[str], added: Iterable[str]) -> bytes:
 
 
 def _compile(origin: str) -> CodeType:
-    """Compile a source file. Nobody reads docstrings here, and they would take memory."""
+    """Compile a source file without what nobody reads in a run, and what would take memory there.
+
+    These are docstrings, and where no annotation is evaluated, those of functions and of a module's
+    variables, and what is imported for annotations. Those of classes stay: ``sys_util/facts.py``
+    reads them.
+    """
+    import ast  # not before the modules are listed
+
     with open(origin, "rb") as source:
-        return compile(source.read(), origin, "exec", dont_inherit=True, optimize=2)
+        text = source.read()
+    tree = ast.parse(text, origin)
+    if _UNEVALUATED in text:
+        _strip(tree)
+        tree.body = [_without_annotation(node) for node in tree.body]
+    return compile(tree, origin, "exec", dont_inherit=True, optimize=2)
+
+
+def _strip(node: ast.AST) -> None:
+    """Remove the annotations of all functions in a statement, and imports for a type checker."""
+    import ast
+
+    match node:
+        case ast.FunctionDef(args=arguments) | ast.AsyncFunctionDef(args=arguments):
+            node.returns = None
+            positional = (*arguments.posonlyargs, *arguments.args)
+            for each in (*positional, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg):
+                if each is not None:
+                    each.annotation = None
+        case ast.If(test=ast.Name("TYPE_CHECKING")):
+            node.body = [ast.copy_location(ast.Pass(), node)]
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for inner in getattr(node, field, ()):
+            _strip(inner)
+
+
+def _without_annotation(node: ast.stmt) -> ast.stmt:
+    import ast
+
+    match node:
+        case ast.AnnAssign(target=ast.Name() as name, value=ast.expr() as value):
+            return ast.copy_location(ast.Assign([name], value), node)
+        case _:
+            return node
 
 
 def _watch(added: Iterable[str]) -> list[tuple[str, int]]:

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from crosvm_py import bundle
+from crosvm_py import bundle, bundle_maker
 from crosvm_py.bundle import MAGIC, Head, make
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def test_what_cannot_be_trusted_is_not_used(file: Path, spoil: object) -> None:
 LIST_OTHERS = """
 import sys
 sys.path.insert(0, {root!r})
-from crosvm_py import bundle
+from crosvm_py import bundle, bundle_maker
 assert bundle.use({file!r})
 from crosvm_py.bundle_maker import import_all
 import_all()
@@ -179,3 +179,57 @@ def test_bundle_has_every_module_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_bundle_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     assert not make(str(tmp_path / "absent" / "run.bundle"))
+
+
+ANNOTATED = """
+from __future__ import annotations
+from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.facts import fact
+if TYPE_CHECKING:
+    from nowhere import Nothing
+else:
+    other = 1
+SOME: Final = 3
+NO_VALUE: int
+
+@fact
+class Facts:
+    \"""A docstring.\"""
+    value: int
+
+    def double(self, times: int = 2, *rest: int, by: Nothing | None = None, **more: int) -> int:
+        try:
+            return self.value * times
+        finally:
+            def inner(a: int, /) -> Nothing: pass
+            self.inner.append(inner)
+    inner = []
+
+def fail() -> Nothing:
+    raise ValueError
+"""
+
+
+def test_bundled_code_has_no_annotations_but_those_of_classes(tmp_path: Path) -> None:
+    source = tmp_path / "annotated.py"
+    source.write_text(ANNOTATED)
+    found: dict[str, Any] = {"__name__": "annotated"}
+    exec(bundle_maker._compile(str(source)), found)
+    facts = found["Facts"](4)
+    assert facts.double() == 8
+    functions = (found["fail"], type(facts).double, facts.inner[0])
+    assert [function.__annotations__ for function in functions] == [{}, {}, {}]
+    assert found["Facts"].__annotations__ == {"value": "int"}
+    assert (found["SOME"], found["other"], found["Facts"].__doc__) == (3, 1, None)
+    assert "SOME" not in found["__annotations__"]
+    with pytest.raises(ValueError, match=r"^$") as raised:
+        found["fail"]()
+    assert raised.traceback[-1].lineno + 1 == len(ANNOTATED.splitlines())
+
+
+def test_annotations_that_are_evaluated_stay(tmp_path: Path) -> None:
+    source = tmp_path / "annotated.py"
+    source.write_text("def double(value: int) -> int: pass\n")
+    found: dict[str, Any] = {}
+    exec(bundle_maker._compile(str(source)), found)
+    assert found["double"].__annotations__ == {"value": int, "return": int}
