@@ -24,6 +24,10 @@ MIN_MEMORY_BYTES: Final = 4 << 20
 # One KVM memory slot has at most 2^31 pages; half of that leaves room below 46 address bits.
 MAX_MEMORY_BYTES: Final = 4 << 40
 
+# /dev/vda to /dev/vdz; the PCI bus has slots for 31 devices.
+MAX_DISKS: Final = 26
+MAX_CARDS: Final = 8
+
 # The ``hardware`` of ``--serial`` for ports of the virtio console.
 VIRTIO_CONSOLE: Final = "virtio-console"
 

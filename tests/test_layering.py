@@ -49,12 +49,12 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
         {
             *("sys_util", "devices"),
             *("crosvm_py.cli.grammar", "crosvm_py.care", "crosvm_py.config"),
-            "crosvm_py.api_socket",
-            "crosvm_py.guest.description",
+            *("crosvm_py.api_socket", "crosvm_py.guest.description", "crosvm_py.vm_config"),
         }
     ),
     "crosvm_py.cli": frozenset(
         {
+            "crosvm_py.vm_config",
             *(BELOW_CROSVM_PY | GROUND),
             *("crosvm_py.kinds", "crosvm_py.control.socket_client", "crosvm_py.doctor"),
             "crosvm_py.guest",

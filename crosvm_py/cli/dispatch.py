@@ -61,6 +61,7 @@ COMMANDS: Final[CommandTable] = {
     "balloon": "crosvm_py.cli.commands.balloon:BALLOON",
     "balloon_stats": "crosvm_py.cli.commands.balloon_stats:STATS",
     "debug": "crosvm_py.cli.commands.debug:DEBUG",
+    "config": "crosvm_py.cli.commands.config:CONFIG",
     "policy": "crosvm_py.cli.commands.policy:POLICY",
     "doctor": "crosvm_py.cli.commands.doctor:COMMAND",
     "completion": "crosvm_py.cli.commands.completion:COMMAND",

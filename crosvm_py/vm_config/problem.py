@@ -26,7 +26,7 @@ class Problem(NamedTuple):
 
     def message(self) -> str:
         """Return one line for people."""
-        return f"{self.place}: {self.text}"
+        return f"{self.place}: {self.text}" if self.place else self.text
 
     def chain(self) -> tuple[str, str]:
         """Return the causes as the API tells them, outermost first."""

@@ -112,7 +112,10 @@ def _read_run(words: Sequence[str], *, extended_status: bool) -> RunConfig:
         raise UsageError("policy record: crosvm run --help tells the arguments of run")
     if arguments.has(DRY_RUN):
         raise ConfigError("policy record: with --dry-run nothing runs, and nothing is recorded")
-    config = build_config(arguments, extended_status=extended_status)
+    try:
+        config = build_config(arguments, extended_status=extended_status)
+    except UsageError as error:
+        raise UsageError(f"policy record: {error}") from None
     if not config.sandbox:
         raise ConfigError("policy record: without the sandbox (--disable-sandbox) is no filter")
     return config

@@ -69,7 +69,8 @@ COMMAND: Final = Command(
         Positional(
             "KERNEL",
             "the kernel: an ELF vmlinux or a bzImage; or the folder of a guest, see crosvm help "
-            "guest make",
+            "guest make. With --config the file may say it",
+            at_least=0,
         ),
     ),
     _run,

@@ -11,6 +11,7 @@ from crosvm_py.cli.grammar.options import Option, OptionGroup
 from crosvm_py.cli.run_options.limits import FIELDS as LIMIT_FIELDS
 from crosvm_py.cli.run_options.limits import limits
 from crosvm_py.cli.run_options.twice import first_twice
+from crosvm_py.config import MAX_DISKS
 from devices.virtio.block.image import BlockSpec
 from sys_util.errors import ConfigError
 from sys_util.log import get_logger
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
 
 log = get_logger("crosvm.run")
-
-# /dev/vda to /dev/vdz; the PCI bus has slots for 31 devices.
-MAX_DISKS: Final = 26
 
 _PATH: Final = keyvalue.path("path", "the image: a raw file, or a block device").needed()
 _RO: Final = keyvalue.flag("ro", "the guest cannot write")

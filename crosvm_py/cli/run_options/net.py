@@ -19,7 +19,7 @@ from crosvm_py.cli.run_options.net_values import (
     read_netmask,
 )
 from crosvm_py.cli.run_options.twice import first_twice
-from crosvm_py.config import NetworkSpec
+from crosvm_py.config import MAX_CARDS, NetworkSpec
 from devices.virtio.net.features import MAX_PAIRS
 from sys_util import socket
 from sys_util.errors import ConfigError, UsageError
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.run")
 
-MAX_CARDS: Final = 8
 # The minimum of IPv4 (RFC 791), and what an Ethernet header leaves of the 64 KiB of a TAP's frame.
 MIN_MTU: Final = 68
 MAX_MTU: Final = 65521
@@ -209,13 +208,23 @@ def networks(arguments: Arguments) -> tuple[NetworkSpec, ...]:
             raise UsageError(f"{given[0]}: --host-ip, --netmask and --mac need one another")
         ip, mask, mac = (arguments.get(option) for option in (HOST_IP, NETMASK, MAC))
         specs.append(_read_net("--host-ip", f'host-ip="{ip}",netmask="{mask}",mac="{mac}"'))
-    if len(specs) > MAX_CARDS:
-        raise ConfigError(f"--net: {len(specs)} cards are above the limit of {MAX_CARDS}")
-    _check_together(specs)
+    together(specs)
     if arguments.has(VHOST_NET):
         if all(spec.user for spec in specs):
             raise ConfigError("--vhost-net: there is no card with a TAP")
         specs = [spec if spec.user else _with_vhost(spec) for spec in specs]
+    return tuple(specs)
+
+
+def together(specs: Sequence[NetworkSpec]) -> tuple[NetworkSpec, ...]:
+    """Return the cards of one VM.
+
+    Raises:
+        ConfigError: there are too many, or two cards claim the same.
+    """
+    if len(specs) > MAX_CARDS:
+        raise ConfigError(f"--net: {len(specs)} cards are above the limit of {MAX_CARDS}")
+    _check_together(specs)
     return tuple(specs)
 
 

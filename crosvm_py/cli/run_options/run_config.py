@@ -9,6 +9,7 @@ from crosvm_py.cli.run_options import (
     balloon,
     boot,
     care,
+    config_file,
     control,
     disks,
     machine,
@@ -21,7 +22,7 @@ from crosvm_py.cli.run_options import (
 from crosvm_py.cli.run_options.twice import first_twice
 from crosvm_py.config import RunConfig
 from devices.virtio.block.image import BlockSpec
-from sys_util.errors import ConfigError
+from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 GROUPS: Final[tuple[OptionGroup, ...]] = (
     *(boot.GROUP, machine.GROUP, disks.GROUP, net.GROUP, serial.GROUP, vsock.GROUP),
-    *(balloon.GROUP, rng.GROUP, control.GROUP, care.GROUP, sandbox.GROUP),
+    *(balloon.GROUP, rng.GROUP, config_file.GROUP, control.GROUP, care.GROUP, sandbox.GROUP),
 )
 OPTIONS: Final[tuple[Option[object], ...]] = tuple(
     option for group in GROUPS for option in group.options
@@ -37,20 +38,31 @@ OPTIONS: Final[tuple[Option[object], ...]] = tuple(
 
 
 def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
-    """Return the RunConfig for the options.
+    """Return the RunConfig for the options, and for the file of ``--config``.
 
     Raises:
-        ConfigError: the options make no sense together.
+        UsageError: there is no kernel.
+        ConfigError: the options make no sense together, or the file cannot be used.
     """
-    memory = arguments.get(machine.MEMORY) or machine.MemoryOption()
-    guest = _guest(arguments.positional[0])
-    socket, device = arguments.get(control.SOCKET), vsock.vsock(arguments)
-    api = arguments.get(control.API_SOCKET)
+    path = arguments.get(config_file.CONFIG)
+    if path is None and not arguments.positional:
+        raise UsageError("run: KERNEL is missing")
+    made = _of_options(arguments, extended_status=extended_status)
+    if path is not None:
+        base = config_file.config_from_file(path)
+        made = config_file.on_top_of(base, made, arguments)
     _check_sockets(
-        ("--socket", socket),
-        ("--vsock", None if device is None else device.socket),
-        ("--api-socket", None if api is None else api.path),
+        ("--socket", made.socket),
+        ("--vsock", None if made.vsock is None else made.vsock.socket),
+        ("--api-socket", None if made.api_socket is None else made.api_socket.path),
     )
+    return made
+
+
+def _of_options(arguments: Arguments, *, extended_status: bool) -> RunConfig:
+    """Return what the options alone say; without KERNEL its path is empty."""
+    memory = arguments.get(machine.MEMORY) or machine.MemoryOption()
+    guest = _guest(arguments.positional[0]) if arguments.positional else _Guest("")
     return RunConfig(
         kernel=guest.kernel,
         params=(*guest.params, *arguments.every(boot.PARAMS)),
@@ -60,8 +72,8 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         disks=disks.disks(arguments, guest.root),
         serial=serial.serial_ports(arguments),
         rng=rng.rng(arguments),
-        socket=socket,
-        api_socket=api,
+        socket=arguments.get(control.SOCKET),
+        api_socket=arguments.get(control.API_SOCKET),
         name=arguments.get(control.NAME) or "crosvm",
         seccomp_policy_dir=arguments.get(sandbox.POLICY_DIR),
         seccomp_log_failures=arguments.has(sandbox.LOG_FAILURES),
@@ -69,7 +81,7 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         extended_status=extended_status,
         networks=net.networks(arguments),
         balloon=balloon.balloon(arguments, memory.size_bytes),
-        vsock=device,
+        vsock=vsock.vsock(arguments),
         device_restarts=care.restarts(arguments),
         device_timeout_seconds=care.timeout_seconds(arguments),
         cgroup=arguments.get(sandbox.CGROUP),

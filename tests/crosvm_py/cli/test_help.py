@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -85,7 +86,9 @@ def example_lines() -> list[str]:
 
 
 @pytest.mark.parametrize("line", [line for line in example_lines() if " run " in line])
-def test_example_can_be_typed(line: str) -> None:
+def test_example_can_be_typed(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("vm.json").write_text('{"payload":{"kernel":"vmlinux"}}')
     program, command, *words = shlex.split(line)
     assert (program, command) == ("crosvm", "run")
     assert config_of(*words).kernel in ("vmlinux", "bzImage")

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What of a configuration crosvm-py does not have, and what it does in its own way.
+
+A key that would change what the guest sees, or whom it is protected from, is an error. A hint that
+makes a VM faster or slower is ignored, and named.
+"""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from crosvm_py.vm_config.pci_rules import devices_of
+from crosvm_py.vm_config.problem import FAILED, Problem
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crosvm_py.vm_config.schema import VmConfig
+
+# Keys whose value is refused unless it is absent or the default. A star stands for each item.
+_REFUSED: Final = {
+    "payload.firmware": "it boots kernels itself",
+    "cpus.kvm_hyperv": "the guest sees no interfaces of Hyper-V",
+    "cpus.features.amx": "processors have no features on request",
+    "memory.zones": "memory is one zone",
+    "memory.hugepages": "huge pages are those of memory.thp",
+    "memory.hotplugged_size": "memory is not added at the start",
+    "rate_limit_groups": "each device has limits of its own",
+    "disks.*.iommu": "there is no virtual IOMMU",
+    "disks.*.vhost_user": "each device is a process of its own",
+    "disks.*.rate_limit_group": "each device has limits of its own",
+    "net.*.iommu": "there is no virtual IOMMU",
+    "net.*.vhost_user": "each device is a process of its own",
+    "net.*.host_mac": "the address of a TAP is the host's affair",
+    "fs": "there is no shared directory",
+    "generic_vhost_user": "each device is a process of its own",
+    "pmem": "there is no persistent memory",
+    "devices": "there is no VFIO",
+    "user_devices": "there is no vfio-user",
+    "vdpa": "there is no vDPA",
+    "tpm": "there is no TPM",
+    "rtc": "the clock is that of the machine (CMOS)",
+    "watchdog": "there is no virtio-watchdog",
+    "iommu": "there is no virtual IOMMU",
+    "numa": "there is one NUMA node",
+    "pci_segments": "there is one PCI segment",
+    "platform.num_pci_segments": "there is one PCI segment",
+    "platform.iommu_segments": "there is no virtual IOMMU",
+    "landlock_enable": "every device has a jail instead",
+}
+_IMAGES: Final = ("Raw", "Unknown")
+_SOURCES: Final = ("/dev/urandom", "/dev/random")
+
+# Keys that are ignored, with what happens instead.
+_IGNORED: Final = {
+    "cpus.topology": "each vCPU is a core",
+    "cpus.max_phys_bits": "addresses are as wide as the host's",
+    "cpus.affinity": "vCPUs run on any processor",
+    "cpus.nested": "the host decides whether a guest may run VMs",
+    "memory.mergeable": "pages are not merged",
+    "memory.hotplug_size": "memory cannot be added",
+    "memory.prefault": "memory is taken when it is used",
+    "memory.reserve": "memory is taken when it is used",
+    "disks.*.queue_affinity": "the host decides where queues are served",
+    "net.*.offload_tso": "a card offloads what its TAP can",
+    "net.*.offload_ufo": "a card offloads what its TAP can",
+    "net.*.offload_csum": "a card offloads what its TAP can",
+    "landlock_rules": "every device has a jail instead",
+}
+
+
+def unsupported(config: VmConfig) -> list[Problem]:
+    """Return what of the configuration does not exist here."""
+    found = [
+        _refusal(place, reason)
+        for key, reason in _REFUSED.items()
+        for place in _given(config, None, "", key.split("."))
+    ]
+    for index, disk in enumerate(config.disks or ()):
+        if disk.image_type not in _IMAGES:
+            found.append(_refusal(f"disks[{index}].image_type", "images are raw"))
+    if config.rng.src not in _SOURCES:
+        found.append(_refusal("rng.src", "entropy comes from getrandom(2)"))
+    if config.serial.mode == "Socket":
+        found.append(_refusal("serial.mode Socket", "a port makes no socket that it listens at"))
+    for place, device in devices_of(config):
+        if device.pci_device_id is not None:
+            reason = "devices have slots in their order"
+            found.append(_refusal(f"{place}.pci_device_id", reason))
+    return found
+
+
+def ignored(config: VmConfig) -> list[str]:
+    """Return a line for each key that has a value and no effect."""
+    found = [
+        f"{place} has no effect: {instead}"
+        for key, instead in _IGNORED.items()
+        for place in _given(config, None, "", key.split("."))
+    ]
+    if config.cpus.max_vcpus > config.cpus.boot_vcpus:
+        found.append("cpus.max_vcpus has no effect: vCPUs cannot be added")
+    return found
+
+
+def _refusal(place: str, reason: str) -> Problem:
+    return Problem(place, f"is not supported by crosvm-py: {reason}", FAILED)
+
+
+def _given(value: object, default: object, place: str, keys: list[str]) -> Iterator[str]:
+    """Return the places at ``keys`` in ``value`` that differ from ``default``."""
+    if not keys:
+        if value not in (None, (), default):
+            yield place
+    elif keys[0] == "*":
+        for index, item in enumerate(value if isinstance(value, tuple) else ()):
+            yield from _given(item, None, f"{place}[{index}]", keys[1:])
+    elif value is not None:
+        inner = f"{place}.{keys[0]}" if place else keys[0]
+        yield from _given(getattr(value, keys[0]), _default(value, keys[0]), inner, keys[1:])
+
+
+def _default(record: object, key: str) -> object:
+    fields = structs.fields(type(record))  # type: ignore[arg-type]  # of a Struct
+    return next(field.default for field in fields if field.name == key)
