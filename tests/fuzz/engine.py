@@ -20,13 +20,13 @@ class Both:
 
     def __init__(self, source: Source) -> None:
         self._pairs: tuple[Pair, ...] = (
-            engine_disk.Differential(source),
+            engine_disk.Differential(source, pick(source, engine_disk.KINDS)),
             engine_net.Differential(source),
         )
 
     @property
     def mutations(self) -> int:
-        """How many chains were offered to each device."""
+        """How many chains reached each device."""
         return sum(pair.mutations for pair in self._pairs)
 
     def episode(self, source: Source) -> None:

@@ -6,13 +6,17 @@ left the same: rings, buffers, image, indices, counters, interrupts. Drivers may
 the rings are, so that it matters when something is written or asked. In one half of the lives a
 turn is one chain, and nothing may differ. In the other half a turn is as long as ever, and
 interrupts and the wish for kicks are not compared: the engine thinks of them between chains.
+
+There are three kinds of disks: one in memory, which is served in the order of the ring; one whose
+transfers a pool makes ("direct"); and a file that is not in the page cache ("cold"). For the last
+two the chains of a long turn have nothing in common, since their order is anyone's choice.
 """
 
 from __future__ import annotations
 
 import os
-import struct
-from typing import TYPE_CHECKING
+import tempfile
+from typing import TYPE_CHECKING, Final
 
 from devices.virtio import device
 from devices.virtio.block import native
@@ -21,13 +25,15 @@ from devices.virtio.block.image import BlockSpec
 from devices.virtio.block.native import NativeQueue
 from devices.virtio.commands import SetLimits
 from devices.virtio.device import MAX_CHAINS_PER_TURN
+from devices.virtio.features import VIRTIO_RING_F_INDIRECT_DESC
 from devices.virtio.queue.split_queue import SplitQueue
 from sys_util import log
 from sys_util.errors import GuestError
+from tests.fuzz.disk_requests import MAX_OFFERED, MISSING_SECTORS, SECTORS, ApartRing, MildRing
 from tests.fuzz.kinds import small_memory
 from tests.fuzz.ring_fuzzer import HEAP_GPA, OPTIONAL_FEATURES
-from tests.fuzz.rings import HEAP_BYTES, HostileRing
-from tests.fuzz.source import RandomSource, number, one_in, pick
+from tests.fuzz.rings import HEAP_BYTES
+from tests.fuzz.source import RandomSource, one_in, pick
 from tests.support.device_context import DriverSide
 
 if TYPE_CHECKING:
@@ -36,40 +42,40 @@ if TYPE_CHECKING:
     from devices.virtio.counters import Counters
     from tests.fuzz.source import Source
 
-SECTORS = 64
 SIZES = (1, 2, 8, 16, 32, 64, 64, 128)
-# Reads and writes most of the time, and everything else.
-TYPES = (*(0,) * 6, *(1,) * 6, 4, 4, 8, 11, 13, 2, 0x8000_0000)
 MAX_TURNS = 300
 RINGS_BYTES = 0x10000
 # All of memory is compared once in so many episodes; what is not where it belongs stays there.
 WHOLE_ONE_IN = 16
-# At least one in so many chains is served by the engine; the others are nonsense, or Python's.
-NATIVE_ONE_IN = 25
+# At least so much of the chains that reach a device is served by the engine, and so much is not.
+NATIVE_SHARE: Final = 0.5
+PYTHON_SHARE: Final = 0.05
+# Below so many chains nothing is said about shares.
+FEW_CHAINS: Final = 1000
+KINDS: Final = ("memory", "direct", "cold")
 # Operations a second that nothing here reaches.
 MANY = 1 << 40
-
-
-class MildRing(HostileRing):
-    """Most of it makes sense, or the engine would never have anything to do."""
-
-    SPOILT_ONE_IN = 4
-    NONSENSE_ONE_IN = 40
 
 
 class Disk:
     """One of the two, with its driver."""
 
-    def __init__(self, source: Source, *, engine: bool) -> None:
-        self.fd = os.memfd_create("image", os.MFD_CLOEXEC)
+    def __init__(self, source: Source, kind: str, *, engine: bool, exact: bool) -> None:
+        self.cold = kind == "cold" and engine
+        self.ring_type = MildRing if exact or kind == "memory" else ApartRing
+        self.fd = unnamed_file() if self.cold else os.memfd_create("image", os.MFD_CLOEXEC)
         os.write(self.fd, b"".join(bytes([at]) * 512 for at in range(SECTORS)))
-        spec = BlockSpec("image", read_only=one_in(source, 4), num_queues=2)
+        os.fsync(self.fd)
+        self.read_only = one_in(source, 8)
+        direct = kind == "direct"
+        spec = BlockSpec("image", read_only=self.read_only, num_queues=2, direct=direct)
         block = Block(spec, self.fd, engine=engine)
+        if block._native is not None and spec.direct:
+            block._native.start_threads(pick(source, (0, 1, 4)))
         self.side = DriverSide(block, small_memory())
         self.features = self.side.worker.offered_features
         self.rings: dict[int, MildRing] = {}
         self.broken: set[int] = set()
-        self.mutations = 0
 
     def begin(self, source: Source) -> None:
         """Be a new driver."""
@@ -82,14 +88,18 @@ class Disk:
             side.features &= ~(1 << 9)  # each write is on stable storage
         side.device.activate(side.features)
         for index in (0, 1):
-            size = pick(source, SIZES)
+            size = size_for(source, side.features)
             self.try_to(index, lambda index=index, size=size: self.start(source, index, size))  # type: ignore[misc]
 
     def start(self, source: Source, index: int, size: int) -> None:
         """Start a queue whose driver is hostile."""
         self.side.start_queue(index, size=size)
         queue = self.side.queues[index]
-        self.rings[index] = MildRing(self.side.memory, queue, source, HEAP_GPA * (index + 1))
+        ring = self.ring_type(self.side.memory, queue, source, HEAP_GPA * (index + 1))
+        if not self.side.features >> VIRTIO_RING_F_INDIRECT_DESC & 1:
+            ring.TABLE_ONE_IN = 40
+        ring.read_only = self.read_only
+        self.rings[index] = ring
 
     def try_to(self, index: int, action: Callable[[], object]) -> None:
         """Do what may break a queue, as the device's process does."""
@@ -117,16 +127,15 @@ class Disk:
             self.kick(index)
             worker.resume()
         elif action == 3:
-            sectors = 1 + source.below(SECTORS)
+            sectors = SECTORS + MISSING_SECTORS - source.below(SECTORS) // pick(source, (1, 8))
             self.side.device._resize(sectors)  # type: ignore[attr-defined]
         elif action == 4:
             worker.states()
         elif action == 5:
-            self.limit(source.below(2) * MANY)
+            self.limit(one_in(source, 3) * MANY)
         else:
-            for _ in range(1 + source.below(8)):
-                ring.offer(*request(source))
-                self.mutations += 1
+            for _ in range(1 + source.below(pick(source, (8, MAX_OFFERED)))):
+                ring.offer(*ring.request())
             ring.publish()
         self.kick(index)
 
@@ -137,6 +146,8 @@ class Disk:
     def kick(self, index: int) -> None:
         """Kick a queue and give it as many turns as it asks for."""
         os.eventfd_write(self.side._kicks[index], 1)
+        if self.cold:
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         for _ in range(MAX_TURNS):
             try:
                 if not self.side.worker.on_kick(index):
@@ -150,7 +161,7 @@ class Disk:
         """Return what a turn leaves, but the memory."""
         counters = self.side.worker.counters
         return {
-            "image": os.pread(self.fd, 1 << 20, 0),
+            "image": os.pread(self.fd, 1 << 18, 0),
             "states": self.side.worker.states(),
             "broken": set(self.broken),
             "interrupted": self.interrupted() if exact else [],
@@ -179,6 +190,7 @@ class Disk:
     def end(self) -> None:
         """Reset the device."""
         self.limit(0)
+        self.side.device._resize(SECTORS)  # type: ignore[attr-defined]
         self.side.reset()
         self.rings.clear()
         self.broken.clear()
@@ -189,13 +201,35 @@ class Disk:
         os.close(self.fd)
 
 
+class Shares:
+    """Who served how many of the chains of a pair that reached a device."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self.native = 0
+        self.by_python = 0  # on both sides
+        self.counted = False  # whether chains are of this pair, now
+
+    @property
+    def chains(self) -> int:
+        """How many reached each side: Python alone served as many as the engine with Python."""
+        return (self.by_python + self.native) // 2
+
+    def check(self) -> None:
+        """Raise ``AssertionError`` if the engine served too little, or Python did."""
+        share = self.native / max(1, self.chains)
+        if self.chains >= FEW_CHAINS:
+            told = f"of {self.chains} chains of a {self._what} the engine served {share:.0%}"
+            assert NATIVE_SHARE <= share <= 1 - PYTHON_SHARE, told
+
+
 class Differential:
     """The two of them. ``native`` of ``mutations`` chains were served by the engine."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, kind: str = "memory") -> None:
         log.set_sink(lambda _level, _module, _text: None)
         seed = str(source.bits(64))
-        self.native = 0
+        self.shares = Shares(kind + " disk")
         self._turn = NativeQueue.turn
         self._exact = one_in(source, 2)
         self._limits = [(module, MAX_CHAINS_PER_TURN) for module in (device, native)]
@@ -208,7 +242,10 @@ class Differential:
         self._count_turns()
         self._add_used = SplitQueue.add_used
         self._publish_each()
-        self._disks = [Disk(RandomSource(seed), engine=engine) for engine in (True, False)]
+        self._disks = [
+            Disk(RandomSource(seed), kind, engine=engine, exact=self._exact)
+            for engine in (True, False)
+        ]
 
     def _count_turns(self) -> None:
         turn = NativeQueue.turn
@@ -216,7 +253,7 @@ class Differential:
         def counted(queue: NativeQueue, counters: Counters) -> int:
             before = counters.requests
             ended = turn(queue, counters)
-            self.native += counters.requests - before
+            self.shares.native += counters.requests - before
             return ended
 
         setattr(NativeQueue, "turn", counted)  # noqa: B010 - mypy knows it as a method
@@ -226,6 +263,7 @@ class Differential:
         add_used = SplitQueue.add_used
 
         def add_and_publish(queue: SplitQueue, head: int, written: int) -> None:
+            self.shares.by_python += self.shares.counted
             add_used(queue, head, written)
             queue.publish()
 
@@ -233,11 +271,12 @@ class Differential:
 
     @property
     def mutations(self) -> int:
-        """How many chains were offered to each."""
-        return self._disks[0].mutations
+        """How many chains reached each."""
+        return self.shares.chains
 
     def episode(self, source: Source) -> None:
         """Live through two drivers that are the same."""
+        self.shares.counted = True
         seed = str(source.bits(64))
         sources = [RandomSource(seed), RandomSource(seed)]
         self._both(sources, Disk.begin)
@@ -254,6 +293,7 @@ class Differential:
         assert engine_memory == python_memory, "the memories differ"
         for disk in self._disks:
             disk.end()
+        self.shares.counted = False
 
     def _both(self, sources: list[RandomSource], act: Callable[[Disk, Source], None]) -> None:
         for disk, source in zip(self._disks, sources, strict=True):
@@ -267,23 +307,20 @@ class Differential:
             setattr(module, "MAX_CHAINS_PER_TURN", limit)  # noqa: B010 - as above
         setattr(native, "POLL_NS", self._poll_ns)  # noqa: B010 - as above
         log.set_sink(log.stderr_sink)
-        offered = self.mutations
         for disk in self._disks:
             disk.close()
         self._disks = []
-        assert self.native * NATIVE_ONE_IN >= offered, "the engine serves next to nothing"
+        self.shares.check()
 
 
-def request(source: Source) -> tuple[list[bytes], list[int]]:
-    """Return a request of a disk that is right, or nearly."""
-    kind = pick(source, TYPES)
-    sector = number(source, 64) if one_in(source, 8) else source.below(SECTORS + 2)
-    out = [struct.pack("<IIQ", kind, source.below(2), sector)]
-    if kind in (11, 13):
-        out.append(struct.pack("<QII", source.below(70), number(source, 32), source.below(4)))
-    elif kind == 1:
-        out.append(source.data(512 * source.below(5)))
-    into = [512 * source.below(5)] if kind in (0, 2) else []
-    if one_in(source, 20):
-        into.insert(0, 0)
-    return out, [*into, *([20] if kind == 8 else []), 1]
+def size_for(source: Source, features: int) -> int:
+    """Return the size of a queue; chains without indirect tables seldom fit into a small one."""
+    size = pick(source, SIZES)
+    indirect = features >> VIRTIO_RING_F_INDIRECT_DESC & 1
+    return size if indirect or one_in(source, 8) else max(size, 16)
+
+
+def unnamed_file() -> int:
+    """Return an empty file on a file system that need not be in memory."""
+    with tempfile.TemporaryFile(dir="/var/tmp") as file:
+        return os.dup(file.fileno())

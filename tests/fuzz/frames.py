@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from tests.fuzz.engine_disk import MildRing
+from tests.fuzz.disk_requests import MildRing
 from tests.fuzz.ring_fuzzer import HEAP_GPA
 from tests.fuzz.source import number, one_in, pick
 from tests.support.net_rig import PLAIN
@@ -49,7 +49,7 @@ class FrameRing(MildRing):
 
 def head_of(source: Source) -> bytes:
     """Return a header that is right, or nearly."""
-    if one_in(source, 2):
+    if not one_in(source, 4):
         return PLAIN
     gso_type = pick(source, GSO_TYPES) if one_in(source, 2) else 0
     fields = [number(source, 16) if one_in(source, 3) else source.below(60) for _ in range(4)]

@@ -29,6 +29,12 @@ class HostileRing:
     # One chain in so many is spoilt, up to three times; one index in so many is nonsense.
     SPOILT_ONE_IN = 1
     NONSENSE_ONE_IN = 12
+    # One in so many is changed: buffers with data, lengths for answers, indirect tables.
+    DATA_SPOILT_ONE_IN = 3
+    LENGTH_ODD_ONE_IN = 8
+    TABLE_SPOILT_ONE_IN = 3
+    # One chain in so many is in an indirect table.
+    TABLE_ONE_IN = 4
 
     def __init__(self, memory: GuestMemory, ring: DriverQueue, source: Source, heap: int) -> None:
         """``heap`` is where the buffers go, ``HEAP_BYTES`` of it."""
@@ -56,9 +62,9 @@ class HostileRing:
         descs = self._flood() if one_in(source, FLOOD_ONE_IN) else self._lay_out(out, into)
         for _ in range(source.below(4) if one_in(source, self.SPOILT_ONE_IN) else 0):
             self._spoil_chain(descs)
-        if one_in(source, 4) or len(descs) > self._ring.size:
+        if one_in(source, self.TABLE_ONE_IN) or len(descs) > self._ring.size:
             descs = [self._as_table(descs)]
-            if one_in(source, 3):
+            if one_in(source, self.TABLE_SPOILT_ONE_IN):
                 self._spoil_chain(descs)
         self._place(descs)
 
@@ -67,14 +73,14 @@ class HostileRing:
         source = self._source
         descs: list[list[int]] = []
         for data in out:
-            if one_in(source, 3):
+            if one_in(source, self.DATA_SPOILT_ONE_IN):
                 data = spoil(source, data)
                 self.mutations += 1
             address = self._allocate(len(data))
             self._memory.write(address, data)
             self._cut(descs, address, len(data), 0)
         for length in into:
-            if one_in(source, 8):
+            if one_in(source, self.LENGTH_ODD_ONE_IN):
                 length = number(source, 12)
                 self.mutations += 1
             self._cut(descs, self._allocate(length), length, WRITE)
