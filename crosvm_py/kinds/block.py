@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from crosvm_py.kinds.kind import MIB, DeviceKind
 from crosvm_py.kinds.order import DeviceOrder, pack_spec, unpack_spec
+from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -22,16 +24,23 @@ _MAX_QUEUES: Final = 4
 _THREADS: Final = 16
 
 
-def open_disk(index: int, spec: BlockSpec, *, cpus: int) -> DeviceOrder:
-    """Open the image of disk ``index``, for a guest with ``cpus`` vCPUs.
+def open_disk(index: int, disks: Sequence[BlockSpec], *, cpus: int) -> DeviceOrder:
+    """Open the image of disk ``index`` of ``disks``, for a guest with ``cpus`` vCPUs.
+
+    The disks before it have been opened.
 
     Raises:
         ConfigError: the image or an option cannot be used.
         HostError: the host refuses to open it.
     """
-    from devices.virtio.block.image import open_image
+    from devices.virtio.block.image import ImageInUseError, open_image
 
-    fd = open_image(spec)
+    spec = disks[index]
+    try:
+        fd = open_image(spec)
+    except ImageInUseError:
+        _refuse_twin(spec, disks[:index])
+        raise
     return DeviceOrder(
         f"{BLOCK.name}:{index}",
         BLOCK.name,
@@ -41,6 +50,17 @@ def open_disk(index: int, spec: BlockSpec, *, cpus: int) -> DeviceOrder:
         source=spec.path,
         limits=spec.limits,
     )
+
+
+def _refuse_twin(spec: BlockSpec, earlier: Sequence[BlockSpec]) -> None:
+    """Raise ConfigError if the user gave one of the ``earlier`` disks the same image."""
+    for other in earlier:
+        with suppress(OSError):
+            if os.path.samefile(spec.path, other.path):
+                raise ConfigError(
+                    f"{spec.option} {spec.path}: {other.option} {other.path} is the same image; "
+                    "two disks can share one only if both are read-only"
+                )
 
 
 def _build(spec: bytes, fds: Sequence[int]) -> VirtioDevice:

@@ -39,8 +39,8 @@ def open_devices(
         ConfigError: the user asked for something impossible.
         HostError: the host refuses something.
     """
-    for index, disk in enumerate(config.disks):
-        yield open_disk(index, disk, cpus=config.cpus)
+    for index in range(len(config.disks)):
+        yield open_disk(index, config.disks, cpus=config.cpus)
     for index, card in enumerate(config.networks):
         yield open_card(index, card, rehearsal=rehearsal)
     if config.rng is not None:

@@ -183,7 +183,10 @@ def test_kernel_that_is_none_is_named(
         pytest.param("-d fifo", ERROR, "--disk fifo: neither a regular file", id="disk fifo"),
         pytest.param("-d /dev/null", ERROR, "--disk /dev/null: neither", id="disk null"),
         pytest.param(
-            "--rwdisk good.img --rwdisk good.img", ERROR, "good.img: locked by another", id="twice"
+            "-d good.img --rwdisk folder/../good.img",
+            ERROR,
+            "--rwdisk folder/../good.img: --disk good.img is the same image",
+            id="twice",
         ),
         pytest.param(
             "-r good.img --rwroot good.img", ERROR, "--root: only one disk can be", id="two roots"

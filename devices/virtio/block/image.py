@@ -73,12 +73,17 @@ class BlockSpec:
     follow: bool = True
 
 
+class ImageInUseError(ConfigError):
+    """Somebody else, or another disk of this VM, has the image locked."""
+
+
 def open_image(spec: BlockSpec) -> int:
     """Open, check and lock the image; never create, truncate or change it.
 
     Returns a close-on-exec descriptor, which the caller owns.
 
     Raises:
+        ImageInUseError: the image is locked.
         ConfigError: the image cannot be used, or an option does not fit it.
         HostError: the host cannot lock files there.
     """
@@ -212,4 +217,4 @@ def _lock(label: str, spec: BlockSpec, fd: int) -> None:
     except OSError as error:
         raise HostError("lock", spec.path, "lock=false goes without") from error
     if not free:
-        raise ConfigError(f"{label}: locked by another process; does another VM use it?")
+        raise ImageInUseError(f"{label}: locked by another process; does another VM use it?")

@@ -158,6 +158,14 @@ def test_disk_is_locked_from_here_on(bench: Bench) -> None:
     os.close(Block.open(BlockSpec(str(disk))))
 
 
+def test_disk_that_is_given_twice_is_said_to_be(bench: Bench) -> None:
+    """No other process is to blame for that."""
+    disk, link = bench.disk("disk"), bench.folder / "link"
+    link.symlink_to(disk)
+    with pytest.raises(ConfigError, match=f"^--disk {link}: --rwdisk {disk} is the same image"):
+        bench.prepare("--rwdisk", disk, "--disk", link)
+
+
 def test_socket_is_there_from_here_on_and_goes_with_the_run(bench: Bench) -> None:
     path = bench.folder / "vm.sock"
     prepared = bench.prepare("-s", path)
