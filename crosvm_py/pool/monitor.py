@@ -118,6 +118,8 @@ def _receive_order(client: socket.socket) -> tuple[protocol.Run, list[int]]:
         raise ProtocolError(f"an unexpected {type(order).__name__}")
     if order.version != VERSION:
         raise DeclinedError(f"the pool is version {VERSION}, this is {order.version}")
+    if any(b"\0" in each for each in (*order.words, *order.environment)):
+        raise ProtocolError("a zero byte, which no argument of a program has")
     return order, fds
 
 

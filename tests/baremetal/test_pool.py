@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from crosvm_py.exit_status import VmExit
+from crosvm_py.pool.protocol import Run
+from crosvm_py.version import VERSION
+from sys_util.wire import encode
 from tests.baremetal.pool import CLIENTS, PYTHON, RunningPool
 from tests.baremetal.vmm import PATIENCE_SECONDS, Vmm, eventually, has_ended
 from tests.guests.baremetal.build import build_guest
@@ -297,8 +300,10 @@ def test_monitor_that_dies_is_replaced_by_one_at_other_addresses(pool: RunningPo
         (b"nonsense", b"data that is not msgpack"),
         (b"\x91\x01", b"Run with 0 fields"),
         (bytes(60_000), b"data that is not msgpack"),
+        (encode(Run(VERSION, (b"run\0",), (), ())), b"a zero byte"),
+        (encode(Run(VERSION, (), (b"A=\0",), ())), b"a zero byte"),
     ],
-    ids=["nothing", "nonsense", "no fields", "much"],
+    ids=["nothing", "nonsense", "no fields", "much", "zero in a word", "zero in a variable"],
 )
 def test_hostile_client_has_nothing_of_it(
     guests: Path, pool: RunningPool, sent: bytes, reason: bytes

@@ -14,6 +14,7 @@ import msgpack
 from crosvm_py.control import protocol as control_protocol
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.kernel_parser import protocol as kernel_parser_protocol
+from crosvm_py.pool import protocol as pool_protocol
 from crosvm_py.requests import catalogue
 from crosvm_py.warden import forge_protocol
 from crosvm_py.warden import protocol as warden_protocol
@@ -43,6 +44,10 @@ CODECS = {
     "control process to vmm": control_protocol.FROM_CONTROL_CODEC,
     "vmm to control process": control_protocol.CONTROL_CODEC,
     "keeper to vmm": control_protocol.FROM_KEEPER_CODEC,
+    "client to monitor": pool_protocol.ORDER_CODEC,
+    "pool to monitor": pool_protocol.MONITOR_CODEC,
+    "monitor to pool": pool_protocol.POOL_CODEC,
+    "pool or monitor to client": pool_protocol.CLIENT_CODEC,
     "control request": catalogue.REQUESTS,
     "control response": catalogue.RESPONSES,
 }
