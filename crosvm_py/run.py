@@ -126,10 +126,11 @@ def _start_keeper(
 
 def _describe(config: RunConfig, store: int) -> None:
     """Write the configuration where the control process finds it."""
-    from crosvm_py.api.described import describe_run
     from crosvm_py.api.store import Store
+    from crosvm_py.vm_config.codec import encode
+    from crosvm_py.vm_config.from_run import vm_config
 
-    Store(store).save(describe_run(config))
+    Store(store).save(encode(vm_config(config)))
 
 
 def _control_server(

@@ -40,7 +40,7 @@ _MODES: Final[dict[str, ConsoleMode]] = {
 }
 # What our devices have, whatever was asked for.
 _QUEUE_SIZE: Final = 256
-_MAX_DISK_QUEUES: Final = 64
+_MAX_DISK_QUEUES: Final = 4
 
 
 def vm_config(config: RunConfig) -> VmConfig:
@@ -56,7 +56,7 @@ def vm_config(config: RunConfig) -> VmConfig:
             CpusConfig(boot_vcpus=config.cpus, max_vcpus=config.cpus),
             core_scheduling="Vm" if config.per_vm_core_scheduling else scheduling,
         ),
-        memory=MemoryConfig(size=config.memory_bytes, thp=config.huge_pages),
+        memory=MemoryConfig(size=config.memory_bytes, shared=True, thp=config.huge_pages),
         payload=PayloadConfig(
             kernel=config.kernel,
             cmdline=" ".join(config.params) or None,
