@@ -52,6 +52,7 @@ TARGETS = {
     "channel": Target("tests.fuzz.channel", "", "messages"),
     "engine": Target("tests.fuzz.engine", "", "chains"),
     "http": Target("tests.fuzz.http", "", "requests"),
+    "config": Target("tests.fuzz.config", "", "texts"),
 }
 RING_TARGETS = [name for name, target in TARGETS.items() if target.unit == _RINGS]
 

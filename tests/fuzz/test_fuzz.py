@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosvm_py.device_process import protocol as device_protocol
+from crosvm_py.vm_config import json_text
 from crosvm_py.vmm.link import DeviceLink
 from devices.cmos import Cmos
 from devices.virtio.block import native
@@ -48,6 +49,7 @@ SLICE = {
     "console": 5_000,
     "engine": 4_000,
     "http": 4_000,
+    "config": 1_500,
 }
 DEFAULT_SLICE = 10_000
 
@@ -230,6 +232,16 @@ def plant_trusting_successor(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LimitedDevice, "restore", restore)
 
 
+def plant_depth_that_is_not_counted(patch: pytest.MonkeyPatch) -> None:
+    """A text is parsed however deep it is."""
+    patch.setattr(json_text, "_check_shape", lambda _text: None)
+
+
+def plant_numbers_of_any_length(patch: pytest.MonkeyPatch) -> None:
+    """A number that no field can hold becomes one of Python's."""
+    patch.setattr(json_text, "_parse_integer", int)
+
+
 def plant_empty_descriptor_without_a_direction(patch: pytest.MonkeyPatch) -> None:
     """A writable descriptor of no bytes may come before a readable one, for Python alone."""
     unpack = queue_module._UNPACK_DESC
@@ -287,6 +299,8 @@ def test_planted_difference_is_found(
         ("messages", plant_codec_that_looks_up, "AssertionError"),
         ("channel", plant_answer_that_was_not_asked, "KeyError"),
         ("ports", plant_timers_that_pile_up, "timers pile up"),
+        ("config", plant_depth_that_is_not_counted, "RecursionError"),
+        ("config", plant_numbers_of_any_length, "AssertionError|ValueError"),
     ],
 )
 def test_planted_defect_is_found(
