@@ -17,8 +17,8 @@ restart failed VMs do not notice. Here neither is 0, and a crash has the same nu
 from __future__ import annotations
 
 import os
-from enum import IntEnum
 
+from sys_util.enum import IntEnum
 from sys_util.typing import Final
 
 

@@ -18,7 +18,17 @@ ROOT = Path(__file__).parent.parent
 # What a run may import is everything but these, which cost milliseconds each and have a lighter
 # way beside them: sys_util.log, crosvm_py.cli.grammar.options, and those in LIGHTER.
 DEAR = {
-    *("argparse", "asyncio", "ctypes", "dataclasses", "datetime", "importlib", "inspect", "json"),
+    *(
+        "argparse",
+        "asyncio",
+        "ctypes",
+        "dataclasses",
+        "datetime",
+        "enum",
+        "importlib",
+        "inspect",
+        "json",
+    ),
     *("logging", "msgspec", "multiprocessing", "pathlib", "pyseccomp", "random", "re"),
     *("selectors", "shutil"),
     *("signal", "socket", "subprocess", "tempfile", "traceback", "typing", "uuid", "warnings"),
@@ -37,7 +47,7 @@ LIGHTER = {
     "dataclasses": "sys_util.facts (fact)",
     "importlib": "sys_util.modules",
     "msgpack": "sys_util.msgpack",
-    **{name: f"sys_util.{name}" for name in ("signal", "socket", "typing")},
+    **{name: f"sys_util.{name}" for name in ("enum", "signal", "socket", "typing")},
 }
 # These need msgspec, which needs all of typing. Nothing that a run needs imports them.
 DEAR_PACKAGES = ("crosvm_py/vm_config/",)

@@ -11,10 +11,10 @@ if the vmm is killed: ``restore`` works in any process that has the terminal ope
 from __future__ import annotations
 
 import os
-from enum import Enum
 
 from crosvm_py.console.job import in_foreground
 from sys_util import signal
+from sys_util.enum import Enum
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:

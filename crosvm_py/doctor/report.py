@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
+from sys_util.enum import StrEnum
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ whether the driver got it.
 
 from __future__ import annotations
 
-from enum import IntEnum
 from struct import Struct
 
+from sys_util.enum import IntEnum
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, Protocol
 

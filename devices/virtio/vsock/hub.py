@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
+from sys_util.enum import Enum
 from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:

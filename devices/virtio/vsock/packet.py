@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
 from struct import Struct
 
+from sys_util.enum import IntEnum, IntFlag
 from sys_util.errors import GuestError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
