@@ -12,14 +12,13 @@ ABOUT: Final = (
 )
 FIRST_STEPS: Final = (
     FirstStep("crosvm doctor", "see whether this host can run guests, and what to do if not"),
+    FirstStep("crosvm guest shell", "boot a throw-away guest, with a shell and a network"),
     FirstStep(
-        "crosvm run --rwroot rootfs.img vmlinux",
-        "boot a guest whose console is this terminal; Ctrl-A x leaves it",
+        "crosvm guest make debian -o work ; crosvm run work",
+        "make a guest from Debian packages and boot it; its console is this terminal, and Ctrl-A x "
+        "leaves it",
     ),
-    FirstStep(
-        "crosvm run --net user --rwroot rootfs.img vmlinux",
-        "the same with a network, which needs no privileges",
-    ),
+    FirstStep("crosvm run --rwroot rootfs.img vmlinux", "boot a kernel and a disk of your own"),
     FirstStep(
         "crosvm run -s vm.sock … ; crosvm devices vm.sock ; crosvm stop vm.sock",
         "look at a guest that runs, and end it",

@@ -62,7 +62,7 @@ def test_help_fits_80_columns_and_shows_nothing_of_python(
 def test_overview_tells_first_steps_and_every_command(capfd: pytest.CaptureFixture[str]) -> None:
     out = printed(capfd, "--help")
     assert printed(capfd, "help") == out
-    assert len(FIRST_STEPS) == 5
+    assert len(FIRST_STEPS) == 6
     told = [step.line for step in FIRST_STEPS]
     told += [command.name for command in COMMANDS if not command.subcommands]
     assert [text for text in told if f"  {text}" not in out] == []
