@@ -180,6 +180,7 @@ fn flush_waits_for_the_writes_before_it() {
     let turn = rig.turn(0);
     assert_eq!((turn.outcome, turn.requests), (Outcome::Python, 0));
     assert_eq!(rig.queue.ring.position().next_avail, 0);
+    assert_eq!(sys::testing::calls(), ["pwritev2"]);
 }
 
 #[test]
@@ -261,7 +262,7 @@ fn what_another_queue_has_for_python_is_announced_by_a_kick() {
 
 /// Of an image in the page cache, with odd sectors missing there.
 fn with_odd_sectors_missing(sectors: u8) -> Rig {
-    sys::misses::set(|offset| (offset / 512 % 2 == 1).then_some(Some(0)));
+    sys::testing::set_cached(|offset| (offset / 512 % 2 == 1).then_some(Some(0)));
     let mut rig = Rig::new(sectors);
     rig.disk.cached = true;
     rig
@@ -284,7 +285,7 @@ fn reads_that_miss_go_back_in_the_order_of_the_ring() {
 
 #[test]
 fn read_that_is_cached_in_part_is_made_again() {
-    sys::misses::set(|_| Some(Some(100)));
+    sys::testing::set_cached(|_| Some(Some(100)));
     let mut rig = Rig::new(16);
     rig.disk.cached = true;
     rig.offer(0, 3);
@@ -303,6 +304,11 @@ fn miss_that_fails_and_all_after_it_are_left_for_python() {
     assert_eq!(rig.queue.ring.position().next_avail, 1);
     assert_eq!(rig.used(), [0]);
     assert_eq!(rig.byte(HEADERS + 32 * 2 + 16), 0xEE); // no status
+    let mut position = rig.queue.ring.position();
+    position.next_avail = 2; // Python has served it
+    rig.queue.ring.set_position(position);
+    assert_eq!(rig.turn_alone().requests, 2);
+    assert_eq!(rig.byte(DATA + 512 * 3), 3);
 }
 
 #[test]
@@ -331,13 +337,13 @@ fn writes_and_flushes_go_back_after_the_misses_before_them() {
 
 #[test]
 fn host_that_does_not_tell_what_is_cached_is_asked_once() {
-    sys::misses::set(|_| Some(None));
+    sys::testing::set_cached(|_| Some(None));
     let mut rig = Rig::new(16);
     rig.disk.cached = true;
     rig.offer(0, 3);
     assert_eq!(rig.turn_alone().requests, 1);
     assert!(!rig.queue.knows_misses);
-    sys::misses::set(|_| panic!("asked again"));
+    sys::testing::set_cached(|_| panic!("asked again"));
     rig.offer(0, 4);
     assert_eq!(rig.turn_alone().requests, 1);
     assert_eq!(rig.byte(DATA + 512), 4);

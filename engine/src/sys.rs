@@ -86,7 +86,7 @@ pub fn preadv(fd: i32, io_vecs: &[IoVec], offset: u64) -> Option<u64> {
 /// host cannot do this for such a file.
 pub fn preadv_cached(fd: i32, io_vecs: &[IoVec], offset: u64) -> Option<u64> {
     #[cfg(test)]
-    if let Some(answer) = misses::answer(offset) {
+    if let Some(answer) = testing::answer(offset) {
         return answer;
     }
     let (count, offset) = (
@@ -108,6 +108,8 @@ pub fn pwritev(fd: i32, io_vecs: &[IoVec], offset: u64, stable: bool) -> Option<
         i64::try_from(offset).ok()?,
     );
     let flags = if stable { RWF_DSYNC } else { 0 };
+    #[cfg(test)]
+    testing::note("pwritev2");
     // SAFETY: as in `preadv`.
     let done = unsafe { pwritev64v2(fd, io_vecs.as_ptr(), count, offset, flags) };
     u64::try_from(done).ok()
@@ -152,6 +154,8 @@ fn until_done(mut call: impl FnMut() -> isize) -> Result<u64, i32> {
 
 /// Put all earlier writes on stable storage; return `None` for an error.
 pub fn fdatasync(fd: i32) -> Option<()> {
+    #[cfg(test)]
+    testing::note("fdatasync");
     // SAFETY: it accesses no memory.
     (unsafe { c_fdatasync(fd) } == 0).then_some(())
 }
@@ -448,24 +452,34 @@ pub unsafe extern "C" fn crosvm_engine_net_give(queue: *mut NetQueue, position: 
 }
 
 #[cfg(test)]
-pub mod misses {
-    //! Reads that miss the page cache when a test wants them to.
+pub mod testing {
+    //! What tests of other files see of the calls of their thread, and answer for the host.
 
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
 
     /// What `preadv_cached` returns for an offset, or `None` to ask the host.
     type Answer = fn(u64) -> Option<Option<u64>>;
 
     thread_local! {
         static ANSWER: Cell<Answer> = const { Cell::new(|_| None) };
+        static CALLS: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// Answer for the host in this thread.
-    pub fn set(answer: Answer) {
+    /// Answer reads from the page cache.
+    pub fn set_cached(answer: Answer) {
         ANSWER.set(answer);
+    }
+
+    /// Return the names of all calls so far that write or flush.
+    pub fn calls() -> Vec<&'static str> {
+        CALLS.take()
     }
 
     pub(super) fn answer(offset: u64) -> Option<Option<u64>> {
         ANSWER.get()(offset)
+    }
+
+    pub(super) fn note(call: &'static str) {
+        CALLS.with_borrow_mut(|calls| calls.push(call));
     }
 }
