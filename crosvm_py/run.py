@@ -20,7 +20,7 @@ from crosvm_py.vmm.prepared_kernel import find_prepared
 from jail.signals import keep_signals_inside
 from sys_util import linux
 from sys_util.errors import Refusable
-from sys_util.typing import TYPE_CHECKING
+from sys_util.typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,19 +31,36 @@ if TYPE_CHECKING:
     from crosvm_py.log import Syslog
     from crosvm_py.machine.vcpu import VcpuSet
     from crosvm_py.relay.outlet import Outlet
+    from crosvm_py.socket_path import BoundSocket
     from crosvm_py.vmm.control_link import ControlLink
     from crosvm_py.vmm.control_proxy import KeeperProcess
     from crosvm_py.vmm.preparation import Preparation
-    from crosvm_py.vmm.vm import VirtualMachine
+    from crosvm_py.vmm.vm import Closing, VirtualMachine
+
+
+class VmHost(NamedTuple):
+    """A process that has a control process of its own, and runs a VM at some time.
+
+    Args:
+        api: its socket, which it removes at its end.
+        serve: serves that control process while the VM runs (see ``VirtualMachine``).
+    """
+
+    api: BoundSocket | None
+    serve: Callable[[VirtualMachine, VcpuSet], Closing]
 
 
 def run_vm(
-    config: RunConfig, syslog: Syslog | None = None, recorded: Recorded | None = None
+    config: RunConfig,
+    syslog: Syslog | None = None,
+    recorded: Recorded | None = None,
+    host: VmHost | None = None,
 ) -> VmExit:
     """Run one VM from its start to its end and return how it ended.
 
     ``syslog`` gets the log lines and is closed at the end. With ``recorded``, some processes have
-    the filter of a recorder instead of their own.
+    the filter of a recorder instead of their own. With ``host`` the process goes on when the VM has
+    ended, or could not be started; it is confined if the guest ran.
 
     Raises:
         ConfigError: the user asked for something impossible.
@@ -78,7 +95,7 @@ def run_vm(
             keep_fds=_kept(prepared, syslog, recorded),
             cgroup=prepared.cgroup,
         )
-        keeper = _start_keeper(config, prepared, syslog)
+        keeper = None if host is not None else _start_keeper(config, prepared, syslog)
         if keeper is not None:
             stack.callback(keeper.end)
         release_end_signals()
@@ -86,8 +103,14 @@ def run_vm(
         # Imported after the fork, because only the vmm needs it; the warden imports meanwhile, too.
         from crosvm_py.vmm.vm import VirtualMachine
 
+        serve = _control_server(keeper) if host is None else host.serve
+        on_failure = stack.enter_context(ExitStack())
+        on_failure.callback(warden.end)
         with Refusable("make", "the virtual machine"):
-            vm = VirtualMachine(config, prepared, warden, _control_server(keeper))
+            # The warden ends before the host does, so it does not remove the host's socket.
+            seen = prepared if host is None else prepared._replace(api=host.api)
+            vm = VirtualMachine(config, seen, warden, serve)
+        on_failure.pop_all()  # from now on the VM ends the warden
         stack.callback(vm.close)
         vm.build()
         bundle.drop()

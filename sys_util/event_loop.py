@@ -111,14 +111,15 @@ class EventLoop:
         """Run the Python handlers of signals at once; for the main thread's loop.
 
         Without this a signal that the kernel hands to another thread, or that comes just before
-        epoll_wait(2), waits for the next event of any kind (signal.set_wakeup_fd).
+        epoll_wait(2), waits for the next event of any kind (signal.set_wakeup_fd). Call it again
+        when another loop has had the signals meanwhile.
         """
         from sys_util import signal
 
-        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        self._signal_fds = (read_end, write_end)
-        self.add(read_end, lambda _events: _drain(read_end))
+        if not self._signal_fds:
+            self._signal_fds = read_end, _ = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self.add(read_end, lambda _events: _drain(read_end))
+        signal.set_wakeup_fd(self._signal_fds[1], warn_on_full_buffer=False)
 
     def run(self) -> None:
         """Serve until ``stop`` is called."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from crosvm_py.api import absent, info, life, sizes
+from crosvm_py.api import absent, additions, creation, info, life, sizes
 from crosvm_py.api.call import Route
 from crosvm_py.vm_config import devices, requests
 from crosvm_py.vm_config.schema import VmConfig
@@ -97,6 +97,22 @@ FIXED: Final[dict[str, Route]] = {
     "vm.coredump": _put(
         "The VM could not be dumped", absent.not_yet("coredump"), requests.VmCoredumpData
     ),
+}
+
+# For a vmm that waits for its VM.
+CREATABLE: Final[dict[str, Route]] = FIXED | {
+    name: FIXED[name]._replace(steps=steps)
+    for name, steps in {
+        "vm.create": creation.create,
+        "vm.boot": creation.boot,
+        "vm.shutdown": creation.shut_down,
+        "vm.delete": creation.delete,
+        "vm.reboot": creation.reboot,
+        "vm.add-disk": additions.add_disk,
+        "vm.add-net": additions.add_net,
+        "vm.add-vsock": additions.add_vsock,
+        "vm.remove-device": additions.remove,
+    }.items()
 }
 
 

@@ -22,24 +22,34 @@ _SECTOR_BYTES: Final = 512
 
 
 def resize(vm: ApiVm, call: Call) -> Steps:
-    """Change the size of the balloon; refuse other numbers of vCPUs and other sizes of memory."""
+    """Change the size of the balloon, and before the boot also those of memory and vCPUs.
+
+    In a VM that runs, other numbers of vCPUs and other sizes of memory are refused.
+    """
     wanted = call.taken(VmResize)
     config = vm.known()
-    yield from vm.booted()
-    if wanted.desired_vcpus not in (None, config.cpus.boot_vcpus):
-        raise ApiError(500, "the number of vCPUs cannot be changed yet")
-    if wanted.desired_ram not in (None, config.memory.size):
-        raise ApiError(500, "the size of memory cannot be changed yet")
-    if wanted.desired_balloon is None:
-        return NO_CONTENT
-    balloon = config.balloon
-    if balloon is None:
-        raise ApiError(500, "the VM has no balloon")
-    if wanted.desired_balloon > config.memory.size:
-        raise ApiError(500, "the balloon would be larger than the memory")
-    yield from vm.demand(BalloonSet(wanted.desired_balloon), BalloonState)
-    balloon = msgspec.structs.replace(balloon, size=wanted.desired_balloon)
-    vm.keep(msgspec.structs.replace(config, balloon=balloon))
+    facts = yield from vm.facts()
+    runs = facts.memory_bytes > 0
+    cpus, memory, balloon = config.cpus, config.memory, config.balloon
+    if wanted.desired_vcpus not in (None, cpus.boot_vcpus):
+        if runs:
+            raise ApiError(500, "the number of vCPUs cannot be changed yet")
+        if not 0 < wanted.desired_vcpus <= cpus.max_vcpus:
+            raise ApiError(500, f"{wanted.desired_vcpus} vCPUs are not 1 to {cpus.max_vcpus}")
+        cpus = msgspec.structs.replace(cpus, boot_vcpus=wanted.desired_vcpus)
+    if wanted.desired_ram not in (None, memory.size):
+        if runs:
+            raise ApiError(500, "the size of memory cannot be changed yet")
+        memory = msgspec.structs.replace(memory, size=wanted.desired_ram)
+    if wanted.desired_balloon is not None:
+        if balloon is None:
+            raise ApiError(500, "the VM has no balloon")
+        if wanted.desired_balloon > memory.size:
+            raise ApiError(500, "the balloon would be larger than the memory")
+        if runs:
+            yield from vm.demand(BalloonSet(wanted.desired_balloon), BalloonState)
+        balloon = msgspec.structs.replace(balloon, size=wanted.desired_balloon)
+    vm.keep(msgspec.structs.replace(config, cpus=cpus, memory=memory, balloon=balloon))
     return NO_CONTENT
 
 

@@ -6,22 +6,30 @@ from __future__ import annotations
 from crosvm_py.api.device_ids import with_ids
 from crosvm_py.api.errors import ApiError
 from crosvm_py.api.steps import expect
-from crosvm_py.requests.vm import RUNNING, SUSPENDED, QueryVm, VmFacts
+from crosvm_py.requests.vm import RUNNING, SUSPENDED, WAITING, QueryVm, VmFacts
 from crosvm_py.vm_config.codec import decode, encode
 from crosvm_py.vm_config.errors import SchemaError
 from crosvm_py.vm_config.field_types import VmState
 from crosvm_py.vm_config.schema import VmConfig
 from sys_util.log import get_logger
-from sys_util.typing import TYPE_CHECKING, Final, TypeVar
+from sys_util.typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator, Sequence
 
     from crosvm_py.api.store import Store
     from crosvm_py.requests.pending import Pending
     from crosvm_py.requests.protocol import Request, Response
 
 A = TypeVar("A", bound="Response")
+
+
+class Ask(Protocol):
+    """Passes a request on to the vmm, with descriptors, which stay the caller's."""
+
+    def __call__(self, request: Request, fds: Sequence[int] = ()) -> Pending:
+        """Return where the answer will be."""
+
 
 _STATES: Final[dict[str, VmState]] = {RUNNING: "Running", SUSPENDED: "Paused"}
 
@@ -32,16 +40,13 @@ class ApiVm:
     """One VM, or none yet.
 
     ``ask`` passes a request on to the vmm, whose process id is ``pid``. ``store`` keeps the
-    configuration when this process ends before the vmm. With ``is_fixed`` the VM lives as long as
-    the vmm, whose user described it (``crosvm run``).
+    configuration when this process ends before the vmm.
     """
 
-    def __init__(
-        self, ask: Callable[[Request], Pending], store: Store, pid: int, *, is_fixed: bool
-    ) -> None:
+    def __init__(self, ask: Ask, store: Store, pid: int) -> None:
         self.ask = ask
         self.pid = pid
-        self.is_fixed = is_fixed
+        self.is_booting = False  # the vmm answers nothing meanwhile
         self._store = store
         self.config: VmConfig | None = None
         text = store.load()
@@ -56,19 +61,23 @@ class ApiVm:
         self.config = config
         self._store.save(b"" if config is None else encode(config))
 
-    def demand(self, request: Request, kind: type[A]) -> Generator[Pending, Response, A]:
-        """Ask the vmm and return its answer.
+    def demand(
+        self, request: Request, kind: type[A], fds: tuple[int, ...] = ()
+    ) -> Generator[Pending, Response, A]:
+        """Ask the vmm and return its answer; ``fds`` go with the request.
 
         Raises:
             ApiError: the vmm refuses.
         """
-        answer = expect((yield self.ask(request)))
+        answer = expect((yield self.ask(request, fds)))
         if not isinstance(answer, kind):
             raise ApiError(500, "the VM answers another question")
         return answer
 
     def facts(self) -> Generator[Pending, Response, VmFacts]:
         """Ask for the state of the VM."""
+        if self.is_booting:
+            return VmFacts(WAITING, 0, 0)
         return (yield from self.demand(QueryVm(), VmFacts))
 
     def known(self) -> VmConfig:

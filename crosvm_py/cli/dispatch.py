@@ -8,6 +8,7 @@ from crosvm_py.cli.grammar.options import Option, UnknownOptionError, parse, swi
 from crosvm_py.cli.grammar.suggest import suggestion
 from sys_util import log
 from sys_util.errors import UsageError
+from sys_util.modules import load_module
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -69,6 +70,12 @@ COMMANDS: Final[CommandTable] = {
 }
 
 
+# Programs of Cloud Hypervisor, which have grammars of their own.
+PROGRAMS: Final = {
+    "ch": "crosvm_py.cloud_hypervisor.program",
+}
+
+
 def execute(argv: Sequence[str]) -> int:
     """Run the command of a command line and return the exit status.
 
@@ -76,6 +83,9 @@ def execute(argv: Sequence[str]) -> int:
         UsageError: the command line cannot be parsed.
         VmmError: the command failed.
     """
+    if argv and argv[0] in PROGRAMS:
+        status: int = load_module(PROGRAMS[argv[0]]).run(argv[1:])
+        return status
     before = _parse_before(argv)
     if before.help_wanted:
         return _print_overview()

@@ -38,6 +38,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 from sys_util.wire import Codec, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
     from crosvm_py.requests.protocol import Request
@@ -58,8 +59,10 @@ class VmmLink:
         self._asked: dict[int, tuple[Codec, Pending]] = {}
         loop.add(channel.fileno(), lambda _events: self._on_ready())
 
-    def ask(self, request: Request) -> Pending:
-        """Pass a request on. The answer comes later, and is one that the request may have.
+    def ask(self, request: Request, fds: Sequence[int] = ()) -> Pending:
+        """Pass a request on, with descriptors, which stay the caller's.
+
+        The answer comes later, and is one that the request may have.
 
         Raises:
             VmmError: the vmm takes no more requests now.
@@ -68,7 +71,7 @@ class VmmLink:
             raise VmmError("the VM is busy with other requests")
         number = self._next
         try:
-            self._channel.send(Ask(number, encode(request)))
+            self._channel.send(Ask(number, encode(request)), fds)
         except ChannelFull as error:
             raise VmmError("the VM is busy with other requests") from error
         except ChannelClosed as error:
@@ -137,7 +140,8 @@ def _serve(channel: Channel, fds: ControlFds, vmm_pid: int) -> None:
     if fds.api >= 0:
         from crosvm_py.api.start import serve_api
 
-        serve_api(loop, link.ask, socket.socket(fileno=fds.api), fds.store, vmm_pid)
+        listening_api = socket.socket(fileno=fds.api)
+        serve_api(loop, link.ask, listening_api, fds.store, vmm_pid, boots=bool(fds.boots))
     gc.freeze()
     gc.enable()
     if fds.policy >= 0:

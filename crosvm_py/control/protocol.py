@@ -97,6 +97,7 @@ class ControlFds(NamedTuple):
         policy: a file with the filter of the process.
         api: the socket of the REST API.
         store: the file with the configuration (``crosvm_py.api.store``), if there is an API.
+        boots: no descriptor: 1 if clients of the API create the VM and boot it, otherwise 0.
     """
 
     channel: int = -1
@@ -104,6 +105,7 @@ class ControlFds(NamedTuple):
     policy: int = -1
     api: int = -1
     store: int = -1
+    boots: int = 0
 
     def as_word(self) -> str:
         """Return them as an argument of the command line."""
@@ -116,7 +118,7 @@ class ControlFds(NamedTuple):
 
     def used(self) -> frozenset[int]:
         """Return those that there are."""
-        return frozenset(fd for fd in self if fd >= 0)
+        return frozenset(fd for fd in self[: ControlFds._fields.index("boots")] if fd >= 0)
 
 
 FROM_KEEPER_CODEC: Final = Codec((Serving,))

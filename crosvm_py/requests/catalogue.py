@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""All requests, found as the classes with ``ANSWER`` in the modules of this folder."""
+"""All requests of clients, found as the classes with ``ANSWER`` in the modules of this folder."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def _find() -> Iterator[type[Request]]:
         if suffix != "py" or f"{package}.{module}" in (__name__, f"{package}.__init__"):
             continue
         found = load_module(f"{package}.{module}")
+        if getattr(found, "IS_INTERNAL", False):
+            continue
         for value in vars(found).values():
             if getattr(value, "ANSWER", None) and value.__module__ == found.__name__:
                 yield value

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.requests.pending import Handler
     from crosvm_py.requests.protocol import Response
-    from sys_util.wire import Message
+    from sys_util.wire import Codec, Message
 
 log = get_logger("crosvm.control")
 
@@ -54,16 +54,37 @@ class ControlLink:
     Owns the channel to the control process, and closes the keeper's first.
     """
 
-    def __init__(self, loop: Loop, keeper: Channel, handler: Handler) -> None:
+    def __init__(
+        self, loop: Loop, keeper: Channel, handler: Handler, requests: Codec = REQUESTS
+    ) -> None:
         self._loop = loop
         self._keeper = keeper
         self._handler = handler
+        self._requests = requests
+        self._fds: list[int] = []  # came with the request that is carried out now
         self._control: Channel | None = None
         self._pid = 0
         self._asked: set[int] = set()  # the numbers of requests that wait for their answers
         self._lines = LineLimit(burst=64, seconds=60.0)
         self._hears_keeper = True
         loop.add(keeper.fileno(), lambda _events: self._on_keeper())
+
+    def move(self, loop: Loop, handler: Handler) -> None:
+        """Serve on another loop, with another handler."""
+        control = self._control
+        if self._hears_keeper:
+            self._loop.remove(self._keeper.fileno())
+            loop.add(self._keeper.fileno(), lambda _events: self._on_keeper())
+        if control is not None:
+            self._loop.remove(control.fileno())
+            loop.add(control.fileno(), lambda _events: self._on_control(control))
+        self._loop = loop
+        self._handler = handler
+
+    def take_fds(self) -> list[int]:
+        """Take the descriptors of the request that is carried out now; the caller owns them."""
+        taken, self._fds = self._fds, []
+        return taken
 
     def close(self) -> None:
         """Serve no more requests; keeper and control process end."""
@@ -97,10 +118,12 @@ class ControlLink:
             received = control.receive()
             if received is None:
                 return
-            message, fds = received
-            for fd in fds:
-                os.close(fd)
-            self._take(control, message)
+            message, self._fds = received
+            try:
+                self._take(control, message)
+            finally:
+                for fd in self.take_fds():
+                    os.close(fd)
         except ChannelClosed:  # the keeper says why
             self._drop_control()
         except ProtocolError as error:
@@ -130,7 +153,7 @@ class ControlLink:
         """
         if ask.number in self._asked or len(self._asked) >= MAX_REQUESTS:
             raise ProtocolError(f"request {ask.number} beside {len(self._asked)} others")
-        request = REQUESTS.decode(ask.request)
+        request = self._requests.decode(ask.request)
         self._asked.add(ask.number)
         try:
             answer = judged("the request", self._handler, request)

@@ -60,6 +60,7 @@ def start_keeper(
     policy: Policy | None,
     keep_fds: Iterable[int],
     describe: Callable[[], None] | None = None,
+    when_vmm_is_gone: Callable[[], None] | None = None,
 ) -> KeeperProcess:
     """Fork the keeper, which starts the control process; the caller has one thread.
 
@@ -69,6 +70,8 @@ def start_keeper(
         keep_fds: descriptors that the log needs; the keeper closes all others.
         describe: writes the configuration into ``fds.store``, in a process of its own, before the
             first control process starts. It imports what no other process of a run needs.
+        when_vmm_is_gone: clean-up of the keeper, which ends after the vmm, if there may be no
+            warden to do it.
 
     Raises:
         HostError: the host refuses to make the process.
@@ -77,7 +80,7 @@ def start_keeper(
         ours, theirs = socket_pair()
         pid = os.fork()
     if pid == 0:
-        _be_keeper(theirs, fds, policy, keep_fds, describe)
+        _be_keeper(theirs, fds, policy, keep_fds, describe, when_vmm_is_gone)
     theirs.close()
     try:
         with _REFUSABLE:
@@ -94,6 +97,7 @@ def _be_keeper(
     policy: Policy | None,
     keep_fds: Iterable[int],
     describe: Callable[[], None] | None,
+    when_vmm_is_gone: Callable[[], None] | None,
 ) -> NoReturn:
     status = EXIT_BUG
     try:
@@ -112,6 +116,8 @@ def _be_keeper(
         if policy is not None:
             confine_keeper()
         Keeper(Channel(sock, FROM_KEEPER_CODEC), fds._replace(policy=filter_fd)).keep()
+        if when_vmm_is_gone is not None:
+            when_vmm_is_gone()
         status = 0
     except Exception as error:  # noqa: BLE001 - process entry: report every bug
         log.error("%s", crash_report(error))

@@ -66,6 +66,7 @@ class VirtualMachine:
         self.loop = EventLoop()
         self._exit: VmExit | None = None
         self._panicked = False
+        self.powered_off = False  # by the guest
         self._vcpus: VcpuSet | None = None
         self._control: Closing | None = None
         arch = host_arch()
@@ -90,7 +91,7 @@ class VirtualMachine:
             lock,
             MachineEvents(
                 on_reset=lambda: self._end_soon(VmExit.RESET, "the guest asked for a reset"),
-                on_power_off=lambda: self._end_soon(VmExit.STOPPED, "the guest powered off"),
+                on_power_off=self._on_power_off,
                 on_panic=self._on_panic,
             ),
         )
@@ -203,6 +204,10 @@ class VirtualMachine:
     def _on_device_death(self, reason: str) -> None:
         if self._vcpus is not None:  # otherwise build() raises the reason
             self.end(VmExit.CRASH, reason)
+
+    def _on_power_off(self) -> None:
+        self.powered_off = True
+        self._end_soon(VmExit.STOPPED, "the guest powered off")
 
     def _on_panic(self) -> None:
         if not self._panicked:

@@ -12,6 +12,7 @@ from typing import Final
 from tests.seccomp.calls import Calls
 
 HELPERS_ALLOWED: Final[dict[str, Calls]] = {
+    "control_boot": Calls(("pwrite64(6, 0x1000, 9, 0)", "sendmsg(4, 0x1000, 0)")),
     "control_api": Calls(("accept4(5, 0x1000, 0x2000, SOCK_CLOEXEC)", "pwrite64(6, 0x1000, 9, 0)")),
     "control": Calls(
         (
@@ -63,6 +64,9 @@ HELPERS_ALLOWED: Final[dict[str, Calls]] = {
 }
 
 HELPERS_DENIED: Final[dict[str, Calls]] = {
+    "control_boot": Calls(
+        ("ftruncate(6, 0)", "sendmsg(7, 0x1000, MSG_OOB)", "write(6, 0x1000, 8)")
+    ),
     "control_api": Calls(
         ("ftruncate(6, 0)", "sendmsg(7, 0x1000, MSG_NOSIGNAL)", "write(6, 0x1000, 8)")
     ),

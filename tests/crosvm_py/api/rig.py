@@ -11,20 +11,24 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from crosvm_py.api.start import serve_api
 from crosvm_py.api.store import Store, make_store
+from crosvm_py.requests.balloon import BalloonQuery
+from crosvm_py.requests.devices import DeviceList, ListDevices
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import Done
 from crosvm_py.requests.vm import QueryVm, VmFacts
 from crosvm_py.vm_config.codec import encode
 from crosvm_py.vm_config.schema import VmConfig
+from devices.virtio.commands import BalloonState
 from sys_util.event_loop import EventLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from crosvm_py.requests.protocol import Request, Response
 
 PID = 4321
+MEMORY_BYTES = 512 << 20
 
 
 class Answer(NamedTuple):
@@ -48,6 +52,7 @@ class Rig:
         *,
         store: int | None = None,
         spoiled: bytes = b"",
+        boots: bool = False,
     ) -> None:
         self.loop = EventLoop()
         self.path = str(directory / "api")
@@ -57,19 +62,25 @@ class Rig:
         self._listening.setblocking(False)
         self.state = "running"
         self.requests: list[Request] = []
-        self.answers: dict[type[Request], Response | Pending] = {}
+        self.fds_asked: list[int] = []
+        self.answers: dict[type[Request], Response | Pending] = {
+            ListDevices: DeviceList(()),
+            BalloonQuery: BalloonState(0, 0, 0, False, False, 0, (), True, 0, False),
+        }
         self._owns_store = store is None
         self.store = make_store() if store is None else store
         if config is not None or spoiled:
             Store(self.store).save(spoiled if config is None else encode(config))
-        self.server = serve_api(self.loop, self.ask, self._listening, self.store, PID)
+        self.server = serve_api(self.loop, self.ask, self._listening, self.store, PID, boots=boots)
 
-    def ask(self, request: Request) -> Pending:
+    def ask(self, request: Request, fds: Sequence[int] = ()) -> Pending:
         """Answer as a vmm would."""
         self.requests.append(request)
+        self.fds_asked += fds
         answer = self.answers.get(type(request), Done())
         if isinstance(request, QueryVm):
-            answer = VmFacts(self.state, 1, 0)
+            has_vm = self.state in ("running", "suspended")
+            answer = VmFacts(self.state, 1, MEMORY_BYTES if has_vm else 0)
         if isinstance(answer, Pending):
             return answer
         pending = Pending()

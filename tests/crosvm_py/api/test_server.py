@@ -63,7 +63,8 @@ def test_get_is_answered_while_a_slow_put_runs(rig: Rig) -> None:
         assert rig.call(two, request("GET", "vm.info")).status == 200
         two.send(request("PUT", "vm.power-button"))  # waits for the other
         rig.turn()
-        assert rig.asked()[-1] == Suspend()
+        assert Suspend() in rig.asked()
+        assert PowerButton() not in rig.asked()
         slow.complete(Done())
         rig.turn()
         assert read_answer(one).status == read_answer(two).status == 204

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Calls that create a VM, boot it, and take it away, where the vmm waits for one."""
+
+from __future__ import annotations
+
+from crosvm_py.api.device_ids import with_ids
+from crosvm_py.api.errors import NO_CONTENT, ApiError
+from crosvm_py.requests.creation import Booted, BootVm, EndVm, ForgetVm
+from crosvm_py.requests.protocol import Done
+from crosvm_py.vm_config.schema import VmConfig
+from sys_util.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crosvm_py.api.call import Call
+    from crosvm_py.api.steps import Steps
+    from crosvm_py.api.vm import ApiVm
+
+
+def create(vm: ApiVm, call: Call) -> Steps:
+    """Take a configuration, which is checked when the VM boots."""
+    yield from ()
+    if vm.config is not None:
+        raise ApiError(500, "VM is already created")
+    vm.keep(call.taken(VmConfig))
+    return NO_CONTENT
+
+
+def boot(vm: ApiVm, _call: Call) -> Steps:
+    """Start the VM. When that fails the configuration stays, and a client may try again."""
+    config = vm.known()
+    vm.keep(with_ids(config))
+    vm.is_booting = True
+    try:
+        booted = yield from vm.demand(BootVm(), Booted)
+    finally:
+        vm.is_booting = False
+    if booted.status:
+        raise ApiError(booted.status, *booted.reasons)
+    return NO_CONTENT
+
+
+def shut_down(vm: ApiVm, _call: Call) -> Steps:
+    """End the VM; its configuration stays."""
+    yield from vm.booted()
+    yield from vm.demand(EndVm(), Done)
+    return NO_CONTENT
+
+
+def delete(vm: ApiVm, _call: Call) -> Steps:
+    """End the VM, if it runs, and forget its configuration."""
+    if vm.config is None:
+        return NO_CONTENT
+    yield from vm.demand(EndVm(), Done)
+    yield from vm.demand(ForgetVm(), Done)
+    vm.keep(None)
+    return NO_CONTENT
+
+
+def reboot(vm: ApiVm, _call: Call) -> Steps:
+    """Refuse: a VM cannot be started again in its process."""
+    vm.known()
+    facts = yield from vm.facts()
+    if not facts.memory_bytes:
+        raise ApiError(404, "VM is not booted")
+    raise ApiError(500, "a VM cannot be rebooted in its process yet; vm.shutdown ends it")

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The program cloud-hypervisor with bare-metal guests: created by clients or by options."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from tests.baremetal.vmm import PATIENCE_SECONDS, ROOT, children, eventually, has_ended, name_of
+from tests.crosvm_py.api.rig import Answer, read_answer, request
+from tests.guests.baremetal.build import build_guest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
+
+MEMORY = {"size": 16 << 20}
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_guest("echo", tmp_path_factory.mktemp("ch"))
+
+
+class Program:
+    """cloud-hypervisor, and clients of it."""
+
+    def __init__(self, directory: Path, *words: str) -> None:
+        self.path = directory / "api"
+        self.events_path = directory / "events"
+        command = [sys.executable, "-m", "crosvm_py", "ch", "--api-socket", str(self.path)]
+        self.process = subprocess.Popen(
+            [*command, "--event-monitor", f"path={self.events_path}", *words],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert eventually(self._listens)
+        self.output = b""
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as sock:
+            return sock.connect_ex(str(self.path)) == 0
+
+    def call(self, method: str, name: str, body: object = None) -> Answer:
+        data = b"" if body is None else json.dumps(body).encode()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(PATIENCE_SECONDS)
+            sock.connect(str(self.path))
+            sock.send(request(method, name, data))
+            return read_answer(sock)
+
+    def put(self, name: str, body: object = None) -> int:
+        return self.call("PUT", name, body).status
+
+    def state(self) -> object:
+        return cast("dict[str, object]", self.call("GET", "vm.info").json())["state"]
+
+    def wait_for(self, text: bytes) -> None:
+        assert self.process.stdout is not None
+        fd, deadline = self.process.stdout.fileno(), time.monotonic() + PATIENCE_SECONDS
+        while text not in self.output:
+            ready, _, _ = select.select([fd], [], [], 0.1)
+            self.output += os.read(fd, 65536) if ready else b""
+            assert time.monotonic() < deadline, self.output
+
+    def type(self, keys: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(keys)
+        self.process.stdin.flush()
+
+    def threads(self) -> list[str]:
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [(task / "comm").read_text().strip() for task in tasks]
+
+    def events(self) -> list[tuple[str, str]]:
+        texts = self.events_path.read_text().split("\n\n")
+        found = [json.loads(text) for text in texts if text]
+        return [(event["source"], event["event"]) for event in found]
+
+
+@contextmanager
+def program(directory: Path, *words: str) -> Iterator[Program]:
+    made = Program(directory, *words)
+    try:
+        yield made
+    finally:
+        if made.process.poll() is None:
+            made.process.kill()
+        made.process.communicate()
+
+
+def config(kernel: Path) -> dict[str, object]:
+    return {
+        "payload": {"kernel": str(kernel)},
+        "memory": MEMORY,
+        "cpus": {"boot_vcpus": 2, "max_vcpus": 2},
+        "serial": {"mode": "Tty"},
+        "console": {"mode": "Off"},
+    }
+
+
+def test_vm_is_created_booted_paused_and_deleted_by_clients(tmp_path: Path, echo: Path) -> None:
+    with program(tmp_path) as ch:
+        assert ch.call("GET", "vmm.ping").status == 200
+        assert ch.call("GET", "vm.info").status == 404
+        assert ch.put("vm.create", config(echo)) == 204
+        assert ch.state() == "Created"
+        assert ch.put("vm.boot") == 204
+        ch.wait_for(b"echo")
+        assert {"vcpu0", "vcpu1"} <= set(ch.threads())
+        assert ch.state() == "Running"
+        assert ch.put("vm.boot") == 500
+        assert ch.put("vm.pause") == 204
+        assert ch.put("vm.pause") == 500
+        assert ch.state() == "Paused"
+        assert ch.put("vm.resume") == 204
+        assert ch.put("vm.resume") == 500
+        ch.type(b"a")
+        ch.wait_for(b"<61>")
+        assert ch.put("vm.delete") == 204
+        assert ch.call("GET", "vm.info").status == 404
+        assert ch.put("vmm.shutdown") == 200
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+        assert not ch.path.exists()
+        assert ch.events() == [
+            *(("vmm", "starting"), ("vm", "booting"), ("vm", "booted")),
+            *(("vm", "pausing"), ("vm", "paused"), ("vm", "resuming"), ("vm", "resumed")),
+            *(("vm", "shutdown"), ("vm", "deleted"), ("vmm", "shutdown")),
+        ]
+
+
+def test_boot_that_failed_can_be_tried_again(tmp_path: Path, echo: Path) -> None:
+    with program(tmp_path) as ch:
+        bad = config(echo) | {"disks": [{"path": "/nonexistent", "id": "data"}]}
+        assert ch.put("vm.create", bad) == 204
+        before = len(os.listdir(f"/proc/{ch.process.pid}/fd"))
+        for _ in range(3):
+            answer = ch.call("PUT", "vm.boot")
+            assert answer.status == 500
+            assert "No such file" in cast("list[str]", answer.json())[-1]
+        assert len(os.listdir(f"/proc/{ch.process.pid}/fd")) == before
+        assert len(children(ch.process.pid)) == 1  # the keeper
+        assert ch.put("vm.remove-device", {"id": "data"}) == 204
+        assert ch.put("vm.boot") == 204
+        ch.wait_for(b"echo")
+        assert ch.put("vm.shutdown") == 204
+        assert ch.state() == "Created"
+        again = ch.call("PUT", "vm.boot")
+        assert again.status == 500
+        assert "has run a VM already" in cast("list[str]", again.json())[-1]
+        ch.process.send_signal(signal.SIGTERM)
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_options_boot_a_vm_at_once(tmp_path: Path, echo: Path) -> None:
+    words = ["--kernel", str(echo), "--memory", "size=16M", "--serial", "tty", "--console", "off"]
+    with program(tmp_path, *words) as ch:
+        ch.wait_for(b"echo")
+        assert eventually(lambda: ch.call("GET", "vm.info").status == 200)
+        assert ch.state() == "Running"
+        assert ch.put("vmm.shutdown") == 200
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_created_vm_outlives_the_control_process(tmp_path: Path, echo: Path) -> None:
+    with program(tmp_path) as ch:
+        assert ch.put("vm.create", config(echo)) == 204
+        (keeper,) = children(ch.process.pid)
+        (control,) = children(keeper)
+        assert [name_of(keeper), name_of(control)] == ["crosvm-keeper", "crosvm-control"]
+        os.kill(control, signal.SIGKILL)
+        assert ch.put("vm.boot") == 204
+        ch.wait_for(b"echo")
+        assert ch.state() == "Running"
+
+
+def test_nothing_outlives_a_program_that_was_killed(tmp_path: Path, echo: Path) -> None:
+    with program(tmp_path) as ch:
+        assert ch.put("vm.create", config(echo)) == 204
+        assert ch.put("vm.boot") == 204
+        ch.wait_for(b"echo")
+        others = children(ch.process.pid)
+        pidfds = [os.pidfd_open(pid) for pid in [*others, *children(others[0])]]
+        ch.process.kill()
+        assert all(map(has_ended, pidfds))
+        for pidfd in pidfds:
+            os.close(pidfd)
+        assert eventually(lambda: not ch.path.exists())
+
+
+def ch(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "crosvm_py", "ch", *words],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+
+
+def test_version_is_that_of_the_interface() -> None:
+    assert ch("--version").stdout.startswith("cloud-hypervisor v51.1.0-crosvm-py-")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        ([], 2, ""),
+        (["--nonsense"], 2, "--nonsense"),
+        (["--cpus", "boot=1"], 2, "--kernel"),
+        (["--seccomp", "true"], 2, "--api-socket"),
+        (["--kernel", "/nonexistent"], 1, "  0: open kernel /nonexistent\n  1: No such file"),
+        (["--restore", "source_url=file:///x"], 1, "not supported"),
+    ],
+)
+def test_command_line_that_cannot_be_carried_out(words: list[str], status: int, text: str) -> None:
+    ended = ch(*words)
+    assert ended.returncode == status
+    assert text in ended.stderr

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A VM that clients create: its states, its configuration, and the descriptors for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from crosvm_py.requests.creation import Booted, BootVm, DropFds, EndVm, ForgetVm, KeepFds, KeptFds
+from crosvm_py.requests.pending import Pending
+from crosvm_py.requests.vm import VmFacts
+from tests.crosvm_py.api.rig import Rig, request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CONFIG = b'{"payload":{"kernel":"/k"},"disks":[{"path":"/a"},{"path":"/b","id":"data"}]}'
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path, None, boots=True)
+    made.state = "waiting"
+    made.answers[BootVm] = Booted(0, ())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def created(empty: Rig) -> Rig:
+    assert empty.put("vm.create", CONFIG).status == 204
+    return empty
+
+
+def info(rig: Rig) -> dict[str, object]:
+    return cast("dict[str, object]", rig.get("vm.info").json())
+
+
+def config(rig: Rig) -> dict[str, list[dict[str, object]]]:
+    return cast("dict[str, list[dict[str, object]]]", info(rig)["config"])
+
+
+NONE = {
+    "vm.boot": 404,
+    "vm.pause": 500,
+    "vm.resume": 500,
+    "vm.shutdown": 500,
+    "vm.reboot": 404,
+    "vm.delete": 204,
+    "vm.power-button": 500,
+    "vm.nmi": 500,
+}
+CREATED = NONE | {"vm.boot": 204}
+
+
+@pytest.mark.parametrize(("name", "status"), NONE.items())
+def test_call_without_a_vm(empty: Rig, name: str, status: int) -> None:
+    assert empty.put(name).status == status
+
+
+@pytest.mark.parametrize(("name", "status"), CREATED.items())
+def test_call_before_the_boot(created: Rig, name: str, status: int) -> None:
+    assert created.put(name).status == status
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "without", "created_status"),
+    [
+        ("vm.create", CONFIG, 204, 500),
+        ("vm.resize", b"{}", 404, 204),
+        ("vm.resize", b'{"desired_vcpus":0}', 404, 500),
+        ("vm.resize", b'{"desired_vcpus":2}', 404, 500),
+        ("vm.resize", b'{"desired_balloon":0}', 404, 500),
+        ("vm.resize", b'{"desired_ram":134217728}', 404, 204),
+        ("vm.resize-disk", b'{"id":"data","desired_size":512}', 404, 500),
+        ("vm.resize-zone", b'{"id":"a","desired_ram":512}', 404, 500),
+        ("vm.add-disk", b'{"path":"/c"}', 404, 204),
+        ("vm.add-net", b"{}", 404, 204),
+        ("vm.add-vsock", b'{"cid":3,"socket":"/s"}', 404, 204),
+        ("vm.remove-device", b'{"id":"data"}', 404, 204),
+        ("vm.remove-device", b'{"id":"nobody"}', 404, 404),
+        ("vm.snapshot", b'{"destination_url":"file:///d"}', 500, 500),
+    ],
+)
+def test_call_with_a_body(
+    empty: Rig, name: str, body: bytes, without: int, created_status: int
+) -> None:
+    assert empty.put(name, body).status == without
+    if empty.get("vm.info").status == 404:
+        assert empty.put("vm.create", CONFIG).status == 204
+    assert empty.put(name, body).status == created_status
+
+
+def test_vm_that_is_created_boots_and_is_deleted(created: Rig) -> None:
+    assert info(created)["state"] == "Created"
+    assert created.put("vm.boot").status == 204
+    assert [disk["id"] for disk in config(created)["disks"]] == ["_disk0", "data"]
+    created.state = "running"
+    assert created.put("vm.delete").status == 204
+    assert created.asked() == [BootVm(), EndVm(), ForgetVm()]
+    created.state = "waiting"
+    assert created.get("vm.info").status == 404
+
+
+def test_refused_boot_says_why_and_keeps_the_configuration(created: Rig) -> None:
+    created.answers[BootVm] = Booted(409, ("disks[1].path is invalid", "used twice"))
+    answer = created.put("vm.boot")
+    assert answer.status == 409
+    assert answer.json() == [
+        *("Error from API", "The VM could not boot", "disks[1].path is invalid", "used twice")
+    ]
+    created.answers[BootVm] = Booted(0, ())
+    assert created.put("vm.boot").status == 204
+
+
+def test_info_is_answered_while_the_vm_boots(created: Rig) -> None:
+    booting = created.answers[BootVm] = Pending()
+    with created.client() as sock:
+        sock.send(request("PUT", "vm.boot"))
+        created.turn()
+        created.state = "nothing, because the vmm is busy"
+        assert info(created)["state"] == "Created"
+        booting.complete(Booted(0, ()))
+        created.turn()
+        assert sock.recv(100).startswith(b"HTTP/1.1 204")
+
+
+def test_device_that_makes_the_configuration_wrong_is_refused(created: Rig) -> None:
+    answer = created.put("vm.add-disk", b'{"path":"/c","id":"data"}')
+    assert answer.status == 409
+    assert len(config(created)["disks"]) == 2
+    assert created.put("vm.add-disk", b'{"path":"/c","id":"__x"}').status == 400
+
+
+def test_ids_are_not_used_twice_when_devices_come_and_go(created: Rig) -> None:
+    for path in (b"/c", b"/d"):
+        assert created.put("vm.add-disk", b'{"path":"%s"}' % path).status == 204
+    assert created.put("vm.remove-device", b'{"id":"_disk0"}').status == 204
+    assert created.put("vm.add-disk", b'{"path":"/e"}').status == 204
+    ids = [disk["id"] for disk in config(created)["disks"]]
+    assert len(set(ids)) == len(ids) == 4
+
+
+@pytest.mark.usefixtures("steady_fds")
+def test_descriptors_of_a_card_are_passed_on_and_their_numbers_noted(created: Rig) -> None:
+    created.answers[KeepFds] = KeptFds((41,))
+    sent = [os.eventfd(0)]
+    before = len(os.listdir("/proc/self/fd"))
+    with created.client() as sock:
+        data = request("PUT", "vm.add-net", b'{"id":"card","fds":[7]}')
+        assert created.call(sock, data, sent).status == 204
+    created.turn()
+    assert len(created.fds_asked) == 1
+    assert config(created)["net"][0]["fds"] == [41]
+    assert created.put("vm.remove-device", b'{"id":"card"}').status == 204
+    assert created.asked() == [KeepFds(), DropFds((41,))]
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(sent[0])
+
+
+def test_vmm_keeps_no_descriptors_for_a_card_that_is_refused(created: Rig) -> None:
+    sent = [os.eventfd(0), os.eventfd(0)]
+    with created.client() as sock:
+        data = request("PUT", "vm.add-net", b'{"id":"card"}')
+        assert created.call(sock, data, sent).status == 400  # two queues, and not four
+    assert created.asked() == []
+    for fd in sent:
+        os.close(fd)
+
+
+def test_next_control_process_knows_what_was_created(created: Rig, tmp_path: Path) -> None:
+    (tmp_path / "next").mkdir()
+    after = Rig(tmp_path / "next", None, store=created.store, boots=True)
+    after.state = "waiting"
+    assert [disk["path"] for disk in config(after)["disks"]] == ["/a", "/b"]
+    after.close()
+
+
+def test_memory_is_the_configured_one_until_the_vm_has_some(created: Rig) -> None:
+    assert info(created)["memory_actual_size"] == 512 << 20
+    assert "device_tree" not in info(created)
+    assert VmFacts("running", 1, 1 << 20).memory_bytes
+
+
+def test_explicit_nulls_and_unknown_keys_are_fine(empty: Rig) -> None:
+    body = json.loads(CONFIG) | {"net": None, "fs": None, "platform": None, "new_key": 1}
+    assert empty.put("vm.create", json.dumps(body).encode()).status == 204
