@@ -66,10 +66,12 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
     "crosvm_py.api": frozenset(
         {"sys_util", "devices", "crosvm_py.version", "crosvm_py.vm_config"} | GROUND
     ),
+    "crosvm_py.client": frozenset({"sys_util", "crosvm_py.vm_config"}),
     "crosvm_py.cloud_hypervisor": frozenset(
         {
             *(BELOW_CROSVM_PY | GROUND | PROTOCOLS),
-            *("crosvm_py.api", "crosvm_py.cli.output", "crosvm_py.inherited", "crosvm_py.machine"),
+            *("crosvm_py.api", "crosvm_py.cli.output", "crosvm_py.client"),
+            *("crosvm_py.inherited", "crosvm_py.machine"),
             *("crosvm_py.operations", "crosvm_py.run", "crosvm_py.tunables"),
             *("crosvm_py.vm_config", "crosvm_py.vmm"),
         }

@@ -73,6 +73,7 @@ COMMANDS: Final[CommandTable] = {
 # Programs of Cloud Hypervisor, which have grammars of their own.
 PROGRAMS: Final = {
     "ch": "crosvm_py.cloud_hypervisor.program",
+    "ch-remote": "crosvm_py.cloud_hypervisor.remote",
 }
 
 

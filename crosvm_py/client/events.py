@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Read the events that ``--event-monitor`` writes into a file."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+_POLL_SECONDS: Final = 0.05
+_END: Final = b"\n\n"
+
+
+class Event(NamedTuple):
+    """What happened, ``seconds`` after the start of the monitor."""
+
+    seconds: float
+    source: str
+    event: str
+    properties: Mapping[str, str]
+
+
+def read_events(path: str, has_ended: Callable[[], bool]) -> Iterator[Event]:
+    """Yield the events in a file, and those that come until the program ``has_ended``.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    data = b""
+    with open(path, "rb") as file:
+        while True:
+            ended = has_ended()  # before the last look
+            data += file.read()
+            *records, data = data.split(_END)
+            for record in records:
+                event = _parse(record)
+                if event is not None:
+                    yield event
+            if ended:
+                return
+            if not records:
+                time.sleep(_POLL_SECONDS)
+
+
+def _parse(record: bytes) -> Event | None:
+    """Return one event, or ``None`` if it is damaged: the monitor loses what is not read."""
+    try:
+        found = json.loads(record)
+        at = found["timestamp"]
+        seconds = at["secs"] + at["nanos"] / 1e9
+        return Event(seconds, found["source"], found["event"], found["properties"] or {})
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
