@@ -103,11 +103,11 @@ def _encode(path: list[str], added: Iterable[str]) -> bytes:
 
 
 def _compile(origin: str) -> CodeType:
-    """Compile a source file without what nobody reads in a run, and what would take memory there.
+    """Compile a source file without the parts that no run reads, because they would take memory.
 
-    These are docstrings, and where no annotation is evaluated, those of functions and of a module's
-    variables, and what is imported for annotations. Those of classes stay: ``sys_util/facts.py``
-    reads them.
+    Docstrings are left out. If the module evaluates no annotations, those of functions and of the
+    module's variables are left out, and the imports that only annotations need. Annotations of
+    classes stay, because ``sys_util/facts.py`` reads them.
     """
     import ast  # not before the modules are listed
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from crosvm_py.cli.dispatch import COMMANDS
 from crosvm_py.cli.grammar.command import load_command
 from crosvm_py.cli.grammar.options import parse
+from crosvm_py.cli.run_options.run_config import OPTIONS
 from tests.support.command_line import config_of
 
 README = Path(__file__).parent.parent / "README.md"
@@ -42,6 +44,13 @@ def test_command_of_the_readme_can_be_read(words: list[str]) -> None:
 
 def test_examples_of_the_readme_are_seen() -> None:
     assert len(commands()) > 25
+
+
+def test_table_has_every_option_of_run() -> None:
+    text = README.read_text()
+    table = text[text.index("## Options of run") : text.index("## Honest limits")]
+    named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", table))
+    assert [option.names for option in OPTIONS if named.isdisjoint(option.names)] == []
 
 
 def test_readme_stays_short() -> None:

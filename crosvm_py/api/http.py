@@ -39,7 +39,7 @@ TOO_MANY_CONNECTIONS: Final = (
 
 
 class HttpRequest(NamedTuple):
-    """One request, whole. Who takes it closes its ``fds``."""
+    """One complete request. Whoever takes it owns its ``fds``, and closes them."""
 
     method: str
     target: str
@@ -53,7 +53,7 @@ class HttpRequest(NamedTuple):
 
 
 class BadRequest(NamedTuple):
-    """What the client sent is no request that we read, for this reason."""
+    """The client sent something that we do not accept as a request; ``reason`` says why."""
 
     reason: str
 

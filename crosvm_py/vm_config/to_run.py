@@ -116,7 +116,7 @@ def serial_specs(config: VmConfig) -> tuple[SerialSpec, ...]:
     """Return the ports: the virtio console, if any, COM1, a debug console, and the other COM ports.
 
     The kernel's command line alone says which of them is its console, as in Cloud Hypervisor. The
-    guest reads the terminal through the virtio console, or through COM1 if that is none.
+    guest reads the terminal through the virtio console, or without one through COM1.
     """
     console, serial, debug = config.console, config.serial, config.debug_console
     on_terminal = console.mode == "Tty"

@@ -114,7 +114,7 @@ class Counters:
     )
 
     def __init__(self, cells: memoryview[int] | None = None) -> None:
-        """Count on from what ``cells`` hold. Without them nobody else sees the numbers."""
+        """Continue from the numbers in ``cells``; without cells the vmm cannot see the numbers."""
         if cells is None:
             cells = _private_cells()
         for at in range(_FIRST_SPECIFIC):

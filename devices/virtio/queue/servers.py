@@ -42,12 +42,12 @@ class QueueServer(Protocol):
 
     @property
     def port(self) -> QueuePort | None:
-        """What the device itself serves the queue through, if it does and the queue is usable."""
+        """The port of a queue that the device serves itself; ``None`` once it is unusable."""
         ...
 
     @property
     def is_devices_own(self) -> bool:
-        """Whether an error of the device's own ends this queue, too."""
+        """Whether an error of the device, and not of one of its chains, ends this queue, too."""
         ...
 
     def ring(self) -> SplitQueue | None:
@@ -72,11 +72,11 @@ class QueueServer(Protocol):
         ...
 
     def flush(self) -> None:
-        """Finish what is under way."""
+        """Finish the requests that are under way."""
         ...
 
     def show_used(self) -> None:
-        """Publish what was withheld, and interrupt the driver if it wants that."""
+        """Publish used chains that were withheld; interrupt the driver if it wants that."""
         ...
 
     def abandon(self) -> None:
@@ -84,7 +84,7 @@ class QueueServer(Protocol):
         ...
 
     def stop(self) -> None:
-        """End; what ``abandon`` does, and whoever served is told."""
+        """Do what ``abandon`` does, and tell the device, engine or kernel that serves the queue."""
         ...
 
 
