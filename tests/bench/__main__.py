@@ -43,6 +43,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="direct, data: run the monitors with real-time priority, on a machine with other work",
     )
+    parser.add_argument(
+        "--beside",
+        metavar="CROSVM",
+        help="direct: measure an installed crosvm of another version in turn with this one",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
     return parser
 
@@ -53,7 +58,7 @@ def _measure(options: argparse.Namespace, directory: Path) -> list[Results]:
     default = devices.DEFAULT_RUNS if subject == "devices" else DEFAULT_RUNS
     runs: int = default if options.runs is None else options.runs
     if subject in ("direct", "all"):
-        measured.append(direct.Bench(directory, realtime=options.realtime).run(runs))
+        measured.append(_direct(options, directory).run(runs))
     if subject == "data":
         measured.append(data.Bench(directory, realtime=options.realtime).run(runs))
     if subject == "filters":
@@ -67,6 +72,10 @@ def _measure(options: argparse.Namespace, directory: Path) -> list[Results]:
             bench = testhost.Bench(host, directory)
             measured.append(bench.run(runs, fio=subject != "testhost"))
     return measured
+
+
+def _direct(options: argparse.Namespace, directory: Path) -> direct.Bench:
+    return direct.Bench(directory, realtime=options.realtime, beside=options.beside)
 
 
 def main(arguments: list[str]) -> int:

@@ -25,6 +25,7 @@ MEMORY_MIB: Final = 16
 LIMIT_MS: Final = 60_000
 PATIENCE_SECONDS: Final = 60.0
 POOLED: Final = f"{OURS}, pool"
+OTHER: Final = f"{OURS}, other version"
 
 FIRST_BYTE: Final = Metric("start to the guest's first byte on the serial port", "ms")
 CPU: Final = Metric("processor time of that run, guest and end included", "ms")
@@ -34,19 +35,24 @@ MEMORY: Final = Metric("PSS beyond guest memory, guest running", "MiB")
 class Bench:
     """The programs of one session."""
 
-    def __init__(self, directory: Path, *, realtime: bool) -> None:
-        """With ``realtime`` other work on this machine gets no processor that the monitors want."""
+    def __init__(self, directory: Path, *, realtime: bool, beside: str | None = None) -> None:
+        """Prepare the monitors.
+
+        With ``realtime`` other work on this machine gets no processor that they want. ``beside`` is
+        an installed ``crosvm`` of another version, to be measured as well.
+        """
         self._watch = watch.build(directory)
         self._prefix = ["chrt", "--rr", "1"] if realtime else []
         crosvm = str(install.install(directory / "crosvm-py"))
         self._directory = directory
         self._crosvm = crosvm
         self._commands = {}
-        for monitor in (OURS, MICROVM):
-            pvh = monitor != OURS
+        for monitor in (OURS, *([OTHER] if beside else []), MICROVM):
+            pvh = monitor == MICROVM
+            kind, program = (OURS, beside or "") if monitor == OTHER else (monitor, crosvm)
             self._commands[monitor] = {
                 name: baremetal_command(
-                    monitor, crosvm, build_guest(name, directory, pvh=pvh), MEMORY_MIB
+                    kind, program, build_guest(name, directory, pvh=pvh), MEMORY_MIB
                 )
                 for name in ("hello", "spin")
             }
@@ -112,10 +118,12 @@ class Bench:
         with self._start(self._commands[monitor]["spin"]) as process:
             if process.stdout is None or process.stderr is None:
                 raise watch.WatchError("no pipes")
-            pid = watch.parse_start(process.stderr.readline())
+            # The monitor may have said something before.
+            found = (watch.parse_start(line) for line in process.stderr)
+            pid = next((pid for pid in found if pid is not None), None)
             process.stdout.readline()
             if pid is None:
-                raise watch.WatchError("the guest does not run")
+                raise watch.WatchError(f"{monitor}: the guest does not run")
             return _pss_mib(pid)
 
 
