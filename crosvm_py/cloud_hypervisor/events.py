@@ -11,7 +11,7 @@ from sys_util.errors import HostError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 # Events that a guest can cause as often as it likes: so many at once, and then so many a second.
 _GUEST_BURST: Final = 64
@@ -42,7 +42,7 @@ class EventMonitor:
         if fd >= 0:
             os.set_blocking(fd, False)
 
-    def tell(self, source: str, event: str, **properties: str) -> None:
+    def tell(self, source: str, event: str, properties: Mapping[str, str] | None = None) -> None:
         """Write one event."""
         if self._fd < 0:
             return
@@ -51,14 +51,16 @@ class EventMonitor:
             "timestamp": {"secs": nanos // 10**9, "nanos": nanos % 10**9},
             "source": source,
             "event": event,
-            "properties": properties or None,
+            "properties": properties,
         }
         try:
             os.write(self._fd, json.dumps(record, indent=2).encode("ascii") + b"\n\n")
         except OSError:
             return
 
-    def tell_of_guest(self, source: str, event: str, **properties: str) -> None:
+    def tell_of_guest(
+        self, source: str, event: str, properties: Mapping[str, str] | None = None
+    ) -> None:
         """Write an event that the guest caused, unless it has caused too many."""
         now = self._clock()
         self._credit = min(
@@ -67,4 +69,4 @@ class EventMonitor:
         self._counted = now
         if self._credit >= 1:
             self._credit -= 1
-            self.tell(source, event, **properties)
+            self.tell(source, event, properties)

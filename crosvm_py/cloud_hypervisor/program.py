@@ -126,15 +126,21 @@ def _start_control(
     return keeper, store
 
 
-def _config_reader(line: CommandLine, store: int) -> Callable[[frozenset[int]], RunConfig]:
-    """Return what reads the configuration: that of the store, or that of the command line."""
+def _config_reader(
+    line: CommandLine, store: int
+) -> Callable[[frozenset[int]], tuple[RunConfig, dict[str, str]]]:
+    """Return what reads the configuration: that of the store, or that of the command line.
+
+    With it come the ids of devices by the names that the vmm has for them.
+    """
+    from crosvm_py.api.device_ids import ids_by_name, with_ids
     from crosvm_py.vm_config.codec import decode
     from crosvm_py.vm_config.schema import VmConfig
     from crosvm_py.vm_config.to_run import run_config
 
     ours = _fds(line.config)
 
-    def read(kept: frozenset[int]) -> RunConfig:
+    def read(kept: frozenset[int]) -> tuple[RunConfig, dict[str, str]]:
         config = line.config
         if store >= 0:
             from crosvm_py.api.store import Store
@@ -144,7 +150,8 @@ def _config_reader(line: CommandLine, store: int) -> Callable[[frozenset[int]], 
             raise ConfigError("there is no configuration")
         if not _fds(config) <= kept | ours:
             raise ConfigError("net.fds: descriptors that no client has sent")
-        return _as_run_here(run_config(config), line)
+        ids = ids_by_name(with_ids(config))
+        return _as_run_here(run_config(config), line), ids
 
     return read
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+from crosvm_py.api.device_ids import id_of
 from crosvm_py.end_signals import handle_end_signals
 from crosvm_py.exit_status import VmExit
 from crosvm_py.leaving import is_confined
@@ -64,7 +65,7 @@ class WaitingVmm:
         self,
         keeper: KeeperProcess | None,
         api: BoundSocket | None,
-        read_config: Callable[[frozenset[int]], RunConfig],
+        read_config: Callable[[frozenset[int]], tuple[RunConfig, dict[str, str]]],
         events: EventMonitor,
         *,
         no_shutdown: bool,
@@ -74,7 +75,8 @@ class WaitingVmm:
         Args:
             keeper: the keeper of the control process; the caller ends it.
             api: the socket that the caller removes at the end, when we may be confined.
-            read_config: returns the VM to run, given the descriptors that clients gave us.
+            read_config: returns the VM to run, given the descriptors that clients gave us, and the
+                ids of its devices by the names that the vmm has for them.
             events: what happens is told there.
             no_shutdown: stay when the guest has powered off.
         """
@@ -84,6 +86,7 @@ class WaitingVmm:
         self._no_shutdown = no_shutdown
         self._loop = EventLoop()
         self._fds: set[int] = set()
+        self._ids: dict[str, str] = {}
         self._state = WAITING
         self._exit: VmExit | None = None
         self._stays = False  # when the VM has ended
@@ -169,7 +172,7 @@ class WaitingVmm:
 
     def _run_vm(self) -> None:
         self._events.tell("vm", "booting")
-        config = self._read_config(frozenset(self._fds))
+        config, self._ids = self._read_config(frozenset(self._fds))
         vm_exit = run_vm(config, host=VmHost(self._api, self._serve))
         self._state = ENDED
         self._events.tell("vm", "shutdown")
@@ -192,6 +195,9 @@ class WaitingVmm:
         running = RunningVm(vm.machine, vm.supervisor, suspension, vcpus, vm.end)
         handle = self._handler_while_running(vm, request_handler(running))
         vm.loop.call_soon_threadsafe(self._tell_booted)
+        vm.on_panic = lambda: self._events.tell_of_guest("guest", "panic", {"event": "1"})
+        for device in vm.supervisor.devices:
+            device.on_driver = self._teller(id_of(self._ids, device.name))
         if self._link is not None:
             self._link.move(vm.loop, handle)
         return _Serving(self, vm)
@@ -201,6 +207,10 @@ class WaitingVmm:
         self._stays |= self._no_shutdown and vm.powered_off
         if self._link is not None:
             self._link.move(self._loop, self._handle)
+
+    def _teller(self, device_id: str) -> Callable[[str], None]:
+        """Return what tells of the driver of a device."""
+        return lambda event: self._events.tell_of_guest("virtio-device", event, {"id": device_id})
 
     def _tell_booted(self) -> None:
         self._events.tell("vm", "booted")

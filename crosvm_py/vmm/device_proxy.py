@@ -67,6 +67,7 @@ class DeviceProcess:
         self.cells: Sequence[int] = ()  # its counters, in memory that its process writes
         self.status = DeviceStatus()
         self.events: BackendEvents | None = None  # the transport, once there is one
+        self.on_driver: Callable[[str], None] = lambda _event: None  # told "activated", "reset"
         self._loop = loop
         self._lock = lock
         self._timeout = timeout_seconds
@@ -163,6 +164,7 @@ class DeviceProcess:
         fields = tuple(protocol.without_fds(queue) for queue in queues)
         fds = [fd for queue in queues for fd in (queue.kick_fd, queue.call_fd)]
         self._request(lambda request: protocol.Activate(request, features, fields), fds=fds)
+        self.on_driver("activated")
 
     def enable_queue(self, queue: QueueActivation) -> None:
         self.status.queue_enabled(queue)
@@ -182,6 +184,7 @@ class DeviceProcess:
             self._tell(lambda to: to.reset_done())
 
         self._request(protocol.Reset, then=done)
+        self.on_driver("reset")
 
     def reset_queue(self, index: int) -> None:
         self.status.queue_stopped(index)

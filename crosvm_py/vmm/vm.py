@@ -67,6 +67,7 @@ class VirtualMachine:
         self._exit: VmExit | None = None
         self._panicked = False
         self.powered_off = False  # by the guest
+        self.on_panic: Callable[[], None] = lambda: None  # called by a vCPU's thread
         self._vcpus: VcpuSet | None = None
         self._control: Closing | None = None
         arch = host_arch()
@@ -213,6 +214,7 @@ class VirtualMachine:
         if not self._panicked:
             self._panicked = True
             log.warning("the guest reports a panic")
+            self.on_panic()
 
     def _on_signal(self, signum: int, _frame: object) -> None:
         self._end_soon(VmExit.STOPPED, f"ended by {signal.signal_name(signum)}")

@@ -202,6 +202,24 @@ def test_nothing_outlives_a_program_that_was_killed(tmp_path: Path, echo: Path) 
         assert eventually(lambda: not ch.path.exists())
 
 
+def test_panic_of_the_guest_is_an_event(tmp_path: Path) -> None:
+    with program(tmp_path) as ch:
+        assert ch.put("vm.create", config(build_guest("panic", tmp_path))) == 204
+        assert ch.put("vm.boot") == 204
+        assert eventually(lambda: ("guest", "panic") in ch.events())
+
+
+def test_driver_of_a_device_is_an_event(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    devices = {"disks": [{"path": str(disk), "id": "data", "image_type": "Raw"}]}
+    with program(tmp_path) as ch:
+        assert ch.put("vm.create", config(build_guest("pci_block", tmp_path)) | devices) == 204
+        assert ch.put("vm.boot") == 204
+        assert eventually(lambda: ("virtio-device", "activated") in ch.events())
+        assert ch.events().index(("vm", "booting")) < ch.events().index(("vm", "booted"))
+
+
 def ch(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "crosvm_py", "ch", *words],

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.bench import data, devices, direct, filters, shares, testhost
+from tests.bench import api, data, devices, direct, filters, shares, testhost
 from tests.bench.results import save
 from tests.bench.watch import WatchError
 from tests.kvmhost.client import HostGoneError
@@ -23,6 +23,7 @@ RUNS_HELP: Final = f"{DEFAULT_RUNS} by default, {devices.DEFAULT_RUNS} of device
 SUBJECTS: Final = {
     "direct": "on this machine's KVM: start of a bare-metal guest, memory",
     "data": "on this machine's KVM: a request of a guest, by the engine, by Python, and by QEMU",
+    "api": "on this machine's KVM: cloud-hypervisor's first answer, and single requests",
     "filters": "on this machine's KVM: exits and system calls, confined and not",
     "testhost": "in the KVM test host: start of Linux, processor time, memory",
     "fio": "the same, with fio in the guest",
@@ -41,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--realtime",
         action="store_true",
-        help="direct, data: run the monitors with real-time priority, on a machine with other work",
+        help="api, direct, data: run monitors with real-time priority, where other work runs",
     )
     parser.add_argument(
         "--beside",
@@ -61,13 +62,15 @@ def _measure(options: argparse.Namespace, directory: Path) -> list[Results]:
         measured.append(_direct(options, directory).run(runs))
     if subject == "data":
         measured.append(data.Bench(directory, realtime=options.realtime).run(runs))
+    if subject == "api":
+        measured.append(api.Bench(directory, realtime=options.realtime).run(runs))
     if subject == "filters":
         measured.append(filters.Bench(directory).run(runs))
     if subject == "devices":
         measured += [devices.Bench(host).run(runs) for host in session()]
     if subject == "shares":
         measured += [shares.Bench(host).run(runs) for host in session()]
-    elif subject not in ("direct", "data", "filters", "devices"):
+    elif subject not in ("api", "direct", "data", "filters", "devices"):
         for host in session():
             bench = testhost.Bench(host, directory)
             measured.append(bench.run(runs, fio=subject != "testhost"))

@@ -25,7 +25,7 @@ def test_event_is_written_as_cloud_hypervisor_does(tmp_path: Path) -> None:
     fd, clock = open_monitor(str(tmp_path / "events")), Clock()
     monitor = EventMonitor(fd, clock=clock)
     clock.now += 1.5
-    monitor.tell("vm", "device-removed", id="_disk0", bdf="0000:00:01.0")
+    monitor.tell("vm", "device-removed", {"id": "_disk0", "bdf": "0000:00:01.0"})
     monitor.tell("vm", "booted")
     os.close(fd)
     text = (tmp_path / "events").read_text()
@@ -40,9 +40,9 @@ def test_guest_causes_a_bounded_number_of_events(tmp_path: Path) -> None:
     fd, clock = open_monitor(str(tmp_path / "events")), Clock()
     monitor = EventMonitor(fd, clock=clock)
     for _ in range(10_000):
-        monitor.tell_of_guest("virtio-device", "reset", id="_disk0")
+        monitor.tell_of_guest("virtio-device", "reset", {"id": "_disk0"})
     clock.now += 1
-    monitor.tell_of_guest("virtio-device", "activated", id="_disk0")
+    monitor.tell_of_guest("virtio-device", "activated", {"id": "_disk0"})
     os.close(fd)
     events = list(read_events(str(tmp_path / "events"), lambda: True))
     assert len(events) == 65
