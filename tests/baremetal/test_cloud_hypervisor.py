@@ -209,6 +209,30 @@ def test_panic_of_the_guest_is_an_event(tmp_path: Path) -> None:
         assert eventually(lambda: ("guest", "panic") in ch.events())
 
 
+def test_power_button_ends_guest_and_program(tmp_path: Path) -> None:
+    with program(tmp_path) as ch:
+        assert ch.put("vm.create", config(build_guest("power_button", tmp_path))) == 204
+        assert ch.put("vm.boot") == 204
+        ch.wait_for(b"waiting")
+        assert ch.put("vm.power-button") == 204
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+        assert ch.events()[-3:] == [("vm", "shutdown"), ("vm", "deleted"), ("vmm", "shutdown")]
+        assert not ch.path.exists()
+
+
+def test_program_stays_when_the_guest_has_powered_off(tmp_path: Path) -> None:
+    with program(tmp_path, "--no-shutdown") as ch:
+        assert ch.put("vm.create", config(build_guest("power_button", tmp_path))) == 204
+        assert ch.put("vm.boot") == 204
+        ch.wait_for(b"waiting")
+        assert ch.put("vm.power-button") == 204
+        assert eventually(lambda: ch.state() == "Created")
+        assert ch.events()[-1] == ("vm", "shutdown")
+        assert ch.call("GET", "vmm.ping").status == 200
+        ch.process.send_signal(signal.SIGTERM)
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+
+
 def test_driver_of_a_device_is_an_event(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 20))
