@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from crosvm_py.api.store import make_store
 from crosvm_py.control import process as control_process
 from crosvm_py.control.protocol import ControlFds
 from crosvm_py.kernel_parser import process as parser_process
@@ -164,13 +165,18 @@ def from_the_relay(_folder: Path, monkeypatch: pytest.MonkeyPatch, outside: Outs
 
 
 def from_the_control_process(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, outside: Outside
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    outside: Outside,
+    *,
+    serves_api: bool = False,
 ) -> Outcomes:
     """Have code in the control process make every attempt."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     bound = bind_control_socket(str(folder / "clients"))
     policy = os.memfd_create("policy")
-    os.write(policy, load_policy("control").bpf)
+    os.write(policy, load_policy("control_boot" if serves_api else "control").bpf)
+    api, store = (os.dup(bound.sock.fileno()), make_store()) if serves_api else (-1, -1)
 
     class Taken(EventLoop):
         def run(self) -> None:
@@ -186,8 +192,10 @@ def from_the_control_process(
         try:
             confine_keeper()
             theirs = socket.socket(fileno=theirs.detach())
-            fds = ControlFds(os.dup(theirs.fileno()), bound.sock.fileno(), policy)
-            linux.close_all_fds_except({*fds, theirs.fileno()})
+            fds = ControlFds(
+                os.dup(theirs.fileno()), bound.sock.fileno(), policy, api=api, store=store, boots=1
+            )
+            linux.close_all_fds_except({*fds.used(), theirs.fileno(), 0, 1, 2})
             control_process.be_control(fds.as_word(), os.getppid())
         finally:
             os._exit(1)
@@ -195,8 +203,17 @@ def from_the_control_process(
     with ours, bound.sock:
         found = b"".join(iter(lambda: ours.recv(1 << 16), b""))
         os.waitpid(pid, 0)
-    os.close(policy)
+    for fd in (policy, api, store):
+        if fd >= 0:
+            os.close(fd)
     return _read(found)
+
+
+def from_the_control_process_with_an_api(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, outside: Outside
+) -> Outcomes:
+    """Have code make every attempt in a control process whose clients create the VM."""
+    return from_the_control_process(folder, monkeypatch, outside, serves_api=True)
 
 
 def _read(data: bytes) -> Outcomes:
@@ -205,7 +222,15 @@ def _read(data: bytes) -> Outcomes:
     return found
 
 
-@pytest.mark.parametrize("attempts_of", [from_the_parser, from_the_relay, from_the_control_process])
+@pytest.mark.parametrize(
+    "attempts_of",
+    [
+        from_the_parser,
+        from_the_relay,
+        from_the_control_process,
+        from_the_control_process_with_an_api,
+    ],
+)
 def test_every_attempt_is_stopped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -214,7 +239,8 @@ def test_every_attempt_is_stopped(
 ) -> None:
     found = attempts_of(tmp_path, monkeypatch, outside)
     out = {name for name, became in found.items() if became == ["out"]}
-    assert out == (FOR_CLIENTS if attempts_of is from_the_control_process else set())
+    serves = attempts_of in (from_the_control_process, from_the_control_process_with_an_api)
+    assert out == (FOR_CLIENTS if serves else set())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user stays who he is")

@@ -15,7 +15,7 @@ from crosvm_py.control import protocol as control_protocol
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.kernel_parser import protocol as kernel_parser_protocol
 from crosvm_py.pool import protocol as pool_protocol
-from crosvm_py.requests import catalogue
+from crosvm_py.requests import catalogue, creation
 from crosvm_py.warden import forge_protocol
 from crosvm_py.warden import protocol as warden_protocol
 from devices.virtio.vsock import broker as vsock_broker
@@ -50,6 +50,8 @@ CODECS = {
     "pool or monitor to client": pool_protocol.CLIENT_CODEC,
     "control request": catalogue.REQUESTS,
     "control response": catalogue.RESPONSES,
+    "API to waiting vmm": wire.Codec(creation.INTERNAL),
+    "waiting vmm to API": wire.Codec((creation.Booted, creation.KeptFds)),
 }
 
 LETTERS = "abc\x00\x1b[2J\n\ud7ff\U0001f600é"
