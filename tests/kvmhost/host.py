@@ -37,6 +37,8 @@ LEFT_OUT: Final = (
     *("./.git", "./.cache", "./.venv", "./build", "./*.egg-info", ".mypy_cache", ".ruff_cache"),
     *(".pytest_cache", ".hypothesis", "*.o"),
 )
+# The libraries that only some commands need come with the project; the image is without them.
+EXTRAS: Final = ("msgspec",)
 WARM_UP: Final = (
     "import argparse, ctypes, dataclasses, json, lz4.block, mmap, msgpack, prctl, pyseccomp,"
     " pytest, select, socket, subprocess, tempfile, threading, zstandard, _cffi_backend"
@@ -178,6 +180,7 @@ class Host:
         subprocess.run(compiler, cwd=PROJECT, stdout=subprocess.DEVNULL, check=False)
         excluded = [f"--exclude={pattern}" for pattern in LEFT_OUT]
         pack = ["tar", "-C", str(PROJECT), *excluded, "-cf", "-", "."]
+        pack += ["-C", str(image.SITE_PACKAGES), *EXTRAS]
         script = "find . -mindepth 1 -delete; tar --no-same-owner -xf -"
         with subprocess.Popen(pack, stdout=subprocess.PIPE) as tar:
             self._copy(RunRequest(["sh", "-c", script]), _fileno(tar), None)
