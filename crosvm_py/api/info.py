@@ -7,6 +7,7 @@ import json
 
 from crosvm_py.api import http
 from crosvm_py.api.device_ids import id_of, ids_by_name
+from crosvm_py.api.errors import ApiError
 from crosvm_py.api.versions import BUILD_VERSION, INTERFACE_VERSION
 from crosvm_py.requests.balloon import PAGE_BYTES, BalloonQuery
 from crosvm_py.requests.devices import DeviceList, ListDevices
@@ -48,9 +49,14 @@ def info(vm: ApiVm, _call: Call) -> Steps:
     facts = yield from vm.facts()
     size, tree = config.memory.size, None
     if facts.memory_bytes:
-        listed = yield from vm.demand(ListDevices(), DeviceList)
-        tree = _tree(config, listed.devices)
-        size = facts.memory_bytes - (yield from _balloon_bytes(vm, config))
+        try:
+            listed = yield from vm.demand(ListDevices(), DeviceList)
+            size = facts.memory_bytes - (yield from _balloon_bytes(vm, config))
+            tree = _tree(config, listed.devices)
+        except ApiError:
+            facts = yield from vm.facts()
+            if facts.memory_bytes:  # otherwise the VM has ended in between
+                raise
     answer = VmInfo(
         config=config, state=vm.state_of(facts), memory_actual_size=max(0, size), device_tree=tree
     )
@@ -60,7 +66,10 @@ def info(vm: ApiVm, _call: Call) -> Steps:
 def _balloon_bytes(vm: ApiVm, config: VmConfig) -> Generator[Pending, Response, int]:
     if config.balloon is None:
         return 0
-    state = yield from vm.demand(BalloonQuery(refresh=False, hint=False), BalloonState)
+    try:
+        state = yield from vm.demand(BalloonQuery(refresh=False, hint=False), BalloonState)
+    except ApiError:  # its process has ended for good, so the guest keeps what it has
+        return 0
     return state.actual_pages * PAGE_BYTES
 
 

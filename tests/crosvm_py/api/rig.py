@@ -71,7 +71,14 @@ class Rig:
         self.store = make_store() if store is None else store
         if config is not None or spoiled:
             Store(self.store).save(spoiled if config is None else encode(config))
-        self.server = serve_api(self.loop, self.ask, self._listening, self.store, PID, boots=boots)
+        self.server = serve_api(
+            self.loop,
+            lambda *asked: self.ask(*asked),
+            self._listening,
+            self.store,
+            PID,
+            boots=boots,
+        )
 
     def ask(self, request: Request, fds: Sequence[int] = ()) -> Pending:
         """Answer as a vmm would."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from crosvm_py.api.routes import FIXED
-from crosvm_py.requests.balloon import BalloonSet
+from crosvm_py.requests.balloon import BalloonQuery, BalloonSet
 from crosvm_py.requests.devices import (
     CounterInfo,
     DeviceInfo,
@@ -18,13 +18,15 @@ from crosvm_py.requests.devices import (
 )
 from crosvm_py.requests.life import PowerButton, Resume, Stop, Suspend
 from crosvm_py.requests.protocol import Failed
-from crosvm_py.requests.vm import InjectNmi
+from crosvm_py.requests.vm import InjectNmi, QueryVm
 from devices.virtio.commands import BalloonState, DiskSize
 from tests.crosvm_py.api.rig import PID, Rig, request
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from crosvm_py.requests.pending import Pending
     from crosvm_py.requests.protocol import Request
 
 DEVICES = DeviceList(
@@ -51,6 +53,25 @@ def test_info_has_configuration_and_state(rig: Rig, state: str) -> None:
     assert str(found["state"]) == {"running": "Running", "suspended": "Paused"}[state]
     disks = cast("list[dict[str, object]]", found["config"]["disks"])
     assert [disk["id"] for disk in disks] == ["_disk0", "data"]
+
+
+def test_info_of_a_vm_that_ends_in_between_is_that_of_one_that_has_ended(rig: Rig) -> None:
+    states = iter(("running", "ended"))
+    ask = rig.ask
+
+    def ask_next(request: Request, fds: Sequence[int] = ()) -> Pending:
+        if isinstance(request, QueryVm):
+            rig.state = next(states)
+        return ask(request, fds)
+
+    rig.answers[ListDevices] = Failed("VM is not running")
+    rig.ask = ask_next  # type: ignore[method-assign]  # a rig is for one test
+    assert cast("dict[str, object]", rig.get("vm.info").json())["state"] == "Created"
+
+
+def test_balloon_whose_process_has_ended_does_not_keep_info_from_its_answer(rig: Rig) -> None:
+    rig.answers[BalloonQuery] = Failed("balloon: it has no process")
+    assert rig.get("vm.info").status == 200
 
 
 @pytest.mark.parametrize(
