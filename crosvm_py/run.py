@@ -19,6 +19,7 @@ from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from crosvm_py.vmm.prepared_kernel import find_prepared
 from jail.signals import keep_signals_inside
 from sys_util import linux
+from sys_util.channel import socket_pair
 from sys_util.errors import Refusable
 from sys_util.typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from crosvm_py.vmm.control_proxy import KeeperProcess
     from crosvm_py.vmm.preparation import Preparation
     from crosvm_py.vmm.vm import Closing, VirtualMachine
+    from sys_util import socket
 
 
 class VmHost(NamedTuple):
@@ -88,15 +90,20 @@ def run_vm(
             from crosvm_py.vmm.relay import start_relay
 
             end_relay.callback(start_relay(outlets, sandbox=config.sandbox).end)
+        # The ends of the opener and of the warden; this process must not keep the former.
+        has_control = host is None and not (prepared.socket is None and prepared.api is None)
+        orders = socket_pair() if has_control else None
         warden = start_warden(
             prepared.policies,
             {device.kind for device in prepared.devices},
             _cleanup(prepared),
             keep_fds=_kept(prepared, syslog, recorded),
             cgroup=prepared.cgroup,
+            orders=orders and orders[1],
         )
-        keeper = None if host is not None else _start_keeper(config, prepared, syslog)
-        if keeper is not None:
+        keeper = None
+        if orders is not None:
+            keeper = _start_keeper(config, prepared, syslog, orders)
             stack.callback(keeper.end)
         release_end_signals()
         parser.close()  # only reaps it: it has ended meanwhile
@@ -120,28 +127,32 @@ def run_vm(
 
 
 def _start_keeper(
-    config: RunConfig, prepared: Preparation, syslog: Syslog | None
-) -> KeeperProcess | None:
-    """Start the control process, where there is a socket for it. Nothing of it is imported else."""
+    config: RunConfig,
+    prepared: Preparation,
+    syslog: Syslog | None,
+    orders: tuple[socket.socket, socket.socket],
+) -> KeeperProcess:
+    """Start the control process and its opener. Nothing of them is imported without a socket."""
     bound, api = prepared.socket, prepared.api
-    if bound is None and api is None:
-        return None
     from crosvm_py.control.protocol import ControlFds
     from crosvm_py.vmm.control_proxy import start_keeper
 
-    policy = None if prepared.policies is None else prepared.policies.control
-    fds = ControlFds(listening=-1 if bound is None else bound.sock.fileno())
+    policies = prepared.policies
+    filters = (None, None) if policies is None else (policies.control, policies.opener)
+    fds = ControlFds(
+        listening=-1 if bound is None else bound.sock.fileno(), orders=orders[0].fileno()
+    )
     kept = [] if syslog is None else [syslog.pipe_fd]
     if api is None:
-        keeper = start_keeper(fds, policy, kept)
+        keeper = start_keeper(fds, filters, kept)
     else:
         from crosvm_py.api.store import make_store
 
         store = make_store()
         fds = fds._replace(api=api.sock.fileno(), store=store)
-        keeper = start_keeper(fds, policy, kept, lambda: _describe(config, store))
+        keeper = start_keeper(fds, filters, kept, lambda: _describe(config, store))
         os.close(store)
-    for each in (bound, api):
+    for each in (bound, api, *orders):
         if each is not None:
             each.close()
     return keeper
@@ -170,8 +181,13 @@ def _control_server(
         from crosvm_py.vmm.control_link import ControlLink
 
         suspension = Suspension(vm.machine, vcpus, vm.supervisor)
-        running = RunningVm(vm.machine, vm.supervisor, suspension, vcpus, vm.end)
-        return ControlLink(vm.loop, keeper.channel, request_handler(running))
+        plugging = vm.plugging
+        running = RunningVm(vm.machine, vm.supervisor, suspension, vcpus, vm.end, plugging)
+        handler = request_handler(running)
+        if plugging is None:
+            return ControlLink(vm.loop, keeper.channel, handler)
+        plugging.is_paused = lambda: suspension.holds_devices
+        return ControlLink(vm.loop, keeper.channel, handler, on_lost=plugging.release_all)
 
     return serve
 

@@ -143,6 +143,12 @@ class VmCgroup:
         if "pids" in self._site.controllers:
             _write(f"{self.path}/{name}/pids.max", str(limits.processes))
 
+    def remove_device(self, name: str) -> None:
+        """Remove the group of a device, if there is one. It is left if a process is still in it."""
+        if name in self._devices:
+            self._devices.remove(name)
+            _remove(f"{self.path}/{name}")
+
     def oom_count(self, name: str) -> OomCount:
         """Return what has happened in a device's group so far; zeros if the kernel does not say."""
         try:

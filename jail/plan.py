@@ -265,11 +265,11 @@ def relay_jail(policy: Policy) -> JailPlan:
     )
 
 
-def control_jail(policy: Policy, *, has_api: bool) -> JailPlan:
+def control_jail(policy: Policy, *, has_api: bool = False, files: bool = False) -> JailPlan:
     """Return the jail of the process that serves clients: descriptors for them, and no more.
 
-    It keeps the ids of its user. It has already closed the descriptors that it does not need. If it
-    ``has_api``, clients may send it descriptors, and it writes a file in memory.
+    If it ``has_api``, clients may send it descriptors, and it writes a file in memory. Its opener
+    has the ``files`` of its user. Both keep their ids, and have closed what they do not need.
     """
     return JailPlan(
         steps=(
@@ -277,7 +277,7 @@ def control_jail(policy: Policy, *, has_api: bool) -> JailPlan:
             LimitResources(
                 (("DATA", MAX_DATA_BYTES), ("FSIZE", _API_FILE_BYTES if has_api else 0))
             ),
-            *_gain_nothing(max_open_files=_API_OPEN_FILES if has_api else MAX_OPEN_FILES),
+            *_gain_nothing(_API_OPEN_FILES if has_api else MAX_OPEN_FILES, files=files),
         ),
         filter_step=LoadFilter(policy.name, policy.bpf),
     )
@@ -302,8 +302,8 @@ def _lose_privileges(held: frozenset[int], keep: frozenset[int] = frozenset()) -
     return (*groups, DropCapabilities(keep, for_good=linux.CAP_SETPCAP in held))
 
 
-def _gain_nothing(max_open_files: int = 0) -> tuple[Step, ...]:
-    """Make sure that the process gets no new capability, process or file.
+def _gain_nothing(max_open_files: int = 0, *, files: bool = False) -> tuple[Step, ...]:
+    """Make sure that the process gets no new capability or process, and unless ``files`` no file.
 
     By default it gets no new descriptor either: none can have a number below 0.
     """
@@ -322,7 +322,7 @@ def _gain_nothing(max_open_files: int = 0) -> tuple[Step, ...]:
             )
         ),
         NoNewPrivileges(),
-        ForbidFiles(alone=True),
+        *(() if files else (ForbidFiles(alone=True),)),
         LimitResources((("NOFILE", max_open_files),)),
         NotDumpable(),
     )

@@ -25,6 +25,7 @@ CROSVM_COUNTS: Final = {
     "control_boot": "none",
     "kernel_parser": "none: its main process reads kernels",
     "line_relay": "none",
+    "opener": "none: its main process opens files",
     "vcpu": "none",
     "vmm": "none: crosvm's main process has no filter",
     "vsock_broker": "none",

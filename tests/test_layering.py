@@ -38,7 +38,7 @@ GROUND = frozenset(
 )
 PROTOCOLS = frozenset(
     f"crosvm_py.{name}.protocol"
-    for name in ("control", "device_process", "kernel_parser", "warden")
+    for name in ("control", "device_process", "kernel_parser", "opener", "warden")
 )
 BELOW_CROSVM_PY = ALLOWED["crosvm_py"]
 # What may be used in folders below those, beside the folder itself: packages, or single modules.
@@ -113,7 +113,10 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
         *("crosvm_py.config", "crosvm_py.kinds", "crosvm_py.vmm"),
         "crosvm_py.version",
     },
-    "crosvm_py.control": frozenset({"sys_util", "seccomp", "jail", "crosvm_py.api"} | GROUND),
+    "crosvm_py.control": frozenset(
+        {"sys_util", "seccomp", "jail", "crosvm_py.api", "crosvm_py.opener"} | GROUND
+    ),
+    "crosvm_py.opener": BELOW_CROSVM_PY | GROUND | PROTOCOLS | {"crosvm_py.kinds"},
     "crosvm_py.vm_config": frozenset({"sys_util", "devices", "crosvm_py.config"}),
 }
 SOURCES = [path for folder in ALLOWED for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -55,6 +55,8 @@ COMMANDS: Final[CommandTable] = {
     "resume": "crosvm_py.cli.commands.control:RESUME",
     "powerbtn": "crosvm_py.cli.commands.control:POWERBTN",
     "devices": "crosvm_py.cli.commands.devices:DEVICES",
+    "plug": "crosvm_py.cli.commands.plug:PLUG",
+    "unplug": "crosvm_py.cli.commands.plug:UNPLUG",
     "restart-device": "crosvm_py.cli.commands.restart_device:RESTART_DEVICE",
     "disk": "crosvm_py.cli.commands.disk:DISK",
     "limit": "crosvm_py.cli.commands.limit:LIMIT",

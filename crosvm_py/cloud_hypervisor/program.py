@@ -120,7 +120,7 @@ def _start_control(
         Store(store).save(encode(line.config))
     policy = load_policy("control_boot", log_failures=line.seccomp in ("false", "log"))
     fds = ControlFds(api=api.sock.fileno(), store=store, boots=1)
-    keeper = start_keeper(fds, policy, (), when_vmm_is_gone=api.unlink)
+    keeper = start_keeper(fds, (policy, None), (), when_vmm_is_gone=api.unlink)
     stack.callback(keeper.end)
     api.close()
     return keeper, store

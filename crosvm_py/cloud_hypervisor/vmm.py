@@ -14,7 +14,7 @@ from crosvm_py.api.device_ids import id_of
 from crosvm_py.end_signals import handle_end_signals
 from crosvm_py.exit_status import VmExit
 from crosvm_py.leaving import is_confined
-from crosvm_py.requests.catalogue import ALL
+from crosvm_py.requests.catalogue import SERVED
 from crosvm_py.requests.creation import (
     INTERNAL,
     MAX_REASONS,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 log = get_logger("crosvm.vm")
 
-_REQUESTS: Final = Codec((*ALL, *INTERNAL))
+_REQUESTS: Final = Codec((*SERVED, *INTERNAL))
 NO_SECOND_VM: Final = (
     "this process has run a VM already and cannot start another one yet; start a new process"
 )

@@ -2,7 +2,8 @@
 """The control process, ``crosvm-control``: it alone meets the clients of a VM.
 
 It reads and checks what they send, passes their requests on to the vmm, and returns the answers. It
-holds neither KVM nor guest memory. The vmm reads what a guest wrote, so its answers are checked as
+opens no file itself: its opener does, for devices that are plugged in. It holds neither KVM nor
+guest memory. The vmm reads what a guest wrote, so its answers are checked as
 those of a stranger. The process ends when the vmm closes their channel.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import gc
 import os
 
+from crosvm_py.control.plugging import Plugger
 from crosvm_py.control.protocol import (
     CALL_DENIED_HEAD,
     CONTROL_CODEC,
@@ -24,7 +26,9 @@ from crosvm_py.control.protocol import (
 )
 from crosvm_py.control.socket_server import ControlServer
 from crosvm_py.exit_status import EXIT_BUG, EXIT_HOST
+from crosvm_py.opener.process import start_opener
 from crosvm_py.requests.pending import Pending
+from crosvm_py.requests.plug import Plug
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
 from crosvm_py.socket_path import BoundSocket
 from jail.plan import control_jail
@@ -32,7 +36,14 @@ from seccomp import Policy
 from sys_util import linux, log, socket
 from sys_util.channel import Channel
 from sys_util.crash import crash_report
-from sys_util.errors import ChannelClosed, ChannelFull, ProtocolError, VmmError, describe
+from sys_util.errors import (
+    ChannelClosed,
+    ChannelFull,
+    ConfigError,
+    ProtocolError,
+    VmmError,
+    describe,
+)
 from sys_util.event_loop import EventLoop
 from sys_util.typing import TYPE_CHECKING, Final
 from sys_util.wire import Codec, encode
@@ -41,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
+    from crosvm_py.api.vm import Ask as Handler
     from crosvm_py.requests.protocol import Request
 
 _log = log.get_logger("crosvm.control")
@@ -134,24 +146,51 @@ def _serve(channel: Channel, fds: ControlFds, vmm_pid: int) -> None:
     linux.set_process_name("crosvm-control")
     loop = EventLoop()
     link = VmmLink(loop, channel)
+    handler = _handler(loop, link, fds)
     if fds.listening >= 0:
         listening = BoundSocket(socket.socket(fileno=fds.listening), "", 0, 0)
-        ControlServer(loop, listening, link.ask)
+        ControlServer(loop, listening, handler)
     if fds.api >= 0:
         from crosvm_py.api.start import serve_api
 
         listening_api = socket.socket(fileno=fds.api)
-        serve_api(loop, link.ask, listening_api, fds.store, vmm_pid, boots=bool(fds.boots))
+        serve_api(loop, handler, listening_api, fds.store, vmm_pid, boots=bool(fds.boots))
+    policy = _policy("control", fds.policy)
     gc.freeze()
     gc.enable()
-    if fds.policy >= 0:
-        policy = Policy("control", "", os.pread(fds.policy, _MAX_FILTER_BYTES, 0))
+    if policy is not None:
         jail = control_jail(policy, has_api=fds.api >= 0)
-        os.close(fds.policy)
         jail.enter()
         linux.report_denied_calls(channel.fileno(), CALL_DENIED_HEAD)
         jail.load_filter()
     loop.run()
+
+
+def _handler(loop: EventLoop, link: VmmLink, given: ControlFds) -> Handler:
+    """Return what serves the requests of clients; start the opener, if there is to be one."""
+    policy = _policy("opener", given.opener_policy)
+    plugger = None
+    if given.orders >= 0:
+        plugger = Plugger(loop, start_opener(given.orders, policy), link.ask)
+        os.close(given.orders)
+
+    def handle(request: Request, fds: Sequence[int] = ()) -> Pending:
+        if not isinstance(request, Plug):
+            return link.ask(request, fds)
+        if plugger is None:
+            raise ConfigError("no device can be plugged into this VM")
+        return plugger.plug(request)
+
+    return handle
+
+
+def _policy(name: str, fd: int) -> Policy | None:
+    """Read a filter from a file, which is closed; -1 for none."""
+    if fd < 0:
+        return None
+    bpf = os.pread(fd, _MAX_FILTER_BYTES, 0)
+    os.close(fd)
+    return Policy(name, "", bpf)
 
 
 def _log_through(channel: Channel) -> None:

@@ -25,9 +25,8 @@ MAX_REPORT_CHARS: Final = 4096
 # so there can be more of them than clients.
 MAX_REQUESTS: Final = 64
 
-# ``CallDenied`` without its last field, the number of the call as U32 in big-endian order. The
-# handler of SIGSYS sends these bytes, because it can build nothing.
-CALL_DENIED_HEAD: Final = b"\x92\x22\xce"
+# ``CallDenied`` without its last field, which the handler of SIGSYS adds: it can build nothing.
+CALL_DENIED_HEAD: Final = b"\x92\x22"
 
 
 @fact
@@ -97,6 +96,8 @@ class ControlFds(NamedTuple):
         policy: a file with the filter of the process.
         api: the socket of the REST API.
         store: the file with the configuration (``crosvm_py.api.store``), if there is an API.
+        orders: the opener's channel to the warden, which the keeper keeps for the next opener.
+        opener_policy: a file with the filter of the opener.
         boots: no descriptor: 1 if clients of the API create the VM and boot it, otherwise 0.
     """
 
@@ -105,6 +106,8 @@ class ControlFds(NamedTuple):
     policy: int = -1
     api: int = -1
     store: int = -1
+    orders: int = -1
+    opener_policy: int = -1
     boots: int = 0
 
     def as_word(self) -> str:

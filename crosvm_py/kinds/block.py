@@ -76,6 +76,7 @@ BLOCK: Final = DeviceKind(
     "devices.virtio.block.device",
     _build,
     resizable=True,
+    removable=True,
     threads=_THREADS,
     max_memory_bytes=1280 * MIB,  # includes dirty pages that the kernel has not written back yet
 )

@@ -115,6 +115,11 @@ class DeviceLimits:
         self._group.limit(self._name, limits)
         self._memory_bytes = limits.memory_bytes
 
+    def remove(self) -> None:
+        """Remove the group; no process is in it any more."""
+        if self._group is not None:
+            self._group.remove_device(self._name)
+
     def cause_of_death(self) -> str:
         """Say why the kernel killed the last process, if that was for lack of memory."""
         if self._group is None:

@@ -43,6 +43,7 @@ class DeviceKind(NamedTuple):
         max_open_files: enough for two eventfds for each of 64 queues, and for its other files.
         max_processes: how many processes its user may have, 0 for this one only.
         threads: how many threads it may start before its filter is loaded.
+        removable: a device of the start can be removed while the guest runs.
         max_memory_bytes: limit of its cgroup, for the memory of the process and what the kernel
             uses on its behalf, beside guest memory.
     """
@@ -61,6 +62,7 @@ class DeviceKind(NamedTuple):
     max_open_files: int = 192
     max_processes: int = 0
     threads: int = 0
+    removable: bool = False
     max_memory_bytes: int = 320 * MIB
 
     def preload(self) -> None:

@@ -79,7 +79,13 @@ def _build_in_kernel(spec: bytes, fds: Sequence[int]) -> VirtioDevice:
 
 
 NET: Final = DeviceKind(
-    "net", "net_device", "devices.virtio.net.device", _build, counters=NET_STATS, is_card=True
+    "net",
+    "net_device",
+    "devices.virtio.net.device",
+    _build,
+    counters=NET_STATS,
+    is_card=True,
+    removable=True,
 )
 VHOST_NET: Final = DeviceKind(
     "vhost-net",
@@ -88,6 +94,7 @@ VHOST_NET: Final = DeviceKind(
     _build_in_kernel,
     counters=NET_STATS,
     is_card=True,
+    removable=True,
     in_kernel=True,
     max_processes=17,  # itself and, since Linux 6.4, the kernel's worker for each pair
 )

@@ -59,6 +59,23 @@ class DeviceOrder(NamedTuple):
     limits: RateLimits = RateLimits()
 
 
+_NAME: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-:.@+")
+MAX_NAME_CHARS: Final = 64
+
+
+def is_device_name(name: str) -> bool:
+    """Return whether a device may have this name: it is also the name of its cgroup.
+
+    Names that begin with two underscores are kept for parts of the VM.
+    """
+    return (
+        0 < len(name) <= MAX_NAME_CHARS
+        and _NAME.issuperset(name)
+        and name[:1] != "."
+        and (name[:2] != "__")
+    )
+
+
 def pack_spec(spec: Message, **changes: object) -> bytes:
     """Return a Spec as it is sent to its device, with the fields in ``changes`` replaced."""
     return encode(replace(spec, **changes))

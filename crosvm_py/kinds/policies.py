@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from crosvm_py.kinds.later import LATER_KINDS
 from crosvm_py.kinds.table import DEVICE_KINDS, policies_of
 from seccomp import Policy, keep_policy, load_policy
 from seccomp.syscalls import machine_arch
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _MAIN: Final = "vmm"
 _VCPU: Final = "vcpu"
 # Children inherit the warden's filter, so its policy allows what theirs allow. There are two of it:
-# for runs without and with a broker.
+# for runs without and with a broker; a run with a control process may get one.
 _WARDENS: Final = ("warden", "warden_vsock")
 # Once the guest runs, the warden makes no processes itself, and loads this as well.
 _SEALED: Final = "warden_sealed"
@@ -23,6 +24,7 @@ _FORGE: Final = "forge"
 # For clients of the control socket alone, and with a REST API.
 CONTROL: Final = "control"
 CONTROL_API: Final = "control_api"
+_OPENER: Final = "opener"
 
 
 class Recorded(NamedTuple):
@@ -41,7 +43,7 @@ class RunPolicies(NamedTuple):
     """The filters of one run; ``devices`` has those of devices and brokers, by policy name.
 
     The warden loads ``warden`` first, and ``sealed`` as well before the guest runs.
-    ``control`` is ``None`` if the run has no control process.
+    ``control`` and ``opener`` are ``None`` if the run has no control process.
     """
 
     devices: dict[str, Policy]
@@ -51,6 +53,7 @@ class RunPolicies(NamedTuple):
     main: Policy
     vcpu: Policy
     control: Policy | None = None
+    opener: Policy | None = None
 
 
 def load_run_policies(
@@ -65,10 +68,13 @@ def load_run_policies(
 
     ``control`` is the policy of its control process, if it has one.
 
+    If there is one, devices of ``LATER_KINDS`` may be plugged in, so their filters are needed too.
+
     Raises:
         PolicyError: one is missing or wrong.
         ConfigError: a policy that is to be recorded does not occur in the run.
     """
+    kinds = kinds if control is None else {*kinds, *LATER_KINDS}
     names = policies_of(kinds)
     if recorded is not None:
         missing = recorded.names - {*names, _MAIN, _VCPU}
@@ -96,6 +102,7 @@ def load_run_policies(
         load(_MAIN),
         load(_VCPU),
         None if control is None else load(control),
+        None if control is None else load(_OPENER),
     )
 
 

@@ -64,6 +64,7 @@ VSOCK: Final = DeviceKind(
     _build,
     counters=COUNTERS,
     broker=BrokerKind("vsock_broker", "crosvm_py.device_process.vsock_broker"),
+    removable=True,
     max_open_files=1280,  # a socket for each of 1,023 connections
     max_memory_bytes=576 * MIB,  # includes the buffers of those sockets
 )
@@ -73,5 +74,6 @@ VHOST_VSOCK: Final = DeviceKind(
     "devices.virtio.vsock.kernel",
     _build_in_kernel,
     in_kernel=True,
+    removable=True,
     max_processes=2,  # itself and, since Linux 6.4, the kernel's worker for it
 )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import RLock
 
+    from crosvm_py.machine.hotplug import HotPlug
     from crosvm_py.machine.irq_routes import ChipWiring
     from crosvm_py.machine.vcpu_exit import VmExitReason
     from devices.virtio.backend import VirtioBackend
@@ -62,14 +63,16 @@ class Clocks(Protocol):
 
 
 class MachineEvents(NamedTuple):
-    """Called when the guest resets, powers off or panics.
+    """Called when the guest resets, powers off or panics, or has let the device in a slot go.
 
-    The caller is a vCPU thread that holds the device-model lock.
+    The caller is a vCPU thread that holds the device-model lock. Without ``on_eject`` no device can
+    be plugged in or removed while the guest runs.
     """
 
     on_reset: Callable[[], None]
     on_power_off: Callable[[], None]
     on_panic: Callable[[], None]
+    on_eject: Callable[[int], None] | None = None
 
 
 class _KvmIoEventFds:
@@ -111,7 +114,8 @@ class Board(ABC):
         self.vm = kvm.create_vm() if ready is None else ready
         self._memory = memory
         self._loop = loop
-        self._transports: list[VirtioPciTransport] = []
+        self._transports: dict[int, VirtioPciTransport] = {}  # by slot
+        self.hotplug: HotPlug | None = None
         self._vcpus: list[Vcpu] = []
         # Add memory first. KVM waits for all readers of the memory slots and I/O buses when a slot
         # is added; that takes 7 ms if the interrupt controllers have just joined a bus.
@@ -162,21 +166,35 @@ class Board(ABC):
         """The guest's memory; whoever made it closes it."""
         return self._memory
 
-    def plug(self, backend: VirtioBackend) -> VirtioPciTransport:
-        """Put a virtio device into the next PCI slot.
+    @property
+    def slots(self) -> range:
+        """The PCI slots for devices."""
+        return range(self._place.first_slot, self._place.slots)
+
+    def is_free(self, slot: int) -> bool:
+        """Return whether no device is in a slot."""
+        return slot not in self._transports
+
+    def plug(self, backend: VirtioBackend, slot: int | None = None) -> VirtioPciTransport:
+        """Put a virtio device into a PCI slot, by default the lowest one that is free.
 
         Raises:
-            ConfigError: all slots are in use.
+            ConfigError: all slots are in use, or this one is.
         """
-        place = self._place
-        slot = place.first_slot + len(self._transports)
-        if slot >= place.slots:
-            limit = place.slots - place.first_slot
-            raise ConfigError(f"{backend.name}: the machine has {limit} slots for devices")
-        gsi = place.intx_gsi(slot, 0)
-        transport = VirtioPciTransport(backend, self._services, self._intx[gsi].add_source(), gsi)
-        self._pci.add(slot, transport)
-        self._transports.append(transport)
+        if slot is None:
+            slot = next(filter(self.is_free, self.slots), None)
+        if slot is None:
+            raise ConfigError(
+                f"{backend.name}: the machine has {len(self.slots)} slots for devices"
+            )
+        if slot not in self.slots or not self.is_free(slot):
+            raise ConfigError(f"{backend.name}: PCI slot {slot} is not free")
+        gsi = self._place.intx_gsi(slot, 0)
+        with self.lock:
+            line = self._intx[gsi].add_source()
+            transport = VirtioPciTransport(backend, self._services, line, gsi)
+            self._pci.add(slot, transport)
+        self._transports[slot] = transport
 
         def pass_interrupt(_events: int) -> None:
             with self.lock:
@@ -184,6 +202,14 @@ class Board(ABC):
 
         self._loop.add(transport.intx_fd, pass_interrupt)
         return transport
+
+    def unplug(self, slot: int) -> None:
+        """Take the device out of a slot. Its backend hears nothing of it. Call it in the loop."""
+        transport = self._transports.pop(slot)
+        self._loop.remove(transport.intx_fd)
+        with self.lock:
+            self._pci.remove(slot)
+            transport.close()
 
     def _call_later_locked(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call back later, with the device-model lock held, as devices require."""
@@ -206,7 +232,7 @@ class Board(ABC):
 
     def close(self) -> None:
         """Close all parts; the vCPU threads have ended."""
-        for transport in self._transports:
+        for transport in self._transports.values():
             self._loop.remove(transport.intx_fd)
             transport.close()
         for vcpu in self._vcpus:

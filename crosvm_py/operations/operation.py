@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from crosvm_py.operations.suspension import Suspension
     from crosvm_py.requests.pending import Pending
     from crosvm_py.requests.protocol import Request, Response
+    from crosvm_py.vmm.plugging import Plugging
     from crosvm_py.vmm.supervisor import Supervisor
 
     R = TypeVar("R", bound=Request)
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
 
 
 class RunningVm(NamedTuple):
-    """What operations act on. ``end`` ends the VM and logs the reason."""
+    """What operations act on. ``end`` ends the VM and logs the reason.
+
+    ``plugging`` is ``None`` where devices can neither come nor go.
+    """
 
     machine: Board
     supervisor: Supervisor
     suspension: Suspension
     vcpus: VcpuSet
     end: Callable[[VmExit, str], None]
+    plugging: Plugging | None = None
 
 
 OPERATIONS: Final[dict[type[Request], Operation]] = {}

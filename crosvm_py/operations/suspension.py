@@ -30,12 +30,18 @@ class Suspension:
         self._supervisor = supervisor
         self._suspended = False
         self._busy = False
+        self._suspending = False
         self._clocks = machine.make_clocks()
 
     @property
     def is_suspended(self) -> bool:
         """Whether the VM is held still."""
         return self._suspended
+
+    @property
+    def holds_devices(self) -> bool:
+        """Whether devices stand still, or are being brought to."""
+        return self._suspended or self._suspending
 
     def suspend(self) -> Response | Pending:
         """Pause every vCPU, then every device; the answer comes when no request is in flight."""
@@ -48,9 +54,10 @@ class Suspension:
             self._vcpus.resume()
             return Failed(f"the vCPUs did not stand still within {_PAUSE_SECONDS:.0f} s")
         self._clocks.hold()
+        self._suspending = True
 
         def finish() -> None:
-            self._suspended = True
+            self._suspended, self._suspending = True, False
             log.info("the VM is suspended")
 
         return self._all_devices(lambda device, then: device.pause(then), finish)
@@ -61,9 +68,9 @@ class Suspension:
             return Failed("another suspend or resume is under way")
         if not self._suspended:
             return Done()
+        self._suspended = False
 
         def finish() -> None:
-            self._suspended = False
             self._clocks.go_on()
             self._vcpus.resume()
             log.info("the VM goes on")

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""All requests of clients, found as the classes with ``ANSWER`` in the modules of this folder."""
+"""All requests of clients, found as the classes with ``ANSWER`` in the modules of this folder.
+
+Most are passed on to the vmm. One with ``IN_CONTROL`` the control process carries out itself, and
+one with ``BY_CONTROL`` no client may send.
+"""
 
 from __future__ import annotations
 
@@ -31,5 +35,8 @@ def _find() -> Iterator[type[Request]]:
 
 
 ALL: Final = tuple(_find())
-REQUESTS: Final = Codec(ALL)
+# What clients may send, and what the vmm serves.
+REQUESTS: Final = Codec(each for each in ALL if not getattr(each, "BY_CONTROL", False))
+SERVED: Final = tuple(each for each in ALL if not getattr(each, "IN_CONTROL", False))
+VMM_REQUESTS: Final = Codec(SERVED)
 RESPONSES: Final = Codec((Failed, *{request.ANSWER: None for request in ALL}))

@@ -16,7 +16,7 @@ from crosvm_py.control.protocol import (
     LogLine,
     Serving,
 )
-from crosvm_py.requests.catalogue import REQUESTS
+from crosvm_py.requests.catalogue import VMM_REQUESTS
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
 from seccomp import syscall_name
@@ -55,8 +55,15 @@ class ControlLink:
     """
 
     def __init__(
-        self, loop: Loop, keeper: Channel, handler: Handler, requests: Codec = REQUESTS
+        self,
+        loop: Loop,
+        keeper: Channel,
+        handler: Handler,
+        requests: Codec = VMM_REQUESTS,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
+        """``on_lost`` is called when a control process has ended, whose requests are void."""
+        self._on_lost = on_lost
         self._loop = loop
         self._keeper = keeper
         self._handler = handler
@@ -181,6 +188,7 @@ class ControlLink:
             self._loop.remove(self._control.fileno())
             self._control.close()
             self._control = None
+            self._on_lost()
         self._asked.clear()
 
     def _drop_keeper(self) -> None:

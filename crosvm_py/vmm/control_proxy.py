@@ -57,7 +57,7 @@ class KeeperProcess:
 
 def start_keeper(
     fds: ControlFds,
-    policy: Policy | None,
+    policies: tuple[Policy | None, Policy | None],
     keep_fds: Iterable[int],
     describe: Callable[[], None] | None = None,
     when_vmm_is_gone: Callable[[], None] | None = None,
@@ -66,7 +66,8 @@ def start_keeper(
 
     Args:
         fds: what a control process serves; the caller keeps them and closes them.
-        policy: the compiled policy of a control process; ``None`` for ``--disable-sandbox``.
+        policies: the compiled policies of a control process and of its opener; ``None`` for
+            ``--disable-sandbox``.
         keep_fds: descriptors that the log needs; the keeper closes all others.
         describe: writes the configuration into ``fds.store``, in a process of its own, before the
             first control process starts. It imports what no other process of a run needs.
@@ -80,7 +81,7 @@ def start_keeper(
         ours, theirs = socket_pair()
         pid = os.fork()
     if pid == 0:
-        _be_keeper(theirs, fds, policy, keep_fds, describe, when_vmm_is_gone)
+        _be_keeper(theirs, fds, policies, keep_fds, describe, when_vmm_is_gone)
     theirs.close()
     try:
         with _REFUSABLE:
@@ -94,7 +95,7 @@ def start_keeper(
 def _be_keeper(
     sock: socket.socket,
     fds: ControlFds,
-    policy: Policy | None,
+    policies: tuple[Policy | None, Policy | None],
     keep_fds: Iterable[int],
     describe: Callable[[], None] | None,
     when_vmm_is_gone: Callable[[], None] | None,
@@ -110,12 +111,13 @@ def _be_keeper(
         from crosvm_py.control.keeper import Keeper
         from jail.plan import confine_keeper
 
-        filter_fd = -1 if policy is None else _store(policy)
+        filters = [-1 if policy is None else _store(policy) for policy in policies]
         if describe is not None:
             _in_a_child(describe)
-        if policy is not None:
+        if policies[0] is not None:
             confine_keeper()
-        Keeper(Channel(sock, FROM_KEEPER_CODEC), fds._replace(policy=filter_fd)).keep()
+        fds = fds._replace(policy=filters[0], opener_policy=filters[1])
+        Keeper(Channel(sock, FROM_KEEPER_CODEC), fds).keep()
         if when_vmm_is_gone is not None:
             when_vmm_is_gone()
         status = 0
@@ -140,7 +142,7 @@ def _in_a_child(act: Callable[[], None]) -> None:
 
 
 def _store(policy: Policy) -> int:
-    """Return a memfd with the filter, for every control process to read."""
+    """Return a memfd with the filter, for every process that is to have it."""
     fd = os.memfd_create("crosvm_control_policy", os.MFD_CLOEXEC)
     os.write(fd, policy.bpf)
     return fd

@@ -13,6 +13,7 @@ from sys_util.typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from crosvm_py.vmm.device_proxy import DeviceProcess
     from crosvm_py.vmm.supervised import SupervisedDevice
     from sys_util.wire import Message
 
@@ -40,17 +41,21 @@ class Resizing:
             raise ConfigError(f"{device.name}: another resize is under way")
         self._reserved.add(device.device_id)
 
-    def end(self, supervised: SupervisedDevice) -> None:
+    def end(self, device: DeviceProcess) -> None:
         """Release the disk: the resize has succeeded or failed."""
-        self._reserved.discard(supervised.device.device_id)
+        self._reserved.discard(device.device_id)
 
-    def resize(self, supervised: SupervisedDevice, size_bytes: int, then: ResizeResult) -> None:
+    def resize(
+        self, supervised: SupervisedDevice | None, size_bytes: int, then: ResizeResult
+    ) -> None:
         """Have the warden resize the file; ``then`` gets its answer.
 
         Raises:
-            ConfigError: the device writes no file.
+            ConfigError: the device writes no file, or was removed (``None``).
             VmmError: the warden has ended.
         """
+        if supervised is None or supervised.is_removed:
+            raise ConfigError("it was removed")
         if not supervised.resizable:
             raise ConfigError("it writes no file that could be resized")
         device_id = supervised.device.device_id

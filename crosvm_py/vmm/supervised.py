@@ -26,7 +26,7 @@ RestartResult: TypeAlias = "Callable[[str], None]"
 
 
 class SupervisedDevice:
-    """One device under supervision: its restarts and its shared page. Owns the page."""
+    """One device under supervision: its restarts and its shared page."""
 
     def __init__(self, device: DeviceProcess, page: SharedPage, restarts: RestartLimit) -> None:
         self.device = device
@@ -34,7 +34,12 @@ class SupervisedDevice:
         self.log = log.limited(_LINES, _LINES_SECONDS)
         self.page = page  # its counters and its saved state
         self.budget = RestartBudget(restarts)
+        self.owns_page = True
         self.resizable = False
+        self.is_removed = False  # it gets no further process; the warden has to forget it yet
+        self.on_forgotten: Callable[[], None] = lambda: None
+        # Set while the first process of a device starts that was added to a running VM.
+        self.on_first: Callable[[str], None] | None = None
         self.is_ready = False  # the latest process has sent ``Ready``
         self.failed_starts = 0  # how many processes in a row ended before they were ready
         self.timer: Timer | None = None  # fires if the new process is not ready in time
@@ -76,3 +81,11 @@ class SupervisedDevice:
         on_restarted, self.on_restarted = self.on_restarted, None
         if on_restarted is not None:
             on_restarted(reason)
+
+    def answer_first(self, reason: str) -> bool:
+        """Tell whoever added the device that it is ready, or why not; return whether one waits."""
+        on_first, self.on_first = self.on_first, None
+        if on_first is None:
+            return False
+        on_first(reason)
+        return True

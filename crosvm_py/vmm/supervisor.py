@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import os
-import time
 
-from crosvm_py.care import DEFAULT_CARE, NEVER
+from crosvm_py.care import DEFAULT_CARE
 from crosvm_py.exit_status import VmExit
 from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.vmm.device_proxy import DeviceProcess
+from crosvm_py.vmm.lives import START_SECONDS, Lives
 from crosvm_py.vmm.resizing import Resizing
 from crosvm_py.vmm.supervised import SupervisedDevice
 from crosvm_py.warden import protocol
@@ -19,7 +19,7 @@ from sys_util import log as logging
 from sys_util.errors import ChannelClosed, ConfigError, ProtocolError, VmmError, describe
 from sys_util.shared_page import SharedPage
 from sys_util.stranger import judged
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,11 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.get_logger("crosvm.devices")
 
-# The most time from the request for a process to its ``Ready``. Even slow hosts need far less.
-START_SECONDS: Final = 60.0
 
-
-class Supervisor:
+class Supervisor(Lives):
     """Every device process of one VM. Lives in the event loop's thread."""
 
     def __init__(
@@ -52,43 +49,37 @@ class Supervisor:
         care: Care = DEFAULT_CARE,
     ) -> None:
         """``on_death`` is called once, with the reason, when the VM cannot go on."""
-        self._loop = loop
+        super().__init__(loop, warden, on_death, care)
         self._lock = lock
-        self._warden = warden
-        self._on_death = on_death
-        self._care = care
-        self._supervised: list[SupervisedDevice] = []
-        self._memory_fd = -1
-        self._waiting: set[int] = set()
+        self._supervised: dict[int, SupervisedDevice] = {}  # by the device's number
+        self.on_added: Callable[[protocol.Added], None] = self.forget
         self._resizing = Resizing(self._order)
-        self._failure = ""
         self._sealed = False
-        self._ending = False
         self._watches_health = False
         loop.add(warden.channel.fileno(), self._on_warden)
 
     @property
     def devices(self) -> tuple[DeviceProcess, ...]:
-        """Every device, in the order of their slots."""
-        return tuple(supervised.device for supervised in self._supervised)
+        """Every device, in the order in which they came."""
+        every = self._supervised.values()
+        return tuple(supervised.device for supervised in every if not supervised.is_removed)
 
-    def spawn(self, order: DeviceOrder, memory: GuestMemory) -> DeviceProcess:
+    @property
+    def all_devices(self) -> tuple[DeviceProcess, ...]:
+        """Every device, those included that were removed and of which something is left."""
+        return tuple(supervised.device for supervised in self._supervised.values())
+
+    def spawn(
+        self, order: DeviceOrder, memory: GuestMemory, page: SharedPage | None = None
+    ) -> DeviceProcess:
         """Ask the warden for a device process; ``wait_ready`` waits for all of them at once.
 
-        The descriptors of ``order`` are sent to the warden and closed here.
+        The descriptors of ``order`` are sent to the warden and closed here. ``page`` is for its
+        counters, and then the caller's to close; by default one is made.
         """
         device_id = len(self._supervised)
-        kind = DEVICE_KINDS[order.kind]
-        device = DeviceProcess(
-            device_id, order.name, kind, self._loop, self._lock, self._care.timeout_seconds
-        )
-        supervised = SupervisedDevice(
-            device, SharedPage.create("crosvm_counters"), self._care.restarts
-        )
-        supervised.resizable = bool(kind.resizable and order.max_file_bytes)
-        device.cells = supervised.page.cells
-        device.expect(lambda: self._on_ready(supervised), lambda: self._on_failure(supervised))
-        self._supervised.append(supervised)
+        writes_file = bool(order.max_file_bytes)
+        supervised = self._record(device_id, order.name, order.kind, page, writes_file=writes_file)
         self._waiting.add(device_id)
         self._memory_fd = memory.fd
         message = protocol.Spawn(
@@ -107,15 +98,79 @@ class Supervisor:
         finally:
             for fd in order.fds:
                 os.close(fd)
-        return device
+        return supervised.device
 
-    def seal(self) -> None:
+    def _record(
+        self,
+        device_id: int,
+        name: str,
+        kind_name: str,
+        page: SharedPage | None,
+        *,
+        writes_file: bool,
+    ) -> SupervisedDevice:
+        kind = DEVICE_KINDS[kind_name]
+        device = DeviceProcess(
+            device_id, name, kind, self._loop, self._lock, self._care.timeout_seconds
+        )
+        supervised = SupervisedDevice(
+            device, page or SharedPage.create("crosvm_counters"), self._care.restarts
+        )
+        supervised.owns_page = page is None
+        supervised.resizable = bool(kind.resizable and writes_file)
+        device.cells = supervised.page.cells
+        device.expect(lambda: self._on_ready(supervised), lambda: self._on_failure(supervised))
+        self._supervised[device_id] = supervised
+        return supervised
+
+    def add(
+        self, added: protocol.Added, page: SharedPage, then: Callable[[str], None]
+    ) -> DeviceProcess:
+        """Have the process of a device made that the warden has been ordered meanwhile.
+
+        Args:
+            added: the warden's message; its number and its kind are new and known.
+            page: for its counters; the caller owns it and must keep it until ``forget`` is done.
+            then: called once, with "" when the device is ready, or with the reason why it never is.
+        """
+        supervised = self._record(
+            added.device_id, added.name, added.kind, page, writes_file=added.writes_file
+        )
+        supervised.on_first = then
+        self._send_respawn(supervised)
+        return supervised.device
+
+    def remove(self, device: DeviceProcess, then: Callable[[], None]) -> None:
+        """End a device for good; its transport is gone. ``then``: nothing is left of it."""
+        supervised = self._supervised[device.device_id]
+        supervised.is_removed, supervised.on_forgotten = True, then
+        supervised.stop_waiting()
+        supervised.answer_restart(f"{device.name}: is removed")
+        device.events = None
+        device.close()
+        device.give_up()
+        self.forget(device)
+
+    def forget(self, device: DeviceProcess | protocol.Added) -> None:
+        """Have the warden end a device that we do not know, or not any more."""
+        try:
+            self._warden.channel.send(protocol.Forget(device.device_id))
+        except (ChannelClosed, ProtocolError):
+            return  # ``_on_warden`` sees that the warden has ended
+
+    def seal(self, memory: GuestMemory | None = None) -> None:
         """Have the warden confine itself and refuse further devices; return when it has done so.
+
+        With ``memory`` the opener can still add devices, which use that guest memory.
 
         Raises:
             VmmError: the warden has ended, or does not answer.
         """
-        self._order(protocol.Seal())
+        message = protocol.Seal()
+        if memory is not None:
+            self._memory_fd = memory.fd
+            message = protocol.Seal(memory.regions, memory.huge_pages)
+        self._order(message)
         self._serve_until(lambda: self._sealed, lambda: "warden")
 
     def report_denied_calls(self) -> None:
@@ -145,11 +200,11 @@ class Supervisor:
 
     def end_resize(self, device: DeviceProcess) -> None:
         """Release the disk: the resize has succeeded or failed."""
-        self._resizing.end(self._supervised[device.device_id])
+        self._resizing.end(device)
 
     def resize(self, device: DeviceProcess, size_bytes: int, then: ResizeResult) -> None:
         """Have the warden resize the file that ``device`` writes; see ``Resizing.resize``."""
-        self._resizing.resize(self._supervised[device.device_id], size_bytes, then)
+        self._resizing.resize(self._supervised.get(device.device_id), size_bytes, then)
 
     def restart(self, device: DeviceProcess, then: RestartResult) -> None:
         """Replace a device's process by one that loads the code as it is installed now.
@@ -171,12 +226,13 @@ class Supervisor:
     def end(self) -> None:
         """End every device, then the warden; some of them may have ended before."""
         self._ending = True
-        for supervised in self._supervised:
+        for supervised in self._supervised.values():
             supervised.device.close()
         self._loop.remove(self._warden.channel.fileno())
         self._warden.end()
-        for supervised in self._supervised:
-            supervised.page.close()
+        for supervised in self._supervised.values():
+            if supervised.owns_page:
+                supervised.page.close()
 
     def _order(self, message: Message, fds: Sequence[int] = ()) -> None:
         try:
@@ -189,7 +245,7 @@ class Supervisor:
         """Look for processes that hang, four times per timeout."""
 
         def look() -> None:
-            for supervised in self._supervised:
+            for supervised in tuple(self._supervised.values()):
                 supervised.device.check_health(self._care.timeout_seconds)
             self._watch_health()
 
@@ -232,16 +288,10 @@ class Supervisor:
             case protocol.Spawned(device_id, pid):
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fds[0])
                 try:
-                    supervised = self._without_process(device_id)
-                    device = supervised.device
-                    device.pid = pid
-                    device.attach(sock)
-                    if supervised.timer is not None:  # the process begins now: not to be late
-                        self._limit_start(supervised)
+                    self._on_spawned(self._without_process(device_id), pid, sock)
                 except Exception:
                     sock.close()
                     raise
-                log.debug("%s is process %d", device.name, pid)
             case protocol.SpawnFailed(device_id, reason):
                 supervised = self._without_process(device_id)
                 supervised.stop_waiting()
@@ -269,9 +319,19 @@ class Supervisor:
                 self._on_renewed(self._supervised_device(device_id), reason)
             case protocol.Resized():
                 self._resizing.take(message)
+            case protocol.Added(device_id):
+                if device_id in self._supervised or message.kind not in DEVICE_KINDS:
+                    raise ProtocolError(f"device {device_id} is added twice, or of no kind")
+                self.on_added(message)
+            case protocol.Forgotten(device_id):
+                supervised = self._supervised.pop(device_id, None)
+                if supervised is not None:  # otherwise it was forgotten as soon as it was added
+                    supervised.on_forgotten()
+                    if supervised.owns_page:
+                        supervised.page.close()
 
     def _supervised_device(self, device_id: int) -> SupervisedDevice:
-        if device_id >= len(self._supervised):
+        if device_id not in self._supervised:
             raise ProtocolError(f"there is no device {device_id}")
         return self._supervised[device_id]
 
@@ -280,111 +340,3 @@ class Supervisor:
         if supervised.device.is_open:
             raise ProtocolError(f"device {device_id} has a process")
         return supervised
-
-    # The life of a process.
-
-    def _on_ready(self, supervised: SupervisedDevice) -> None:
-        now = time.monotonic()
-        supervised.ready(now)
-        self._waiting.discard(supervised.device.device_id)
-        device = supervised.device
-        if device.status.restarts:
-            took_ms = 1000 * (now - supervised.ended_at)
-            facts = (device.name, device.pid, took_ms, device.status.restarts)
-            supervised.log.info("%s: process %d goes on after %.0f ms (restart %d)", *facts)
-        supervised.answer_restart("")
-
-    def _on_failure(self, supervised: SupervisedDevice) -> None:
-        """Kill the process: its channel is closed, so the vmm can no longer talk to it.
-
-        The process broke a rule, closed the channel, or has ended; then killing it has no effect.
-        """
-        supervised.ended_at = time.monotonic()
-        self._kill(supervised)
-        self._report(supervised)
-
-    def _on_renewed(self, supervised: SupervisedDevice, reason: str) -> None:
-        """Take the warden's answer to ``Renew``: the code of the next process is loaded, or not."""
-        device = supervised.device
-        supervised.is_renewing = False
-        if reason:
-            supervised.log.error("%s: is not restarted: %s", device.name, reason)
-            supervised.answer_restart(f"{device.name}: {reason}")
-        elif supervised.on_restarted and device.status.ready:  # otherwise it has ended meanwhile
-            supervised.on_purpose = True
-            device.finish(lambda: self._end_process(supervised))
-
-    def _end_process(self, supervised: SupervisedDevice) -> None:
-        """End a process for a requested restart; it has finished the requests it had begun."""
-        if supervised.device.is_open:
-            supervised.ended_at = time.monotonic()
-            supervised.device.close()
-            self._kill(supervised)
-            self._report(supervised)
-
-    def _kill(self, supervised: SupervisedDevice) -> None:
-        try:
-            self._warden.channel.send(protocol.Kill(supervised.device.device_id))
-        except (ChannelClosed, ProtocolError):
-            return  # the devices of an ended warden die with it; if it hangs, ``end`` kills it
-
-    def _report(self, supervised: SupervisedDevice) -> None:
-        """Log how a process ended, once its channel is closed and its exit status is known."""
-        device = supervised.device
-        if device.is_open or device.death.status is None or self._ending:
-            return
-        supervised.stop_waiting()
-        if not device.death.is_told_in_one_line:
-            for line in device.death.report.splitlines():
-                device.say(logging.ERROR, log.module, line)
-        if supervised.on_purpose:
-            supervised.on_purpose = False
-            log.info("%s (pid %d): ended to be restarted", device.name, device.pid)
-            self._respawn(supervised)
-        else:
-            supervised.check_state()
-            cause = device.death.describe(device.kind.policy_name)
-            self._on_lost(supervised, f"{device.name} (pid {device.pid}): {cause}")
-
-    def _on_lost(self, supervised: SupervisedDevice, line: str) -> None:
-        """Restart a device whose process ended unexpectedly or could not be made, or give it up."""
-        if not supervised.device.status.served or self._care.restarts == NEVER:
-            self._end_vm(line)
-            return
-        supervised.log.error("%s", line)
-        supervised.answer_restart(line)
-        delay = supervised.budget.next_delay(time.monotonic())
-        if delay is None:
-            facts = (supervised.device.name, supervised.budget.describe())
-            log.error("%s: is lost to the guest: restarted %s (--device-restart)", *facts)
-            supervised.device.give_up()
-        elif delay:
-            self._loop.call_later(delay, lambda: self._respawn(supervised))
-        else:
-            self._respawn(supervised)
-
-    def _respawn(self, supervised: SupervisedDevice) -> None:
-        if self._ending or self._failure:
-            return
-        supervised.device.status.restarts += 1
-        supervised.is_ready = False
-        message = protocol.Respawn(supervised.device.device_id)
-        try:
-            self._warden.channel.send(message, [self._memory_fd, supervised.page.fd])
-        except (ChannelClosed, ProtocolError):
-            return  # ``_on_warden`` sees that the warden has ended
-        self._limit_start(supervised)
-
-    def _limit_start(self, supervised: SupervisedDevice) -> None:
-        """Give the device's next process, or the one that begins now, its time to get ready."""
-        supervised.stop_waiting()
-        words = f"not ready after {START_SECONDS:.0f} s"
-        supervised.timer = self._loop.call_later(
-            START_SECONDS, lambda: supervised.device.fail(words)
-        )
-
-    def _end_vm(self, reason: str) -> None:
-        if self._ending or self._failure:
-            return
-        self._failure = reason
-        self._on_death(reason)

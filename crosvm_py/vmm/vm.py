@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from crosvm_py.config import RunConfig
     from crosvm_py.machine.vcpu import VcpuSet
     from crosvm_py.machine.vcpu_exit import VmExitReason
+    from crosvm_py.vmm.plugging import Plugging
     from crosvm_py.vmm.preparation import Preparation
     from crosvm_py.vmm.warden_proxy import WardenProcess
     from seccomp import Policy
@@ -70,6 +71,7 @@ class VirtualMachine:
         self.on_panic: Callable[[], None] = lambda: None  # called by a vCPU's thread
         self._vcpus: VcpuSet | None = None
         self._control: Closing | None = None
+        self.plugging: Plugging | None = None
         arch = host_arch()
         self._memory = GuestMemory.create(
             arch.ram_ranges(config.memory_bytes), huge_pages=config.huge_pages
@@ -94,6 +96,7 @@ class VirtualMachine:
                 on_reset=lambda: self._end_soon(VmExit.RESET, "the guest asked for a reset"),
                 on_power_off=self._on_power_off,
                 on_panic=self._on_panic,
+                on_eject=None if serve_control is None else self._on_eject,
             ),
         )
 
@@ -114,13 +117,20 @@ class VirtualMachine:
         )
         machine.load(prepared.plan, self._config.cpus)
         self.supervisor.wait_ready()
-        self.supervisor.seal()
+        self.supervisor.seal(self._memory)
         for device in self.supervisor.devices:
             device.events = machine.plug(device)
             if prepared.cgroup is not None:
                 device.cgroup = f"{prepared.cgroup.path}/{device.name}"
             if prepared.serial.virtio is not None and device.kind is CONSOLE:
                 prepared.serial.virtio.connect(device.command, device.is_writing)
+        if machine.hotplug is not None:
+            from crosvm_py.vmm.plugging import Plugging
+
+            self.plugging = Plugging(
+                self.loop, machine, self.supervisor, machine.hotplug, self._config.cpus
+            )
+            self.plugging.cgroup = "" if prepared.cgroup is None else prepared.cgroup.path
 
     def run(self) -> VmExit:
         """Let the guest run until something ends the VM."""
@@ -146,6 +156,8 @@ class VirtualMachine:
         if self._prepared.serial.virtio is not None:
             self._prepared.serial.virtio.drain(self.loop.run_once)
         self.supervisor.end()
+        if self.plugging is not None:
+            self.plugging.close()
         self.machine.close()
         self._memory.close()
         self.loop.close()
@@ -209,6 +221,10 @@ class VirtualMachine:
     def _on_power_off(self) -> None:
         self.powered_off = True
         self._end_soon(VmExit.STOPPED, "the guest powered off")
+
+    def _on_eject(self, slot: int) -> None:
+        if self.plugging is not None:
+            self.plugging.on_eject(slot)
 
     def _on_panic(self) -> None:
         if not self._panicked:

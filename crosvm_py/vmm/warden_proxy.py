@@ -74,6 +74,7 @@ def start_warden(
     when_vmm_is_gone: Callable[[], None],
     keep_fds: Iterable[int],
     cgroup: VmCgroup | None = None,
+    orders: socket.socket | None = None,
 ) -> WardenProcess:
     """Fork the warden; the caller has one thread and holds no guest memory yet.
 
@@ -83,6 +84,8 @@ def start_warden(
         when_vmm_is_gone: clean-up that the warden runs after the vmm has ended.
         keep_fds: descriptors that the clean-up needs; the warden closes all others.
         cgroup: the VM's group; the warden removes it at the end.
+        orders: the warden's end of the channel from the opener, which the caller closes; ``None``
+            if no device can come while the guest runs.
 
     Raises:
         HostError: the host refuses to make the process.
@@ -96,7 +99,7 @@ def start_warden(
     with _REFUSABLE:
         pid = os.fork()
     if pid == 0:
-        _be_warden(theirs, policies, kinds, when_vmm_is_gone, keep_fds, cgroup)
+        _be_warden(theirs, policies, kinds, when_vmm_is_gone, keep_fds, cgroup, orders)
     if cgroup is not None:
         cgroup.let_go()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -117,6 +120,7 @@ def _be_warden(
     when_vmm_is_gone: Callable[[], None],
     keep_fds: Iterable[int],
     cgroup: VmCgroup | None,
+    orders: socket.socket | None,
 ) -> NoReturn:
     status = EXIT_BUG
     try:
@@ -128,11 +132,13 @@ def _be_warden(
         end_fault_handler()
         if cgroup is not None:
             keep_fds = (*keep_fds, cgroup.lock_fd)
+        if orders is not None:
+            keep_fds = (*keep_fds, orders.fileno())
         null_fd = _keep_only({_STDERR, sock.fileno(), *keep_fds, *bundle.used_fds()})
         # Imported here, so that the vmm need not load it and imports its own modules meanwhile.
         from crosvm_py.warden.warden import be_warden
 
-        be_warden(sock, null_fd, policies, kinds, cgroup)
+        be_warden(sock, null_fd, policies, kinds, cgroup, orders)
         if cgroup is not None:
             cgroup.remove()
         when_vmm_is_gone()

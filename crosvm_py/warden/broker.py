@@ -17,6 +17,8 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crosvm_py.kinds.order import Connects
     from sys_util.event_loop import EventLoop
 
@@ -64,6 +66,7 @@ class Broker:
         self._directory_fd = directory_fd
         self._loop = loop
         self._processes: list[_Process] = []  # the last one belongs to the device's present process
+        self.on_reaped: Callable[[], None] = lambda: None  # called when one of them has ended
 
     @property
     def owner(self) -> IdMap:
@@ -93,6 +96,16 @@ class Broker:
         """Return whether ``pid`` is one of the broker's processes that is not reaped yet."""
         return any(process.pid == pid for process in self._processes)
 
+    @property
+    def has_processes(self) -> bool:
+        """Whether a process is left."""
+        return bool(self._processes)
+
+    def close(self) -> None:
+        """Close the directory: no further process is made."""
+        os.close(self._directory_fd)
+        self._directory_fd = -1
+
     def let_go(self) -> None:
         """Let every process end, since its device has ended; kill it after ``END_SECONDS``."""
         for process in self._processes:
@@ -110,3 +123,4 @@ class Broker:
         if status and not process.is_killed:  # otherwise we killed it, or it ended with its device
             how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
             log.error("%s: its broker (pid %d): %s", self._name, process.pid, how)
+        self.on_reaped()

@@ -43,7 +43,24 @@ class Device:
         self.pid = 0
         self.pidfd = -1
         self.is_remade = False  # its next process is being made
+        self.had_process = False
+        self.is_forgotten = False  # it gets no further process
         self._order = order
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was forgotten, and no process of it is left or being made."""
+        has_broker = self.broker is not None and self.broker.has_processes
+        return self.is_forgotten and not (self.pid or self.is_remade or has_broker)
+
+    def close(self) -> None:
+        """Close the descriptors and remove its group."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+        if self.broker is not None:
+            self.broker.close()
+        self.limits.remove()
 
     @property
     def order(self) -> Spawn:

@@ -28,6 +28,18 @@ class Execute:
 
 
 @fact
+class Load:
+    """To a mould, first of all: import these ``kinds`` of device, too.
+
+    They were added to the VM while the guest ran, so the forge does not know them.
+    """
+
+    TYPE: ClassVar[int] = 3
+    FIELDS: ClassVar[tuple[Check, ...]] = (sequence(text(32), 32),)
+    kinds: tuple[str, ...]
+
+
+@fact
 class Cast:
     """To a mould: make the process of a device, or its broker, as a child of the warden.
 
@@ -119,6 +131,6 @@ class StoredPolicy(NamedTuple):
 STORED_POLICIES: Final = sequence(record(StoredPolicy, text(64), blob(1 << 20), boolean), 64)
 
 FORGE_CODEC: Final = Codec((Execute,))
-MOULD_CODEC: Final = Codec((Cast,))
+MOULD_CODEC: Final = Codec((Load, Cast))
 FROM_FORGE_CODEC: Final = Codec((ForgeDenied,))
 FROM_MOULD_CODEC: Final = Codec((Begun, Loaded, Failed, Born, CallDenied))

@@ -69,9 +69,12 @@ class Mould:
     the channel.
     """
 
-    def __init__(self, channel: Channel, its_end: socket.socket) -> None:
+    def __init__(
+        self, channel: Channel, its_end: socket.socket, kinds: frozenset[str] = frozenset()
+    ) -> None:
         self.channel = channel
         self.its_end = its_end
+        self.kinds = kinds  # what devices it can make
         self.is_open = True  # the channel
         self.pid = 0
         self.pidfd = -1

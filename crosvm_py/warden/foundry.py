@@ -20,6 +20,7 @@ from crosvm_py.warden.forge_protocol import (
     CallDenied,
     Cast,
     Failed,
+    Load,
     Loaded,
 )
 from crosvm_py.warden.forge_proxy import Forge, Mould, describe_end, reason_for
@@ -33,7 +34,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 from sys_util.wire import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from crosvm_py.warden.forge import ForgeProcess
     from crosvm_py.warden.forge_proxy import Casting
@@ -58,8 +59,19 @@ _PREFIX: Final = "no new process: "
 class Foundry:
     """Every mould of one warden, and its forge."""
 
-    def __init__(self, loop: EventLoop, forge: ForgeProcess, knows: Callable[[int], bool]) -> None:
-        """Serve in ``loop``; ``knows`` tells whether a pid is the warden's device or broker."""
+    def __init__(
+        self,
+        loop: EventLoop,
+        forge: ForgeProcess,
+        knows: Callable[[int], bool],
+        kinds: Iterable[str] = (),
+    ) -> None:
+        """Serve in ``loop``.
+
+        ``knows`` tells whether a pid is the warden's device or broker. A mould can make devices of
+        the ``kinds``, to which ``load_also`` adds.
+        """
+        self._first_kinds = self._kinds = frozenset(kinds)
         self._loop = loop
         self._knows = knows
         self._moulds: list[Mould] = []
@@ -69,6 +81,15 @@ class Foundry:
         self._is_spare_due = False
         self._renewals: deque[Callable[[str], None]] = deque()
         self._forge = Forge(loop, forge, self._on_forge_end)
+
+    def load_also(self, kind: str) -> None:
+        """Have moulds that are made from now on import this kind of device as well."""
+        if kind in self._kinds:
+            return
+        self._kinds |= {kind}
+        spare, self._spare = self._spare, None
+        if spare is not None:  # it would not know the new kind
+            self._dismiss(spare)
 
     def cast(self, casting: Casting) -> None:
         """Have a process made; ``casting.then`` is called later, or at once on failure."""
@@ -139,9 +160,12 @@ class Foundry:
     def _replace_spare(self, mould: Mould) -> None:
         old, self._spare = self._spare, mould
         if old is not None:
-            old.is_unwanted = True
-            if old.is_loaded:
-                self._close(old)
+            self._dismiss(old)
+
+    def _dismiss(self, mould: Mould) -> None:
+        mould.is_unwanted = True
+        if mould.is_loaded:
+            self._close(mould)
 
     # Messages from moulds.
 
@@ -154,7 +178,8 @@ class Foundry:
         if self._forge.end:
             raise VmmError(f"{_PREFIX}the forge {self._forge.end}")
         ours, theirs = socket_pair()
-        mould = Mould(Channel(ours, FROM_MOULD_CODEC), theirs)
+        mould = Mould(Channel(ours, FROM_MOULD_CODEC), theirs, self._kinds)
+        mould.channel.send(Load(tuple(sorted(self._kinds - self._first_kinds))))
         self._moulds.append(mould)
         self._loop.add(ours.fileno(), lambda _events: self._on_message(mould))
         self._starts.add(mould)

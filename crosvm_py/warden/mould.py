@@ -27,6 +27,7 @@ from crosvm_py.warden.forge_protocol import (
     Born,
     Cast,
     Failed,
+    Load,
     Loaded,
 )
 from jail.namespaces import clone_into
@@ -76,7 +77,10 @@ def _tell(channel: Channel, reason: str) -> None:
 
 def _serve(channel: Channel, fds: MouldFds, kinds: list[str]) -> None:
     linux.set_process_name("crosvm-mould")
-    for kind in kinds:
+    added, _ = _next(channel)
+    if not isinstance(added, Load):
+        raise ProtocolError(f"unexpected {type(added).__name__}")
+    for kind in {*kinds, *added.kinds} - {""}:
         DEVICE_KINDS[kind].preload()
     policies = None
     if fds.policies >= 0:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The messages between the vmm and the warden."""
+"""The messages between the vmm and the warden, and those that order devices of it later.
+
+The guest may have taken the vmm over once it runs. So after ``Seal`` the warden takes an order for
+a new device (``Add``) from the control process alone, whose opener has a channel of its own to it.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,8 @@ _MAX_REGIONS: Final = 16
 
 MAX_FILE_BYTES: Final = (1 << 63) - 1  # offsets of files are signed
 
+_REGIONS: Final = sequence(record(MemoryRegion, U64, U64, U64), _MAX_REGIONS)
+
 
 @fact
 class Spawn:
@@ -44,7 +50,7 @@ class Spawn:
         text(64),
         text(32),
         blob(8192),
-        sequence(record(MemoryRegion, U64, U64, U64), _MAX_REGIONS),
+        _REGIONS,
         U64,
         record(Connects, blob(255), U32, U32),
         U16,
@@ -120,10 +126,81 @@ class Renew:
 
 @fact
 class Seal:
-    """Refuse any further ``Spawn``: the guest runs next, and might take over the vmm."""
+    """Refuse any further ``Spawn``: the guest runs next, and might take over the vmm.
+
+    The fields are what devices that are added later have to know of guest memory.
+    """
 
     TYPE: ClassVar[int] = 6
-    FIELDS: ClassVar[tuple[Check, ...]] = ()
+    FIELDS: ClassVar[tuple[Check, ...]] = (_REGIONS, boolean)
+    regions: tuple[MemoryRegion, ...] = ()
+    huge_pages: bool = True
+
+
+@fact
+class Forget:
+    """End a device for good: its process, and the descriptors to make another from.
+
+    ``Forgotten`` answers it.
+    """
+
+    TYPE: ClassVar[int] = 8
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
+    device_id: int
+
+
+@fact
+class Add:
+    """From the opener: be ready to make a device while the guest runs.
+
+    The descriptors are the device's own, as for ``Spawn``. ``place`` is what the vmm has reserved
+    for the device; only the vmm knows what it means. The warden makes no process yet.
+    """
+
+    TYPE: ClassVar[int] = 64
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        *(U32, text(64), text(32), blob(8192), integer(0, MAX_FILE_BYTES)),
+        *(record(Connects, blob(255), U32, U32), U16),
+    )
+    place: int
+    name: str
+    kind: str
+    spec: bytes
+    max_file_bytes: int
+    connects: Connects = NO_CONNECTS
+    reopened: int = 0
+
+
+@fact
+class NotAdded:
+    """To the opener: the warden does not take the device."""
+
+    TYPE: ClassVar[int] = 65
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, text(1024))
+    place: int
+    reason: str
+
+
+@fact
+class Added:
+    """To the vmm: the warden has what a new device is made from; ``Respawn`` makes its process."""
+
+    TYPE: ClassVar[int] = 40
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, U32, text(64), text(32), boolean)
+    device_id: int
+    place: int
+    name: str
+    kind: str
+    writes_file: bool
+
+
+@fact
+class Forgotten:
+    """Nothing is left of the device, and its number is not used again."""
+
+    TYPE: ClassVar[int] = 41
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
+    device_id: int
 
 
 @fact
@@ -212,7 +289,12 @@ class CannotStart:
 VMM_DENIED_HEAD: Final = bytes([0x93, VmmDenied.TYPE])
 WARDEN_DENIED_HEAD: Final = bytes([0x92, WardenDenied.TYPE])
 
-WARDEN_CODEC: Final = Codec((Spawn, Respawn, Renew, Kill, Resize, VmmDenied, Seal))
+WARDEN_CODEC: Final = Codec((Spawn, Respawn, Renew, Kill, Resize, VmmDenied, Seal, Forget))
 VMM_CODEC: Final = Codec(
-    (Spawned, SpawnFailed, Exited, Resized, Renewed, WardenDenied, Sealed, CannotStart)
+    (
+        *(Spawned, SpawnFailed, Exited, Resized, Renewed, WardenDenied, Sealed, CannotStart),
+        *(Added, Forgotten),
+    )
 )
+ORDERS_CODEC: Final = Codec((Add,))
+OPENER_CODEC: Final = Codec((NotAdded,))

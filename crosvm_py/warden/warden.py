@@ -4,8 +4,9 @@
 The vmm does not fork devices itself, because a process with threads must not fork. The warden can,
 and within a millisecond, because it has imported the device modules before. It holds no KVM
 descriptor and maps no guest memory, and no guest sends it anything. It keeps the descriptors of
-each device so that it can make the process again. When the vmm ends, in whatever way, the warden
-ends every device and cleans up what the vmm could not.
+each device so that it can make the process again. Once the guest runs, it takes orders for new
+devices from the opener alone (``orders``), and a mould makes their processes. When the vmm ends, in
+whatever way, the warden ends every device and cleans up what the vmm could not.
 """
 
 from __future__ import annotations
@@ -16,35 +17,35 @@ import os
 
 from crosvm_py import bundle
 from crosvm_py.kinds.cgroup import DeviceLimits
-from crosvm_py.kinds.table import DEVICE_KINDS
+from crosvm_py.kinds.order import is_device_name
+from crosvm_py.kinds.table import DEVICE_KINDS, policies_of
 from crosvm_py.warden import protocol
 from crosvm_py.warden.broker import Broker
-from crosvm_py.warden.child import be_child, broker_role, device_role, guest_bytes, let_go
+from crosvm_py.warden.child import guest_bytes
 from crosvm_py.warden.device import Device
 from crosvm_py.warden.forge import start_forge
 from crosvm_py.warden.forge_proxy import reason_for
 from crosvm_py.warden.foundry import Foundry
+from crosvm_py.warden.maker import Maker
+from crosvm_py.warden.orders import MAX_DEVICES, Orders
 from crosvm_py.warden.resize import check_resize, resize_file
 from jail.ids import choose
-from jail.namespaces import clone_into
 from jail.plan import confine_warden, load_filter
 from seccomp import syscall_name
 from sys_util import linux, signal
-from sys_util.channel import Channel, socket_pair
-from sys_util.errors import ChannelClosed, HostError, ProtocolError, VmmError, describe
+from sys_util.channel import Channel
+from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
 from sys_util.event_loop import EventLoop
 from sys_util.log import get_logger
-from sys_util.stranger import judged
+from sys_util.stranger import brief, judged
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from crosvm_py.kinds.policies import RunPolicies
-    from crosvm_py.warden.child import Role
     from crosvm_py.warden.forge import ForgeProcess
     from jail.cgroup import VmCgroup
-    from jail.ids import IdMap
     from sys_util import socket
     from sys_util.wire import Message
 
@@ -59,6 +60,7 @@ def be_warden(
     policies: RunPolicies | None,
     kinds: Iterable[str],
     cgroup: VmCgroup | None = None,
+    orders: socket.socket | None = None,
 ) -> None:
     """Run as the warden until the vmm closes the other end of ``sock``.
 
@@ -68,6 +70,7 @@ def be_warden(
         policies: the compiled policies of the run; ``None`` for ``--disable-sandbox``.
         kinds: the kinds of device in this VM; their modules are imported first.
         cgroup: the group of the VM, in which devices get groups of their own.
+        orders: the channel from the opener, if devices can be added while the guest runs.
     """
     os.setsid()
     linux.set_process_name("crosvm-warden")
@@ -83,7 +86,9 @@ def be_warden(
         gc.freeze()
         gc.enable()
         forge = start_forge(policies, kinds, null_fd)  # after the imports, to share their pages
-        warden = _Warden(channel, forge, policies, null_fd, cgroup)
+        warden = _Warden(channel, forge, policies, null_fd, cgroup, kinds)
+        if orders is not None:
+            warden.take_orders(orders)
         if policies is not None:
             linux.report_denied_calls(sock.fileno(), protocol.WARDEN_DENIED_HEAD)
             load_filter(policies.warden)
@@ -104,19 +109,26 @@ class _Warden:
         policies: RunPolicies | None,
         null_fd: int,
         cgroup: VmCgroup | None,
+        kinds: Iterable[str] = (),
     ) -> None:
         self._channel = channel
         self._cgroup = cgroup
         self._policies = policies
         self._filters = None if policies is None else policies.devices
-        self._null_fd = null_fd
         self._devices: dict[int, Device] = {}
+        self._next_id = 0  # above all that there have been
         self._renewing: set[int] = set()  # devices for which a mould loads new code
         self._prepared: set[int] = set()  # devices whose next restart was requested by the user
-        self._sealed = False
+        self._sealed: protocol.Seal | None = None
+        self._orders: Orders | None = None
         self._loop = EventLoop()
         self._ids = None if policies is None else choose()
-        self._foundry = Foundry(self._loop, forge, self._knows)
+        self._maker = Maker(self._ids, self._filters, null_fd)
+        self._foundry = Foundry(self._loop, forge, self._knows, kinds)
+
+    def take_orders(self, sock: socket.socket) -> None:
+        """Take orders of the opener through ``sock`` once the guest runs."""
+        self._orders = Orders(self._loop, sock, self._add)
 
     def run(self) -> None:
         self._loop.add(self._channel.fileno(), self._on_message)
@@ -157,13 +169,15 @@ class _Warden:
     def _serve(self, message: Message, fds: list[int]) -> None:
         match message:
             case protocol.Spawn():
-                self._start(self._new(message, fds), fds)
+                self._start(self._spawn(message, fds), fds)
             case protocol.Renew(device_id):
                 self._renew(device_id)
             case protocol.Respawn(device_id):
                 self._start_again(self._ended(device_id), fds)
             case protocol.Seal():
-                self._seal()
+                self._seal(message)
+            case protocol.Forget(device_id):
+                self._forget(device_id)
             case protocol.Kill(device_id):
                 self._kill(device_id)
             case protocol.VmmDenied(number, in_vcpu):
@@ -175,35 +189,85 @@ class _Warden:
             case _:
                 raise ProtocolError(f"unexpected {type(message).__name__}")
 
-    def _seal(self) -> None:
-        """Make no more devices, and no process ourselves: from now on moulds make them."""
+    def _seal(self, message: protocol.Seal) -> None:
+        """Make no process ourselves: moulds make them from now on. The vmm adds no more devices."""
         if self._policies is not None and not self._sealed:
             load_filter(self._policies.sealed)
-        self._sealed = True
+        if self._orders is not None and not self._sealed:
+            self._orders.open()
+        self._sealed = self._sealed or message
         self._channel.send(protocol.Sealed())
 
-    def _new(self, order: protocol.Spawn, fds: list[int]) -> Device:
-        """Record a new device and move its own descriptors out of ``fds``."""
+    def _spawn(self, order: protocol.Spawn, fds: list[int]) -> Device:
+        """Record a device of the start, and move its own descriptors out of ``fds``."""
         if self._sealed:
             raise ProtocolError(f"it asks for device {order.device_id} while the guest runs")
         if order.device_id in self._devices:
             raise ProtocolError(f"device {order.device_id} is there already")
+        device = self._new(order, fds[_SHARED:])
+        del fds[_SHARED:]
+        return device
+
+    def _add(self, order: protocol.Add, fds: list[int]) -> None:
+        """Record a device that is added while the guest runs, and tell the vmm."""
+        if len(self._devices) >= MAX_DEVICES:
+            raise ProtocolError(f"{MAX_DEVICES} devices are there already")
+        if self._sealed is None or order.kind not in DEVICE_KINDS:
+            raise ProtocolError(f"{order.name}: no device of kind {order.kind} can be added now")
+        if not is_device_name(order.name):
+            raise ProtocolError(f"{brief(order.name)} is no name of a device")
+        if self._filters is not None and not self._filters.keys() >= {*policies_of((order.kind,))}:
+            raise ProtocolError(f"{order.name}: its policy was not loaded at the start")
+        shared = (self._sealed.regions, order.max_file_bytes, order.connects, order.reopened)
+        spawn = protocol.Spawn(
+            *(self._next_id, order.name, order.kind, order.spec, *shared, self._sealed.huge_pages)
+        )
+        device = self._new(spawn, fds)
+        self._foundry.load_also(order.kind)
+        writes_file = bool(order.max_file_bytes)
+        words = (spawn.device_id, order.place, order.name, order.kind, writes_file)
+        self._channel.send(protocol.Added(*words))
+        if device.broker is not None:
+            device.broker.on_reaped = lambda: self._bury(device)
+
+    def _new(self, order: protocol.Spawn, fds: list[int]) -> Device:
+        """Record a new device; it owns its descriptors ``fds`` unless this raises."""
         kind = DEVICE_KINDS.get(order.kind)
         if kind is None:
             raise ProtocolError(f"device {order.device_id} is of no kind there is")
-        if len(fds) < _SHARED + (kind.broker is not None):
+        if len(fds) < max(order.reopened, kind.broker is not None):
             raise ProtocolError(f"{len(fds)} descriptors for device {order.device_id}")
         limits = DeviceLimits(self._cgroup, order.name, kind, guest_bytes(order))
         broker = None
         if kind.broker is not None:
-            broker = Broker(order.name, order.connects, fds.pop(), self._loop)
-        self._devices[order.device_id] = device = Device(order, fds[_SHARED:], limits, broker)
-        del fds[_SHARED:]
+            *fds, directory = fds
+            broker = Broker(order.name, order.connects, directory, self._loop)
+        self._devices[order.device_id] = device = Device(order, fds, limits, broker)
+        self._next_id = max(self._next_id, order.device_id) + 1
         return device
+
+    def _forget(self, device_id: int) -> None:
+        device = self._devices.get(device_id)
+        if device is None or device.is_forgotten:
+            raise ProtocolError(f"device {device_id} is not there to be forgotten")
+        device.is_forgotten = True
+        self._kill(device_id)
+        if device.broker is not None:
+            device.broker.on_reaped = lambda: self._bury(device)
+            device.broker.let_go()
+        self._bury(device)
+
+    def _bury(self, device: Device) -> None:
+        """Drop all of a device that was forgotten, once no process of it is left."""
+        device_id = device.order.device_id
+        if device.is_gone and self._devices.pop(device_id, None) is not None:
+            device.close()
+            self._prepared.discard(device_id)
+            self._channel.send(protocol.Forgotten(device_id))
 
     def _ended(self, device_id: int) -> Device:
         device = self._devices.get(device_id)
-        if device is None or device.pid or device.is_remade:
+        if device is None or device.pid or device.is_remade or device.is_forgotten:
             raise ProtocolError(f"device {device_id} is not one that has ended")
         return device
 
@@ -246,7 +310,7 @@ class _Warden:
 
         def done(reason: str) -> None:
             self._renewing.remove(device_id)
-            if not reason:
+            if not reason and device_id in self._devices:
                 self._prepared.add(device_id)
             self._channel.send(protocol.Renewed(device_id, reason[:1024]))
 
@@ -258,14 +322,18 @@ class _Warden:
         self._check_shared(device_id, shared)
         if device_id in self._prepared:
             self._prepared.remove(device_id)
-        else:
+        elif device.had_process:
             self._foundry.keep_spare()
+        device.had_process = True
 
         def done(ours: socket.socket | None, reason: str) -> None:
-            if ours is None:
-                self._channel.send(protocol.SpawnFailed(device_id, reason[:1024]))
-            else:
+            if ours is not None:
                 self._started(device, ours)
+            elif not device.is_forgotten:
+                self._channel.send(protocol.SpawnFailed(device_id, reason[:1024]))
+            if device.is_forgotten:
+                self._kill(device_id)
+                self._bury(device)
 
         device.remake(self._foundry, self._ids, shared, done)
 
@@ -278,7 +346,8 @@ class _Warden:
         device_id = device.order.device_id
         self._check_shared(device_id, shared)
         try:
-            ours = self._make(device, shared)
+            ours = self._maker.make(device, shared)
+            device.had_process = True
         except (VmmError, OSError) as error:
             self._channel.send(protocol.SpawnFailed(device_id, reason_for(error)))
         else:
@@ -291,77 +360,6 @@ class _Warden:
             message = protocol.Spawned(device.order.device_id, device.pid)
             self._channel.send(message, [ours.fileno()])
 
-    def _make(self, device: Device, shared: list[int]) -> socket.socket:
-        """Make the process and return the vmm's end of its channel.
-
-        Raises:
-            HostError, OSError: the host refuses it; there is no process.
-        """
-        ours, theirs = socket_pair()
-        fds = [theirs.fileno(), *shared]
-        try:
-            device.open_fds(fds)
-            if device.broker is not None:
-                fds.append(self._make_broker(device, device.broker))
-            ids = self._ids and self._ids.of_device
-            role = device_role(device.order, fds, self._filters, _inside(ids))
-            device.pid, device.pidfd = self._fork(device, role, fds, ids)
-        except (HostError, OSError):
-            if device.broker is not None:
-                device.broker.let_go()
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            for fd in fds[1 + len(shared) :]:
-                os.close(fd)
-        return ours
-
-    def _make_broker(self, device: Device, broker: Broker) -> int:
-        """Make the broker's process and return the device's end of the channel to it.
-
-        Raises:
-            HostError, OSError: the host refuses it; there is no process.
-        """
-        kind = DEVICE_KINDS[device.order.kind].broker
-        if kind is None:
-            raise ProtocolError(f"{device.order.name} has no broker")
-        fds, end = broker.open_fds()
-        try:
-            user = self._ids and self._ids.of_user(broker.owner)
-            ids = None if user is None else lambda _pid: user
-            role = broker_role(device.order, kind, fds, self._filters, _inside(ids))
-            broker.adopt(*self._fork(device, role, fds, ids))
-        except BaseException:
-            os.close(end)
-            raise
-        finally:
-            for fd in fds:
-                os.close(fd)
-        return end
-
-    def _fork(
-        self,
-        device: Device,
-        role: Role,
-        fds: list[int],
-        ids: Callable[[int], IdMap] | None,
-    ) -> tuple[int, int]:
-        """Fork a process, and send it the byte once its ids are mapped; return pid and pidfd."""
-        cgroup_fd = device.limits.enter(device.file_memory)
-        go_read, go_write = os.pipe2(os.O_CLOEXEC)
-        try:
-            pid = os.fork() if ids is None else clone_into(cgroup_fd)
-            if pid == 0:
-                os.close(go_write)
-                be_child(role, fds, go_read, self._null_fd)
-            return pid, let_go(pid, go_write, ids and ids(pid))
-        finally:
-            os.close(go_read)
-            os.close(go_write)
-            if cgroup_fd >= 0:
-                os.close(cgroup_fd)
-
     def _reap(self, device: Device) -> None:
         pid, device.pid = device.pid, 0
         if device.broker is not None:
@@ -372,8 +370,4 @@ class _Warden:
         status = os.waitstatus_to_exitcode(wait_status)
         cause = device.limits.cause_of_death()
         self._channel.send(protocol.Exited(device.order.device_id, pid, status, cause))
-
-
-def _inside(ids: Callable[[int], IdMap] | None) -> tuple[int | None, int | None]:
-    """Return the ids of a process inside its user namespace; ``None`` twice without a sandbox."""
-    return (None, None) if ids is None else ids(0).inside()
+        self._bury(device)

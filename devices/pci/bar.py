@@ -32,6 +32,7 @@ class BarWindow:
         self._base = base
         self._end = end
         self._next_free = base
+        self._freed: dict[int, list[int]] = {}  # initial addresses to use again, by size
         self._waiting: list[MemoryBar] = []
 
     def allocate(self, size_bytes: int) -> int:
@@ -40,11 +41,17 @@ class BarWindow:
         Raises:
             ValueError: the window is full.
         """
+        if self._freed.get(size_bytes):
+            return self._freed[size_bytes].pop()
         address = (self._next_free + size_bytes - 1) & ~(size_bytes - 1)
         if address + size_bytes > self._end:
             raise ValueError(f"no {size_bytes:#x} bytes left in PCI window below {self._end:#x}")
         self._next_free = address + size_bytes
         return address
+
+    def free(self, address: int, size_bytes: int) -> None:
+        """Take back what ``allocate`` has returned; the BAR is decoded nowhere any more."""
+        self._freed.setdefault(size_bytes, []).append(address)
 
     def place(self, bar: MemoryBar) -> None:
         """Decode ``bar`` at the address that it wants now, as soon as that is possible."""
@@ -88,7 +95,8 @@ class MemoryBar:
         self.register = PCI_BASE_ADDRESS_0 + 4 * index
         self._window = window
         self._listeners: list[BarListener] = []
-        space.set(self.register, 4, window.allocate(size_bytes), writable=-size_bytes & 0xFFFF_FFFF)
+        self._initial = window.allocate(size_bytes)
+        space.set(self.register, 4, self._initial, writable=-size_bytes & 0xFFFF_FFFF)
 
     def add_listener(self, listener: BarListener) -> None:
         """Tell ``listener`` of every move from now on."""
@@ -98,6 +106,11 @@ class MemoryBar:
         """Follow the BAR's register, or stop answering when memory decoding is off."""
         self.wanted = self._space.get(self.register, 4) if enabled else None
         self._window.place(self)
+
+    def close(self) -> None:
+        """Answer nowhere any more; another BAR may begin at the address where this one began."""
+        self.decode(enabled=False)
+        self._window.free(self._initial, self.size_bytes)
 
     def set_address(self, address: int | None) -> None:
         """Note where the window decodes this BAR now."""

@@ -78,6 +78,16 @@ class PciRoot:
             raise ValueError(f"PCI slot {slot} is taken")
         self._functions[slot << 3] = function
 
+    def remove(self, slot: int) -> None:
+        """Unplug the function in ``slot``; reads find nothing there then.
+
+        Raises:
+            ValueError: there is none, or it is the host bridge.
+        """
+        if slot == 0 or slot << 3 not in self._functions:
+            raise ValueError(f"PCI slot {slot} has nothing to remove")
+        del self._functions[slot << 3]
+
     def read(self, bdf: int, offset: int, size: int) -> int:
         """Return configuration bytes of bus/device/function ``bdf``, all ones if absent."""
         function = self._functions.get(bdf)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from crosvm_py.__main__ import main
 from crosvm_py.machine.vcpu import VcpuSet
-from crosvm_py.warden import warden
+from crosvm_py.warden import protocol, warden
 from devices.bus import Bus
 from jail.namespaces import NAMESPACES
 from seccomp import syscall_number
@@ -125,8 +125,8 @@ def _attack_in_warden(attempt: Callable[[], object]) -> None:
 def _attack_in_sealed_warden(attempt: Callable[[], object]) -> None:
     seal = warden._Warden._seal
 
-    def attack(self: warden._Warden) -> None:
-        seal(self)
+    def attack(self: warden._Warden, message: protocol.Seal) -> None:
+        seal(self, message)
         attempt()
 
     setattr(warden._Warden, "_seal", attack)  # noqa: B010 - as above

@@ -20,11 +20,13 @@ from crosvm_py.kinds.policies import load_run_policies
 from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.vmm.supervisor import Supervisor
 from crosvm_py.vmm.warden_proxy import start_warden
+from crosvm_py.warden import protocol
 from devices.virtio.block.device import Block
 from devices.virtio.block.image import BlockSpec
 from devices.virtio.rng.device import RngSpec
 from jail import plan
 from sys_util import log
+from sys_util.channel import Channel, socket_pair
 from sys_util.event_loop import EventLoop
 from sys_util.guest_memory import GuestMemory
 from tests.crosvm_py.hostile_device import RecordedEvents, WatchedLock
@@ -126,6 +128,7 @@ class DeviceRig:
         tidy: Callable[[], None] = lambda: None,
         keep_fds: Sequence[int] = (),
         care: Care = Care(NEVER),  # noqa: B008 - a fact, which nobody changes
+        has_opener: bool = False,
     ) -> None:
         self.loop = EventLoop()
         self.memory = GuestMemory.create([(0, MEMORY_BYTES)])
@@ -134,8 +137,16 @@ class DeviceRig:
         self._pid = os.getpid()
         log.set_sink(self._log)
         policies = load_run_policies(DEVICE_KINDS, directory=policy_directory) if sandbox else None
-        with _room_for_what_tests_have():
-            self.warden = start_warden(policies, sorted(DEVICE_KINDS), tidy, keep_fds)
+        ours, theirs = socket_pair()
+        self.orders = Channel(ours, protocol.OPENER_CODEC)  # the opener's end
+        with theirs, _room_for_what_tests_have():
+            self.warden = start_warden(
+                policies,
+                sorted(DEVICE_KINDS),
+                tidy,
+                keep_fds,
+                orders=theirs if has_opener else None,
+            )
         self.lock = threading.RLock()
         self.supervisor = Supervisor(self.loop, self.lock, self.warden, self.deaths.append, care)
         self._queues: list[RigQueue] = []
@@ -152,6 +163,7 @@ class DeviceRig:
         self.end()
         for fd in self._pidfds.values():
             os.close(fd)
+        self.orders.close()
         self.memory.close()
         self.loop.close()
         log.set_sink(log.stderr_sink)

@@ -40,6 +40,7 @@ _PACKED: Final = keyvalue.flag("packed-queue", "packed virtqueues are not suppor
 _OTHERS: Final = (_SPARSE, _BLOCK_SIZE, _ID, _DIRECT, _LOCK, _PACKED, *LIMIT_FIELDS)
 _COMMON: Final = (_PATH, *_OTHERS)
 _ALL: Final = (_PATH, _RO, _ROOT, *_OTHERS)
+PLUGGED_FIELDS: Final = (_PATH, _RO, *_OTHERS)
 
 
 def _build_spec(option: str, values: keyvalue.Values, *, read_only: bool, root: bool) -> BlockSpec:
@@ -62,6 +63,11 @@ def _build_spec(option: str, values: keyvalue.Values, *, read_only: bool, root: 
 def _read_block(option: str, text: str) -> BlockSpec:
     values = keyvalue.parse(option, text, _ALL)
     return _build_spec(option, values, read_only=values[_RO], root=values[_ROOT])
+
+
+def plugged_spec(option: str, values: keyvalue.Values) -> BlockSpec:
+    """Return the disk that ``values`` of ``PLUGGED_FIELDS`` describe."""
+    return _build_spec(option, values, read_only=values[_RO], root=False)
 
 
 def _fixed(*, read_only: bool, root: bool) -> Callable[[str, str], BlockSpec]:

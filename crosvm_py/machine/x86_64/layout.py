@@ -49,6 +49,9 @@ ECAM_GPA: Final = 0xF400_0000
 # two exits per slot; with 64 buses that was 4,000 of the 5,800 exits to us in a boot.
 ECAM_BYTES: Final = 0x10_0000
 PCI_BUSES: Final = ECAM_BYTES >> 20
+# Only where devices can be plugged in.
+PCI_HOTPLUG_GPA: Final = 0xFEA0_0000
+GED_GPA: Final = 0xFEA0_0010
 IOAPIC_GPA: Final = 0xFEC0_0000
 LAPIC_GPA: Final = 0xFEE0_0000
 IDENTITY_MAP_GPA: Final = 0xFEFF_C000
@@ -79,6 +82,7 @@ RESET_VALUE: Final = 0x06
 COM_IRQS: Final = tuple(com.irq for com in com_ports.COM_PORTS.values())
 CMOS_IRQ: Final = 8
 SCI_IRQ: Final = 9
+GED_GSI: Final = 16
 PCI_INTX_GSIS: Final = (10, 11)
 PCI_SLOTS: Final = 32
 FIRST_DEVICE_SLOT: Final = 1  # slot 0 is the host bridge

@@ -25,9 +25,11 @@ from kvm.vm import KVM_CAP_TSC_DEADLINE_TIMER
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from threading import RLock
 
     from crosvm_py.machine.board import MachineEvents
+    from crosvm_py.machine.hotplug import HotPlug
     from kernel_loader.load import BootPlan
     from kvm.vm import Kvm, Vm
     from sys_util.event_loop import EventLoop
@@ -63,6 +65,19 @@ def create_interrupt_controllers(vm: Vm) -> None:
     vm.create_pit2()
 
 
+def _add_hotplug(board: Board, on_eject: Callable[[int], None]) -> HotPlug:
+    """Put the registers that the AML of ``acpi/hotplug.py`` uses on the bus."""
+    from crosvm_py.machine.hotplug import HotPlug
+    from devices.ged import GED_BYTES, EventDevice
+    from devices.pci.hotplug import HOTPLUG_BYTES, PciHotplugController
+
+    controller = PciHotplugController(on_eject)
+    events = EventDevice(board.irq_line(layout.GED_GSI))
+    board.mmio.insert(layout.PCI_HOTPLUG_GPA, HOTPLUG_BYTES, controller)
+    board.mmio.insert(layout.GED_GPA, GED_BYTES, events)
+    return HotPlug(board.lock, controller, events)
+
+
 class Machine(Board):
     """A PC with the same devices and addresses as crosvm's."""
 
@@ -78,6 +93,8 @@ class Machine(Board):
         self._kvm = kvm
         self._power = AcpiPm(KvmIrqLine(self.vm, layout.SCI_IRQ), events.on_power_off)
         self._insert_board(events)
+        if events.on_eject is not None:
+            self.hotplug = _add_hotplug(self, events.on_eject)
 
     def _create_interrupt_controllers(self) -> None:
         create_interrupt_controllers(self.vm)
@@ -106,7 +123,7 @@ class Machine(Board):
     def load(self, plan: BootPlan, cpus: int) -> None:
         """Write the kernel and the firmware's tables into memory, and make the vCPUs."""
         memory = self._memory
-        rsdp_gpa = write_acpi_tables(memory, cpus)
+        rsdp_gpa = write_acpi_tables(memory, cpus, hotplug=self.hotplug is not None)
         write_mptable(memory, cpus)
         entry = load_linux(memory, plan, rsdp_gpa=rsdp_gpa, seed=os.urandom(SEED_BYTES))
         self._make_vcpus(cpus)

@@ -64,7 +64,7 @@ def foreign_format(fd: int, size_bytes: int) -> Format | None:
 
 def _read(fd: int, offset: int) -> bytes:
     """Return up to a block of the file, read into memory that is aligned for O_DIRECT."""
-    with mmap.mmap(-1, _BLOCK_BYTES) as block:
+    with mmap.mmap(-1, _BLOCK_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
         try:
             count = os.preadv(fd, [block], offset)
         except OSError:

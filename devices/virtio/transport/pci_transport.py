@@ -208,7 +208,7 @@ class VirtioPciTransport:
 
     def close(self) -> None:
         """Take the device off every bus and close its eventfds."""
-        self._bar.decode(enabled=False)
+        self._bar.close()
         self._notify.close()
         self._msix.close()
         self._interrupts.close()

@@ -39,7 +39,7 @@ def bound(tmp_path: Path) -> Iterator[BoundSocket]:
 @pytest.fixture
 def keeper(bound: BoundSocket, monkeypatch: pytest.MonkeyPatch) -> Iterator[KeeperProcess]:
     monkeypatch.setattr(keeper_module, "FIRST_PAUSE_SECONDS", 0.0)
-    made = start_keeper(ControlFds(listening=bound.sock.fileno()), None, [])
+    made = start_keeper(ControlFds(listening=bound.sock.fileno()), (None, None), [])
     yield made
     made.end()
 
@@ -89,7 +89,7 @@ def test_control_process_ends_with_its_keeper(keeper: KeeperProcess) -> None:
 
 
 def test_both_end_when_the_vmm_has_ended(bound: BoundSocket) -> None:
-    keeper = start_keeper(ControlFds(listening=bound.sock.fileno()), None, [])
+    keeper = start_keeper(ControlFds(listening=bound.sock.fileno()), (None, None), [])
     _, channel = next_control(keeper)
     keeper.channel.close()
     channel.close()

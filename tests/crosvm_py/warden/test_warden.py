@@ -16,7 +16,7 @@ import pytest
 from crosvm_py.care import ALWAYS, Care
 from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.vmm import warden_proxy as host
-from crosvm_py.warden import child, protocol, warden
+from crosvm_py.warden import child, maker, protocol, warden
 from devices.virtio.rng.device import RngSpec
 from sys_util.errors import HostError, VmmError
 from sys_util.guest_memory import MemoryRegion
@@ -260,7 +260,7 @@ def test_refused_namespaces_are_told_with_the_hint(monkeypatch: pytest.MonkeyPat
             errno.EPERM, os.strerror(errno.EPERM)
         )
 
-    monkeypatch.setattr(warden, "clone_into", refuse)
+    monkeypatch.setattr(maker, "clone_into", refuse)
     words = r"^rng: clone namespaces for a device \(a hint\): Operation not permitted$"
     with DeviceRig(sandbox=True) as rig, pytest.raises(VmmError, match=words):
         rig.rng()

@@ -152,3 +152,12 @@ def test_allocate_from_a_full_window_is_refused() -> None:
     assert window.allocate(0x1000_0000) == 0xE000_0000
     with pytest.raises(ValueError, match="no 0x10000000 bytes left in PCI window"):
         window.allocate(0x1000_0000)
+
+
+def test_address_of_a_bar_that_is_closed_is_used_again() -> None:
+    bus, window = make_window()
+    first = Function(window, 1)
+    first.bar.close()
+    second = Function(window, 2)
+    assert second.space.get(second.bar.register, 4) == WINDOW_BASE
+    assert bus.ranges == ()

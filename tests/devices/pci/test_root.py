@@ -141,3 +141,14 @@ def test_ecam_eight_bytes_and_end_of_function(machine: Machine) -> None:
 def test_add_impossible_slot_is_refused(slot: int, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         PciRoot().add(slot, Function())
+
+
+def test_removed_function_is_found_no_more_and_its_slot_is_free() -> None:
+    root = PciRoot()
+    root.add(5, Function())
+    root.remove(5)
+    assert root.read(5 << 3, 0, 4) == 0xFFFF_FFFF
+    root.add(5, Function())
+    for slot in (0, 6):
+        with pytest.raises(ValueError, match="nothing to remove"):
+            root.remove(slot)

@@ -14,10 +14,17 @@ Aml: TypeAlias = bytes
 
 _NAME_SEGMENT_BYTES: Final = 4
 _MAX_PACKAGE_BYTES: Final = 1 << 28
+_NOWHERE: Final = b"\0"  # the target of an operator whose result is used at once
+_SERIALIZED: Final = 1 << 3
+# Flags of fields (§20.2.5.2): the size of accesses, and what a write does to the bits beside it.
+_ACCESS: Final = {1: 1, 4: 3}
+_WRITE_AS_ZEROS: Final = 2 << 5
 
 # Resource flags (§6.4.3.5.1 and following).
 MEMORY_READ_WRITE: Final = 0x01
 IO_ENTIRE_RANGE: Final = 0x03
+_CONSUMER: Final = 1 << 0
+_EDGE: Final = 1 << 1
 
 
 def name_string(path: str) -> Aml:
@@ -98,6 +105,85 @@ def device(path: str, *terms: Aml) -> Aml:
     return _with_length(b"\x5b\x82", name_string(path) + b"".join(terms))
 
 
+def method(path: str, arguments: int, *terms: Aml) -> Aml:
+    """Encode ``Method (path, arguments, Serialized) { terms }``: one call of it at a time."""
+    flags = bytes([arguments | _SERIALIZED])
+    return _with_length(b"\x14", name_string(path) + flags + b"".join(terms))
+
+
+def call(path: str, *arguments: Aml) -> Aml:
+    """Encode a call of a method."""
+    return name_string(path) + b"".join(arguments)
+
+
+def argument(number: int) -> Aml:
+    """Encode ``Arg0`` to ``Arg6``."""
+    return bytes([0x68 + number])
+
+
+def local(number: int) -> Aml:
+    """Encode ``Local0`` to ``Local7``."""
+    return bytes([0x60 + number])
+
+
+def store(source: Aml, target: Aml) -> Aml:
+    """Encode ``Store (source, target)``."""
+    return b"\x70" + source + target
+
+
+def bit_and(left: Aml, right: Aml) -> Aml:
+    """Encode ``And (left, right)``."""
+    return b"\x7b" + left + right + _NOWHERE
+
+
+def shift_left(value: Aml, bits: Aml) -> Aml:
+    """Encode ``ShiftLeft (value, bits)``."""
+    return b"\x79" + value + bits + _NOWHERE
+
+
+def if_true(condition: Aml, *terms: Aml) -> Aml:
+    """Encode ``If (condition) { terms }``."""
+    return _with_length(b"\xa0", condition + b"".join(terms))
+
+
+def notify(path: str, event: Aml) -> Aml:
+    """Encode ``Notify (path, event)``: the system hears of it after the method that says so."""
+    return b"\x86" + name_string(path) + event
+
+
+def mutex(path: str) -> Aml:
+    """Encode ``Mutex (path, 0)``."""
+    return b"\x5b\x01" + name_string(path) + b"\0"
+
+
+def acquire(path: str) -> Aml:
+    """Encode ``Acquire (path, 0xFFFF)``, which waits for as long as it takes."""
+    return b"\x5b\x23" + name_string(path) + b"\xff\xff"
+
+
+def release(path: str) -> Aml:
+    """Encode ``Release (path)``."""
+    return b"\x5b\x27" + name_string(path)
+
+
+def memory_region(path: str, gpa: int, size_bytes: int) -> Aml:
+    """Encode ``OperationRegion (path, SystemMemory, gpa, size)``."""
+    return b"\x5b\x80" + name_string(path) + b"\0" + integer(gpa) + integer(size_bytes)
+
+
+def fields(region: str, unit_bytes: int, *names: str) -> Aml:
+    """Encode ``Field (region, …)`` with fields of 1 or 4 bytes that follow each other."""
+    flags = bytes([_ACCESS[unit_bytes] | _WRITE_AS_ZEROS])
+    width = _raw_length(8 * unit_bytes)
+    units = b"".join(_name_segment(field) + width for field in names)
+    return _with_length(b"\x5b\x81", name_string(region) + flags + units)
+
+
+def _raw_length(value: int) -> Aml:
+    """Encode a number of bits in the form of PkgLength, which does not count itself here."""
+    return bytes([value]) if value < 0x40 else bytes([0x40 | value & 0xF, value >> 4])
+
+
 def package(*elements: Aml) -> Aml:
     """Encode ``Package () { elements }``."""
     if len(elements) > 255:
@@ -123,6 +209,11 @@ def io_ports(base: int, count: int) -> bytes:
 def irq(line: int) -> bytes:
     """Encode ``IRQNoFlags () {line}``: edge, active high, exclusive (§6.4.2.1)."""
     return pack("<BH", 0x22, 1 << line)
+
+
+def interrupt(gsi: int) -> bytes:
+    """Encode ``Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) {gsi}`` (§6.4.3.6)."""
+    return pack("<BHBBI", 0x89, 6, _CONSUMER | _EDGE, 1, gsi)
 
 
 def memory32_fixed(base: int, size_bytes: int) -> bytes:

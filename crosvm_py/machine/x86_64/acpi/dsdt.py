@@ -14,26 +14,35 @@ if TYPE_CHECKING:
 _PRESENT: Final = 0x0F  # _STA: present, enabled, shown, functioning
 
 
-def build_dsdt_aml(com_ports: Sequence[int] = (1, 2, 3, 4)) -> bytes:
+def build_dsdt_aml(com_ports: Sequence[int] = (1, 2, 3, 4), *, hotplug: bool = False) -> bytes:
     """Return the AML of the DSDT; ``com_ports`` are the numbers of the UARTs that exist.
+
+    With ``hotplug`` it has what devices that are plugged in later need.
 
     The power button is a fixed feature (FADT), the reset register is in the FADT, and CPUs are
     in the MADT, so none of them is here.
     """
+    slots: tuple[bytes, ...] = ()
+    controllers: tuple[bytes, ...] = ()
+    if hotplug:
+        from crosvm_py.machine.x86_64.acpi import hotplug as terms
+
+        slots, controllers = terms.slot_terms(), terms.controllers()
     return aml.scope(
         "\\_SB_",
-        _pci_host_bridge(),
+        _pci_host_bridge(slots),
         _motherboard_resources(),
         *(_uart(number) for number in com_ports),
         _rtc(),
         _pvpanic(),
+        *controllers,
     ) + aml.name(
         "\\_S5_",
         aml.package(aml.integer(S5_SLEEP_TYPE), aml.integer(0), aml.integer(0), aml.integer(0)),
     )
 
 
-def _pci_host_bridge() -> bytes:
+def _pci_host_bridge(slots: tuple[bytes, ...]) -> bytes:
     config_first = layout.PCI_CONFIG_PORT
     config_end = config_first + layout.PCI_CONFIG_PORT_COUNT
     mmio_end = layout.PCI_MMIO_GPA + layout.PCI_MMIO_BYTES
@@ -57,6 +66,7 @@ def _pci_host_bridge() -> bytes:
             ),
         ),
         aml.name("_PRT", _pci_routing()),
+        *slots,
     )
 
 

@@ -154,7 +154,7 @@ def build_mcfg() -> bytes:
 
 
 def build_acpi_tables(
-    rsdp_gpa: int, cpus: int, com_ports: Sequence[int] = (1, 2, 3, 4)
+    rsdp_gpa: int, cpus: int, com_ports: Sequence[int] = (1, 2, 3, 4), *, hotplug: bool = False
 ) -> list[tuple[int, bytes]]:
     """Return every table with its address. The first is the RSDP, at ``rsdp_gpa``."""
     tables: list[tuple[int, bytes]] = []
@@ -168,7 +168,7 @@ def build_acpi_tables(
         return gpa
 
     facs = put(build_facs())
-    dsdt = put(build_table(b"DSDT", 2, build_dsdt_aml(com_ports)))
+    dsdt = put(build_table(b"DSDT", 2, build_dsdt_aml(com_ports, hotplug=hotplug)))
     listed = [put(build_fadt(facs, dsdt)), put(build_madt(cpus)), put(build_mcfg())]
     xsdt = put(build_table(b"XSDT", 1, pack(f"<{len(listed)}Q", *listed)))
     if at > layout.ACPI_END:
@@ -182,9 +182,13 @@ def _align(gpa: int) -> int:
 
 
 def write_acpi_tables(
-    memory: MemoryWriter, cpus: int, com_ports: Sequence[int] = (1, 2, 3, 4)
+    memory: MemoryWriter,
+    cpus: int,
+    com_ports: Sequence[int] = (1, 2, 3, 4),
+    *,
+    hotplug: bool = False,
 ) -> int:
     """Write all tables into guest memory and return the address of the RSDP."""
-    for gpa, table in build_acpi_tables(layout.ACPI_RSDP_GPA, cpus, com_ports):
+    for gpa, table in build_acpi_tables(layout.ACPI_RSDP_GPA, cpus, com_ports, hotplug=hotplug):
         memory.write(gpa, table)
     return layout.ACPI_RSDP_GPA

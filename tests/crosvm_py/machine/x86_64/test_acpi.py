@@ -50,6 +50,50 @@ def tables() -> dict[str, bytes]:
     return found_tables(ram, write_acpi_tables(ram, cpus=4))
 
 
+@pytest.fixture(scope="module")
+def hotplug_tables() -> dict[str, bytes]:
+    ram = LowMemory()
+    return found_tables(ram, write_acpi_tables(ram, cpus=4, hotplug=True))
+
+
+def test_slots_and_event_device_are_there_only_where_devices_can_come(
+    tables: dict[str, bytes], hotplug_tables: dict[str, bytes]
+) -> None:
+    names = [b"PHPR", b"GED_", b"_EVT", *(f"S{slot:03}".encode() for slot in range(1, 32))]
+    assert [name for name in names if name in tables["DSDT"]] == []
+    assert [name for name in names if name not in hotplug_tables["DSDT"]] == []
+    assert b"S000" not in hotplug_tables["DSDT"]  # the host bridge cannot be ejected
+    others = tables.keys() - {"DSDT", "XSDT", "FACP"}
+    assert {each: tables[each] for each in others} == {
+        each: hotplug_tables[each] for each in others
+    }
+
+
+@pytest.mark.parametrize(
+    ("term", "encoded"),
+    [
+        (
+            aml.method("_EJ0", 1, aml.call("PCEJ", aml.integer(2))),
+            "14 0c 5f454a30 09 5043454a 0a02",
+        ),
+        (aml.notify("S006", aml.argument(1)), "86 53303036 69"),
+        (aml.store(aml.name_string("GDAT"), aml.local(0)), "70 47444154 60"),
+        (aml.bit_and(aml.argument(0), aml.integer(4)), "7b 68 0a04 00"),
+        (aml.shift_left(aml.integer(1), aml.argument(0)), "79 01 68 00"),
+        (aml.if_true(aml.local(0), aml.release("BLCK")), "a0 08 60 5b27 424c434b"),
+        (aml.mutex("BLCK") + aml.acquire("BLCK"), "5b01 424c434b 00 5b23 424c434b ffff"),
+        (aml.memory_region("PCST", 0xFEA0_0000, 16), "5b80 50435354 00 0c0000a0fe 0a10"),
+        (aml.fields("PCST", 4, "PCIU", "PCID"), "5b81 10 50435354 43 50434955 20 50434944 20"),
+        (aml.fields("GDST", 1, "GDAT"), "5b81 0b 47445354 41 47444154 08"),
+        (aml.interrupt(16), "89 0600 03 01 10000000"),
+    ],
+)
+def test_aml_of_methods_and_fields_is_as_the_specification_has_it(
+    term: bytes, encoded: str
+) -> None:
+    assert term.hex() == encoded.replace(" ", "")
+
+
 def test_acpi_tables_are_found_from_the_rsdp(tables: dict[str, bytes]) -> None:
     assert set(tables) == {"XSDT", "FACP", "APIC", "MCFG", "DSDT", "FACS"}
     assert tables["FACS"][:8] == b"FACS" + (64).to_bytes(4, "little")
@@ -214,8 +258,11 @@ def test_aml_bad_name_is_our_bug(path: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (acpica-tools) is not installed")
-def test_dsdt_survives_a_round_trip_through_iasl(tmp_path: Path, tables: dict[str, bytes]) -> None:
-    (tmp_path / "dsdt.dat").write_bytes(tables["DSDT"])
+@pytest.mark.parametrize("which", ["tables", "hotplug_tables"])
+def test_dsdt_survives_a_round_trip_through_iasl(
+    tmp_path: Path, which: str, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "dsdt.dat").write_bytes(request.getfixturevalue(which)["DSDT"])
     for arguments in (["-d", "dsdt.dat"], ["-we", "dsdt.dsl"]):
         done = subprocess.run(
             ["iasl", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False

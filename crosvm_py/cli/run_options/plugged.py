@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Devices that are plugged into a running VM: as the options of ``run``, with two keys more."""
+
+from __future__ import annotations
+
+from crosvm_py.cli.grammar import keyvalue
+from crosvm_py.cli.run_options import disks
+from sys_util.errors import UsageError
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from devices.virtio.block.image import BlockSpec
+
+_DEVICE: Final = keyvalue.string("device", "its name in crosvm devices; by default a free one")
+_SLOT: Final = keyvalue.integer("pci-slot", "1 to 31; by default the lowest free one", 0, shown="")
+
+_OWN: Final = (_DEVICE, _SLOT)
+DISK_FIELDS: Final = (*disks.PLUGGED_FIELDS, *_OWN)
+
+
+class Place(NamedTuple):
+    """Where a device goes: its name, or "", and its PCI slot, or ``None``."""
+
+    id: str
+    slot: int | None
+
+
+def read_disk(option: str, text: str) -> tuple[BlockSpec, Place]:
+    """Read the value of ``disk=``.
+
+    Raises:
+        UsageError: a key or a value is wrong.
+    """
+    values = keyvalue.parse(option, text, DISK_FIELDS)
+    return disks.plugged_spec(option, values), _place(option, values)
+
+
+def _place(option: str, values: keyvalue.Values) -> Place:
+    slot = values[_SLOT] if _SLOT in values else None  # noqa: SIM401 - it is no dict
+    if slot is not None and not 0 <= slot <= 255:
+        raise UsageError(f"{option}: pci-slot={slot}: slots for devices are 1..31")
+    return Place(values[_DEVICE] or "", slot)

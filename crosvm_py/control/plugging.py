@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Plug a device into the running VM: the control process's part, which is to ask the others.
+
+The vmm reserves a name and a slot. The opener opens what the device needs and orders it of the
+warden. The vmm answers when the device is there.
+"""
+
+from __future__ import annotations
+
+import os
+
+from crosvm_py.opener.protocol import FROM_OPENER_CODEC, CallDenied, LogLine, NotOpened, Open
+from crosvm_py.requests.pending import Pending
+from crosvm_py.requests.plug import Await, Plug, Release, Reserve, Reserved
+from sys_util.channel import Channel
+from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
+from sys_util.log import LineLimit, emit, get_logger
+from sys_util.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crosvm_py.requests.protocol import Request, Response
+    from sys_util import socket
+    from sys_util.event_loop import EventLoop
+
+_log = get_logger("crosvm.control")
+
+
+class Plugger:
+    """Serves ``Plug``. Owns the channel to the opener."""
+
+    def __init__(
+        self, loop: EventLoop, opener: socket.socket, ask: Callable[[Request], Pending]
+    ) -> None:
+        """``ask`` passes a request on to the vmm, or raises a ``VmmError``."""
+        self._loop = loop
+        self._ask = ask
+        self._lines = LineLimit(burst=64, seconds=60.0)
+        self._opener = Channel(opener, FROM_OPENER_CODEC)
+        loop.add(opener.fileno(), lambda _events: self._on_opener())
+
+    def plug(self, request: Plug) -> Pending:
+        """Plug a device in. The answer is ``Plugged`` or ``Failed``.
+
+        Raises:
+            VmmError: the VM takes no more requests now.
+        """
+        answer = Pending()
+
+        def reserved(place: Response) -> None:
+            if not isinstance(place, Reserved):
+                answer.complete(place)
+                return
+            try:
+                self._ask(Await(place.place)).deliver_to(answer.complete)
+                self._open(request, place)
+            except VmmError as error:
+                self._release(place.place, describe(error))
+
+        self._ask(Reserve(request.kind, request.id, request.slot)).deliver_to(reserved)
+        return answer
+
+    def _open(self, request: Plug, place: Reserved) -> None:
+        order = Open(
+            *(place.place, place.name, request.kind, request.spec, request.path, place.cpus)
+        )
+        try:
+            self._opener.send(order)
+        except (ChannelClosed, ProtocolError) as error:
+            raise VmmError("the opener takes no more requests now") from error
+
+    def _release(self, place: int, reason: str) -> None:
+        """Tell the vmm that nothing was ordered; it answers who waits for the place."""
+        try:
+            self._ask(Release(place, reason))
+        except VmmError as error:  # the vmm gives the place up when its time is over
+            _log.error("place %d: %s", place, describe(error))
+
+    def _on_opener(self) -> None:
+        try:
+            received = self._opener.receive()
+        except (ChannelClosed, ProtocolError) as error:
+            # The next control process has an opener again.
+            reason = "has ended" if isinstance(error, ChannelClosed) else f"says {error}"
+            _log.error("the opener %s: the control process starts again", reason)
+            self._loop.stop()
+            return
+        if received is None:
+            return
+        message, fds = received
+        for fd in fds:
+            os.close(fd)
+        match message:
+            case NotOpened(place, reason):
+                self._release(place, reason)
+            case LogLine(level, module, line):
+                emit(level, module, line, self._lines)
+            case CallDenied(call):
+                _log.error("opener: killed by seccomp: system call %d, policy opener", call)

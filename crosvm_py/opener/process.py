@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The opener: it opens what a client names for a new device, and orders the device of the warden.
+
+It is a child of the control process, which reads what clients send, and has its user's files, which
+the control process has not. It takes typed requests from that process alone. It reads nothing of
+what it opens but the size and, to warn, the first bytes of an image. What it opens goes to the
+warden, with the order, through a channel that only this process and the keeper have an end of.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+
+from crosvm_py.exit_status import EXIT_BUG
+from crosvm_py.opener.protocol import CALL_DENIED_HEAD, OPENER_CODEC, LogLine, NotOpened, Open
+from crosvm_py.requests.protocol import MAX_REASON_CHARS
+from crosvm_py.warden import protocol as warden_protocol
+from sys_util import linux, log, socket
+from sys_util.channel import Channel, socket_pair
+from sys_util.crash import crash_report
+from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
+from sys_util.event_loop import EventLoop
+from sys_util.stranger import judged
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from crosvm_py.kinds.order import DeviceOrder
+    from seccomp import Policy
+
+_log = log.get_logger("crosvm.opener")
+
+_STDIO: Final = frozenset({0, 1, 2})
+
+
+def start_opener(orders: int, policy: Policy | None) -> socket.socket:
+    """Fork the opener from the control process, which has one thread and no filter yet.
+
+    Args:
+        orders: the channel to the warden. The caller keeps it, and should close it.
+        policy: the compiled policy of an opener; ``None`` for ``--disable-sandbox``.
+
+    Returns:
+        The control process's end of the channel to the opener, which ends when that is closed.
+
+    Raises:
+        OSError: the host makes no process.
+    """
+    ours, theirs = socket_pair()
+    if os.fork() == 0:
+        _be_opener(theirs, orders, policy)
+    theirs.close()
+    return ours
+
+
+def _be_opener(sock: socket.socket, orders: int, policy: Policy | None) -> NoReturn:
+    status = EXIT_BUG
+    try:
+        linux.set_process_name("crosvm-opener")
+        linux.close_all_fds_except({sock.fileno(), orders, *_STDIO})
+        channel = Channel(sock, OPENER_CODEC)
+        _log_through(channel)
+        opener = _Opener(channel, Channel(_socket(orders), warden_protocol.OPENER_CODEC))
+        _confine(channel, policy)
+        opener.run()
+        status = 0
+    except Exception as error:  # noqa: BLE001 - process entry: report every bug
+        _log.error("%s", crash_report(error))
+    finally:
+        os._exit(status)
+
+
+def _socket(fd: int) -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fd)
+
+
+def _confine(channel: Channel, policy: Policy | None) -> None:
+    from jail.plan import control_jail
+    from jail.steps import DieWithParent
+
+    DieWithParent().apply()
+    gc.freeze()
+    gc.enable()
+    if policy is None:
+        return
+    jail = control_jail(policy, files=True)
+    jail.enter()
+    linux.report_denied_calls(channel.fileno(), CALL_DENIED_HEAD)
+    jail.load_filter()
+
+
+def _log_through(channel: Channel) -> None:
+    def sink(level: int, module: str, line: str) -> None:
+        try:
+            channel.send(LogLine(level, module[:128], line[:4096]))
+        except (ChannelClosed, ProtocolError):
+            return
+
+    log.set_sink(sink)
+
+
+class _Opener:
+    """Serves the control process until it closes the channel."""
+
+    def __init__(self, control: Channel, warden: Channel) -> None:
+        self._control = control
+        self._warden = warden
+        self._loop = EventLoop()
+        self._loop.add(control.fileno(), lambda _events: self._on_request())
+        self._loop.add(warden.fileno(), lambda _events: self._on_answer())
+
+    def run(self) -> None:
+        self._loop.run()
+
+    def _on_request(self) -> None:
+        try:
+            received = self._control.receive()
+        except (ChannelClosed, ProtocolError):
+            self._loop.stop()
+            return
+        if received is None:
+            return
+        request, fds = received
+        for fd in fds:
+            os.close(fd)
+        if not isinstance(request, Open):
+            return
+        try:
+            judged("the request", self._order, request)
+        except (VmmError, OSError) as error:
+            reason = describe(error) if isinstance(error, VmmError) else f"{error.strerror}"
+            self._tell(NotOpened(request.place, reason[:MAX_REASON_CHARS]))
+
+    def _order(self, request: Open) -> None:
+        from crosvm_py.kinds.later import open_later
+
+        order = open_later(request.kind, request.spec, request.path, cpus=request.cpus)
+        try:
+            self._warden.send(_add(request, order), order.fds)
+        except (ChannelClosed, ProtocolError) as error:
+            reason = "it has ended" if isinstance(error, ChannelClosed) else f"{error}"
+            raise VmmError(f"the warden takes no orders: {reason}") from None
+        finally:
+            for fd in order.fds:
+                os.close(fd)
+
+    def _on_answer(self) -> None:
+        """Pass a refusal of the warden on; that of an order of an earlier opener is ignored."""
+        try:
+            received = self._warden.receive()
+        except (ChannelClosed, ProtocolError):
+            self._loop.remove(self._warden.fileno())
+            return
+        if received is None:
+            return
+        answer, fds = received
+        for fd in fds:
+            os.close(fd)
+        if isinstance(answer, warden_protocol.NotAdded):
+            self._tell(NotOpened(answer.place, answer.reason[:MAX_REASON_CHARS]))
+
+    def _tell(self, answer: NotOpened) -> None:
+        try:
+            self._control.send(answer)
+        except (ChannelClosed, ProtocolError):
+            return  # the place is given up when its time is over
+
+
+def _add(request: Open, order: DeviceOrder) -> warden_protocol.Add:
+    return warden_protocol.Add(
+        request.place,
+        request.name,
+        order.kind,
+        order.spec,
+        order.max_file_bytes,
+        order.connects,
+        order.reopened,
+    )

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The messages between the control process and its opener."""
+
+from __future__ import annotations
+
+from crosvm_py.requests.plug import MAX_ID_CHARS, MAX_PATH_BYTES, MAX_SPEC_BYTES
+from crosvm_py.requests.protocol import MAX_REASON_CHARS
+from sys_util.facts import fact
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final
+from sys_util.wire import U16, U32, Codec, blob, text
+
+if TYPE_CHECKING:
+    from sys_util.wire import Check
+
+# ``CallDenied`` without its last field; see crosvm_py/control/protocol.py.
+CALL_DENIED_HEAD: Final = b"\x92\x23"
+
+
+@fact
+class Open:
+    """To the opener: open what a device needs, and order the device of the warden.
+
+    The fields are those of ``requests.plug.Plug`` and of the vmm's answer to ``Reserve``.
+    """
+
+    TYPE: ClassVar[int] = 1
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        *(U32, text(MAX_ID_CHARS), text(32), blob(MAX_SPEC_BYTES), blob(MAX_PATH_BYTES), U16),
+    )
+    place: int
+    name: str
+    kind: str
+    spec: bytes
+    path: bytes
+    cpus: int
+
+
+@fact
+class NotOpened:
+    """To the control process: nothing was ordered for this place."""
+
+    TYPE: ClassVar[int] = 32
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, text(MAX_REASON_CHARS))
+    place: int
+    reason: str
+
+
+@fact
+class LogLine:
+    """To the control process: a line for the log."""
+
+    TYPE: ClassVar[int] = 33
+    FIELDS: ClassVar[tuple[Check, ...]] = (U16, text(128), text(4096))
+    level: int
+    module: str
+    line: str
+
+
+@fact
+class CallDenied:
+    """To the control process: the last message of an opener whose filter denied a system call."""
+
+    TYPE: ClassVar[int] = 35
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
+    call: int
+
+
+OPENER_CODEC: Final = Codec((Open,))
+FROM_OPENER_CODEC: Final = Codec((NotOpened, LogLine, CallDenied))

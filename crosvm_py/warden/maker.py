@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How the warden makes the first process of a device, and its broker's, before the guest runs."""
+
+from __future__ import annotations
+
+import os
+
+from crosvm_py.kinds.table import DEVICE_KINDS
+from crosvm_py.warden.child import be_child, broker_role, device_role, let_go
+from jail.namespaces import clone_into
+from sys_util.channel import socket_pair
+from sys_util.errors import HostError, ProtocolError
+from sys_util.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crosvm_py.warden.broker import Broker
+    from crosvm_py.warden.child import Policies, Role
+    from crosvm_py.warden.device import Device
+    from jail.ids import IdMap, Ids
+    from sys_util import socket
+
+
+class Maker:
+    """Makes processes as children of the calling one, which shares its memory with them."""
+
+    def __init__(self, ids: Ids | None, filters: Policies | None, null_fd: int) -> None:
+        """``ids`` and ``filters`` are ``None`` without a sandbox; ``null_fd`` is /dev/null."""
+        self._ids = ids
+        self._filters = filters
+        self._null_fd = null_fd
+
+    def make(self, device: Device, shared: list[int]) -> socket.socket:
+        """Make the process and return the vmm's end of its channel.
+
+        Raises:
+            HostError, OSError: the host refuses it; there is no process.
+        """
+        ours, theirs = socket_pair()
+        fds = [theirs.fileno(), *shared]
+        try:
+            device.open_fds(fds)
+            if device.broker is not None:
+                fds.append(self._make_broker(device, device.broker))
+            ids = self._ids and self._ids.of_device
+            role = device_role(device.order, fds, self._filters, _inside(ids))
+            device.pid, device.pidfd = self._fork(device, role, fds, ids)
+        except (HostError, OSError):
+            if device.broker is not None:
+                device.broker.let_go()
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            for fd in fds[1 + len(shared) :]:
+                os.close(fd)
+        return ours
+
+    def _make_broker(self, device: Device, broker: Broker) -> int:
+        """Make the broker's process and return the device's end of the channel to it.
+
+        Raises:
+            HostError, OSError: the host refuses it; there is no process.
+        """
+        kind = DEVICE_KINDS[device.order.kind].broker
+        if kind is None:
+            raise ProtocolError(f"{device.order.name} has no broker")
+        fds, end = broker.open_fds()
+        try:
+            user = self._ids and self._ids.of_user(broker.owner)
+            ids = None if user is None else lambda _pid: user
+            role = broker_role(device.order, kind, fds, self._filters, _inside(ids))
+            broker.adopt(*self._fork(device, role, fds, ids))
+        except BaseException:
+            os.close(end)
+            raise
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return end
+
+    def _fork(
+        self,
+        device: Device,
+        role: Role,
+        fds: list[int],
+        ids: Callable[[int], IdMap] | None,
+    ) -> tuple[int, int]:
+        """Fork a process, and send it the byte once its ids are mapped; return pid and pidfd."""
+        cgroup_fd = device.limits.enter(device.file_memory)
+        go_read, go_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = os.fork() if ids is None else clone_into(cgroup_fd)
+            if pid == 0:
+                os.close(go_write)
+                be_child(role, fds, go_read, self._null_fd)
+            return pid, let_go(pid, go_write, ids and ids(pid))
+        finally:
+            os.close(go_read)
+            os.close(go_write)
+            if cgroup_fd >= 0:
+                os.close(cgroup_fd)
+
+
+def _inside(ids: Callable[[int], IdMap] | None) -> tuple[int | None, int | None]:
+    """Return the ids of a process inside its user namespace; ``None`` twice without a sandbox."""
+    return (None, None) if ids is None else ids(0).inside()

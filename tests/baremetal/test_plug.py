@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Devices that come to a running VM, and what is left of those that cannot: real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from crosvm_py.control.socket_client import ControlError, ask
+from crosvm_py.exit_status import VmExit
+from crosvm_py.kinds.order import pack_spec
+from crosvm_py.requests.devices import DeviceList, ListDevices
+from crosvm_py.requests.plug import Plug, Plugged, Reserve, Unplug
+from devices.virtio.block.image import BlockSpec
+from tests.baremetal.vmm import Vmm, children, crosvm, eventually, name_of
+from tests.guests.baremetal.build import build_guest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crosvm_py.requests.protocol import Request
+
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
+
+TIMES = 100
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_guest("echo", tmp_path_factory.mktemp("plug"))
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "data.img"
+    path.write_bytes(bytes(1 << 20))
+    return path
+
+
+@pytest.fixture
+def vmm(echo: Path, image: Path, tmp_path: Path) -> Iterator[Vmm]:
+    boot: list[str | Path] = [
+        "-m",
+        "16",
+        "-s",
+        tmp_path / "sock",
+        "--block",
+        f"path={image},lock=false",
+    ]
+    with Vmm([*boot, echo]) as vmm:
+        vmm.wait_for(b"echo")
+        assert crosvm("devices", tmp_path / "sock").returncode == 0  # it has started
+        yield vmm
+
+
+def plug(tmp_path: Path, path: Path | None = None, **where: str | int | bool) -> str:
+    """Plug a disk in; return its name and its address, or why there is none."""
+    lock = bool(where.pop("lock", False))
+    spec = pack_spec(BlockSpec("", lock=lock, option="plug disk"))
+    encoded = os.fsencode(tmp_path / "data.img" if path is None else path)
+    fields = (str(where.get("id", "")), where.get("slot"))
+    try:
+        answer = ask(str(tmp_path / "sock"), Plug("block", spec, encoded, *fields))  # type: ignore[arg-type]  # an int or None
+    except ControlError as error:
+        return str(error).removeprefix(f"{tmp_path / 'sock'}: ")
+    assert isinstance(answer, Plugged)
+    return f"{answer.id} {answer.bdf}"
+
+
+def refusal(tmp_path: Path, request: Request) -> str:
+    with pytest.raises(ControlError) as caught:
+        ask(str(tmp_path / "sock"), request)
+    return str(caught.value)
+
+
+def pids(tmp_path: Path) -> dict[str, int]:
+    answer = ask(str(tmp_path / "sock"), ListDevices())
+    assert isinstance(answer, DeviceList)
+    return {device.name: device.pid for device in answer.devices}
+
+
+def pid_of(tmp_path: Path, name: str) -> int:
+    return pids(tmp_path)[name]
+
+
+def names(tmp_path: Path) -> list[str]:
+    return list(pids(tmp_path))
+
+
+def opener_of(vmm: Vmm) -> int:
+    _, control = vmm.processes().control
+    (opener,) = children(control)
+    assert name_of(opener) == "crosvm-opener"
+    return opener
+
+
+def held(vmm: Vmm) -> dict[str, Counter[str]]:
+    """Return what descriptors each process that stays has, by the names of the processes."""
+    found = {}
+    for pid in (*vmm.processes().all(), opener_of(vmm)):
+        entries = Path(f"/proc/{pid}/fd").iterdir()
+        found[f"{name_of(pid)} {pid}"] = Counter(
+            os.readlink(entry).partition(":")[0] for entry in entries
+        )
+    return found
+
+
+def test_disks_are_plugged_into_the_lowest_free_slots(vmm: Vmm, tmp_path: Path) -> None:
+    assert plug(tmp_path) == "block:1 0000:00:03.0"
+    assert plug(tmp_path, slot=5, id="data") == "data 0000:00:05.0"
+    assert plug(tmp_path) == "block:2 0000:00:04.0"
+    assert plug(tmp_path) == "block:3 0000:00:06.0"
+    assert names(tmp_path) == ["block:0", "rng", "block:1", "data", "block:2", "block:3"]
+    done = crosvm("plug", f"disk={tmp_path / 'data.img'},lock=false,device=x", tmp_path / "sock")
+    assert (done.returncode, done.stdout) == (0, "x 0000:00:07.0\n")
+    vmm.signal(signal.SIGTERM)
+    assert vmm.wait() == VmExit.STOPPED
+    assert vmm.nothing_is_left()
+
+
+def test_all_slots_are_used_and_no_more(vmm: Vmm, tmp_path: Path) -> None:
+    for slot in range(3, 32):
+        assert plug(tmp_path) == f"block:{slot - 2} 0000:00:{slot:02x}.0"
+    assert plug(tmp_path) == "all 31 PCI slots are in use"
+    vmm.signal(signal.SIGTERM)
+    assert vmm.wait() == VmExit.STOPPED
+    assert vmm.nothing_is_left()
+
+
+def test_refused_devices_leave_nothing_a_hundred_times_each(vmm: Vmm, tmp_path: Path) -> None:
+    locked, empty = tmp_path / "locked.img", tmp_path / "empty.img"
+    locked.write_bytes(bytes(4096))
+    empty.touch()
+    assert plug(tmp_path, locked, lock=True, id="first") == "first 0000:00:03.0"
+    before = held(vmm)
+    for _ in range(TIMES):
+        assert "No such file" in plug(tmp_path, tmp_path / "missing")
+        assert "is empty" in plug(tmp_path, empty)
+        assert "is a directory" in plug(tmp_path, tmp_path)
+        assert "locked by another process" in plug(tmp_path, locked, lock=True)
+        assert "has it already" in plug(tmp_path, id="first")
+        assert "no id of a device" in plug(tmp_path, id="__x")
+        assert "no id of a device" in plug(tmp_path, id="a/b")
+        assert "(0 is the bridge)" in plug(tmp_path, slot=0)
+        assert "slots for devices are 1..31" in plug(tmp_path, slot=32)
+        assert "pci-slot 1: is in use" in plug(tmp_path, slot=1)
+        assert "has no device 'none'" in refusal(tmp_path, Unplug("none"))
+        assert "cannot be removed" in refusal(tmp_path, Unplug("rng"))
+    assert held(vmm) == before
+    assert plug(tmp_path) == "block:1 0000:00:04.0"
+    assert names(tmp_path) == ["block:0", "rng", "first", "block:1"]
+
+
+def test_client_may_not_ask_what_the_control_process_asks(vmm: Vmm, tmp_path: Path) -> None:
+    assert "unknown type" in refusal(tmp_path, Reserve("block", "", None))
+    assert vmm.processes().control
+
+
+def test_guest_that_hears_nothing_keeps_its_device(vmm: Vmm, tmp_path: Path) -> None:
+    assert plug(tmp_path, id="data") == "data 0000:00:03.0"
+    for name in ("data", "block:0"):
+        assert crosvm("unplug", name, tmp_path / "sock").returncode == 0
+        for _ in range(TIMES):
+            assert "is being removed already" in refusal(tmp_path, Unplug(name))
+    assert names(tmp_path) == ["block:0", "rng", "data"]
+    vmm.type(b"a")
+    vmm.wait_for(b"<61>")
+
+
+@pytest.mark.parametrize("victim", ["control", "opener"])
+def test_plug_goes_on_when_its_processes_were_killed(vmm: Vmm, tmp_path: Path, victim: str) -> None:
+    for at in range(3):
+        pid = opener_of(vmm) if victim == "opener" else vmm.processes().control[1]
+        os.kill(pid, signal.SIGKILL)
+        assert eventually(lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]  # a default
+        assert crosvm("devices", tmp_path / "sock").returncode == 0
+        assert plug(tmp_path, id=f"d{at}") == f"d{at} 0000:00:{at + 3:02x}.0"
+    vmm.signal(signal.SIGTERM)
+    assert vmm.wait() == VmExit.STOPPED
+    assert vmm.nothing_is_left()
+
+
+def test_killed_device_that_was_plugged_in_is_made_again(vmm: Vmm, tmp_path: Path) -> None:
+    assert plug(tmp_path, id="data") == "data 0000:00:03.0"
+    pid = pid_of(tmp_path, "data")
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: pid_of(tmp_path, "data") != pid)
+    assert names(tmp_path) == ["block:0", "rng", "data"]
