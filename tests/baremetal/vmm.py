@@ -175,6 +175,8 @@ class Vmm:
         """Find the VM's processes and keep hold of them for ``nothing_is_left``."""
         vmm = self.process.pid
         (warden,) = (pid for pid in children(vmm) if name_of(pid) == "crosvm-warden")
+        # The guest may run before the forge, which it does not need, has a name of its own.
+        assert eventually(lambda: FORGE in map(name_of, children(warden)))
         named = [(name_of(pid), pid) for pid in children(warden)]
         devices = {name: pid for name, pid in named if name not in (FORGE, MOULD)}
         (forge,) = (pid for name, pid in named if name == FORGE)
