@@ -38,6 +38,9 @@ _RESTRICTIONS: Final = (
     ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", b"1"),
 )
 
+# The kernel itself lets us take every step of a jail, so what confines us already has refused it.
+CONFINED_HINT: Final = "in a container, see its seccomp and AppArmor profiles and the kernel's log"
+
 _DENIED: Final = (
     "user namespaces are off: on Debian set sysctl kernel.unprivileged_userns_clone=1, on Ubuntu "
     "kernel.apparmor_restrict_unprivileged_userns=0; in a container allow clone(2) and unshare(2)"

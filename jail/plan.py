@@ -7,7 +7,7 @@ import os
 import resource
 
 from jail.ids import FIRST_DEVICE_UID, JAILED_ID
-from jail.namespaces import restricts_user_namespaces
+from jail.namespaces import CONFINED_HINT, restricts_user_namespaces
 from jail.steps import (
     AssumeIds,
     BecomeUnknown,
@@ -131,7 +131,8 @@ def _take(step: Step) -> None:
     try:
         step.apply()
     except OSError as error:
-        raise HostError("jail:", step.describe()) from error
+        hint = CONFINED_HINT if isinstance(error, PermissionError) else ""
+        raise HostError("jail:", step.describe(), hint) from error
 
 
 def confine_vmm(*, cpus: int, removable_in: Iterable[str] = ()) -> None:

@@ -7,7 +7,7 @@ import os
 import struct
 
 from jail.ids import choose
-from jail.namespaces import clone_into, write_id_maps
+from jail.namespaces import CONFINED_HINT, clone_into, write_id_maps
 from jail.plan import device_jail
 from sys_util.errors import HostError, VmmError, describe
 from sys_util.typing import TYPE_CHECKING, Final
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 # seccomp(2): one instruction, BPF_RET | BPF_K with SECCOMP_RET_ALLOW.
 _ALLOW_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
 _MAX_REPORT_BYTES: Final = 4096
-_HINT: Final = "see the kernel log and, in a container, its seccomp and AppArmor profiles"
 
 
 def try_jail() -> None:
@@ -52,7 +51,9 @@ def try_jail() -> None:
             if fd >= 0:
                 os.close(fd)
     if report != b"ok":
-        raise HostError("enter", f"the jail: {report.decode(errors='replace') or 'died'}", _HINT)
+        reason = report.decode(errors="replace") or "died"
+        hint = "" if CONFINED_HINT in reason else CONFINED_HINT
+        raise HostError("enter", f"the jail: {reason}", hint)
 
 
 def _be_jailed(go_fd: int, report_fd: int, ids: Ids) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What one device process is made from. Both the vmm and the warden use this."""
+"""The order for one device process: what the vmm asks for, and the warden makes it from."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Cloud Hypervisor's ``key=value,…`` options, read into objects of the schema and written back.
 
-What an option may say is what the object has: a key for every field, with the name that the field
-gives itself for options. The keys of rate limits stand among those of their device, as
-``bw_size`` for ``rate_limiter_config.bandwidth.size``.
+An option has one key for every field of its object; the field says what the key is called. The
+keys of rate limits stand among those of their device: ``bw_size`` is
+``rate_limiter_config.bandwidth.size``.
 """
 
 from __future__ import annotations

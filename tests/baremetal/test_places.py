@@ -93,6 +93,14 @@ REFUSES: Final = (
     ),
     Place("no-namespaces", NO_NAMESPACES, r"user\.max_user_namespaces.*No space left"),
     Place("user-who-makes-no-user-namespaces", [*hardened(), *ordinary(USER)], DEBIAN),
+    *(
+        Place(
+            f"mount-{errno.errorcode[reason]}",
+            denied("mount", reason),
+            r"rng \(pid \d+\): .*pivot into an empty, read-only root \(.*AppArmor",
+        )
+        for reason in (errno.EPERM, errno.EACCES)
+    ),
     Place("no-kvm", NO_KVM, r"/dev/kvm \(this is not KVM\)"),
     Place("no-proc", NO_PROC, r"mount a proc\(5\) at /proc"),
     *(

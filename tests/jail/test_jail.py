@@ -7,6 +7,7 @@ The seccomp filter is not loaded here, because the other steps have to suffice w
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ import pytest
 
 from jail.ids import FIRST_DEVICE_UID, JAILED_ID
 from jail.namespaces import NAMESPACES
-from jail.plan import MAX_OTHER_ADDRESSES, device_jail
+from jail.plan import MAX_OTHER_ADDRESSES, JailPlan, device_jail
 from jail.steps import LimitResources
 from sys_util import landlock, linux
 from sys_util.errors import HostError
@@ -197,6 +198,19 @@ def test_no_thread_can_start_once_those_of_the_device_have() -> None:
     (limits,) = (step for step in plan.steps if isinstance(step, LimitResources))
     assert dict(limits.limits)["NPROC"] == 1 + 4
     assert plan.describe()[-2:] == ["limit NPROC=0x0", "load the seccomp filter block_device"]
+
+
+def test_refusal_of_what_confines_us_has_a_remedy() -> None:
+    class Refused:
+        def describe(self) -> str:
+            return "pivot"
+
+        def apply(self) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    plan = device_jail(policy_name="rng_device", bpf=b"", keep_fds=[3], max_file_bytes=0)
+    with pytest.raises(HostError, match=r"^jail: pivot \(in a container, see .*AppArmor profiles"):
+        JailPlan((Refused(),), plan.filter_step).enter()
 
 
 def test_refused_step_is_named() -> None:
