@@ -54,9 +54,19 @@ log = get_logger("crosvm.forge")
 _SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _STDIO: Final = frozenset({0, 1, 2})
 
-# The loop of the forge as a program. It is beside bin/crosvm, which says where that is.
-_FOLDER: Final = os.path.dirname(sys.executable)
-LOOP: Final = f"{'/usr/local/bin' if _FOLDER == '/usr/bin' else _FOLDER}/crosvm-forge"
+
+def loop_path(executable: str, module: str) -> str:
+    """Return where the loop of the forge is installed as a program, if it is: beside bin/crosvm.
+
+    That is beside ``executable``, the interpreter. As bin/crosvm does, we know one other place: the
+    one of what is installed beside Debian's packages. ``module`` is a file of the program.
+    """
+    folder = os.path.dirname(executable)
+    is_local = folder == "/usr/bin" and module.startswith("/usr/local/")
+    return f"{'/usr/local/bin' if is_local else folder}/crosvm-forge"
+
+
+LOOP: Final = loop_path(sys.executable, __file__)
 
 # The first code that a mould runs. If our modules cannot be imported, this must report why.
 BOOT: Final = f"""

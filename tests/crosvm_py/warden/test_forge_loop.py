@@ -123,6 +123,19 @@ def file(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.parametrize(
+    ("interpreter", "module", "folder"),
+    [
+        ("/srv/venv/bin/python3", "/srv/venv/lib/python3.11/site-packages/x.py", "/srv/venv/bin"),
+        ("/usr/local/venv/bin/python3", "/usr/local/venv/lib/x.py", "/usr/local/venv/bin"),
+        ("/usr/bin/python3", "/usr/local/lib/python3.11/dist-packages/x.py", "/usr/local/bin"),
+        ("/usr/bin/python3", "/home/user/checkout/x.py", "/usr/bin"),  # no other version's
+    ],
+)
+def test_loop_is_beside_the_program(interpreter: str, module: str, folder: str) -> None:
+    assert forge.loop_path(interpreter, module) == f"{folder}/crosvm-forge"
+
+
 def test_mould_has_its_words_its_descriptors_and_no_environment(file: str) -> None:
     with Rig(file) as rig:
         for _ in range(2):
