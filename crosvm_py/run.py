@@ -46,10 +46,13 @@ class VmHost(NamedTuple):
     Args:
         api: its socket, which it removes at its end.
         serve: serves that control process while the VM runs (see ``VirtualMachine``).
+        orders: the warden's end of the channel from the opener of that control process, if it has
+            one; it is closed before the guest runs.
     """
 
     api: BoundSocket | None
     serve: Callable[[VirtualMachine, VcpuSet], Closing]
+    orders: socket.socket | None = None
 
 
 def run_vm(
@@ -81,7 +84,8 @@ def run_vm(
         from crosvm_py.vmm.preparation import prepare
         from crosvm_py.vmm.warden_proxy import start_warden
 
-        prepared = prepare(config, parser, stack, recorded)
+        hosted = None if host is None else host.orders
+        prepared = prepare(config, parser, stack, recorded, plugs=hosted is not None)
         close_unused(fd for order in prepared.devices for fd in order.fds)
         if prepared.policies is not None:
             keep_signals_inside()
@@ -99,7 +103,7 @@ def run_vm(
             _cleanup(prepared),
             keep_fds=_kept(prepared, syslog, recorded),
             cgroup=prepared.cgroup,
-            orders=orders and orders[1],
+            orders=hosted if orders is None else orders[1],
         )
         keeper = None
         if orders is not None:
@@ -120,6 +124,8 @@ def run_vm(
         on_failure.pop_all()  # from now on the VM ends the warden
         stack.callback(vm.close)
         vm.build()
+        if hosted is not None:
+            hosted.close()
         bundle.drop()
         gc.freeze()  # all present objects live to the end, so collections may skip them
         gc.enable()

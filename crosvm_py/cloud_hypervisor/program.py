@@ -14,6 +14,7 @@ from crosvm_py.exit_status import exit_status
 from crosvm_py.inherited import drop_inherited
 from crosvm_py.tunables import run_without_huge_pages
 from sys_util import linux
+from sys_util.channel import socket_pair
 from sys_util.errors import ConfigError, VmmError, describe
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     from crosvm_py.vm_config.command_line import CommandLine, Place
     from crosvm_py.vm_config.schema import VmConfig
     from crosvm_py.vmm.control_proxy import KeeperProcess
+    from sys_util import socket
 
 NAME: Final = "cloud-hypervisor"
 # As the kernel cuts it off (PR_SET_NAME).
 _PROCESS_NAME: Final = NAME[:15]
 # Clap, which reads Cloud Hypervisor's command line, ends with this status.
 _USAGE: Final = 2
+_POLICIES: Final = ("control_boot", "opener")
 
 
 def run(words: Sequence[str]) -> int:
@@ -75,14 +78,16 @@ def _start(line: CommandLine) -> int:
     with ExitStack() as stack:
         api = _open_api(line.api_socket, stack)
         events = EventMonitor(_open_monitor(line.event_monitor, stack))
-        keeper, store = None, -1
+        keeper, store, orders = None, -1, None
         if api is not None:
-            keeper, store = _start_control(line, api, stack)
+            keeper, store, orders = _start_control(line, api, stack)
         # Imported while the control process starts.
         from crosvm_py.cloud_hypervisor.vmm import WaitingVmm
 
         vmm = WaitingVmm(
-            keeper, api, _config_reader(line, store), events, no_shutdown=line.no_shutdown
+            *(keeper, api, _config_reader(line, store), events),
+            no_shutdown=line.no_shutdown,
+            orders=orders,
         )
         return exit_status(vmm.run(boot=line.config is not None), extended=False)
 
@@ -106,8 +111,12 @@ def _open_monitor(place: Place | None, stack: ExitStack) -> int:
 
 def _start_control(
     line: CommandLine, api: BoundSocket, stack: ExitStack
-) -> tuple[KeeperProcess, int]:
-    """Start the control process; return its keeper and the file with the configuration."""
+) -> tuple[KeeperProcess, int, socket.socket]:
+    """Start the control process.
+
+    Return its keeper, the file with the configuration, and the warden's end of the channel from the
+    opener.
+    """
     from crosvm_py.api.store import Store, make_store
     from crosvm_py.control.protocol import ControlFds
     from crosvm_py.vm_config.codec import encode
@@ -118,12 +127,17 @@ def _start_control(
     stack.callback(os.close, store)
     if line.config is not None:
         Store(store).save(encode(line.config))
-    policy = load_policy("control_boot", log_failures=line.seccomp in ("false", "log"))
-    fds = ControlFds(api=api.sock.fileno(), store=store, boots=1)
-    keeper = start_keeper(fds, (policy, None), (), when_vmm_is_gone=api.unlink)
+    only_logs = line.seccomp in ("false", "log")
+    policies = tuple(load_policy(name, log_failures=only_logs) for name in _POLICIES)
+    openers, wardens = socket_pair()
+    stack.callback(wardens.close)
+    with openers:
+        orders = openers.fileno()
+        fds = ControlFds(api=api.sock.fileno(), store=store, orders=orders, boots=1)
+        keeper = start_keeper(fds, (policies[0], policies[1]), (), when_vmm_is_gone=api.unlink)
     stack.callback(keeper.end)
     api.close()
-    return keeper, store
+    return keeper, store, wardens
 
 
 def _config_reader(

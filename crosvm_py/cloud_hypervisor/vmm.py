@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from crosvm_py.requests.protocol import Request, Response
     from crosvm_py.socket_path import BoundSocket
     from crosvm_py.vmm.control_proxy import KeeperProcess
+    from crosvm_py.vmm.device_proxy import DeviceProcess
     from crosvm_py.vmm.vm import VirtualMachine
+    from sys_util import socket
 
 log = get_logger("crosvm.vm")
 
@@ -69,6 +71,7 @@ class WaitingVmm:
         events: EventMonitor,
         *,
         no_shutdown: bool,
+        orders: socket.socket | None = None,
     ) -> None:
         """Serve the control process, if there is one.
 
@@ -79,7 +82,9 @@ class WaitingVmm:
                 ids of its devices by the names that the vmm has for them.
             events: what happens is told there.
             no_shutdown: stay when the guest has powered off.
+            orders: the warden's end of the channel from the opener; the VM closes it.
         """
+        self._orders = orders
         self._api = api
         self._read_config = read_config
         self._events = events
@@ -173,7 +178,7 @@ class WaitingVmm:
     def _run_vm(self) -> None:
         self._events.tell("vm", "booting")
         config, self._ids = self._read_config(frozenset(self._fds))
-        vm_exit = run_vm(config, host=VmHost(self._api, self._serve))
+        vm_exit = run_vm(config, host=VmHost(self._api, self._serve, self._orders))
         self._state = ENDED
         self._events.tell("vm", "shutdown")
         if self._ending is not None:
@@ -192,12 +197,19 @@ class WaitingVmm:
         from crosvm_py.operations.suspension import Suspension
 
         suspension = Suspension(vm.machine, vcpus, vm.supervisor)
-        running = RunningVm(vm.machine, vm.supervisor, suspension, vcpus, vm.end)
+        plugging = vm.plugging
+        running = RunningVm(vm.machine, vm.supervisor, suspension, vcpus, vm.end, plugging)
+        if plugging is not None:
+            plugging.is_paused = lambda: suspension.holds_devices
+            plugging.on_plugged = self._watch_driver
+            plugging.on_removed = self._tell_removed
+            if self._link is not None:
+                self._link.on_lost = plugging.release_all
         handle = self._handler_while_running(vm, request_handler(running))
         vm.loop.call_soon_threadsafe(self._tell_booted)
         vm.on_panic = lambda: self._events.tell_of_guest("guest", "panic", {"event": "1"})
         for device in vm.supervisor.devices:
-            device.on_driver = self._teller(id_of(self._ids, device.name))
+            self._watch_driver(device)
         if self._link is not None:
             self._link.move(vm.loop, handle)
         return _Serving(self, vm)
@@ -207,10 +219,16 @@ class WaitingVmm:
         self._stays |= self._no_shutdown and vm.powered_off
         if self._link is not None:
             self._link.move(self._loop, self._handle)
+            self._link.on_lost = lambda: None
 
-    def _teller(self, device_id: str) -> Callable[[str], None]:
-        """Return what tells of the driver of a device."""
-        return lambda event: self._events.tell_of_guest("virtio-device", event, {"id": device_id})
+    def _watch_driver(self, device: DeviceProcess) -> None:
+        """Tell of the driver of a device from now on."""
+        named = {"id": id_of(self._ids, device.name)}
+        device.on_driver = lambda event: self._events.tell_of_guest("virtio-device", event, named)
+
+    def _tell_removed(self, device: DeviceProcess) -> None:
+        named = {"id": id_of(self._ids, device.name)}
+        self._events.tell_of_guest("vm", "device-removed", named)
 
     def _tell_booted(self) -> None:
         self._events.tell("vm", "booted")

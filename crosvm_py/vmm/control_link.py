@@ -63,7 +63,7 @@ class ControlLink:
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         """``on_lost`` is called when a control process has ended, whose requests are void."""
-        self._on_lost = on_lost
+        self.on_lost = on_lost
         self._loop = loop
         self._keeper = keeper
         self._handler = handler
@@ -188,7 +188,7 @@ class ControlLink:
             self._loop.remove(self._control.fileno())
             self._control.close()
             self._control = None
-            self._on_lost()
+            self.on_lost()
         self._asked.clear()
 
     def _drop_keeper(self) -> None:

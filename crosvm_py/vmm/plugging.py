@@ -85,10 +85,16 @@ class Plugging:
         self._ejected: set[int] = set()  # of them, those that the loop has yet to hear of
         self.is_paused: Callable[[], bool] = lambda: False  # whether devices stand still now
         self.cgroup = ""  # the VM's group, if it has one
+        # Called with each device that came, before its driver can use it, and that has gone.
+        self.on_plugged: Callable[[DeviceProcess], None] = lambda _device: None
+        self.on_removed: Callable[[DeviceProcess], None] = lambda _device: None
         supervisor.on_added = self._on_added
 
     def close(self) -> None:
-        """Close the pages; the supervisor has ended."""
+        """Close the pages, and answer whoever waits; the supervisor has ended."""
+        for place in list(self._places.values()):
+            self._leave(place)
+            place.answer.complete(Failed(f"{place.name}: the VM ends"))
         self._pages.close()
 
     # Plug in.
@@ -221,6 +227,7 @@ class Plugging:
             self._remove(device)
             place.answer.complete(Failed(reason[:MAX_REASON_CHARS]))
             return
+        self.on_plugged(device)
         self._hotplug.plugged(place.slot)
         log.info("%s: plugged into PCI slot %d", device.name, place.slot)
         place.answer.complete(Plugged(device.name, f"0000:00:{place.slot:02x}.0"))
@@ -288,6 +295,7 @@ class Plugging:
             self._ejected.discard(slot)
         self._remove(device)
         log.info("%s: removed from PCI slot %d", device.name, slot)
+        self.on_removed(device)
 
 
 def _free_name(kind: str, used: set[str]) -> str:

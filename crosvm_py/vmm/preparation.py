@@ -86,6 +86,7 @@ def prepare(
     recorded: Recorded | None = None,
     *,
     rehearsal: bool = False,
+    plugs: bool = False,
 ) -> Preparation:
     """Open and check what the run needs.
 
@@ -100,6 +101,7 @@ def prepare(
         rehearsal: only check. Every change to the host is undone by ``stack``. No file or cgroup
             is made, no program started, no socket or FIFO of others opened, and no network
             interface configured.
+        plugs: a control process that is there already can plug devices in.
 
     Raises:
         ConfigError: the user asked for something impossible.
@@ -129,7 +131,7 @@ def prepare(
         raise ConfigError(
             f"{len(devices)} devices are above the limit of {arch.max_devices} PCI slots"
         )
-    policies = _policies(config, {order.kind for order in devices}, recorded)
+    policies = _policies(config, {order.kind for order in devices}, recorded, plugs=plugs)
     bound = None
     if config.socket is not None:
         from crosvm_py.socket_path import bind_control_socket
@@ -184,7 +186,9 @@ def _plan_boot(
     return plan_boot(image, initrd, cmdline, arch.memory_map(config.memory_bytes), arch.boot_layout)
 
 
-def _policies(config: RunConfig, kinds: set[str], recorded: Recorded | None) -> RunPolicies | None:
+def _policies(
+    config: RunConfig, kinds: set[str], recorded: Recorded | None, *, plugs: bool
+) -> RunPolicies | None:
     if not config.sandbox:
         log.warning("--disable-sandbox: devices and vmm run unconfined; the guest must be trusted")
         return None
@@ -195,7 +199,7 @@ def _policies(config: RunConfig, kinds: set[str], recorded: Recorded | None) -> 
         directory=config.seccomp_policy_dir,
         log_failures=config.seccomp_log_failures,
         recorded=recorded,
-        control=_control_policy(config),
+        control=CONTROL if plugs else _control_policy(config),
     )
 
 

@@ -156,6 +156,29 @@ def test_refused_devices_leave_nothing_a_hundred_times_each(vmm: Vmm, tmp_path: 
     assert names(tmp_path) == ["block:0", "rng", "first", "block:1"]
 
 
+def sockets(pid: int) -> set[str]:
+    names = (os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
+    return {name for name in names if name.startswith("socket:")}
+
+
+def test_opener_has_files_and_orders_and_nobody_else_has_its_channels(
+    vmm: Vmm, tmp_path: Path
+) -> None:
+    assert plug(tmp_path) == "block:1 0000:00:03.0"
+    opener, found = opener_of(vmm), vmm.processes()
+    keeper, control = found.control
+    (orders,) = sockets(opener) & sockets(keeper)
+    for pid in (found.vmm, control, found.forge, found.warden, *found.devices.values()):
+        assert not sockets(pid) & sockets(opener)
+    assert orders not in sockets(found.warden)  # which has the other end
+    status = Path(f"/proc/{opener}/status").read_text()
+    for line in ("Seccomp:\t2", "CapEff:\t0000000000000000", "NoNewPrivs:\t1"):
+        assert line in status
+    assert "crosvm_guest" not in Path(f"/proc/{opener}/maps").read_text()
+    links = [os.readlink(entry) for entry in Path(f"/proc/{opener}/fd").iterdir()]
+    assert not [link for link in links if "kvm" in link or "memfd" in link or ".img" in link]
+
+
 def test_client_may_not_ask_what_the_control_process_asks(vmm: Vmm, tmp_path: Path) -> None:
     assert "unknown type" in refusal(tmp_path, Reserve("block", "", None))
     assert vmm.processes().control

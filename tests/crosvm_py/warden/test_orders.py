@@ -187,3 +187,10 @@ def test_garbage_from_the_opener_is_no_end(opener: Opener, image: Path) -> None:
             garbage.send(payload)
     assert opener.disk(image).name == "data"
     assert not opener.rig.deaths
+
+
+def test_vmm_that_sends_the_orders_of_an_opener_gets_no_device(opener: Opener) -> None:
+    order = protocol.Add(7, "data", "rng", pack_spec(RngSpec()), 0)
+    opener.rig.warden.channel.send(order)
+    assert "warden" in opener.rig.death()
+    assert opener.added == []
