@@ -50,6 +50,12 @@ def children(rig: DeviceRig, name: str) -> list[int]:
     return found
 
 
+def forge_of(rig: DeviceRig) -> int:
+    """Wait until the forge has its name and return its pid."""
+    rig.until(lambda: len(children(rig, FORGE)) == 1)
+    return children(rig, FORGE)[0]
+
+
 def start(rig: DeviceRig) -> DeviceProcess:
     """Start an rng whose next processes serve the same queue."""
     device = rig.rng()
@@ -164,7 +170,7 @@ def test_warden_without_its_forge_says_so_and_the_others_serve(
     words = "rng: no new process: the forge was killed by signal 9"
     with DeviceRig(sandbox=sandbox, care=Care(ALWAYS)) as rig:
         device, other = start(rig), rig.rng()
-        (pid,) = children(rig, FORGE)
+        pid = forge_of(rig)
         os.kill(pid, signal.SIGKILL)
         rig.until(lambda: children(rig, FORGE) == [])
         assert restart(rig, device) == words
@@ -276,7 +282,7 @@ def test_mould_that_hangs_is_given_up(sandbox: bool, monkeypatch: pytest.MonkeyP
 
 def test_mould_that_is_killed_at_any_moment_is_tried_again(rig: DeviceRig) -> None:
     device = start(rig)
-    (forge_pid,) = children(rig, FORGE)
+    forge_pid = forge_of(rig)
     killed = 0
     for turns in range(12):
         restarts = device.status.restarts
