@@ -8,31 +8,23 @@ import os
 
 from kvm._kvm import ffi, lib
 from kvm.ioctl import ioctl, ioctl_int, refuse
-from kvm.vcpu import CpuidEntry, Vcpu
 from sys_util.errors import HostError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Self
+    from collections.abc import Mapping, Sequence
+    from typing import Self, TypeVar
 
     from _typeshed import WriteableBuffer
 
-# Far more than KVM has. A kernel with more entries would refuse the call with E2BIG.
-MAX_CPUID_ENTRIES: Final = 256
+    from kvm.vcpu import Vcpu
 
-KVM_IRQCHIP_PIC_MASTER: Final[int] = lib.KVM_IRQCHIP_PIC_MASTER
-KVM_IRQCHIP_PIC_SLAVE: Final[int] = lib.KVM_IRQCHIP_PIC_SLAVE
-KVM_IRQCHIP_IOAPIC: Final[int] = lib.KVM_IRQCHIP_IOAPIC
-KVM_CAP_TSC_DEADLINE_TIMER: Final[int] = lib.KVM_CAP_TSC_DEADLINE_TIMER
+    AnyVm = TypeVar("AnyVm", bound="Vm")
+    AnyVcpu = TypeVar("AnyVcpu", bound=Vcpu)
 
 REQUIRED_EXTENSIONS: Final = {
     lib.KVM_CAP_IRQCHIP: "KVM_CAP_IRQCHIP",
     lib.KVM_CAP_USER_MEMORY: "KVM_CAP_USER_MEMORY",
-    lib.KVM_CAP_SET_TSS_ADDR: "KVM_CAP_SET_TSS_ADDR",
-    lib.KVM_CAP_SET_IDENTITY_MAP_ADDR: "KVM_CAP_SET_IDENTITY_MAP_ADDR",
-    lib.KVM_CAP_EXT_CPUID: "KVM_CAP_EXT_CPUID",
-    lib.KVM_CAP_PIT2: "KVM_CAP_PIT2",
     lib.KVM_CAP_IRQ_ROUTING: "KVM_CAP_IRQ_ROUTING",
     lib.KVM_CAP_IRQFD: "KVM_CAP_IRQFD",
     lib.KVM_CAP_IOEVENTFD: "KVM_CAP_IOEVENTFD",
@@ -70,24 +62,12 @@ def host_has_hardware_virtualization() -> bool:
     return bool(lib.crosvm_has_hardware_virtualization())
 
 
-def host_cpuid(leaf: int) -> tuple[int, int, int, int] | None:
-    """Return EAX, EBX, ECX, EDX of the host's CPUID leaf; ``None`` if there is no such leaf.
-
-    The leaf must be one without subleaves.
-    """
-    registers = ffi.new("unsigned int[4]")
-    if not lib.crosvm_host_cpuid(leaf, registers):
-        return None
-    eax, ebx, ecx, edx = ffi.unpack(registers, 4)
-    return eax, ebx, ecx, edx
-
-
 class Kvm:
     """An open ``/dev/kvm``."""
 
     def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
-        self._path = path
+        self.path = path
         # A VM that was made before its run, with interrupt controllers and without memory.
         self.ready_vm: Vm | None = None
 
@@ -114,15 +94,21 @@ class Kvm:
     def _check(self) -> None:
         version = lib.crosvm_ioctl_int(self.fd, lib.KVM_GET_API_VERSION, 0)
         if version < 0:
-            refuse("KVM_GET_API_VERSION", self._path, -version, "this is not KVM")
+            refuse("KVM_GET_API_VERSION", self.path, -version, "this is not KVM")
         if version != lib.KVM_API_VERSION:
             hint = f"version {version}, needed is {lib.KVM_API_VERSION}"
-            raise HostError("KVM_GET_API_VERSION", self._path, hint)
-        missing = [
-            name for cap, name in REQUIRED_EXTENSIONS.items() if not self.check_extension(cap)
-        ]
+            raise HostError("KVM_GET_API_VERSION", self.path, hint)
+        self.require(REQUIRED_EXTENSIONS)
+
+    def require(self, extensions: Mapping[int, str]) -> None:
+        """Check that KVM has all of these: ``KVM_CAP_…`` and their names.
+
+        Raises:
+            HostError: it lacks one.
+        """
+        missing = [name for cap, name in extensions.items() if not self.check_extension(cap)]
         if missing:
-            raise HostError("use", self._path, "this kernel's KVM lacks " + ", ".join(missing))
+            raise HostError("use", self.path, "this kernel's KVM lacks " + ", ".join(missing))
 
     def check_extension(self, capability: int) -> int:
         """Return KVM's answer for a ``KVM_CAP_…``; 0 means absent."""
@@ -133,19 +119,8 @@ class Kvm:
         """How many vCPUs one VM can have."""
         return self.check_extension(lib.KVM_CAP_MAX_VCPUS) or 4
 
-    def supported_cpuid(self) -> list[CpuidEntry]:
-        """Return every CPUID leaf that KVM can offer on this host."""
-        table = ffi.new(
-            "struct kvm_cpuid2 *", {"nent": MAX_CPUID_ENTRIES, "entries": MAX_CPUID_ENTRIES}
-        )
-        ioctl(self.fd, lib.KVM_GET_SUPPORTED_CPUID, table, "KVM_GET_SUPPORTED_CPUID", self._path)
-        return [
-            CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
-            for e in (table.entries[at] for at in range(table.nent))
-        ]
-
-    def create_vm(self) -> Vm:
-        """Create a VM without memory, interrupt controllers or vCPUs.
+    def create_vm(self, architecture: type[AnyVm]) -> AnyVm:
+        """Create a VM without memory, interrupt controllers or vCPUs; it is an ``architecture``.
 
         Raises:
             HostError: the host lacks memory or descriptors, or another hypervisor uses the
@@ -157,13 +132,13 @@ class Kvm:
                 break
         if fd < 0:
             hint = "another hypervisor is using the processor" if fd == -errno.EBUSY else ""
-            refuse("KVM_CREATE_VM", self._path, -fd, hint)
+            refuse("KVM_CREATE_VM", self.path, -fd, hint)
         os.set_inheritable(fd, False)
         run_bytes = ioctl_int(
-            self.fd, lib.KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE", self._path
+            self.fd, lib.KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE", self.path
         )
         any_length = self.check_extension(lib.KVM_CAP_IOEVENTFD_ANY_LENGTH) != 0
-        return Vm(fd, run_bytes, ioeventfd_any_length=any_length)
+        return architecture(fd, run_bytes, ioeventfd_any_length=any_length)
 
     def close(self) -> None:
         """Close the device. The VMs made with it are not affected."""
@@ -173,7 +148,10 @@ class Kvm:
 
 
 class Vm:
-    """A virtual machine. It keeps an export of each memory buffer, which prevents its unmapping."""
+    """What virtual machines of every architecture have; ``x86_64.py`` has the rest of one.
+
+    It keeps an export of each memory buffer, which prevents its unmapping.
+    """
 
     def __init__(self, fd: int, run_bytes: int, *, ioeventfd_any_length: bool) -> None:
         self.fd = fd
@@ -183,33 +161,6 @@ class Vm:
         # No objects of cffi: if one of those views a memoryview, and the garbage collector finds
         # both in a circle, Python crashes.
         self._memory: dict[int, memoryview] = {}
-
-    def set_tss_address(self, gpa: int) -> None:
-        """Give KVM three pages of guest-physical addresses for real-mode emulation on Intel."""
-        ioctl_int(self.fd, lib.KVM_SET_TSS_ADDR, gpa, "KVM_SET_TSS_ADDR")
-
-    def set_identity_map_address(self, gpa: int) -> None:
-        """Give KVM one page of guest-physical addresses, for its identity page table on Intel."""
-        address = ffi.new("uint64_t *", gpa)
-        ioctl(self.fd, lib.KVM_SET_IDENTITY_MAP_ADDR, address, "KVM_SET_IDENTITY_MAP_ADDR")
-
-    def create_irqchip(self) -> None:
-        """Have KVM emulate two PICs and an IOAPIC, and a LAPIC for each vCPU made later."""
-        ioctl_int(self.fd, lib.KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP")
-
-    def create_pit2(self) -> None:
-        """Have KVM emulate the interval timer, including port 0x61."""
-        config = ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY})
-        ioctl(self.fd, lib.KVM_CREATE_PIT2, config, "KVM_CREATE_PIT2")
-
-    def drop_missed_pit_ticks(self) -> None:
-        """Have KVM drop timer ticks that the guest could not take, not deliver them later.
-
-        A VM that was suspended for an hour would get 3.6 million ticks at once. The first call
-        waits up to 20 ms for readers of KVM's interrupt tables; a second call does nothing.
-        """
-        control = ffi.new("struct kvm_reinject_control *", {"pit_reinject": 0})
-        ioctl(self.fd, lib.KVM_REINJECT_CONTROL, control, "KVM_REINJECT_CONTROL")
 
     def add_memory(
         self, slot: int, gpa: int, buffer: WriteableBuffer, *, read_only: bool = False
@@ -321,22 +272,10 @@ class Vm:
         message = ffi.new("struct kvm_msi *", fields)
         ioctl(self.fd, lib.KVM_SIGNAL_MSI, message, "KVM_SIGNAL_MSI", f"to {address:#x}")
 
-    def clock_ns(self) -> int:
-        """Return the guest's kvmclock in nanoseconds."""
-        data = ffi.new("struct kvm_clock_data *")
-        ioctl(self.fd, lib.KVM_GET_CLOCK, data, "KVM_GET_CLOCK")
-        return data.clock
-
-    def set_clock_ns(self, clock_ns: int) -> None:
-        """Set the guest's kvmclock."""
-        data = ffi.new("struct kvm_clock_data *", {"clock": clock_ns, "flags": 0})
-        ioctl(self.fd, lib.KVM_SET_CLOCK, data, "KVM_SET_CLOCK")
-
-    def create_vcpu(self, index: int) -> Vcpu:
-        """Create the vCPU ``index``, which is also its APIC id."""
+    def _create_vcpu(self, architecture: type[AnyVcpu], index: int) -> AnyVcpu:
         fd = ioctl_int(self.fd, lib.KVM_CREATE_VCPU, index, "KVM_CREATE_VCPU", f"{index}")
         os.set_inheritable(fd, False)
-        return Vcpu(index, fd, self._run_bytes)
+        return architecture(index, fd, self._run_bytes)
 
     def close(self) -> None:
         """Close the VM and release its memory. The owner of the vCPUs closes them before."""

@@ -97,11 +97,11 @@ def _check_machine(name: str) -> list[Finding]:
 
 
 def _check_kvm(name: str) -> list[Finding]:
-    from kvm.vm import Kvm
+    from kvm.vm import Kvm, Vm
 
     kvm = Kvm.open()
     try:
-        kvm.create_vm().close()
+        kvm.create_vm(Vm).close()
         detail = f"usable, a VM can be made, up to {kvm.max_vcpus} vCPUs"
     finally:
         kvm.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from crosvm_py.machine.irq_routes import IrqRoutes, KvmIrqLine
-from crosvm_py.machine.vcpu import VcpuSet
+from crosvm_py.machine.vcpu import RunnableVcpu, VcpuSet
 from devices.bus import Bus
 from devices.irq_line import SharedIrqLine
 from devices.pci.bar import BarWindow
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from crosvm_py.machine.vcpu_exit import VmExitReason
     from devices.virtio.backend import VirtioBackend
     from kernel_loader.load import BootPlan
-    from kvm.vcpu import Vcpu
-    from kvm.vm import Kvm, Vm
+    from kvm.vm import Vm
     from sys_util.event_loop import EventLoop, Timer
     from sys_util.guest_memory import GuestMemory
 
@@ -88,19 +87,27 @@ class _KvmIoEventFds:
         self._vm.unregister_ioeventfd(eventfd, address)
 
 
+class BoardVcpu(RunnableVcpu, Protocol):
+    """The part of a ``kvm.vcpu.Vcpu`` that the board needs."""
+
+    def close(self) -> None:
+        """Close its descriptors."""
+        ...
+
+
 class Board(ABC):
     """One machine, from its parts to its running vCPUs. Owns the VM and the vCPUs."""
 
     def __init__(
         self,
-        kvm: Kvm,
+        vm: Vm,
         memory: GuestMemory,
         loop: EventLoop,
         lock: RLock,
         pci: PciPlace,
         wiring: ChipWiring,
     ) -> None:
-        """Build the board; the caller keeps ``kvm`` and ``memory`` open until ``close``.
+        """Build the board; the caller keeps ``memory`` open until ``close``, which closes ``vm``.
 
         ``lock`` is held around every call of a device.
 
@@ -110,19 +117,17 @@ class Board(ABC):
         self.lock = lock
         self.pio = Bus("port I/O", self.lock)
         self.mmio = Bus("memory-mapped I/O", self.lock)
-        ready = kvm.ready_vm
-        self.vm = kvm.create_vm() if ready is None else ready
+        self.vm = vm
         self._memory = memory
         self._loop = loop
         self._transports: dict[int, VirtioPciTransport] = {}  # by slot
         self.hotplug: HotPlug | None = None
-        self._vcpus: list[Vcpu] = []
+        self._vcpus: list[BoardVcpu] = []
         # Add memory first. KVM waits for all readers of the memory slots and I/O buses when a slot
         # is added; that takes 7 ms if the interrupt controllers have just joined a bus.
         for slot, (region, mapping) in enumerate(memory.mappings):
             self.vm.add_memory(slot, region.gpa, mapping)
-        if ready is None:
-            self._create_interrupt_controllers()
+        self._create_interrupt_controllers()
         self._place = pci
         self._pci = PciRoot()
         self._services = PciServices(
@@ -135,7 +140,7 @@ class Board(ABC):
 
     @abstractmethod
     def _create_interrupt_controllers(self) -> None:
-        """Create KVM's interrupt controllers and timers; memory has been added before."""
+        """Create KVM's interrupt controllers and timers, unless the VM has them; it has memory."""
 
     @abstractmethod
     def load(self, plan: BootPlan, cpus: int) -> None:

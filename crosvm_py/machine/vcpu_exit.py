@@ -20,7 +20,6 @@ from kvm.run_page import (
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from kvm._kvm import kvm_regs
     from kvm.run_page import RunPage
 
 _SYSTEM_EVENTS: Final = {
@@ -45,8 +44,8 @@ class StoppedVcpu(Protocol):
         """Its number."""
         ...
 
-    def regs(self) -> kvm_regs:
-        """Return the general registers."""
+    def instruction_pointer(self) -> int:
+        """Return the guest's virtual address of the next instruction."""
         ...
 
 
@@ -76,10 +75,10 @@ def ended_by_exit(
 
 def _describe_internal_error(vcpu: StoppedVcpu, page: RunPage) -> str:
     suberror, data = page.internal_error()
-    rip = vcpu.regs().rip
+    at = vcpu.instruction_pointer()
     if suberror == KVM_INTERNAL_ERROR_EMULATION:
         instruction = page.instruction().hex(" ") or "not known"
-        return f"KVM cannot emulate the instruction at {rip:#x}, bytes {instruction}"
+        return f"KVM cannot emulate the instruction at {at:#x}, bytes {instruction}"
     name = INTERNAL_ERROR_NAMES.get(suberror, "unknown suberror")
     words = " ".join(f"{word:#x}" for word in data)
-    return f"KVM internal error {suberror} ({name}) at {rip:#x}, data {words or 'none'}"
+    return f"KVM internal error {suberror} ({name}) at {at:#x}, data {words or 'none'}"

@@ -21,6 +21,7 @@ from crosvm_py.machine.x86_64.msrs import set_boot_msrs
 from crosvm_py.machine.x86_64.regs import configure_boot_vcpu, set_local_interrupts
 from devices.bus import Bus
 from kvm.vm import Kvm
+from kvm.x86_64 import X86Vm, supported_cpuid
 from sys_util.guest_memory import GuestMemory
 from tests.kernel_loader.images import open_kernel
 
@@ -106,7 +107,7 @@ class Machine:
         self.pio.insert(COM_PORTS[0], COM_PORT_COUNT, self.uart)
         self.pio.insert(RESET_PORT, 1, ResetPort(self))
         self._kvm = Kvm.open()
-        self.vm = self._kvm.create_vm()
+        self.vm = self._kvm.create_vm(X86Vm)
         self.vm.set_tss_address(TSS_GPA)
         self.vm.set_identity_map_address(IDENTITY_MAP_GPA)
         self.vm.create_irqchip()
@@ -114,7 +115,7 @@ class Machine:
         self.memory = GuestMemory.create([(0, MEMORY_BYTES)])
         for slot, (region, mapping) in enumerate(self.memory.mappings):
             self.vm.add_memory(slot, region.gpa, mapping)
-        supported = self._kvm.supported_cpuid()
+        supported = supported_cpuid(self._kvm)
         template = CpuidTemplate(supported, cpus, tsc_deadline_timer=True)
         self.vcpus = [self.vm.create_vcpu(index) for index in range(cpus)]
         for vcpu in self.vcpus:

@@ -34,9 +34,9 @@ class X86:
 
     def make_ready(self, kvm: Kvm) -> None:
         """Make a VM with interrupt controllers. KVM's timer alone takes it 3 to 15 ms."""
-        from crosvm_py.machine.x86_64.machine import create_interrupt_controllers
+        from crosvm_py.machine.x86_64.machine import create_interrupt_controllers, create_vm
 
-        vm = kvm.create_vm()
+        vm = create_vm(kvm)
         create_interrupt_controllers(vm)
         kvm.ready_vm = vm
 

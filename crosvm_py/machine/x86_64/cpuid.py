@@ -8,8 +8,7 @@ surface and our guests do not need them.
 
 from __future__ import annotations
 
-from kvm.vcpu import KVM_CPUID_FLAG_SIGNIFCANT_INDEX, CpuidEntry
-from kvm.vm import host_cpuid
+from kvm.x86_64 import KVM_CPUID_FLAG_SIGNIFCANT_INDEX, CpuidEntry, host_cpuid
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:

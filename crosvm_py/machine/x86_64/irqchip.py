@@ -4,12 +4,8 @@
 from __future__ import annotations
 
 from crosvm_py.machine.irq_routes import ChipWiring
-from kvm.vm import (
-    KVM_IRQCHIP_IOAPIC,
-    KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE,
-    ChipRoute,
-)
+from kvm.vm import ChipRoute
+from kvm.x86_64 import KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE
 from sys_util.typing import Final
 
 IOAPIC_PINS: Final = 24

@@ -21,7 +21,13 @@ from devices.i8042 import I8042
 from devices.pci.root import ConfigPorts
 from devices.pvpanic import PVPANIC_LENGTH, PvPanic
 from kernel_loader.load import load_linux
-from kvm.vm import KVM_CAP_TSC_DEADLINE_TIMER
+from kvm.x86_64 import (
+    KVM_CAP_TSC_DEADLINE_TIMER,
+    REQUIRED_EXTENSIONS,
+    X86Vcpu,
+    X86Vm,
+    supported_cpuid,
+)
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
     from crosvm_py.machine.board import MachineEvents
     from crosvm_py.machine.hotplug import HotPlug
     from kernel_loader.load import BootPlan
-    from kvm.vm import Kvm, Vm
+    from kvm.vm import Kvm
     from sys_util.event_loop import EventLoop
     from sys_util.guest_memory import GuestMemory
 
@@ -53,7 +59,17 @@ _PCI: Final = PciPlace(
 )
 
 
-def create_interrupt_controllers(vm: Vm) -> None:
+def create_vm(kvm: Kvm) -> X86Vm:
+    """Create a VM of x86 without memory and interrupt controllers.
+
+    Raises:
+        HostError: KVM refuses it, or lacks what every PC needs.
+    """
+    kvm.require(REQUIRED_EXTENSIONS)
+    return kvm.create_vm(X86Vm)
+
+
+def create_interrupt_controllers(vm: X86Vm) -> None:
     """Have KVM make what ``Machine`` has of it beside memory and vCPUs.
 
     Raises:
@@ -89,15 +105,20 @@ class Machine(Board):
         Raises:
             HostError: KVM refuses a part.
         """
-        super().__init__(kvm, memory, loop, lock, _PCI, chip_wiring())
+        ready = kvm.ready_vm
+        self._is_ready = isinstance(ready, X86Vm)
+        self._x86 = ready if isinstance(ready, X86Vm) else create_vm(kvm)
+        self._x86_vcpus: list[X86Vcpu] = []
         self._kvm = kvm
+        super().__init__(self._x86, memory, loop, lock, _PCI, chip_wiring())
         self._power = AcpiPm(KvmIrqLine(self.vm, layout.SCI_IRQ), events.on_power_off)
         self._insert_board(events)
         if events.on_eject is not None:
             self.hotplug = _add_hotplug(self, events.on_eject)
 
     def _create_interrupt_controllers(self) -> None:
-        create_interrupt_controllers(self.vm)
+        if not self._is_ready:
+            create_interrupt_controllers(self._x86)
 
     def _insert_board(self, events: MachineEvents) -> None:
         low, *high = (region.size_bytes for region in self._memory.regions)
@@ -127,24 +148,25 @@ class Machine(Board):
         write_mptable(memory, cpus)
         entry = load_linux(memory, plan, rsdp_gpa=rsdp_gpa, seed=os.urandom(SEED_BYTES))
         self._make_vcpus(cpus)
-        configure_boot_vcpu(self._vcpus[0], memory, entry)
+        configure_boot_vcpu(self._x86_vcpus[0], memory, entry)
 
     def _make_vcpus(self, cpus: int) -> None:
         """Make the vCPUs. KVM makes all but the first wait for their start-up IPI."""
-        supported = self._kvm.supported_cpuid()
+        supported = supported_cpuid(self._kvm)
         deadline_timer = bool(self._kvm.check_extension(KVM_CAP_TSC_DEADLINE_TIMER))
         template = CpuidTemplate(supported, cpus, tsc_deadline_timer=deadline_timer)
         address_bits = physical_address_bits(supported)
         for index in range(cpus):
-            vcpu = self.vm.create_vcpu(index)
+            vcpu = self._x86.create_vcpu(index)
             self._vcpus.append(vcpu)
+            self._x86_vcpus.append(vcpu)
             vcpu.set_cpuid(template.for_vcpu(index))
             set_boot_msrs(vcpu, address_bits)
             set_local_interrupts(vcpu)
 
     def make_clocks(self) -> GuestClocks:
         """Return the guest's clocks, so that a suspension can stop them."""
-        return GuestClocks(self.vm, self._vcpus)
+        return GuestClocks(self._x86, self._x86_vcpus)
 
     def inject_nmi(self) -> None:
         """Send every vCPU a non-maskable interrupt, as a message to all local APICs."""

@@ -9,14 +9,13 @@ import threading
 from typing import TYPE_CHECKING
 
 from crosvm_py.machine.vcpu import VcpuSet
-from kvm._kvm import ffi, lib
+from kvm._kvm import lib
 from kvm.run_page import IO_FORMAT, MMIO_FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from crosvm_py.machine.vcpu_exit import VmExitReason
-    from kvm._kvm import kvm_regs
 
 DATA_OFFSET = 4096
 TIMEOUT_SECONDS = 60.0
@@ -50,10 +49,8 @@ class ScriptedVcpu:
     def notify_paused(self) -> None:
         self.pauses += 1
 
-    def regs(self) -> kvm_regs:
-        regs = ffi.new("struct kvm_regs *")
-        regs.rip = 0xFFFF_8000
-        return regs
+    def instruction_pointer(self) -> int:
+        return 0xFFFF_8000
 
 
 class RecordingBus:

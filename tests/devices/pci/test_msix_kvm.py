@@ -12,6 +12,7 @@ from crosvm_py.machine.x86_64.irqchip import chip_wiring
 from devices.pci.config_space import ConfigSpace, PciIdentity
 from devices.pci.msix import MSIX_ENABLE, Msix
 from kvm.vm import Kvm
+from kvm.x86_64 import X86Vm
 from tests.devices.fakes import readable
 
 pytestmark = pytest.mark.kvm
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.kvm
 @pytest.fixture
 def msix() -> Iterator[Msix]:
     with_kvm = Kvm.open()
-    vm = with_kvm.create_vm()
+    vm = with_kvm.create_vm(X86Vm)
     vm.create_irqchip()
     space = ConfigSpace(PciIdentity(1, 2, 3))
     msix = Msix(2, IrqRoutes(vm, chip_wiring()))

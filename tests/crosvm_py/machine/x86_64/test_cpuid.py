@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from crosvm_py.machine.x86_64.cpuid import CpuidTemplate, physical_address_bits
-from kvm.vcpu import CpuidEntry
+from kvm.x86_64 import CpuidEntry
 
 INTEL = (0x756E_6547, 0x6C65_746E, 0x4965_6E69)
 AMD = (0x6874_7541, 0x444D_4163, 0x6974_6E65)
