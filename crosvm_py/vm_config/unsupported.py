@@ -45,7 +45,6 @@ _REFUSED: Final = {
     "iommu": "there is no virtual IOMMU",
     "numa": "there is one NUMA node",
     "pci_segments": "there is one PCI segment",
-    "platform.num_pci_segments": "there is one PCI segment",
     "platform.iommu_segments": "there is no virtual IOMMU",
     "landlock_enable": "every device has a jail instead",
 }
@@ -66,6 +65,7 @@ _IGNORED: Final = {
     "net.*.offload_tso": "a card offloads what its TAP can",
     "net.*.offload_ufo": "a card offloads what its TAP can",
     "net.*.offload_csum": "a card offloads what its TAP can",
+    "platform.num_pci_segments": "there is one PCI segment",
     "landlock_rules": "every device has a jail instead",
 }
 
@@ -85,6 +85,8 @@ def unsupported(config: VmConfig) -> list[Problem]:
     if config.serial.mode == "Socket":
         found.append(_refusal("serial.mode Socket", "a port makes no socket that it listens at"))
     for place, device in devices_of(config):
+        if device.pci_segment:
+            found.append(_refusal(f"{place}.pci_segment", "there is one PCI segment"))
         if device.pci_device_id is not None:
             reason = "devices have slots in their order"
             found.append(_refusal(f"{place}.pci_device_id", reason))
@@ -110,7 +112,8 @@ def _refusal(place: str, reason: str) -> Problem:
 def _given(value: object, default: object, place: str, keys: list[str]) -> Iterator[str]:
     """Return the places at ``keys`` in ``value`` that differ from ``default``."""
     if not keys:
-        if value not in (None, (), default):
+        nothing = default is None and value in (0, "")
+        if not nothing and value not in (None, (), default):
             yield place
     elif keys[0] == "*":
         for index, item in enumerate(value if isinstance(value, tuple) else ()):

@@ -156,7 +156,13 @@ SHARED = {"memory": {"size": 1 << 30, "shared": True}}
         ({"iommu": True}, "iommu"),
         ({"numa": [{"guest_numa_id": 0}]}, "numa"),
         ({"pci_segments": [{}]}, "pci_segments"),
-        ({"platform": {"num_pci_segments": 2}}, "platform.num_pci_segments"),
+        (
+            {
+                "platform": {"num_pci_segments": 2},
+                "disks": [{"path": "/a"}, {"path": "/b", "pci_segment": 1}],
+            },
+            r"disks\[1\].pci_segment",
+        ),
         ({"landlock_enable": True}, "landlock_enable"),
         ({"serial": {"mode": "Socket", "socket": "/s"}}, "serial.mode Socket"),
         ({"rng": {"src": "/dev/hwrng"}}, "rng.src"),
@@ -234,12 +240,15 @@ def test_hints_are_named_and_ignored() -> None:
                 "packages": 1,
             },
         },
-        net=[{"tap": "t"}, {"tap": "u", "offload_ufo": False}],
+        memory={"size": 1 << 30, "hotplug_size": 0, "hotplugged_size": 0},
+        net=[{"tap": "t", "host_mac": None}, {"tap": "u", "offload_ufo": False}],
+        platform={"num_pci_segments": 2},
     )
     assert ignored(given_keys) == [
         "cpus.topology has no effect: each vCPU is a core",
         "cpus.nested has no effect: the host decides whether a guest may run VMs",
         "net[1].offload_ufo has no effect: a card offloads what its TAP can",
+        "platform.num_pci_segments has no effect: there is one PCI segment",
         "cpus.max_vcpus has no effect: vCPUs cannot be added",
     ]
     assert ignored(config()) == []
