@@ -64,7 +64,11 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
         }
     ),
     "crosvm_py.api": frozenset(
-        {"sys_util", "devices", "crosvm_py.version", "crosvm_py.vm_config"} | GROUND
+        {
+            *("sys_util", "devices", "crosvm_py.kinds.order"),
+            *("crosvm_py.version", "crosvm_py.vm_config"),
+        }
+        | GROUND
     ),
     "crosvm_py.client": frozenset({"sys_util", "crosvm_py.vm_config"}),
     "crosvm_py.cloud_hypervisor": frozenset(

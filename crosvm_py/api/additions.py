@@ -6,12 +6,13 @@ from __future__ import annotations
 import msgspec
 
 from crosvm_py.api.device_ids import with_ids
+from crosvm_py.api.edits import appended, checked, removal
 from crosvm_py.api.errors import NO_CONTENT, ApiError
+from crosvm_py.api.hotplug import plug_disk, unplug
 from crosvm_py.requests.creation import MAX_FDS, DropFds, KeepFds, KeptFds
 from crosvm_py.requests.protocol import Done
 from crosvm_py.vm_config.devices import DiskConfig, NetConfig, VsockConfig
 from crosvm_py.vm_config.requests import VmRemoveDevice
-from crosvm_py.vm_config.validation import problems
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -25,23 +26,15 @@ if TYPE_CHECKING:
     from crosvm_py.vm_config.schema import VmConfig
 
 _HOTPLUG: Final = "devices that are added to a running VM are not supported by crosvm-py"
-# The keys of a configuration whose devices can be removed.
-_LISTS: Final = (
-    "disks",
-    "net",
-    "fs",
-    "pmem",
-    "generic_vhost_user",
-    "devices",
-    "user_devices",
-    "vdpa",
-)
 
 
 def add_disk(vm: ApiVm, call: Call) -> Steps:
     """Add a disk."""
     disk = call.taken(DiskConfig)
-    return (yield from _add(vm, lambda config: _appended(config, "disks", disk)))
+    facts = yield from vm.facts()
+    if facts.memory_bytes:
+        return (yield from plug_disk(vm, disk))
+    return (yield from _add(vm, lambda config: appended(config, "disks", disk)))
 
 
 def add_net(vm: ApiVm, call: Call) -> Steps:
@@ -52,11 +45,11 @@ def add_net(vm: ApiVm, call: Call) -> Steps:
     config = yield from _before_boot(vm)
     if count:  # checked with any numbers, before the vmm keeps descriptors for it
         card = msgspec.structs.replace(card, fds=tuple(range(3, 3 + count)))
-    _checked(_appended(config, "net", card))
+    checked(appended(config, "net", card))
     if count:
         kept = yield from vm.demand(KeepFds(), KeptFds, call.fds)
         card = msgspec.structs.replace(card, fds=kept.numbers)
-    vm.keep(with_ids(_appended(config, "net", card)))
+    vm.keep(with_ids(appended(config, "net", card)))
     return NO_CONTENT
 
 
@@ -74,16 +67,11 @@ def add_vsock(vm: ApiVm, call: Call) -> Steps:
 
 def remove(vm: ApiVm, call: Call) -> Steps:
     """Remove a device."""
-    wanted = call.taken(VmRemoveDevice).id
-    config = yield from _before_boot(vm)
-    changes: dict[str, object] = {}
-    for key in _LISTS:
-        devices = getattr(config, key) or ()
-        left = tuple(device for device in devices if device.id != wanted)
-        if len(left) < len(devices):
-            changes[key] = left or None
-    if config.vsock is not None and config.vsock.id == wanted:
-        changes["vsock"] = None
+    wanted, config = call.taken(VmRemoveDevice).id, vm.known()
+    facts = yield from vm.facts()
+    if facts.memory_bytes:
+        return (yield from unplug(vm, wanted))
+    changes = removal(config, wanted)
     if not changes:
         raise ApiError(404, f"no device has the id {wanted}")
     fds = tuple(fd for card in config.net or () if card.id == wanted for fd in card.fds or ())
@@ -108,21 +96,5 @@ def _before_boot(vm: ApiVm) -> Generator[Pending, Response, VmConfig]:
 
 def _add(vm: ApiVm, edit: Callable[[VmConfig], VmConfig]) -> Steps:
     config = edit((yield from _before_boot(vm)))
-    vm.keep(with_ids(_checked(config)))
+    vm.keep(with_ids(checked(config)))
     return NO_CONTENT
-
-
-def _checked(config: VmConfig) -> VmConfig:
-    """Return a configuration that breaks no rule.
-
-    Raises:
-        ApiError: it breaks one.
-    """
-    found = problems(config)
-    if found:
-        raise ApiError(found[0].status, *found[0].chain())
-    return config
-
-
-def _appended(config: VmConfig, key: str, device: DiskConfig | NetConfig) -> VmConfig:
-    return msgspec.structs.replace(config, **{key: (*(getattr(config, key) or ()), device)})

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from crosvm_py.api.device_ids import with_ids
+from crosvm_py.api.device_ids import ids_by_name, with_ids
 from crosvm_py.api.errors import NO_CONTENT, ApiError
 from crosvm_py.requests.creation import Booted, BootVm, EndVm, ForgetVm
 from crosvm_py.requests.protocol import Done
@@ -27,8 +27,8 @@ def create(vm: ApiVm, call: Call) -> Steps:
 
 def boot(vm: ApiVm, _call: Call) -> Steps:
     """Start the VM. When that fails the configuration stays, and a client may try again."""
-    config = vm.known()
-    vm.keep(with_ids(config))
+    config = with_ids(vm.known())
+    vm.keep(config, ids_by_name(config))
     vm.is_booting = True
     try:
         booted = yield from vm.demand(BootVm(), Booted)

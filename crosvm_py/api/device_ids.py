@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import msgspec
 
-from sys_util.typing import TYPE_CHECKING
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from crosvm_py.vm_config.devices import DiskConfig, NetConfig
     from crosvm_py.vm_config.schema import VmConfig
 
+# Devices that no client adds or removes. All others have a name that is an id, once they are there.
+_LONE: Final = frozenset({"rng", "balloon", "console"})
 
-def with_ids(config: VmConfig) -> VmConfig:
-    """Return the configuration in which every disk, card and vsock has an id."""
+
+def with_ids(config: VmConfig, taken: Iterable[str] = ()) -> VmConfig:
+    """Return the configuration in which every disk, card and vsock has an id.
+
+    New ids are none of those ``taken``.
+    """
     used = {item.id for item in (*(config.disks or ()), *(config.net or ())) if item.id}
     used |= {config.vsock.id} if config.vsock is not None and config.vsock.id else set()
+    used |= set(taken)
     count = 0
 
     def new_id(prefix: str) -> str:
@@ -53,4 +62,5 @@ def ids_by_name(config: VmConfig) -> dict[str, str]:
 
 def id_of(ids: dict[str, str], name: str) -> str:
     """Return the id of the device that the vmm calls ``name``."""
-    return ids.get(name) or f"__{name.partition(':')[0]}"
+    known = ids.get(name)
+    return known or (f"__{name.partition(':')[0]}" if name in _LONE else name)

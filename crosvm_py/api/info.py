@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 from crosvm_py.api import http
-from crosvm_py.api.device_ids import id_of, ids_by_name
+from crosvm_py.api.device_ids import id_of
 from crosvm_py.api.errors import ApiError
 from crosvm_py.api.versions import BUILD_VERSION, INTERFACE_VERSION
 from crosvm_py.requests.balloon import PAGE_BYTES, BalloonQuery
@@ -52,7 +52,7 @@ def info(vm: ApiVm, _call: Call) -> Steps:
         try:
             listed = yield from vm.demand(ListDevices(), DeviceList)
             size = facts.memory_bytes - (yield from _balloon_bytes(vm, config))
-            tree = _tree(config, listed.devices)
+            tree = _tree(vm.names, listed.devices)
         except ApiError:
             facts = yield from vm.facts()
             if facts.memory_bytes:  # otherwise the VM has ended in between
@@ -73,8 +73,7 @@ def _balloon_bytes(vm: ApiVm, config: VmConfig) -> Generator[Pending, Response, 
     return state.actual_pages * PAGE_BYTES
 
 
-def _tree(config: VmConfig, devices: tuple[DeviceInfo, ...]) -> dict[str, DeviceNode]:
-    ids = ids_by_name(config)
+def _tree(ids: dict[str, str], devices: tuple[DeviceInfo, ...]) -> dict[str, DeviceNode]:
     tree: dict[str, DeviceNode] = {}
     for slot, device in enumerate(devices, _FIRST_SLOT):
         name = id_of(ids, device.name)
@@ -90,8 +89,7 @@ def counters(vm: ApiVm, _call: Call) -> Steps:
     """Return the counters of every device."""
     yield from vm.booted()
     listed = yield from vm.demand(ListDevices(), DeviceList)
-    ids = {} if vm.config is None else ids_by_name(vm.config)
-    found = {id_of(ids, device.name): _counters(device) for device in listed.devices}
+    found = {id_of(vm.names, device.name): _counters(device) for device in listed.devices}
     return http.answer(200, json.dumps(found, separators=(",", ":")).encode("ascii"))
 
 

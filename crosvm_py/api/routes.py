@@ -66,7 +66,7 @@ FIXED: Final[dict[str, Route]] = {
     ),
     "vm.add-device": _add("device", "VFIO devices", devices.DeviceConfig),
     "vm.add-user-device": _add("user device", "vfio-user devices", devices.UserDeviceConfig),
-    "vm.add-disk": _add("disk", _HOTPLUG, devices.DiskConfig),
+    "vm.add-disk": _add("disk", "", devices.DiskConfig, steps=additions.add_disk),
     "vm.add-fs": _add("fs device", "shared directories", devices.FsConfig),
     "vm.add-generic-vhost-user": _add(
         "vhost-user device", "vhost-user devices", devices.GenericVhostUserConfig
@@ -76,7 +76,7 @@ FIXED: Final[dict[str, Route]] = {
     "vm.add-vdpa": _add("vDPA device", "vDPA devices", devices.VdpaConfig),
     "vm.add-vsock": _add("vsock device", _HOTPLUG, devices.VsockConfig),
     "vm.remove-device": _put(
-        "The device could not be removed", absent.no_device(_HOTPLUG), requests.VmRemoveDevice
+        "The device could not be removed", additions.remove, requests.VmRemoveDevice
     ),
     "vm.snapshot": _put(
         "The VM could not be snapshotted", absent.not_yet("snapshot"), requests.VmSnapshotConfig
@@ -108,10 +108,8 @@ CREATABLE: Final[dict[str, Route]] = FIXED | {
         "vm.shutdown": creation.shut_down,
         "vm.delete": creation.delete,
         "vm.reboot": creation.reboot,
-        "vm.add-disk": additions.add_disk,
         "vm.add-net": additions.add_net,
         "vm.add-vsock": additions.add_vsock,
-        "vm.remove-device": additions.remove,
     }.items()
 }
 

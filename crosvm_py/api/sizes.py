@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import msgspec
 
-from crosvm_py.api.device_ids import ids_by_name
 from crosvm_py.api.errors import NO_CONTENT, ApiError
 from crosvm_py.requests.balloon import BalloonSet
-from crosvm_py.requests.devices import MAX_DISK_BYTES, ResizeDisk
+from crosvm_py.requests.devices import MAX_DISK_BYTES, ResizeNamedDisk
 from crosvm_py.vm_config.requests import VmResize, VmResizeDisk, VmResizeZone
 from devices.virtio.commands import BalloonState, DiskSize
 from sys_util.typing import TYPE_CHECKING, Final
@@ -56,15 +55,17 @@ def resize(vm: ApiVm, call: Call) -> Steps:
 def resize_disk(vm: ApiVm, call: Call) -> Steps:
     """Change the size of a disk, which the guest sees at once."""
     wanted = call.taken(VmResizeDisk)
-    ids = ids_by_name(vm.known())
+    vm.known()
     yield from vm.booted()
-    names = [name for name, known in ids.items() if wanted.id in (known, name)]
-    kind, _, index = "".join(names[:1]).partition(":")
-    if kind != "block":
+    disks = {disk.id for disk in vm.known().disks or ()}
+    names = [
+        name for name, known in vm.names.items() if known in disks and wanted.id in (known, name)
+    ]
+    if not names:
         raise ApiError(404, f"no disk has the id {wanted.id}")
     if wanted.desired_size % _SECTOR_BYTES or not 0 < wanted.desired_size <= MAX_DISK_BYTES:
         raise ApiError(500, f"{wanted.desired_size} is not a number of whole sectors of 512 bytes")
-    yield from vm.demand(ResizeDisk(int(index), wanted.desired_size), DiskSize)
+    yield from vm.demand(ResizeNamedDisk(names[0], wanted.desired_size), DiskSize)
     return NO_CONTENT
 
 

@@ -43,6 +43,10 @@ class Store:
         length = int.from_bytes(os.pread(self._fd, _LENGTH_BYTES, 0), "little")
         return os.pread(self._fd, min(length, MAX_BYTES), _LENGTH_BYTES)
 
+    def load_config(self) -> bytes:
+        """Return the first line of the text, which is the configuration."""
+        return self.load().partition(b"\n")[0]
+
     def save(self, text: bytes) -> None:
         """Replace the text. One that is too long is not kept."""
         if self._fd < 0:

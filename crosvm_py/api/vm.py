@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from crosvm_py.api.device_ids import with_ids
+import json
+
+from crosvm_py.api.device_ids import ids_by_name, with_ids
 from crosvm_py.api.errors import ApiError
 from crosvm_py.api.steps import expect
 from crosvm_py.requests.vm import RUNNING, SUSPENDED, WAITING, QueryVm, VmFacts
@@ -49,17 +51,29 @@ class ApiVm:
         self.is_booting = False  # the vmm answers nothing meanwhile
         self._store = store
         self.config: VmConfig | None = None
-        text = store.load()
+        # The ids of devices, by the names that the vmm has for them.
+        self.names: dict[str, str] = {}
+        text, _, names = store.load().partition(b"\n")
         if text:
             try:
-                self.config = with_ids(decode(text, VmConfig, keep_fds=True))
+                self.config = config = with_ids(decode(text, VmConfig, keep_fds=True))
+                self.names = _read_names(names) or ids_by_name(config)
             except SchemaError as error:
                 _log.error("the configuration is lost: %s", error)
 
-    def keep(self, config: VmConfig | None) -> None:
-        """Take a new configuration, or none."""
+    def keep(self, config: VmConfig | None, names: dict[str, str] | None = None) -> None:
+        """Take a new configuration, or none; the names of devices stay unless there are new ones.
+
+        The first line in the store is the configuration, the second has the names.
+        """
         self.config = config
-        self._store.save(b"" if config is None else encode(config))
+        if names is not None:
+            self.names = names
+        if config is None:
+            self.names = {}
+            self._store.save(b"")
+        else:
+            self._store.save(encode(config) + b"\n" + json.dumps(self.names).encode("ascii"))
 
     def demand(
         self, request: Request, kind: type[A], fds: tuple[int, ...] = ()
@@ -105,3 +119,12 @@ class ApiVm:
     def state_of(facts: VmFacts) -> VmState:
         """Return the state as the API calls it; there is a configuration."""
         return _STATES.get(facts.state, "Created")
+
+
+def _read_names(text: bytes) -> dict[str, str]:
+    """Return the names that ``keep`` stored, or none."""
+    try:
+        found = json.loads(text or b"{}")
+    except ValueError:
+        return {}
+    return {str(name): str(each) for name, each in found.items()} if type(found) is dict else {}

@@ -159,7 +159,7 @@ def _config_reader(
         if store >= 0:
             from crosvm_py.api.store import Store
 
-            config = decode(Store(store).load(), VmConfig, keep_fds=True)
+            config = decode(Store(store).load_config(), VmConfig, keep_fds=True)
         if config is None:
             raise ConfigError("there is no configuration")
         if not _fds(config) <= kept | ours:

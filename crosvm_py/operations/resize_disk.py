@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from crosvm_py.operations.devices import find_device, response
 from crosvm_py.operations.operation import operation
-from crosvm_py.requests.devices import ResizeDisk
+from crosvm_py.requests.devices import ResizeDisk, ResizeNamedDisk
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
 from devices.virtio.commands import CheckSize, DiskSize, Refused, SetSize
-from sys_util.errors import VmmError, describe
+from sys_util.errors import ConfigError, VmmError, describe
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING
 
@@ -41,10 +41,26 @@ def resize_disk(vm: RunningVm, request: ResizeDisk) -> Pending:
     Raises:
         ConfigError: there is no such disk, or it is being resized already.
     """
+    return _resize(vm, f"block:{request.index}", request.size_bytes)
+
+
+@operation(ResizeNamedDisk)
+def resize_named_disk(vm: RunningVm, request: ResizeNamedDisk) -> Pending:
+    """Begin a resize; the returned ``Pending`` gets ``DiskSize`` or ``Failed``.
+
+    Raises:
+        ConfigError: there is no such disk, or it is being resized already.
+    """
+    return _resize(vm, request.device, request.size_bytes)
+
+
+def _resize(vm: RunningVm, name: str, size_bytes: int) -> Pending:
     supervisor = vm.supervisor
-    device = find_device(supervisor.devices, f"block:{request.index}")
+    device = find_device(supervisor.devices, name)
+    if not device.kind.resizable:
+        raise ConfigError(f"{device.name}: is no disk")
     supervisor.begin_resize(device)
-    resize = _DiskResize(supervisor, device, request.size_bytes)
+    resize = _DiskResize(supervisor, device, size_bytes)
     resize.begin()
     return resize.pending
 

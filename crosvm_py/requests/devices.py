@@ -125,6 +125,17 @@ class ResizeDisk:
 
 
 @fact
+class ResizeNamedDisk:
+    """Resize the disk of this name, as ``ResizeDisk`` does one that was there at the start."""
+
+    TYPE: ClassVar[int] = 47
+    FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_NAME_CHARS), integer(1, MAX_DISK_BYTES))
+    ANSWER: ClassVar[type[Message]] = DiskSize
+    device: str
+    size_bytes: int
+
+
+@fact
 class RestartDevice:
     """Replace a device's process by one that runs the code that is installed now.
 

@@ -69,8 +69,11 @@ def test_guest_is_paused_and_goes_on_as_both_sockets_see_it(vmm: Vmm, tmp_path: 
     assert state_of(api) == "Running"
     vmm.wait_for(b"<61>")
     assert call(api, "PUT", "vm.resume").status == 500
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    disk = b'{"path":"%s","id":"data"}' % os.fsencode(tmp_path / "disk")
+    assert call(api, "PUT", "vm.add-disk", disk).body == b'{"id":"data","bdf":"0000:00:03.0"}'
     counters = cast("dict[str, dict[str, int]]", call(api, "GET", "vm.counters").json())
-    assert counters.keys() == {"__balloon", "__rng"}
+    assert counters.keys() == {"__balloon", "__rng", "data"}
     ping = cast("dict[str, object]", call(api, "GET", "vmm.ping").json())
     assert ping["pid"] == vmm.process.pid
     assert call(api, "PUT", "vmm.shutdown").status == 200

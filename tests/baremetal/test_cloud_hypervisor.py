@@ -202,6 +202,47 @@ def test_nothing_outlives_a_program_that_was_killed(tmp_path: Path, echo: Path) 
         assert eventually(lambda: not ch.path.exists())
 
 
+def reasons(answer: Answer) -> list[str]:
+    return cast("list[str]", answer.json())
+
+
+def test_disk_is_plugged_into_a_running_vm_and_removed(tmp_path: Path, echo: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    body = {"path": str(disk), "id": "test0", "image_type": "Raw"}
+    with program(tmp_path) as ch:
+        assert ch.put("vm.create", config(echo)) == 204
+        assert ch.put("vm.boot") == 204
+        ch.wait_for(b"echo")
+        added = ch.call("PUT", "vm.add-disk", body)
+        assert (added.status, added.body) == (200, b'{"id":"test0","bdf":"0000:00:02.0"}')
+        found = cast("dict[str, dict[str, list[dict[str, str]]]]", ch.call("GET", "vm.info").json())
+        assert [each["id"] for each in found["config"]["disks"]] == ["test0"]
+        assert "test0" in cast("dict[str, object]", ch.call("GET", "vm.counters").json())
+        assert ch.put("vm.resize-disk", {"id": "test0", "desired_size": 2 << 20}) == 204
+        assert disk.stat().st_size == 2 << 20
+        assert ch.put("vm.add-disk", body) == 409
+        free = body | {"id": "other", "path": str(tmp_path / "none")}
+        assert "No such file" in reasons(ch.call("PUT", "vm.add-disk", free))[-1]
+        for slot, text in (
+            (188, "Given PCI device ID (188) is out of the supported range of 0..32"),
+            (0, "Given PCI device ID (0) is reserved"),
+            (2, "Valid PCI device identifier but already used: 2"),
+        ):
+            refused = ch.call("PUT", "vm.add-disk", free | {"pci_device_id": slot})
+            assert text in reasons(refused)
+        assert ch.put("vm.remove-device", {"id": "nobody"}) == 404
+        assert ch.put("vm.remove-device", {"id": "__rng"}) == 500
+        assert ch.put("vm.remove-device", {"id": "test0"}) == 204
+        assert ch.put("vm.remove-device", {"id": "test0"}) in (404, 500)
+        assert (
+            "disks"
+            not in cast("dict[str, dict[str, object]]", ch.call("GET", "vm.info").json())["config"]
+        )
+        assert ch.put("vmm.shutdown") == 200
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+
+
 def test_panic_of_the_guest_is_an_event(tmp_path: Path) -> None:
     with program(tmp_path) as ch:
         assert ch.put("vm.create", config(build_guest("panic", tmp_path))) == 204

@@ -14,7 +14,7 @@ from crosvm_py.requests.devices import (
     DeviceInfo,
     DeviceList,
     ListDevices,
-    ResizeDisk,
+    ResizeNamedDisk,
 )
 from crosvm_py.requests.life import PowerButton, Resume, Stop, Suspend
 from crosvm_py.requests.protocol import Failed
@@ -183,12 +183,14 @@ def test_balloon_is_resized_and_the_configuration_follows(rig: Rig) -> None:
     assert found["config"]["balloon"]["size"] == 4 << 20
 
 
-@pytest.mark.parametrize(("name", "index"), [("_disk0", 0), ("data", 1), ("block:1", 1)])
-def test_disk_is_resized_by_its_id(rig: Rig, name: str, index: int) -> None:
-    rig.answers[ResizeDisk] = DiskSize(1024)
+@pytest.mark.parametrize(
+    ("name", "device"), [("_disk0", "block:0"), ("data", "block:1"), ("block:1", "block:1")]
+)
+def test_disk_is_resized_by_its_id(rig: Rig, name: str, device: str) -> None:
+    rig.answers[ResizeNamedDisk] = DiskSize(1024)
     body = b'{"id":"%s","desired_size":1024}' % name.encode()
     assert rig.put("vm.resize-disk", body).status == 204
-    assert rig.asked() == [ResizeDisk(index, 1024)]
+    assert rig.asked() == [ResizeNamedDisk(device, 1024)]
 
 
 @pytest.mark.parametrize(("name", "size", "status"), [("_disk9", 512, 404), ("data", 513, 500)])

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Devices that come and go while the guest runs."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from crosvm_py.api import http
+from crosvm_py.api.device_ids import id_of, with_ids
+from crosvm_py.api.edits import appended, checked, removal
+from crosvm_py.api.errors import NO_CONTENT, ApiError
+from crosvm_py.kinds.order import pack_spec
+from crosvm_py.requests.devices import DeviceList, ListDevices
+from crosvm_py.requests.plug import MAX_PATH_BYTES, MAX_SPEC_BYTES, Plug, Plugged, Unplug
+from crosvm_py.requests.protocol import Done
+from crosvm_py.vm_config.answers import PciDeviceInfo
+from crosvm_py.vm_config.codec import encode
+from crosvm_py.vm_config.own_limits import limit_problems
+from crosvm_py.vm_config.schema import VmConfig
+from crosvm_py.vm_config.to_run import block_spec
+from crosvm_py.vm_config.unsupported import unsupported
+from sys_util.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from crosvm_py.api.steps import Steps
+    from crosvm_py.api.vm import ApiVm
+    from crosvm_py.requests.pending import Pending
+    from crosvm_py.requests.protocol import Response
+    from crosvm_py.vm_config.devices import DiskConfig
+
+
+def plug_disk(vm: ApiVm, disk: DiskConfig) -> Steps:
+    """Add a disk to the VM; the answer says where it is."""
+    present = yield from _ids(vm)
+    changed = with_ids(checked(appended(vm.known(), "disks", disk)), present.values())
+    disk = (changed.disks or ())[-1]
+    # Devices of the start have slots in their order; one that comes later may name its own.
+    _check_supported(VmConfig(disks=(msgspec.structs.replace(disk, pci_device_id=None),)))
+    plugged = yield from _plug(vm, disk)
+    vm.keep(changed, {**present, plugged.id: disk.id or plugged.id})
+    answer = PciDeviceInfo(id=disk.id or plugged.id, bdf=plugged.bdf)
+    return http.answer(200, encode(answer))
+
+
+def unplug(vm: ApiVm, device_id: str) -> Steps:
+    """Ask the guest to let a device go; the configuration forgets it at once."""
+    present = yield from _ids(vm)
+    names = [name for name, known in present.items() if known == device_id]
+    if not names:
+        raise ApiError(404, f"no device has the id {device_id}")
+    yield from vm.demand(Unplug(names[0]), Done)
+    vm.keep(msgspec.structs.replace(vm.known(), **removal(vm.known(), device_id)), present)
+    return NO_CONTENT
+
+
+def _ids(vm: ApiVm) -> Generator[Pending, Response, dict[str, str]]:
+    """Return the ids of the devices that are there now, by the names that the vmm has for them."""
+    listed = yield from vm.demand(ListDevices(), DeviceList)
+    return {device.name: id_of(vm.names, device.name) for device in listed.devices}
+
+
+def _check_supported(config: VmConfig) -> None:
+    """Refuse a device that this program cannot have.
+
+    Raises:
+        ApiError: it cannot.
+    """
+    for problem in (*unsupported(config), *limit_problems(config)):
+        if problem.place.startswith("disks"):
+            raise ApiError(problem.status, *problem.chain())
+
+
+def _plug(vm: ApiVm, disk: DiskConfig) -> Generator[Pending, Response, Plugged]:
+    slot, path = disk.pci_device_id, os.fsencode(disk.path or "")
+    spec = pack_spec(block_spec("disk", disk), path="")
+    if len(path) > MAX_PATH_BYTES or len(spec) > MAX_SPEC_BYTES:
+        raise ApiError(500, f"a path of {len(path)} bytes is too long")
+    try:
+        return (yield from vm.demand(Plug("block", spec, path, disk.id or "", slot), Plugged))
+    except ApiError as error:
+        if slot is not None and error.reasons[:1] == (f"pci-slot {slot}: is in use",):
+            reason = f"Valid PCI device identifier but already used: {slot}"
+            raise ApiError(500, reason) from None
+        raise
