@@ -116,10 +116,14 @@ def _name(ifreq: bytes) -> str:
 
 
 class Interfaces:
-    """The host's network interfaces by name. Owns a socket; use it in a ``with`` statement."""
+    """The host's network interfaces by name. Owns a socket; use it in a ``with`` statement.
+
+    The socket is one that can send nothing before it is connected, which no method does. Only for
+    an address another one is made.
+    """
 
     def __init__(self) -> None:
-        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
 
     def __enter__(self) -> Self:
         return self
@@ -152,8 +156,10 @@ class Interfaces:
 
     def set_address(self, name: str, address: bytes, netmask: bytes) -> None:
         """Give the interface an IPv4 address and netmask, of 4 bytes each."""
-        for request, value in ((SIOCSIFADDR, address), (SIOCSIFNETMASK, netmask)):
-            self._call(request, _IFREQ_ADDRESS.pack(os.fsencode(name), socket.AF_INET, 0, value))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            for request, value in ((SIOCSIFADDR, address), (SIOCSIFNETMASK, netmask)):
+                ifreq = _IFREQ_ADDRESS.pack(os.fsencode(name), socket.AF_INET, 0, value)
+                fcntl.ioctl(sock.fileno(), request, ifreq)
 
     def bring_up(self, name: str) -> None:
         """Bring the interface up, unless it is up already."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import pytest
 
 from crosvm_py.control.socket_client import ControlError, ask
 from crosvm_py.exit_status import VmExit
+from crosvm_py.kinds.later import LaterCard
 from crosvm_py.kinds.order import pack_spec
 from crosvm_py.requests.devices import DeviceList, ListDevices
 from crosvm_py.requests.plug import Plug, Plugged, Reserve, Unplug
@@ -121,6 +123,42 @@ def test_disks_are_plugged_into_the_lowest_free_slots(vmm: Vmm, tmp_path: Path) 
     vmm.signal(signal.SIGTERM)
     assert vmm.wait() == VmExit.STOPPED
     assert vmm.nothing_is_left()
+
+
+@pytest.fixture
+def tap() -> Iterator[str]:
+    name = f"plug{os.getpid()}"
+    for words in (("tuntap", "add", "dev", name, "mode", "tap"), ("link", "set", name, "up")):
+        if subprocess.run(["ip", *words], check=False, capture_output=True).returncode:
+            pytest.skip("no TAP can be made here")
+    yield name
+    subprocess.run(["ip", "link", "del", name], check=True)
+
+
+def plug_card(tmp_path: Path, name: str) -> str:
+    card = pack_spec(LaterCard(name))
+    try:
+        answer = ask(str(tmp_path / "sock"), Plug("net", card, b""))
+    except ControlError as error:
+        return str(error)
+    assert isinstance(answer, Plugged)
+    return f"{answer.id} {answer.bdf}"
+
+
+@pytest.mark.root
+def test_card_is_plugged_in_and_refused_cards_leave_nothing(
+    vmm: Vmm, tmp_path: Path, tap: str
+) -> None:
+    done = crosvm("plug", f"net={tap},device=lan", tmp_path / "sock")
+    assert (done.returncode, done.stdout) == (0, "lan 0000:00:03.0\n"), done.stderr
+    before = held(vmm)
+    for _ in range(TIMES):
+        assert "in use by another process" in plug_card(tmp_path, tap)
+        assert "there is no TAP nosuch" in plug_card(tmp_path, "nosuch")
+        assert "the name of a TAP" in plug_card(tmp_path, "")
+    assert held(vmm) == before
+    assert names(tmp_path) == ["block:0", "rng", "lan"]
+    assert crosvm("link", "lan", "down", tmp_path / "sock").returncode == 0
 
 
 def test_all_slots_are_used_and_no_more(vmm: Vmm, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ MOST_CALLS: Final = {
     "control_boot": 25,
     "kernel_parser": 10,
     "line_relay": 12,
-    "opener": 34,
+    "opener": 38,
     "vcpu": 28,
     "vmm": 48,
     "vsock_broker": 18,

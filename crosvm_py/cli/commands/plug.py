@@ -29,7 +29,16 @@ def _read_disk(option: str, text: str) -> Plug:
     return Plug("block", pack_spec(spec, path=""), _path(option, spec.path), *place)
 
 
-_KINDS: Final[dict[str, Callable[[str, str], Plug]]] = {"disk": _read_disk}
+def _read_net(option: str, text: str) -> Plug:
+    from crosvm_py.cli.run_options.plugged import read_net
+    from crosvm_py.kinds.later import LaterCard
+
+    spec, place = read_net(option, text)
+    card = LaterCard(spec.tap_name, spec.mac, spec.pairs, spec.mtu, spec.limits, spec.vhost)
+    return Plug("net", pack_spec(card), b"", *place)
+
+
+_KINDS: Final[dict[str, Callable[[str, str], Plug]]] = {"disk": _read_disk, "net": _read_net}
 
 
 def _path(option: str, path: str) -> bytes:
@@ -69,7 +78,8 @@ PLUG: Final = Command(
         Positional(
             "KIND=VALUE",
             "disk=PATH[,KEY=VALUE…] with the keys of run --block but root, "
-            "and device=NAME for its name and pci-slot=N for its PCI slot",
+            "or net=TAP[,KEY=VALUE…] with those of run --net; and device=NAME for its name and "
+            "pci-slot=N for its PCI slot",
         ),
         SOCKET,
     ),
@@ -77,6 +87,7 @@ PLUG: Final = Command(
     examples=(
         "crosvm plug disk=data.img vm.sock",
         "crosvm plug disk=path=data.img,ro,device=data,pci-slot=6 vm.sock",
+        "crosvm plug net=tap1,mac=52:54:00:12:34:57 vm.sock",
     ),
 )
 UNPLUG: Final = Command(

@@ -100,7 +100,15 @@ _KINDS: Final = (_TAP_NAME, _TAP_FD, _HOST_IP, _USER)
 
 
 def _read_net(option: str, text: str) -> NetworkSpec:
-    values = keyvalue.parse(option, text, FIELDS)
+    return net_spec(option, text, keyvalue.parse(option, text, FIELDS))
+
+
+def net_spec(option: str, text: str, values: keyvalue.Values) -> NetworkSpec:
+    """Return the card that ``values`` of ``FIELDS`` describe; ``text`` is what they were read from.
+
+    Raises:
+        UsageError, ConfigError: they do not fit together.
+    """
     kinds = [field.name for field in _KINDS if bool(values[field])]
     if len(kinds) != 1:
         names = ", ".join(field.name for field in _KINDS)

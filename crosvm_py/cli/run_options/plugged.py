@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
-from crosvm_py.cli.run_options import disks
-from sys_util.errors import UsageError
+from crosvm_py.cli.run_options import disks, net
+from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from crosvm_py.config import NetworkSpec
     from devices.virtio.block.image import BlockSpec
 
 _DEVICE: Final = keyvalue.string("device", "its name in crosvm devices; by default a free one")
@@ -16,6 +17,7 @@ _SLOT: Final = keyvalue.integer("pci-slot", "1 to 31; by default the lowest free
 
 _OWN: Final = (_DEVICE, _SLOT)
 DISK_FIELDS: Final = (*disks.PLUGGED_FIELDS, *_OWN)
+NET_FIELDS: Final = (*net.FIELDS, *_OWN)
 
 
 class Place(NamedTuple):
@@ -33,6 +35,22 @@ def read_disk(option: str, text: str) -> tuple[BlockSpec, Place]:
     """
     values = keyvalue.parse(option, text, DISK_FIELDS)
     return disks.plugged_spec(option, values), _place(option, values)
+
+
+def read_net(option: str, text: str) -> tuple[NetworkSpec, Place]:
+    """Read the value of ``net=``.
+
+    Raises:
+        UsageError, ConfigError: a key or a value is wrong, or it is no TAP that exists.
+    """
+    values = keyvalue.parse(option, text, NET_FIELDS)
+    spec = net.net_spec(option, text, values)
+    if not spec.tap_name:
+        raise ConfigError(
+            f"{option}: only a TAP that exists (tap-name) can be plugged in; the others need a "
+            "new start of the VM"
+        )
+    return spec, _place(option, values)
 
 
 def _place(option: str, values: keyvalue.Values) -> Place:
