@@ -10,39 +10,17 @@ import os
 
 from crosvm_py.socket_path import BoundSocket, SocketUse, bind_socket
 from sys_util import linux, socket
-from sys_util.errors import ConfigError, HostError, UsageError
+from sys_util.errors import ConfigError, HostError
 from sys_util.modules import is_installed
-from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
+    from crosvm_py.config import ApiSocketSpec
+
 _USE: Final = SocketUse("--api-socket", socket.SOCK_STREAM)
 _NEEDED: Final = ("httptools", "msgspec")
-
-
-class ApiSocketSpec(NamedTuple):
-    """``--api-socket``: where the socket is made, or an inherited one that listens already."""
-
-    path: str = ""
-    fd: int = -1
-
-
-def read_api_socket(option: str, text: str) -> ApiSocketSpec:
-    """Read ``PATH``, ``path=PATH`` or ``fd=N``.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    if text.startswith("fd="):
-        number = text.removeprefix("fd=")
-        if not number.isdecimal() or len(number) > 9 or int(number) < 3:
-            raise UsageError(f"{option}: fd={number:.20} is not the number of an inherited socket")
-        return ApiSocketSpec(fd=int(number))
-    path = text.removeprefix("path=")
-    if not path:
-        raise UsageError(f"{option}: the path is empty")
-    return ApiSocketSpec(path)
 
 
 def check_packages() -> None:

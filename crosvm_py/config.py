@@ -6,10 +6,9 @@ from __future__ import annotations
 from crosvm_py.care import DEFAULT_LIMIT, DEFAULT_TIMEOUT_SECONDS
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.facts import fact
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from crosvm_py.api_socket import ApiSocketSpec
     from crosvm_py.care import RestartLimit
     from devices.virtio.balloon.device import BalloonSpec
     from devices.virtio.block.image import BlockSpec
@@ -93,6 +92,13 @@ class NetworkSpec:
     mtu: int = 0
     limits: RateLimits = RateLimits()
     vhost: bool = False
+
+
+class ApiSocketSpec(NamedTuple):
+    """``--api-socket``: where the socket is made, or an inherited one that listens already."""
+
+    path: str = ""
+    fd: int = -1
 
 
 @fact

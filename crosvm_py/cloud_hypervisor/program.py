@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from crosvm_py.api_socket import ApiSocketSpec, check_packages, open_api_socket
+from crosvm_py.api_socket import check_packages, open_api_socket
 from crosvm_py.cli.output import write_error, write_out
 from crosvm_py.cloud_hypervisor.log_lines import configure_log
+from crosvm_py.config import ApiSocketSpec
 from crosvm_py.end_signals import reset_inherited_signals
 from crosvm_py.exit_status import exit_status
 from crosvm_py.inherited import drop_inherited

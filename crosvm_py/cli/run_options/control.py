@@ -3,9 +3,28 @@
 
 from __future__ import annotations
 
-from crosvm_py.api_socket import read_api_socket
 from crosvm_py.cli.grammar.options import Option, OptionGroup, switch, text_option
+from crosvm_py.config import ApiSocketSpec
+from sys_util.errors import UsageError
 from sys_util.typing import Final
+
+
+def _read_api_socket(option: str, text: str) -> ApiSocketSpec:
+    """Read ``PATH``, ``path=PATH`` or ``fd=N``.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if text.startswith("fd="):
+        number = text.removeprefix("fd=")
+        if not number.isdecimal() or len(number) > 9 or int(number) < 3:
+            raise UsageError(f"{option}: fd={number:.20} is not the number of an inherited socket")
+        return ApiSocketSpec(fd=int(number))
+    path = text.removeprefix("path=")
+    if not path:
+        raise UsageError(f"{option}: the path is empty")
+    return ApiSocketSpec(path)
+
 
 SOCKET: Final = text_option(
     "-s --socket",
@@ -18,7 +37,7 @@ API_SOCKET: Final = Option(
     "PATH|fd=N",
     "serve Cloud Hypervisor's REST API on a socket that is made there, or that is inherited and "
     "listens",
-    read_api_socket,
+    _read_api_socket,
 )
 NAME: Final = text_option(
     "--name", "NAME", "name of the main process, as ps shows it", default="crosvm"
