@@ -168,7 +168,7 @@ class WaitingVmm:
     def _try_boot(self, pending: Pending) -> None:
         try:
             self._run_vm()
-        except VmmError as error:
+        except (VmmError, OSError) as error:
             if is_confined():  # nothing can be opened any more, so nothing can be tried again
                 log.error("%s", describe(error))
                 self._end(VmExit.ERROR)
@@ -206,7 +206,7 @@ class WaitingVmm:
             if self._link is not None:
                 self._link.on_lost = plugging.release_all
         handle = self._handler_while_running(vm, request_handler(running))
-        vm.loop.call_soon_threadsafe(self._tell_booted)
+        vm.loop.call_soon_threadsafe(lambda: self._tell_booted(vm))
         vm.on_panic = lambda: self._events.tell_of_guest("guest", "panic", {"event": "1"})
         for device in vm.supervisor.devices:
             self._watch_driver(device)
@@ -230,8 +230,10 @@ class WaitingVmm:
         named = {"id": id_of(self._ids, device.name)}
         self._events.tell_of_guest("vm", "device-removed", named)
 
-    def _tell_booted(self) -> None:
+    def _tell_booted(self, vm: VirtualMachine) -> None:
         self._events.tell("vm", "booted")
+        if self._exit is not None:  # a signal came before the VM had a handler for it
+            vm.end(VmExit.STOPPED, "ended by a signal")
         if self._booting is not None:
             self._booting.complete(Booted(0, ()))
             self._booting = None
@@ -286,11 +288,13 @@ class _Serving:
         self._vmm.stop_serving(self._vm)
 
 
-def _refusal(error: VmmError) -> Booted:
+def _refusal(error: VmmError | OSError) -> Booted:
     """Return the status and the chain of causes for an error of the start."""
     problem = getattr(error, "problem", None)
     if problem is not None:
         status, reasons = problem.status, problem.chain()
+    elif isinstance(error, OSError):
+        status, reasons = 500, ("the host refuses a system call", error.strerror or str(error))
     else:
         cause = error.__cause__
         last = (cause.strerror,) if isinstance(cause, OSError) and cause.strerror else ()

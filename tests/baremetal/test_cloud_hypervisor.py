@@ -166,6 +166,17 @@ def test_boot_that_failed_can_be_tried_again(tmp_path: Path, echo: Path) -> None
         assert ch.process.wait(PATIENCE_SECONDS) == 0
 
 
+def test_signal_while_the_vm_boots_ends_the_program(tmp_path: Path, echo: Path) -> None:
+    with program(tmp_path) as ch, socket.socket(socket.AF_UNIX) as sock:
+        assert ch.put("vm.create", config(echo)) == 204
+        sock.connect(str(ch.path))
+        sock.send(request("PUT", "vm.boot"))
+        assert eventually(lambda: ("vm", "booting") in ch.events())
+        ch.process.send_signal(signal.SIGTERM)
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+        assert ch.events()[-1] == ("vmm", "shutdown")
+
+
 def test_options_boot_a_vm_at_once(tmp_path: Path, echo: Path) -> None:
     words = ["--kernel", str(echo), "--memory", "size=16M", "--serial", "tty", "--console", "off"]
     with program(tmp_path, *words) as ch:

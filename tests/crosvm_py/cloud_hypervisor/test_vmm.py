@@ -163,6 +163,10 @@ def host_error() -> HostError:
             Booted(409, ("disks[0].id is invalid", "is used twice")),
         ),
         (ConfigError("x" * 5000), Booted(500, ("x" * 1024,))),
+        (
+            OSError(24, "Too many open files"),
+            Booted(500, ("the host refuses a system call", "Too many open files")),
+        ),
     ],
 )
 def test_refused_boot_is_answered_and_can_be_tried_again(
