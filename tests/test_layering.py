@@ -65,7 +65,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
     ),
     "crosvm_py.api": frozenset(
         {
-            *("sys_util", "devices", "crosvm_py.kinds.order"),
+            *("sys_util", "devices", "crosvm_py.kinds.later", "crosvm_py.kinds.order"),
             *("crosvm_py.version", "crosvm_py.vm_config"),
         }
         | GROUND

@@ -8,7 +8,7 @@ import msgspec
 from crosvm_py.api.device_ids import with_ids
 from crosvm_py.api.edits import appended, checked, removal
 from crosvm_py.api.errors import NO_CONTENT, ApiError
-from crosvm_py.api.hotplug import plug_disk, unplug
+from crosvm_py.api.hotplug import plug, unplug
 from crosvm_py.requests.creation import MAX_FDS, DropFds, KeepFds, KeptFds
 from crosvm_py.requests.protocol import Done
 from crosvm_py.vm_config.devices import DiskConfig, NetConfig, VsockConfig
@@ -33,16 +33,24 @@ def add_disk(vm: ApiVm, call: Call) -> Steps:
     disk = call.taken(DiskConfig)
     facts = yield from vm.facts()
     if facts.memory_bytes:
-        return (yield from plug_disk(vm, disk))
+        return (yield from plug(vm, "disks", disk))
     return (yield from _add(vm, lambda config: appended(config, "disks", disk)))
 
 
 def add_net(vm: ApiVm, call: Call) -> Steps:
-    """Add a network card; the descriptors that came with the call are its TAP."""
+    """Add a network card; the descriptors that came with the call are its TAP.
+
+    A VM that runs takes cards on named TAPs alone.
+    """
     card, count = call.taken(NetConfig), len(call.fds)
     if count > MAX_FDS:
         raise ApiError(500, f"{count} descriptors, where {MAX_FDS} is the most")
-    config = yield from _before_boot(vm)
+    config = vm.known()
+    facts = yield from vm.facts()
+    if facts.memory_bytes:
+        if count:
+            raise ApiError(500, "a card with descriptors can be added before vm.boot alone")
+        return (yield from plug(vm, "net", card))
     if count:  # checked with any numbers, before the vmm keeps descriptors for it
         card = msgspec.structs.replace(card, fds=tuple(range(3, 3 + count)))
     checked(appended(config, "net", card))

@@ -11,15 +11,17 @@ from crosvm_py.api import http
 from crosvm_py.api.device_ids import id_of, with_ids
 from crosvm_py.api.edits import appended, checked, removal
 from crosvm_py.api.errors import NO_CONTENT, ApiError
+from crosvm_py.kinds.later import LaterCard
 from crosvm_py.kinds.order import pack_spec
 from crosvm_py.requests.devices import DeviceList, ListDevices
 from crosvm_py.requests.plug import MAX_PATH_BYTES, MAX_SPEC_BYTES, Plug, Plugged, Unplug
 from crosvm_py.requests.protocol import Done
 from crosvm_py.vm_config.answers import PciDeviceInfo
 from crosvm_py.vm_config.codec import encode
+from crosvm_py.vm_config.devices import DiskConfig, NetConfig
 from crosvm_py.vm_config.own_limits import limit_problems
 from crosvm_py.vm_config.schema import VmConfig
-from crosvm_py.vm_config.to_run import block_spec
+from crosvm_py.vm_config.to_run import block_spec, network_spec
 from crosvm_py.vm_config.unsupported import unsupported
 from sys_util.typing import TYPE_CHECKING
 
@@ -30,19 +32,19 @@ if TYPE_CHECKING:
     from crosvm_py.api.vm import ApiVm
     from crosvm_py.requests.pending import Pending
     from crosvm_py.requests.protocol import Response
-    from crosvm_py.vm_config.devices import DiskConfig
 
 
-def plug_disk(vm: ApiVm, disk: DiskConfig) -> Steps:
-    """Add a disk to the VM; the answer says where it is."""
+def plug(vm: ApiVm, key: str, device: DiskConfig | NetConfig) -> Steps:
+    """Add a device to the list ``key`` of a VM that runs; the answer says where it is."""
     present = yield from _ids(vm)
-    changed = with_ids(checked(appended(vm.known(), "disks", disk)), present.values())
-    disk = (changed.disks or ())[-1]
+    changed = with_ids(checked(appended(vm.known(), key, device)), present.values())
+    device = getattr(changed, key)[-1]
     # Devices of the start have slots in their order; one that comes later may name its own.
-    _check_supported(VmConfig(disks=(msgspec.structs.replace(disk, pci_device_id=None),)))
-    plugged = yield from _plug(vm, disk)
-    vm.keep(changed, {**present, plugged.id: disk.id or plugged.id})
-    answer = PciDeviceInfo(id=disk.id or plugged.id, bdf=plugged.bdf)
+    without_slot = msgspec.structs.replace(device, pci_device_id=None)
+    _check_supported(msgspec.structs.replace(VmConfig(), **{key: (without_slot,)}), key)
+    plugged = yield from _plug(vm, device)
+    vm.keep(changed, {**present, plugged.id: device.id or plugged.id})
+    answer = PciDeviceInfo(id=device.id or plugged.id, bdf=plugged.bdf)
     return http.answer(200, encode(answer))
 
 
@@ -63,26 +65,48 @@ def _ids(vm: ApiVm) -> Generator[Pending, Response, dict[str, str]]:
     return {device.name: id_of(vm.names, device.name) for device in listed.devices}
 
 
-def _check_supported(config: VmConfig) -> None:
+def _check_supported(config: VmConfig, key: str) -> None:
     """Refuse a device that this program cannot have.
 
     Raises:
         ApiError: it cannot.
     """
     for problem in (*unsupported(config), *limit_problems(config)):
-        if problem.place.startswith("disks"):
+        if problem.place.startswith(key):
             raise ApiError(problem.status, *problem.chain())
 
 
-def _plug(vm: ApiVm, disk: DiskConfig) -> Generator[Pending, Response, Plugged]:
-    slot, path = disk.pci_device_id, os.fsencode(disk.path or "")
-    spec = pack_spec(block_spec("disk", disk), path="")
+def _plug(vm: ApiVm, device: DiskConfig | NetConfig) -> Generator[Pending, Response, Plugged]:
+    slot = device.pci_device_id
+    order = _disk_order(device) if isinstance(device, DiskConfig) else _card_order(device)
+    kind, spec, path = order
     if len(path) > MAX_PATH_BYTES or len(spec) > MAX_SPEC_BYTES:
         raise ApiError(500, f"a path of {len(path)} bytes is too long")
     try:
-        return (yield from vm.demand(Plug("block", spec, path, disk.id or "", slot), Plugged))
+        return (yield from vm.demand(Plug(kind, spec, path, device.id or "", slot), Plugged))
     except ApiError as error:
         if slot is not None and error.reasons[:1] == (f"pci-slot {slot}: is in use",):
             reason = f"Valid PCI device identifier but already used: {slot}"
             raise ApiError(500, reason) from None
         raise
+
+
+def _disk_order(disk: DiskConfig) -> tuple[str, bytes, bytes]:
+    """Return the kind of device, its packed Spec, and the path of its image."""
+    spec = pack_spec(block_spec("disk", disk), path="")
+    return "block", spec, os.fsencode(disk.path or "")
+
+
+def _card_order(card: NetConfig) -> tuple[str, bytes, bytes]:
+    """Return the kind of device and its packed Spec; a card has no path.
+
+    Raises:
+        ApiError: the card is not on a TAP that exists.
+    """
+    if not card.tap or card.fds or card.ip:
+        raise ApiError(
+            500, "a card that is added to a running VM needs the name of a TAP that exists"
+        )
+    spec = network_spec("net", card)
+    later = LaterCard(spec.tap_name, spec.mac, spec.pairs, spec.mtu, spec.limits)
+    return "net", pack_spec(later), b""

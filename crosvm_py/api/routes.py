@@ -72,7 +72,7 @@ FIXED: Final[dict[str, Route]] = {
         "vhost-user device", "vhost-user devices", devices.GenericVhostUserConfig
     ),
     "vm.add-pmem": _add("pmem device", "pmem devices", devices.PmemConfig),
-    "vm.add-net": _add("network device", _HOTPLUG, devices.NetConfig),
+    "vm.add-net": _add("network device", "", devices.NetConfig, steps=additions.add_net),
     "vm.add-vdpa": _add("vDPA device", "vDPA devices", devices.VdpaConfig),
     "vm.add-vsock": _add("vsock device", _HOTPLUG, devices.VsockConfig),
     "vm.remove-device": _put(
@@ -108,7 +108,6 @@ CREATABLE: Final[dict[str, Route]] = FIXED | {
         "vm.shutdown": creation.shut_down,
         "vm.delete": creation.delete,
         "vm.reboot": creation.reboot,
-        "vm.add-net": additions.add_net,
         "vm.add-vsock": additions.add_vsock,
     }.items()
 }

@@ -254,6 +254,27 @@ def test_disk_is_plugged_into_a_running_vm_and_removed(tmp_path: Path, echo: Pat
         assert ch.process.wait(PATIENCE_SECONDS) == 0
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a TAP")
+def test_card_is_plugged_into_a_running_vm(tmp_path: Path, echo: Path) -> None:
+    tap = f"ch{os.getpid()}"
+    subprocess.run(["ip", "tuntap", "add", "dev", tap, "mode", "tap"], check=True)
+    subprocess.run(["ip", "link", "set", tap, "up"], check=True)
+    try:
+        with program(tmp_path) as ch:
+            assert ch.put("vm.create", config(echo)) == 204
+            assert ch.put("vm.boot") == 204
+            ch.wait_for(b"echo")
+            added = ch.call("PUT", "vm.add-net", {"tap": tap, "id": "lan"})
+            assert (added.status, added.body) == (200, b'{"id":"lan","bdf":"0000:00:02.0"}')
+            assert "lan" in cast("dict[str, object]", ch.call("GET", "vm.counters").json())
+            other = {"id": "other", "tap": "nosuch"}
+            assert "no TAP nosuch" in reasons(ch.call("PUT", "vm.add-net", other))[-1]
+            assert ch.put("vm.remove-device", {"id": "lan"}) == 204
+    finally:
+        subprocess.run(["ip", "link", "del", tap], check=True)
+
+
 def test_panic_of_the_guest_is_an_event(tmp_path: Path) -> None:
     with program(tmp_path) as ch:
         assert ch.put("vm.create", config(build_guest("panic", tmp_path))) == 204
