@@ -235,7 +235,7 @@ fn used_element_and_data_are_there_before_the_index() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "preadv")]
+#[cfg_attr(miri, ignore = "timeouts of sockets")]
 fn no_wake_up_is_lost() {
     let (memory, _) = memory(MEMORY_BYTES);
     let driver = Driver::new(&memory);
@@ -291,7 +291,7 @@ fn drive(driver: &Driver, count: u64, mut kick: UnixStream, mut called: UnixStre
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "preadv")]
+#[cfg_attr(miri, ignore = "too slow")]
 fn every_page_that_changes_is_marked_dirty() {
     let mut random = Random(0xFEED_F00D_DEAD_BEEF);
     for _ in 0..rounds(100) {
@@ -326,7 +326,6 @@ fn every_page_that_changes_is_marked_dirty() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "preadv")]
 fn short_read_is_left_for_python() {
     let (memory, _) = memory(MEMORY_BYTES);
     let driver = Driver::new(&memory);

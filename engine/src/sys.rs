@@ -44,10 +44,17 @@ impl IoVec {
 
 // Functions of the C library, which Rust's standard library links anyway. These declarations cannot
 // be checked against its headers.
+#[cfg(not(miri))]
 extern "C" {
     fn preadv64(fd: i32, iov: *const IoVec, count: i32, offset: i64) -> isize;
     fn preadv64v2(fd: i32, iov: *const IoVec, count: i32, offset: i64, flags: i32) -> isize;
     fn pwritev64v2(fd: i32, iov: *const IoVec, count: i32, offset: i64, flags: i32) -> isize;
+}
+
+#[cfg(miri)]
+use miri_calls::{preadv64, preadv64v2, pwritev64v2};
+
+extern "C" {
     #[link_name = "readv"]
     fn c_readv(fd: i32, iov: *const IoVec, count: i32) -> isize;
     #[link_name = "writev"]
@@ -55,7 +62,7 @@ extern "C" {
     #[link_name = "fdatasync"]
     fn c_fdatasync(fd: i32) -> i32;
     fn write(fd: i32, data: *const u8, len: usize) -> isize;
-    #[cfg(target_env = "gnu")]
+    #[cfg(all(target_env = "gnu", not(miri)))]
     fn mallopt(parameter: i32, value: i32) -> i32;
     fn _exit(status: i32) -> !;
 }
@@ -163,7 +170,7 @@ pub fn fdatasync(fd: i32) -> Option<()> {
 /// Let all threads allocate from one heap. For a heap of its own a thread would need calls that the
 /// seccomp policies deny, and much address space.
 pub fn use_one_heap() {
-    #[cfg(target_env = "gnu")]
+    #[cfg(all(target_env = "gnu", not(miri)))]
     {
         const M_ARENA_MAX: i32 = -8;
         // SAFETY: it changes a setting of the C library.
@@ -449,6 +456,60 @@ pub unsafe extern "C" fn crosvm_engine_net_take(queue: *const NetQueue, position
 pub unsafe extern "C" fn crosvm_engine_net_give(queue: *mut NetQueue, position: *const Position) {
     // SAFETY: the caller guarantees that both are valid.
     unsafe { (*queue).set_position(*position) };
+}
+
+#[cfg(miri)]
+mod miri_calls {
+    //! Vectored calls for Miri, which knows only those with one buffer.
+
+    use super::IoVec;
+
+    extern "C" {
+        fn pread64(fd: i32, data: *mut u8, len: usize, offset: i64) -> isize;
+        fn pwrite64(fd: i32, data: *const u8, len: usize, offset: i64) -> isize;
+    }
+
+    /// Call `one` for each element until a call does less than it was asked for.
+    unsafe fn each(
+        iov: *const IoVec,
+        count: i32,
+        offset: i64,
+        one: impl Fn(*mut u8, usize, i64) -> isize,
+    ) -> isize {
+        let mut total = 0;
+        for at in 0..count as usize {
+            // SAFETY: the caller guarantees that there are so many.
+            let io_vec = unsafe { *iov.add(at) };
+            let done = one(io_vec.base, io_vec.len, offset + total as i64);
+            if done < 0 && total == 0 {
+                return done;
+            }
+            total += done.max(0);
+            if done != io_vec.len as isize {
+                break;
+            }
+        }
+        total
+    }
+
+    pub unsafe fn preadv64(fd: i32, iov: *const IoVec, count: i32, offset: i64) -> isize {
+        // SAFETY: as with the C library's function.
+        unsafe {
+            each(iov, count, offset, |data, len, at| {
+                pread64(fd, data, len, at)
+            })
+        }
+    }
+
+    pub unsafe fn preadv64v2(fd: i32, iov: *const IoVec, count: i32, at: i64, _: i32) -> isize {
+        // SAFETY: as with the C library's function.
+        unsafe { preadv64(fd, iov, count, at) }
+    }
+
+    pub unsafe fn pwritev64v2(fd: i32, iov: *const IoVec, count: i32, at: i64, _: i32) -> isize {
+        // SAFETY: as with the C library's function.
+        unsafe { each(iov, count, at, |data, len, at| pwrite64(fd, data, len, at)) }
+    }
 }
 
 #[cfg(test)]
