@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from crosvm_py.requests.protocol import Response
     from crosvm_py.vm_config.schema import VmConfig
 
-_FIRST_SLOT: Final = 1
 # What Cloud Hypervisor calls two of our counters, for each kind of device.
 _DISK_NAMES: Final = {"bytes_to_guest": "read_bytes", "bytes_from_guest": "write_bytes"}
 _CARD_NAMES: Final = {"bytes_to_guest": "rx_bytes", "bytes_from_guest": "tx_bytes"}
@@ -75,12 +74,11 @@ def _balloon_bytes(vm: ApiVm, config: VmConfig) -> Generator[Pending, Response, 
 
 def _tree(ids: dict[str, str], devices: tuple[DeviceInfo, ...]) -> dict[str, DeviceNode]:
     tree: dict[str, DeviceNode] = {}
-    for slot, device in enumerate(devices, _FIRST_SLOT):
+    for device in devices:
         name = id_of(ids, device.name)
         transport = f"_virtio-pci-{name}"
-        tree[transport] = DeviceNode(
-            id=transport, children=(name,), pci_bdf=f"0000:00:{slot:02x}.0"
-        )
+        bdf = f"0000:00:{device.slot:02x}.0" if device.slot else None
+        tree[transport] = DeviceNode(id=transport, children=(name,), pci_bdf=bdf)
         tree[name] = DeviceNode(id=name, parent=transport)
     return tree
 

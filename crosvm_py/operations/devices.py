@@ -39,10 +39,12 @@ if TYPE_CHECKING:
 @operation(ListDevices)
 def list_devices(vm: RunningVm, _request: ListDevices) -> DeviceList:
     """Return what the vmm knows of each device, without asking the devices."""
-    return DeviceList(tuple(_info(device) for device in vm.supervisor.devices))
+    slots = {} if vm.plugging is None else vm.plugging.slots
+    devices = vm.supervisor.devices
+    return DeviceList(tuple(_info(device, slots.get(device.device_id, 0)) for device in devices))
 
 
-def _info(device: DeviceProcess) -> DeviceInfo:
+def _info(device: DeviceProcess, slot: int) -> DeviceInfo:
     status = device.status
     counters = named(device.cells, device.kind.counters) | {"restarts": status.restarts}
     return DeviceInfo(
@@ -55,6 +57,7 @@ def _info(device: DeviceProcess) -> DeviceInfo:
         counters=tuple(CounterInfo(name, value) for name, value in counters.items()),
         cgroup=device.cgroup[:MAX_CGROUP_CHARS],
         link=("up" if is_link_up(device.config) else "down") if device.kind.is_card else "",
+        slot=slot,
     )
 
 

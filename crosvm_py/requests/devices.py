@@ -45,7 +45,8 @@ class DeviceInfo(NamedTuple):
     """One device, as the vmm sees it.
 
     ``cgroup`` is the directory of its group in cgroup v2, empty if it has none. ``link`` is what a
-    network card shows the guest, "up" or "down"; other devices have none.
+    network card shows the guest, "up" or "down"; other devices have none. ``slot`` is the device's
+    PCI slot, 0 if that is not known.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
@@ -57,6 +58,7 @@ class DeviceInfo(NamedTuple):
     counters: tuple[CounterInfo, ...]
     cgroup: str = ""
     link: str = ""
+    slot: int = 0
 
 
 @fact
@@ -77,6 +79,7 @@ class DeviceList:
                 sequence(record(CounterInfo, text(MAX_NAME_CHARS), U64), _MAX_COUNTERS),
                 text(MAX_CGROUP_CHARS),
                 text(8),
+                U16,
             ),
             _MAX_DEVICES,
         ),

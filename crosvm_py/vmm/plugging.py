@@ -99,6 +99,11 @@ class Plugging:
 
     # Plug in.
 
+    @property
+    def slots(self) -> dict[int, int]:
+        """The PCI slot of each device, by its number."""
+        return self._slots
+
     def reserve(self, kind: str, name: str, slot: int | None) -> Reserved:
         """Reserve a place for a device, for ``ORDER_SECONDS``.
 

@@ -220,25 +220,28 @@ def reasons(answer: Answer) -> list[str]:
 def test_disk_is_plugged_into_a_running_vm_and_removed(tmp_path: Path, echo: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 20))
-    body = {"path": str(disk), "id": "test0", "image_type": "Raw"}
+    body = {"path": str(disk), "id": "test0", "image_type": "Raw", "pci_device_id": 9}
     with program(tmp_path) as ch:
         assert ch.put("vm.create", config(echo)) == 204
         assert ch.put("vm.boot") == 204
         ch.wait_for(b"echo")
         added = ch.call("PUT", "vm.add-disk", body)
-        assert (added.status, added.body) == (200, b'{"id":"test0","bdf":"0000:00:02.0"}')
+        assert (added.status, added.body) == (200, b'{"id":"test0","bdf":"0000:00:09.0"}')
         found = cast("dict[str, dict[str, list[dict[str, str]]]]", ch.call("GET", "vm.info").json())
         assert [each["id"] for each in found["config"]["disks"]] == ["test0"]
+        tree = cast("dict[str, dict[str, dict[str, str]]]", found)["device_tree"]
+        assert tree["_virtio-pci-test0"]["pci_bdf"] == "0000:00:09.0"
+        assert tree["_virtio-pci-__rng"]["pci_bdf"] == "0000:00:01.0"
         assert "test0" in cast("dict[str, object]", ch.call("GET", "vm.counters").json())
         assert ch.put("vm.resize-disk", {"id": "test0", "desired_size": 2 << 20}) == 204
         assert disk.stat().st_size == 2 << 20
         assert ch.put("vm.add-disk", body) == 409
-        free = body | {"id": "other", "path": str(tmp_path / "none")}
+        free = {"id": "other", "path": str(tmp_path / "none")}
         assert "No such file" in reasons(ch.call("PUT", "vm.add-disk", free))[-1]
         for slot, text in (
             (188, "Given PCI device ID (188) is out of the supported range of 0..32"),
             (0, "Given PCI device ID (0) is reserved"),
-            (2, "Valid PCI device identifier but already used: 2"),
+            (9, "Valid PCI device identifier but already used: 9"),
         ):
             refused = ch.call("PUT", "vm.add-disk", free | {"pci_device_id": slot})
             assert text in reasons(refused)
