@@ -149,6 +149,21 @@ def _is_long(begun: float) -> bool:
 
 
 def _reap(pid: int, pidfd: int) -> int:
-    """Wait for the end of the process and return its wait status; closes the pidfd."""
+    """Wait for the end of a control process and return its wait status; closes the pidfd.
+
+    Its opener, which it made as another child of ours, is ended, whatever it does.
+    """
     os.close(pidfd)
-    return os.waitpid(pid, 0)[1]
+    wait_status = os.waitpid(pid, 0)[1]
+    for opener in _children():
+        os.kill(opener, signal.SIGKILL)
+        os.waitpid(opener, 0)
+    return wait_status
+
+
+def _children() -> list[int]:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            return [int(word) for word in file.read().split()]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN; it ends when it can
+        return []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The opener: it opens what a client names for a new device, and orders the device of the warden.
 
-It is a child of the control process, which reads what clients send, and has its user's files, which
-the control process has not. It takes typed requests from that process alone. It reads nothing of
+The control process forks it, which reads what clients send, and it has its user's files, which the
+control process has not. It takes typed requests from that process alone. It reads nothing of
 what it opens but the size and, to warn, the first bytes of an image. What it opens goes to the
 warden, with the order, through a channel that only this process and the keeper have an end of.
 """
@@ -21,6 +21,7 @@ from sys_util.channel import Channel, socket_pair
 from sys_util.crash import crash_report
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
 from sys_util.event_loop import EventLoop
+from sys_util.modules import load_module
 from sys_util.stranger import judged
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -32,15 +33,21 @@ if TYPE_CHECKING:
 
 _log = log.get_logger("crosvm.opener")
 
+# What the code that opens things imports and is not Python: under the filter no code can be mapped.
+_NATIVE: Final = ("fcntl", "mmap", "struct", "sys_util.linux")
 _STDIO: Final = frozenset({0, 1, 2})
 
 
-def start_opener(orders: int, policy: Policy | None) -> socket.socket:
+def start_opener(orders: int, policy: Policy | None, *, sibling: bool = True) -> socket.socket:
     """Fork the opener from the control process, which has one thread and no filter yet.
+
+    It becomes a child of the keeper, which ends it when the control process has ended: that one may
+    not signal others (Landlock), and so the kernel would not kill the opener for its death.
 
     Args:
         orders: the channel to the warden. The caller keeps it, and should close it.
         policy: the compiled policy of an opener; ``None`` for ``--disable-sandbox``.
+        sibling: make it a child of the caller's parent.
 
     Returns:
         The control process's end of the channel to the opener, which ends when that is closed.
@@ -49,7 +56,7 @@ def start_opener(orders: int, policy: Policy | None) -> socket.socket:
         OSError: the host makes no process.
     """
     ours, theirs = socket_pair()
-    if os.fork() == 0:
+    if (linux.clone(linux.CLONE_PARENT) if sibling else os.fork()) == 0:
         _be_opener(theirs, orders, policy)
     theirs.close()
     return ours
@@ -62,6 +69,8 @@ def _be_opener(sock: socket.socket, orders: int, policy: Policy | None) -> NoRet
         linux.close_all_fds_except({sock.fileno(), orders, *_STDIO})
         channel = Channel(sock, OPENER_CODEC)
         _log_through(channel)
+        for name in _NATIVE:
+            load_module(name)
         opener = _Opener(channel, Channel(_socket(orders), warden_protocol.OPENER_CODEC))
         _confine(channel, policy)
         opener.run()

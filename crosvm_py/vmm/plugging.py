@@ -229,8 +229,9 @@ class Plugging:
         self._leave(place)
         if reason:
             log.error("%s", reason)
-            self._remove(device)
-            place.answer.complete(Failed(reason[:MAX_REASON_CHARS]))
+            failed = Failed(reason[:MAX_REASON_CHARS])
+            # When nothing is left of it, so that the client can try again at once.
+            self._remove(device, lambda: place.answer.complete(failed))
             return
         self.on_plugged(device)
         self._hotplug.plugged(place.slot)
@@ -243,7 +244,7 @@ class Plugging:
         device.events = self._machine.plug(device, slot)
         self._slots[device.device_id] = slot
 
-    def _remove(self, device: DeviceProcess) -> None:
+    def _remove(self, device: DeviceProcess, then: Callable[[], None] = lambda: None) -> None:
         number = device.device_id
         self._slots.pop(number, None)
 
@@ -251,6 +252,7 @@ class Plugging:
             page = self._lent.pop(number, None)
             if page is not None:
                 self._pages.give_back(page)
+            then()
 
         self._supervisor.remove(device, forgotten)
 

@@ -182,9 +182,10 @@ class Vmm:
         (forge,) = (pid for name, pid in named if name == FORGE)
         moulds = [pid for name, pid in named if name == MOULD]
         keepers = [pid for pid in children(vmm) if name_of(pid) == KEEPER]
-        control = [*keepers, *(pid for keeper in keepers for pid in children(keeper))]
+        kept = [pid for keeper in keepers for pid in children(keeper)]
+        control = [*keepers, *kept[:1]]  # the second one is the opener
         found = Processes(vmm, warden, devices, forge, moulds, control)
-        self._pidfds += [os.pidfd_open(pid) for pid in found.all()[1:]]
+        self._pidfds += [os.pidfd_open(pid) for pid in (*found.all()[1:], *kept[1:])]
         return found
 
     def hold(self, name: str) -> list[int]:

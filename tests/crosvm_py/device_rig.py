@@ -101,7 +101,7 @@ class Transport(RecordedEvents):
 
 
 @contextmanager
-def _room_for_what_tests_have() -> Iterator[None]:
+def room_for_what_tests_have() -> Iterator[None]:
     """Allow processes forked meanwhile the memory of this one, beyond what a device may have.
 
     A warden is small, but a process that has run a thousand tests is not, and its children inherit
@@ -139,7 +139,7 @@ class DeviceRig:
         policies = load_run_policies(DEVICE_KINDS, directory=policy_directory) if sandbox else None
         ours, theirs = socket_pair()
         self.orders = Channel(ours, protocol.OPENER_CODEC)  # the opener's end
-        with theirs, _room_for_what_tests_have():
+        with theirs, room_for_what_tests_have():
             self.warden = start_warden(
                 policies,
                 sorted(DEVICE_KINDS),

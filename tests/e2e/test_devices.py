@@ -37,7 +37,7 @@ EVENTFDS_PER_QUEUE: Final = 2  # kick and call
 
 
 # The other processes below the vmm.
-HELPERS: Final = ("crosvm-forge", "crosvm-keeper", "crosvm-control")
+HELPERS: Final = ("crosvm-forge", "crosvm-keeper", "crosvm-control", "crosvm-opener")
 
 
 class Scene(NamedTuple):

@@ -42,6 +42,7 @@ MIB: Final = 1 << 20
 # Processes below the vmm that are in no device's group.
 HELPERS: Final = (
     *("crosvm-warden", "crosvm-forge", "crosvm-mould", "crosvm-keeper", "crosvm-control"),
+    "crosvm-opener",
 )
 GUEST_MIB: Final = 128
 DISK_MIB: Final = 96

@@ -71,3 +71,48 @@ def test_disk_is_plugged_in_used_removed_and_plugged_in_again(any_lab: Lab) -> N
     assert "0000:00:06.0" not in facts["again"]
     assert facts["read_only"] == "1"
     assert facts["errors"] == ""
+
+
+# The host has 10.78.0.1 on its TAP.
+CARD: Final = """
+there() { until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; }
+gone() { while [ -e /sys/class/net/eth0 ]; do sleep 0.1; done; }
+use() {
+    ip link set eth0 up
+    ip addr add 10.78.0.2/24 dev eth0
+    fact $1 sh -c 'ping -c 3 -s 8000 10.78.0.1 | grep packets'
+}
+echo waits-1
+there
+fact mac cat /sys/class/net/eth0/address
+use first
+echo waits-2
+gone
+echo waits-3
+there
+use second
+"""
+
+
+def test_card_is_plugged_in_used_removed_and_plugged_in_again(tester_lab: Lab) -> None:
+    lab = tester_lab
+    lab.host.shell(
+        "ip tuntap add dev tapP mode tap user tester; ip addr add 10.78.0.1/24 dev tapP\n"
+        "ip link set tapP up"
+    )
+    try:
+        with lab.start(kernel=CLOUD_BZIMAGE, script=CARD) as vm:
+            vm.wait_for("waits-1")
+            card = "net=tapP,mac=52:54:00:78:00:02,device=lan"
+            assert control(vm, lab, "plug", card) == "lan 0000:00:03.0"
+            vm.wait_for("waits-2")
+            control(vm, lab, "unplug", "lan")
+            vm.wait_for("waits-3")
+            assert control(vm, lab, "plug", card) == "lan 0000:00:03.0"
+            facts = vm.finish()
+    finally:
+        lab.host.shell("ip link del tapP")
+
+    assert facts["mac"] == "52:54:00:78:00:02"
+    for words in (facts["first"], facts["second"]):
+        assert "3 packets transmitted, 3 packets received" in words

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The opener between a control process and a warden of ours: what it opens, and what it is sent."""
+
+from __future__ import annotations
+
+import os
+import select
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from crosvm_py.kinds.later import LaterCard
+from crosvm_py.kinds.order import pack_spec
+from crosvm_py.opener import protocol
+from crosvm_py.opener.process import start_opener
+from crosvm_py.warden import protocol as warden_protocol
+from devices.virtio.block.image import BlockSpec
+from devices.virtio.rng.device import RngSpec
+from seccomp import load_policy
+from sys_util.channel import Channel, socket_pair
+from tests.crosvm_py.device_rig import room_for_what_tests_have
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sys_util.wire import Message
+
+PATIENCE_SECONDS = 60.0
+
+
+class OpenerRig:
+    """The two ends that the opener talks to, and its process."""
+
+    def __init__(self) -> None:
+        openers, wardens = socket_pair()
+        self.warden = Channel(wardens, warden_protocol.ORDERS_CODEC)
+        with openers, room_for_what_tests_have():
+            before = children()
+            self.sock = start_opener(openers.fileno(), load_policy("opener"), sibling=False)
+        (self.pid,) = children() - before
+        self.control = Channel(self.sock, protocol.FROM_OPENER_CODEC)
+
+    def close(self) -> None:
+        self.control.close()
+        self.warden.close()
+        os.waitpid(self.pid, 0)
+
+    def open(self, kind: str, spec: bytes, path: Path | None = None) -> None:
+        encoded = b"" if path is None else os.fsencode(path)
+        self.control.send(protocol.Open(7, "data", kind, spec, encoded, 2))
+
+    def take(self, channel: Channel) -> tuple[Message, list[int]]:
+        assert select.select([channel], [], [], PATIENCE_SECONDS)[0]
+        received = channel.receive()
+        assert received is not None
+        return received
+
+    def refusal(self) -> str:
+        message, _ = self.take(self.control)
+        assert isinstance(message, protocol.NotOpened), message
+        assert message.place == 7
+        return message.reason
+
+
+def children() -> set[int]:
+    return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+
+
+@pytest.fixture
+def rig() -> Iterator[OpenerRig]:
+    rig = OpenerRig()
+    yield rig
+    rig.close()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "data.img"
+    path.write_bytes(b"x" * 8192)
+    return path
+
+
+def held(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_disk_is_opened_locked_and_ordered(rig: OpenerRig, image: Path) -> None:
+    rig.open("block", pack_spec(BlockSpec("")), image)
+    order, (fd,) = rig.take(rig.warden)
+    assert isinstance(order, warden_protocol.Add)
+    facts = (order.place, order.name, order.kind, order.max_file_bytes)
+    assert facts == (7, "data", "block", 8192)
+    assert os.pread(fd, 3, 0) == b"xxx"
+    rig.open("block", pack_spec(BlockSpec("")), image)
+    assert "locked by another process" in rig.refusal()
+    os.close(fd)
+
+
+def test_path_that_is_no_text_is_opened(rig: OpenerRig, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff\xfe.img")
+    path.write_bytes(bytes(512))
+    rig.open("block", pack_spec(BlockSpec("")), path)
+    _, (fd,) = rig.take(rig.warden)
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "reason"),
+    [
+        ("gpu", b"", "no device of kind"),
+        ("balloon", b"", "no device of kind"),
+        ("block", b"", "not msgpack"),
+        ("block", b"\xc1", ""),
+        ("block", pack_spec(RngSpec()), ""),
+        ("net", pack_spec(LaterCard("")), "name of a TAP"),
+        ("net", pack_spec(LaterCard("tap0", b"123")), "6 bytes"),
+        ("net", pack_spec(LaterCard("no-such")), "there is no TAP"),
+        ("rng", b"\x91\x07", ""),
+    ],
+)
+def test_request_for_no_device_is_refused_and_leaves_nothing(
+    rig: OpenerRig, kind: str, spec: bytes, reason: str
+) -> None:
+    rig.open(kind, spec)
+    assert reason in rig.refusal()
+    before = held(rig.pid)
+    for _ in range(100):
+        rig.open(kind, spec)
+        assert reason in rig.refusal()
+    assert held(rig.pid) == before
+
+
+def test_entropy_needs_nothing(rig: OpenerRig) -> None:
+    rig.open("rng", pack_spec(RngSpec()))
+    order, fds = rig.take(rig.warden)
+    assert isinstance(order, warden_protocol.Add)
+    assert (order.kind, fds) == ("rng", [])
+
+
+def test_refusal_of_the_warden_is_passed_on(rig: OpenerRig) -> None:
+    rig.warden.send(warden_protocol.NotAdded(7, "64 devices are there already"))
+    assert rig.refusal() == "64 devices are there already"
+
+
+@pytest.mark.parametrize("payload", [b"\xc1", b"\x91\x01", b"\x91" * 2000, b"x" * 70000])
+def test_garbage_of_the_control_process_ends_the_opener_in_order(payload: bytes) -> None:
+    rig = OpenerRig()
+    rig.sock.send(payload)
+    _, status = os.waitpid(rig.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    rig.control.close()
+    rig.warden.close()
+
+
+def test_opener_ends_with_its_control_process() -> None:
+    rig = OpenerRig()
+    rig.control.close()
+    _, status = os.waitpid(rig.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    rig.warden.close()
