@@ -151,3 +151,14 @@ def test_edited_source_of_an_installed_program_counts_at_once(
     output = packages / "crosvm_py" / "cli" / "output.py"
     output.write_text(f"{output.read_text()}\nraise SystemExit('edited')\n")
     assert "edited" in run(copied, intruders, "version").stderr
+
+
+@pytest.mark.parametrize("name", ["cloud-hypervisor", "ch-remote"])
+def test_program_of_cloud_hypervisor_is_ours_by_its_name(
+    program: Path, tmp_path: Path, name: str
+) -> None:
+    script = Path(shutil.copy(ROOT / "bin" / name, program.parent))
+    (tmp_path / name).symlink_to(program)
+    for path in (script, tmp_path / name):
+        run = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+        assert run.stdout.startswith(f"{name} v51.1.0-crosvm-py-")

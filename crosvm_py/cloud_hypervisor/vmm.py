@@ -14,6 +14,7 @@ from crosvm_py.api.device_ids import id_of
 from crosvm_py.end_signals import handle_end_signals
 from crosvm_py.exit_status import VmExit
 from crosvm_py.leaving import is_confined
+from crosvm_py.requests.balloon import BalloonSet
 from crosvm_py.requests.catalogue import SERVED
 from crosvm_py.requests.creation import (
     INTERNAL,
@@ -256,6 +257,8 @@ class WaitingVmm:
                     return self._told(handle(request), "paus")
                 case Resume():
                     return self._told(handle(request), "resum")
+                case BalloonSet():
+                    return self._told(handle(request), "resiz")
             return handle(request)
 
         return handle_all
@@ -265,7 +268,7 @@ class WaitingVmm:
         passed = Pending()
 
         def tell(response: Response) -> None:
-            if isinstance(response, Done):
+            if not isinstance(response, Failed):
                 self._events.tell("vm", f"{verb}ed")
             passed.complete(response)
 

@@ -50,8 +50,9 @@ def test_vm_is_launched_driven_and_ended(tmp_path: Path) -> None:
         vm.power_button()
         vm.nmi()
         vm.delete()
-        assert [next(events).event for _ in range(6)] == [
-            *("pausing", "paused", "resuming", "resumed", "shutdown", "deleted")
+        assert [next(events).event for _ in range(8)] == [
+            *("pausing", "paused", "resuming", "resumed", "resizing", "resized"),
+            *("shutdown", "deleted"),
         ]
         with pytest.raises(ApiError, match="not created"):
             vm.info()
