@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import array
 import json
+from contextlib import suppress
 
 from sys_util import socket
 from sys_util.errors import VmmError
@@ -68,7 +69,8 @@ def call(
         sock.settimeout(timeout_seconds)
         try:
             sock.connect(path)
-            _send(sock, request, fds)
+            with suppress(BrokenPipeError):  # the server may have answered before it closed
+                _send(sock, request, fds)
             reply = _receive(sock)
         except TimeoutError:
             raise ConnectionFailedError(f"{path}: no answer within {timeout_seconds:g} s") from None
@@ -90,7 +92,8 @@ def _send(sock: socket.socket, request: bytes, fds: Sequence[int]) -> None:
     rights = array.array("i", fds).tobytes()
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else []
     sent = sock.sendmsg([request], ancillary, socket.MSG_NOSIGNAL)
-    sock.sendall(request[sent:], socket.MSG_NOSIGNAL)
+    if sent < len(request):
+        sock.sendall(request[sent:], socket.MSG_NOSIGNAL)
 
 
 def _receive(sock: socket.socket) -> Reply:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def server(path: Path, *pieces: bytes) -> Iterator[list[bytes]]:
-    """Answer one call with these pieces; yield what was asked."""
+def server(path: Path, *pieces: bytes, reads: bool = True) -> Iterator[list[bytes]]:
+    """Answer one call with these pieces; yield what was asked, if the server reads it."""
     asked: list[bytes] = []
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
@@ -28,7 +28,8 @@ def server(path: Path, *pieces: bytes) -> Iterator[list[bytes]]:
         def serve() -> None:
             sock, _ = listening.accept()
             with sock:
-                asked.append(sock.recv(65536))
+                if reads:
+                    asked.append(sock.recv(65536))
                 for piece in pieces:
                     sock.sendall(piece)
 
@@ -50,6 +51,13 @@ def test_request_has_the_bytes_of_ch_remote(tmp_path: Path) -> None:
             b"Content-Length: 2\r\n\r\n{}"
         )
     ]
+
+
+def test_server_that_answers_and_closes_at_once_is_heard(tmp_path: Path) -> None:
+    too_many = b"HTTP/1.1 503\r\nContent-Length: 2\r\n\r\n{}"
+    with server(tmp_path / "s", too_many, reads=False), pytest.raises(ApiError) as caught:
+        call(str(tmp_path / "s"), "PUT", "vm.create", b"x" * (4 << 20))
+    assert caught.value.status == 503
 
 
 def test_answer_without_a_body_is_none(tmp_path: Path) -> None:
