@@ -39,6 +39,8 @@ LEFT_OUT: Final = (
 )
 # The libraries that only some commands need come with the project; the image is without them.
 EXTRAS: Final = ("msgspec",)
+# Built where there is a cargo. The host runs it, too.
+LOOP: Final = PROJECT / ".venv" / "bin" / "crosvm-forge"
 WARM_UP: Final = (
     "import argparse, ctypes, dataclasses, json, lz4.block, mmap, msgpack, prctl, pyseccomp,"
     " pytest, select, socket, subprocess, tempfile, threading, zstandard, _cffi_backend"
@@ -182,6 +184,9 @@ class Host:
         pack = ["tar", "-C", str(PROJECT), *excluded, "-cf", "-", "."]
         pack += ["-C", str(image.SITE_PACKAGES), *EXTRAS]
         script = "find . -mindepth 1 -delete; tar --no-same-owner -xf -"
+        if LOOP.exists():
+            pack += ["-C", str(LOOP.parent), LOOP.name]
+            script += f"; mv {LOOP.name} /usr/bin/"  # beside the interpreter
         with subprocess.Popen(pack, stdout=subprocess.PIPE) as tar:
             self._copy(RunRequest(["sh", "-c", script]), _fileno(tar), None)
 
