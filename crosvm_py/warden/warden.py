@@ -226,7 +226,11 @@ class _Warden:
         self._foundry.load_also(order.kind)
         writes_file = bool(order.max_file_bytes)
         words = (spawn.device_id, order.place, order.name, order.kind, writes_file)
-        self._channel.send(protocol.Added(*words))
+        try:
+            self._channel.send(protocol.Added(*words))
+        except (ChannelClosed, ProtocolError):
+            del self._devices[spawn.device_id]  # the descriptors stay the caller's
+            raise
         if device.broker is not None:
             device.broker.on_reaped = lambda: self._bury(device)
 
