@@ -38,7 +38,7 @@ LEFT_OUT: Final = (
     *(".pytest_cache", ".hypothesis", "*.o"),
 )
 # The libraries that only some commands need come with the project; the image is without them.
-EXTRAS: Final = ("msgspec",)
+EXTRAS: Final = ("httptools", "msgspec")
 # Built where there is a cargo. The host runs it, too.
 LOOP: Final = PROJECT / ".venv" / "bin" / "crosvm-forge"
 WARM_UP: Final = (
