@@ -9,6 +9,7 @@ from crosvm_py.api.device_ids import ids_by_name, with_ids
 from crosvm_py.api.errors import ApiError
 from crosvm_py.api.steps import expect
 from crosvm_py.requests.vm import RUNNING, SUSPENDED, WAITING, QueryVm, VmFacts
+from crosvm_py.vm_config import json_text
 from crosvm_py.vm_config.codec import decode, encode
 from crosvm_py.vm_config.errors import SchemaError
 from crosvm_py.vm_config.field_types import VmState
@@ -124,7 +125,7 @@ class ApiVm:
 def _read_names(text: bytes) -> dict[str, str]:
     """Return the names that ``keep`` stored, or none."""
     try:
-        found = json.loads(text or b"{}")
-    except ValueError:
+        found = json_text.parse(text or b"{}")
+    except SchemaError:
         return {}
     return {str(name): str(each) for name, each in found.items()} if type(found) is dict else {}

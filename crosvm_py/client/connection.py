@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import array
-import json
 from contextlib import suppress
 
+from crosvm_py.vm_config import json_text
+from crosvm_py.vm_config.errors import SchemaError
 from sys_util import socket
 from sys_util.errors import VmmError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
@@ -135,8 +136,8 @@ def _read_head(head: bytes) -> tuple[int, int | None]:
 
 def _causes(body: bytes | None) -> tuple[str, ...]:
     try:
-        found = json.loads(body or b"null")
-    except (ValueError, RecursionError):
+        found = json_text.parse(body or b"null")
+    except SchemaError:
         return ()
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
         return ()

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 
+from crosvm_py.vm_config import json_text
+from crosvm_py.vm_config.errors import SchemaError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -49,9 +50,15 @@ def read_events(path: str, has_ended: Callable[[], bool]) -> Iterator[Event]:
 def _parse(record: bytes) -> Event | None:
     """Return one event, or ``None`` if it is damaged: the monitor loses what is not read."""
     try:
-        found = json.loads(record)
-        at = found["timestamp"]
-        seconds = at["secs"] + at["nanos"] / 1e9
-        return Event(seconds, found["source"], found["event"], found["properties"] or {})
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+        match json_text.parse(record):
+            case {
+                "timestamp": {"secs": int() as secs, "nanos": int() as nanos},
+                "source": str() as source,
+                "event": str() as event,
+                "properties": None | dict() as properties,
+            }:
+                texts = {str(name): str(text) for name, text in (properties or {}).items()}
+                return Event(secs + nanos / 1e9, source, event, texts)
+    except SchemaError:
+        pass
+    return None

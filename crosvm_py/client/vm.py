@@ -18,7 +18,6 @@ answer, so an object may be used by several threads.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -28,13 +27,14 @@ from contextlib import suppress
 
 from crosvm_py.client.connection import ApiError, ConnectionFailedError, call
 from crosvm_py.client.events import Event, read_events
+from crosvm_py.vm_config import json_text
 from crosvm_py.vm_config.answers import PciDeviceInfo, VmInfo, VmmPingResponse
 from crosvm_py.vm_config.codec import decode, encode
 from crosvm_py.vm_config.devices import DiskConfig, NetConfig, VsockConfig
 from crosvm_py.vm_config.errors import SchemaError
 from crosvm_py.vm_config.requests import VmRemoveDevice, VmResize, VmResizeDisk
 from crosvm_py.vm_config.schema import VmConfig
-from sys_util.typing import TYPE_CHECKING, Final, TypeVar
+from sys_util.typing import TYPE_CHECKING, Final, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -153,13 +153,10 @@ class VM:
     def counters(self) -> dict[str, dict[str, int]]:
         """vm.counters: of each device its counters by name."""
         body = self._call("GET", "vm.counters")
-        found = json.loads(body or b"{}")
-        if not isinstance(found, dict):
-            raise ConnectionFailedError(f"{self.path}: counters that are no object")
-        return {
-            str(device): {str(name): int(value) for name, value in counters.items()}
-            for device, counters in found.items()
-        }
+        try:
+            return _counters(json_text.parse(body or b"{}"))
+        except (SchemaError, TypeError) as error:
+            raise ConnectionFailedError(f"{self.path}: what is no counters: {error}") from None
 
     def pause(self) -> None:
         """vm.pause: hold the VM still."""
@@ -253,3 +250,18 @@ class VM:
         self, method: str, endpoint: str, body: bytes | None = None, fds: Sequence[int] = ()
     ) -> bytes | None:
         return call(self.path, method, endpoint, body, fds, timeout_seconds=self._timeout_seconds)
+
+
+def _counters(found: object) -> dict[str, dict[str, int]]:
+    """Check what a server said of its devices.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    devices = found if isinstance(found, dict) else {"": found}
+    if not all(
+        isinstance(counters, dict) and all(type(value) is int for value in counters.values())
+        for counters in devices.values()
+    ):
+        raise TypeError("a number by name by device was expected")
+    return cast("dict[str, dict[str, int]]", devices)

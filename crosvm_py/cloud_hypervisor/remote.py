@@ -11,6 +11,8 @@ from crosvm_py.api_socket import check_packages
 from crosvm_py.cli.output import write_error, write_out
 from crosvm_py.client.connection import ApiError, ConnectionFailedError, call
 from crosvm_py.exit_status import EXIT_HOST
+from crosvm_py.vm_config import json_text
+from crosvm_py.vm_config.errors import SchemaError
 from sys_util.errors import UsageError, VmmError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -122,10 +124,10 @@ def _split(words: list[str]) -> tuple[str, str, list[str]]:
 
 def _server_lines(error: ApiError) -> list[str]:
     try:
-        texts = json.loads(error.body)
+        texts = json_text.parse(error.body)
         if not isinstance(texts, list):
             raise TypeError("not an array")
-    except (ValueError, TypeError, RecursionError) as reason:
+    except (SchemaError, TypeError) as reason:
         shown = error.body.decode("utf-8", "replace")
         text = "Can't get remote's error messages from JSON response"
         return [f"  X: {text}: {reason}: body='{shown}'"]
