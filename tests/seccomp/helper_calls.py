@@ -86,7 +86,7 @@ HELPERS_ALLOWED: Final[dict[str, Calls]] = {
 
 HELPERS_DENIED: Final[dict[str, Calls]] = {
     "control_boot": Calls(
-        ("ftruncate(6, 0)", "sendmsg(7, 0x1000, MSG_OOB)", "write(6, 0x1000, 8)")
+        ("ftruncate(6, 0)", "sendmsg(7, 0x1000, MSG_OOB)", "write(2, 0x1000, 8)")
     ),
     "control_api": Calls(
         ("ftruncate(6, 0)", "sendmsg(7, 0x1000, MSG_NOSIGNAL)", "write(2, 0x1000, 8)")

@@ -105,7 +105,7 @@ def test_policies_are_those_of_the_devices_and_the_vmm(bench: Bench) -> None:
     devices, *own = prepared.policies
     assert list(devices) == ["block_device"]
     names = [policy and policy.name for policy in own]
-    assert names == ["warden", "warden_sealed", "forge", "vmm", "vcpu", None]
+    assert names == ["warden", "warden_sealed", "forge", "vmm", "vcpu", None, None]
 
 
 def test_policy_of_the_control_process_comes_with_a_socket(bench: Bench, tmp_path: Path) -> None:
