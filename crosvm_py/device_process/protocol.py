@@ -8,7 +8,7 @@ descriptors for each queue, the eventfds for kicks and for calls (interrupts).
 
 from __future__ import annotations
 
-from devices.virtio.backend import QueueActivation, QueuePosition, RingPosition
+from devices.virtio.backend import SERVERS, QueueActivation, QueuePosition, RingPosition
 from devices.virtio.commands import ANSWERS, COMMANDS
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
@@ -19,6 +19,7 @@ from sys_util.wire import (
     Codec,
     blob,
     boolean,
+    choice,
     integer,
     nested,
     optional,
@@ -273,7 +274,7 @@ class Description:
         _ID,
         sequence(text(16), MAX_HOLDS),
         optional(integer(-MAX_TIMER_MS, MAX_TIMER_MS)),
-        sequence(record(QueuePosition, U16, text(8), optional(_RING), boolean), MAX_QUEUES),
+        sequence(record(QueuePosition, U16, choice(SERVERS), optional(_RING), boolean), MAX_QUEUES),
     )
     request_id: int
     held: tuple[str, ...]

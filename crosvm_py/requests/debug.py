@@ -9,6 +9,7 @@ from __future__ import annotations
 from crosvm_py.requests.devices import MAX_NAME_CHARS
 from devices.pci.msix import VectorState
 from devices.virtio.backend import (
+    SERVERS,
     DeviceWords,
     QueuePosition,
     RingPosition,
@@ -17,7 +18,7 @@ from devices.virtio.backend import (
 )
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
-from sys_util.wire import U16, U32, U64, boolean, integer, optional, record, sequence, text
+from sys_util.wire import U16, U32, U64, boolean, choice, integer, optional, record, sequence, text
 
 if TYPE_CHECKING:
     from sys_util.wire import Check, Message
@@ -98,7 +99,8 @@ _QUEUE: Final = record(
 
 
 _POSITION: Final = record(
-    QueuePosition, U16, text(8), optional(record(RingPosition, *(U16,) * 5, boolean)), boolean
+    *(QueuePosition, U16, choice(SERVERS)),
+    *(optional(record(RingPosition, *(U16,) * 5, boolean)), boolean),
 )
 _WORDS: Final = record(
     DeviceWords,

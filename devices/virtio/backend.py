@@ -7,12 +7,20 @@ the device answers comes back later through ``BackendEvents``, with that lock he
 
 from __future__ import annotations
 
-from sys_util.typing import TYPE_CHECKING, NamedTuple, Protocol
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Literal, TypeAlias
+
+    Server: TypeAlias = Literal["nobody", "device", "engine", "port", "port (engine)", "kernel"]
 
     from devices.pci.msix import VectorState
+
+# Every ``Server`` that there is, for those who check what a process says.
+SERVERS: Final[tuple[Server, ...]] = (
+    *("nobody", "device", "engine", "port", "port (engine)", "kernel"),
+)
 
 
 class QueueActivation(NamedTuple):
@@ -58,7 +66,7 @@ class QueuePosition(NamedTuple):
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
-    server: str
+    server: Server
     ring: RingPosition | None
     has_more: bool
 

@@ -40,20 +40,21 @@ def queues(found: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
     }
 
 
-def test_every_queue_of_a_guest_is_told_at_work_and_at_rest(tester_lab: Lab) -> None:
-    disk = tester_lab.disk("disk.img", 16)
+def test_every_queue_of_a_guest_is_told_at_work_and_at_rest(lab: Lab) -> None:
+    disk = lab.disk("disk.img", 16)
     options = (
         *("-c", "2", "--rwdisk", disk, "--balloon", "0"),
+        *("--net", "host-ip=10.9.0.1,netmask=255.255.255.0"),
         *("--serial", "type=stdout,num=1,console,stdin"),
     )
-    with tester_lab.start(*options, script=WORK) as vm:
+    with lab.start(*options, script=WORK) as vm:
         vm.wait_for("@ready=yes")
         vm.command.send("go\n")
-        at_work = [dump(tester_lab, vm) for _ in range(5)]
+        at_work = [dump(lab, vm) for _ in range(5)]
         vm.wait_for("@done=yes")
-        tester_lab.host.shell("sleep 2")
-        before, after = dump(tester_lab, vm), dump(tester_lab, vm)
-        text = tester_lab.host.shell(f"crosvm debug dump {vm.socket}")
+        lab.host.shell("sleep 2")
+        before, after = dump(lab, vm), dump(lab, vm)
+        text = lab.host.shell(f"crosvm debug dump {vm.socket}")
         vm.command.send("end\n")
         vm.finish()
 

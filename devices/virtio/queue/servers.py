@@ -17,6 +17,7 @@ from sys_util.eventfd import signal_eventfd
 from sys_util.typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from devices.virtio.backend import Server
     from devices.virtio.counters import Counters
     from devices.virtio.device import VirtioDevice
     from devices.virtio.queue.engine_queue import EngineQueue
@@ -31,7 +32,7 @@ class QueueServer(Protocol):
     call_fd: int
 
     @property
-    def who(self) -> str:
+    def who(self) -> Server:
         """Who serves now: one of the words that ``QueuePosition`` names."""
         ...
 
@@ -145,7 +146,7 @@ class ChainServer(_RingServer):
         self._in_engine = False  # the engine has the position of the queue, and the ring an old one
 
     @property
-    def who(self) -> str:
+    def who(self) -> Server:
         if self._ring is None:
             return "nobody"
         return "engine" if self._in_engine else "device"
@@ -236,7 +237,7 @@ class PortServer(_RingServer):
         self._port = port
 
     @property
-    def who(self) -> str:
+    def who(self) -> Server:
         if self._ring is None:
             return "nobody"
         return "port (engine)" if self._port.in_engine else "port"
@@ -276,7 +277,7 @@ class PortServer(_RingServer):
 class KernelServer:
     """The host's kernel, which reads the kicks and sends the interrupts by itself."""
 
-    who = "kernel"
+    who: Server = "kernel"
     engine = VHOST
     port = None
     is_devices_own = True

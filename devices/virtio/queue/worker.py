@@ -13,7 +13,7 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from devices.virtio.backend import QueueActivation, RingPosition
+    from devices.virtio.backend import QueueActivation, RingPosition, Server
     from devices.virtio.device import VirtioDevice
     from devices.virtio.queue.servers import QueueServer
     from sys_util.guest_memory import GuestMemory
@@ -144,9 +144,9 @@ class QueueWorker:
         """Show the vmm which engine serves each queue; a command may have changed that."""
         self.counters.show_engines({at: server.engine for at, server in self._queues.items()})
 
-    def positions(self) -> dict[int, tuple[str, RingPosition | None]]:
+    def positions(self) -> dict[int, tuple[Server, RingPosition | None]]:
         """Return who serves each started queue, and its position if this process knows it."""
-        found: dict[int, tuple[str, RingPosition | None]] = {}
+        found: dict[int, tuple[Server, RingPosition | None]] = {}
         for index, server in self._queues.items():
             who = server.who
             ring = server.ring()

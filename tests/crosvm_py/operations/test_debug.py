@@ -14,6 +14,7 @@ from crosvm_py.requests.debug import DeviceDump, DumpDevice, RingWords
 from crosvm_py.requests.protocol import MAX_RESPONSE_BYTES
 from devices.pci.msix import VectorState
 from devices.virtio.backend import (
+    SERVERS,
     DeviceWords,
     QueuePosition,
     RingPosition,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.machine.board import Board
     from crosvm_py.requests.protocol import Response
+    from devices.virtio.backend import Server
 
 MOST = (1 << 64) - 1
 QUEUE = TransportQueue(8, True, False, 1, False, 0x1000, 0x2000, 0x3000, True, False, True)
@@ -144,8 +146,20 @@ def test_largest_dump_fits_an_answer(
     events.queues = (LARGEST._replace(avail_ring=0x2000, used_ring=0x3000),) * 64
     events.vectors = (VECTOR,) * 65
     device.host.cells = [MOST] * 20
-    position = QueuePosition(0xFFFF, "x" * 8, RingPosition(*(0xFFFF,) * 5, True), True)
+    longest = max(SERVERS, key=len)
+    position = QueuePosition(0xFFFF, longest, RingPosition(*(0xFFFF,) * 5, True), True)
     assert len(encode(answered(device, memory, *(position,) * 64))) <= MAX_RESPONSE_BYTES
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_every_server_of_a_queue_may_be_told(
+    server: Server, device: HostileDevice, memory: GuestMemory
+) -> None:
+    """Also where the native code serves a card, whose process once ended for telling it."""
+    dump = answered(device, memory, QueuePosition(0, server, None, False))
+    assert dump.words is not None
+    assert dump.words.queues[0].server == server
+    assert RESPONSES.decode(encode(dump)) == dump
 
 
 def test_device_that_is_not_there_is_refused(device: HostileDevice, memory: GuestMemory) -> None:
