@@ -14,7 +14,7 @@ import pytest
 from crosvm_py.kinds.order import pack_spec
 from crosvm_py.warden import protocol
 from crosvm_py.warden.orders import MAX_DEVICES
-from devices.virtio.block.image import BlockSpec, open_image
+from devices.virtio.block.image import BlockSpec, ImageInUseError, open_image
 from devices.virtio.rng.device import RngSpec
 from sys_util.shared_page import SharedPage
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig
@@ -98,6 +98,15 @@ def held_by(pid: int) -> Counter[str]:
     return found
 
 
+def is_free(image: Path) -> bool:
+    """Return whether nobody holds the lock of an image."""
+    try:
+        os.close(open_image(BlockSpec(str(image))))
+    except ImageInUseError:
+        return False
+    return True
+
+
 def test_ordered_disk_is_made_by_a_mould_and_serves(opener: Opener, image: Path) -> None:
     device, reason = opener.start(opener.disk(image))
     assert (reason, device.name, device.kind.name) == ("", "data", "block")
@@ -123,7 +132,8 @@ def test_forgotten_disk_leaves_nothing_and_its_image_is_free(opener: Opener, ima
         opener.remove(device)
         os.close(pidfd)
         assert not Path(f"/proc/{device.pid}").exists()
-    os.close(open_image(BlockSpec(str(image))))  # nobody holds its lock
+        # The mould that made the process has the image, too, until it has ended.
+        opener.rig.until(lambda: is_free(image))
     opener.rig.until(lambda: held_by(warden) == before)
     assert opener.rig.supervisor.devices == ()
     assert not opener.rig.deaths
