@@ -169,11 +169,11 @@ def test_warden_has_what_devices_are_made_of_but_neither_kvm_nor_guest_memory(
 ) -> None:
     found = kinds(scene.warden)
     devices = len(scene.devices)
-    # stderr is the vmm's, here a pipe; the others are the channels to the vmm and the forge, the
-    # event loop and its children's pidfds.
+    # stderr is the vmm's, here a pipe; the others are the channels to the vmm, the forge and the
+    # opener, the event loop and its children's pidfds.
     pidfds = devices + 1
     expected = Counter(
-        {NULL: 2, "pipe": 1, "socket": 2, "anon_inode:[eventpoll]": 1, EVENTFD: 1, PIDFD: pidfds}
+        {NULL: 2, "pipe": 1, "socket": 3, "anon_inode:[eventpoll]": 1, EVENTFD: 1, PIDFD: pidfds}
     )
     assert found == expected + Counter({ROOT_SQUASHFS: 1, scene.disk: 1})
 

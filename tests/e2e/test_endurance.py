@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def test_guests_side_by_side_each_do_their_work(kvmhost: KvmHost) -> None:
     result = run_many(kvmhost, 5)
     assert result.wrong == []
-    assert result.processes_at_once == 5 * 8  # vmm, keeper, warden, forge, three disks and rng
+    assert result.processes_at_once == 5 * 7  # vmm, keeper, warden, three disks and rng
 
 
 def test_guest_sees_no_error_while_its_devices_are_killed(kvmhost: KvmHost) -> None:
