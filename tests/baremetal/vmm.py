@@ -59,6 +59,15 @@ def name_of(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
+def named_children(pid: int) -> list[tuple[str, int]]:
+    """Return the names and numbers of children; moulds come and go meanwhile."""
+    found = []
+    for child in children(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found.append((name_of(child), child))
+    return found
+
+
 def has_ended(pidfd: int) -> bool:
     """Wait a while for the end of a process."""
     poll = select.poll()
@@ -176,8 +185,8 @@ class Vmm:
         vmm = self.process.pid
         (warden,) = (pid for pid in children(vmm) if name_of(pid) == "crosvm-warden")
         # The guest may run before the forge, which it does not need, has a name of its own.
-        assert eventually(lambda: FORGE in map(name_of, children(warden)))
-        named = [(name_of(pid), pid) for pid in children(warden)]
+        assert eventually(lambda: FORGE in dict(named_children(warden)))
+        named = named_children(warden)
         devices = {name: pid for name, pid in named if name not in (FORGE, MOULD)}
         (forge,) = (pid for name, pid in named if name == FORGE)
         moulds = [pid for name, pid in named if name == MOULD]
@@ -185,7 +194,9 @@ class Vmm:
         kept = [pid for keeper in keepers for pid in children(keeper)]
         control = [*keepers, *kept[:1]]  # the second one is the opener
         found = Processes(vmm, warden, devices, forge, moulds, control)
-        self._pidfds += [os.pidfd_open(pid) for pid in (*found.all()[1:], *kept[1:])]
+        for pid in (*found.all()[1:], *kept[1:]):
+            with suppress(ProcessLookupError):  # a mould that has ended
+                self._pidfds.append(os.pidfd_open(pid))
         return found
 
     def hold(self, name: str) -> list[int]:
