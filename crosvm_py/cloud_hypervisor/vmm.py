@@ -141,6 +141,8 @@ class WaitingVmm:
                 return Done()
             case BootVm() if self._state == ENDED:
                 return Booted(500, (NO_SECOND_VM,))
+            case BootVm() if self._booting is not None:
+                return Booted(500, ("VM is being booted already",))
             case BootVm():
                 self._booting = Pending()
                 self._loop.stop()
@@ -242,6 +244,8 @@ class WaitingVmm:
     def _handler_while_running(self, vm: VirtualMachine, handle: Handler) -> Handler:
         def handle_all(request: Request) -> Response | Pending:
             match request:
+                case EndVm() if self._ending is not None:
+                    return Failed("VM is being shut down already")
                 case EndVm():
                     self._stays = True
                     self._ending = Pending()

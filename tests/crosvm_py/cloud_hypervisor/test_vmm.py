@@ -178,6 +178,20 @@ def test_refused_boot_is_answered_and_can_be_tried_again(
     assert control.ask(QueryVm()) == VmFacts(WAITING, 0, 0)
 
 
+def test_boot_beside_a_boot_is_refused_and_both_are_answered(control: Control) -> None:
+    for number in (1, 2):
+        control._channel.send(Ask(number, encode(BootVm())))
+    control.turn()
+    answers = {}
+    while (received := control._channel.receive()) is not None:
+        assert isinstance(received[0], Answered)
+        answers[received[0].number] = ANSWERS.decode(received[0].answer)
+    assert answers == {
+        1: Booted(500, ("no configuration",)),
+        2: Booted(500, ("VM is being booted already",)),
+    }
+
+
 def test_control_process_that_says_anything_ends_alone(control: Control, lines: list[str]) -> None:
     control.sock.send(encode(Ask(1, b"\xc1")), socket.MSG_NOSIGNAL)
     control.turn()
