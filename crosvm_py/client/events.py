@@ -12,6 +12,10 @@ from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+# What is longer is no event.
+MAX_RECORD_BYTES: Final = 1 << 20
+
+_PIECE_BYTES: Final = 64 * 1024
 _POLL_SECONDS: Final = 0.05
 _END: Final = b"\n\n"
 
@@ -35,15 +39,17 @@ def read_events(path: str, has_ended: Callable[[], bool]) -> Iterator[Event]:
     with open(path, "rb") as file:
         while True:
             ended = has_ended()  # before the last look
-            data += file.read()
-            *records, data = data.split(_END)
+            piece = file.read(_PIECE_BYTES)
+            *records, data = (data + piece).split(_END)
+            if len(data) > MAX_RECORD_BYTES:
+                data = b""
             for record in records:
                 event = _parse(record)
                 if event is not None:
                     yield event
-            if ended:
-                return
-            if not records:
+            if not piece:
+                if ended:
+                    return
                 time.sleep(_POLL_SECONDS)
 
 

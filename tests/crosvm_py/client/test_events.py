@@ -6,6 +6,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import pytest
+
+from crosvm_py.client import events
 from crosvm_py.client.events import read_events
 from crosvm_py.cloud_hypervisor.events import EventMonitor, open_monitor
 
@@ -44,9 +47,9 @@ def test_guest_causes_a_bounded_number_of_events(tmp_path: Path) -> None:
     clock.now += 1
     monitor.tell_of_guest("virtio-device", "activated", {"id": "_disk0"})
     os.close(fd)
-    events = list(read_events(str(tmp_path / "events"), lambda: True))
-    assert len(events) == 65
-    assert events[-1].event == "activated"
+    found = list(read_events(str(tmp_path / "events"), lambda: True))
+    assert len(found) == 65
+    assert found[-1].event == "activated"
 
 
 def test_reader_that_stops_delays_nobody(tmp_path: Path) -> None:
@@ -63,3 +66,12 @@ def test_reader_that_stops_delays_nobody(tmp_path: Path) -> None:
 def test_damaged_event_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "events").write_bytes(b"[]\n\n{}\n\n" + b"[" * 100_000 + b"\n\nhalf")
     assert list(read_events(str(tmp_path / "events"), lambda: True)) == []
+
+
+def test_endless_record_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_PIECE_BYTES", 64)
+    monkeypatch.setattr(events, "MAX_RECORD_BYTES", 256)
+    record = b'{"timestamp":{"secs":1,"nanos":0},"source":"vm","event":"booted","properties":null}'
+    (tmp_path / "events").write_bytes(b"x" * 1000 + b"\n\n" + record + b"\n\n")
+    (event,) = events.read_events(str(tmp_path / "events"), lambda: True)
+    assert (event.seconds, event.source, event.event) == (1.0, "vm", "booted")
