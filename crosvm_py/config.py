@@ -11,7 +11,7 @@ from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from crosvm_py.care import RestartLimit
     from devices.virtio.balloon.device import BalloonSpec
-    from devices.virtio.block.image import BlockSpec
+    from devices.virtio.block.spec import BlockSpec
     from devices.virtio.rng.device import RngSpec
     from devices.virtio.vsock.common import VsockSpec
 

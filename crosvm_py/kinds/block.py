@@ -14,7 +14,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from devices.virtio.block.image import BlockSpec
+    from devices.virtio.block.spec import BlockSpec
     from devices.virtio.device import VirtioDevice
 
 # One process serves all queues of a disk, so more queues would gain nothing.
@@ -30,12 +30,13 @@ def open_disk(index: int, disks: Sequence[BlockSpec], *, cpus: int) -> DeviceOrd
     The disks before it have been opened.
 
     Raises:
-        ConfigError: the image or an option cannot be used.
+        ConfigError: the image or an option, such as the id, cannot be used.
         HostError: the host refuses to open it.
     """
     from devices.virtio.block.image import ImageInUseError, open_image
 
     spec = disks[index]
+    spec.id_bytes()
     try:
         fd = open_image(spec)
     except ImageInUseError:
@@ -65,7 +66,7 @@ def _refuse_twin(spec: BlockSpec, earlier: Sequence[BlockSpec]) -> None:
 
 def _build(spec: bytes, fds: Sequence[int]) -> VirtioDevice:
     from devices.virtio.block.device import Block
-    from devices.virtio.block.image import BlockSpec
+    from devices.virtio.block.spec import BlockSpec
 
     return Block(unpack_spec(BlockSpec, spec), fds[0], threads=_THREADS)
 

@@ -59,7 +59,7 @@ def open_later(kind: str, spec: bytes, path: bytes, *, cpus: int) -> DeviceOrder
 
 def _open_disk(packed: bytes, path: str, cpus: int) -> DeviceOrder:
     from crosvm_py.kinds.block import open_disk
-    from devices.virtio.block.image import BlockSpec
+    from devices.virtio.block.spec import BlockSpec
 
     spec = replace(unpack_spec(BlockSpec, packed), path=path, root=False)
     return open_disk(0, (spec,), cpus=cpus)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from crosvm_py.config import NetworkSpec, RunConfig, SerialSpec
     from crosvm_py.vm_config.field_types import ConsoleMode
     from devices.virtio.balloon.device import BalloonSpec
-    from devices.virtio.block.image import BlockSpec
+    from devices.virtio.block.spec import BlockSpec
     from devices.virtio.rate_limiter import RateLimits
 
 _MODES: Final[dict[str, ConsoleMode]] = {

@@ -11,7 +11,7 @@ from crosvm_py.vm_config.unsupported import unsupported
 from crosvm_py.vm_config.validation import problems
 from devices.com_ports import COM_PORTS
 from devices.virtio.balloon.device import BalloonSpec
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.rng.device import RngSpec
 from devices.virtio.vsock.common import VsockSpec
 from sys_util.errors import ConfigError

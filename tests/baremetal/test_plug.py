@@ -20,7 +20,7 @@ from crosvm_py.kinds.later import LaterCard
 from crosvm_py.kinds.order import pack_spec
 from crosvm_py.requests.devices import DeviceList, ListDevices
 from crosvm_py.requests.plug import Plug, Plugged, Reserve, Unplug
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from sys_util.wire import encode
 from tests.baremetal.vmm import MOULD, Vmm, children, crosvm, eventually, name_of, named_children
 from tests.guests.baremetal.build import build_guest

@@ -15,8 +15,8 @@ from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.kinds.vsock import open_vsock
 from crosvm_py.kinds.vsock_host import KERNEL_DEVICE
 from devices.virtio.balloon.device import BalloonSpec
-from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.image import open_image
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.console.device import ConsoleSpec, PortSpec
 from devices.virtio.net.header import HEADER_BYTES
 from devices.virtio.net.state import NetSpec
@@ -90,7 +90,7 @@ class Orders:
             image.truncate(FILE_BYTES)
         spec = BlockSpec(str(path))
         packed = pack_spec(spec, path="", num_queues=2)
-        return DeviceOrder("block:0", "block", packed, (Block.open(spec),), FILE_BYTES)
+        return DeviceOrder("block:0", "block", packed, (open_image(spec),), FILE_BYTES)
 
     def _rng(self) -> DeviceOrder:
         return DeviceOrder("rng", "rng", pack_spec(RngSpec()), (), 0)

@@ -21,8 +21,8 @@ from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.vmm.supervisor import Supervisor
 from crosvm_py.vmm.warden_proxy import start_warden
 from crosvm_py.warden import protocol
-from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.image import open_image
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.rng.device import RngSpec
 from jail import plan
 from sys_util import log
@@ -212,7 +212,7 @@ class DeviceRig:
         direct: bool = False,
     ) -> DeviceProcess:
         spec = BlockSpec(str(path), read_only=read_only, direct=direct)
-        fd = Block.open(spec)
+        fd = open_image(spec)
         packed = pack_spec(spec, path="", num_queues=2)
         size_bytes = 0 if read_only else path.stat().st_size
         return self.start(DeviceOrder(name, "block", packed, (fd,), size_bytes))

@@ -15,7 +15,7 @@ from crosvm_py.kinds.order import pack_spec
 from crosvm_py.opener import protocol
 from crosvm_py.opener.process import start_opener
 from crosvm_py.warden import protocol as warden_protocol
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.rng.device import RngSpec
 from seccomp import load_policy
 from sys_util.channel import Channel, socket_pair

@@ -15,8 +15,8 @@ from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.kinds import cgroup
 from crosvm_py.machine.x86_64.arch import X86
 from crosvm_py.run_plan import RunPlan, as_fields, plan_run
-from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.image import open_image
+from devices.virtio.block.spec import BlockSpec
 from jail.cgroup import VmCgroup, memory_limit
 from jail.cgroup_site import CgroupSite
 from seccomp.loader import count, load_policy
@@ -143,7 +143,7 @@ def test_nothing_is_left_behind(folder: Path) -> None:
     assert sorted(folder.iterdir()) == before
     assert sorted(os.listdir("/proc/self/fd")) == fds
     assert not set(END_SIGNALS) & signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    os.close(Block.open(BlockSpec("disk")))  # nobody has locked it
+    os.close(open_image(BlockSpec("disk")))  # nobody has locked it
 
 
 @pytest.mark.usefixtures("folder")

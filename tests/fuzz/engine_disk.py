@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Final
 from devices.virtio import device
 from devices.virtio.block import native
 from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
 from devices.virtio.block.native import NativeQueue
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.commands import SetLimits
 from devices.virtio.device import MAX_CHAINS_PER_TURN
 from devices.virtio.features import VIRTIO_RING_F_INDIRECT_DESC

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from devices.virtio.balloon.device import Balloon, BalloonSpec
 from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.commands import AdjustTarget, Command, SetTarget, TellState
 from devices.virtio.device import SimpleDevice
 from devices.virtio.rng.device import Rng, RngSpec

@@ -8,7 +8,8 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.image import open_image
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.queue.worker import QueueWorker
 from sys_util.errors import ConfigError
 from sys_util.guest_memory import GuestMemory
@@ -37,7 +38,7 @@ class Answer(NamedTuple):
 def is_free(disk: Path) -> bool:
     """Return whether another VM could have the disk."""
     try:
-        os.close(Block.open(BlockSpec(str(disk))))
+        os.close(open_image(BlockSpec(str(disk))))
     except ConfigError:
         return False
     return True
@@ -66,7 +67,7 @@ class BlockDriver:
     @classmethod
     def start(cls, spec: BlockSpec, *, without: int = 0) -> BlockDriver:
         """Open the image and drive it with every feature on offer but ``without``."""
-        fd = Block.open(spec)
+        fd = open_image(spec)
         device = Block(spec, fd)
         return cls(device, fd, (device.features() | VERSION_1 | INDIRECT_DESC) & ~without)
 

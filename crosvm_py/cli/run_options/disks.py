@@ -12,7 +12,7 @@ from crosvm_py.cli.run_options.limits import FIELDS as LIMIT_FIELDS
 from crosvm_py.cli.run_options.limits import limits
 from crosvm_py.cli.run_options.twice import first_twice
 from crosvm_py.config import MAX_DISKS
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from sys_util.errors import ConfigError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final

@@ -10,7 +10,7 @@ from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from crosvm_py.config import NetworkSpec
-    from devices.virtio.block.image import BlockSpec
+    from devices.virtio.block.spec import BlockSpec
 
 _DEVICE: Final = keyvalue.string("device", "its name in crosvm devices; by default a free one")
 _SLOT: Final = keyvalue.integer("pci-slot", "1 to 31; by default the lowest free one", 0, shown="")

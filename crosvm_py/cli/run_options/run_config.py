@@ -21,7 +21,7 @@ from crosvm_py.cli.run_options import (
 )
 from crosvm_py.cli.run_options.twice import first_twice
 from crosvm_py.config import RunConfig
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 

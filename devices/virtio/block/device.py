@@ -13,14 +13,9 @@ from struct import Struct
 
 from devices.virtio.block import native
 from devices.virtio.block.file import DiskFile
-from devices.virtio.block.image import (
-    MAX_ID_BYTES,
-    SECTOR_BYTES,
-    disk_id,
-    open_image,
-    usable_bytes,
-)
+from devices.virtio.block.image import SECTOR_BYTES, usable_bytes
 from devices.virtio.block.native import NativeDisk, NativeQueue
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.commands import CheckSize, DiskSize, Obeyed, SetSize
 from devices.virtio.device import CommandError, RequestError
 from devices.virtio.limited import LimitedDevice
@@ -31,7 +26,6 @@ from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Self
 
 if TYPE_CHECKING:
     from devices.virtio.backend import QueueActivation
-    from devices.virtio.block.image import BlockSpec
     from devices.virtio.commands import Command
     from devices.virtio.context import DeviceContext
     from devices.virtio.queue.chain import DescriptorChain, Reader, Writer
@@ -109,11 +103,6 @@ class Block(LimitedDevice):
     seccomp_policy: ClassVar[str] = "block_device"
     in_order: ClassVar[bool] = True
 
-    @staticmethod
-    def open(spec: BlockSpec) -> int:
-        """Open, check and lock the image of ``spec``; see ``image.py``."""
-        return open_image(spec)
-
     def __init__(
         self, spec: BlockSpec, fd: int, *, engine: bool | None = None, threads: int = 0
     ) -> None:
@@ -125,6 +114,7 @@ class Block(LimitedDevice):
         super().__init__(spec.limits)
         self.queue_sizes = (QUEUE_SIZE,) * spec.num_queues
         self._spec = spec
+        self._id = spec.id_bytes()
         self._file = DiskFile(fd, direct=spec.direct)
         self._capacity_sectors = self._usable_sectors(self._file.size_bytes)
         self._image_sectors = self._capacity_sectors  # the image's size as far as it is known
@@ -204,7 +194,7 @@ class Block(LimitedDevice):
         return Obeyed()
 
     def _usable_sectors(self, size_bytes: int) -> int:
-        return usable_bytes(self._spec, size_bytes, self._file.alignment) // SECTOR_BYTES
+        return usable_bytes(self._spec.block_size, size_bytes, self._file.alignment) // SECTOR_BYTES
 
     def _resize(self, sectors: int) -> None:
         """Change the capacity. A smaller one is set before the warden truncates the image."""
@@ -293,7 +283,7 @@ class Block(LimitedDevice):
             if not self._spec.read_only:
                 self._file.flush()
         elif request_type == VIRTIO_BLK_T_GET_ID:
-            writer.write(disk_id(self._spec)[: min(MAX_ID_BYTES, writer.remaining)])
+            writer.write(self._id[: writer.remaining])
         elif request_type == VIRTIO_BLK_T_DISCARD:
             self._discard(reader)
         elif request_type == VIRTIO_BLK_T_WRITE_ZEROES:

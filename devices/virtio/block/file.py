@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The image behind a block device: whole requests between guest memory and a file.
+"""A raw image: whole requests between memory, such as a guest's, and a file.
 
 Every call finishes its request or raises ``OSError``. Short transfers are continued, and vectors
 above IOV_MAX are divided. With O_DIRECT, a transfer that the kernel refuses for its alignment goes
@@ -12,17 +12,13 @@ import errno
 import mmap
 import os
 
-from devices.virtio.queue.chain import Reader
 from sys_util.linux import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
     FALLOC_FL_ZERO_RANGE,
     fallocate,
 )
-from sys_util.typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from devices.virtio.queue.chain import Writer
+from sys_util.typing import Final, Protocol
 
 IOV_MAX: Final = 1024  # UIO_MAXIOV
 
@@ -41,6 +37,42 @@ _RANGE_ALIGNMENTS: Final = (1, 4096, 64 << 10)
 _DIRECT_ALIGNMENTS: Final = (512, 1024, 2048, 4096)
 
 
+class Sink(Protocol):
+    """Memory that is to be filled, in its order; those of a chain are such."""
+
+    remaining: int
+
+    def iovecs(self, length: int) -> list[memoryview]:
+        """Return the memory of the next ``length`` bytes, without consuming them."""
+        ...
+
+    def commit(self, length: int) -> None:
+        """Consume ``length`` bytes, which were stored through ``iovecs``."""
+        ...
+
+    def write(self, data: memoryview) -> None:
+        """Store ``data`` in the next bytes and consume them."""
+        ...
+
+
+class Source(Protocol):
+    """Memory whose bytes are to be stored, in their order."""
+
+    remaining: int
+
+    def iovecs(self, length: int) -> list[memoryview]:
+        """Return the memory of the next ``length`` bytes, without consuming them."""
+        ...
+
+    def skip(self, length: int) -> None:
+        """Consume ``length`` bytes, which were stored through ``iovecs``."""
+        ...
+
+    def read(self, length: int) -> bytes:
+        """Return a copy of the next ``length`` bytes and consume them."""
+        ...
+
+
 class DiskFile:
     """A raw image, by its descriptor, which the caller still owns.
 
@@ -52,7 +84,6 @@ class DiskFile:
         self.writethrough = False
         self._stored_zeros = 0
         self._fd = fd
-        self._zeros = _anonymous(_ZERO_BYTES)
         self._direct = direct
         self._bounce = _anonymous(_BOUNCE_BYTES)
         self._alignment = direct_alignment(fd) if direct else 1
@@ -62,35 +93,35 @@ class DiskFile:
         """The alignment in bytes that O_DIRECT asks for; 1 without it."""
         return self._alignment
 
-    def read(self, writer: Writer, offset: int) -> None:
-        """Fill ``writer`` with the bytes at ``offset``."""
-        while length := writer.remaining:
+    def read(self, sink: Sink, offset: int) -> None:
+        """Fill ``sink`` with the bytes at ``offset``."""
+        while length := sink.remaining:
             try:
-                got = os.preadv(self._fd, writer.iovecs(length)[:IOV_MAX], offset)
+                got = os.preadv(self._fd, sink.iovecs(length)[:IOV_MAX], offset)
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
-                self._read_bounced(writer, offset)
+                self._read_bounced(sink, offset)
                 return
             if not got:
                 raise OSError(errno.EIO, "the image ends early")
-            writer.commit(got)
+            sink.commit(got)
             offset += got
 
-    def write(self, reader: Reader, offset: int) -> None:
-        """Store all that is left in ``reader`` at ``offset``."""
+    def write(self, source: Source, offset: int) -> None:
+        """Store all that is left in ``source`` at ``offset``."""
         flags = os.RWF_DSYNC if self.writethrough else 0
-        while length := reader.remaining:
+        while length := source.remaining:
             try:
-                done = os.pwritev(self._fd, reader.iovecs(length)[:IOV_MAX], offset, flags)
+                done = os.pwritev(self._fd, source.iovecs(length)[:IOV_MAX], offset, flags)
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
-                self._write_bounced(reader, offset, flags)
+                self._write_bounced(source, offset, flags)
                 return
             if not done:
                 raise OSError(errno.EIO, "the image takes no more")
-            reader.skip(done)
+            source.skip(done)
             offset += done
 
     def flush(self) -> None:
@@ -142,36 +173,32 @@ class DiskFile:
     def _store_zeros(self, offset: int, length: int) -> None:
         while length:
             step = min(length, _BOUNCE_BYTES)
-            whole, rest = divmod(step, _ZERO_BYTES)
-            vectors = [self._zeros] * whole
-            if rest:
-                vectors.append(self._zeros[:rest])
-            self.write(Reader(0, vectors, step), offset)
+            self.write(_Zeros(step), offset)
             self._stored_zeros += step
             offset += step
             length -= step
 
-    def _read_bounced(self, writer: Writer, offset: int) -> None:
-        while writer.remaining:
+    def _read_bounced(self, sink: Sink, offset: int) -> None:
+        while sink.remaining:
             lead = offset % self._alignment
-            wanted = self._round_up(lead + writer.remaining)
+            wanted = self._round_up(lead + sink.remaining)
             buffer = self._bounce[: min(wanted, _BOUNCE_BYTES)]
             got = os.preadv(self._fd, [buffer], offset - lead)
-            useful = min(got - lead, writer.remaining)
+            useful = min(got - lead, sink.remaining)
             if useful <= 0:
                 raise OSError(errno.EIO, "the image ends early")
-            writer.write(buffer[lead : lead + useful])
+            sink.write(buffer[lead : lead + useful])
             offset += useful
 
-    def _write_bounced(self, reader: Reader, offset: int, flags: int) -> None:
+    def _write_bounced(self, source: Source, offset: int, flags: int) -> None:
         """Write whole blocks; read a block first if the request covers only a part of it."""
-        while reader.remaining:
+        while source.remaining:
             lead = offset % self._alignment
-            length = min(reader.remaining, _BOUNCE_BYTES - lead)
+            length = min(source.remaining, _BOUNCE_BYTES - lead)
             buffer = self._bounce[: self._round_up(lead + length)]
             if len(buffer) != length:
                 self._whole(os.preadv(self._fd, [buffer], offset - lead), buffer)
-            buffer[lead : lead + length] = reader.read(length)
+            buffer[lead : lead + length] = source.read(length)
             self._whole(os.pwritev(self._fd, [buffer], offset - lead, flags), buffer)
             offset += length
 
@@ -182,6 +209,24 @@ class DiskFile:
     def _whole(done: int, buffer: memoryview) -> None:
         if done != len(buffer):
             raise OSError(errno.EIO, f"{done} of {len(buffer)} bytes of a direct transfer")
+
+
+class _Zeros:
+    """A source of ``remaining`` zeros."""
+
+    def __init__(self, remaining: int) -> None:
+        self.remaining = remaining
+
+    def iovecs(self, length: int) -> list[memoryview]:
+        whole, rest = divmod(length, _ZERO_BYTES)
+        return [_ZEROS] * whole + [_ZEROS[:rest]] * bool(rest)
+
+    def skip(self, length: int) -> None:
+        self.remaining -= length
+
+    def read(self, length: int) -> bytes:
+        self.skip(length)
+        return bytes(length)
 
 
 def direct_alignment(fd: int) -> int:
@@ -207,3 +252,6 @@ def direct_alignment(fd: int) -> int:
 def _anonymous(length: int) -> memoryview:
     """Return page-aligned private memory full of zeros, which costs nothing until touched."""
     return memoryview(mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+_ZEROS: Final = _anonymous(_ZERO_BYTES)

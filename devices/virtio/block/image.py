@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The options of a disk; the vmm opens, checks and locks its image by them.
+"""Open, check and lock the image of a disk.
 
-The device process gets only the descriptor: it can neither open nor lock files. The lock belongs to
+A device process gets only the descriptor: it can neither open nor lock files. The lock belongs to
 the open file, so it lasts as long as any process of this VM holds the descriptor.
 """
 
@@ -13,71 +13,49 @@ import stat
 import struct
 
 from devices.virtio.block.format import foreign_format
-from devices.virtio.rate_limiter import RATE_LIMITS, RateLimits
 from sys_util.errors import ConfigError, HostError
-from sys_util.facts import fact
 from sys_util.linux import ofd_lock
 from sys_util.log import get_logger
 from sys_util.stranger import brief
-from sys_util.typing import TYPE_CHECKING, ClassVar, Final
-from sys_util.wire import U32, boolean, integer, optional, text
-
-if TYPE_CHECKING:
-    from sys_util.wire import Check
+from sys_util.typing import Final, Protocol
 
 log = get_logger("devices.virtio.block")
 
 SECTOR_BYTES: Final = 512
 MAX_BLOCK_BYTES: Final = 4096  # Linux guests take no logical block above their page size
-MAX_QUEUES: Final = 64
-MAX_ID_BYTES: Final = 20  # virtio 1.3 §5.2.6
 
 _BLKROGET: Final = 0x125E  # linux/fs.h: into an int, whether the device is read-only
 _INT: Final = struct.Struct("i")
 
 
-@fact
-class BlockSpec:
-    """One disk as the user asked for it. ``option`` is the option's name in messages.
+class ImageOptions(Protocol):
+    """What the user asked for. ``option`` is the name of the command line's option in messages.
 
-    The device process gets all of it but the path. Without ``follow`` a path that ends in a
-    symbolic link is refused.
+    Without ``follow`` a path that ends in a symbolic link is refused; with ``direct`` the page
+    cache is not used. The guest sees blocks of ``block_size`` bytes.
     """
 
-    TYPE: ClassVar[int] = 2
-    FIELDS: ClassVar[tuple[Check, ...]] = (
-        text(0),
-        boolean,
-        boolean,
-        boolean,
-        U32,
-        optional(text(MAX_ID_BYTES)),
-        boolean,
-        boolean,
-        text(32),
-        RATE_LIMITS,
-        integer(1, MAX_QUEUES),
-        boolean,
-    )
-    path: str
-    read_only: bool = False
-    root: bool = False
-    sparse: bool = True
-    block_size: int = 512
-    id: str | None = None
-    direct: bool = False
-    lock: bool = True
-    option: str = "--block"
-    limits: RateLimits = RateLimits()
-    num_queues: int = 1
-    follow: bool = True
+    @property
+    def option(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def read_only(self) -> bool: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def direct(self) -> bool: ...
+    @property
+    def lock(self) -> bool: ...
+    @property
+    def follow(self) -> bool: ...
 
 
 class ImageInUseError(ConfigError):
     """Somebody else, or another disk of this VM, has the image locked."""
 
 
-def open_image(spec: BlockSpec) -> int:
+def open_image(options: ImageOptions) -> int:
     """Open, check and lock the image; never create, truncate or change it.
 
     Returns a close-on-exec descriptor, which the caller owns.
@@ -87,63 +65,54 @@ def open_image(spec: BlockSpec) -> int:
         ConfigError: the image cannot be used, or an option does not fit it.
         HostError: the host cannot lock files there.
     """
-    label = f"{spec.option} {spec.path}"
-    _check_options(label, spec)
-    fd = _open(label, spec)
+    label = f"{options.option} {options.path}"
+    _check_options(label, options)
+    fd = _open(label, options)
     try:
         _check_kind(label, fd)
         size_bytes = _size(label, fd)
-        _check_writable(label, spec, fd)
+        _check_writable(label, options, fd)
         _warn_of_format(label, fd, size_bytes)
-        alignment = _direct_alignment(label, fd) if spec.direct and size_bytes else 1
-        _check_size(label, spec, size_bytes, alignment)
-        if spec.lock:
-            _lock(label, spec, fd)
+        alignment = _direct_alignment(label, fd) if options.direct and size_bytes else 1
+        _check_size(label, options, size_bytes, alignment)
+        if options.lock:
+            _lock(label, options, fd)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def usable_bytes(spec: BlockSpec, size_bytes: int, alignment: int) -> int:
+def usable_bytes(block_size: int, size_bytes: int, alignment: int) -> int:
     """Return how many bytes of an image the guest sees: only whole blocks.
 
-    ``alignment`` is the one that O_DIRECT asks for, 1 without it.
+    ``block_size`` is that of the guest. ``alignment`` is the one that O_DIRECT asks for, 1 without
+    it. All are in bytes.
     """
-    return size_bytes - size_bytes % max(SECTOR_BYTES, spec.block_size, alignment)
+    return size_bytes - size_bytes % max(SECTOR_BYTES, block_size, alignment)
 
 
-def disk_id(spec: BlockSpec) -> bytes:
-    """Return the 20 bytes of GET_ID: shorter ids are padded with zeros (§5.2.6)."""
-    return (spec.id or "").encode().ljust(MAX_ID_BYTES, b"\0")
-
-
-def _check_options(label: str, spec: BlockSpec) -> None:
-    size = spec.block_size
+def _check_options(label: str, options: ImageOptions) -> None:
+    size = options.block_size
     if not SECTOR_BYTES <= size <= MAX_BLOCK_BYTES or size & (size - 1):
         raise ConfigError(
             f"{label}: block-size {size} is not a power of two in {SECTOR_BYTES}..{MAX_BLOCK_BYTES}"
         )
-    try:
-        if len(disk_id(spec)) > MAX_ID_BYTES:
-            raise ConfigError(f"{label}: id is longer than {MAX_ID_BYTES} bytes")
-    except UnicodeEncodeError:
-        raise ConfigError(f"{label}: id is not UTF-8") from None
-    if "\0" in spec.path:
+    if "\0" in options.path:
         raise ConfigError(f"{brief(label)}: a path with a zero byte")
 
 
-def _open(label: str, spec: BlockSpec) -> int:
-    flags = os.O_RDONLY if spec.read_only else os.O_RDWR
+def _open(label: str, options: ImageOptions) -> int:
+    flags = os.O_RDONLY if options.read_only else os.O_RDWR
     # Without O_NONBLOCK, open(2) of a pipe would hang before it can be refused.
     flags |= os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-    flags |= 0 if spec.follow else os.O_NOFOLLOW
+    flags |= 0 if options.follow else os.O_NOFOLLOW
     try:
-        return os.open(spec.path, flags | (os.O_DIRECT if spec.direct else 0))
+        return os.open(options.path, flags | (os.O_DIRECT if options.direct else 0))
     except IsADirectoryError:
         raise ConfigError(f"{label}: is a directory") from None
     except PermissionError as error:
-        readable = os.access(spec.path, os.R_OK)
+        readable = os.access(options.path, os.R_OK)
         raise ConfigError(f"{label}: not {'writable' if readable else 'readable'}") from error
     except OSError as error:
         raise ConfigError(label) from error
@@ -165,9 +134,9 @@ def _size(label: str, fd: int) -> int:
         raise ConfigError(f"{label}: has no size that a disk could have") from error
 
 
-def _check_writable(label: str, spec: BlockSpec, fd: int) -> None:
+def _check_writable(label: str, options: ImageOptions, fd: int) -> None:
     """Refuse a read-only block device: open(2) for writing succeeds, but every write fails."""
-    if spec.read_only or not stat.S_ISBLK(os.fstat(fd).st_mode):
+    if options.read_only or not stat.S_ISBLK(os.fstat(fd).st_mode):
         return
     try:
         answer = fcntl.ioctl(fd, _BLKROGET, bytes(_INT.size))
@@ -187,12 +156,12 @@ def _warn_of_format(label: str, fd: int, size_bytes: int) -> None:
         )
 
 
-def _check_size(label: str, spec: BlockSpec, size_bytes: int, alignment: int) -> None:
+def _check_size(label: str, options: ImageOptions, size_bytes: int, alignment: int) -> None:
     if size_bytes == 0:
         raise ConfigError(f"{label}: is empty")
-    block_bytes = max(spec.block_size, alignment)
-    of_what = "as direct needs it" if alignment > spec.block_size else "block-size"
-    usable = usable_bytes(spec, size_bytes, alignment)
+    block_bytes = max(options.block_size, alignment)
+    of_what = "as direct needs it" if alignment > options.block_size else "block-size"
+    usable = usable_bytes(options.block_size, size_bytes, alignment)
     if not usable:
         raise ConfigError(f"{label}: {size_bytes} bytes is less than one block of {block_bytes}")
     if usable < size_bytes:
@@ -211,10 +180,10 @@ def _direct_alignment(label: str, fd: int) -> int:
         raise ConfigError(f"{label}: direct does not work there") from error
 
 
-def _lock(label: str, spec: BlockSpec, fd: int) -> None:
+def _lock(label: str, options: ImageOptions, fd: int) -> None:
     try:
-        free = ofd_lock(fd, exclusive=not spec.read_only)
+        free = ofd_lock(fd, exclusive=not options.read_only)
     except OSError as error:
-        raise HostError("lock", spec.path, "lock=false goes without") from error
+        raise HostError("lock", options.path, "lock=false goes without") from error
     if not free:
         raise ImageInUseError(f"{label}: locked by another process; does another VM use it?")

@@ -14,8 +14,8 @@ import pytest
 from crosvm_py.care import ALWAYS, Care
 from crosvm_py.kinds.block import BLOCK
 from devices.virtio.block import native
-from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.image import open_image
+from devices.virtio.block.spec import BlockSpec
 from sys_util.errors import ConfigError
 from tests.crosvm_py.device_rig import DeviceRig, Transport
 from tests.support.driver_queue import align
@@ -46,7 +46,7 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(b"".join(bytes([page]) * PAGE for page in range(PAGES)))
     try:
-        os.close(Block.open(BlockSpec(str(path), direct=True)))
+        os.close(open_image(BlockSpec(str(path), direct=True)))
     except ConfigError:
         pytest.skip("O_DIRECT does not work there")
     return path

@@ -13,7 +13,7 @@ import pytest
 
 from crosvm_py.kinds.order import pack_spec, unpack_spec
 from crosvm_py.kinds.table import DEVICE_KINDS, build_device
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.counters import CELL_COUNT, COUNTER_NAMES
 from devices.virtio.rng.device import Rng, RngSpec
 from seccomp import load_policy

@@ -14,8 +14,8 @@ from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.kinds.order import unpack_spec
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from crosvm_py.vmm.preparation import prepare
-from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.image import open_image
+from devices.virtio.block.spec import BlockSpec
 from sys_util.errors import ConfigError, VmmError
 from tests.kernel_loader.images import Elf
 from tests.support.command_line import config_of
@@ -153,9 +153,9 @@ def test_disk_is_locked_from_here_on(bench: Bench) -> None:
     disk = bench.disk("disk")
     bench.prepare("--rwdisk", disk)
     with pytest.raises(ConfigError, match="locked by another process"):
-        Block.open(BlockSpec(str(disk)))
+        open_image(BlockSpec(str(disk)))
     bench.close()
-    os.close(Block.open(BlockSpec(str(disk))))
+    os.close(open_image(BlockSpec(str(disk))))
 
 
 def test_disk_that_is_given_twice_is_said_to_be(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from devices.virtio.balloon.device import Balloon, BalloonSpec
 from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.console.device import Console, ConsoleSpec, PortSpec
 from devices.virtio.features import (
     BASE_FEATURES,

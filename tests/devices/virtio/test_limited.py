@@ -12,7 +12,7 @@ import pytest
 
 from devices.virtio import limited
 from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.commands import SetLink
 from devices.virtio.counters import waiting_until
 from devices.virtio.device import CommandError

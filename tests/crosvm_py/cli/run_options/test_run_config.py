@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from crosvm_py.cli.run_options.run_config import OPTIONS
 from crosvm_py.config import RunConfig, SerialSpec, disk_name
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.rng.device import RngSpec
 from sys_util.errors import ConfigError, UsageError
 from tests.support.command_line import config_of

@@ -21,7 +21,7 @@ from devices.virtio.block.device import (
     VIRTIO_BLK_F_WRITE_ZEROES,
     Block,
 )
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from tests.support.block_driver import (
     DISCARD,
     FLUSH,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from tests.support.block_driver import (
     DISCARD,
     FLUSH,

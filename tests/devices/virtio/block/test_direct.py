@@ -12,7 +12,7 @@ import pytest
 from devices.virtio.block import file as block_file
 from devices.virtio.block.device import Block
 from devices.virtio.block.file import direct_alignment
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from sys_util.errors import ConfigError
 from tests.support.block_driver import (
     IN,

@@ -12,7 +12,7 @@ import pytest
 
 from devices.virtio.block import native
 from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.commands import SetLimits, SetSize
 from devices.virtio.counters import NATIVE, PYTHON, engine_of
 from engine.native import EngineMemory

@@ -8,7 +8,7 @@ import os
 import resource
 
 from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from tests.support.block_driver import (
     DISCARD,
     FLUSH,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio.block.device import Block
 from devices.virtio.block.format import foreign_format
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.image import open_image
+from devices.virtio.block.spec import BlockSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ RAW = [
 def opened(path: Path, content: bytes) -> bytes:
     """Open an image and return what a guest would see of it."""
     path.write_bytes(content)
-    fd = Block.open(BlockSpec(str(path), option="--rwdisk"))
+    fd = open_image(BlockSpec(str(path), option="--rwdisk"))
     os.close(fd)
     return path.read_bytes()
 

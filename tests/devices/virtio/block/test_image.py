@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from crosvm_py.kinds.block import open_disk
+from devices.virtio.block.image import open_image
+from devices.virtio.block.spec import BlockSpec
 from sys_util.errors import ConfigError, HostError, describe
 from tests.support.block_driver import IN, IOERR, BlockDriver
 
@@ -48,7 +49,7 @@ def test_missing_image_names_option_and_file_and_creates_nothing(
 ) -> None:
     path = tmp_path / "none.img"
     with pytest.raises(ConfigError) as caught:
-        Block.open(BlockSpec(str(path), read_only=read_only, option="--rwdisk"))
+        open_image(BlockSpec(str(path), read_only=read_only, option="--rwdisk"))
     assert describe(caught.value) == f"--rwdisk {path}: No such file or directory"
     assert not path.exists()
 
@@ -56,7 +57,7 @@ def test_missing_image_names_option_and_file_and_creates_nothing(
 @pytest.mark.parametrize("read_only", [True, False], ids=["ro", "rw"])
 def test_directory_is_refused(tmp_path: Path, read_only: bool) -> None:
     with pytest.raises(ConfigError, match=r"^--block .*: is a directory$"):
-        Block.open(BlockSpec(str(tmp_path), read_only=read_only))
+        open_image(BlockSpec(str(tmp_path), read_only=read_only))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_image_that_cannot_be_opened_is_refused(
 ) -> None:
     refuse_open(monkeypatch, number, readable=readable)
     with pytest.raises(ConfigError) as caught:
-        Block.open(BlockSpec(str(image)))
+        open_image(BlockSpec(str(image)))
     assert describe(caught.value).startswith(f"--block {image}")
     assert reason in describe(caught.value)
 
@@ -83,17 +84,17 @@ def test_named_pipe_is_refused_without_waiting(tmp_path: Path, read_only: bool) 
     path = tmp_path / "pipe"
     os.mkfifo(path)
     with pytest.raises(ConfigError, match="neither a regular file nor a block device"):
-        Block.open(BlockSpec(str(path), read_only=read_only))
+        open_image(BlockSpec(str(path), read_only=read_only))
 
 
 def test_device_that_is_no_disk_is_refused() -> None:
     with pytest.raises(ConfigError, match="neither a regular file nor a block device"):
-        Block.open(BlockSpec("/dev/null"))
+        open_image(BlockSpec("/dev/null"))
 
 
 def test_file_without_a_size_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^--block /proc/cpuinfo: has no size"):
-        Block.open(BlockSpec("/proc/cpuinfo", read_only=True))
+        open_image(BlockSpec("/proc/cpuinfo", read_only=True))
 
 
 @pytest.mark.parametrize("read_only", [True, False], ids=["ro", "rw"])
@@ -109,22 +110,29 @@ def test_read_only_block_device_is_no_writable_disk(
     monkeypatch.setattr("stat.S_ISBLK", lambda _mode: True)
     monkeypatch.setattr("devices.virtio.block.image.fcntl.ioctl", is_read_only)
     if read_only:
-        os.close(Block.open(BlockSpec(str(image), read_only=True, lock=False)))
+        os.close(open_image(BlockSpec(str(image), read_only=True, lock=False)))
         return
     with pytest.raises(ConfigError, match="the block device is read-only; ro uses it so"):
-        Block.open(BlockSpec(str(image), lock=False))
+        open_image(BlockSpec(str(image), lock=False))
 
 
-def test_id_of_any_bytes_is_refused(image: Path) -> None:
-    with pytest.raises(ConfigError, match="id is not UTF-8"):
-        Block.open(BlockSpec(str(image), id="\udcff"))
+@pytest.mark.parametrize(
+    ("disk_id", "reason"),
+    [("\udcff", "id is not UTF-8"), ("é" * 11, "id is longer than 20 bytes")],
+    ids=["any bytes", "too long"],
+)
+def test_id_that_the_guest_could_not_read_is_refused_before_the_image_is_opened(
+    image: Path, disk_id: str, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^--block {image}: {reason}"):
+        open_disk(0, [BlockSpec(str(image), id=disk_id)], cpus=1)
 
 
 def test_path_of_any_bytes_is_opened(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff.img"
     with open(path, "wb") as file:
         file.truncate(SIZE)
-    os.close(Block.open(BlockSpec(os.fsdecode(path))))
+    os.close(open_image(BlockSpec(os.fsdecode(path))))
 
 
 def test_socket_is_refused(tmp_path: Path) -> None:
@@ -132,7 +140,7 @@ def test_socket_is_refused(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         with pytest.raises(ConfigError) as caught:
-            Block.open(BlockSpec(str(path)))
+            open_image(BlockSpec(str(path)))
     assert describe(caught.value) == f"--block {path}: No such device or address"
 
 
@@ -156,7 +164,7 @@ def test_size_that_does_not_fit_is_refused_and_left_alone(
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(size))
     with pytest.raises(ConfigError, match=f"--rwroot {path}: {reason}"):
-        Block.open(BlockSpec(str(path), block_size=block_size, option="--rwroot"))
+        open_image(BlockSpec(str(path), block_size=block_size, option="--rwroot"))
     assert path.stat().st_size == size
 
 
@@ -185,19 +193,14 @@ def test_part_of_a_block_at_the_end_is_hidden_and_told(
     assert path.read_bytes() == b"\x5a" * size
 
 
-def test_id_longer_than_twenty_bytes_is_refused(image: Path) -> None:
-    with pytest.raises(ConfigError, match="id is longer than 20 bytes"):
-        Block.open(BlockSpec(str(image), id="é" * 11))
-
-
 def test_path_with_a_zero_byte_is_refused() -> None:
     with pytest.raises(ConfigError, match="zero byte"):
-        Block.open(BlockSpec("a\0b"))
+        open_image(BlockSpec("a\0b"))
 
 
 @pytest.mark.parametrize("read_only", [True, False], ids=["ro", "rw"])
 def test_open_image_is_close_on_exec_with_the_right_access(image: Path, read_only: bool) -> None:
-    fd = Block.open(BlockSpec(str(image), read_only=read_only))
+    fd = open_image(BlockSpec(str(image), read_only=read_only))
     access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     assert access == (os.O_RDONLY if read_only else os.O_RDWR)
     assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
@@ -214,31 +217,31 @@ def test_open_image_is_close_on_exec_with_the_right_access(image: Path, read_onl
     ],
 )
 def test_writer_shares_an_image_with_nobody(image: Path, first: bool, second: bool) -> None:
-    held = Block.open(BlockSpec(str(image), read_only=first))
+    held = open_image(BlockSpec(str(image), read_only=first))
     with pytest.raises(ConfigError, match=f"^--rwdisk {image}: locked by another process"):
-        Block.open(BlockSpec(str(image), read_only=second, option="--rwdisk"))
+        open_image(BlockSpec(str(image), read_only=second, option="--rwdisk"))
     os.close(held)
 
 
 def test_readers_share_an_image(image: Path) -> None:
-    held = Block.open(BlockSpec(str(image), read_only=True))
-    os.close(Block.open(BlockSpec(str(image), read_only=True)))
+    held = open_image(BlockSpec(str(image), read_only=True))
+    os.close(open_image(BlockSpec(str(image), read_only=True)))
     os.close(held)
 
 
 def test_lock_ends_with_the_last_duplicate_of_the_descriptor(image: Path) -> None:
-    held = Block.open(BlockSpec(str(image)))
+    held = open_image(BlockSpec(str(image)))
     duplicate = os.dup(held)
     os.close(held)
     with pytest.raises(ConfigError, match="locked by another process"):
-        Block.open(BlockSpec(str(image)))
+        open_image(BlockSpec(str(image)))
     os.close(duplicate)
-    os.close(Block.open(BlockSpec(str(image))))
+    os.close(open_image(BlockSpec(str(image))))
 
 
 def test_lock_false_does_without(image: Path) -> None:
-    held = Block.open(BlockSpec(str(image)))
-    os.close(Block.open(BlockSpec(str(image), lock=False)))
+    held = open_image(BlockSpec(str(image)))
+    os.close(open_image(BlockSpec(str(image), lock=False)))
     os.close(held)
 
 
@@ -248,16 +251,16 @@ def test_host_without_locks_is_a_host_error(image: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("devices.virtio.block.image.ofd_lock", refuse)
     with pytest.raises(HostError, match=r"lock .*disk.img \(lock=false goes without\)"):
-        Block.open(BlockSpec(str(image)))
+        open_image(BlockSpec(str(image)))
 
 
 def test_refusal_leaves_no_descriptor_behind(tmp_path: Path, image: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    held = Block.open(BlockSpec(str(image)))
+    held = open_image(BlockSpec(str(image)))
     empty = tmp_path / "empty"
     empty.touch()
     for path in (image, empty, tmp_path):
         with pytest.raises(ConfigError, match="--block"):
-            Block.open(BlockSpec(str(path)))
+            open_image(BlockSpec(str(path)))
     os.close(held)
     assert len(os.listdir("/proc/self/fd")) == before

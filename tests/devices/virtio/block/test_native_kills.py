@@ -11,7 +11,7 @@ import pytest
 
 from devices.virtio.block import native
 from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
 from tests.support.killed import shared_state

@@ -17,7 +17,7 @@ from devices.virtio.block.device import (
     VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_WRITE_ZEROES,
 )
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from sys_util.linux import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
 from tests.support.block_driver import (
     DISCARD,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devices.virtio.block.device import MAX_SIZE_BYTES
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.commands import CheckSize, Command, DiskSize, Obeyed, SetLink, SetSize
 from devices.virtio.device import CommandError
 from tests.support.block_driver import IN, IOERR, OK, OUT, SECTOR, BlockDriver

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devices.virtio.block.device import Block
-from devices.virtio.block.image import BlockSpec
+from devices.virtio.block.spec import BlockSpec
 from devices.virtio.commands import SetLimits, SetSize
 from devices.virtio.rate_limiter import RateLimits
 from devices.virtio.rng.device import Rng, RngSpec
