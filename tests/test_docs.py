@@ -16,7 +16,7 @@ DOCUMENTS = (
     "tests/bench/RESULTS.md",
 )
 _PATH = re.compile(r"(?<![\w~/.-])((?:[\w-]+/)+[\w.*-]*)")
-_FOLDERS = {"crosvm_py", "devices", "jail", "kernel_loader", "seccomp", "sys_util", "tests"}
+_FOLDERS = {"crosvm_py", "devices", "disk", "jail", "kernel_loader", "seccomp", "sys_util", "tests"}
 
 
 def named_paths(document: str) -> set[str]:

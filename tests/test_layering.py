@@ -24,9 +24,12 @@ ALLOWED: dict[str, frozenset[str]] = {
     "kernel_loader": frozenset({"sys_util"}),
     "kvm": frozenset({"sys_util"}),
     "engine": frozenset({"sys_util"}),
-    "devices": frozenset({"sys_util", "engine"}),
+    "disk": frozenset({"sys_util"}),
+    "devices": frozenset({"sys_util", "engine", "disk"}),
     "jail": frozenset({"sys_util", "seccomp"}),
-    "crosvm_py": frozenset({"sys_util", "seccomp", "kernel_loader", "kvm", "devices", "jail"}),
+    "crosvm_py": frozenset(
+        {"sys_util", "seccomp", "kernel_loader", "kvm", "devices", "disk", "jail"}
+    ),
 }
 # What every folder of crosvm_py/ may use of it: facts, and what concerns the whole program.
 GROUND = frozenset(

@@ -36,7 +36,7 @@ DEAR = {
 BUILD_TOOLS = {
     *("seccomp/generate_tables.py", "kvm/ffi/build_kvm.py", "sys_util/ffi/build_linux.py")
 }
-PACKAGES = ("crosvm_py", "devices", "jail", "kernel_loader", "kvm", "seccomp", "sys_util")
+PACKAGES = ("crosvm_py", "devices", "disk", "jail", "kernel_loader", "kvm", "seccomp", "sys_util")
 SOURCES = [
     path
     for package in PACKAGES

@@ -33,7 +33,7 @@ def open_disk(index: int, disks: Sequence[BlockSpec], *, cpus: int) -> DeviceOrd
         ConfigError: the image or an option, such as the id, cannot be used.
         HostError: the host refuses to open it.
     """
-    from devices.virtio.block.image import ImageInUseError, open_image
+    from disk.image import ImageInUseError, open_image
 
     spec = disks[index]
     spec.id_bytes()

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Final
 
 PROJECT: Final = Path(__file__).parents[2]
-PACKAGES: Final = ("crosvm_py", "devices", "jail", "kernel_loader", "kvm", "seccomp", "sys_util")
+PACKAGES: Final = (
+    "crosvm_py",
+    "devices",
+    "disk",
+    "jail",
+    "kernel_loader",
+    "kvm",
+    "seccomp",
+    "sys_util",
+)
 ENGINE: Final = "engine"
 PROGRAMS: Final = ("crosvm-pool-client", "crosvm-forge")
 _LEFT_OUT: Final = shutil.ignore_patterns("__pycache__", "target", "*.c", "*.o")

@@ -15,13 +15,13 @@ from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.kinds.vsock import open_vsock
 from crosvm_py.kinds.vsock_host import KERNEL_DEVICE
 from devices.virtio.balloon.device import BalloonSpec
-from devices.virtio.block.image import open_image
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.console.device import ConsoleSpec, PortSpec
 from devices.virtio.net.header import HEADER_BYTES
 from devices.virtio.net.state import NetSpec
 from devices.virtio.rng.device import RngSpec
 from devices.virtio.vsock.common import VsockSpec
+from disk.image import open_image
 from sys_util import tap
 from sys_util.errors import VmmError
 from tests.breakout import brokering

@@ -21,9 +21,9 @@ from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.vmm.supervisor import Supervisor
 from crosvm_py.vmm.warden_proxy import start_warden
 from crosvm_py.warden import protocol
-from devices.virtio.block.image import open_image
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.rng.device import RngSpec
+from disk.image import open_image
 from jail import plan
 from sys_util import log
 from sys_util.channel import Channel, socket_pair

@@ -73,7 +73,7 @@ BORDERS = [
 ]
 SOURCES = [
     path
-    for folder in ("sys_util", "devices", "crosvm_py", "jail", "seccomp", "kernel_loader")
+    for folder in ("sys_util", "devices", "disk", "crosvm_py", "jail", "seccomp", "kernel_loader")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 

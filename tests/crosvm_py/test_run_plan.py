@@ -15,8 +15,8 @@ from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.kinds import cgroup
 from crosvm_py.machine.x86_64.arch import X86
 from crosvm_py.run_plan import RunPlan, as_fields, plan_run
-from devices.virtio.block.image import open_image
 from devices.virtio.block.spec import BlockSpec
+from disk.image import open_image
 from jail.cgroup import VmCgroup, memory_limit
 from jail.cgroup_site import CgroupSite
 from seccomp.loader import count, load_policy

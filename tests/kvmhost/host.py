@@ -31,7 +31,17 @@ COPY_SECONDS: Final = 300.0
 END_SECONDS: Final = 10.0
 CONSOLE_TAIL_BYTES: Final = 3000
 SOURCES: Final = (
-    *("crosvm_py", "devices", "jail", "kernel_loader", "kvm", "seccomp", "sys_util", "tests"),
+    *(
+        "crosvm_py",
+        "devices",
+        "disk",
+        "jail",
+        "kernel_loader",
+        "kvm",
+        "seccomp",
+        "sys_util",
+        "tests",
+    ),
 )
 LEFT_OUT: Final = (
     *("./.git", "./.cache", "./.venv", "./build", "./*.egg-info", ".mypy_cache", ".ruff_cache"),

@@ -8,9 +8,9 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from devices.virtio.block.device import Block
-from devices.virtio.block.image import open_image
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.queue.worker import QueueWorker
+from disk.image import open_image
 from sys_util.errors import ConfigError
 from sys_util.guest_memory import GuestMemory
 from tests.support.driver_queue import DriverQueue

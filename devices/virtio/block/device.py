@@ -12,14 +12,14 @@ from __future__ import annotations
 from struct import Struct
 
 from devices.virtio.block import native
-from devices.virtio.block.file import DiskFile
-from devices.virtio.block.image import SECTOR_BYTES, usable_bytes
 from devices.virtio.block.native import NativeDisk, NativeQueue
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.commands import CheckSize, DiskSize, Obeyed, SetSize
 from devices.virtio.device import CommandError, RequestError
 from devices.virtio.limited import LimitedDevice
 from devices.virtio.queue.chain import ChainError
+from disk.image import SECTOR_BYTES, usable_bytes
+from disk.raw import DiskFile
 from sys_util.errors import ProtocolError
 from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Self

@@ -18,8 +18,8 @@ from crosvm_py.guest.description import (
 )
 from crosvm_py.kinds.order import pack_spec, unpack_spec
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
-from devices.virtio.block.image import open_image
 from devices.virtio.block.spec import BlockSpec
+from disk.image import open_image
 from kernel_loader.load import open_initrd
 from sys_util.errors import ConfigError, HostError, describe
 from tests.support.command_line import config_of

@@ -14,8 +14,8 @@ from crosvm_py.end_signals import END_SIGNALS
 from crosvm_py.kinds.order import unpack_spec
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from crosvm_py.vmm.preparation import prepare
-from devices.virtio.block.image import open_image
 from devices.virtio.block.spec import BlockSpec
+from disk.image import open_image
 from sys_util.errors import ConfigError, VmmError
 from tests.kernel_loader.images import Elf
 from tests.support.command_line import config_of

@@ -14,9 +14,9 @@ import pytest
 from crosvm_py.kinds.order import pack_spec
 from crosvm_py.warden import protocol
 from crosvm_py.warden.orders import MAX_DEVICES
-from devices.virtio.block.image import ImageInUseError, open_image
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.rng.device import RngSpec
+from disk.image import ImageInUseError, open_image
 from sys_util.shared_page import SharedPage
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig
 

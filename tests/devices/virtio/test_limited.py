@@ -237,7 +237,7 @@ def test_zeros_that_had_to_be_stored_are_charged(
     def refuse(*_: int) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
-    monkeypatch.setattr("devices.virtio.block.file.fallocate", refuse)
+    monkeypatch.setattr("disk.raw.fallocate", refuse)
     for _ in range(2):
         disk.ask(13, 0, [1], struct.pack("<QII", 0, 6, 0))
     disk.side.kick(0)

@@ -169,7 +169,7 @@ def test_read_into_hundreds_of_buffers(disk: BlockDriver) -> None:
 
 
 def test_vectors_beyond_iov_max_are_cut(disk: BlockDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("devices.virtio.block.file.IOV_MAX", 3)
+    monkeypatch.setattr("disk.raw.IOV_MAX", 3)
     payload = os.urandom(10 * SECTOR)
     out = [payload[at : at + 256] for at in range(0, len(payload), 256)]
     assert disk.request(OUT, 20, out=out, indirect=True).status == OK
@@ -314,7 +314,7 @@ def test_host_error_is_the_guests_ioerr(
 
     for name in ("preadv", "pwritev", "fdatasync"):
         monkeypatch.setattr(os, name, fail)
-    monkeypatch.setattr("devices.virtio.block.file.fallocate", fail)
+    monkeypatch.setattr("disk.raw.fallocate", fail)
     assert disk.request(IN, 0, into=[SECTOR]).status == IOERR
     assert disk.request(OUT, 0, out=[bytes(SECTOR)]).status == IOERR
     assert disk.request(FLUSH, 0).status == IOERR

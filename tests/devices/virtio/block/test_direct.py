@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio.block import file as block_file
 from devices.virtio.block.device import Block
-from devices.virtio.block.file import direct_alignment
 from devices.virtio.block.spec import BlockSpec
+from disk import raw
+from disk.raw import direct_alignment
 from sys_util.errors import ConfigError
 from tests.support.block_driver import (
     IN,
@@ -110,7 +110,7 @@ def test_odd_buffers_are_bounced(
 def test_long_requests_are_bounced_in_pieces(
     disk: BlockDriver, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block_file, "_BOUNCE_BYTES", 8192)
+    monkeypatch.setattr(raw, "_BOUNCE_BYTES", 8192)
     payload = os.urandom(30 * SECTOR)
     assert disk.request(OUT, 3, out=[payload[:100], payload[100:]]).status == OK
     answer = disk.request(IN, 3, into=[99, 30 * SECTOR - 99])
@@ -125,7 +125,7 @@ def test_zeros_are_bounced_too(
     def refuse(*_: int) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
-    monkeypatch.setattr(block_file, "fallocate", refuse)
+    monkeypatch.setattr(raw, "fallocate", refuse)
     assert disk.request(WRITE_ZEROES, 0, out=[ranges((5, 9, UNMAP))]).status == OK
     expected = bytearray(PATTERN)
     expected[5 * SECTOR : 14 * SECTOR] = bytes(9 * SECTOR)

@@ -63,7 +63,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """Record fallocate instead of calling it."""
     calls: list[Call] = []
     monkeypatch.setattr(
-        "devices.virtio.block.file.fallocate",
+        "disk.raw.fallocate",
         lambda _fd, mode, offset, length: calls.append((mode, offset, length)),
     )
     return calls
@@ -73,7 +73,7 @@ def without_fallocate(monkeypatch: pytest.MonkeyPatch, number: int = errno.EOPNO
     def refuse(*_: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("devices.virtio.block.file.fallocate", refuse)
+    monkeypatch.setattr("disk.raw.fallocate", refuse)
 
 
 class Blocks:
@@ -82,7 +82,7 @@ class Blocks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
         self.calls: list[Call] = []
         self._block_bytes = block_bytes
-        monkeypatch.setattr("devices.virtio.block.file.fallocate", self._fallocate)
+        monkeypatch.setattr("disk.raw.fallocate", self._fallocate)
 
     def _fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         if (offset | length) & (self._block_bytes - 1) or not length:

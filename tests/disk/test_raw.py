@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio.block.file import DiskFile
 from devices.virtio.queue.chain import Reader, Writer
+from disk.raw import DiskFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

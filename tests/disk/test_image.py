@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.kinds.block import open_disk
-from devices.virtio.block.image import open_image
 from devices.virtio.block.spec import BlockSpec
+from disk.image import open_image
 from sys_util.errors import ConfigError, HostError, describe
 from tests.support.block_driver import IN, IOERR, BlockDriver
 
@@ -108,7 +108,7 @@ def test_read_only_block_device_is_no_writable_disk(
         return b"\1\0\0\0"
 
     monkeypatch.setattr("stat.S_ISBLK", lambda _mode: True)
-    monkeypatch.setattr("devices.virtio.block.image.fcntl.ioctl", is_read_only)
+    monkeypatch.setattr("disk.image.fcntl.ioctl", is_read_only)
     if read_only:
         os.close(open_image(BlockSpec(str(image), read_only=True, lock=False)))
         return
@@ -249,7 +249,7 @@ def test_host_without_locks_is_a_host_error(image: Path, monkeypatch: pytest.Mon
     def refuse(_fd: int, *, exclusive: bool) -> bool:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("devices.virtio.block.image.ofd_lock", refuse)
+    monkeypatch.setattr("disk.image.ofd_lock", refuse)
     with pytest.raises(HostError, match=r"lock .*disk.img \(lock=false goes without\)"):
         open_image(BlockSpec(str(image)))
 

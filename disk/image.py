@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 
-from devices.virtio.block.format import foreign_format
+from disk.format import foreign_format
 from sys_util.errors import ConfigError, HostError
 from sys_util.linux import ofd_lock
 from sys_util.log import get_logger
@@ -172,7 +172,7 @@ def _check_size(label: str, options: ImageOptions, size_bytes: int, alignment: i
 
 
 def _direct_alignment(label: str, fd: int) -> int:
-    from devices.virtio.block.file import direct_alignment
+    from disk.raw import direct_alignment
 
     try:
         return direct_alignment(fd)

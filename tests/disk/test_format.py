@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio.block.format import foreign_format
-from devices.virtio.block.image import open_image
 from devices.virtio.block.spec import BlockSpec
+from disk.format import foreign_format
+from disk.image import open_image
 
 if TYPE_CHECKING:
     from pathlib import Path
