@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 
+import msgspec
+
 from crosvm_py.api import http
 from crosvm_py.api.device_ids import id_of
 from crosvm_py.api.errors import ApiError
@@ -48,6 +50,7 @@ def info(vm: ApiVm, _call: Call) -> Steps:
     facts = yield from vm.facts()
     size, tree = config.memory.size, None
     if facts.memory_bytes:
+        config = _with_cpus(config, facts.cpus)
         try:
             listed = yield from vm.demand(ListDevices(), DeviceList)
             size = facts.memory_bytes - (yield from _balloon_bytes(vm, config))
@@ -60,6 +63,12 @@ def info(vm: ApiVm, _call: Call) -> Steps:
         config=config, state=vm.state_of(facts), memory_actual_size=max(0, size), device_tree=tree
     )
     return http.answer(200, encode(answer))
+
+
+def _with_cpus(config: VmConfig, cpus: int) -> VmConfig:
+    """Return the configuration with the present number of vCPUs; not only this API changes it."""
+    changed = msgspec.structs.replace(config.cpus, boot_vcpus=cpus)
+    return msgspec.structs.replace(config, cpus=changed)
 
 
 def _balloon_bytes(vm: ApiVm, config: VmConfig) -> Generator[Pending, Response, int]:

@@ -1,55 +1,60 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Calls that change sizes: of the balloon and of disks."""
+"""Calls that change sizes: of the VM, its balloon and its disks."""
 
 from __future__ import annotations
 
 import msgspec
 
 from crosvm_py.api.errors import NO_CONTENT, ApiError
-from crosvm_py.requests.balloon import BalloonSet
 from crosvm_py.requests.devices import MAX_DISK_BYTES, ResizeNamedDisk
+from crosvm_py.requests.resize import Resize, Resized
 from crosvm_py.vm_config.requests import VmResize, VmResizeDisk, VmResizeZone
-from devices.virtio.commands import BalloonState, DiskSize
+from devices.virtio.commands import DiskSize
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.api.call import Call
     from crosvm_py.api.steps import Steps
     from crosvm_py.api.vm import ApiVm
+    from crosvm_py.vm_config.schema import VmConfig
 
 _SECTOR_BYTES: Final = 512
 
 
 def resize(vm: ApiVm, call: Call) -> Steps:
-    """Change the size of the balloon, and before the boot also those of memory and vCPUs.
-
-    In a VM that runs, other numbers of vCPUs and other sizes of memory are refused.
-    """
+    """Change the number of vCPUs and the sizes of memory and balloon, before the boot or later."""
     wanted = call.taken(VmResize)
-    config = vm.known()
+    changed = _resized(vm.known(), wanted)
     facts = yield from vm.facts()
-    runs = facts.memory_bytes > 0
+    if facts.memory_bytes:
+        request = Resize(wanted.desired_vcpus, wanted.desired_ram, wanted.desired_balloon)
+        resized = yield from vm.demand(request, Resized)
+        if resized.is_busy:
+            raise ApiError(429, "the guest has not yet let go of vCPUs")
+    vm.keep(changed)
+    return NO_CONTENT
+
+
+def _resized(config: VmConfig, wanted: VmResize) -> VmConfig:
+    """Return the configuration with other sizes.
+
+    Raises:
+        ApiError: one of them is impossible.
+    """
     cpus, memory, balloon = config.cpus, config.memory, config.balloon
-    if wanted.desired_vcpus not in (None, cpus.boot_vcpus):
-        if runs:
-            raise ApiError(500, "the number of vCPUs cannot be changed yet")
+    if wanted.desired_vcpus is not None:
         if not 0 < wanted.desired_vcpus <= cpus.max_vcpus:
             raise ApiError(500, f"{wanted.desired_vcpus} vCPUs are not 1 to {cpus.max_vcpus}")
         cpus = msgspec.structs.replace(cpus, boot_vcpus=wanted.desired_vcpus)
-    if wanted.desired_ram not in (None, memory.size):
-        if runs:
-            raise ApiError(500, "the size of memory cannot be changed yet")
+    if wanted.desired_ram is not None:
         memory = msgspec.structs.replace(memory, size=wanted.desired_ram)
     if wanted.desired_balloon is not None:
         if balloon is None:
             raise ApiError(500, "the VM has no balloon")
         if wanted.desired_balloon > memory.size:
             raise ApiError(500, "the balloon would be larger than the memory")
-        if runs:
-            yield from vm.demand(BalloonSet(wanted.desired_balloon), BalloonState)
         balloon = msgspec.structs.replace(balloon, size=wanted.desired_balloon)
-    vm.keep(msgspec.structs.replace(config, cpus=cpus, memory=memory, balloon=balloon))
-    return NO_CONTENT
+    return msgspec.structs.replace(config, cpus=cpus, memory=memory, balloon=balloon)
 
 
 def resize_disk(vm: ApiVm, call: Call) -> Steps:

@@ -61,6 +61,7 @@ COMMANDS: Final[CommandTable] = {
     "disk": "crosvm_py.cli.commands.disk:DISK",
     "limit": "crosvm_py.cli.commands.limit:LIMIT",
     "link": "crosvm_py.cli.commands.link:LINK",
+    "resize": "crosvm_py.cli.commands.resize:COMMAND",
     "balloon": "crosvm_py.cli.commands.balloon:BALLOON",
     "balloon_stats": "crosvm_py.cli.commands.balloon_stats:STATS",
     "debug": "crosvm_py.cli.commands.debug:DEBUG",

@@ -30,6 +30,7 @@ from crosvm_py.requests.creation import (
 from crosvm_py.requests.life import Resume, Stop, Suspend
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Done, Failed
+from crosvm_py.requests.resize import Resize, Resized
 from crosvm_py.requests.vm import ENDED, WAITING, QueryVm, VmFacts
 from crosvm_py.run import VmHost, run_vm
 from crosvm_py.vmm.control_link import ControlLink
@@ -261,7 +262,7 @@ class WaitingVmm:
                     return self._told(handle(request), "paus")
                 case Resume():
                     return self._told(handle(request), "resum")
-                case BalloonSet():
+                case BalloonSet() | Resize():
                     return self._told(handle(request), "resiz")
             return handle(request)
 
@@ -272,7 +273,7 @@ class WaitingVmm:
         passed = Pending()
 
         def tell(response: Response) -> None:
-            if not isinstance(response, Failed):
+            if not isinstance(response, Failed) and response != Resized(is_busy=True):
                 self._events.tell("vm", f"{verb}ed")
             passed.complete(response)
 

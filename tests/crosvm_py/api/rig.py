@@ -15,6 +15,7 @@ from crosvm_py.requests.balloon import BalloonQuery
 from crosvm_py.requests.devices import DeviceList, ListDevices
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import Done
+from crosvm_py.requests.resize import Resize, Resized
 from crosvm_py.requests.vm import QueryVm, VmFacts
 from crosvm_py.vm_config.codec import encode
 from crosvm_py.vm_config.schema import VmConfig
@@ -61,10 +62,12 @@ class Rig:
         self._listening.listen(64)
         self._listening.setblocking(False)
         self.state = "running"
+        self.cpus = 1
         self.requests: list[Request] = []
         self.fds_asked: list[int] = []
         self.answers: dict[type[Request], Response | Pending] = {
             ListDevices: DeviceList(()),
+            Resize: Resized(is_busy=False),
             BalloonQuery: BalloonState(0, 0, 0, False, False, 0, (), True, 0, False),
         }
         self._owns_store = store is None
@@ -87,7 +90,7 @@ class Rig:
         answer = self.answers.get(type(request), Done())
         if isinstance(request, QueryVm):
             has_vm = self.state in ("running", "suspended")
-            answer = VmFacts(self.state, 1, MEMORY_BYTES if has_vm else 0)
+            answer = VmFacts(self.state, self.cpus, MEMORY_BYTES if has_vm else 0)
         if isinstance(answer, Pending):
             return answer
         pending = Pending()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from crosvm_py.api.routes import FIXED
-from crosvm_py.requests.balloon import BalloonQuery, BalloonSet
+from crosvm_py.requests.balloon import BalloonQuery
 from crosvm_py.requests.devices import (
     CounterInfo,
     DeviceInfo,
@@ -18,6 +18,7 @@ from crosvm_py.requests.devices import (
 )
 from crosvm_py.requests.life import PowerButton, Resume, Stop, Suspend
 from crosvm_py.requests.protocol import Failed
+from crosvm_py.requests.resize import Resize, Resized
 from crosvm_py.requests.vm import InjectNmi, QueryVm
 from devices.virtio.commands import BalloonState, DiskSize
 from tests.crosvm_py.api.rig import PID, Rig, request
@@ -147,7 +148,7 @@ def test_refusal_of_the_vmm_is_the_cause(rig: Rig) -> None:
         (b"GET vm.info HTTP/1.1\r\n\r\n", 400, None),
         (request("PUT", "vm.resize", b"{"), 400, None),
         (request("PUT", "vm.resize", b'{"desired_ram":true}'), 400, None),
-        (request("PUT", "vm.resize", b'{"desired_ram":1}'), 500, None),
+        (request("PUT", "vm.resize", b'{"desired_vcpus":2}'), 500, None),
         (request("PUT", "vm.resize", b'{"desired_vcpus":0}'), 500, None),
         (request("PUT", "vm.resize", b'{"desired_balloon":18446744073709551615}'), 500, None),
     ],
@@ -176,11 +177,31 @@ def test_absolute_target_is_understood(rig: Rig) -> None:
 
 
 def test_balloon_is_resized_and_the_configuration_follows(rig: Rig) -> None:
-    rig.answers[BalloonSet] = STATE
     assert rig.put("vm.resize", b'{"desired_balloon":4194304,"desired_vcpus":1}').status == 204
-    assert rig.asked() == [BalloonSet(4 << 20)]
+    assert rig.asked() == [Resize(1, None, 4 << 20)]
     found = cast("dict[str, dict[str, dict[str, int]]]", rig.get("vm.info").json())
     assert found["config"]["balloon"]["size"] == 4 << 20
+
+
+def test_resize_while_vcpus_are_being_removed_is_too_early(rig: Rig) -> None:
+    rig.answers[Resize] = Resized(is_busy=True)
+    answer = rig.put("vm.resize", b'{"desired_vcpus":1,"desired_balloon":4096}')
+    assert (answer.status, answer.body) == (429, b'["Too Many Requests"]')
+    found = cast("dict[str, dict[str, dict[str, int]]]", rig.get("vm.info").json())
+    assert found["config"]["balloon"]["size"] == 0
+
+
+def test_resize_that_the_vmm_refuses_changes_nothing(rig: Rig) -> None:
+    rig.answers[Resize] = Failed("no")
+    assert rig.put("vm.resize", b'{"desired_ram":1073741824}').status == 500
+    found = cast("dict[str, dict[str, dict[str, int]]]", rig.get("vm.info").json())
+    assert found["config"]["memory"]["size"] == 512 << 20
+
+
+def test_info_has_the_number_of_vcpus_that_there_are(rig: Rig) -> None:
+    rig.cpus = 3
+    found = cast("dict[str, dict[str, dict[str, int]]]", rig.get("vm.info").json())
+    assert found["config"]["cpus"]["boot_vcpus"] == 3
 
 
 @pytest.mark.parametrize(
@@ -212,7 +233,6 @@ def test_counters_have_the_names_of_cloud_hypervisor(rig: Rig) -> None:
 def test_lost_control_process_leaves_its_configuration_to_the_next(
     rig: Rig, tmp_path: Path
 ) -> None:
-    rig.answers[BalloonSet] = STATE
     assert rig.put("vm.resize", b'{"desired_balloon":8388608}').status == 204
     (tmp_path / "next").mkdir()
     after = Rig(tmp_path / "next", None, store=rig.store)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Change the number of vCPUs and the sizes of memory and balloon, without waiting for the guest."""
+
+from __future__ import annotations
+
+from crosvm_py.operations.balloon import ask_balloon, find_balloon
+from crosvm_py.operations.operation import operation
+from crosvm_py.requests.balloon import PAGE_BYTES
+from crosvm_py.requests.pending import Pending
+from crosvm_py.requests.protocol import Failed
+from crosvm_py.requests.resize import Resize, Resized
+from devices.virtio.commands import SetTarget
+from sys_util.errors import ConfigError
+from sys_util.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crosvm_py.operations.operation import RunningVm
+    from crosvm_py.requests.protocol import Response
+
+
+@operation(Resize)
+def resize(vm: RunningVm, request: Resize) -> Resized | Pending:
+    """Check every part of the request, then change all of them.
+
+    Raises:
+        ConfigError: a part is impossible; nothing was changed.
+    """
+    if request.cpus not in (None, vm.vcpus.count):
+        raise ConfigError("the number of vCPUs cannot be changed yet")
+    present_bytes = sum(region.size_bytes for region in vm.machine.memory.regions)
+    if request.memory_bytes not in (None, present_bytes):
+        raise ConfigError("the size of memory cannot be changed yet")
+    if request.balloon_bytes is None:
+        return Resized(is_busy=False)
+    find_balloon(vm)
+    if request.balloon_bytes > present_bytes:
+        raise ConfigError("the balloon would be larger than the memory")
+    return _resize_balloon(vm, request.balloon_bytes)
+
+
+def _resize_balloon(vm: RunningVm, size_bytes: int) -> Pending:
+    resized = Pending()
+
+    def answer(response: Response) -> None:
+        resized.complete(response if isinstance(response, Failed) else Resized(is_busy=False))
+
+    ask_balloon(vm, SetTarget(size_bytes // PAGE_BYTES)).deliver_to(answer)
+    return resized
