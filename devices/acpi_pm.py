@@ -46,10 +46,15 @@ class AcpiPm:
     def __init__(self, sci: IrqLine, on_power_off: Callable[[], None]) -> None:
         self._sci = sci
         self._on_power_off = on_power_off
+        self._level = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the state in which the machine starts."""
         self._status = 0
         self._enable = 0
         self._control = SCI_EN
-        self._level = False
+        self._update()
 
     def press_power_button(self) -> None:
         """Tell the guest that somebody pressed the power button."""

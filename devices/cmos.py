@@ -109,23 +109,33 @@ class Cmos:
         self._irq = irq
         self._call_later = call_later
         self._clock = clock
+        self._sizes = memory_size_bytes(low_bytes, high_bytes)
+        self._tick = 0  # the number of the newest timer for alarm and update
+        self._period_runs = False
+        self._level = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the state in which the machine starts, with the host's time.
+
+        The chip has a battery. This one forgets all the same what the guest has stored in it.
+        """
         self._index = 0
         self._memory = bytearray(CMOS_BYTES)
-        for at, value in memory_size_bytes(low_bytes, high_bytes).items():
+        for at, value in self._sizes.items():
             self._memory[at] = value
         self._a = A_DEFAULT
         self._b = B_24H
         self._c = 0
-        self._level = False
         self._offset = 0.0  # guest time minus host time
         self._divider_reset = False
         self._frozen: float | None = None  # guest time while the guest stopped the clock
         self._latched = 0.0
         self._latch_until = 0.0
-        self._flags_until = clock()  # guest time up to which UF and AF are accounted for
-        self._tick = 0  # the number of the newest timer for alarm and update
-        self._tick_at = NEVER  # when it is due, in host time
-        self._period_runs = False
+        self._flags_until = self._clock()  # guest time up to which UF and AF are accounted for
+        self._tick += 1  # a timer that runs is void
+        self._tick_at = NEVER  # when the newest one is due, in host time
+        self._update_irq()
 
     # Ports
 

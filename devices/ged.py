@@ -29,6 +29,10 @@ class EventDevice:
         self._line.set_level(True)
         self._line.set_level(False)
 
+    def reset(self) -> None:
+        """Forget every event."""
+        self._events = 0
+
     def read(self, offset: int, size: int) -> int:
         if size != 1:
             return all_ones(size)

@@ -72,6 +72,10 @@ class I8042:
 
     def __init__(self, on_reset: Callable[[], None]) -> None:
         self._on_reset = on_reset
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the state in which the machine starts."""
         self._output: deque[int] = deque([0] * STALE_BYTES)
         self._config = CONFIG_DEFAULT
         self._parameter_of: int | None = None

@@ -109,6 +109,11 @@ class Uart:
         self._put = sink.write
         self._irq = irq
         self._level = False
+        self._line: deque[int] = deque()
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the start of the machine; input that waits is for the next boot."""
         self._ier = 0
         self._lcr = 0
         self._mcr = 0
@@ -122,7 +127,7 @@ class Uart:
         self._rts_used = False
         self._listening = False
         self._fifo: deque[int] = deque()
-        self._line: deque[int] = deque()
+        self._update()
 
     # The guest's side
 

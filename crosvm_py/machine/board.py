@@ -51,6 +51,17 @@ class PciPlace(NamedTuple):
     slots: int
 
 
+class Part(Protocol):
+    """A part of the machine that is not virtio, which a reset of the machine resets."""
+
+    def reset(self) -> None:
+        """Return to the state in which the machine starts.
+
+        The caller holds the device-model lock. No vCPU runs, and no device uses guest memory.
+        """
+        ...
+
+
 class Clocks(Protocol):
     """The guest's clocks, which are stopped while the VM is suspended."""
 
@@ -122,6 +133,7 @@ class Board(ABC):
         self._loop = loop
         self._transports: dict[int, VirtioPciTransport] = {}  # by slot
         self.hotplug: HotPlug | None = None
+        self.parts: list[Part] = []  # in the order in which a reset resets them
         self._vcpus: list[BoardVcpu] = []
         # Add memory first. KVM waits for all readers of the memory slots and I/O buses when a slot
         # is added; that takes 7 ms if the interrupt controllers have just joined a bus.
@@ -130,6 +142,7 @@ class Board(ABC):
         self._create_interrupt_controllers()
         self._place = pci
         self._pci = PciRoot()
+        self.parts.append(self._pci)
         self._services = PciServices(
             BarWindow(self.mmio, pci.window_gpa, pci.window_gpa + pci.window_bytes),
             IrqRoutes(self.vm, wiring),
@@ -215,6 +228,33 @@ class Board(ABC):
         with self.lock:
             self._pci.remove(slot)
             transport.close()
+
+    def power_on_devices(self, then: Callable[[], None]) -> None:
+        """Reset every virtio device; each has the registers of its start at once.
+
+        ``then`` is called, once and in any thread, when no process uses guest memory any more. It
+        must not wait.
+        """
+        with self.lock:
+            transports = tuple(self._transports.values())
+            left = len(transports)
+
+            def one_done() -> None:
+                nonlocal left
+                left -= 1
+                if not left:
+                    then()
+
+            for transport in transports:
+                transport.power_on(one_done)
+        if not transports:
+            then()
+
+    def reset_parts(self) -> None:
+        """Reset every part. No vCPU runs, and no device uses guest memory."""
+        with self.lock:
+            for part in self.parts:
+                part.reset()
 
     def _call_later_locked(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call back later, with the device-model lock held, as devices require."""

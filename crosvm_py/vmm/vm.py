@@ -115,6 +115,7 @@ class VirtualMachine:
             machine.lock,
             on_leave=lambda: self.end(VmExit.STOPPED, "left by the user"),
         )
+        machine.parts += prepared.serial.uarts.values()
         machine.load(prepared.plan, self._config.cpus)
         self.supervisor.wait_ready()
         self.supervisor.seal(self._memory)

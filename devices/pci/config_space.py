@@ -66,6 +66,7 @@ class ConfigSpace:
         self._writable = bytearray(CONFIG_SPACE_BYTES)
         self._read_hooks: list[_Hook] = []
         self._write_hooks: list[_Hook] = []
+        self._kept = b""
         self._last_capability = 0
         self._next_capability = FIRST_CAPABILITY
         self.set(PCI_VENDOR_ID, 2, identity.vendor_id)
@@ -97,6 +98,14 @@ class ConfigSpace:
     def on_write(self, offset: int, length: int, call: Callable[[], None]) -> None:
         """Call after the guest wrote any byte of the range."""
         self._write_hooks.append(_Hook(offset, offset + length, call))
+
+    def keep(self) -> None:
+        """Keep what the registers are now, for ``restore``. Nothing beyond byte 256 is writable."""
+        self._kept = bytes(self._data[:CONVENTIONAL_BYTES])
+
+    def restore(self) -> None:
+        """Set every register to what it was at ``keep``; no hook is called."""
+        self._data[: len(self._kept)] = self._kept
 
     def add_capability(self, cap_id: int, body: bytes, writable: bytes = b"") -> int:
         """Append a capability and return its offset; ``body`` begins after the next pointer.

@@ -32,6 +32,10 @@ class PciHotplugController:
     def __init__(self, on_eject: Callable[[int], None]) -> None:
         """``on_eject`` is called with a slot that the guest has let go, whatever is in it."""
         self._on_eject = on_eject
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the state in which the machine starts; a guest that boots finds all devices."""
         self._up = 0
         self._down = 0
         self._segment = 0

@@ -171,6 +171,16 @@ class Msix:
             for index, vector in enumerate(self._vectors)
         )
 
+    def reset(self) -> None:
+        """Return to the state in which the machine starts; the control register has done so.
+
+        No vector is delivered then. Signals that are on their way stay in the eventfds.
+        """
+        self.update(bus_master=False)
+        for vector in self._vectors:
+            vector.registers = [0, 0, 0, _VECTOR_MASKED]
+            vector.routed = False
+
     def close(self) -> None:
         """Detach and close every vector."""
         self.enabled = False

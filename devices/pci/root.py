@@ -52,6 +52,11 @@ class HostBridge:
 
     def __init__(self) -> None:
         self._space = ConfigSpace(HOST_BRIDGE)
+        self._space.keep()
+
+    def reset(self) -> None:
+        """Return to the state in which the machine starts."""
+        self._space.restore()
 
     def read_config(self, offset: int, size: int) -> int:
         return self._space.read(offset, size)
@@ -64,7 +69,12 @@ class PciRoot:
     """Bus 0 and what is plugged into it; the host bridge is there from the start."""
 
     def __init__(self) -> None:
-        self._functions: dict[int, PciFunction] = {0: HostBridge()}
+        self._bridge = HostBridge()
+        self._functions: dict[int, PciFunction] = {0: self._bridge}
+
+    def reset(self) -> None:
+        """Reset the host bridge; whoever has plugged in other functions resets them."""
+        self._bridge.reset()
 
     def add(self, slot: int, function: PciFunction) -> None:
         """Plug ``function`` into bus 0 as function 0 of ``slot``.
@@ -106,6 +116,10 @@ class ConfigPorts:
     def __init__(self, root: PciRoot, on_reset: Callable[[], None]) -> None:
         self._root = root
         self._on_reset = on_reset
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the state in which the machine starts."""
         self._address = 0
         self._reset_control = 0
 

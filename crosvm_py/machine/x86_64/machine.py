@@ -91,6 +91,7 @@ def _add_hotplug(board: Board, on_eject: Callable[[int], None]) -> HotPlug:
     events = EventDevice(board.irq_line(layout.GED_GSI))
     board.mmio.insert(layout.PCI_HOTPLUG_GPA, HOTPLUG_BYTES, controller)
     board.mmio.insert(layout.GED_GPA, GED_BYTES, events)
+    board.parts += (controller, events)
     return HotPlug(board.lock, controller, events)
 
 
@@ -128,18 +129,17 @@ class Machine(Board):
             low_bytes=low,
             high_bytes=sum(high),
         )
+        i8042 = I8042(events.on_reset)
+        config_ports = ConfigPorts(self._pci, events.on_reset)
         for base, count, device in (
-            (layout.I8042_PORT, layout.I8042_PORT_COUNT, I8042(events.on_reset)),
+            (layout.I8042_PORT, layout.I8042_PORT_COUNT, i8042),
             (layout.CMOS_PORT, layout.CMOS_PORT_COUNT, cmos),
             (layout.PVPANIC_PORT, PVPANIC_LENGTH, PvPanic(events.on_panic)),
             (layout.ACPI_PM1_EVENT_PORT, PM1_LENGTH, self._power),
-            (
-                layout.PCI_CONFIG_PORT,
-                layout.PCI_CONFIG_PORT_COUNT,
-                ConfigPorts(self._pci, events.on_reset),
-            ),
+            (layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_PORT_COUNT, config_ports),
         ):
             self.pio.insert(base, count, device)
+        self.parts += (i8042, cmos, self._power, config_ports)
 
     def load(self, plan: BootPlan, cpus: int) -> None:
         """Write the kernel and the firmware's tables into memory, and make the vCPUs."""

@@ -52,6 +52,10 @@ class CommonConfig:
 
     def __init__(self, state: DeviceState) -> None:
         self.state = state
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the state in which the machine starts."""
         self.device_feature_select = 0
         self.driver_feature_select = 0
         self.queue_select = 0

@@ -38,6 +38,11 @@ class DeviceConfig:
             self.copy = config
             self.advance()
 
+    def reset(self) -> None:
+        """Count from the start again, with the machine."""
+        self._generation = 0
+        self._changed = False
+
     def advance(self) -> None:
         """Let the next read of the generation return another one."""
         self._changed = True

@@ -18,7 +18,7 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from devices.virtio.backend import VirtioBackend
     from devices.virtio.transport.interrupts import Interrupts
@@ -59,6 +59,22 @@ class DeviceState:
         self._active = False  # the backend was activated and has not been reset since
         self._reset_pending = False
         self._lost = False
+        self._waiters: list[Callable[[], None]] = []  # called when the next reset is complete
+
+    def power_on(self, then: Callable[[], None]) -> None:
+        """Reset the device with its machine, and call ``then`` when its process has let go.
+
+        That is at once if no process uses guest memory. ``then`` must not wait.
+        """
+        self._waiters.append(then)
+        self._reset()
+        if not self._reset_pending:
+            self._call_waiters()
+
+    def _call_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for then in waiters:
+            then()
 
     # The driver's side.
 
@@ -254,6 +270,7 @@ class DeviceState:
             queue.clear()
         self.interrupts.reset()
         self._notify.clear()
+        self._call_waiters()
 
     def _need_reset(self) -> None:
         if not self.status & DEVICE_NEEDS_RESET:

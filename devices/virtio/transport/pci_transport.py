@@ -41,6 +41,8 @@ from sys_util.eventfd import is_signalled
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from devices.bus import BusDevice, IrqLine
     from devices.pci.bar import BarWindow
     from devices.pci.msix import MsiVectorRoutes
@@ -100,8 +102,9 @@ class VirtioPciTransport:
         self._notify = NotifyRegion(queue_count, NOTIFY_OFFSET, services.ioeventfds)
         self._interrupts = Interrupts(space, self._msix, line)
         self._state = DeviceState(backend, self._interrupts, self._notify)
+        self._common = CommonConfig(self._state)
         registers = BarRegisters(
-            CommonConfig(self._state),
+            self._common,
             self._interrupts,
             self._state.config,
             self._notify,
@@ -123,6 +126,7 @@ class VirtioPciTransport:
             (self._msix.control_register, 2),
         ):
             space.on_write(register, length, self._follow_registers)
+        space.keep()
 
     @property
     def intx_fd(self) -> int:
@@ -133,6 +137,19 @@ class VirtioPciTransport:
     def status(self) -> int:
         """The device status as the driver would read it."""
         return self._state.status
+
+    def power_on(self, then: Callable[[], None]) -> None:
+        """Return to the state in which the machine starts, and reset the device.
+
+        ``then`` is called when the device's process has let go of guest memory, or has ended; it
+        must not wait.
+        """
+        self._space.restore()
+        self._follow_registers()
+        self._msix.reset()
+        self._common.reset()
+        self._state.power_on(then)
+        self._state.config.reset()
 
     def on_intx_event(self) -> None:
         """Pass on interrupts of a device process that has no MSI-X vector to signal."""
