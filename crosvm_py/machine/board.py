@@ -10,7 +10,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from crosvm_py.machine.irq_routes import IrqRoutes, KvmIrqLine
-from crosvm_py.machine.vcpu import RunnableVcpu, VcpuSet
+from crosvm_py.machine.vcpu import VcpuSet
+from crosvm_py.machine.vcpu_runner import RunnableVcpu
 from devices.bus import Bus
 from devices.irq_line import SharedIrqLine
 from devices.pci.bar import BarWindow
