@@ -13,6 +13,8 @@ class Region(CData):
     gpa: int
     size_bytes: int
     base: CData
+    blocks: CData
+    block_bytes: int
 
 class Regions(CData):
     def __getitem__(self, at: int) -> Region: ...

@@ -70,6 +70,11 @@ class EngineMemory:
             regions[at].gpa = region.gpa
             regions[at].size_bytes = region.size_bytes
             regions[at].base = ffi.cast("uint8_t *", buffer_address(self._held[at]))
+            regions[at].block_bytes = region.block_bytes
+        self._tables = [memoryview(area.blocks) for area in memory.hot_areas]
+        hot = (at for at, (region, _) in enumerate(memory.mappings) if region.block_bytes)
+        for at, table in zip(hot, self._tables, strict=True):
+            regions[at].blocks = ffi.cast("uint8_t *", buffer_address(table))
         made = lib.crosvm_engine_memory(regions, len(self._held), ffi.NULL, 0)
         self.handle = ffi.gc(made, lib.crosvm_engine_free_memory)
 

@@ -155,7 +155,7 @@ def _make_huge(memory: GuestMemory, plan: BootPlan) -> None:
     places = [(each.gpa, each.gpa + each.file_bytes) for each in plan.image.segments]
     if sum(end - gpa for gpa, end in places) < HUGE_PAGE_BYTES:
         return
-    last = memory.regions[-1]
+    last = memory.boot_regions[-1]
     end = last.gpa + last.size_bytes
     if plan.initrd:
         initrd_end = plan.initrd_gpa + plan.initrd.size_bytes
@@ -172,7 +172,7 @@ def _early_bytes(memory: GuestMemory) -> int:
 
     It puts its page descriptors there, page tables, and the data of each processor.
     """
-    total = sum(region.size_bytes for region in memory.regions)
+    total = sum(region.size_bytes for region in memory.boot_regions)
     wanted = total // _PAGE_BYTES_PER_DESCRIPTOR_BYTE + _EARLY_BYTES
     return min(wanted, _MAX_EARLY_BYTES, total // 8)
 

@@ -2,7 +2,8 @@
 """Guest-physical memory: one sealed memfd, which every process that may see it maps the same way.
 
 The seals forbid resizing: if a process could shrink the memfd, the others would get SIGBUS. Every
-access names a guest-physical address and a length, and is checked here.
+access names a guest-physical address and a length, and is checked here. ``hot_memory.py`` describes
+regions whose blocks come and go.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from itertools import pairwise
 
 from sys_util import linux
 from sys_util.errors import GuestAddressError, ProtocolError, raise_host_error
+from sys_util.hot_memory import HotArea
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 if TYPE_CHECKING:
@@ -35,19 +37,36 @@ MADV_COLLAPSE: Final = 25
 
 
 class MemoryRegion(NamedTuple):
-    """The guest sees ``size_bytes`` of the memfd, from ``file_offset`` on, at address ``gpa``."""
+    """The guest sees ``size_bytes`` of the memfd, from ``file_offset`` on, at address ``gpa``.
+
+    If ``block_bytes`` is not 0, only some blocks of that size may be there.
+    """
 
     gpa: int
     size_bytes: int
     file_offset: int
+    block_bytes: int = 0
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there may be; none in a region that is always there."""
+        return self.size_bytes // self.block_bytes if self.block_bytes else 0
 
 
 class Span(NamedTuple):
-    """The guest-physical addresses ``start`` to ``end`` (not included) and their bytes."""
+    """The guest-physical addresses ``start`` to ``end`` (not included) and their bytes.
+
+    One that does not last is to be found again for each access.
+    """
 
     start: int
     end: int
     view: memoryview
+    lasts: bool = True
+
+
+# Contains nothing.
+NO_SPAN: Final = Span(0, 0, memoryview(b""))
 
 
 class GuestMemory:
@@ -68,13 +87,41 @@ class GuestMemory:
         self._spans = tuple(
             Span(region.gpa, region.gpa + region.size_bytes, mapping)
             for region, mapping in mappings
+            if not region.block_bytes
         )
+        self.hot_areas = self._map_hot_areas()
+
+    def _map_hot_areas(self) -> tuple[HotArea, ...]:
+        hot = [each for each in self.mappings if each[0].block_bytes]
+        if not hot:
+            return ()
+        offset = _regions_end(self.regions)
+        table = linux.map_shared(self.fd, offset, _table_pages_bytes(self.regions), _PAGE_BYTES)
+        areas: list[HotArea] = []
+        at = 0
+        for region, mapping in hot:
+            end = at + region.blocks
+            areas.append(HotArea(region.gpa, region.file_offset, mapping, table[at:end]))
+            at = end
+        return tuple(areas)
+
+    @property
+    def boot_regions(self) -> tuple[MemoryRegion, ...]:
+        """The regions that are there from the start, whole and for ever."""
+        return tuple(region for region in self.regions if not region.block_bytes)
 
     @classmethod
-    def create(cls, ranges: Sequence[tuple[int, int]], *, huge_pages: bool = True) -> Self:
+    def create(
+        cls,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        huge_pages: bool = True,
+        hot_ranges: Sequence[tuple[int, int, int]] = (),
+    ) -> Self:
         """Make a new guest's memory from ``(gpa, size_bytes)`` ranges, in ascending order.
 
-        Without ``huge_pages`` it has none, whatever shmem_enabled says.
+        Without ``huge_pages`` it has none, whatever shmem_enabled says. ``hot_ranges`` are
+        ``(gpa, size_bytes, block_bytes)`` and above the others; none of their blocks is there yet.
 
         Raises:
             HostError: the host refuses the memfd or the mapping.
@@ -84,13 +131,17 @@ class GuestMemory:
         for gpa, size_bytes in ranges:
             regions.append(MemoryRegion(gpa, size_bytes, file_offset))
             file_offset += size_bytes
+        for gpa, size_bytes, block_bytes in hot_ranges:
+            file_offset = -(-file_offset // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+            regions.append(MemoryRegion(gpa, size_bytes, file_offset, block_bytes))
+            file_offset += size_bytes
         reason = _layout_fault(regions)
         if reason:
             raise ValueError(reason)
         fd = -1
         try:
             fd = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(fd, file_offset)
+            os.ftruncate(fd, file_offset + _table_pages_bytes(regions))
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
             return cls(fd, regions, huge_pages=huge_pages)
         except OSError as error:
@@ -127,6 +178,10 @@ class GuestMemory:
             for span in self._spans:
                 if span.start <= gpa and end <= span.end:
                     return span
+            for area in self.hot_areas:
+                if area.start <= gpa and end <= area.end and area.has(gpa, end):
+                    at = gpa - area.start
+                    return Span(gpa, end, area.view[at : at + length], lasts=False)
         raise GuestAddressError(gpa, length)
 
     def view(self, gpa: int, length: int) -> memoryview:
@@ -135,7 +190,7 @@ class GuestMemory:
         Raises:
             GuestAddressError: they are not all inside one region.
         """
-        start, _, view = self.span(gpa, length)
+        start, _, view, _ = self.span(gpa, length)
         at = gpa - start
         return view[at : at + length]
 
@@ -161,7 +216,7 @@ class GuestMemory:
         Raises:
             GuestAddressError: the bytes are not all inside one region.
         """
-        region, _, view = self.span(gpa, length)
+        region, _, view, _ = self.span(gpa, length)
         low = _nearest_huge_page(gpa - region)
         high = min(_nearest_huge_page(gpa - region + length), view.nbytes)
         high -= high % HUGE_PAGE_BYTES
@@ -180,6 +235,9 @@ class GuestMemory:
         """Unmap the memory and close the memfd. A region with a view stays mapped as long as it."""
         mappings, self.mappings = self.mappings, ()
         self._spans = ()
+        areas, self.hot_areas = self.hot_areas, ()
+        for area in areas:
+            area.release()
         for _, mapping in mappings:
             try:
                 mapping.release()
@@ -208,6 +266,17 @@ def _advise_of_huge_pages(mapping: memoryview, *, wanted: bool) -> None:
             raise
 
 
+def _regions_end(regions: Sequence[MemoryRegion]) -> int:
+    """Return where the last region ends in the memfd; the table of blocks follows, if any."""
+    return max(region.file_offset + region.size_bytes for region in regions)
+
+
+def _table_pages_bytes(regions: Sequence[MemoryRegion]) -> int:
+    """Return the size of the table of blocks, in whole pages."""
+    needed = sum(region.blocks for region in regions)
+    return -(-needed // _PAGE_BYTES) * _PAGE_BYTES
+
+
 def _layout_fault(regions: Sequence[MemoryRegion]) -> str:
     """Say what is wrong with ``regions``, or nothing."""
     if not regions:
@@ -215,6 +284,9 @@ def _layout_fault(regions: Sequence[MemoryRegion]) -> str:
     for region in regions:
         if region.size_bytes <= 0 or region.gpa < 0 or region.file_offset < 0:
             return f"guest memory region with a negative or zero part: {region}"
+        block_bytes = region.block_bytes
+        if block_bytes and (block_bytes % _PAGE_BYTES or region.size_bytes % block_bytes):
+            return f"guest memory region not in whole blocks: {region}"
         if (region.gpa | region.size_bytes | region.file_offset) % _PAGE_BYTES:
             return f"guest memory region not in whole pages: {region}"
         if region.gpa + region.size_bytes > 1 << 64:
@@ -233,7 +305,7 @@ def _memfd_fault(fd: int, regions: Sequence[MemoryRegion]) -> str:
     if seals & _REQUIRED_SEALS != _REQUIRED_SEALS:
         return f"guest memory is not sealed against shrinking (seals {seals:#x})"
     size_bytes = os.fstat(fd).st_size
-    end = max(region.file_offset + region.size_bytes for region in regions)
+    end = _regions_end(regions) + _table_pages_bytes(regions)
     if end > size_bytes:
         return f"guest memory of {size_bytes:#x} bytes is smaller than its regions ({end:#x})"
     return ""

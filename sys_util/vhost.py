@@ -73,14 +73,19 @@ class Vhost:
         self._call("owner", VHOST_SET_OWNER, b"")
 
     def set_memory(self, memory: GuestMemory) -> None:
-        """Tell the kernel where guest memory is mapped in this process."""
-        table = _MEMORY.pack(len(memory.mappings), 0) + b"".join(
-            _REGION.pack(
-                region.gpa, region.size_bytes, linux.buffer_address(memoryview(mapping)), 0
-            )
+        """Tell the kernel where guest memory is mapped in this process: what is there now."""
+        there = [
+            (region.gpa, region.size_bytes, linux.buffer_address(memoryview(mapping)))
             for region, mapping in memory.mappings
-        )
-        self._call("memory", VHOST_SET_MEM_TABLE, table)
+            if not region.block_bytes
+        ]
+        for area in memory.hot_areas:
+            base = linux.buffer_address(memoryview(area.view))
+            for first, end in area.runs():
+                at = first * area.block_bytes
+                there.append((area.start + at, (end - first) * area.block_bytes, base + at))
+        table = b"".join(_REGION.pack(*place, 0) for place in there)
+        self._call("memory", VHOST_SET_MEM_TABLE, _MEMORY.pack(len(there), 0) + table)
 
     def set_ring(self, ring: VhostRing, next_avail: int, memory: GuestMemory) -> None:
         """Tell the kernel where a ring is, and the available index at which to start."""

@@ -139,7 +139,8 @@ class Board(ABC):
         # Add memory first. KVM waits for all readers of the memory slots and I/O buses when a slot
         # is added; that takes 7 ms if the interrupt controllers have just joined a bus.
         for slot, (region, mapping) in enumerate(memory.mappings):
-            self.vm.add_memory(slot, region.gpa, mapping)
+            if not region.block_bytes:
+                self.vm.add_memory(slot, region.gpa, mapping)
         self._create_interrupt_controllers()
         self._place = pci
         self._pci = PciRoot()

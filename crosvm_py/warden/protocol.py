@@ -32,7 +32,7 @@ _MAX_REGIONS: Final = 16
 
 MAX_FILE_BYTES: Final = (1 << 63) - 1  # offsets of files are signed
 
-_REGIONS: Final = sequence(record(MemoryRegion, U64, U64, U64), _MAX_REGIONS)
+_REGIONS: Final = sequence(record(MemoryRegion, U64, U64, U64, U64), _MAX_REGIONS)
 
 
 @fact

@@ -3,7 +3,9 @@
  * means, and what a caller must guarantee. build_engine.py reads this file too, so it may contain
  * no directives. */
 
-struct crosvm_region { uint64_t gpa; uint64_t size_bytes; uint8_t *base; };
+struct crosvm_region {
+    uint64_t gpa; uint64_t size_bytes; uint8_t *base; const uint8_t *blocks; uint64_t block_bytes;
+};
 
 struct crosvm_layout {
     uint64_t desc_table; uint64_t avail_ring; uint64_t used_ring;

@@ -5,7 +5,7 @@
 //! This file and `sys.rs` are the only ones with `unsafe`.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use std::sync::Arc;
 
 use crate::sys::IoVec;
@@ -23,6 +23,32 @@ pub struct Region {
     pub size_bytes: u64,
     /// Where it is mapped.
     pub base: *mut u8,
+    /// A byte for each of its blocks, which is not 0 while the block is there; null if all of the
+    /// region always is. Another process changes them at any time.
+    pub blocks: *const AtomicU8,
+    /// The size of a block; 0 without blocks.
+    pub block_bytes: u64,
+}
+
+impl Region {
+    /// Whether the addresses from `gpa` to `end` are in this region, and there now.
+    fn has(&self, gpa: u64, end: u64) -> bool {
+        if gpa < self.gpa || end > self.gpa + self.size_bytes {
+            return false;
+        }
+        if self.block_bytes == 0 {
+            return true;
+        }
+        let first = (gpa - self.gpa) / self.block_bytes;
+        let blocks = (self.size_bytes / self.block_bytes).min(
+            // An empty buffer is where its address is.
+            (end.max(gpa + 1) - 1 - self.gpa) / self.block_bytes + 1,
+        );
+        (first..blocks).all(|block| {
+            // SAFETY: `GuestMemory::new` was promised a byte for each block of the region.
+            unsafe { &*self.blocks.add(block as usize) }.load(Ordering::Acquire) != 0
+        })
+    }
 }
 
 /// One bit for each page of guest-physical memory from address 0 on.
@@ -58,7 +84,8 @@ impl GuestMemory {
     ///
     /// # Safety
     ///
-    /// As long as this memory exists, regions and bitmap stay mapped and writable in full length.
+    /// As long as this memory exists, regions and bitmap stay mapped and writable in full length,
+    /// and tables of blocks mapped.
     pub unsafe fn new(regions: &[Region], bitmap: *const u64, bitmap_words: u64) -> Self {
         let dirty = (!bitmap.is_null()).then_some(DirtyBitmap {
             words: bitmap.cast(),
@@ -76,7 +103,7 @@ impl GuestMemory {
         let region = self
             .regions
             .iter()
-            .position(|region| region.gpa <= gpa && end <= region.gpa + region.size_bytes)?;
+            .position(|region| region.has(gpa, end))?;
         Some(Slice {
             region,
             gpa,
@@ -252,6 +279,8 @@ pub mod testing {
             gpa: 0,
             size_bytes: size_bytes as u64,
             base: bytes.as_mut_ptr().cast(),
+            blocks: std::ptr::null(),
+            block_bytes: 0,
         };
         // SAFETY: both are leaked, so they stay mapped.
         let memory = unsafe { GuestMemory::new(&[region], bitmap.as_ptr().cast(), words as u64) };
@@ -273,6 +302,33 @@ pub mod testing {
         assert!(memory
             .slice(0x4000, 0)
             .is_some_and(|slice| slice.is_empty()));
+    }
+
+    #[test]
+    fn block_is_an_address_while_it_is_there() {
+        let pages = vec![Page([0; PAGE_BYTES as usize]); 4];
+        let bytes = Box::leak(pages.into_boxed_slice());
+        let blocks: &'static [AtomicU8] = Box::leak((0..2).map(|_| AtomicU8::new(0)).collect());
+        let region = Region {
+            gpa: 0x10_0000,
+            size_bytes: 4 * PAGE_BYTES,
+            base: bytes.as_mut_ptr().cast(),
+            blocks: blocks.as_ptr(),
+            block_bytes: 2 * PAGE_BYTES,
+        };
+        // SAFETY: both are leaked, so they stay mapped.
+        let memory = unsafe { GuestMemory::new(&[region], std::ptr::null(), 0) };
+        assert!(memory.slice(0x10_0000, 1).is_none());
+        blocks[0].store(1, Ordering::Release);
+        assert!(memory.slice(0x10_0000, 0x2000).is_some());
+        assert!(memory.slice(0x10_1FFF, 2).is_none());
+        assert!(memory.slice(0x10_2000, 0).is_none());
+        blocks[1].store(1, Ordering::Release);
+        assert!(memory.slice(0x10_1FFF, 2).is_some());
+        assert!(memory.slice(0x10_3FFF, 2).is_none());
+        blocks[0].store(0, Ordering::Release);
+        assert!(memory.slice(0x10_1FFF, 2).is_none());
+        assert!(memory.slice(0x10_2000, 0x2000).is_some());
     }
 
     #[test]

@@ -52,8 +52,14 @@ def ranges(*segments: tuple[int, int, int]) -> bytes:
 class BlockDriver:
     """One guest with one disk. Sends a request, kicks, and takes the answer."""
 
-    def __init__(self, device: Block, fd: int, features: int) -> None:
-        self.memory = GuestMemory.create([(0, 8 << 20)])
+    def __init__(
+        self,
+        device: Block,
+        fd: int,
+        features: int,
+        hot_ranges: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
+        self.memory = GuestMemory.create([(0, 8 << 20)], hot_ranges=hot_ranges)
         self.device = device
         self.worker = QueueWorker(device, self.memory)
         self.queue = DriverQueue(self.memory, 256, heap=1 << 20)

@@ -122,7 +122,7 @@ class Machine(Board):
             create_interrupt_controllers(self._x86)
 
     def _insert_board(self, events: MachineEvents) -> None:
-        low, *high = (region.size_bytes for region in self._memory.regions)
+        low, *high = (region.size_bytes for region in self._memory.boot_regions)
         cmos = Cmos(
             KvmIrqLine(self.vm, layout.CMOS_IRQ),
             self._call_later_locked,

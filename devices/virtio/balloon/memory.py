@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sys_util.guest_memory import GuestMemory
+    from sys_util.hot_memory import HotArea
 
 # The unit of the balloon, whatever the size of a page is (virtio 1.3 §5.5.6).
 PAGE_SHIFT: Final = 12
@@ -45,8 +46,9 @@ class GuestPages:
                 (region.gpa + region.size_bytes) >> PAGE_SHIFT,
                 (region.file_offset - region.gpa) >> PAGE_SHIFT,
             )
-            for region in memory.regions
+            for region in memory.boot_regions
         )
+        self._hot = memory.hot_areas
         self._mappings = tuple(
             (buffer_address(memoryview(mapping)), region.size_bytes, region.file_offset)
             for region, mapping in memory.mappings
@@ -69,7 +71,21 @@ class GuestPages:
                 if low < high:
                     outside -= high - low
                     self._punch((low + shift) << PAGE_SHIFT, (high - low) << PAGE_SHIFT)
+            for area in self._hot:
+                outside -= self._release_hot(area, start << PAGE_SHIFT, end << PAGE_SHIFT)
         return outside
+
+    def _release_hot(self, area: HotArea, start: int, end: int) -> int:
+        """Give back what is there of an area between two addresses; return how many pages."""
+        low, high = max(start, area.start), min(end, area.end)
+        pages = 0
+        while low < high:
+            stop = min(high, low + area.block_bytes - (low - area.start) % area.block_bytes)
+            if area.has(low, stop):
+                self._punch(area.file_offset + low - area.start, stop - low)
+                pages += (stop - low) >> PAGE_SHIFT
+            low = stop
+        return pages
 
     def release_views(self, views: Iterable[memoryview]) -> None:
         """Give back the whole pages in views of guest memory; parts of pages stay.

@@ -20,6 +20,7 @@ from devices.virtio.backend import RingPosition
 from devices.virtio.features import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
 from devices.virtio.queue.chain import ChainError, DescriptorChain, Reader, Writer
 from sys_util.errors import GuestAddressError, GuestError
+from sys_util.guest_memory import NO_SPAN
 from sys_util.linux import KEEPS_ORDER, full_barrier
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -118,7 +119,8 @@ class SplitQueue:
         self.size = size
         self._mask = size - 1
         self._memory = memory
-        self._span = memory.span(layout.desc_table, _DESC_BYTES * size)
+        span = memory.span(layout.desc_table, _DESC_BYTES * size)
+        self._span = span if span.lasts else NO_SPAN
         self._desc_table = desc
         self._avail = avail.cast("H")
         # Indices and flags are stored through an "H" view, by one 16-bit store: struct.pack_into()
@@ -270,7 +272,7 @@ class SplitQueue:
         readable_bytes = writable_bytes = 0
         writing = False
         table, at, count, left = self._desc_table, head, self.size, self.size
-        start, end, base = self._span
+        start, end, base, _ = self._span
         while True:
             if at >= count or not left:
                 raise _broken_walk(head, at, count)
@@ -289,7 +291,7 @@ class SplitQueue:
                 readable_bytes += length
             if length:
                 if addr < start or addr + length > end:
-                    start, end, base = self._find(head, addr, length)
+                    start, end, base, _ = self._find(head, addr, length)
                 offset = addr - start
                 (writable if writing else readable).append(base[offset : offset + length])
             if not flags & VIRTQ_DESC_F_NEXT:
@@ -315,16 +317,20 @@ class SplitQueue:
             raise ChainError(head, f"indirect table of {length} bytes is not whole descriptors")
         if length > _DESC_BYTES * MAX_QUEUE_SIZE:
             raise ChainError(head, f"indirect table of {length // _DESC_BYTES} descriptors")
-        start, _, base = self._find(head, addr, length)
+        start, _, base, _ = self._find(head, addr, length)
         return base[addr - start : addr - start + length]
 
     def _find(self, head: int, addr: int, length: int) -> Span:
-        """Return the region of a buffer, and keep it for the next one, which is often there too."""
+        """Return the region of a buffer, and keep it for the next one, which is often there too.
+
+        Memory that may go away is looked for each time.
+        """
         try:
             span = self._memory.span(addr, length)
         except GuestAddressError as error:
             raise ChainError(head, str(error)) from error
-        self._span = span
+        if span.lasts:
+            self._span = span
         return span
 
 

@@ -162,3 +162,18 @@ def test_merge_covers_each_number_once_with_gaps_between(numbers: list[int]) -> 
     assert covered == sorted(set(numbers))
     ends = [end for _, end in runs[:-1]]
     assert all(start > end for end, (start, _) in zip(ends, runs[1:], strict=True))
+
+
+def test_pages_of_a_block_that_is_not_there_are_not_memory() -> None:
+    hot, block = 1 << 32, 2 << 20
+    memory = GuestMemory.create([(0, 1 << 20)], hot_ranges=[(hot, 3 * block, block)])
+    area = memory.hot_areas[0]
+    area.show(1, 1)
+    memory.write(hot + block, b"x")
+    pages = GuestPages(memory)
+    first, per_block = hot // PAGE, block // PAGE
+    numbers = range(first + per_block - 2, first + 2 * per_block + 3)
+    assert pages.release_numbers(numbers) == 5
+    assert pages.released_bytes == block
+    assert memory.read(hot + block, 1) == b"\0"
+    memory.close()

@@ -32,6 +32,7 @@ from tests.support.block_driver import (
     BlockDriver,
 )
 from tests.support.device_context import DriverSide
+from tests.support.driver_queue import NEXT, WRITE, Desc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,6 +109,37 @@ def test_everything_else_is_pythons(disk: BlockDriver) -> None:
     assert by_python(disk) == 4
     assert disk.request(IN, 1, into=[SECTOR]).data == b"\1" * SECTOR
     assert by_python(disk) == 4
+
+
+def test_buffer_in_a_block_that_has_gone_is_malformed_for_the_engine_too(
+    image: Path, lines: list[str]
+) -> None:
+    hot, block = 1 << 32, 2 << 20
+    fd = os.open(image, os.O_RDWR)
+    device = Told(BlockSpec(str(image)), fd)
+    disk = BlockDriver(device, fd, device.features() | VERSION_1, [(hot, 2 * block, block)])
+    area = disk.memory.hot_areas[0]
+    area.show(1, 1)
+    buffer = hot + block
+    table = {
+        0: Desc(0x20_0000, 16, NEXT, 1),
+        1: Desc(buffer, SECTOR, NEXT | WRITE, 2),
+        2: Desc(0x20_0010, 1, WRITE),
+    }
+    disk.memory.write(0x20_0000, struct.pack("<IIQ", IN, 0, 7))
+    disk.queue.offer(0, table)
+    disk.serve()
+    assert disk.memory.read(buffer, SECTOR) == b"\7" * SECTOR
+    disk.memory.write(buffer, bytes(SECTOR))
+    area.hide(1, 1)
+    disk.queue.offer(0)
+    disk.serve()
+    assert lines == [f"block queue 0: chain 0: no guest memory at {buffer:#x}+0x200"]
+    assert device.by_python == 0
+    assert disk.queue.used_elem(1).len == 0
+    area.show(1, 1)
+    assert disk.memory.read(buffer, SECTOR) == bytes(SECTOR)
+    disk.close()
 
 
 def test_error_of_the_host_is_told_by_python(image: Path, lines: list[str]) -> None:

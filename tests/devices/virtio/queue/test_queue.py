@@ -374,3 +374,26 @@ def test_index_is_read_before_and_shown_after_what_it_stands_for(
     queue_module.store_release(view, 1, 8)
     barriers = [] if keeps_order else ["barrier", "barrier"]
     assert words.order == ["load 1", *barriers, "store 8 at 1"]
+
+
+# Memory that comes and goes
+
+
+def test_pop_buffer_in_a_block_that_has_gone_is_malformed() -> None:
+    block = 2 << 20
+    memory = GuestMemory.create([(0, RAM_BYTES)], hot_ranges=[(HIGH, 2 * block, block)])
+    driver = DriverQueue(memory)
+    queue = SplitQueue(memory, driver.activation(), 0)
+    area = memory.hot_areas[0]
+    area.show(0, 2)
+    area.hide(1, 1)
+    for head, gpa in enumerate((HIGH, HIGH + block)):
+        driver.offer(head, {head: Desc(gpa, 16, WRITE)})
+    assert pop(queue).writer.remaining == 16
+    with pytest.raises(ChainError, match="no guest memory at 0x100200000"):
+        queue.pop()
+    area.hide(0, 1)
+    driver.offer(0)
+    with pytest.raises(ChainError, match="no guest memory at 0x100000000"):
+        queue.pop()
+    memory.close()
