@@ -54,6 +54,8 @@ COMMANDS: Final[CommandTable] = {
     "suspend": "crosvm_py.cli.commands.control:SUSPEND",
     "resume": "crosvm_py.cli.commands.control:RESUME",
     "powerbtn": "crosvm_py.cli.commands.control:POWERBTN",
+    "info": "crosvm_py.cli.commands.info:INFO",
+    "top": "crosvm_py.cli.commands.top:TOP",
     "devices": "crosvm_py.cli.commands.devices:DEVICES",
     "plug": "crosvm_py.cli.commands.plug:PLUG",
     "unplug": "crosvm_py.cli.commands.plug:UNPLUG",

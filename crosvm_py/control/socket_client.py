@@ -6,16 +6,18 @@ from __future__ import annotations
 import os
 import select
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 from crosvm_py.requests.protocol import MAX_RESPONSE_BYTES, Failed
 from crosvm_py.socket_path import MAX_PATH_BYTES, peer_credentials
 from sys_util import socket
 from sys_util.errors import ConfigError, HostError, ProtocolError, VmmError
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, Final, Self
 from sys_util.wire import Codec, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from crosvm_py.requests.protocol import Request, Response
 
 TIMEOUT_SECONDS: Final = 30.0
@@ -23,6 +25,82 @@ TIMEOUT_SECONDS: Final = 30.0
 
 class ControlError(VmmError):
     """The VM did not carry out the request."""
+
+
+class Conversation:
+    """A connection to the VM at ``path``, for several requests, one after the other.
+
+    Everything together must be done within ``timeout_seconds``. Use it as a context manager.
+    """
+
+    def __init__(self, path: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        """Connect.
+
+        Raises:
+            ControlError: the VM does not accept the connection in time.
+            HostError: nothing listens at ``path``.
+        """
+        if len(os.fsencode(path)) > MAX_PATH_BYTES:
+            raise ConfigError(f"{path}: a socket path has at most {MAX_PATH_BYTES} bytes")
+        self._path = path
+        self._timeout_seconds = timeout_seconds
+        self._deadline = time.monotonic() + timeout_seconds
+        with ExitStack() as stack:
+            self._sock = stack.enter_context(
+                socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+            )
+            with self._refusals():
+                _connect(self._sock, path, self._deadline)
+                # Now, while its pid cannot have been reused.
+                self.pid, self._vmm = _open_peer(self._sock)
+            if self._vmm is not None:
+                stack.callback(os.close, self._vmm)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stack.close()
+
+    def ask(self, request: Request) -> Response:
+        """Send ``request`` and return its answer.
+
+        Raises:
+            ControlError: the VM refused, does not answer in time, or is not a crosvm-py VM.
+            HostError: the connection fails.
+        """
+        with self._refusals():
+            self._sock.send(encode(request), socket.MSG_NOSIGNAL)
+            payload = _receive(self._sock, self._deadline)
+        if not payload:
+            raise ControlError(f"{self._path}: the VM closed the connection without an answer")
+        try:
+            answer = Codec((request.ANSWER, Failed)).decode(payload)
+        except ProtocolError as error:
+            raise ControlError(f"{self._path}: no answer of a VM of ours: {error}") from None
+        if isinstance(answer, Failed):
+            raise ControlError(f"{self._path}: {answer.reason}")
+        return answer
+
+    def wait_until_gone(self) -> None:
+        """Wait until the process of the VM has ended.
+
+        Raises:
+            ControlError: it does not end in time.
+        """
+        if not _ends(self._sock, self._vmm, self._deadline):
+            raise ControlError(f"{self._path}: still running after {self._timeout_seconds:g} s")
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            limit = f"{self._timeout_seconds:g} s"
+            raise ControlError(f"{self._path}: no answer within {limit}") from None
+        except OSError as error:
+            raise HostError("ask", self._path) from error
 
 
 def ask(
@@ -41,34 +119,10 @@ def ask(
         ControlError: the VM refused, does not answer in time, or is not a crosvm-py VM.
         HostError: nothing listens at ``path``.
     """
-    if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise ConfigError(f"{path}: a socket path has at most {MAX_PATH_BYTES} bytes")
-    deadline = time.monotonic() + timeout_seconds
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock,
-        ExitStack() as stack,
-    ):
-        try:
-            _connect(sock, path, deadline)
-            vmm = _open_peer(sock)  # now, while its pid cannot have been reused
-            if vmm is not None:
-                stack.callback(os.close, vmm)
-            sock.send(encode(request), socket.MSG_NOSIGNAL)
-            payload = _receive(sock, deadline)
-        except TimeoutError:
-            raise ControlError(f"{path}: no answer within {timeout_seconds:g} s") from None
-        except OSError as error:
-            raise HostError("ask", path) from error
-        if not payload:
-            raise ControlError(f"{path}: the VM closed the connection without an answer")
-        try:
-            answer = Codec((request.ANSWER, Failed)).decode(payload)
-        except ProtocolError as error:
-            raise ControlError(f"{path}: no answer of a VM of ours: {error}") from None
-        if isinstance(answer, Failed):
-            raise ControlError(f"{path}: {answer.reason}")
-        if until_gone and not _ends(sock, vmm, deadline):
-            raise ControlError(f"{path}: still running after {timeout_seconds:g} s")
+    with Conversation(path, timeout_seconds) as conversation:
+        answer = conversation.ask(request)
+        if until_gone:
+            conversation.wait_until_gone()
         return answer
 
 
@@ -96,13 +150,13 @@ def _limit(sock: socket.socket, deadline: float) -> None:
     sock.settimeout(max(deadline - time.monotonic(), 0.001))
 
 
-def _open_peer(sock: socket.socket) -> int | None:
-    """Return a pidfd of the process that listens, or None if it is not visible to us."""
+def _open_peer(sock: socket.socket) -> tuple[int, int | None]:
+    """Return the process that listens: its pid, and a pidfd; 0 and None if we cannot see it."""
     pid = peer_credentials(sock)[0]
     try:
-        return os.pidfd_open(pid) if pid > 0 else None
+        return (pid, os.pidfd_open(pid)) if pid > 0 else (0, None)
     except OSError:
-        return None
+        return pid, None
 
 
 def _ends(sock: socket.socket, vmm: int | None, deadline: float) -> bool:

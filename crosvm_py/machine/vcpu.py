@@ -87,13 +87,13 @@ class VcpuSet:
         self._refusal: Exception | None = None  # what ``confine`` raised
         self._tids: dict[int, int] = {}  # thread ids of the kernel, by index of the vCPU
         self._parked: set[int] = set()  # the vCPUs that are paused
-        runners = [
+        self._runners = [
             VcpuRunner(vcpu, pio, mmio, hardware_virtualization=hardware_virtualization)
             for vcpu in vcpus
         ]
         self._threads = [
             threading.Thread(target=self._thread, args=(runner,), name=f"vcpu{runner.vcpu.index}")
-            for runner in runners
+            for runner in self._runners
         ]
         self._vcpus = {vcpu.index: vcpu for vcpu in vcpus}
         self._idents: dict[int, int] = {}  # thread ids of Python, by index of the vCPU
@@ -138,6 +138,11 @@ class VcpuSet:
         """The kernel's thread id of each running vCPU, by index."""
         with self._condition:
             return dict(self._tids)
+
+    @property
+    def exits(self) -> dict[int, int]:
+        """How often each vCPU has left the guest to be served here, by index."""
+        return {runner.vcpu.index: runner.exits for runner in self._runners}
 
     def look(self) -> tuple[VcpuLook, ...]:
         """Look at every vCPU without stopping any. Do not call it in a vCPU's thread."""

@@ -62,6 +62,7 @@ class VcpuRunner:
         self, vcpu: RunnableVcpu, pio: IoBus, mmio: IoBus, *, hardware_virtualization: bool
     ) -> None:
         self.vcpu = vcpu
+        self.exits = 0
         self._page = RunPage(vcpu.page)
         self._pio = pio
         self._mmio = mmio
@@ -77,6 +78,7 @@ class VcpuRunner:
         while True:
             result = enter()
             if result == 0:
+                self.exits += 1
                 reason = exit_reason()
                 if reason == KVM_EXIT_IO:
                     self._handle_io()

@@ -5,7 +5,16 @@ from __future__ import annotations
 
 from crosvm_py.operations.operation import operation
 from crosvm_py.requests.protocol import Done
-from crosvm_py.requests.vm import RUNNING, SUSPENDED, InjectNmi, QueryVm, VmFacts
+from crosvm_py.requests.vm import (
+    RUNNING,
+    SUSPENDED,
+    InjectNmi,
+    ListVcpus,
+    QueryVm,
+    VcpuFigures,
+    VcpuList,
+    VmFacts,
+)
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +27,14 @@ def query_vm(vm: RunningVm, _request: QueryVm) -> VmFacts:
     state = SUSPENDED if vm.suspension.is_suspended else RUNNING
     memory_bytes = sum(region.size_bytes for region in vm.machine.memory.regions)
     return VmFacts(state, vm.vcpus.count, memory_bytes)
+
+
+@operation(ListVcpus)
+def list_vcpus(vm: RunningVm, _request: ListVcpus) -> VcpuList:
+    """Return the thread and the exits of each vCPU, without stopping any."""
+    threads = vm.vcpus.thread_ids
+    exits = vm.vcpus.exits
+    return VcpuList(tuple(VcpuFigures(at, threads.get(at, 0), exits[at]) for at in sorted(exits)))
 
 
 @operation(InjectNmi)
