@@ -27,6 +27,11 @@ MAX_MEMORY_BYTES: Final = 4 << 40
 MAX_DISKS: Final = 26
 MAX_CARDS: Final = 8
 
+# ACPI's tables have no room for many more. A segment gets at least 1/256 of the addresses for BARs,
+# where 32 devices have room.
+MAX_PCI_SEGMENTS: Final = 16
+MIN_PCI_SHARE: Final = 256
+
 # The ``hardware`` of ``--serial`` for ports of the virtio console.
 VIRTIO_CONSOLE: Final = "virtio-console"
 
@@ -114,6 +119,9 @@ class RunConfig:
         core_scheduling: whether vCPUs get cores of their own; ``None`` for "if possible".
         per_vm_core_scheduling: the vCPUs may share cores with each other.
         huge_pages: guest memory has them where the host can make them.
+        pci_weights: for each PCI segment, its share of the addresses below 4 GiB.
+        pci_slots: the slots of devices, by their names, as ``devices.pci.address`` numbers them;
+            the others get the lowest of segment 0.
         guest_files: kernel and initrd of a guest's folder; links are not followed there.
     """
 
@@ -142,6 +150,8 @@ class RunConfig:
     guest_files: tuple[str, ...] = ()
     huge_pages: bool = True
     api_socket: ApiSocketSpec | None = None
+    pci_weights: tuple[int, ...] = (1,)
+    pci_slots: tuple[tuple[str, int], ...] = ()
 
     def root_parameter(self) -> str | None:
         """Return the kernel parameters for the root disk, or None if there is none."""

@@ -38,7 +38,6 @@ from crosvm_py.end_signals import reset_inherited_signals
 from crosvm_py.kinds.cgroup import DeviceLimits, file_memory, find_vm_site
 from crosvm_py.kinds.jail import jail_for
 from crosvm_py.kinds.table import DEVICE_KINDS, build_device
-from crosvm_py.machine.arch import host_arch
 from crosvm_py.version import VERSION
 from crosvm_py.vmm.kernel_parser import load_parser_policy, start_kernel_parser
 from crosvm_py.vmm.preparation import prepare
@@ -200,10 +199,8 @@ def plan_run(config: RunConfig) -> RunPlan:
             _memory(config, prepared.plan),
             tuple(map(_port, config.serial)),
             tuple(
-                _device(slot, order, queues, config, prepared, has_group=has_group)
-                for slot, (order, queues) in enumerate(
-                    _queues(prepared), host_arch().first_device_slot
-                )
+                _device(order, queues, config, prepared, has_group=has_group)
+                for order, queues in _queues(prepared)
             ),
             tuple(_policies(prepared, load_parser_policy(config))),
             config.sandbox,
@@ -262,7 +259,6 @@ def _port(spec: SerialSpec) -> Port:
 
 
 def _device(
-    slot: int,
     order: DeviceOrder,
     queues: tuple[int, ...],
     config: RunConfig,
@@ -274,7 +270,7 @@ def _device(
     group = DeviceLimits(None, order.name, kind, config.memory_bytes)
     limits = group.limits(file_memory(kind, order.fds, order.max_file_bytes))
     return Device(
-        slot,
+        prepared.slots[order.name],
         order.name,
         order.kind,
         order.source,

@@ -39,9 +39,7 @@ def plug(vm: ApiVm, key: str, device: DiskConfig | NetConfig) -> Steps:
     present = yield from _ids(vm)
     changed = with_ids(checked(appended(vm.known(), key, device)), present.values())
     device = getattr(changed, key)[-1]
-    # Devices of the start have slots in their order; one that comes later may name its own.
-    without_slot = msgspec.structs.replace(device, pci_device_id=None)
-    _check_supported(msgspec.structs.replace(VmConfig(), **{key: (without_slot,)}), key)
+    _check_supported(msgspec.structs.replace(VmConfig(), **{key: (device,)}), key)
     plugged = yield from _plug(vm, device)
     vm.keep(changed, {**present, plugged.id: device.id or plugged.id})
     answer = PciDeviceInfo(id=device.id or plugged.id, bdf=plugged.bdf)
@@ -77,13 +75,15 @@ def _check_supported(config: VmConfig, key: str) -> None:
 
 
 def _plug(vm: ApiVm, device: DiskConfig | NetConfig) -> Generator[Pending, Response, Plugged]:
-    slot = device.pci_device_id
+    slot, segment = device.pci_device_id, device.pci_segment
     order = _disk_order(device) if isinstance(device, DiskConfig) else _card_order(device)
     kind, spec, path = order
     if len(path) > MAX_PATH_BYTES or len(spec) > MAX_SPEC_BYTES:
         raise ApiError(500, f"a path of {len(path)} bytes is too long")
     try:
-        return (yield from vm.demand(Plug(kind, spec, path, device.id or "", slot), Plugged))
+        return (
+            yield from vm.demand(Plug(kind, spec, path, device.id or "", slot, segment), Plugged)
+        )
     except ApiError as error:
         if slot is not None and error.reasons[:1] == (f"pci-slot {slot}: is in use",):
             reason = f"Valid PCI device identifier but already used: {slot}"

@@ -15,6 +15,7 @@ from crosvm_py.requests.balloon import PAGE_BYTES, BalloonQuery
 from crosvm_py.requests.devices import DeviceList, ListDevices
 from crosvm_py.vm_config.answers import DeviceNode, VmInfo, VmmPingResponse
 from crosvm_py.vm_config.codec import encode
+from devices.pci.address import pci_address
 from devices.virtio.commands import BalloonState
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -86,7 +87,7 @@ def _tree(ids: dict[str, str], devices: tuple[DeviceInfo, ...]) -> dict[str, Dev
     for device in devices:
         name = id_of(ids, device.name)
         transport = f"_virtio-pci-{name}"
-        bdf = f"0000:00:{device.slot:02x}.0" if device.slot else None
+        bdf = pci_address(device.slot) if device.slot else None
         tree[transport] = DeviceNode(id=transport, children=(name,), pci_bdf=bdf)
         tree[name] = DeviceNode(id=name, parent=transport)
     return tree

@@ -58,7 +58,8 @@ class Plugger:
             except VmmError as error:
                 self._release(place.place, describe(error))
 
-        self._ask(Reserve(request.kind, request.id, request.slot)).deliver_to(reserved)
+        wanted = Reserve(request.kind, request.id, request.slot, request.segment)
+        self._ask(wanted).deliver_to(reserved)
         return answer
 
     def _open(self, request: Plug, place: Reserved) -> None:

@@ -8,6 +8,7 @@ from sys_util.errors import HostError
 from sys_util.typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from threading import RLock
 
     from crosvm_py.machine.board import Board, MachineEvents
@@ -26,14 +27,8 @@ class Arch(Protocol):
         """Where the kernel's loader may write."""
         ...
 
-    @property
-    def first_device_slot(self) -> int:
-        """The PCI slot of the first virtio device."""
-        ...
-
-    @property
-    def max_devices(self) -> int:
-        """How many virtio devices there may be."""
+    def slots(self, segments: int) -> range:
+        """Return the PCI slots for devices, as ``devices.pci.address`` numbers them."""
         ...
 
     def ram_ranges(self, memory_bytes: int) -> list[tuple[int, int]]:
@@ -44,8 +39,8 @@ class Arch(Protocol):
         """
         ...
 
-    def memory_map(self, memory_bytes: int) -> list[E820Entry]:
-        """Return the memory map that is passed to the guest.
+    def memory_map(self, memory_bytes: int, segments: int = 1) -> list[E820Entry]:
+        """Return the memory map that is passed to a guest with so many PCI segments.
 
         Raises:
             ConfigError: as ``ram_ranges``.
@@ -61,11 +56,18 @@ class Arch(Protocol):
         ...
 
     def make_machine(
-        self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, lock: RLock, events: MachineEvents
+        self,
+        kvm: Kvm,
+        memory: GuestMemory,
+        loop: EventLoop,
+        lock: RLock,
+        events: MachineEvents,
+        pci_weights: Sequence[int] = (1,),
     ) -> Board:
         """Build the machine; the caller keeps ``kvm`` and ``memory`` open until it is closed.
 
-        ``lock`` is held around every call of a device.
+        ``lock`` is held around every call of a device. For each PCI segment ``pci_weights`` has its
+        share of the addresses below 4 GiB.
 
         Raises:
             HostError: KVM refuses a part.

@@ -14,6 +14,7 @@ from crosvm_py.machine.vcpu import VcpuSet
 from crosvm_py.machine.vcpu_runner import RunnableVcpu
 from devices.bus import Bus
 from devices.irq_line import SharedIrqLine
+from devices.pci.address import SEGMENT_SLOTS, pci_address
 from devices.pci.bar import BarWindow
 from devices.pci.root import Ecam, PciRoot
 from devices.virtio.transport.pci_transport import PciServices, VirtioPciTransport
@@ -22,7 +23,7 @@ from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from threading import RLock
 
     from crosvm_py.machine.hotplug import HotPlug
@@ -38,18 +39,25 @@ if TYPE_CHECKING:
 class PciPlace(NamedTuple):
     """Where an architecture has PCI: its windows in guest-physical memory, lines and slots.
 
-    ``intx_gsi(slot, pin)`` returns the line for INTA# (pin 0) to INTD# (pin 3) of a slot; it is one
-    of ``intx_gsis``.
+    ``windows`` has (gpa, bytes) for the BARs of each segment. The ECAM of segment 0 is at
+    ``ecam_gpa``, and each other one behind that of the segment before. ``intx_gsi(slot, pin)``
+    returns the line for INTA# (pin 0) to INTD# (pin 3) of a slot; it is one of ``intx_gsis``.
+    ``slots`` have the numbers of ``devices.pci.address``.
     """
 
-    window_gpa: int
-    window_bytes: int
+    windows: Sequence[tuple[int, int]]
     ecam_gpa: int
     ecam_bytes: int
     intx_gsis: tuple[int, ...]
     intx_gsi: Callable[[int, int], int]
-    first_slot: int
-    slots: int
+    slots: range
+
+
+class _Segment(NamedTuple):
+    """One PCI segment: its bus, and what its devices get of the machine."""
+
+    root: PciRoot
+    services: PciServices
 
 
 class Part(Protocol):
@@ -143,15 +151,19 @@ class Board(ABC):
                 self.vm.add_memory(slot, region.gpa, mapping)
         self._create_interrupt_controllers()
         self._place = pci
-        self._pci = PciRoot()
-        self.parts.append(self._pci)
-        self._services = PciServices(
-            BarWindow(self.mmio, pci.window_gpa, pci.window_gpa + pci.window_bytes),
-            IrqRoutes(self.vm, wiring),
-            _KvmIoEventFds(self.vm),
-        )
+        routes, ioeventfds = IrqRoutes(self.vm, wiring), _KvmIoEventFds(self.vm)
+        self._segments = [
+            _Segment(
+                PciRoot(bridge=number == 0),
+                PciServices(BarWindow(self.mmio, gpa, gpa + size_bytes), routes, ioeventfds),
+            )
+            for number, (gpa, size_bytes) in enumerate(pci.windows)
+        ]
+        self.parts += [segment.root for segment in self._segments]
         self._intx = {gsi: SharedIrqLine(KvmIrqLine(self.vm, gsi)) for gsi in pci.intx_gsis}
-        self.mmio.insert(pci.ecam_gpa, pci.ecam_bytes, Ecam(self._pci))
+        for number, segment in enumerate(self._segments):
+            ecam_gpa = pci.ecam_gpa + number * pci.ecam_bytes
+            self.mmio.insert(ecam_gpa, pci.ecam_bytes, Ecam(segment.root))
 
     @abstractmethod
     def _create_interrupt_controllers(self) -> None:
@@ -188,32 +200,27 @@ class Board(ABC):
 
     @property
     def slots(self) -> range:
-        """The PCI slots for devices."""
-        return range(self._place.first_slot, self._place.slots)
+        """The PCI slots for devices, as ``devices.pci.address`` numbers them."""
+        return self._place.slots
 
     def is_free(self, slot: int) -> bool:
         """Return whether no device is in a slot."""
         return slot not in self._transports
 
-    def plug(self, backend: VirtioBackend, slot: int | None = None) -> VirtioPciTransport:
-        """Put a virtio device into a PCI slot, by default the lowest one that is free.
+    def plug(self, backend: VirtioBackend, slot: int) -> VirtioPciTransport:
+        """Put a virtio device into a PCI slot.
 
         Raises:
-            ConfigError: all slots are in use, or this one is.
+            ConfigError: the slot is in use, or there is no such slot.
         """
-        if slot is None:
-            slot = next(filter(self.is_free, self.slots), None)
-        if slot is None:
-            raise ConfigError(
-                f"{backend.name}: the machine has {len(self.slots)} slots for devices"
-            )
         if slot not in self.slots or not self.is_free(slot):
-            raise ConfigError(f"{backend.name}: PCI slot {slot} is not free")
-        gsi = self._place.intx_gsi(slot, 0)
+            raise ConfigError(f"{backend.name}: PCI slot {pci_address(slot)} is not free")
+        number, at = divmod(slot, SEGMENT_SLOTS)
+        segment, gsi = self._segments[number], self._place.intx_gsi(at, 0)
         with self.lock:
             line = self._intx[gsi].add_source()
-            transport = VirtioPciTransport(backend, self._services, line, gsi)
-            self._pci.add(slot, transport)
+            transport = VirtioPciTransport(backend, segment.services, line, gsi)
+            segment.root.add(at, transport)
         self._transports[slot] = transport
 
         def pass_interrupt(_events: int) -> None:
@@ -228,7 +235,8 @@ class Board(ABC):
         transport = self._transports.pop(slot)
         self._loop.remove(transport.intx_fd)
         with self.lock:
-            self._pci.remove(slot)
+            number, at = divmod(slot, SEGMENT_SLOTS)
+            self._segments[number].root.remove(at)
             transport.close()
 
     def power_on_devices(self, then: Callable[[], None]) -> None:

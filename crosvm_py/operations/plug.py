@@ -29,7 +29,7 @@ def reserve(vm: RunningVm, request: Reserve) -> Reserved:
     Raises:
         ConfigError: the VM has no such place.
     """
-    return _plugging(vm).reserve(request.kind, request.id, request.slot)
+    return _plugging(vm).reserve(request.kind, request.id, request.slot, request.segment)
 
 
 @operation(Await)

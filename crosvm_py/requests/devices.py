@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from crosvm_py.requests.protocol import Done
+from devices.pci.address import MAX_DEVICES
 from devices.virtio.commands import DeviceLimits, DiskSize
 from devices.virtio.rate_limiter import LIMIT_NAMES
 from sys_util.facts import fact
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 MAX_NAME_CHARS: Final = 64
 MAX_DISK_BYTES: Final = (1 << 63) - 1  # offsets of files are signed
-_MAX_DEVICES: Final = 32
 _MAX_QUEUES: Final = 64
 _MAX_COUNTERS: Final = 32
 MAX_CGROUP_CHARS: Final = 512
@@ -45,8 +45,8 @@ class DeviceInfo(NamedTuple):
     """One device, as the vmm sees it.
 
     ``cgroup`` is the directory of its group in cgroup v2, empty if it has none. ``link`` is what a
-    network card shows the guest, "up" or "down"; other devices have none. ``slot`` is the device's
-    PCI slot, 0 if that is not known.
+    network card shows the guest, "up" or "down"; other devices have none. ``slot`` is the number
+    of the device's PCI slot (``devices.pci.address``), 0 if that is not known.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
@@ -81,7 +81,7 @@ class DeviceList:
                 text(8),
                 U16,
             ),
-            _MAX_DEVICES,
+            MAX_DEVICES,
         ),
     )
     devices: tuple[DeviceInfo, ...]

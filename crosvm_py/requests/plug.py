@@ -20,7 +20,7 @@ MAX_ID_CHARS: Final = 64
 MAX_SPEC_BYTES: Final = 2048
 MAX_PATH_BYTES: Final = 1536
 _KIND: Final = text(32)
-_SLOT: Final = optional(integer(0, 255))
+_SLOT: Final = optional(integer(0, 255))  # in its segment
 
 
 @fact
@@ -49,13 +49,13 @@ class Plug:
     """Plug in a device of this ``kind``; ``Plugged`` is the answer.
 
     ``spec`` is its packed Spec, without the ``path`` of what it uses on the host. With an empty
-    ``id`` the VM chooses one, and without ``slot`` the lowest PCI slot that is free.
+    ``id`` the VM chooses one, and without ``slot`` the lowest that is free in the PCI ``segment``.
     """
 
     TYPE: ClassVar[int] = 52
     FIELDS: ClassVar[tuple[Check, ...]] = (
         *(_KIND, blob(MAX_SPEC_BYTES), blob(MAX_PATH_BYTES)),
-        *(text(MAX_ID_CHARS), _SLOT),
+        *(text(MAX_ID_CHARS), _SLOT, U16),
     )
     ANSWER: ClassVar[type[Message]] = Plugged
     IN_CONTROL: ClassVar[bool] = True  # the vmm does not serve it
@@ -64,6 +64,7 @@ class Plug:
     path: bytes
     id: str = ""
     slot: int | None = None
+    segment: int = 0
 
 
 @fact
@@ -84,12 +85,13 @@ class Reserve:
     """Reserve a name and a slot for a device that the opener will order; see ``Plug``."""
 
     TYPE: ClassVar[int] = 54
-    FIELDS: ClassVar[tuple[Check, ...]] = (_KIND, text(MAX_ID_CHARS), _SLOT)
+    FIELDS: ClassVar[tuple[Check, ...]] = (_KIND, text(MAX_ID_CHARS), _SLOT, U16)
     ANSWER: ClassVar[type[Message]] = Reserved
     BY_CONTROL: ClassVar[bool] = True  # no client may send it
     kind: str
     id: str
     slot: int | None
+    segment: int = 0
 
 
 @fact

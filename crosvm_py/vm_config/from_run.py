@@ -17,8 +17,15 @@ from crosvm_py.vm_config.devices import (
     TokenBucket,
     VsockConfig,
 )
-from crosvm_py.vm_config.machine import CpusConfig, MemoryConfig, PayloadConfig
+from crosvm_py.vm_config.machine import (
+    CpusConfig,
+    MemoryConfig,
+    PayloadConfig,
+    PciSegmentConfig,
+    PlatformConfig,
+)
 from crosvm_py.vm_config.schema import VmConfig
+from devices.pci.address import SEGMENT_SLOTS
 from sys_util import socket
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -62,15 +69,44 @@ def vm_config(config: RunConfig) -> VmConfig:
             cmdline=" ".join(config.params) or None,
             initramfs=config.initrd,
         ),
-        disks=tuple(_disk(spec, config.cpus) for spec in config.disks) or None,
-        net=tuple(_card(spec) for spec in config.networks) or None,
+        disks=tuple(
+            structs.replace(_disk(spec, config.cpus), pci_segment=_segment(config, f"block:{at}"))
+            for at, spec in enumerate(config.disks)
+        )
+        or None,
+        net=tuple(
+            structs.replace(_card(spec), pci_segment=_segment(config, f"net:{at}"))
+            for at, spec in enumerate(config.networks)
+        )
+        or None,
         balloon=None if balloon is None else _balloon(balloon),
         vsock=None if vsock is None else VsockConfig(cid=vsock.cid, socket=vsock.socket or ""),
         serial=_serial(_port(config, "serial", 1)),
         console=_console(_port(config, VIRTIO_CONSOLE, 1)),
         debug_console=_debug_console(_port(config, "debugcon")),
         pvpanic=True,
+        platform=_platform(config),
+        pci_segments=_segments(config),
     )
+
+
+def _platform(config: RunConfig) -> PlatformConfig | None:
+    count = len(config.pci_weights)
+    return None if count == 1 else PlatformConfig(num_pci_segments=count)
+
+
+def _segments(config: RunConfig) -> tuple[PciSegmentConfig, ...] | None:
+    found = (
+        PciSegmentConfig(pci_segment=number, mmio32_aperture_weight=weight)
+        for number, weight in enumerate(config.pci_weights)
+        if weight != 1
+    )
+    return tuple(found) or None
+
+
+def _segment(config: RunConfig, name: str) -> int:
+    """Return the PCI segment of the device that the vmm calls ``name``."""
+    return dict(config.pci_slots).get(name, 0) // SEGMENT_SLOTS
 
 
 def _balloon(spec: BalloonSpec) -> BalloonConfig:

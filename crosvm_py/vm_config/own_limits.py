@@ -11,6 +11,7 @@ from crosvm_py.config import (
     MIN_MEMORY_BYTES,
 )
 from crosvm_py.vm_config.addresses import ipv4_bytes, mac_bytes
+from crosvm_py.vm_config.pci_slots import slot_problems
 from crosvm_py.vm_config.problem import FAILED, Problem, when
 from devices.virtio.net.features import MAX_PAIRS
 from devices.virtio.rate_limiter import RateLimits
@@ -50,6 +51,7 @@ def limit_problems(config: VmConfig) -> Iterator[Problem]:
         yield from _card(f"net[{index}]", card)
     if config.debug_console.iobase == 0:
         yield _problem("debug_console.iobase", "0 is not a port")
+    yield from slot_problems(config)
 
 
 def _problem(place: str, text: str) -> Problem:

@@ -7,6 +7,7 @@ from crosvm_py.config import VIRTIO_CONSOLE, NetworkSpec, RunConfig, SerialSpec
 from crosvm_py.vm_config.addresses import ipv4_bytes, mac_bytes
 from crosvm_py.vm_config.errors import UnfitConfigError
 from crosvm_py.vm_config.own_limits import limit_problems, rate_limits
+from crosvm_py.vm_config.pci_slots import device_slots, pci_weights
 from crosvm_py.vm_config.unsupported import unsupported
 from crosvm_py.vm_config.validation import problems
 from devices.com_ports import COM_PORTS
@@ -70,6 +71,8 @@ def run_config(config: VmConfig) -> RunConfig:
         core_scheduling=False if config.cpus.core_scheduling == "Off" else None,
         per_vm_core_scheduling=config.cpus.core_scheduling == "Vm",
         huge_pages=config.memory.thp,
+        pci_weights=pci_weights(config),
+        pci_slots=device_slots(config),
     )
 
 

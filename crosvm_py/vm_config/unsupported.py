@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from crosvm_py.vm_config.pci_rules import devices_of
 from crosvm_py.vm_config.problem import FAILED, Problem
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -44,7 +43,6 @@ _REFUSED: Final = {
     "watchdog": "there is no virtio-watchdog",
     "iommu": "there is no virtual IOMMU",
     "numa": "there is one NUMA node",
-    "pci_segments": "there is one PCI segment",
     "platform.iommu_segments": "there is no virtual IOMMU",
     "landlock_enable": "every device has a jail instead",
 }
@@ -65,7 +63,6 @@ _IGNORED: Final = {
     "net.*.offload_tso": "a card offloads what its TAP can",
     "net.*.offload_ufo": "a card offloads what its TAP can",
     "net.*.offload_csum": "a card offloads what its TAP can",
-    "platform.num_pci_segments": "there is one PCI segment",
     "landlock_rules": "every device has a jail instead",
 }
 
@@ -84,12 +81,6 @@ def unsupported(config: VmConfig) -> list[Problem]:
         found.append(_refusal("rng.src", "entropy comes from getrandom(2)"))
     if config.serial.mode == "Socket":
         found.append(_refusal("serial.mode Socket", "a port makes no socket that it listens at"))
-    for place, device in devices_of(config):
-        if device.pci_segment:
-            found.append(_refusal(f"{place}.pci_segment", "there is one PCI segment"))
-        if device.pci_device_id is not None:
-            reason = "devices have slots in their order"
-            found.append(_refusal(f"{place}.pci_device_id", reason))
     return found
 
 

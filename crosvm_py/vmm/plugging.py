@@ -12,10 +12,12 @@ A removal waits for the guest, but no call does: a device that the guest does no
 from __future__ import annotations
 
 from crosvm_py.kinds.order import is_device_name
+from crosvm_py.machine.slots import in_segment, slot_segments
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.plug import Plugged, Reserved
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
 from crosvm_py.vmm.page_pool import PagePool
+from devices.pci.address import MAX_DEVICES, SEGMENT_SLOTS, pci_address, slot_number
 from sys_util.errors import ConfigError, VmmError, describe
 from sys_util.log import get_logger
 from sys_util.stranger import brief
@@ -62,9 +64,15 @@ class Plugging:
     """The devices that come and go. Lives in the event loop's thread, but for ``on_eject``."""
 
     def __init__(
-        self, loop: EventLoop, machine: Board, supervisor: Supervisor, hotplug: HotPlug, cpus: int
+        self,
+        loop: EventLoop,
+        machine: Board,
+        supervisor: Supervisor,
+        hotplug: HotPlug,
+        cpus: int,
+        slots: dict[int, int],
     ) -> None:
-        """Make what devices need that may come; every device of the start is in its slot.
+        """Make what devices need that may come; ``slots`` are those of the devices of the start.
 
         Raises:
             HostError: the host refuses it.
@@ -74,11 +82,10 @@ class Plugging:
         self._supervisor = supervisor
         self._hotplug = hotplug
         self._cpus = cpus
-        self._pages = PagePool(len(machine.slots) - len(supervisor.devices))
+        count = min(len(machine.slots), MAX_DEVICES) - len(supervisor.devices)
+        self._pages = PagePool(max(count, 0))
         self._lent: dict[int, SharedPage] = {}  # by the device's number
-        self._slots = dict(
-            zip((each.device_id for each in supervisor.devices), machine.slots, strict=False)
-        )
+        self._slots = slots
         self._places: dict[int, _Place] = {}
         self._next = 0  # place numbers are never used again
         self._removing: set[int] = set()  # slots that the guest is asked to eject
@@ -101,10 +108,10 @@ class Plugging:
 
     @property
     def slots(self) -> dict[int, int]:
-        """The PCI slot of each device, by its number."""
+        """The number of the PCI slot of each device, by the device's number."""
         return self._slots
 
-    def reserve(self, kind: str, name: str, slot: int | None) -> Reserved:
+    def reserve(self, kind: str, name: str, slot: int | None, segment: int = 0) -> Reserved:
         """Reserve a place for a device, for ``ORDER_SECONDS``.
 
         Raises:
@@ -124,11 +131,13 @@ class Plugging:
             )
         elif name in used:
             raise ConfigError(f"id {name}: a device of this VM has it already")
-        slot = self._free_slot(slot)
+        number = self._free_slot(slot, segment)
         page = self._pages.take()
+        if page is None and len(self._slots) + len(self._places) >= MAX_DEVICES:
+            raise ConfigError(f"this VM has {MAX_DEVICES} devices, which is the most")
         if page is None:
             raise ConfigError("a device that was removed has not ended yet: try again")
-        place = _Place(self._next, kind, name, slot, page)
+        place = _Place(self._next, kind, name, number, page)
         self._next += 1
         self._places[place.number] = place
         place.timer = self._loop.call_later(
@@ -172,23 +181,27 @@ class Plugging:
             *(place.name for place in self._places.values()),
         }
 
-    def _free_slot(self, slot: int | None) -> int:
+    def _free_slot(self, slot: int | None, segment: int) -> int:
+        """Return the number of a free slot: ``slot`` of the segment, or its lowest one."""
+        slots = in_segment(self._machine.slots, segment)
+        if not slots:
+            count = slot_segments(self._machine.slots)
+            raise ConfigError(f"pci-segment {segment}: this VM has {count} (0..{count - 1})")
         reserved = {place.slot for place in self._places.values()}
-        free = [
-            each
-            for each in self._machine.slots
-            if self._machine.is_free(each) and each not in reserved
-        ]
+        free = [each for each in slots if self._machine.is_free(each) and each not in reserved]
+        where = f" of segment {segment}" if segment else ""
         if slot is None and not free:
-            raise ConfigError(f"all {len(self._machine.slots)} PCI slots are in use")
+            raise ConfigError(f"all {len(slots)} PCI slots{where} are in use")
         if slot is None:
             return free[0]
-        if slot not in self._machine.slots:
-            last = self._machine.slots[-1]
-            raise ConfigError(f"pci-slot {slot}: slots for devices are 1..{last} (0 is the bridge)")
-        if slot not in free:
+        number = slot_number(segment, slot)
+        if slot >= SEGMENT_SLOTS or number not in slots:
+            first, last = (each % SEGMENT_SLOTS for each in (slots[0], slots[-1]))
+            bridge = " (0 is the bridge)" if first else ""
+            raise ConfigError(f"pci-slot {slot}: slots for devices are {first}..{last}{bridge}")
+        if number not in free:
             raise ConfigError(f"pci-slot {slot}: is in use")
-        return slot
+        return number
 
     def _give_up(self, place: _Place, reason: str) -> None:
         """Give up a place that has no device."""
@@ -235,8 +248,9 @@ class Plugging:
             return
         self.on_plugged(device)
         self._hotplug.plugged(place.slot)
-        log.info("%s: plugged into PCI slot %d", device.name, place.slot)
-        place.answer.complete(Plugged(device.name, f"0000:00:{place.slot:02x}.0"))
+        address = pci_address(place.slot)
+        log.info("%s: plugged into PCI slot %s", device.name, address)
+        place.answer.complete(Plugged(device.name, address))
 
     def _insert(self, device: DeviceProcess, slot: int) -> None:
         if self.is_paused():
@@ -301,7 +315,7 @@ class Plugging:
             self._removing.discard(slot)
             self._ejected.discard(slot)
         self._remove(device)
-        log.info("%s: removed from PCI slot %d", device.name, slot)
+        log.info("%s: removed from PCI slot %s", device.name, pci_address(slot))
         self.on_removed(device)
 
 

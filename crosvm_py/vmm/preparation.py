@@ -13,10 +13,10 @@ from crosvm_py.kinds.policies import CONTROL, CONTROL_API, RunPolicies, load_run
 from crosvm_py.kinds.table import open_devices
 from crosvm_py.machine.arch import host_arch
 from crosvm_py.machine.core_scheduling import separates_cores
+from crosvm_py.machine.slots import boot_slots
 from kernel_loader.load import open_initrd, plan_boot
 from kvm.limits import NO_VIRTUALIZATION
 from kvm.vm import Kvm, host_has_hardware_virtualization
-from sys_util.errors import ConfigError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, NamedTuple
 
@@ -60,6 +60,7 @@ class Preparation(NamedTuple):
     kvm: Kvm
     plan: BootPlan
     devices: tuple[DeviceOrder, ...]
+    slots: dict[str, int]  # of each device, by its name
     serial: SerialPorts
     policies: RunPolicies | None
     socket: BoundSocket | None
@@ -127,10 +128,9 @@ def prepare(
             stack.callback(made.unlink)
         opened.append(order)
     devices = tuple(opened)
-    if len(devices) > arch.max_devices:
-        raise ConfigError(
-            f"{len(devices)} devices are above the limit of {arch.max_devices} PCI slots"
-        )
+    slots = boot_slots(
+        [order.name for order in devices], config.pci_slots, arch.slots(len(config.pci_weights))
+    )
     policies = _policies(config, {order.kind for order in devices}, recorded, plugs=plugs)
     bound = None
     if config.socket is not None:
@@ -140,7 +140,7 @@ def prepare(
         stack.callback(bound.close)
         stack.callback(bound.unlink)
     api = _open_api(config, stack, rehearsal=rehearsal)
-    return Preparation(kvm, plan, devices, serial, policies, bound, api, cgroup, separated)
+    return Preparation(kvm, plan, devices, slots, serial, policies, bound, api, cgroup, separated)
 
 
 def _open_api(config: RunConfig, stack: ExitStack, *, rehearsal: bool) -> BoundSocket | None:
@@ -183,7 +183,8 @@ def _plan_boot(
     words = [_BASE_PARAMETERS, *serial.kernel_parameters, config.root_parameter(), *config.params]
     cmdline = " ".join(word for word in words if word)
     arch = host_arch()
-    return plan_boot(image, initrd, cmdline, arch.memory_map(config.memory_bytes), arch.boot_layout)
+    memory_map = arch.memory_map(config.memory_bytes, len(config.pci_weights))
+    return plan_boot(image, initrd, cmdline, memory_map, arch.boot_layout)
 
 
 def _policies(

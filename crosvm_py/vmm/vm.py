@@ -98,6 +98,7 @@ class VirtualMachine:
                 on_panic=self._on_panic,
                 on_eject=None if serve_control is None else self._on_eject,
             ),
+            config.pci_weights,
         )
 
     def build(self) -> None:
@@ -119,8 +120,9 @@ class VirtualMachine:
         machine.load(prepared.plan, self._config.cpus)
         self.supervisor.wait_ready()
         self.supervisor.seal(self._memory)
-        for device in self.supervisor.devices:
-            device.events = machine.plug(device)
+        devices = self.supervisor.devices
+        for device in devices:
+            device.events = machine.plug(device, prepared.slots[device.name])
             if prepared.cgroup is not None:
                 device.cgroup = f"{prepared.cgroup.path}/{device.name}"
             if prepared.serial.virtio is not None and device.kind is CONSOLE:
@@ -129,7 +131,8 @@ class VirtualMachine:
             from crosvm_py.vmm.plugging import Plugging
 
             self.plugging = Plugging(
-                self.loop, machine, self.supervisor, machine.hotplug, self._config.cpus
+                *(self.loop, machine, self.supervisor, machine.hotplug, self._config.cpus),
+                {device.device_id: prepared.slots[device.name] for device in devices},
             )
             self.plugging.cgroup = "" if prepared.cgroup is None else prepared.cgroup.path
 

@@ -15,7 +15,7 @@ from sys_util.channel import Channel
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
 from sys_util.log import get_logger
 from sys_util.stranger import judged
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from sys_util.event_loop import EventLoop
 
 log = get_logger("crosvm.warden").limited()
-
-# The most devices of a VM, those included that are about to go. The machine has 31 slots.
-MAX_DEVICES: Final = 64
 
 
 class Orders:

@@ -27,8 +27,9 @@ from crosvm_py.warden.forge import start_forge
 from crosvm_py.warden.forge_proxy import reason_for
 from crosvm_py.warden.foundry import Foundry
 from crosvm_py.warden.maker import Maker
-from crosvm_py.warden.orders import MAX_DEVICES, Orders
+from crosvm_py.warden.orders import Orders
 from crosvm_py.warden.resize import check_resize, resize_file
+from devices.pci.address import MAX_DEVICES
 from jail.ids import choose
 from jail.plan import confine_warden, load_filter
 from seccomp import syscall_name

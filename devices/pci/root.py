@@ -2,12 +2,14 @@
 """The PCI root: which function is in which slot, and the two ways to configuration space.
 
 ``ConfigPorts`` is mechanism #1 at 0xCF8..0xCFF with the reset control register 0xCF9 inside it,
-``Ecam`` the memory-mapped form (PCI Express 5.0 §7.2.2). All functions are on bus 0.
+``Ecam`` the memory-mapped form (PCI Express 5.0 §7.2.2). All functions are on bus 0. A machine with
+several segments has a root for each; the ports reach segment 0 alone.
 """
 
 from __future__ import annotations
 
 from devices.bus import all_ones
+from devices.pci.address import SEGMENT_SLOTS
 from devices.pci.config_space import CONFIG_SPACE_BYTES, ConfigSpace, PciIdentity
 from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
 CONFIG_PORTS_BASE: Final = 0xCF8
 CONFIG_PORTS_BYTES: Final = 8
 ECAM_BUS_BYTES: Final = 1 << 20
-
-SLOTS: Final = 32
 
 _ADDRESS_OFFSET: Final = 0
 _RESET_OFFSET: Final = 1
@@ -66,15 +66,22 @@ class HostBridge:
 
 
 class PciRoot:
-    """Bus 0 and what is plugged into it; the host bridge is there from the start."""
+    """Bus 0 of a segment and what is plugged into it.
 
-    def __init__(self) -> None:
-        self._bridge = HostBridge()
-        self._functions: dict[int, PciFunction] = {0: self._bridge}
+    The host bridge is there from the start; without ``bridge`` slot 0 is like any other.
+    """
+
+    def __init__(self, *, bridge: bool = True) -> None:
+        self._bridge = HostBridge() if bridge else None
+        self._functions: dict[int, PciFunction] = {}
+        if self._bridge is not None:
+            self._functions[0] = self._bridge
+        self._first_slot = 1 if bridge else 0
 
     def reset(self) -> None:
         """Reset the host bridge; whoever has plugged in other functions resets them."""
-        self._bridge.reset()
+        if self._bridge is not None:
+            self._bridge.reset()
 
     def add(self, slot: int, function: PciFunction) -> None:
         """Plug ``function`` into bus 0 as function 0 of ``slot``.
@@ -82,8 +89,8 @@ class PciRoot:
         Raises:
             ValueError: no such slot, or it is taken.
         """
-        if not 0 <= slot < SLOTS:
-            raise ValueError(f"PCI slot {slot} is not in 0..{SLOTS - 1}")
+        if not 0 <= slot < SEGMENT_SLOTS:
+            raise ValueError(f"PCI slot {slot} is not in 0..{SEGMENT_SLOTS - 1}")
         if slot << 3 in self._functions:
             raise ValueError(f"PCI slot {slot} is taken")
         self._functions[slot << 3] = function
@@ -94,7 +101,7 @@ class PciRoot:
         Raises:
             ValueError: there is none, or it is the host bridge.
         """
-        if slot == 0 or slot << 3 not in self._functions:
+        if slot < self._first_slot or slot << 3 not in self._functions:
             raise ValueError(f"PCI slot {slot} has nothing to remove")
         del self._functions[slot << 3]
 

@@ -150,7 +150,7 @@ def test_nothing_is_left_behind(folder: Path) -> None:
 def test_more_devices_than_slots_are_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(X86, "max_devices", 2)
+    monkeypatch.setattr(X86, "slots", lambda _arch, _segments: range(1, 3))
     with pytest.raises(ConfigError, match="3 devices are above the limit of 2 PCI slots"):
         plan("-d", "disk", "--balloon", "0")
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import TYPE_CHECKING, Final
 
-from tests.e2e.support import CLOUD_BZIMAGE, GUEST_SECONDS
+from tests.e2e.support import CLOUD_BZIMAGE, GUEST_SECONDS, ROOT_SQUASHFS
 
 if TYPE_CHECKING:
     from tests.e2e.support import Lab, Vm
@@ -70,6 +72,54 @@ def test_disk_is_plugged_in_used_removed_and_plugged_in_again(any_lab: Lab) -> N
     assert any_lab.shell("cmp -n 1048576 data.img /dev/zero && echo same").strip() == "same"
     assert "0000:00:06.0" not in facts["again"]
     assert facts["read_only"] == "1"
+    assert facts["errors"] == ""
+
+
+# The root disk is on segment 1; the kernel finds it as it does any other.
+SEGMENTS: Final = """
+echo "@root=$(readlink -f /sys/block/vda/device)"
+echo "@roots=$(ls -d /sys/devices/pci00* | wc -l)"
+echo waits-1
+until [ -b /dev/vdb ]; do sleep 0.1; done
+echo "@place=$(readlink -f /sys/block/vdb/device)"
+echo "@sum=$(sha256sum /dev/vdb)"
+echo waits-2
+while [ -b /dev/vdb ]; do sleep 0.1; done
+echo "@errors=$(/bin/dmesg -l emerg,alert,crit,err)"
+"""
+
+
+def test_disks_of_other_segments_are_found_used_plugged_in_and_removed(any_lab: Lab) -> None:
+    lab = any_lab
+    sum_of_data = lab.shell("head -c 1M /dev/urandom >data.img; sha256sum <data.img").split()[0]
+    script = base64.b64encode(SEGMENTS.encode()).decode()
+    words = f"console=ttyS0 root=/dev/vda ro quiet crosvm.end=poweroff crosvm.run={script}"
+    config = {
+        "payload": {
+            "kernel": CLOUD_BZIMAGE.path,
+            "cmdline": words,
+            "initramfs": CLOUD_BZIMAGE.initrd,
+        },
+        "cpus": {"boot_vcpus": 1, "max_vcpus": 1},
+        "memory": {"size": 256 << 20},
+        "platform": {"num_pci_segments": 16},
+        "disks": [{"path": ROOT_SQUASHFS, "readonly": True, "pci_segment": 1}],
+        "serial": {"mode": "Tty"},
+        "console": {"mode": "Off"},
+    }
+    lab.host.write(f"{lab.folder}/vm.json", json.dumps(config).encode())
+    socket = f"{lab.folder}/vm.sock"
+    with lab.run("vm", ["run", "--config", f"{lab.folder}/vm.json", "-s", socket]) as vm:
+        vm.wait_for("waits-1")
+        disk = f"disk={lab.folder}/data.img,device=data,pci-segment=15"
+        assert control(vm, lab, "plug", disk) == "data 000f:00:00.0"
+        vm.wait_for("waits-2")
+        control(vm, lab, "unplug", "data")
+        facts = vm.finish()
+    assert "0001:00:00.0" in facts["root"]
+    assert facts["roots"] == "16"
+    assert "000f:00:00.0" in facts["place"]
+    assert facts["sum"].split()[0] == sum_of_data
     assert facts["errors"] == ""
 
 

@@ -123,6 +123,8 @@ def on_top_of(base: RunConfig, made: RunConfig, arguments: Arguments) -> RunConf
         vsock=made.vsock if given(*vsock.OPTIONS) else base.vsock,
         core_scheduling=scheduling.core_scheduling,
         per_vm_core_scheduling=scheduling.per_vm_core_scheduling,
+        pci_weights=base.pci_weights,
+        pci_slots=base.pci_slots,
     )
     if merged.balloon is not None and merged.balloon.size_bytes > merged.memory_bytes:
         raise ConfigError("--config: balloon.size is more than the memory")

@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 
 _DEVICE: Final = keyvalue.string("device", "its name in crosvm devices; by default a free one")
 _SLOT: Final = keyvalue.integer("pci-slot", "1 to 31; by default the lowest free one", 0, shown="")
+_SEGMENT: Final = keyvalue.integer("pci-segment", "0, or one that the VM has", 0)
 
-_OWN: Final = (_DEVICE, _SLOT)
+_OWN: Final = (_DEVICE, _SLOT, _SEGMENT)
 DISK_FIELDS: Final = (*disks.PLUGGED_FIELDS, *_OWN)
 NET_FIELDS: Final = (*net.FIELDS, *_OWN)
 
 
 class Place(NamedTuple):
-    """Where a device goes: its name, or "", and its PCI slot, or ``None``."""
+    """Where a device goes: its name, or "", its PCI slot, or ``None``, and its PCI segment."""
 
     id: str
     slot: int | None
+    segment: int
 
 
 def read_disk(option: str, text: str) -> tuple[BlockSpec, Place]:
@@ -57,4 +59,7 @@ def _place(option: str, values: keyvalue.Values) -> Place:
     slot = values[_SLOT] if _SLOT in values else None  # noqa: SIM401 - it is no dict
     if slot is not None and not 0 <= slot <= 255:
         raise UsageError(f"{option}: pci-slot={slot}: slots for devices are 1..31")
-    return Place(values[_DEVICE] or "", slot)
+    segment = values[_SEGMENT]
+    if not 0 <= segment < 1 << 16:
+        raise UsageError(f"{option}: pci-segment={segment}: segments are 0..65535")
+    return Place(values[_DEVICE] or "", slot, segment)

@@ -7,6 +7,7 @@ from crosvm_py.machine.x86_64 import layout
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from threading import RLock
 
     from crosvm_py.machine.board import Board, MachineEvents
@@ -21,16 +22,18 @@ class X86:
     """A PC with a 64-bit processor."""
 
     boot_layout: ClassVar[BootLayout] = layout.BOOT_LAYOUT
-    first_device_slot: ClassVar[int] = layout.FIRST_DEVICE_SLOT
-    max_devices: ClassVar[int] = layout.MAX_DEVICES
+
+    def slots(self, segments: int) -> range:
+        """Return all slots but that of the host bridge."""
+        return range(layout.FIRST_DEVICE_SLOT, segments * layout.PCI_SLOTS)
 
     def ram_ranges(self, memory_bytes: int) -> list[tuple[int, int]]:
         """Return one range below the PCI hole, and one from 4 GiB up."""
         return layout.ram_ranges(memory_bytes)
 
-    def memory_map(self, memory_bytes: int) -> list[E820Entry]:
+    def memory_map(self, memory_bytes: int, segments: int = 1) -> list[E820Entry]:
         """Return the map that the BIOS of a PC would return (INT 15h, E820h)."""
-        return layout.e820(memory_bytes)
+        return layout.e820(memory_bytes, segments)
 
     def make_ready(self, kvm: Kvm) -> None:
         """Make a VM with interrupt controllers. KVM's timer alone takes it 3 to 15 ms."""
@@ -41,13 +44,19 @@ class X86:
         kvm.ready_vm = vm
 
     def make_machine(
-        self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, lock: RLock, events: MachineEvents
+        self,
+        kvm: Kvm,
+        memory: GuestMemory,
+        loop: EventLoop,
+        lock: RLock,
+        events: MachineEvents,
+        pci_weights: Sequence[int] = (1,),
     ) -> Board:
         """Build a PC."""
         # Imported here, because only the vmm needs it, and the warden is forked before.
         from crosvm_py.machine.x86_64.machine import Machine
 
-        return Machine(kvm, memory, loop, lock, events)
+        return Machine(kvm, memory, loop, lock, events, pci_weights)
 
 
 X86_64: Final = X86()

@@ -13,7 +13,10 @@ from devices import com_ports
 from kernel_loader.boot_params import E820_RAM, E820_RESERVED, E820Entry
 from kernel_loader.load import BootLayout
 from sys_util.errors import ConfigError
-from sys_util.typing import Final
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PAGE_BYTES: Final = 4096
 MIB: Final = 1 << 20
@@ -49,6 +52,7 @@ ECAM_GPA: Final = 0xF400_0000
 # two exits per slot; with 64 buses that was 4,000 of the 5,800 exits to us in a boot.
 ECAM_BYTES: Final = 0x10_0000
 PCI_BUSES: Final = ECAM_BYTES >> 20
+# Each PCI segment has an ECAM behind that of the one before it, and a part of the hole for BARs.
 # Only where devices can be plugged in.
 PCI_HOTPLUG_GPA: Final = 0xFEA0_0000
 GED_GPA: Final = 0xFEA0_0010
@@ -85,8 +89,7 @@ SCI_IRQ: Final = 9
 GED_GSI: Final = 16
 PCI_INTX_GSIS: Final = (10, 11)
 PCI_SLOTS: Final = 32
-FIRST_DEVICE_SLOT: Final = 1  # slot 0 is the host bridge
-MAX_DEVICES: Final = PCI_SLOTS - FIRST_DEVICE_SLOT
+FIRST_DEVICE_SLOT: Final = 1  # slot 0 of segment 0 is the host bridge
 PCI_PINS: Final = 4
 
 BOOT_LAYOUT: Final = BootLayout(
@@ -104,6 +107,17 @@ BOOT_LAYOUT: Final = BootLayout(
 def pci_intx_gsi(slot: int, pin: int) -> int:
     """Return the line of a PCI slot's INTA# (``pin`` 0) to INTD# (3)."""
     return PCI_INTX_GSIS[(slot + pin) % len(PCI_INTX_GSIS)]
+
+
+def pci_windows(weights: Sequence[int]) -> list[tuple[int, int]]:
+    """Divide the hole among PCI segments by their weights; return (gpa, bytes) for each."""
+    windows = []
+    gpa = PCI_MMIO_GPA
+    for weight in weights:
+        size_bytes = PCI_MMIO_BYTES * weight // sum(weights) // MIB * MIB
+        windows.append((gpa, size_bytes))
+        gpa += size_bytes
+    return windows
 
 
 def ram_ranges(memory_bytes: int) -> list[tuple[int, int]]:
@@ -125,8 +139,8 @@ def ram_ranges(memory_bytes: int) -> list[tuple[int, int]]:
     return ranges
 
 
-def e820(memory_bytes: int) -> list[E820Entry]:
-    """Return the memory map that is passed to the guest.
+def e820(memory_bytes: int, segments: int = 1) -> list[E820Entry]:
+    """Return the memory map that is passed to a guest with so many PCI segments.
 
     Raises:
         ConfigError: as ``ram_ranges``.
@@ -137,7 +151,7 @@ def e820(memory_bytes: int) -> list[E820Entry]:
         E820Entry(0, LOW_RAM_END, E820_RAM),
         E820Entry(LOW_RAM_END, legacy_bytes, E820_RESERVED),
         E820Entry(HIGH_MEMORY_START, low_bytes - HIGH_MEMORY_START, E820_RAM),
-        E820Entry(ECAM_GPA, ECAM_BYTES, E820_RESERVED),
+        E820Entry(ECAM_GPA, segments * ECAM_BYTES, E820_RESERVED),
         E820Entry(IDENTITY_MAP_GPA, PAGE_BYTES + TSS_BYTES, E820_RESERVED),
         *(E820Entry(gpa, size_bytes, E820_RAM) for gpa, size_bytes in high),
     ]

@@ -31,7 +31,7 @@ from kvm.x86_64 import (
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from threading import RLock
 
     from crosvm_py.machine.board import MachineEvents
@@ -47,16 +47,16 @@ SEED_BYTES: Final = 64
 _MSI_TO_ALL: Final = layout.LAPIC_GPA | 0xFF << 12
 _MSI_NMI: Final = 0b100 << 8
 
-_PCI: Final = PciPlace(
-    window_gpa=layout.PCI_MMIO_GPA,
-    window_bytes=layout.PCI_MMIO_BYTES,
-    ecam_gpa=layout.ECAM_GPA,
-    ecam_bytes=layout.ECAM_BYTES,
-    intx_gsis=layout.PCI_INTX_GSIS,
-    intx_gsi=layout.pci_intx_gsi,
-    first_slot=layout.FIRST_DEVICE_SLOT,
-    slots=layout.PCI_SLOTS,
-)
+
+def _pci(windows: Sequence[tuple[int, int]]) -> PciPlace:
+    return PciPlace(
+        windows=windows,
+        ecam_gpa=layout.ECAM_GPA,
+        ecam_bytes=layout.ECAM_BYTES,
+        intx_gsis=layout.PCI_INTX_GSIS,
+        intx_gsi=layout.pci_intx_gsi,
+        slots=range(layout.FIRST_DEVICE_SLOT, len(windows) * layout.PCI_SLOTS),
+    )
 
 
 def create_vm(kvm: Kvm) -> X86Vm:
@@ -81,13 +81,13 @@ def create_interrupt_controllers(vm: X86Vm) -> None:
     vm.create_pit2()
 
 
-def _add_hotplug(board: Board, on_eject: Callable[[int], None]) -> HotPlug:
+def _add_hotplug(board: Board, on_eject: Callable[[int], None], segments: int) -> HotPlug:
     """Put the registers that the AML of ``acpi/hotplug.py`` uses on the bus."""
     from crosvm_py.machine.hotplug import HotPlug
     from devices.ged import GED_BYTES, EventDevice
     from devices.pci.hotplug import HOTPLUG_BYTES, PciHotplugController
 
-    controller = PciHotplugController(on_eject)
+    controller = PciHotplugController(on_eject, segments)
     events = EventDevice(board.irq_line(layout.GED_GSI))
     board.mmio.insert(layout.PCI_HOTPLUG_GPA, HOTPLUG_BYTES, controller)
     board.mmio.insert(layout.GED_GPA, GED_BYTES, events)
@@ -99,23 +99,26 @@ class Machine(Board):
     """A PC with the same devices and addresses as crosvm's."""
 
     def __init__(
-        self, kvm: Kvm, memory: GuestMemory, loop: EventLoop, lock: RLock, events: MachineEvents
+        self,
+        kvm: Kvm,
+        memory: GuestMemory,
+        loop: EventLoop,
+        lock: RLock,
+        events: MachineEvents,
+        pci_weights: Sequence[int] = (1,),
     ) -> None:
-        """Build the board; see ``Board``.
-
-        Raises:
-            HostError: KVM refuses a part.
-        """
+        """Build the board; see ``Board`` and ``Arch.make_machine``."""
+        self._windows = layout.pci_windows(pci_weights)
         ready = kvm.ready_vm
         self._is_ready = isinstance(ready, X86Vm)
         self._x86 = ready if isinstance(ready, X86Vm) else create_vm(kvm)
         self._x86_vcpus: list[X86Vcpu] = []
         self._kvm = kvm
-        super().__init__(self._x86, memory, loop, lock, _PCI, chip_wiring())
+        super().__init__(self._x86, memory, loop, lock, _pci(self._windows), chip_wiring())
         self._power = AcpiPm(KvmIrqLine(self.vm, layout.SCI_IRQ), events.on_power_off)
         self._insert_board(events)
         if events.on_eject is not None:
-            self.hotplug = _add_hotplug(self, events.on_eject)
+            self.hotplug = _add_hotplug(self, events.on_eject, len(self._windows))
 
     def _create_interrupt_controllers(self) -> None:
         if not self._is_ready:
@@ -130,7 +133,7 @@ class Machine(Board):
             high_bytes=sum(high),
         )
         i8042 = I8042(events.on_reset)
-        config_ports = ConfigPorts(self._pci, events.on_reset)
+        config_ports = ConfigPorts(self._segments[0].root, events.on_reset)
         for base, count, device in (
             (layout.I8042_PORT, layout.I8042_PORT_COUNT, i8042),
             (layout.CMOS_PORT, layout.CMOS_PORT_COUNT, cmos),
@@ -144,7 +147,9 @@ class Machine(Board):
     def load(self, plan: BootPlan, cpus: int) -> None:
         """Write the kernel and the firmware's tables into memory, and make the vCPUs."""
         memory = self._memory
-        rsdp_gpa = write_acpi_tables(memory, cpus, hotplug=self.hotplug is not None)
+        rsdp_gpa = write_acpi_tables(
+            memory, cpus, hotplug=self.hotplug is not None, windows=self._windows
+        )
         write_mptable(memory, cpus)
         entry = load_linux(memory, plan, rsdp_gpa=rsdp_gpa, seed=os.urandom(SEED_BYTES))
         self._make_vcpus(cpus)

@@ -48,6 +48,72 @@ def test_a_kernel_alone_has_the_defaults() -> None:
     )
 
 
+def test_devices_get_slots_in_the_order_of_cloud_hypervisor() -> None:
+    keys: dict[str, Any] = {
+        "disks": [{"path": "/a"}, {"path": "/b"}],
+        "net": [{"tap": "t"}],
+        "vsock": {"cid": 3, "socket": "/v"},
+        "balloon": {"size": 0},
+    }
+    in_order = ("console", "block:0", "block:1", "net:0", "rng", "vsock", "balloon")
+    assert run(**keys).pci_slots == tuple((name, at) for at, name in enumerate(in_order, 1))
+    assert run(console={"mode": "Off"}).pci_slots == (("rng", 1),)
+
+
+def test_slots_that_are_named_are_kept_and_holes_filled_in_each_segment() -> None:
+    made = run(
+        platform={"num_pci_segments": 3},
+        pci_segments=[{"pci_segment": 1, "mmio32_aperture_weight": 4}],
+        console={"mode": "Off"},
+        disks=[
+            {"path": "/a"},
+            {"path": "/b", "pci_device_id": 1},
+            {"path": "/c", "pci_segment": 2},
+            {"path": "/d", "pci_segment": 2, "pci_device_id": 0},
+        ],
+        rng={"src": "/dev/urandom", "pci_segment": 1},
+    )
+    assert made.pci_weights == (1, 4, 1)
+    assert dict(made.pci_slots) == {
+        "block:0": 2,
+        "block:1": 1,
+        "block:2": 2 * 32 + 1,
+        "block:3": 2 * 32,
+        "rng": 32,
+    }
+    told = vm_config(made)
+    assert told.platform is not None
+    assert told.platform.num_pci_segments == 3
+    assert [disk.pci_segment for disk in told.disks or ()] == [0, 0, 2, 2]
+    assert [each.pci_segment for each in told.pci_segments or ()] == [1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"platform": {"num_pci_segments": 17}}, "17 PCI segments are more than 16"),
+        (
+            {
+                "platform": {"num_pci_segments": 2},
+                "pci_segments": [{"mmio32_aperture_weight": 1 << 31}],
+            },
+            "segment 1 has less than 1/256 of all weights",
+        ),
+        (
+            {
+                "disks": [{"path": f"/d{at}"} for at in range(26)],
+                "net": [{"tap": f"t{at}"} for at in range(8)],
+            },
+            r"net\[4\]: no PCI slot is left in its segment",
+        ),
+    ],
+)
+def test_segments_and_slots_have_limits(keys: dict[str, object], text: str) -> None:
+    with pytest.raises(UnfitConfigError, match=text):
+        run(**keys)
+    assert all_problems(config(**keys))[0].status == 500
+
+
 def test_machine_and_payload_reach_their_fields() -> None:
     made = run(
         payload={"kernel": "/k", "cmdline": "a b", "initramfs": "/i"},
@@ -139,7 +205,6 @@ SHARED = {"memory": {"size": 1 << 30, "shared": True}}
         ({"memory": {"size": 1 << 30, "hugepages": True}}, "memory.hugepages"),
         ({"disks": [{"path": "a"}, {"path": "b", "iommu": True}]}, r"disks\[1\].iommu"),
         ({"disks": [{"path": "a", "image_type": "Qcow2"}]}, r"disks\[0\].image_type"),
-        ({"disks": [{"path": "a", "pci_device_id": 4}]}, r"disks\[0\].pci_device_id"),
         (
             {"disks": [{"vhost_user": True, "vhost_socket": "/s"}], **SHARED},
             r"disks\[0\].vhost_user",
@@ -155,14 +220,7 @@ SHARED = {"memory": {"size": 1 << 30, "shared": True}}
         ({"watchdog": True}, "watchdog"),
         ({"iommu": True}, "iommu"),
         ({"numa": [{"guest_numa_id": 0}]}, "numa"),
-        ({"pci_segments": [{}]}, "pci_segments"),
-        (
-            {
-                "platform": {"num_pci_segments": 2},
-                "disks": [{"path": "/a"}, {"path": "/b", "pci_segment": 1}],
-            },
-            r"disks\[1\].pci_segment",
-        ),
+        ({"pci_segments": [{"mmio64_aperture_weight": 2}]}, r"pci_segments\[0\].mmio64"),
         ({"landlock_enable": True}, "landlock_enable"),
         ({"serial": {"mode": "Socket", "socket": "/s"}}, "serial.mode Socket"),
         ({"rng": {"src": "/dev/hwrng"}}, "rng.src"),
@@ -242,13 +300,11 @@ def test_hints_are_named_and_ignored() -> None:
         },
         memory={"size": 1 << 30, "hotplug_size": 0, "hotplugged_size": 0},
         net=[{"tap": "t", "host_mac": None}, {"tap": "u", "offload_ufo": False}],
-        platform={"num_pci_segments": 2},
     )
     assert ignored(given_keys) == [
         "cpus.topology has no effect: each vCPU is a core",
         "cpus.nested has no effect: the host decides whether a guest may run VMs",
         "net[1].offload_ufo has no effect: a card offloads what its TAP can",
-        "platform.num_pci_segments has no effect: there is one PCI segment",
         "cpus.max_vcpus has no effect: vCPUs cannot be added",
     ]
     assert ignored(config()) == []
@@ -293,10 +349,11 @@ def test_any_configuration_runs_or_says_why_not(made: VmConfig) -> None:
 
 def test_no_key_is_forgotten() -> None:
     """Every key of VmConfig is used, refused or ignored."""
-    from crosvm_py.vm_config import to_run, unsupported
+    from crosvm_py.vm_config import pci_slots, to_run, unsupported
 
+    modules = (pci_slots, to_run, unsupported)
     tables: dict[str, Any] = {**unsupported._REFUSED, **unsupported._IGNORED}
     named = {key.split(".")[0] for key in tables}
-    source = "".join(Path(str(module.__file__)).read_text() for module in (to_run, unsupported))
+    source = "".join(Path(str(module.__file__)).read_text() for module in modules)
     used = {key for key in VmConfig.__struct_fields__ if f"config.{key}" in source}
     assert set(VmConfig.__struct_fields__) - named - used == {"pvpanic"}  # every machine has one

@@ -13,6 +13,7 @@ from crosvm_py.requests.protocol import Failed
 from crosvm_py.vmm import plugging as plugging_module
 from crosvm_py.vmm.plugging import Plugging
 from crosvm_py.warden import protocol
+from devices.pci.address import MAX_DEVICES
 from sys_util.errors import ConfigError
 from tests.crosvm_py.fake_warden import READY, FakeWarden
 
@@ -62,10 +63,11 @@ class Machine:
 class Rig:
     """A vmm with a fake warden and a fake machine; one device, rng, is there from the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: range = range(1, 1 + SLOTS)) -> None:
         self.warden = FakeWarden()
         boot = self.warden.spawn("rng")
         self.machine = Machine()
+        self.machine.slots = slots
         self.machine.plugged_in[1] = boot.name
         self.plugging = Plugging(
             self.warden.loop,
@@ -73,6 +75,7 @@ class Rig:
             self.warden.supervisor,
             cast("HotPlug", self.machine),
             cpus=2,
+            slots={0: 1},
         )
         self.ids = 1
 
@@ -80,8 +83,10 @@ class Rig:
         self.warden.close()
         self.plugging.close()
 
-    def reserve(self, name: str = "", slot: int | None = None, kind: str = "block") -> Reserved:
-        return self.plugging.reserve(kind, name, slot)
+    def reserve(
+        self, name: str = "", slot: int | None = None, kind: str = "block", segment: int = 0
+    ) -> Reserved:
+        return self.plugging.reserve(kind, name, slot, segment)
 
     def order(self, place: Reserved, kind: str = "block") -> int:
         """Say, as the warden, that the device was ordered; return its number."""
@@ -143,6 +148,39 @@ def test_names_and_slots_are_the_lowest_that_are_free(rig: Rig) -> None:
     assert rig.reserve(kind="rng").name == "rng:1"  # slot 3
     with pytest.raises(ConfigError, match="all 4 PCI slots are in use"):
         rig.reserve()
+
+
+@pytest.fixture
+def segments(lines: list[str]) -> Iterator[Rig]:
+    rig = Rig(range(1, 16 * 32))
+    yield rig
+    rig.close()
+
+
+def test_there_are_fewer_devices_than_slots_of_all_segments(segments: Rig) -> None:
+    for at in range(MAX_DEVICES - 1):
+        segments.reserve(segment=at % 16)
+    with pytest.raises(ConfigError, match=f"this VM has {MAX_DEVICES} devices"):
+        segments.reserve()
+
+
+def test_each_segment_has_slots_of_its_own(segments: Rig) -> None:
+    rig = segments
+    for at in range(32):
+        assert rig.reserve(f"b{at}", segment=1).name == f"b{at}"
+    with pytest.raises(ConfigError, match="all 32 PCI slots of segment 1 are in use"):
+        rig.reserve(segment=1)
+    with pytest.raises(ConfigError, match=r"pci-segment 16: this VM has 16 \(0..15\)"):
+        rig.reserve(segment=16)
+    with pytest.raises(ConfigError, match=r"pci-slot 32: slots for devices are 0\.\.31$"):
+        rig.reserve(slot=32, segment=1)
+    rig.plugging.release_all()
+    place = rig.reserve("data", segment=1)
+    answers: list[Message] = []
+    rig.plugging.wait(place.place).deliver_to(answers.append)
+    rig.warden.make(rig.order(place))
+    assert answers == [Plugged("data", "0001:00:00.0")]
+    assert rig.machine.told == ["plugged 32"]
 
 
 def test_device_goes_when_the_guest_has_ejected_it_and_can_come_again(rig: Rig) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from crosvm_py.kinds.order import pack_spec
 from crosvm_py.warden import protocol
-from crosvm_py.warden.orders import MAX_DEVICES
+from devices.pci.address import MAX_DEVICES
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.rng.device import RngSpec
 from disk.image import ImageInUseError, open_image

@@ -63,6 +63,22 @@ def test_other_segments_are_empty(slots: Slots) -> None:
     assert slots.registers.read(UP, 4) == 1 << 6
 
 
+def test_each_segment_has_registers_of_its_own() -> None:
+    ejected: list[int] = []
+    registers = PciHotplugController(ejected.append, segments=16)
+    registers.plugged(15 * 32)
+    registers.ask_to_eject(1 * 32 + 31)
+    found = []
+    for segment in range(17):
+        registers.write(SEGMENT, 4, segment)
+        found.append((registers.read(UP, 4), registers.read(DOWN, 4)))
+        registers.write(EJECT, 4, 1 << 2)
+    assert found[15] == (1, 0)
+    assert found[1] == (0, 1 << 31)
+    assert found.count((0, 0)) == 15
+    assert ejected == [segment * 32 + 2 for segment in range(16)]
+
+
 @pytest.mark.parametrize(("offset", "size"), [(0, 1), (0, 2), (0, 8), (2, 4), (13, 1)])
 def test_other_accesses_find_nothing(slots: Slots, offset: int, size: int) -> None:
     slots.registers.plugged(6)

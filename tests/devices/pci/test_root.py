@@ -152,3 +152,12 @@ def test_removed_function_is_found_no_more_and_its_slot_is_free() -> None:
     for slot in (0, 6):
         with pytest.raises(ValueError, match="nothing to remove"):
             root.remove(slot)
+
+
+def test_slot_0_of_a_segment_without_a_bridge_is_like_any_other() -> None:
+    root = PciRoot(bridge=False)
+    assert root.read(0, 0, 4) == 0xFFFF_FFFF
+    root.add(0, Function())
+    assert root.read(0, 0, 4) != 0xFFFF_FFFF
+    root.remove(0)
+    assert root.read(0, 0, 4) == 0xFFFF_FFFF

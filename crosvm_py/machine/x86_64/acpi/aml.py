@@ -116,6 +116,11 @@ def call(path: str, *arguments: Aml) -> Aml:
     return name_string(path) + b"".join(arguments)
 
 
+def return_value(value: Aml) -> Aml:
+    """Encode ``Return (value)``."""
+    return b"\xa4" + value
+
+
 def argument(number: int) -> Aml:
     """Encode ``Arg0`` to ``Arg6``."""
     return bytes([0x68 + number])

@@ -14,24 +14,37 @@ if TYPE_CHECKING:
 _PRESENT: Final = 0x0F  # _STA: present, enabled, shown, functioning
 
 
-def build_dsdt_aml(com_ports: Sequence[int] = (1, 2, 3, 4), *, hotplug: bool = False) -> bytes:
+# The window for BARs of the only PCI segment: (gpa, bytes).
+ONE_WINDOW: Final = ((layout.PCI_MMIO_GPA, layout.PCI_MMIO_BYTES),)
+
+
+def build_dsdt_aml(
+    com_ports: Sequence[int] = (1, 2, 3, 4),
+    *,
+    hotplug: bool = False,
+    windows: Sequence[tuple[int, int]] = ONE_WINDOW,
+) -> bytes:
     """Return the AML of the DSDT; ``com_ports`` are the numbers of the UARTs that exist.
 
-    With ``hotplug`` it has what devices that are plugged in later need.
+    With ``hotplug`` it has what devices that are plugged in later need. ``windows`` has those for
+    the BARs of each PCI segment.
 
     The power button is a fixed feature (FADT), the reset register is in the FADT, and CPUs are
     in the MADT, so none of them is here.
     """
-    slots: tuple[bytes, ...] = ()
+    count = len(windows)
+    slots: list[tuple[bytes, ...]] = [()] * count
     controllers: tuple[bytes, ...] = ()
     if hotplug:
         from crosvm_py.machine.x86_64.acpi import hotplug as terms
 
-        slots, controllers = terms.slot_terms(), terms.controllers()
+        slots = [terms.slot_terms(segment) for segment in range(count)]
+        controllers = terms.controllers(count)
     return aml.scope(
         "\\_SB_",
-        _pci_host_bridge(slots),
-        _motherboard_resources(),
+        _pci_host_bridge(windows[0], slots[0]),
+        *(_pci_segment(number, windows[number], slots[number]) for number in range(1, count)),
+        _motherboard_resources(count),
         *(_uart(number) for number in com_ports),
         _rtc(),
         _pvpanic(),
@@ -42,16 +55,38 @@ def build_dsdt_aml(com_ports: Sequence[int] = (1, 2, 3, 4), *, hotplug: bool = F
     )
 
 
-def _pci_host_bridge(slots: tuple[bytes, ...]) -> bytes:
+def _bridge_name(segment: int) -> str:
+    """Return the name of a segment's host bridge."""
+    return f"PC{segment:02X}"
+
+
+def _pci_host_bridge(window: tuple[int, int], slots: tuple[bytes, ...]) -> bytes:
     config_first = layout.PCI_CONFIG_PORT
     config_end = config_first + layout.PCI_CONFIG_PORT_COUNT
-    mmio_end = layout.PCI_MMIO_GPA + layout.PCI_MMIO_BYTES
+    return _bridge(
+        0,
+        window,
+        aml.io_ports(config_first, layout.PCI_CONFIG_PORT_COUNT),
+        aml.word_io(0, config_first - 1),
+        aml.word_io(config_end, 0xFFFF),
+        terms=(aml.name("_PRT", _pci_routing()), *slots),
+    )
+
+
+def _pci_segment(number: int, window: tuple[int, int], slots: tuple[bytes, ...]) -> bytes:
+    """Return the bridge of a segment without ports; its slots have the lines of segment 0's."""
+    lines = aml.method("_PRT", 0, aml.return_value(aml.name_string("\\_SB_.PC00._PRT")))
+    return _bridge(number, window, terms=(lines, *slots))
+
+
+def _bridge(number: int, window: tuple[int, int], *ports: bytes, terms: tuple[bytes, ...]) -> bytes:
+    gpa, size_bytes = window
     return aml.device(
-        "PC00",
+        _bridge_name(number),
         aml.name("_HID", aml.eisa_id("PNP0A08")),
         aml.name("_CID", aml.eisa_id("PNP0A03")),
-        aml.name("_UID", aml.integer(0)),
-        aml.name("_SEG", aml.integer(0)),
+        aml.name("_UID", aml.integer(number)),
+        aml.name("_SEG", aml.integer(number)),
         aml.name("_BBN", aml.integer(0)),
         # DMA is cache-coherent. Without this, Linux assumes the opposite on some architectures.
         aml.name("_CCA", aml.integer(1)),
@@ -59,14 +94,11 @@ def _pci_host_bridge(slots: tuple[bytes, ...]) -> bytes:
             "_CRS",
             aml.resource_template(
                 aml.word_bus_numbers(0, layout.PCI_BUSES - 1),
-                aml.io_ports(config_first, layout.PCI_CONFIG_PORT_COUNT),
-                aml.word_io(0, config_first - 1),
-                aml.word_io(config_end, 0xFFFF),
-                aml.dword_memory(layout.PCI_MMIO_GPA, mmio_end - 1),
+                *ports,
+                aml.dword_memory(gpa, gpa + size_bytes - 1),
             ),
         ),
-        aml.name("_PRT", _pci_routing()),
-        *slots,
+        *terms,
     )
 
 
@@ -86,15 +118,15 @@ def _pci_routing() -> bytes:
     )
 
 
-def _motherboard_resources() -> bytes:
-    """Reserve the ECAM; kernels use it only if it is reserved (PCI Firmware 3.3 §4.1.2)."""
+def _motherboard_resources(segments: int) -> bytes:
+    """Reserve the ECAMs; kernels use them only if reserved (PCI Firmware 3.3 §4.1.2)."""
     return aml.device(
         "MB00",
         aml.name("_HID", aml.eisa_id("PNP0C02")),
         aml.name(
             "_CRS",
             aml.resource_template(
-                aml.memory32_fixed(layout.ECAM_GPA, layout.ECAM_BYTES),
+                aml.memory32_fixed(layout.ECAM_GPA, segments * layout.ECAM_BYTES),
                 aml.io_ports(layout.ACPI_PM1_EVENT_PORT, layout.ACPI_PM1_EVENT_BYTES),
                 aml.io_ports(layout.ACPI_PM1_CONTROL_PORT, layout.ACPI_PM1_CONTROL_BYTES),
             ),

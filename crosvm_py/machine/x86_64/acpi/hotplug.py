@@ -19,18 +19,17 @@ _DEVICE_CHECK: Final = 1
 _EJECT_REQUEST: Final = 3
 
 _LOCK: Final = "\\_SB_.PHPR.BLCK"
-_SEGMENT: Final = aml.integer(0)
 
 
-def slot_terms() -> tuple[bytes, ...]:
+def slot_terms(segment: int) -> tuple[bytes, ...]:
     """Return what a host bridge has for its slots: a device for each, and what notifies them.
 
-    Slot 0 is the bridge itself, which cannot be ejected.
+    Slot 0 of segment 0 is the bridge itself, which cannot be ejected.
     """
-    slots = range(layout.FIRST_DEVICE_SLOT, layout.PCI_SLOTS)
+    slots = range(0 if segment else layout.FIRST_DEVICE_SLOT, layout.PCI_SLOTS)
     mask, event = aml.argument(0), aml.argument(1)
     return (
-        *(_slot(slot) for slot in slots),
+        *(_slot(slot, segment) for slot in slots),
         aml.method(
             "DVNT",
             2,
@@ -45,7 +44,7 @@ def slot_terms() -> tuple[bytes, ...]:
             "PCNT",
             0,
             aml.acquire(_LOCK),
-            aml.store(_SEGMENT, aml.name_string("\\_SB_.PHPR.PSEG")),
+            aml.store(aml.integer(segment), aml.name_string("\\_SB_.PHPR.PSEG")),
             aml.call("DVNT", aml.name_string("\\_SB_.PHPR.PCIU"), aml.integer(_DEVICE_CHECK)),
             aml.call("DVNT", aml.name_string("\\_SB_.PHPR.PCID"), aml.integer(_EJECT_REQUEST)),
             aml.release(_LOCK),
@@ -53,25 +52,27 @@ def slot_terms() -> tuple[bytes, ...]:
     )
 
 
-def controllers() -> tuple[bytes, ...]:
-    """Return the PCI hot-plug controller and the generic event device."""
-    return _pci_controller(), _event_device()
+def controllers(segments: int) -> tuple[bytes, ...]:
+    """Return the PCI hot-plug controller of so many segments, and the generic event device."""
+    return _pci_controller(segments), _event_device()
 
 
 def _name(slot: int) -> str:
     return f"S{slot:03}"
 
 
-def _slot(slot: int) -> bytes:
+def _slot(slot: int, segment: int) -> bytes:
     return aml.device(
         _name(slot),
         aml.name("_SUN", aml.integer(slot)),
         aml.name("_ADR", aml.integer(slot << 16)),
-        aml.method("_EJ0", 1, aml.call("\\_SB_.PHPR.PCEJ", aml.integer(slot), _SEGMENT)),
+        aml.method(
+            "_EJ0", 1, aml.call("\\_SB_.PHPR.PCEJ", aml.integer(slot), aml.integer(segment))
+        ),
     )
 
 
-def _pci_controller() -> bytes:
+def _pci_controller(segments: int) -> bytes:
     return aml.device(
         "PHPR",
         aml.name("_HID", aml.eisa_id("PNP0A06")),
@@ -91,7 +92,11 @@ def _pci_controller() -> bytes:
             aml.store(aml.shift_left(aml.integer(1), aml.argument(0)), aml.name_string("B0EJ")),
             aml.release("BLCK"),
         ),
-        aml.method("PSCN", 0, aml.call("\\_SB_.PC00.PCNT")),
+        aml.method(
+            "PSCN",
+            0,
+            *(aml.call(f"\\_SB_.PC{segment:02X}.PCNT") for segment in range(segments)),
+        ),
     )
 
 

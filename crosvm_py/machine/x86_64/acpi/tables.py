@@ -6,7 +6,7 @@ from __future__ import annotations
 from struct import Struct, pack, pack_into
 
 from crosvm_py.machine.x86_64 import layout
-from crosvm_py.machine.x86_64.acpi.dsdt import build_dsdt_aml
+from crosvm_py.machine.x86_64.acpi.dsdt import ONE_WINDOW, build_dsdt_aml
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -148,15 +148,27 @@ def _override(isa_irq: int, gsi: int, flags: int) -> bytes:
     return pack("<BBBBIH", 2, 10, 0, isa_irq, gsi, flags)
 
 
-def build_mcfg() -> bytes:
-    """Return the table with the address of the ECAM (PCI Firmware 3.3 §4.1.2)."""
-    return build_table(b"MCFG", 1, pack("<8xQHBB4x", layout.ECAM_GPA, 0, 0, layout.PCI_BUSES - 1))
+def build_mcfg(segments: int = 1) -> bytes:
+    """Return the table with the addresses of the ECAMs (PCI Firmware 3.3 §4.1.2)."""
+    entries = (
+        pack("<QHBB4x", layout.ECAM_GPA + at * layout.ECAM_BYTES, at, 0, layout.PCI_BUSES - 1)
+        for at in range(segments)
+    )
+    return build_table(b"MCFG", 1, bytes(8) + b"".join(entries))
 
 
 def build_acpi_tables(
-    rsdp_gpa: int, cpus: int, com_ports: Sequence[int] = (1, 2, 3, 4), *, hotplug: bool = False
+    rsdp_gpa: int,
+    cpus: int,
+    com_ports: Sequence[int] = (1, 2, 3, 4),
+    *,
+    hotplug: bool = False,
+    windows: Sequence[tuple[int, int]] = ONE_WINDOW,
 ) -> list[tuple[int, bytes]]:
-    """Return every table with its address. The first is the RSDP, at ``rsdp_gpa``."""
+    """Return every table with its address. The first is the RSDP, at ``rsdp_gpa``.
+
+    ``windows`` has (gpa, bytes) for the BARs of each PCI segment.
+    """
     tables: list[tuple[int, bytes]] = []
     at = _align(rsdp_gpa + RSDP_BYTES)
 
@@ -168,8 +180,9 @@ def build_acpi_tables(
         return gpa
 
     facs = put(build_facs())
-    dsdt = put(build_table(b"DSDT", 2, build_dsdt_aml(com_ports, hotplug=hotplug)))
-    listed = [put(build_fadt(facs, dsdt)), put(build_madt(cpus)), put(build_mcfg())]
+    aml = build_dsdt_aml(com_ports, hotplug=hotplug, windows=windows)
+    dsdt = put(build_table(b"DSDT", 2, aml))
+    listed = [put(build_fadt(facs, dsdt)), put(build_madt(cpus)), put(build_mcfg(len(windows)))]
     xsdt = put(build_table(b"XSDT", 1, pack(f"<{len(listed)}Q", *listed)))
     if at > layout.ACPI_END:
         raise ValueError(f"ACPI tables end at {at:#x}, behind {layout.ACPI_END:#x}")
@@ -187,8 +200,12 @@ def write_acpi_tables(
     com_ports: Sequence[int] = (1, 2, 3, 4),
     *,
     hotplug: bool = False,
+    windows: Sequence[tuple[int, int]] = ONE_WINDOW,
 ) -> int:
     """Write all tables into guest memory and return the address of the RSDP."""
-    for gpa, table in build_acpi_tables(layout.ACPI_RSDP_GPA, cpus, com_ports, hotplug=hotplug):
+    tables = build_acpi_tables(
+        layout.ACPI_RSDP_GPA, cpus, com_ports, hotplug=hotplug, windows=windows
+    )
+    for gpa, table in tables:
         memory.write(gpa, table)
     return layout.ACPI_RSDP_GPA

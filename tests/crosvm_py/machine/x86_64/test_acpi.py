@@ -10,6 +10,7 @@ from struct import unpack_from
 
 import pytest
 
+from crosvm_py.config import MAX_CPUS, MAX_PCI_SEGMENTS
 from crosvm_py.machine.x86_64 import layout
 from crosvm_py.machine.x86_64.acpi import aml
 from crosvm_py.machine.x86_64.acpi.dsdt import build_dsdt_aml
@@ -54,6 +55,30 @@ def tables() -> dict[str, bytes]:
 def hotplug_tables() -> dict[str, bytes]:
     ram = LowMemory()
     return found_tables(ram, write_acpi_tables(ram, cpus=4, hotplug=True))
+
+
+def test_one_segment_has_the_tables_that_there_were_before(tables: dict[str, bytes]) -> None:
+    assert b"PC01" not in tables["DSDT"]
+    assert len(tables["MCFG"]) == 60
+
+
+def test_sixteen_segments_have_bridges_slots_and_configuration_space() -> None:
+    windows = layout.pci_windows((1,) * MAX_PCI_SEGMENTS)
+    assert sum(size for _gpa, size in windows) == layout.PCI_MMIO_BYTES
+    ram = LowMemory()
+    found = found_tables(ram, write_acpi_tables(ram, MAX_CPUS, hotplug=True, windows=windows))
+    for number, (gpa, size_bytes) in enumerate(windows):
+        name, segment = f"PC{number:02X}".encode(), aml.name("_SEG", aml.integer(number))
+        assert name + aml.name("_HID", aml.eisa_id("PNP0A08")) in found["DSDT"]
+        assert segment in found["DSDT"]
+        assert aml.dword_memory(gpa, gpa + size_bytes - 1) in found["DSDT"]
+        entry = found["MCFG"][44 + 16 * number :][:16]
+        ecam = layout.ECAM_GPA + number * layout.ECAM_BYTES
+        assert unpack_from("<QHBB", entry) == (ecam, number, 0, 0)
+    assert found["DSDT"].count(b"S000") == 2 * (MAX_PCI_SEGMENTS - 1)  # its device, its notice
+    reserved = aml.memory32_fixed(layout.ECAM_GPA, MAX_PCI_SEGMENTS * layout.ECAM_BYTES)
+    assert reserved in found["DSDT"]
+    assert layout.ECAM_GPA + MAX_PCI_SEGMENTS * layout.ECAM_BYTES <= layout.PCI_HOTPLUG_GPA
 
 
 def test_slots_and_event_device_are_there_only_where_devices_can_come(

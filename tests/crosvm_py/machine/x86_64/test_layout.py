@@ -57,6 +57,15 @@ def test_e820_covers_memory_without_overlap(memory_bytes: int) -> None:
 def test_e820_reserves_the_ecam() -> None:
     # Linux uses the memory-mapped configuration space only if the map reserves it.
     assert (layout.ECAM_GPA, layout.ECAM_BYTES, E820_RESERVED) in e820(128 * MIB)
+    assert (layout.ECAM_GPA, 2 * layout.ECAM_BYTES, E820_RESERVED) in e820(128 * MIB, segments=2)
+
+
+def test_window_of_one_segment_is_the_hole_and_several_divide_it_by_weight() -> None:
+    assert layout.pci_windows((1,)) == [(layout.PCI_MMIO_GPA, layout.PCI_MMIO_BYTES)]
+    windows = layout.pci_windows((2, 1, 3))
+    sizes = [size_bytes for _gpa, size_bytes in windows]
+    assert sizes == [192 * MIB, 96 * MIB, 288 * MIB]
+    assert [gpa for gpa, _ in windows][1:] == [gpa + size for gpa, size in windows][:-1]
 
 
 @pytest.mark.parametrize(
