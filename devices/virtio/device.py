@@ -1,29 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every virtio device has to provide, and the loop that serves the queues of most."""
+"""What every virtio device has to provide."""
 
 from __future__ import annotations
 
-from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, REQUESTS
-from devices.virtio.queue.chain import ChainError
 from sys_util.errors import GuestError, VmmError
-from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from sys_util.typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from devices.virtio.backend import QueueActivation
     from devices.virtio.commands import Command
     from devices.virtio.context import DeviceContext
-    from devices.virtio.counters import Counters
     from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.chain_loop import Gate
     from devices.virtio.queue.engine_queue import EngineQueue
-    from devices.virtio.queue.split_queue import Handover, SplitQueue
+    from devices.virtio.queue.split_queue import Handover
     from sys_util.guest_memory import GuestMemory
-    from sys_util.log import Logger
     from sys_util.wire import Message
-
-# The bounds of one turn: after it other queues and messages of the vmm are served. The bound in
-# bytes limits how long finished requests wait for their interrupt where each of them is large.
-MAX_CHAINS_PER_TURN: Final = 256
-MAX_BYTES_PER_TURN: Final = 4 << 20
 
 
 class RequestError(GuestError):
@@ -39,18 +31,6 @@ class RequestError(GuestError):
 
 class CommandError(VmmError):
     """A command of the user that the device does not carry out; the text is for the user."""
-
-
-class Gate(Protocol):
-    """What decides in the common loop whether a request may be carried out now."""
-
-    def admit(self, queue_index: int, chain: DescriptorChain) -> bool:
-        """Return whether the request may be carried out now."""
-        ...
-
-    def settle(self, passed: int) -> None:
-        """Learn that the admitted request is done; ``passed`` bytes went through its chain."""
-        ...
 
 
 class VirtioDevice(Protocol):
@@ -213,70 +193,3 @@ class SimpleDevice:
 
     def command(self, command: Command) -> Message:
         raise CommandError(f"{self.name} devices know no {command.WORD}")
-
-
-def serve_queue(
-    device: VirtioDevice,
-    queue_index: int,
-    queue: SplitQueue,
-    counters: Counters,
-    log: Logger,
-    max_chains: int | None = None,
-) -> bool:
-    """Serve one turn of available chains and return whether the driver wants an interrupt.
-
-    Each chain goes back to the driver exactly once, whatever the device does with it. When the turn
-    was too short for all of them, ``queue.idle`` is false and no kick will come: serve again. With
-    ``max_chains`` this goes on with a turn that an engine has begun.
-
-    Raises:
-        QueueError: the ring is unusable; the caller sets DEVICE_NEEDS_RESET.
-    """
-    pop, add_used, handle_chain = queue.pop, queue.add_used, device.handle_chain
-    gate = device.gate
-    requests, received, sent = counters.requests, 0, 0
-    chains_left, bytes_left = max_chains or MAX_CHAINS_PER_TURN, MAX_BYTES_PER_TURN
-    if max_chains is None:
-        queue.disable_notification()
-    try:
-        while chains_left and bytes_left > 0:
-            try:
-                chain = pop()
-            except ChainError as error:
-                chains_left -= 1
-                counters.count_error()
-                log.warning("%s queue %d: %s", device.name, queue_index, error)
-                add_used(error.head, 0)
-                continue
-            if chain is None:
-                if not queue.enable_notification():
-                    break
-                queue.disable_notification()
-                continue
-            if gate is not None and not gate.admit(queue_index, chain):
-                queue.unpop(idle=True)  # the device asks for the next turn
-                break
-            chains_left -= 1
-            offered = chain.reader.remaining
-            try:
-                handle_chain(queue_index, chain)
-            except GuestError as error:
-                counters.count_error()
-                log.warning("%s queue %d: %s", device.name, queue_index, error)
-            taken, written = offered - chain.reader.remaining, chain.writer.written
-            add_used(chain.head, written)
-            if gate is not None:
-                gate.settle(taken + written)
-            bytes_left -= taken + written
-            requests += 1
-            received += taken
-            sent += written
-    finally:
-        queue.publish()
-        cells = counters.cells
-        counters.requests = cells[REQUESTS] = requests
-        counters.bytes_from_guest = received = counters.bytes_from_guest + received
-        counters.bytes_to_guest = sent = counters.bytes_to_guest + sent
-        cells[BYTES_FROM_GUEST] = received
-        cells[BYTES_TO_GUEST] = sent
-    return queue.wants_interrupt()

@@ -14,7 +14,7 @@ import select
 import time
 from typing import TYPE_CHECKING
 
-from devices.virtio.device import MAX_CHAINS_PER_TURN
+from devices.virtio.queue.chain_loop import MAX_CHAINS_PER_TURN
 from sys_util import log
 from sys_util.errors import GuestError
 from tests.fuzz.rings import HEAP_BYTES, HostileRing

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, INTERRUPTS, REQUESTS
-from devices.virtio.device import MAX_BYTES_PER_TURN, MAX_CHAINS_PER_TURN
 from devices.virtio.features import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
+from devices.virtio.queue.chain_loop import MAX_BYTES_PER_TURN, MAX_CHAINS_PER_TURN
 from devices.virtio.queue.split_queue import Handover
 from sys_util.linux import has_several_processors
 from sys_util.log import get_logger

@@ -10,7 +10,7 @@ from __future__ import annotations
 from os import eventfd_read
 
 from devices.virtio.counters import INTERRUPTS, KICKS, NATIVE, PYTHON, VHOST
-from devices.virtio.device import serve_queue
+from devices.virtio.queue.chain_loop import serve_queue
 from devices.virtio.queue.engine_queue import ENGINE_MORE, ENGINE_PYTHON
 from devices.virtio.queue.split_queue import QueueError
 from sys_util.eventfd import signal_eventfd
