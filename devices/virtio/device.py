@@ -7,14 +7,9 @@ from sys_util.errors import GuestError, VmmError
 from sys_util.typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from devices.virtio.backend import QueueActivation
     from devices.virtio.commands import Command
     from devices.virtio.context import DeviceContext
-    from devices.virtio.queue.chain import DescriptorChain
-    from devices.virtio.queue.chain_loop import Gate
-    from devices.virtio.queue.engine_queue import EngineQueue
-    from devices.virtio.queue.split_queue import Handover
-    from sys_util.guest_memory import GuestMemory
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
     from sys_util.wire import Message
 
 
@@ -34,7 +29,11 @@ class CommandError(VmmError):
 
 
 class VirtioDevice(Protocol):
-    """The part of a device that is specific to its kind. It runs in its own process."""
+    """The part of a device that is specific to its kind. It runs in its own process.
+
+    These are what its section of the specification says, what its process tells it, and who serves
+    each of its queues.
+    """
 
     @property
     def name(self) -> str:
@@ -82,63 +81,22 @@ class VirtioDevice(Protocol):
         """Learn the negotiated features; the first chain comes after this."""
         ...
 
-    def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
-        """Carry out one request and write the answer through ``chain.writer``.
-
-        Raises:
-            GuestError: the request makes no sense. The driver gets what was written so far.
-        """
-        ...
-
     def reset(self) -> None:
         """Forget the driver and everything it negotiated; every queue has stopped."""
         ...
 
-    def start_engine(
-        self, memory: GuestMemory, activation: QueueActivation, features: int, start: Handover
-    ) -> EngineQueue | None:
-        """Return a native server for a queue that ``SplitQueue`` has checked, or None."""
-        ...
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        """Return who serves a queue that the driver has enabled; see ``queue/servers.py``.
 
-    @property
-    def own_queues(self) -> frozenset[int]:
-        """The queues that the device serves itself, through ports and ``on_kick``."""
-        ...
-
-    @property
-    def gate(self) -> Gate | None:
-        """What each chain of the other queues passes before ``handle_chain``, if anything.
-
-        A chain that it does not admit stays in its queue. The device asks for another turn
-        (``context.serve_again``) when its gate admits chains again.
+        Raises:
+            GuestError: nobody can; the device needs a reset.
         """
-        ...
-
-    @property
-    def kernel_queues(self) -> frozenset[int]:
-        """The queues that the host's kernel serves: it takes the kicks and interrupts itself."""
-        ...
-
-    def start_kernel_queue(self, activation: QueueActivation, next_avail: int) -> None:
-        """Hand a checked queue to the kernel, which goes on at ``next_avail``."""
-        ...
-
-    def stop_kernel_queue(self, index: int) -> None:
-        """Take a queue back from the kernel: its memory is not touched after this."""
         ...
 
     def attach(self, context: DeviceContext) -> None:
         """Take the device's context, once, before the process's filter is loaded.
 
         What can be made in advance (descriptors, buffers, registrations) is made here.
-        """
-        ...
-
-    def on_kick(self, index: int) -> bool:
-        """Serve one of ``own_queues``, for a bounded time: it started, resumed or got more chains.
-
-        Returns:
-            Whether there is more to do at once, which no kick will announce.
         """
         ...
 
@@ -164,26 +122,9 @@ class SimpleDevice:
 
     name: ClassVar[str]
     early_writes: ClassVar[bool] = False
-    own_queues: ClassVar[frozenset[int]] = frozenset()
-    kernel_queues: ClassVar[frozenset[int]] = frozenset()
-    gate: Gate | None = None
-
-    def start_kernel_queue(self, activation: QueueActivation, next_avail: int) -> None:
-        """Do nothing: the kernel serves no queue."""
-
-    def stop_kernel_queue(self, index: int) -> None:
-        """Do nothing: the kernel serves no queue."""
-
-    def start_engine(
-        self, memory: GuestMemory, activation: QueueActivation, features: int, start: Handover
-    ) -> EngineQueue | None:
-        return None
 
     def attach(self, context: DeviceContext) -> None:
         """Do nothing: the device needs no context."""
-
-    def on_kick(self, index: int) -> bool:
-        return False
 
     def pause(self) -> None:
         """Do nothing: between two chains nothing is in flight."""

@@ -17,6 +17,7 @@ from devices.virtio.features import (
 )
 from devices.virtio.queue import chain_loop
 from devices.virtio.queue.chain import ChainError, DescriptorChain
+from devices.virtio.queue.servers import ChainServer
 from devices.virtio.queue.split_queue import QueueError, QueueState
 from devices.virtio.queue.worker import LOG_LINES, QueueWorker
 from sys_util.errors import GuestError, ProtocolError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from devices.virtio.backend import QueueActivation
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
 
 VERSION_1 = 1 << VIRTIO_F_VERSION_1
 EVENT_IDX = 1 << VIRTIO_RING_F_EVENT_IDX
@@ -40,6 +42,7 @@ class Echo(SimpleDevice):
     queue_sizes = (256, 256)
     seccomp_policy = "echo_device"
     in_order = True
+    gate = None
 
     def __init__(self) -> None:
         self.served: list[int] = []
@@ -57,6 +60,9 @@ class Echo(SimpleDevice):
     def activate(self, features: int) -> None: ...
 
     def reset(self) -> None: ...
+
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        return ChainServer(queue, self)
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         self.served.append(queue_index)
