@@ -23,6 +23,9 @@ MIN_MEMORY_BYTES: Final = 4 << 20
 # One KVM memory slot has at most 2^31 pages; half of that leaves room below 46 address bits.
 MAX_MEMORY_BYTES: Final = 4 << 40
 
+# Memory that is added comes in multiples of this, the size of a memory section of Linux.
+DIMM_STEP_BYTES: Final = 128 << 20
+
 # /dev/vda to /dev/vdz; the PCI bus has slots for 31 devices.
 MAX_DISKS: Final = 26
 MAX_CARDS: Final = 8
@@ -122,6 +125,7 @@ class RunConfig:
         pci_weights: for each PCI segment, its share of the addresses below 4 GiB.
         pci_slots: the slots of devices, by their names, as ``devices.pci.address`` numbers them;
             the others get the lowest of segment 0.
+        hotplug_bytes: how much memory can be added while the guest runs.
         guest_files: kernel and initrd of a guest's folder; links are not followed there.
     """
 
@@ -149,6 +153,7 @@ class RunConfig:
     per_vm_core_scheduling: bool = False
     guest_files: tuple[str, ...] = ()
     huge_pages: bool = True
+    hotplug_bytes: int = 0
     api_socket: ApiSocketSpec | None = None
     pci_weights: tuple[int, ...] = (1,)
     pci_slots: tuple[tuple[str, int], ...] = ()

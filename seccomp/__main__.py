@@ -28,6 +28,7 @@ CROSVM_COUNTS: Final = {
     "opener": "none: its main process opens files",
     "vcpu": "none",
     "vmm": "none: crosvm's main process has no filter",
+    "vmm_memory": "none",
     "vsock_broker": "none",
     "vsock_device": "70, for the kernel's vsock",
     "warden": "none: its main process forks",

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from seccomp.loader import Policy
 
 # jail.plan.load_filter loads these policies, each with the check before it.
-_BOUND: Final = frozenset({"forge", "vcpu", "vmm", "warden", "warden_sealed", "warden_vsock"})
+_BOUND: Final = frozenset(
+    {"forge", "vcpu", "vmm", "vmm_memory", "warden", "warden_sealed", "warden_vsock"}
+)
 _CALL: Final = "tgkill"
 # The number of tgkill(2). Importing the whole table of calls would make every start slower.
 _TGKILL: Final = {"x86_64": 234, "aarch64": 131}

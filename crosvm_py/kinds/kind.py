@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 MIB: Final = 1 << 20
 
+# Why some devices and memory that can grow exclude each other.
+NO_GROWTH: Final = (
+    "the kernel of the host serves this device (vhost), and it does not learn of memory that is "
+    "added later; leave out vhost, or the maximum of the memory"
+)
+
 # The ``output_offset`` of kinds without such a field.
 NO_OUTPUT: Final = -1
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 _MAIN: Final = "vmm"
+# That of a vmm whose guest memory can change its size.
+_MAIN_GROWING: Final = "vmm_memory"
 _VCPU: Final = "vcpu"
 # Children inherit the warden's filter, so its policy allows what theirs allow. There are two of it:
 # for runs without and with a broker; a run with a control process may get one.
@@ -63,10 +65,12 @@ def load_run_policies(
     log_failures: bool = False,
     recorded: Recorded | None = None,
     control: str | None = None,
+    grows: bool = False,
 ) -> RunPolicies:
     """Return the filters of a run with devices of these ``kinds``.
 
-    ``control`` is the policy of its control process, if it has one.
+    ``control`` is the policy of its control process, if it has one. If the guest's memory
+    ``grows``, the vmm may change it.
 
     If there is one, devices of ``LATER_KINDS`` may be plugged in, so their filters are needed too.
 
@@ -76,8 +80,9 @@ def load_run_policies(
     """
     kinds = kinds if control is None else {*kinds, *LATER_KINDS}
     names = policies_of(kinds)
+    main = _MAIN_GROWING if grows else _MAIN
     if recorded is not None:
-        missing = recorded.names - {*names, _MAIN, _VCPU}
+        missing = recorded.names - {*names, main, _VCPU}
         if missing and not recorded.every:
             named = ", ".join(sorted(missing))
             raise ConfigError(f"policy record: nothing in this run has the policy {named}")
@@ -99,7 +104,7 @@ def load_run_policies(
         load_outer(warden),
         load_policy(_SEALED, directory=directory, log_failures=log_failures),
         load_outer(_FORGE),
-        load(_MAIN),
+        load(main),
         load(_VCPU),
         None if control is None else load(control),
         None if control is None else load(_OPENER),

@@ -39,6 +39,14 @@ class Arch(Protocol):
         """
         ...
 
+    def hot_ranges(self, memory_bytes: int, hot_bytes: int) -> list[tuple[int, int, int]]:
+        """Return memory that can come later as (gpa, bytes, block bytes), above the other.
+
+        Raises:
+            ConfigError: the machine cannot have so much.
+        """
+        ...
+
     def memory_map(self, memory_bytes: int, segments: int = 1) -> list[E820Entry]:
         """Return the memory map that is passed to a guest with so many PCI segments.
 

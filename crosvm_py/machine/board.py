@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from threading import RLock
 
+    from crosvm_py.machine.growth import Growth
     from crosvm_py.machine.hotplug import HotPlug
     from crosvm_py.machine.irq_routes import ChipWiring
     from crosvm_py.machine.vcpu_exit import VmExitReason
@@ -142,6 +143,7 @@ class Board(ABC):
         self._loop = loop
         self._transports: dict[int, VirtioPciTransport] = {}  # by slot
         self.hotplug: HotPlug | None = None
+        self.growth: Growth | None = None
         self.parts: list[Part] = []  # in the order in which a reset resets them
         self._vcpus: list[BoardVcpu] = []
         # Add memory first. KVM waits for all readers of the memory slots and I/O buses when a slot
@@ -178,6 +180,10 @@ class Board(ABC):
         """Return the guest's clocks, so that a suspension can stop them."""
 
     @abstractmethod
+    def add_dimm_slots(self) -> None:
+        """Let memory grow by modules. Call it before ``load``, on a machine with hot-plug."""
+
+    @abstractmethod
     def press_power_button(self) -> None:
         """Tell the guest that somebody pressed the power button."""
 
@@ -197,6 +203,12 @@ class Board(ABC):
     def memory(self) -> GuestMemory:
         """The guest's memory; whoever made it closes it."""
         return self._memory
+
+    @property
+    def memory_bytes(self) -> int:
+        """How much memory the guest has now, whatever a balloon takes of it."""
+        added = 0 if self.growth is None else self.growth.added_bytes
+        return added + sum(region.size_bytes for region in self._memory.boot_regions)
 
     @property
     def slots(self) -> range:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from devices.ged import GED_PCI
+from devices.ged import GED_MEMORY, GED_PCI
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from threading import RLock
 
     from devices.ged import EventDevice
+    from devices.memory_hotplug import Dimm, MemoryHotplugController
     from devices.pci.hotplug import PciHotplugController
 
 
@@ -26,6 +27,12 @@ class HotPlug:
         with self._lock:
             self._controller.plugged(slot)
             self._events.tell(GED_PCI)
+
+    def memory_plugged(self, dimm: Dimm, controller: MemoryHotplugController) -> None:
+        """Tell the guest of a new memory module, which all processes know."""
+        with self._lock:
+            controller.plugged(dimm)
+            self._events.tell(GED_MEMORY)
 
     def ask_to_eject(self, slot: int) -> None:
         """Ask the guest to let a device go. It may never do so."""

@@ -27,14 +27,23 @@ def resize(vm: RunningVm, request: Resize) -> Resized | Pending:
     """
     if request.cpus not in (None, vm.vcpus.count):
         raise ConfigError("the number of vCPUs cannot be changed yet")
-    present_bytes = sum(region.size_bytes for region in vm.machine.memory.regions)
-    if request.memory_bytes not in (None, present_bytes):
-        raise ConfigError("the size of memory cannot be changed yet")
+    growth = vm.machine.growth
+    size_bytes = vm.machine.memory_bytes
+    if request.memory_bytes not in (None, size_bytes):
+        if growth is None:
+            raise ConfigError(
+                "the memory of this VM has one size (crosvm run --mem SIZE,max=SIZE lets it grow)"
+            )
+        growth.check(request.memory_bytes)
+        size_bytes = max(size_bytes, request.memory_bytes)
+    if request.balloon_bytes is not None:
+        find_balloon(vm)
+        if request.balloon_bytes > size_bytes:
+            raise ConfigError("the balloon would be larger than the memory")
+    if growth is not None and request.memory_bytes is not None:
+        growth.resize(request.memory_bytes)
     if request.balloon_bytes is None:
         return Resized(is_busy=False)
-    find_balloon(vm)
-    if request.balloon_bytes > present_bytes:
-        raise ConfigError("the balloon would be larger than the memory")
     return _resize_balloon(vm, request.balloon_bytes)
 
 

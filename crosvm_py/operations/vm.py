@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 def query_vm(vm: RunningVm, _request: QueryVm) -> VmFacts:
     """Return the state of the VM."""
     state = SUSPENDED if vm.suspension.is_suspended else RUNNING
-    memory_bytes = sum(region.size_bytes for region in vm.machine.memory.regions)
-    return VmFacts(state, vm.vcpus.count, memory_bytes)
+    return VmFacts(state, vm.vcpus.count, vm.machine.memory_bytes)
 
 
 @operation(ListVcpus)

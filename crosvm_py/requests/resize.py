@@ -32,7 +32,7 @@ class Resize:
     impossible, nothing is changed.
     """
 
-    TYPE: ClassVar[int] = 60
+    TYPE: ClassVar[int] = 90
     FIELDS: ClassVar[tuple[Check, ...]] = (optional(U32), optional(U64), optional(U64))
     ANSWER: ClassVar[type[Message]] = Resized
     cpus: int | None = None

@@ -63,7 +63,12 @@ def vm_config(config: RunConfig) -> VmConfig:
             CpusConfig(boot_vcpus=config.cpus, max_vcpus=config.cpus),
             core_scheduling="Vm" if config.per_vm_core_scheduling else scheduling,
         ),
-        memory=MemoryConfig(size=config.memory_bytes, shared=True, thp=config.huge_pages),
+        memory=MemoryConfig(
+            size=config.memory_bytes,
+            hotplug_size=config.hotplug_bytes or None,
+            shared=True,
+            thp=config.huge_pages,
+        ),
         payload=PayloadConfig(
             kernel=config.kernel,
             cmdline=" ".join(config.params) or None,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from crosvm_py.config import (
+    DIMM_STEP_BYTES,
     MAX_CARDS,
     MAX_CPUS,
     MAX_DISKS,
@@ -39,6 +40,7 @@ def limit_problems(config: VmConfig) -> Iterator[Problem]:
     if not MIN_MEMORY_BYTES <= size <= MAX_MEMORY_BYTES:
         yield _problem("memory.size", f"{size} bytes are outside the limits, {limits}")
     yield from _whole_pages("memory.size", size)
+    yield from _growth(size, config.memory.hotplug_size or 0)
     if config.balloon is not None:
         yield from _whole_pages("balloon.size", config.balloon.size)
     for key, most in (("disks", MAX_DISKS), ("net", MAX_CARDS)):
@@ -52,6 +54,14 @@ def limit_problems(config: VmConfig) -> Iterator[Problem]:
     if config.debug_console.iobase == 0:
         yield _problem("debug_console.iobase", "0 is not a port")
     yield from slot_problems(config)
+
+
+def _growth(size: int, hotplug_size: int) -> Iterator[Problem]:
+    place, step = "memory.hotplug_size", DIMM_STEP_BYTES
+    if hotplug_size % step:
+        yield _problem(place, f"{hotplug_size} bytes is not a multiple of {step // _MIB} MiB")
+    if size + hotplug_size > MAX_MEMORY_BYTES:
+        yield _problem(place, f"memory would be more than {MAX_MEMORY_BYTES >> 40} TiB")
 
 
 def _problem(place: str, text: str) -> Problem:

@@ -73,6 +73,7 @@ def run_config(config: VmConfig) -> RunConfig:
         huge_pages=config.memory.thp,
         pci_weights=pci_weights(config),
         pci_slots=device_slots(config),
+        hotplug_bytes=config.memory.hotplug_size or 0,
     )
 
 

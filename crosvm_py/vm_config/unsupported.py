@@ -56,7 +56,6 @@ _IGNORED: Final = {
     "cpus.affinity": "vCPUs run on any processor",
     "cpus.nested": "the host decides whether a guest may run VMs",
     "memory.mergeable": "pages are not merged",
-    "memory.hotplug_size": "memory cannot be added",
     "memory.prefault": "memory is taken when it is used",
     "memory.reserve": "memory is taken when it is used",
     "disks.*.queue_affinity": "the host decides where queues are served",
@@ -79,6 +78,8 @@ def unsupported(config: VmConfig) -> list[Problem]:
             found.append(_refusal(f"disks[{index}].image_type", "images are raw"))
     if config.rng.src not in _SOURCES:
         found.append(_refusal("rng.src", "entropy comes from getrandom(2)"))
+    if config.memory.hotplug_size and config.memory.hotplug_method != "Acpi":
+        found.append(_refusal("memory.hotplug_method", "memory is added as modules (Acpi)"))
     if config.serial.mode == "Socket":
         found.append(_refusal("serial.mode Socket", "a port makes no socket that it listens at"))
     return found

@@ -11,7 +11,9 @@ A removal waits for the guest, but no call does: a device that the guest does no
 
 from __future__ import annotations
 
+from crosvm_py.kinds.kind import NO_GROWTH
 from crosvm_py.kinds.order import is_device_name
+from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.machine.slots import in_segment, slot_segments
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.plug import Plugged, Reserved
@@ -219,6 +221,10 @@ class Plugging:
         place = self._places.get(added.place)
         if place is None or place.device is not None or added.name != place.name:
             self._supervisor.forget(added)
+            return
+        if self._machine.growth is not None and DEVICE_KINDS[added.kind].in_kernel:
+            self._supervisor.forget(added)
+            self._give_up(place, NO_GROWTH)
             return
         if place.timer is not None:
             place.timer.cancel()

@@ -9,14 +9,16 @@ from __future__ import annotations
 from crosvm_py.console.serial_ports import open_serial_ports
 from crosvm_py.end_signals import hold_end_signals, release_end_signals
 from crosvm_py.kinds.cgroup import make_vm_cgroup
+from crosvm_py.kinds.kind import NO_GROWTH
 from crosvm_py.kinds.policies import CONTROL, CONTROL_API, RunPolicies, load_run_policies
-from crosvm_py.kinds.table import open_devices
+from crosvm_py.kinds.table import DEVICE_KINDS, open_devices
 from crosvm_py.machine.arch import host_arch
 from crosvm_py.machine.core_scheduling import separates_cores
 from crosvm_py.machine.slots import boot_slots
 from kernel_loader.load import open_initrd, plan_boot
 from kvm.limits import NO_VIRTUALIZATION
 from kvm.vm import Kvm, host_has_hardware_virtualization
+from sys_util.errors import ConfigError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, NamedTuple
 
@@ -131,6 +133,8 @@ def prepare(
     slots = boot_slots(
         [order.name for order in devices], config.pci_slots, arch.slots(len(config.pci_weights))
     )
+    if config.hotplug_bytes:
+        _refuse_kernel_devices(devices)
     policies = _policies(config, {order.kind for order in devices}, recorded, plugs=plugs)
     bound = None
     if config.socket is not None:
@@ -141,6 +145,12 @@ def prepare(
         stack.callback(bound.unlink)
     api = _open_api(config, stack, rehearsal=rehearsal)
     return Preparation(kvm, plan, devices, slots, serial, policies, bound, api, cgroup, separated)
+
+
+def _refuse_kernel_devices(devices: tuple[DeviceOrder, ...]) -> None:
+    for order in devices:
+        if DEVICE_KINDS[order.kind].in_kernel:
+            raise ConfigError(f"{order.name}: {NO_GROWTH}")
 
 
 def _open_api(config: RunConfig, stack: ExitStack, *, rehearsal: bool) -> BoundSocket | None:
@@ -201,6 +211,7 @@ def _policies(
         log_failures=config.seccomp_log_failures,
         recorded=recorded,
         control=CONTROL if plugs else _control_policy(config),
+        grows=config.hotplug_bytes > 0,
     )
 
 

@@ -73,8 +73,12 @@ class VirtualMachine:
         self._control: Closing | None = None
         self.plugging: Plugging | None = None
         arch = host_arch()
+        # Where nobody can ask for more, there is never more.
+        hot_bytes = 0 if serve_control is None else config.hotplug_bytes
         self._memory = GuestMemory.create(
-            arch.ram_ranges(config.memory_bytes), huge_pages=config.huge_pages
+            arch.ram_ranges(config.memory_bytes),
+            huge_pages=config.huge_pages,
+            hot_ranges=arch.hot_ranges(config.memory_bytes, hot_bytes),
         )
         lock = threading.RLock()
         self.supervisor = Supervisor(
@@ -117,6 +121,8 @@ class VirtualMachine:
             on_leave=lambda: self.end(VmExit.STOPPED, "left by the user"),
         )
         machine.parts += prepared.serial.uarts.values()
+        if self._memory.hot_areas:
+            machine.add_dimm_slots()
         machine.load(prepared.plan, self._config.cpus)
         self.supervisor.wait_ready()
         self.supervisor.seal(self._memory)

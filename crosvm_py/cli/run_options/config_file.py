@@ -115,6 +115,7 @@ def on_top_of(base: RunConfig, made: RunConfig, arguments: Arguments) -> RunConf
         cpus=made.cpus if given(machine.CPUS) else base.cpus,
         memory_bytes=asked.memory_bytes,
         huge_pages=asked.huge_pages,
+        hotplug_bytes=asked.hotplug_bytes,
         initrd=made.initrd if given(INITRD) or made.guest_files else base.initrd,
         disks=disks,
         networks=net.together(base.networks + made.networks),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
 from crosvm_py.cli.grammar.options import Option, OptionGroup, switch
-from crosvm_py.config import MAX_CPUS, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES
+from crosvm_py.config import DIMM_STEP_BYTES, MAX_CPUS, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -18,6 +18,9 @@ DEFAULT_MEMORY_BYTES: Final = 256 * MIB
 
 _NUM_CORES: Final = keyvalue.integer("num-cores", "number of vCPUs", 1)
 _SIZE: Final = keyvalue.size("size", "memory, in MiB or with a suffix", DEFAULT_MEMORY_BYTES, MIB)
+_MAX: Final = keyvalue.size(
+    "max", "to how much it can grow while the guest runs", 0, MIB, shown="SIZE: it cannot"
+)
 _HUGE_PAGES: Final = keyvalue.flag("thp", "huge pages where the host can make them", default=True)
 
 
@@ -26,6 +29,7 @@ class MemoryOption(NamedTuple):
 
     size_bytes: int = DEFAULT_MEMORY_BYTES
     huge_pages: bool = True
+    hotplug_bytes: int = 0
 
 
 def _read_cpus(option: str, text: str) -> int:
@@ -41,7 +45,7 @@ def _read_cpus(option: str, text: str) -> int:
 def _read_memory(option: str, text: str) -> MemoryOption:
     limits = f"{MIN_MEMORY_BYTES // MIB} MiB to {MAX_MEMORY_BYTES >> 40} TiB"
     try:
-        values = keyvalue.parse(option, text, (_SIZE, _HUGE_PAGES))
+        values = keyvalue.parse(option, text, (_SIZE, _MAX, _HUGE_PAGES))
     except UsageError as error:
         raise UsageError(f"{error} (memory is {limits})") from None
     size_bytes = values[_SIZE]
@@ -49,7 +53,17 @@ def _read_memory(option: str, text: str) -> MemoryOption:
         raise ConfigError(f"{option}: {text} is outside the limits, {limits}")
     if size_bytes % PAGE_BYTES:
         raise ConfigError(f"{option}: {text} is not a multiple of {PAGE_BYTES} bytes")
-    return MemoryOption(size_bytes, values[_HUGE_PAGES])
+    hotplug_bytes = max(values[_MAX] - size_bytes, 0) if values[_MAX] else 0
+    if values[_MAX] and values[_MAX] < size_bytes:
+        raise ConfigError(f"{option}: max is less than the size")
+    if hotplug_bytes % DIMM_STEP_BYTES:
+        raise ConfigError(
+            f"{option}: max and size differ by {hotplug_bytes // MIB} MiB, which is not a multiple "
+            f"of {DIMM_STEP_BYTES // MIB} MiB"
+        )
+    if values[_MAX] > MAX_MEMORY_BYTES:
+        raise ConfigError(f"{option}: max is outside the limits, {limits}")
+    return MemoryOption(size_bytes, values[_HUGE_PAGES], hotplug_bytes)
 
 
 def _read_bool(option: str, text: str) -> bool:
@@ -61,9 +75,9 @@ def _read_bool(option: str, text: str) -> bool:
 CPUS: Final = Option("-c --cpus", "N", f"number of vCPUs, 1 to {MAX_CPUS}", _read_cpus, default="1")
 MEMORY: Final = Option(
     "-m --mem",
-    "SIZE[,thp=false]",
-    "memory of the guest in MiB, or with a suffix k, m, g or t; with thp=false all of it has pages "
-    "of 4 KiB",
+    "SIZE[,max=SIZE][,thp=false]",
+    "memory of the guest in MiB, or with a suffix k, m, g or t; crosvm resize --memory makes it "
+    "larger, up to max; with thp=false all of it has pages of 4 KiB",
     _read_memory,
     default=str(DEFAULT_MEMORY_BYTES // MIB),
 )

@@ -51,12 +51,21 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
     if path is not None:
         base = config_file.config_from_file(path)
         made = config_file.on_top_of(base, made, arguments)
+    if arguments.has(machine.MEMORY) and made.hotplug_bytes and not _has_control(made):
+        raise ConfigError(
+            f"{machine.MEMORY.name}: max needs {control.SOCKET.name} or {control.API_SOCKET.name}, "
+            "through which more memory is asked for"
+        )
     _check_sockets(
         ("--socket", made.socket),
         ("--vsock", None if made.vsock is None else made.vsock.socket),
         ("--api-socket", None if made.api_socket is None else made.api_socket.path),
     )
     return made
+
+
+def _has_control(config: RunConfig) -> bool:
+    return config.socket is not None or config.api_socket is not None
 
 
 def _of_options(arguments: Arguments, *, extended_status: bool) -> RunConfig:
@@ -87,6 +96,7 @@ def _of_options(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         cgroup=arguments.get(sandbox.CGROUP),
         guest_files=guest.files,
         huge_pages=memory.huge_pages,
+        hotplug_bytes=memory.hotplug_bytes,
         core_scheduling=arguments.get(machine.CORE_SCHEDULING),
         per_vm_core_scheduling=machine.per_vm_core_scheduling(arguments),
     )

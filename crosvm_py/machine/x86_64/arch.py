@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from crosvm_py.config import DIMM_STEP_BYTES
 from crosvm_py.machine.x86_64 import layout
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 
@@ -30,6 +31,10 @@ class X86:
     def ram_ranges(self, memory_bytes: int) -> list[tuple[int, int]]:
         """Return one range below the PCI hole, and one from 4 GiB up."""
         return layout.ram_ranges(memory_bytes)
+
+    def hot_ranges(self, memory_bytes: int, hot_bytes: int) -> list[tuple[int, int, int]]:
+        """Return one range above all other memory, in steps of a memory module."""
+        return layout.hot_ranges(memory_bytes, hot_bytes, DIMM_STEP_BYTES)
 
     def memory_map(self, memory_bytes: int, segments: int = 1) -> list[E820Entry]:
         """Return the map that the BIOS of a PC would return (INT 15h, E820h)."""

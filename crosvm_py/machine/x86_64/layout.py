@@ -8,7 +8,7 @@ explain the devices.
 
 from __future__ import annotations
 
-from crosvm_py.config import MAX_MEMORY_BYTES, MIN_MEMORY_BYTES
+from crosvm_py.config import DIMM_STEP_BYTES, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES
 from devices import com_ports
 from kernel_loader.boot_params import E820_RAM, E820_RESERVED, E820Entry
 from kernel_loader.load import BootLayout
@@ -56,6 +56,7 @@ PCI_BUSES: Final = ECAM_BYTES >> 20
 # Only where devices can be plugged in.
 PCI_HOTPLUG_GPA: Final = 0xFEA0_0000
 GED_GPA: Final = 0xFEA0_0010
+MEMORY_HOTPLUG_GPA: Final = 0xFEA0_0040
 IOAPIC_GPA: Final = 0xFEC0_0000
 LAPIC_GPA: Final = 0xFEE0_0000
 IDENTITY_MAP_GPA: Final = 0xFEFF_C000
@@ -91,6 +92,8 @@ PCI_INTX_GSIS: Final = (10, 11)
 PCI_SLOTS: Final = 32
 FIRST_DEVICE_SLOT: Final = 1  # slot 0 of segment 0 is the host bridge
 PCI_PINS: Final = 4
+
+_HOT_GAP_BYTES: Final = DIMM_STEP_BYTES
 
 BOOT_LAYOUT: Final = BootLayout(
     zero_page_gpa=ZERO_PAGE_GPA,
@@ -137,6 +140,31 @@ def ram_ranges(memory_bytes: int) -> list[tuple[int, int]]:
     if memory_bytes > low_bytes:
         ranges.append((MMIO_HOLE_END, memory_bytes - low_bytes))
     return ranges
+
+
+def hot_ranges(memory_bytes: int, hot_bytes: int, block_bytes: int) -> list[tuple[int, int, int]]:
+    """Return the (gpa, bytes, block_bytes) of ``hot_bytes`` that can come later, if any.
+
+    They are above all other memory and never adjacent to it: no buffer of a driver goes over the
+    border.
+
+    Raises:
+        ConfigError: they are not whole blocks, or too many.
+    """
+    if not hot_bytes:
+        return []
+    if hot_bytes % block_bytes:
+        raise ConfigError(
+            f"memory that can be added, {hot_bytes:#x} bytes, is no multiple of {block_bytes:#x}"
+        )
+    if memory_bytes + hot_bytes > MAX_MEMORY_BYTES:
+        raise ConfigError(
+            f"memory of {memory_bytes:#x} bytes and {hot_bytes:#x} that can be added are more than "
+            f"{MAX_MEMORY_BYTES:#x}"
+        )
+    gpa, size_bytes = ram_ranges(memory_bytes)[-1]
+    end = max(MMIO_HOLE_END, gpa + size_bytes + _HOT_GAP_BYTES)
+    return [(-(-end // GIB) * GIB, hot_bytes, block_bytes)]
 
 
 def e820(memory_bytes: int, segments: int = 1) -> list[E820Entry]:

@@ -117,8 +117,23 @@ class Machine(Board):
         super().__init__(self._x86, memory, loop, lock, _pci(self._windows), chip_wiring())
         self._power = AcpiPm(KvmIrqLine(self.vm, layout.SCI_IRQ), events.on_power_off)
         self._insert_board(events)
+        self._has_dimm_slots = False
         if events.on_eject is not None:
             self.hotplug = _add_hotplug(self, events.on_eject, len(self._windows))
+
+    def add_dimm_slots(self) -> None:
+        """Put the registers that the AML of ``acpi/memory.py`` uses on the bus."""
+        from crosvm_py.machine.growth import Dimms
+        from devices.memory_hotplug import MEMORY_HOTPLUG_BYTES, MemoryHotplugController
+
+        if self.hotplug is None:
+            raise ValueError("memory modules on a machine without hot-plug")
+        controller = MemoryHotplugController()
+        self.mmio.insert(layout.MEMORY_HOTPLUG_GPA, MEMORY_HOTPLUG_BYTES, controller)
+        self.parts.append(controller)
+        (area,) = self._memory.hot_areas
+        self.growth = Dimms(self.vm, area, self.memory_bytes, controller, self.hotplug)
+        self._has_dimm_slots = True
 
     def _create_interrupt_controllers(self) -> None:
         if not self._is_ready:
@@ -148,7 +163,11 @@ class Machine(Board):
         """Write the kernel and the firmware's tables into memory, and make the vCPUs."""
         memory = self._memory
         rsdp_gpa = write_acpi_tables(
-            memory, cpus, hotplug=self.hotplug is not None, windows=self._windows
+            memory,
+            cpus,
+            hotplug=self.hotplug is not None,
+            dimms=self._has_dimm_slots,
+            windows=self._windows,
         )
         write_mptable(memory, cpus)
         entry = load_linux(memory, plan, rsdp_gpa=rsdp_gpa, seed=os.urandom(SEED_BYTES))

@@ -42,10 +42,9 @@ class FakeBalloon:
 
 
 def vm_with(*devices: FakeBalloon) -> RunningVm:
-    memory = SimpleNamespace(regions=(SimpleNamespace(size_bytes=MEMORY_BYTES),))
     vm = SimpleNamespace(
         vcpus=SimpleNamespace(count=2),
-        machine=SimpleNamespace(memory=memory),
+        machine=SimpleNamespace(memory_bytes=MEMORY_BYTES, growth=None),
         supervisor=SimpleNamespace(devices=devices),
     )
     return cast("RunningVm", vm)
@@ -78,7 +77,7 @@ def test_balloon_that_refuses_is_told() -> None:
     ("request_", "reason"),
     [
         (Resize(3, None, 0), "the number of vCPUs"),
-        (Resize(2, MEMORY_BYTES + 4096, 0), "the size of memory"),
+        (Resize(2, MEMORY_BYTES + 4096, 0), "has one size"),
         (Resize(balloon_bytes=MEMORY_BYTES + 4096), "larger than the memory"),
     ],
 )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from crosvm_py.machine.board import Board
+    from crosvm_py.machine.growth import Growth
     from crosvm_py.machine.hotplug import HotPlug
     from crosvm_py.vmm.device_proxy import DeviceProcess
     from sys_util.wire import Message
@@ -38,6 +39,7 @@ class Machine:
         self.plugged_in: dict[int, str] = {}
         self.told: list[str] = []
         self.failure: Exception | None = None
+        self.growth: Growth | None = None
 
     def is_free(self, slot: int) -> bool:
         return slot not in self.plugged_in

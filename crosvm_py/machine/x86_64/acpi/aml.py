@@ -31,7 +31,7 @@ def name_string(path: str) -> Aml:
     r"""Encode ``_SB_``, ``\_S5_`` or ``PCI0.COM1``; short names are padded (§20.2.2)."""
     root = path.startswith("\\")
     segments = path.removeprefix("\\").split(".")
-    encoded = b"".join(_name_segment(segment) for segment in segments)
+    encoded = b"".join(name_segment(segment) for segment in segments)
     prefix = b"\\" if root else b""
     if len(segments) == 1:
         return prefix + encoded
@@ -40,7 +40,8 @@ def name_string(path: str) -> Aml:
     return prefix + b"\x2f" + bytes([len(segments)]) + encoded
 
 
-def _name_segment(segment: str) -> Aml:
+def name_segment(segment: str) -> Aml:
+    """Encode one segment of a name, padded to four characters."""
     valid = segment.replace("_", "A").isalnum() and segment.isascii() and segment.isupper()
     if not valid or len(segment) > _NAME_SEGMENT_BYTES or segment[0].isdigit():
         raise ValueError(f"no AML name segment: {segment!r}")
@@ -86,7 +87,8 @@ def _package_length(content_bytes: int) -> Aml:
     raise ValueError(f"an AML package of {content_bytes:#x} bytes")
 
 
-def _with_length(opcode: bytes, content: bytes) -> Aml:
+def with_length(opcode: bytes, content: bytes) -> Aml:
+    """Encode what starts with an opcode and its length."""
     return opcode + _package_length(len(content)) + content
 
 
@@ -97,18 +99,18 @@ def name(path: str, value: Aml) -> Aml:
 
 def scope(path: str, *terms: Aml) -> Aml:
     """Encode ``Scope (path) { terms }``."""
-    return _with_length(b"\x10", name_string(path) + b"".join(terms))
+    return with_length(b"\x10", name_string(path) + b"".join(terms))
 
 
 def device(path: str, *terms: Aml) -> Aml:
     """Encode ``Device (path) { terms }``."""
-    return _with_length(b"\x5b\x82", name_string(path) + b"".join(terms))
+    return with_length(b"\x5b\x82", name_string(path) + b"".join(terms))
 
 
 def method(path: str, arguments: int, *terms: Aml) -> Aml:
     """Encode ``Method (path, arguments, Serialized) { terms }``: one call of it at a time."""
     flags = bytes([arguments | _SERIALIZED])
-    return _with_length(b"\x14", name_string(path) + flags + b"".join(terms))
+    return with_length(b"\x14", name_string(path) + flags + b"".join(terms))
 
 
 def call(path: str, *arguments: Aml) -> Aml:
@@ -148,7 +150,7 @@ def shift_left(value: Aml, bits: Aml) -> Aml:
 
 def if_true(condition: Aml, *terms: Aml) -> Aml:
     """Encode ``If (condition) { terms }``."""
-    return _with_length(b"\xa0", condition + b"".join(terms))
+    return with_length(b"\xa0", condition + b"".join(terms))
 
 
 def notify(path: str, event: Aml) -> Aml:
@@ -178,13 +180,17 @@ def memory_region(path: str, gpa: int, size_bytes: int) -> Aml:
 
 def fields(region: str, unit_bytes: int, *names: str) -> Aml:
     """Encode ``Field (region, …)`` with fields of 1 or 4 bytes that follow each other."""
+    width = raw_length(8 * unit_bytes)
+    return field_list(region, unit_bytes, b"".join(name_segment(each) + width for each in names))
+
+
+def field_list(region: str, unit_bytes: int, units: bytes) -> Aml:
+    """Encode ``Field (region, …)`` of encoded units, which are accessed by 1 or 4 bytes."""
     flags = bytes([_ACCESS[unit_bytes] | _WRITE_AS_ZEROS])
-    width = _raw_length(8 * unit_bytes)
-    units = b"".join(_name_segment(field) + width for field in names)
-    return _with_length(b"\x5b\x81", name_string(region) + flags + units)
+    return with_length(b"\x5b\x81", name_string(region) + flags + units)
 
 
-def _raw_length(value: int) -> Aml:
+def raw_length(value: int) -> Aml:
     """Encode a number of bits in the form of PkgLength, which does not count itself here."""
     return bytes([value]) if value < 0x40 else bytes([0x40 | value & 0xF, value >> 4])
 
@@ -193,12 +199,12 @@ def package(*elements: Aml) -> Aml:
     """Encode ``Package () { elements }``."""
     if len(elements) > 255:
         raise ValueError(f"an AML package of {len(elements)} elements")
-    return _with_length(b"\x12", bytes([len(elements)]) + b"".join(elements))
+    return with_length(b"\x12", bytes([len(elements)]) + b"".join(elements))
 
 
 def buffer(content: bytes) -> Aml:
     """Encode ``Buffer () { content }``."""
-    return _with_length(b"\x11", integer(len(content)) + content)
+    return with_length(b"\x11", integer(len(content)) + content)
 
 
 def resource_template(*descriptors: bytes) -> Aml:

@@ -22,12 +22,13 @@ def build_dsdt_aml(
     com_ports: Sequence[int] = (1, 2, 3, 4),
     *,
     hotplug: bool = False,
+    dimms: bool = False,
     windows: Sequence[tuple[int, int]] = ONE_WINDOW,
 ) -> bytes:
     """Return the AML of the DSDT; ``com_ports`` are the numbers of the UARTs that exist.
 
-    With ``hotplug`` it has what devices that are plugged in later need. ``windows`` has those for
-    the BARs of each PCI segment.
+    With ``hotplug`` it has what devices that are plugged in later need, and with ``dimms``, too,
+    what memory modules need. ``windows`` has those for the BARs of each PCI segment.
 
     The power button is a fixed feature (FADT), the reset register is in the FADT, and CPUs are
     in the MADT, so none of them is here.
@@ -39,7 +40,7 @@ def build_dsdt_aml(
         from crosvm_py.machine.x86_64.acpi import hotplug as terms
 
         slots = [terms.slot_terms(segment) for segment in range(count)]
-        controllers = terms.controllers(count)
+        controllers = terms.controllers(count, dimms=dimms)
     return aml.scope(
         "\\_SB_",
         _pci_host_bridge(windows[0], slots[0]),

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from crosvm_py.machine.x86_64 import layout
 from crosvm_py.machine.x86_64.acpi import aml
-from devices.ged import GED_BYTES, GED_PCI
+from devices.ged import GED_BYTES, GED_MEMORY, GED_PCI
 from devices.pci.hotplug import HOTPLUG_BYTES
-from sys_util.typing import Final
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Values of Notify (§5.6.6).
 _DEVICE_CHECK: Final = 1
@@ -52,9 +55,16 @@ def slot_terms(segment: int) -> tuple[bytes, ...]:
     )
 
 
-def controllers(segments: int) -> tuple[bytes, ...]:
-    """Return the PCI hot-plug controller of so many segments, and the generic event device."""
-    return _pci_controller(segments), _event_device()
+def controllers(segments: int, *, dimms: bool) -> tuple[bytes, ...]:
+    """Return the controllers of PCI hot-plug and of ``dimms``, and the generic event device."""
+    memory: tuple[bytes, ...] = ()
+    events = [(GED_PCI, "\\_SB_.PHPR.PSCN")]
+    if dimms:
+        from crosvm_py.machine.x86_64.acpi.memory import SCAN, memory_terms
+
+        memory = memory_terms()
+        events.append((GED_MEMORY, SCAN))
+    return _pci_controller(segments), *memory, _event_device(events)
 
 
 def _name(slot: int) -> str:
@@ -100,7 +110,8 @@ def _pci_controller(segments: int) -> bytes:
     )
 
 
-def _event_device() -> bytes:
+def _event_device(scans: Sequence[tuple[int, str]]) -> bytes:
+    """Return the event device; ``scans`` has a method for each event."""
     events = aml.local(0)
     return aml.device(
         "GED_",
@@ -113,6 +124,9 @@ def _event_device() -> bytes:
             "_EVT",
             1,
             aml.store(aml.name_string("GDAT"), events),
-            aml.if_true(aml.bit_and(events, aml.integer(GED_PCI)), aml.call("\\_SB_.PHPR.PSCN")),
+            *(
+                aml.if_true(aml.bit_and(events, aml.integer(event)), aml.call(method))
+                for event, method in scans
+            ),
         ),
     )

@@ -164,6 +164,7 @@ def build_acpi_tables(
     *,
     hotplug: bool = False,
     windows: Sequence[tuple[int, int]] = ONE_WINDOW,
+    dimms: bool = False,
 ) -> list[tuple[int, bytes]]:
     """Return every table with its address. The first is the RSDP, at ``rsdp_gpa``.
 
@@ -180,7 +181,7 @@ def build_acpi_tables(
         return gpa
 
     facs = put(build_facs())
-    aml = build_dsdt_aml(com_ports, hotplug=hotplug, windows=windows)
+    aml = build_dsdt_aml(com_ports, hotplug=hotplug, dimms=dimms, windows=windows)
     dsdt = put(build_table(b"DSDT", 2, aml))
     listed = [put(build_fadt(facs, dsdt)), put(build_madt(cpus)), put(build_mcfg(len(windows)))]
     xsdt = put(build_table(b"XSDT", 1, pack(f"<{len(listed)}Q", *listed)))
@@ -200,11 +201,12 @@ def write_acpi_tables(
     com_ports: Sequence[int] = (1, 2, 3, 4),
     *,
     hotplug: bool = False,
+    dimms: bool = False,
     windows: Sequence[tuple[int, int]] = ONE_WINDOW,
 ) -> int:
     """Write all tables into guest memory and return the address of the RSDP."""
     tables = build_acpi_tables(
-        layout.ACPI_RSDP_GPA, cpus, com_ports, hotplug=hotplug, windows=windows
+        layout.ACPI_RSDP_GPA, cpus, com_ports, hotplug=hotplug, dimms=dimms, windows=windows
     )
     for gpa, table in tables:
         memory.write(gpa, table)

@@ -61,6 +61,26 @@ def test_run_memory_has_huge_pages_unless_refused(text: str, *, wanted: bool) ->
     assert config_of("-m", text, "k").huge_pages is wanted
 
 
+def test_run_memory_can_grow_to_its_max() -> None:
+    made = config_of("-m", "256,max=1g", "-s", "x.sock", "k")
+    assert (made.memory_bytes, made.hotplug_bytes) == (256 << 20, 768 << 20)
+    assert config_of("-m", "256,max=256", "k").hotplug_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("256,max=128", "max is less than the size"),
+        ("256,max=300", "differ by 44 MiB, which is not a multiple of 128 MiB"),
+        ("256,max=8t", "max is outside the limits"),
+        ("256,max=384", "max needs --socket or --api-socket"),
+    ],
+)
+def test_run_memory_that_cannot_grow_so_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        config_of("-m", text, "k")
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [

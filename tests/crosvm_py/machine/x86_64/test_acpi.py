@@ -12,7 +12,7 @@ import pytest
 
 from crosvm_py.config import MAX_CPUS, MAX_PCI_SEGMENTS
 from crosvm_py.machine.x86_64 import layout
-from crosvm_py.machine.x86_64.acpi import aml
+from crosvm_py.machine.x86_64.acpi import aml, aml_flow
 from crosvm_py.machine.x86_64.acpi.dsdt import build_dsdt_aml
 from crosvm_py.machine.x86_64.acpi.tables import build_acpi_tables, build_madt, write_acpi_tables
 from devices.acpi_pm import S5_SLEEP_TYPE
@@ -110,6 +110,31 @@ def test_slots_and_event_device_are_there_only_where_devices_can_come(
         (aml.memory_region("PCST", 0xFEA0_0000, 16), "5b80 50435354 00 0c0000a0fe 0a10"),
         (aml.fields("PCST", 4, "PCIU", "PCID"), "5b81 10 50435354 43 50434955 20 50434944 20"),
         (aml.fields("GDST", 1, "GDAT"), "5b81 0b 47445354 41 47444154 08"),
+        (aml_flow.while_true(aml.local(0), aml_flow.increment(aml.local(0))), "a2 04 60 7560"),
+        (aml_flow.less(aml.local(0), aml.integer(8)), "95 60 0a08"),
+        (aml_flow.equal(aml.local(0), aml.integer(1)), "93 60 01"),
+        (
+            aml_flow.subtract(aml_flow.add(aml.local(0), aml.local(1)), aml.integer(1)),
+            "74 72 60 61 00 01 00",
+        ),
+        (aml_flow.bit_or(aml.local(0), aml.local(1)), "7d 60 61 00"),
+        (aml_flow.return_value(aml.local(0)), "a4 60"),
+        (aml_flow.qword_field("MR64", 14, "MINV"), "8f 4d523634 0a0e 4d494e56"),
+        (
+            aml_flow.unlike_fields("MHPR", 1, ("", 160), ("MEN_", 1)),
+            "5b81 0e 4d485052 41 00 400a 4d454e5f 01",
+        ),
+        (
+            aml_flow.qword_memory(0, 0xFFF),
+            "8a 2b00 00 0d 03 "
+            + 8 * "00"
+            + 8 * "00"
+            + "ff0f"
+            + 6 * "00"
+            + 8 * "00"
+            + "0010"
+            + 6 * "00",
+        ),
         (aml.interrupt(16), "89 0600 03 01 10000000"),
     ],
 )
@@ -281,9 +306,23 @@ def test_aml_bad_name_is_our_bug(path: str) -> None:
         aml.name_string(path)
 
 
+@pytest.fixture(scope="module")
+def dimm_tables() -> dict[str, bytes]:
+    ram = LowMemory()
+    return found_tables(ram, write_acpi_tables(ram, cpus=4, hotplug=True, dimms=True))
+
+
+def test_memory_modules_are_there_only_where_memory_can_grow(
+    hotplug_tables: dict[str, bytes], dimm_tables: dict[str, bytes]
+) -> None:
+    names = [b"MHPC", b"MSCN", *(f"M{slot:03}".encode() for slot in range(8))]
+    assert [name for name in names if name in hotplug_tables["DSDT"]] == []
+    assert [name for name in names if name not in dimm_tables["DSDT"]] == []
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (acpica-tools) is not installed")
-@pytest.mark.parametrize("which", ["tables", "hotplug_tables"])
+@pytest.mark.parametrize("which", ["tables", "hotplug_tables", "dimm_tables"])
 def test_dsdt_survives_a_round_trip_through_iasl(
     tmp_path: Path, which: str, request: pytest.FixtureRequest
 ) -> None:

@@ -129,3 +129,29 @@ def test_pci_intx_lines_alternate_by_slot_and_pin() -> None:
 def test_interrupt_lines_are_not_shared_between_buses() -> None:
     isa = {layout.SCI_IRQ, layout.CMOS_IRQ, *layout.COM_IRQS}
     assert not isa & set(layout.PCI_INTX_GSIS)
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "gpa"),
+    [
+        pytest.param(256 << 20, 4 << 30, id="all-below-the-hole"),
+        pytest.param(layout.MMIO_HOLE_START, 4 << 30, id="up-to-the-hole"),
+        pytest.param(8 << 30, 9 << 30, id="above-4-gib"),
+        pytest.param(layout.MMIO_HOLE_START + (1 << 30) - 4096, 6 << 30, id="close-below-a-gib"),
+    ],
+)
+def test_memory_that_comes_later_is_above_all_other_and_not_beside_it(
+    memory_bytes: int, gpa: int
+) -> None:
+    step = 128 << 20
+    assert layout.hot_ranges(memory_bytes, 3 * step, step) == [(gpa, 3 * step, step)]
+    start, size = layout.ram_ranges(memory_bytes)[-1]
+    assert gpa - (start + size) >= step
+
+
+def test_memory_that_comes_later_and_cannot_be_is_refused() -> None:
+    assert layout.hot_ranges(1 << 30, 0, 128 << 20) == []
+    with pytest.raises(ConfigError, match="no multiple"):
+        layout.hot_ranges(1 << 30, 1 << 20, 128 << 20)
+    with pytest.raises(ConfigError, match="are more than"):
+        layout.hot_ranges(1 << 30, 4 << 40, 128 << 20)

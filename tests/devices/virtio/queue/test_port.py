@@ -10,7 +10,6 @@ import pytest
 from devices.virtio.commands import SetLink
 from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.queue import port as port_module
-from devices.virtio.queue.servers import ChainServer, PortServer
 from devices.virtio.queue.split_queue import QueueError, QueueState
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     from devices.virtio.queue.chain import DescriptorChain
     from devices.virtio.queue.port import QueuePort
-    from devices.virtio.queue.servers import QueueServer, StartedQueue
 
 
 class Parking(SimpleDevice):
@@ -32,7 +30,7 @@ class Parking(SimpleDevice):
     queue_sizes = (64, 64)
     seccomp_policy = "parking_device"
     in_order = False
-    gate = None
+    own_queues = frozenset({0})
 
     def __init__(self) -> None:
         self.kicks: list[int] = []
@@ -49,9 +47,6 @@ class Parking(SimpleDevice):
     def activate(self, features: int) -> None: ...
 
     def reset(self) -> None: ...
-
-    def make_server(self, queue: StartedQueue) -> QueueServer:
-        return PortServer(queue, self.on_kick) if queue.number == 0 else ChainServer(queue, self)
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         chain.writer.write(b"?")

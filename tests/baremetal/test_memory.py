@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Memory that is added to a running VM, by real processes, and what is left of a refusal."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from crosvm_py.control.socket_client import ControlError, ask
+from crosvm_py.requests.resize import Resize, Resized
+from crosvm_py.requests.vm import QueryVm, VmFacts
+from tests.baremetal.vmm import Vmm, crosvm, eventually
+from tests.guests.baremetal.build import build_guest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_guest("echo", tmp_path_factory.mktemp("memory"))
+
+
+@pytest.fixture
+def vmm(echo: Path, tmp_path: Path) -> Iterator[Vmm]:
+    with Vmm(["-m", "16,max=784", "-s", tmp_path / "sock", echo]) as vmm:
+        vmm.wait_for(b"echo")
+        assert crosvm("devices", tmp_path / "sock").returncode == 0  # it has started
+        yield vmm
+
+
+def refusal(path: Path, size_bytes: int) -> str:
+    with pytest.raises(ControlError) as caught:
+        ask(str(path), Resize(memory_bytes=size_bytes))
+    return str(caught.value)
+
+
+def memory_bytes(path: Path) -> int:
+    facts = ask(str(path), QueryVm())
+    assert isinstance(facts, VmFacts)
+    return facts.memory_bytes
+
+
+def descriptors(vmm: Vmm) -> list[int]:
+    return [len(os.listdir(f"/proc/{pid}/fd")) for pid in vmm.processes().all()]
+
+
+@pytest.mark.usefixtures("vmm")
+def test_memory_is_added_under_all_filters(tmp_path: Path) -> None:
+    sock = tmp_path / "sock"
+    for size in (144 * MIB, 400 * MIB, 400 * MIB, 144 * MIB):
+        assert ask(str(sock), Resize(memory_bytes=size)) == Resized(is_busy=False)
+    assert memory_bytes(sock) == 400 * MIB
+
+
+def test_sizes_that_cannot_be_leave_nothing_a_hundred_times(vmm: Vmm, tmp_path: Path) -> None:
+    sock = tmp_path / "sock"
+    assert "multiples of 128 MiB" in refusal(sock, 17 * MIB)
+    before = descriptors(vmm)
+    for _ in range(100):
+        assert "multiples of 128 MiB" in refusal(sock, 17 * MIB)
+        assert "at most 784 MiB" in refusal(sock, 16 * MIB + 7 * 128 * MIB)
+    # A client that has just left may still be counted before.
+    assert eventually(lambda: sum(descriptors(vmm)) <= sum(before))
+    assert memory_bytes(sock) == 16 * MIB
