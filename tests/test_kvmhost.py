@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kvmhost import qemu
+from tests.kvmhost import mended, qemu
 from tests.kvmhost.client import Connection, HostGoneError
 from tests.kvmhost.fixture import Command
 from tests.kvmhost.image import Image
@@ -187,3 +188,57 @@ def test_kill_stale_pid_file_touches_no_other_process(tmp_path: Path) -> None:
     qemu.kill(tmp_path)
     (tmp_path / qemu.PID_FILE).write_text("nonsense\n")
     qemu.kill(tmp_path)
+
+
+# The place as it is in QEMU 7.2, between bytes of its neighbours.
+INJECTION = bytes.fromhex(
+    "4489ab80330000 89b354efffff c7838433000000000000 48c7838833000 0ffffffff"
+    "f605ba45b60002 0f856c010000 ba01000000 4889df e8a74f0500".replace(" ", "")
+)
+
+
+def test_mend_takes_out_the_store_alone() -> None:
+    mended_program = mended.mend(b"before" + INJECTION + b"after")
+    assert mended_program is not None
+    differing = [
+        index
+        for index, (old, new) in enumerate(
+            zip(b"before" + INJECTION + b"after", mended_program, strict=True)
+        )
+        if old != new
+    ]
+    assert differing == list(range(6 + 7, 6 + 7 + 6))
+    assert mended.mend(mended_program) is None
+
+
+def test_mend_program_that_looks_otherwise_is_left_alone() -> None:
+    assert mended.mend(b"") is None
+    assert mended.mend(INJECTION.replace(b"\x89\xb3", b"\x89\xb7")) is None
+    assert mended.mend(INJECTION + INJECTION) is None
+
+
+def test_mended_copy_is_the_machines_qemu_but_for_six_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = tmp_path / "usr" / "bin" / mended.BINARY
+    original.parent.mkdir(parents=True)
+    original.write_bytes(b"#!" + INJECTION)
+    original.chmod(0o755)
+    monkeypatch.setenv("PATH", str(original.parent))
+    monkeypatch.setattr("tests.guests.cache.CACHE", tmp_path / "cache")
+    copy = Path(mended.binary())
+    assert copy.read_bytes() == mended.mend(original.read_bytes())
+    assert os.access(copy, os.X_OK)
+    assert (copy.parents[1] / "share").readlink() == tmp_path / "usr" / "share"
+
+
+def test_mended_unknown_program_is_started_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = tmp_path / mended.BINARY
+    original.write_bytes(b"#!/bin/sh\n")
+    original.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("tests.guests.cache.CACHE", tmp_path / "cache")
+    assert mended.binary() == str(original)
+    assert "not as known" in capsys.readouterr().err

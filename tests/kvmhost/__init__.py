@@ -11,7 +11,8 @@ is taken once after boot, so that each run gets a fresh, warm machine in about a
 
 ``--release trixie`` makes it of a newer Debian, with another C library, Python and kernel.
 
-``image`` makes the disks, ``snapshot`` boots and saves, ``qemu`` starts the emulator, ``agent`` is
+``image`` makes the disks, ``snapshot`` boots and saves, ``qemu`` starts the emulator
+(``mended`` without a fault of its own), ``agent`` is
 what runs commands inside, ``protocol`` what it and ``client`` say to each other, ``host`` ties
 these together, ``fixture`` gives it to pytest. One processor always: with two, KVM guests hang
 under emulation while they do I/O.

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.guests.cache import BuildError, run
+from tests.kvmhost import mended
 from tests.kvmhost.protocol import PORT_PREFIX, PORTS
 
 if TYPE_CHECKING:
     from tests.kvmhost.image import Image
 
-BINARY: Final = "qemu-system-x86_64"
 CPU: Final = "EPYC,+svm,+npt"
 MEMORY_MIB: Final = 4096
 MONITOR: Final = "monitor"
@@ -44,13 +44,13 @@ KERNEL_ARGUMENTS: Final = (
 
 def version() -> str:
     """Return QEMU's version line; a snapshot is good for one version only."""
-    return run("QEMU's version", [BINARY, "--version"]).splitlines()[0]
+    return run("QEMU's version", [mended.BINARY, "--version"]).splitlines()[0]
 
 
 def command(image: Image) -> list[str]:
     """Return the command line, with paths of sockets and logs relative to the state folder."""
     words = [
-        *(BINARY, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *(mended.binary(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512"),
         *("-cpu", CPU, "-smp", "1", "-m", str(MEMORY_MIB)),
         *("-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", KERNEL_ARGUMENTS),
@@ -94,8 +94,8 @@ def start(
     words += command(image)
     if snapshot:
         words += ["-incoming", f"exec:cat {shlex.quote(str(snapshot / STATE))}"]
-    if not shutil.which(BINARY):
-        raise BuildError(f"{BINARY} is not installed (tests/setup.sh does it)")
+    if not shutil.which(mended.BINARY):
+        raise BuildError(f"{mended.BINARY} is not installed (tests/setup.sh does it)")
     alive = os.open(state / ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(alive, fcntl.LOCK_EX)
@@ -185,7 +185,7 @@ def kill(state: Path) -> None:
     try:
         number = int((state / PID_FILE).read_text())
         arguments = Path(f"/proc/{number}/cmdline").read_bytes()
-        if BINARY.encode() in arguments and os.path.samefile(f"/proc/{number}/cwd", state):
+        if mended.BINARY.encode() in arguments and os.path.samefile(f"/proc/{number}/cwd", state):
             os.kill(number, signal.SIGKILL)
     except (FileNotFoundError, ProcessLookupError, ValueError):
         return
