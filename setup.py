@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What setup.cfg cannot say: which native modules cffi builds, and two programs in Rust.
+"""What setup.cfg cannot say: native modules, two programs in Rust, manual pages and completions.
 
 The engine, the client of the pool and the loop of the forge are built where there is a cargo that
 is new enough, unless ``CROSVM_PY_ENGINE=no`` is in the environment. Without them Python does the
@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -54,14 +55,46 @@ if os.environ.get("CROSVM_PY_ENGINE") != "no" and has_cargo():
     ]
 
 
+def write_manual(library: str) -> list[tuple[str, list[str]]]:
+    """Write manual pages and completions from the tables of what is built in ``library``.
+
+    Return where they are installed. They are left out where a package is missing that
+    pyproject.toml names for them.
+    """
+    prefix = Path("build", "prefix").absolute()
+    shutil.rmtree(prefix, ignore_errors=True)
+    command = [sys.executable, "-m", "crosvm_py.manual", str(prefix)]
+    done = subprocess.run(command, cwd=library, check=False, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.stderr.write(f"no manual pages and completions: {done.stderr.strip()[-200:]}\n")
+        return []
+    found: dict[str, list[str]] = {}
+    for path in sorted(prefix.rglob("*")):
+        if path.is_file():
+            place = str(path.parent.relative_to(prefix))
+            found.setdefault(place, []).append(os.path.relpath(path))
+    return list(found.items())
+
+
 class BuildScripts(build_scripts):
-    """Install compiled programs beside the script, which is the only place where it finds them."""
+    """Install compiled programs beside the script, which is the only place where it finds them.
+
+    It runs when everything else is built, so it writes the manual, too.
+    """
 
     def run(self) -> None:
         """Copy them as they are; for the others, see setup.cfg."""
         super().run()
+        library = self.get_finalized_command("build").build_lib
+        if Path(library, "crosvm_py").is_dir():  # not for an editable installation
+            self.distribution.data_files += write_manual(library)
         for program in programs:
             self.copy_file(program, self.build_dir)
 
 
-setup(cffi_modules=modules, cmdclass={"build_scripts": BuildScripts})
+unit = ("lib/systemd/system", ["systemd/crosvm@.service"])
+setup(
+    cffi_modules=modules,
+    cmdclass={"build_scripts": BuildScripts},
+    data_files=[unit],
+)

@@ -87,6 +87,12 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
     "crosvm_py.requests": frozenset({"sys_util", "devices"}),
     "crosvm_py.doctor": BELOW_CROSVM_PY | {"crosvm_py.machine.core_scheduling"},
     "crosvm_py.console": BELOW_CROSVM_PY | GROUND | {"crosvm_py.relay.outlet"},
+    "crosvm_py.manual": frozenset(
+        {
+            *("sys_util", "crosvm_py.cli", "crosvm_py.cloud_hypervisor.remote"),
+            *("crosvm_py.version", "crosvm_py.vm_config"),
+        }
+    ),
     "crosvm_py.net": BELOW_CROSVM_PY | GROUND,
     "crosvm_py.kinds": BELOW_CROSVM_PY | GROUND | {"crosvm_py.console", "crosvm_py.net"},
     "crosvm_py.machine": BELOW_CROSVM_PY | GROUND,

@@ -6,8 +6,8 @@ from __future__ import annotations
 from crosvm_py.vm_config.command_line import PROGRAM
 from crosvm_py.vm_config.option_grammar import keys
 from crosvm_py.vm_config.option_values import form, write
-from crosvm_py.vm_config.options import FLAGS, PAYLOAD, VALUES
-from sys_util.typing import TYPE_CHECKING
+from crosvm_py.vm_config.options import FLAG_HELP, PAYLOAD_HELP, VALUES
+from sys_util.typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,20 +15,40 @@ if TYPE_CHECKING:
     from crosvm_py.vm_config.option_grammar import Key
 
 
+class OptionHelp(NamedTuple):
+    """One option: its name, the form of its value, and what it is for."""
+
+    name: str
+    form: str
+    text: str
+
+
+def options_with_help() -> Iterator[OptionHelp]:
+    """Return every option of the program ``cloud-hypervisor``."""
+    for name, (text, value) in PROGRAM.items():
+        yield OptionHelp(name, value, text)
+    for name, text in PAYLOAD_HELP.items():
+        yield OptionHelp(name, "TEXT" if name == "--cmdline" else "PATH", text)
+    for name, text in FLAG_HELP.items():
+        yield OptionHelp(name, "", text)
+    for name, row in VALUES.items():
+        yield OptionHelp(name, f"KEY=VALUE,…{' …' if row.many else ''}", row.text)
+
+
+def describe_keys(option: str) -> list[tuple[str, str]]:
+    """Return the form of each key of an option, with its default, and what it is for."""
+    row = VALUES.get(option)
+    return [] if row is None else [_describe(name, key) for name, key in keys(row.kind).items()]
+
+
 def describe_options() -> Iterator[str]:
     """Return lines that say what every option is; the keys of an option are indented below it."""
-    for name, (text, value) in PROGRAM.items():
-        yield f"{name} {value}".rstrip() + f": {text}"
-    for name in PAYLOAD:
-        yield f"{name} {'TEXT' if name == '--cmdline' else 'PATH'}: what is booted"
-    for name in FLAGS:
-        yield name
-    for name, row in VALUES.items():
-        yield f"{name} KEY=VALUE,…{' …' if row.many else ''}: {row.text}"
-        yield from (f"  {_describe(key, each)}" for key, each in keys(row.kind).items())
+    for option in options_with_help():
+        yield f"{option.name} {option.form}".rstrip() + f": {option.text}"
+        yield from (f"  {form}: {text}" for form, text in describe_keys(option.name))
 
 
-def _describe(name: str, key: Key) -> str:
+def _describe(name: str, key: Key) -> tuple[str, str]:
     shown = key.default not in (None, "") and isinstance(key.default, bool | int | str)
     default = f" ({write(key.default, key.kind)})" if shown else ""
-    return f"{name}={form(key.kind)}{default}: {key.text}"
+    return f"{name}={form(key.kind)}{default}", key.text

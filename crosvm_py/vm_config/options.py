@@ -88,6 +88,17 @@ PAYLOAD: Final = {
     "--initramfs": "initramfs",
     "--cmdline": "cmdline",
 }
+FLAG_HELP: Final = {
+    "--watchdog": "a watchdog, which resets a guest that does not answer",
+    "--pvpanic": "a device by which the guest tells that it has panicked",
+    "--landlock": "confine what is opened to the files of the configuration and the rules",
+}
+PAYLOAD_HELP: Final = {
+    "--kernel": "the kernel that is booted",
+    "--firmware": "the firmware that is booted instead of a kernel",
+    "--initramfs": "the initial RAM disk",
+    "--cmdline": "the kernel parameters",
+}
 
 
 def parse_value(option: str, text: str) -> Record:

@@ -14,19 +14,18 @@ if TYPE_CHECKING:
     from crosvm_py.cli.grammar.command import GlobalSettings
     from crosvm_py.cli.grammar.options import Arguments
 
-_SHELLS: Final = ("bash",)
-
 
 def _completion(arguments: Arguments, _settings: GlobalSettings) -> int:
+    from crosvm_py.cli.grammar.completion import SHELLS, words_of
+
     (shell,) = arguments.positional
-    if shell not in _SHELLS:
-        known = ", ".join(_SHELLS)
-        near = suggestion(shell, _SHELLS)
+    if shell not in SHELLS:
+        known = ", ".join(SHELLS)
+        near = suggestion(shell, SHELLS)
         raise UsageError(f"completion: {shell!r:.40} is none of {known}{near}")
     from crosvm_py.cli.dispatch import COMMANDS, GLOBAL_OPTIONS
-    from crosvm_py.cli.grammar.completion import bash_completion
 
-    write_out(bash_completion(COMMANDS, GLOBAL_OPTIONS))
+    write_out(SHELLS[shell]("crosvm", words_of(COMMANDS, GLOBAL_OPTIONS)))
     return 0
 
 
@@ -34,7 +33,9 @@ COMMAND: Final = Command(
     "completion",
     "print a script that lets the shell complete commands and options",
     (),
-    (Positional("SHELL", "bash"),),
+    (Positional("SHELL", "bash, zsh or fish"),),
     _completion,
-    examples=(". <(crosvm completion bash)",),
+    examples=(". <(crosvm completion bash)", "crosvm completion fish | source"),
+    details="An installation has these scripts, and those of cloud-hypervisor and ch-remote, below "
+    "share/ where shells look for them.",
 )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from crosvm_py.cli.grammar.keyvalue import Field
     from crosvm_py.cli.grammar.options import Option, Positional
 
-    _Shared: TypeAlias = dict[Field[object], list[str]]
+    SharedFields: TypeAlias = dict[Field[object], list[str]]
 
 _COLUMN: Final = 28
 _WIDTH: Final = 79  # the last column of a terminal with 80 stays empty
@@ -40,7 +40,7 @@ def overview(
         lines += [f"  {step.line}", *(f"      {row}" for row in _wrap(step.purpose, _WIDTH - 6))]
     lines += ["", "Commands:"]
     for command in commands:
-        lines += _entry(f"{command.name} {_arguments(command)}".rstrip(), command.summary)
+        lines += _entry(f"{command.name} {arguments_of(command)}".rstrip(), command.summary)
     lines += ["", "Options:", *_options(options), *_HELP, ""]
     lines += ["crosvm COMMAND --help, or crosvm help COMMAND, tells more of one command."]
     return "\n".join(lines) + "\n"
@@ -49,7 +49,7 @@ def overview(
 def command_help(command: Command) -> str:
     """Return what ``crosvm COMMAND --help`` prints."""
     options = " [OPTIONS]" if command.options else ""
-    arguments = "COMMAND …" if command.subcommands else _arguments(command)
+    arguments = "COMMAND …" if command.subcommands else arguments_of(command)
     usage = f"usage: crosvm {command.name}{options} {arguments}".rstrip()
     lines = [usage, "", *_wrap(f"{command.summary[0].upper()}{command.summary[1:]}.", _WIDTH)]
     if command.details:
@@ -58,26 +58,27 @@ def command_help(command: Command) -> str:
         lines += ["", "Commands:"]
         for place in command.subcommands.values():
             each = load_command(place)
-            lines += _entry(f"{each.name} {_arguments(each)}".rstrip(), each.summary)
+            lines += _entry(f"{each.name} {arguments_of(each)}".rstrip(), each.summary)
     if command.positional:
         lines += ["", "Arguments:"]
         for argument in command.positional:
             lines += _entry(argument.metavar, argument.help)
-    shared = _shared_fields(command.options)
+    shared = shared_fields(command.options)
     groups = command.groups or (OptionGroup("Options", command.options),)
     for group in groups:
         lines += ["", f"{group.title}:", *_options(group.options)]
         if group is groups[-1]:
             lines += _HELP
         lines += _group_details(group, shared)
-    for names, fields in _by_users(shared).items():
+    for names, fields in by_users(shared).items():
         lines += ["", *_keys(f"Keys of {names}:", fields)]
     if command.examples:
         lines += ["", "Examples:", *(f"  {example}" for example in command.examples)]
     return "\n".join(lines) + "\n"
 
 
-def _arguments(command: Command) -> str:
+def arguments_of(command: Command) -> str:
+    """Return the arguments of a command as a usage line shows them."""
     return " ".join(_argument(argument) for argument in command.positional)
 
 
@@ -93,15 +94,18 @@ def _options(options: Iterable[Option[object]]) -> list[str]:
     lines = []
     for option in options:
         names = ", ".join(option.names)
-        lines += _entry(f"{names} {option.metavar}".rstrip(), option.help + _shown(option.default))
+        lines += _entry(
+            f"{names} {option.metavar}".rstrip(), option.help + shown_default(option.default)
+        )
     return lines
 
 
-def _shown(default: str) -> str:
+def shown_default(default: str) -> str:
+    """Return what stands behind a help text about a default, or ""."""
     return f" (default: {default})" if default else ""
 
 
-def _group_details(group: OptionGroup, shared: _Shared) -> list[str]:
+def _group_details(group: OptionGroup, shared: SharedFields) -> list[str]:
     """Return the lines after the options of a group: a note, keys, examples."""
     lines = [f"  {row}" for row in _wrap(group.note, _WIDTH - 2) if row]
     for option in group.options:
@@ -111,16 +115,17 @@ def _group_details(group: OptionGroup, shared: _Shared) -> list[str]:
     return lines + [f"  Example: {example}" for example in group.examples]
 
 
-def _shared_fields(options: Iterable[Option[object]]) -> _Shared:
+def shared_fields(options: Iterable[Option[object]]) -> SharedFields:
     """Return the fields that several options have, each with the names of those options."""
-    users: _Shared = {}
+    users: SharedFields = {}
     for option in options:
         for field in option.fields:
             users.setdefault(field, []).append(option.name)
     return {field: names for field, names in users.items() if len(names) > 1}
 
 
-def _by_users(shared: _Shared) -> dict[str, list[Field[object]]]:
+def by_users(shared: SharedFields) -> dict[str, list[Field[object]]]:
+    """Return shared fields under the names of the options that have them, as one text."""
     found: dict[str, list[Field[object]]] = {}
     for field, names in shared.items():
         found.setdefault(" and ".join((", ".join(names[:-1]), names[-1])), []).append(field)
@@ -135,7 +140,7 @@ def _keys(
     for field in fields:
         implied = option is not None and field is option.fields[0]
         form = f"[{field.name}=]{field.kind}" if implied else f"{field.name}={field.kind}"
-        default = " (required)" if field.required else _shown(field.shown)
+        default = " (required)" if field.required else shown_default(field.shown)
         lines += _entry(form, field.help + default, indent=4)
     return lines
 

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from crosvm_py.cli.dispatch import COMMANDS, GLOBAL_OPTIONS, execute
-from crosvm_py.cli.grammar.completion import bash_completion
+from crosvm_py.cli.grammar.completion import bash_completion, words_of
 from sys_util.errors import UsageError
 
 BASH = shutil.which("bash")
@@ -18,7 +18,7 @@ BASH = shutil.which("bash")
 
 def offered(*words: str) -> list[str]:
     """Return what bash offers for the last of ``words``."""
-    script = bash_completion(COMMANDS, GLOBAL_OPTIONS)
+    script = bash_completion("crosvm", words_of(COMMANDS, GLOBAL_OPTIONS))
     line = " ".join(shlex.quote(word) for word in ("crosvm", *words))
     script += f"COMP_WORDS=({line}); COMP_CWORD={len(words)}; _crosvm; echo ${{COMPREPLY[@]}}"
     done = subprocess.run(
@@ -53,9 +53,10 @@ def test_word_is_completed(words: list[str], expected: list[str]) -> None:
 
 def test_script_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert execute(["completion", "bash"]) == 0
-    assert capfd.readouterr().out == bash_completion(COMMANDS, GLOBAL_OPTIONS)
+    assert capfd.readouterr().out == bash_completion("crosvm", words_of(COMMANDS, GLOBAL_OPTIONS))
 
 
 def test_other_shell_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"completion: 'bsh' is none of bash, did you mean bash"):
+    reason = r"completion: 'bsh' is none of bash, zsh, fish, did you mean bash"
+    with pytest.raises(UsageError, match=reason):
         execute(["completion", "bsh"])
