@@ -126,6 +126,7 @@ class RunConfig:
         pci_slots: the slots of devices, by their names, as ``devices.pci.address`` numbers them;
             the others get the lowest of segment 0.
         hotplug_bytes: how much memory can be added while the guest runs.
+        reboots: a reset boots the guest again; otherwise it ends the run.
         guest_files: kernel and initrd of a guest's folder; links are not followed there.
     """
 
@@ -157,6 +158,7 @@ class RunConfig:
     api_socket: ApiSocketSpec | None = None
     pci_weights: tuple[int, ...] = (1,)
     pci_slots: tuple[tuple[str, int], ...] = ()
+    reboots: bool = False
 
     def root_parameter(self) -> str | None:
         """Return the kernel parameters for the root disk, or None if there is none."""

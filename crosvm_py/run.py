@@ -188,7 +188,11 @@ def _control_server(
 
         suspension = Suspension(vm.machine, vcpus, vm.supervisor)
         plugging = vm.plugging
-        running = RunningVm(vm.machine, vm.supervisor, suspension, vcpus, vm.end, plugging)
+        running = RunningVm(
+            vm.machine, vm.supervisor, suspension, vcpus, vm.end, plugging, vm.rebooting
+        )
+        if vm.rebooting is not None:
+            suspension.join(vm.rebooting)
         handler = request_handler(running)
         if plugging is None:
             return ControlLink(vm.loop, keeper.channel, handler)

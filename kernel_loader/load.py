@@ -58,15 +58,15 @@ class Initrd:
     def __init__(self, source: FileSource) -> None:
         self.what = source.what
         self.size_bytes = source.size
-        self._source = source
+        self.source = source
 
     def place(self, memory: GuestMemory, gpa: int) -> None:
         """Read the file into guest memory."""
-        self._source.copy_to(0, memory, gpa, self.size_bytes)
+        self.source.copy_to(0, memory, gpa, self.size_bytes)
 
     def close(self) -> None:
         """Close the file. May be called twice."""
-        self._source.close()
+        self.source.close()
 
 
 class BootPlan(NamedTuple):
@@ -78,6 +78,18 @@ class BootPlan(NamedTuple):
     cmdline: bytes  # without the NUL
     e820: tuple[E820Entry, ...]
     layout: BootLayout
+
+    def close(self) -> None:
+        """Close the files. May be called twice."""
+        self.image.close()
+        if self.initrd:
+            self.initrd.close()
+
+    def keep(self) -> None:
+        """Keep the files open to load them again, also when a filter allows us fewer calls."""
+        self.image.source.sends = False
+        if self.initrd:
+            self.initrd.source.sends = False
 
 
 def open_initrd(path: str, *, follow: bool = True) -> Initrd:
@@ -111,11 +123,13 @@ def plan_boot(
     return BootPlan(image, initrd, initrd_gpa, encoded, tuple(e820), layout)
 
 
-def load_linux(memory: GuestMemory, plan: BootPlan, *, rsdp_gpa: int, seed: bytes) -> EntryPoint:
-    """Write kernel, initrd and boot data into guest memory and return where to start.
+def load_linux(
+    memory: GuestMemory, plan: BootPlan, *, rsdp_gpa: int, seed: bytes, keep: bool = False
+) -> EntryPoint:
+    """Write kernel, initrd and boot data into guest memory, which is zero; return where to start.
 
-    Close image and initrd afterwards: otherwise an unpacked kernel would use memory of the vmm as
-    long as the guest runs.
+    Unless ``keep`` says that they will be loaded again, close image and initrd afterwards:
+    otherwise an unpacked kernel would use memory of the host as long as the guest runs.
 
     ``seed`` is 32 to 256 random bytes for the guest; ``rsdp_gpa`` 0 means that there is no ACPI.
 
@@ -126,12 +140,14 @@ def load_linux(memory: GuestMemory, plan: BootPlan, *, rsdp_gpa: int, seed: byte
     layout = plan.layout
     _make_huge(memory, plan)
     plan.image.place(memory)
-    plan.image.close()
     initrd_bytes = 0
     if plan.initrd:
         plan.initrd.place(memory, plan.initrd_gpa)
-        plan.initrd.close()
         initrd_bytes = plan.initrd.size_bytes
+    if keep:
+        plan.keep()
+    else:
+        plan.close()
     memory.write(layout.cmdline_gpa, plan.cmdline + b"\0")
 
     data = BootData(

@@ -26,6 +26,7 @@ class Source(Protocol):
 
     what: str
     size: int
+    sends: bool
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes, or raise ``ConfigError``."""
@@ -43,12 +44,15 @@ class Source(Protocol):
 class FileSource:
     """An open regular file. ``what`` names it in messages: ``kernel boot/vmlinux``.
 
+    ``sends`` is whether to copy by sendfile(2), which a filter of this process may forbid later.
+
     Owns ``fd``. It is public, so that the file can be passed to another process.
     """
 
     def __init__(self, what: str, fd: int, size: int) -> None:
         self.what = what
         self.size = size
+        self.sends = True
         self.fd = fd
 
     @classmethod
@@ -96,6 +100,10 @@ class FileSource:
 
     def copy_to(self, offset: int, memory: GuestMemory, gpa: int, length: int) -> None:
         """Copy ``length`` bytes of the file, from ``offset`` on, to ``gpa``."""
+        if not self.sends:
+            with memory.view(gpa, length) as target:
+                self.read_into(offset, target)
+            return
         os.lseek(memory.fd, _memfd_offset(memory, gpa, length), os.SEEK_SET)
         done = 0
         while done < length:

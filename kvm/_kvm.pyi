@@ -96,6 +96,23 @@ class kvm_mp_state(CData):
 class kvm_lapic_state(CData):
     regs: CData
 
+class kvm_msr_list(CData):
+    nmsrs: int
+    indices: CData
+
+# Those that are only taken from KVM and given back.
+OpaqueStruct = Literal[
+    "struct kvm_vcpu_events *",
+    "struct kvm_sregs *",
+    "struct kvm_xcrs *",
+    "struct kvm_xsave *",
+    "struct kvm_lapic_state *",
+    "struct kvm_regs *",
+    "struct kvm_debugregs *",
+    "struct kvm_mp_state *",
+    "struct kvm_pit_state2 *",
+]
+
 class kvm_clock_data(CData):
     clock: int
     flags: int
@@ -138,6 +155,14 @@ class _Ffi:
         ],
         init: dict[str, int],
     ) -> CData: ...
+    @overload
+    def new(
+        self, cdecl: Literal["struct kvm_msr_list *"], init: dict[str, int]
+    ) -> kvm_msr_list: ...
+    @overload
+    def new(self, cdecl: Literal["struct kvm_irqchip *"], init: dict[str, int]) -> CData: ...
+    @overload
+    def new(self, cdecl: OpaqueStruct) -> CData: ...
     @overload
     def new(self, cdecl: Literal["uint64_t *"], init: int) -> CData: ...
     @overload
@@ -192,6 +217,19 @@ class _Lib:
     KVM_SET_SREGS: int
     KVM_GET_MSRS: int
     KVM_SET_MSRS: int
+    KVM_GET_MSR_INDEX_LIST: int
+    KVM_GET_VCPU_EVENTS: int
+    KVM_SET_VCPU_EVENTS: int
+    KVM_GET_XCRS: int
+    KVM_SET_XCRS: int
+    KVM_GET_XSAVE: int
+    KVM_SET_XSAVE: int
+    KVM_GET_DEBUGREGS: int
+    KVM_SET_DEBUGREGS: int
+    KVM_GET_IRQCHIP: int
+    KVM_SET_IRQCHIP: int
+    KVM_GET_PIT2: int
+    KVM_SET_PIT2: int
     KVM_GET_LAPIC: int
     KVM_SET_LAPIC: int
     KVM_SET_CPUID2: int

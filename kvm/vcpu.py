@@ -57,7 +57,8 @@ class Vcpu:
         self.page = memoryview(ffi.buffer(owned, run_bytes)).cast("B")
 
     @property
-    def _target(self) -> str:
+    def target(self) -> str:
+        """What errors of its ioctls call it."""
         return f"on vCPU {self.index}"
 
     def run(self) -> int:
@@ -71,19 +72,19 @@ class Vcpu:
     def mp_state(self) -> int:
         """Return the ``KVM_MP_STATE_…``."""
         state = ffi.new("struct kvm_mp_state *")
-        ioctl(self.fd, lib.KVM_GET_MP_STATE, state, "KVM_GET_MP_STATE", self._target)
+        ioctl(self.fd, lib.KVM_GET_MP_STATE, state, "KVM_GET_MP_STATE", self.target)
         return state.mp_state
 
     def set_mp_state(self, value: int) -> None:
         """Set the ``KVM_MP_STATE_…``."""
         state = ffi.new("struct kvm_mp_state *", {"mp_state": value})
-        ioctl(self.fd, lib.KVM_SET_MP_STATE, state, "KVM_SET_MP_STATE", self._target)
+        ioctl(self.fd, lib.KVM_SET_MP_STATE, state, "KVM_SET_MP_STATE", self.target)
 
     def notify_paused(self) -> None:
         """Tell the guest's watchdogs that it was paused, if the guest uses kvmclock."""
         result = lib.crosvm_ioctl_int(self.fd, lib.KVM_KVMCLOCK_CTRL, 0)
         if result < 0 and -result != errno.EINVAL:
-            refuse("KVM_KVMCLOCK_CTRL", self._target, -result)
+            refuse("KVM_KVMCLOCK_CTRL", self.target, -result)
 
     def close(self) -> None:
         """Close the vCPU. The run page stays mapped as long as there is a view of it."""

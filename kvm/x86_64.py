@@ -20,6 +20,8 @@ KVM_IRQCHIP_PIC_SLAVE: Final[int] = lib.KVM_IRQCHIP_PIC_SLAVE
 KVM_IRQCHIP_IOAPIC: Final[int] = lib.KVM_IRQCHIP_IOAPIC
 KVM_CAP_TSC_DEADLINE_TIMER: Final[int] = lib.KVM_CAP_TSC_DEADLINE_TIMER
 
+MSR_IA32_TSC: Final = 0x10
+
 KVM_CPUID_FLAG_SIGNIFCANT_INDEX: Final[int] = lib.KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 
 
@@ -127,22 +129,22 @@ class X86Vcpu(Vcpu):
     def regs(self) -> kvm_regs:
         """Return a copy of the general registers."""
         regs = ffi.new("struct kvm_regs *")
-        ioctl(self.fd, lib.KVM_GET_REGS, regs, "KVM_GET_REGS", self._target)
+        ioctl(self.fd, lib.KVM_GET_REGS, regs, "KVM_GET_REGS", self.target)
         return regs
 
     def set_regs(self, regs: kvm_regs) -> None:
         """Set the general registers."""
-        ioctl(self.fd, lib.KVM_SET_REGS, regs, "KVM_SET_REGS", self._target)
+        ioctl(self.fd, lib.KVM_SET_REGS, regs, "KVM_SET_REGS", self.target)
 
     def sregs(self) -> kvm_sregs:
         """Return a copy of the segment and control registers."""
         sregs = ffi.new("struct kvm_sregs *")
-        ioctl(self.fd, lib.KVM_GET_SREGS, sregs, "KVM_GET_SREGS", self._target)
+        ioctl(self.fd, lib.KVM_GET_SREGS, sregs, "KVM_GET_SREGS", self.target)
         return sregs
 
     def set_sregs(self, sregs: kvm_sregs) -> None:
         """Set the segment and control registers."""
-        ioctl(self.fd, lib.KVM_SET_SREGS, sregs, "KVM_SET_SREGS", self._target)
+        ioctl(self.fd, lib.KVM_SET_SREGS, sregs, "KVM_SET_SREGS", self.target)
 
     def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
         """Set every leaf that the guest will see. Call it once, before the first ``run``."""
@@ -152,7 +154,7 @@ class X86Vcpu(Vcpu):
             entry = table.entries[at]
             entry.function, entry.index, entry.flags = leaf.function, leaf.subleaf, leaf.flags
             entry.eax, entry.ebx, entry.ecx, entry.edx = leaf.eax, leaf.ebx, leaf.ecx, leaf.edx
-        ioctl(self.fd, lib.KVM_SET_CPUID2, table, "KVM_SET_CPUID2", self._target)
+        ioctl(self.fd, lib.KVM_SET_CPUID2, table, "KVM_SET_CPUID2", self.target)
 
     def set_msr(self, index: int, value: int) -> bool:
         """Set one model-specific register; return whether KVM accepted it.
@@ -162,24 +164,33 @@ class X86Vcpu(Vcpu):
         table = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": 1})
         table.entries[0].index = index
         table.entries[0].data = value
-        return ioctl(self.fd, lib.KVM_SET_MSRS, table, "KVM_SET_MSRS", self._target) == 1
+        return ioctl(self.fd, lib.KVM_SET_MSRS, table, "KVM_SET_MSRS", self.target) == 1
 
     def msr(self, index: int) -> int | None:
         """Return one model-specific register, or ``None`` if KVM does not have it."""
         table = ffi.new("struct kvm_msrs *", {"nmsrs": 1, "entries": 1})
         table.entries[0].index = index
-        if ioctl(self.fd, lib.KVM_GET_MSRS, table, "KVM_GET_MSRS", self._target) != 1:
+        if ioctl(self.fd, lib.KVM_GET_MSRS, table, "KVM_GET_MSRS", self.target) != 1:
             return None
         return table.entries[0].data
+
+    def restart_counter(self) -> None:
+        """Set the time stamp counter to its start; do so for all vCPUs, one after the other.
+
+        KVM takes the first value as a new start and keeps the counters of the others together with
+        it. If the last start was less than a second ago, all go on from there. (Zero would mean:
+        go on with the other vCPUs.)
+        """
+        self.set_msr(MSR_IA32_TSC, 1)
 
     def lapic(self) -> bytes:
         """Return the register page of the in-kernel local APIC."""
         state = ffi.new("struct kvm_lapic_state *")
-        ioctl(self.fd, lib.KVM_GET_LAPIC, state, "KVM_GET_LAPIC", self._target)
+        ioctl(self.fd, lib.KVM_GET_LAPIC, state, "KVM_GET_LAPIC", self.target)
         return bytes(ffi.buffer(state))
 
     def set_lapic(self, registers: bytes) -> None:
         """Set the register page of the in-kernel local APIC."""
         state = ffi.new("struct kvm_lapic_state *")
         ffi.buffer(state)[:] = registers
-        ioctl(self.fd, lib.KVM_SET_LAPIC, state, "KVM_SET_LAPIC", self._target)
+        ioctl(self.fd, lib.KVM_SET_LAPIC, state, "KVM_SET_LAPIC", self.target)

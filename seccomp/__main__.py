@@ -29,6 +29,8 @@ CROSVM_COUNTS: Final = {
     "vcpu": "none",
     "vmm": "none: crosvm's main process has no filter",
     "vmm_memory": "none",
+    "vmm_memory_reboot": "none",
+    "vmm_reboot": "none",
     "vsock_broker": "none",
     "vsock_device": "70, for the kernel's vsock",
     "warden": "none: its main process forks",

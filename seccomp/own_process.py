@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 # jail.plan.load_filter loads these policies, each with the check before it.
 _BOUND: Final = frozenset(
-    {"forge", "vcpu", "vmm", "vmm_memory", "warden", "warden_sealed", "warden_vsock"}
+    {
+        *("forge", "vcpu", "vmm", "vmm_memory", "vmm_memory_reboot", "vmm_reboot"),
+        *("warden", "warden_sealed", "warden_vsock"),
+    }
 )
 _CALL: Final = "tgkill"
 # The number of tgkill(2). Importing the whole table of calls would make every start slower.

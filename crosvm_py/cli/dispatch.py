@@ -53,6 +53,7 @@ COMMANDS: Final[CommandTable] = {
     "stop": "crosvm_py.cli.commands.control:STOP",
     "suspend": "crosvm_py.cli.commands.control:SUSPEND",
     "resume": "crosvm_py.cli.commands.control:RESUME",
+    "reboot": "crosvm_py.cli.commands.control:REBOOT",
     "powerbtn": "crosvm_py.cli.commands.control:POWERBTN",
     "info": "crosvm_py.cli.commands.info:INFO",
     "top": "crosvm_py.cli.commands.top:TOP",

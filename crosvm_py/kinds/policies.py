@@ -13,9 +13,13 @@ from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-_MAIN: Final = "vmm"
-# That of a vmm whose guest memory can change its size.
-_MAIN_GROWING: Final = "vmm_memory"
+# By whether the guest's memory can change its size, and whether a reset boots the guest again.
+_MAIN: Final = {
+    (False, False): "vmm",
+    (True, False): "vmm_memory",
+    (False, True): "vmm_reboot",
+    (True, True): "vmm_memory_reboot",
+}
 _VCPU: Final = "vcpu"
 # Children inherit the warden's filter, so its policy allows what theirs allow. There are two of it:
 # for runs without and with a broker; a run with a control process may get one.
@@ -66,11 +70,12 @@ def load_run_policies(
     recorded: Recorded | None = None,
     control: str | None = None,
     grows: bool = False,
+    reboots: bool = False,
 ) -> RunPolicies:
     """Return the filters of a run with devices of these ``kinds``.
 
     ``control`` is the policy of its control process, if it has one. If the guest's memory
-    ``grows``, the vmm may change it.
+    ``grows``, the vmm may change it. ``reboots``: a reset boots the guest again.
 
     If there is one, devices of ``LATER_KINDS`` may be plugged in, so their filters are needed too.
 
@@ -80,7 +85,7 @@ def load_run_policies(
     """
     kinds = kinds if control is None else {*kinds, *LATER_KINDS}
     names = policies_of(kinds)
-    main = _MAIN_GROWING if grows else _MAIN
+    main = _MAIN[grows, reboots]
     if recorded is not None:
         missing = recorded.names - {*names, main, _VCPU}
         if missing and not recorded.every:
@@ -117,7 +122,7 @@ def keep_run_policies() -> None:
     Raises:
         PolicyError: one is missing or wrong.
     """
-    for name in (*policies_of(DEVICE_KINDS), *_WARDENS, _FORGE, _MAIN, _VCPU):
+    for name in (*policies_of(DEVICE_KINDS), *_WARDENS, _FORGE, *_MAIN.values(), _VCPU):
         keep_policy(name)
 
 

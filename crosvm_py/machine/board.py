@@ -172,8 +172,22 @@ class Board(ABC):
         """Create KVM's interrupt controllers and timers, unless the VM has them; it has memory."""
 
     @abstractmethod
-    def load(self, plan: BootPlan, cpus: int) -> None:
-        """Write the kernel and the firmware's tables into memory, and make the vCPUs."""
+    def load(self, plan: BootPlan, cpus: int, *, restartable: bool = False) -> None:
+        """Write the kernel and the firmware's tables into memory, and make the vCPUs.
+
+        With ``restartable`` the files of the plan stay open, and what ``restart`` needs is kept.
+        """
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Return everything but the virtio devices to its start, and load the kernel again.
+
+        Every vCPU is paused, and no device uses guest memory (``power_on_devices``).
+
+        Raises:
+            ConfigError: kernel or initrd have become shorter.
+            HostError: the host refuses something.
+        """
 
     @abstractmethod
     def make_clocks(self) -> Clocks:

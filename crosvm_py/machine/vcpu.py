@@ -79,6 +79,9 @@ class VcpuSet:
         hardware_virtualization: bool = True,
     ) -> None:
         self._on_exit = on_exit
+        # Asked in a vCPU's thread about an exit that resets the machine, with the reason: whether
+        # the vCPU is to wait until that is done. It has called ``park`` then.
+        self.on_reset: Callable[[str], bool] = lambda _reason: False
         self._condition = threading.Condition()
         self._state = _PAUSED
         self._ended = False
@@ -157,9 +160,20 @@ class VcpuSet:
     def pause(self) -> None:
         """Ask every vCPU to pause; ``wait_paused`` waits until they have."""
         with self._condition:
-            if self._state == _RUNNING:
+            if self._state in (_RUNNING, _PAUSED):
                 self._state = _PAUSED
                 self._kick()
+
+    def park(self) -> None:
+        """Ask every vCPU to pause when it leaves the guest the next time. For any thread.
+
+        The vCPU whose thread calls this does not enter the guest before ``resume``.
+        """
+        with self._condition:
+            if self._state == _RUNNING:
+                self._state = _PAUSED
+                for vcpu in self._vcpus.values():
+                    vcpu.set_immediate_exit(enabled=True)
 
     def wait_paused(self, timeout_seconds: float) -> bool:
         """Wait until no vCPU is in the guest or in a device; return whether that is so.
@@ -200,8 +214,9 @@ class VcpuSet:
     def _kick(self) -> None:
         """Make every vCPU leave the guest. The caller holds the lock, so thread ids stay valid."""
         for index, tid in self._tids.items():
-            self._vcpus[index].set_immediate_exit(enabled=True)
-            kick_thread(tid, KICK_SIGNAL)
+            if index not in self._parked:
+                self._vcpus[index].set_immediate_exit(enabled=True)
+                kick_thread(tid, KICK_SIGNAL)
 
     def _thread(self, runner: VcpuRunner) -> None:
         index = runner.vcpu.index
@@ -210,7 +225,7 @@ class VcpuSet:
         if not self._enter(index):
             return
         try:
-            reason = runner.run(self._gate)
+            reason = self._run(runner)
         except Exception as error:  # thread entry: a bug must end the VM, not leave it hanging
             log.exception(error, "vCPU %d: a bug in the monitor ends the VM", index)
             reason = VmExitReason(VmExit.CRASH, f"vCPU {index}: {type(error).__name__}: {error}")
@@ -222,6 +237,13 @@ class VcpuSet:
                 self._condition.notify_all()
         if reason is not None:
             self._report(index, reason)
+
+    def _run(self, runner: VcpuRunner) -> VmExitReason | None:
+        """Run the guest, again after each reset of the machine; see ``VcpuRunner.run``."""
+        while True:
+            reason = runner.run(self._gate)
+            if reason is None or reason.kind != VmExit.RESET or not self.on_reset(reason.text):
+                return reason
 
     def _enter(self, index: int) -> bool:
         """Confine and register this thread; return False if it could not be confined."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from crosvm_py.exit_status import VmExit
 from crosvm_py.operations.operation import operation
-from crosvm_py.requests.life import PowerButton, Resume, Stop, Suspend
-from crosvm_py.requests.protocol import Done
+from crosvm_py.requests.life import PowerButton, Reboot, Resume, Stop, Suspend
+from crosvm_py.requests.pending import Pending
+from crosvm_py.requests.protocol import Done, Failed
+from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from crosvm_py.operations.operation import RunningVm
-    from crosvm_py.requests.pending import Pending
     from crosvm_py.requests.protocol import Response
 
 
@@ -20,6 +21,25 @@ def stop(vm: RunningVm, _request: Stop) -> Done:
     """End the VM as soon as the answer is sent."""
     vm.end(VmExit.STOPPED, "stopped by a client")
     return Done()
+
+
+@operation(Reboot)
+def reboot(vm: RunningVm, _request: Reboot) -> Response | Pending:
+    """Boot the guest again. A VM that is suspended goes on then.
+
+    Raises:
+        ConfigError: this VM cannot, or it is just being suspended or resumed.
+    """
+    rebooting = vm.rebooting
+    if rebooting is None:
+        raise ConfigError("this VM was not started with --reboot: its guest cannot boot again")
+    if vm.suspension.is_busy:
+        raise ConfigError("a suspend or resume is under way: try again")
+    pending = Pending()
+    rebooting.reboot(lambda reason: pending.complete(Failed(reason) if reason else Done()))
+    if vm.suspension.is_suspended:
+        vm.suspension.resume()
+    return pending
 
 
 @operation(Suspend)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crosvm_py.requests.pending import Pending
     from crosvm_py.requests.protocol import Request, Response
     from crosvm_py.vmm.plugging import Plugging
+    from crosvm_py.vmm.reboot import Rebooting
     from crosvm_py.vmm.supervisor import Supervisor
 
     R = TypeVar("R", bound=Request)
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 class RunningVm(NamedTuple):
     """What operations act on. ``end`` ends the VM and logs the reason.
 
-    ``plugging`` is ``None`` where devices can neither come nor go.
+    ``plugging`` is ``None`` where devices can neither come nor go, ``rebooting`` where the guest
+    boots only once.
     """
 
     machine: Board
@@ -37,6 +39,7 @@ class RunningVm(NamedTuple):
     vcpus: VcpuSet
     end: Callable[[VmExit, str], None]
     plugging: Plugging | None = None
+    rebooting: Rebooting | None = None
 
 
 OPERATIONS: Final[dict[type[Request], Operation]] = {}

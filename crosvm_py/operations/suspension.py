@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from crosvm_py.machine.vcpu import VcpuSet
     from crosvm_py.requests.protocol import Response
     from crosvm_py.vmm.device_proxy import DeviceProcess
+    from crosvm_py.vmm.reboot import Rebooting
     from crosvm_py.vmm.supervisor import Supervisor
 
 log = get_logger("crosvm.vm")
@@ -32,6 +33,16 @@ class Suspension:
         self._busy = False
         self._suspending = False
         self._clocks = machine.make_clocks()
+        # Set where the guest can reboot: whether it does now, and (asked when the VM is to go on)
+        # whether the vCPUs may run, or do so after a reboot.
+        self.is_rebooting: Callable[[], bool] = lambda: False
+        self.may_run: Callable[[], bool] = lambda: True
+
+    def join(self, rebooting: Rebooting) -> None:
+        """Let a reboot wait until the VM goes on, and a suspension until it has rebooted."""
+        self.is_rebooting = lambda: rebooting.is_under_way
+        self.may_run = rebooting.may_run
+        rebooting.is_held = lambda: self.is_held
 
     @property
     def is_suspended(self) -> bool:
@@ -43,10 +54,22 @@ class Suspension:
         """Whether devices stand still, or are being brought to."""
         return self._suspended or self._suspending
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether devices are being brought to stand still, or to go on."""
+        return self._busy
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the VM is held still, or is being brought to, or to go on."""
+        return self._suspended or self._busy
+
     def suspend(self) -> Response | Pending:
         """Pause every vCPU, then every device; the answer comes when no request is in flight."""
         if self._busy:
             return Failed("another suspend or resume is under way")
+        if self.is_rebooting():
+            return Failed("the guest reboots: try again")
         if self._suspended:
             return Done()
         self._vcpus.pause()
@@ -72,7 +95,8 @@ class Suspension:
 
         def finish() -> None:
             self._clocks.go_on()
-            self._vcpus.resume()
+            if self.may_run():
+                self._vcpus.resume()
             log.info("the VM goes on")
 
         return self._all_devices(lambda device, then: device.resume(then), finish)

@@ -21,6 +21,15 @@ class Stop:
 
 
 @fact
+class Reboot:
+    """Reset the machine and boot the guest again; ``Done`` means that it runs."""
+
+    TYPE: ClassVar[int] = 48
+    FIELDS: ClassVar[tuple[Check, ...]] = ()
+    ANSWER: ClassVar[type[Message]] = Done
+
+
+@fact
 class Suspend:
     """Pause all vCPUs. ``Done`` means that none runs guest code any more."""
 

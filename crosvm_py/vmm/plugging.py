@@ -93,6 +93,7 @@ class Plugging:
         self._removing: set[int] = set()  # slots that the guest is asked to eject
         self._ejected: set[int] = set()  # of them, those that the loop has yet to hear of
         self.is_paused: Callable[[], bool] = lambda: False  # whether devices stand still now
+        self.is_rebooting: Callable[[], bool] = lambda: False  # ``on_restart`` follows
         self.cgroup = ""  # the VM's group, if it has one
         # Called with each device that came, before its driver can use it, and that has gone.
         self.on_plugged: Callable[[DeviceProcess], None] = lambda _device: None
@@ -303,6 +304,11 @@ class Plugging:
             )
         log.info("%s: the guest is asked to let it go", name)
 
+    def on_restart(self) -> None:
+        """Take out what the guest was to let go: the machine was reset, and none uses it."""
+        for slot in sorted(self._removing):
+            self._take_out(slot)
+
     def on_eject(self, slot: int) -> None:
         """Note that the guest has let a device go. In a vCPU thread, with the device-model lock.
 
@@ -310,7 +316,12 @@ class Plugging:
         """
         if slot in self._removing and slot not in self._ejected:
             self._ejected.add(slot)
-            self._loop.call_soon_threadsafe(lambda: self._take_out(slot))
+            self._loop.call_soon_threadsafe(lambda: self._on_ejected(slot))
+
+    def _on_ejected(self, slot: int) -> None:
+        # While the machine is reset, its process may not have let go of guest memory.
+        if slot in self._ejected and not self.is_rebooting():
+            self._take_out(slot)
 
     def _take_out(self, slot: int) -> None:
         number = next(number for number, place in self._slots.items() if place == slot)

@@ -212,6 +212,7 @@ def _policies(
         recorded=recorded,
         control=CONTROL if plugs else _control_policy(config),
         grows=config.hotplug_bytes > 0,
+        reboots=config.reboots,
     )
 
 

@@ -69,6 +69,11 @@ class Supervisor(Lives):
         """Every device, those included that were removed and of which something is left."""
         return tuple(supervised.device for supervised in self._supervised.values())
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left of any device that was removed."""
+        return not any(supervised.is_removed for supervised in self._supervised.values())
+
     def spawn(
         self, order: DeviceOrder, memory: GuestMemory, page: SharedPage | None = None
     ) -> DeviceProcess:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from crosvm_py.machine.vcpu_exit import VmExitReason
     from crosvm_py.vmm.plugging import Plugging
     from crosvm_py.vmm.preparation import Preparation
+    from crosvm_py.vmm.reboot import Rebooting
     from crosvm_py.vmm.warden_proxy import WardenProcess
     from seccomp import Policy
 
@@ -72,6 +73,7 @@ class VirtualMachine:
         self._vcpus: VcpuSet | None = None
         self._control: Closing | None = None
         self.plugging: Plugging | None = None
+        self.rebooting: Rebooting | None = None  # a reset then boots the guest again
         arch = host_arch()
         # Where nobody can ask for more, there is never more.
         hot_bytes = 0 if serve_control is None else config.hotplug_bytes
@@ -97,7 +99,7 @@ class VirtualMachine:
             self.loop,
             lock,
             MachineEvents(
-                on_reset=lambda: self._end_soon(VmExit.RESET, "the guest asked for a reset"),
+                on_reset=self._on_reset,
                 on_power_off=self._on_power_off,
                 on_panic=self._on_panic,
                 on_eject=None if serve_control is None else self._on_eject,
@@ -123,7 +125,7 @@ class VirtualMachine:
         machine.parts += prepared.serial.uarts.values()
         if self._memory.hot_areas:
             machine.add_dimm_slots()
-        machine.load(prepared.plan, self._config.cpus)
+        machine.load(prepared.plan, self._config.cpus, restartable=self._config.reboots)
         self.supervisor.wait_ready()
         self.supervisor.seal(self._memory)
         devices = self.supervisor.devices
@@ -147,6 +149,14 @@ class VirtualMachine:
         self._vcpus = vcpus = self.machine.make_vcpu_set(self._on_vcpu_exit)
         self.loop.wake_on_signals()
         handle_end_signals(self._on_signal)
+        if self._config.reboots:
+            from crosvm_py.vmm.reboot import Rebooting
+
+            self.rebooting = rebooting = Rebooting(self.loop, self.machine, vcpus, self.end)
+            rebooting.on_restart = self._on_restart
+            rebooting.is_settled = lambda: self.supervisor.is_settled
+            if self.plugging is not None:
+                self.plugging.is_rebooting = lambda: rebooting.is_under_way
         if self._serve_control is not None:
             self._control = self._serve_control(self, vcpus)
         self._start(vcpus)
@@ -161,6 +171,8 @@ class VirtualMachine:
             log.error("a vCPU does not stop; giving up on an orderly end")
             self._prepared.serial.close()
             os._exit(VmExit.CRASH)
+        if self.rebooting is not None:
+            self.rebooting.close()
         if self._control is not None:
             self._control.close()
         if self._prepared.serial.virtio is not None:
@@ -227,6 +239,18 @@ class VirtualMachine:
     def _on_device_death(self, reason: str) -> None:
         if self._vcpus is not None:  # otherwise build() raises the reason
             self.end(VmExit.CRASH, reason)
+
+    def _on_reset(self) -> None:
+        reason = "the guest asked for a reset"
+        if self.rebooting is None:
+            self._end_soon(VmExit.RESET, reason)
+        else:
+            self.rebooting.request(reason)
+
+    def _on_restart(self) -> None:
+        self._panicked = False
+        if self.plugging is not None:
+            self.plugging.on_restart()
 
     def _on_power_off(self) -> None:
         self.powered_off = True

@@ -53,6 +53,13 @@ struct kvm_msi { uint32_t address_lo, address_hi, data, flags; ...; };
 struct kvm_mp_state { uint32_t mp_state; ...; };
 struct kvm_lapic_state { char regs[...]; ...; };
 struct kvm_clock_data { uint64_t clock; uint32_t flags; ...; };
+struct kvm_msr_list { uint32_t nmsrs; uint32_t indices[]; ...; };
+struct kvm_vcpu_events { ...; };
+struct kvm_xcrs { ...; };
+struct kvm_xsave { ...; };
+struct kvm_debugregs { ...; };
+struct kvm_irqchip { uint32_t chip_id; ...; };
+struct kvm_pit_state2 { ...; };
 struct kvm_run { ...; };
 """
 
@@ -64,7 +71,9 @@ KVM_SET_IDENTITY_MAP_ADDR KVM_CREATE_IRQCHIP KVM_IRQ_LINE KVM_SET_GSI_ROUTING KV
 KVM_REINJECT_CONTROL KVM_SIGNAL_MSI
 KVM_IRQFD KVM_IOEVENTFD KVM_SET_CLOCK KVM_GET_CLOCK KVM_RUN KVM_GET_REGS KVM_SET_REGS
 KVM_GET_SREGS KVM_SET_SREGS KVM_GET_MSRS KVM_SET_MSRS KVM_GET_LAPIC KVM_SET_LAPIC KVM_SET_CPUID2
-KVM_GET_MP_STATE KVM_SET_MP_STATE KVM_KVMCLOCK_CTRL KVM_GET_TSC_KHZ
+KVM_GET_MP_STATE KVM_SET_MP_STATE KVM_KVMCLOCK_CTRL KVM_GET_TSC_KHZ KVM_GET_MSR_INDEX_LIST
+KVM_GET_VCPU_EVENTS KVM_SET_VCPU_EVENTS KVM_GET_XCRS KVM_SET_XCRS KVM_GET_XSAVE KVM_SET_XSAVE
+KVM_GET_DEBUGREGS KVM_SET_DEBUGREGS KVM_GET_IRQCHIP KVM_SET_IRQCHIP KVM_GET_PIT2 KVM_SET_PIT2
 """
 
 CONSTANTS: Final = """

@@ -59,6 +59,7 @@ IOCTLS: Final[dict[str, str | None]] = {
     **dict.fromkeys(("GET_LAPIC", "GET_IRQCHIP"), "GET_DEVICE_ATTR"),
     **dict.fromkeys(("SET_LAPIC", "SET_IRQCHIP"), "SET_DEVICE_ATTR"),
     **dict.fromkeys(("GET_CLOCK", "SET_CLOCK", "GET_TSC_KHZ", "KVMCLOCK_CTRL", "REINJECT_CONTROL")),
+    **dict.fromkeys(("SET_XCRS", "SET_XSAVE", "SET_DEBUGREGS", "SET_PIT2")),
     "SIGNAL_MSI": None,  # an arm64 processor has no non-maskable interrupt
 }
 

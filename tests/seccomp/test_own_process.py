@@ -22,7 +22,19 @@ from tests.seccomp.test_both_architectures import POLICIES
 from tests.support.processes import in_child
 
 PID: Final = 0x12345
-BOUND: Final = ("forge", "vmm", "vcpu", "warden", "warden_sealed", "warden_vsock")
+BOUND: Final = (
+    *(
+        "forge",
+        "vmm",
+        "vmm_memory",
+        "vmm_memory_reboot",
+        "vmm_reboot",
+        "vcpu",
+        "warden",
+        "warden_sealed",
+        "warden_vsock",
+    ),
+)
 
 
 def judged(name: str, arch: str, *args: int, log_failures: bool = False) -> Action:

@@ -33,6 +33,8 @@ POLICIES: Final = (
         "vcpu",
         "vmm",
         "vmm_memory",
+        "vmm_memory_reboot",
+        "vmm_reboot",
         "vsock_broker",
     ),
 )
@@ -54,6 +56,8 @@ MOST_CALLS: Final = {
     "vcpu": 28,
     "vmm": 48,
     "vmm_memory": 48,
+    "vmm_memory_reboot": 50,
+    "vmm_reboot": 50,
     "vsock_broker": 18,
     "vsock_device": 18,
     "forge": 104,

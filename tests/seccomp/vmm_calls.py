@@ -107,6 +107,26 @@ ALLOWED: Final[dict[str, Calls]] = {
             "getpgid(0)",
         ),
     ),
+    "vmm_memory": Calls(("ioctl(10, KVM_SET_USER_MEMORY_REGION)",)),
+    "vmm_memory_reboot": Calls(
+        ("ioctl(10, KVM_SET_USER_MEMORY_REGION)", "madvise(0x1000, 0x1000, MADV_REMOVE)")
+    ),
+    "vmm_reboot": Calls(
+        (
+            "madvise(0x1000, 0x1000, MADV_REMOVE)",
+            "madvise(0x1000, 0x1000, 25)",
+            "preadv(10, 0x1000, 1, 0)",
+            "preadv2(10, 0x1000, 1, 0, 0, 0)",
+            "ioctl(10, KVM_IRQFD, 0x1000)",
+        ),
+        x86_64=(
+            "ioctl(11, KVM_SET_SREGS, 0x1000)",
+            "ioctl(11, KVM_SET_LAPIC, 0x1000)",
+            "ioctl(10, KVM_SET_IRQCHIP, 0x1000)",
+            "ioctl(10, KVM_SET_PIT2, 0x1000)",
+        ),
+        aarch64=("ioctl(11, KVM_SET_MP_STATE, 0x1000)",),
+    ),
     "warden": _WARDEN_ALLOWED,
     "warden_sealed": SEALED_ALLOWED,
     "warden_vsock": Calls(
@@ -183,6 +203,10 @@ _VMM_DENIED: Final = (
     "prctl(PR_SET_DUMPABLE, 1)",
     "accept4(3, 0, 0, SOCK_CLOEXEC)",
 )
+_WITH_MEMORY_DENIED: Final = (
+    *(call for call in _VMM_DENIED if "MEMORY_REGION" not in call),
+    "ioctl(11, KVM_RUN, 0)",
+)
 _WARDEN_DENIED: Final = (
     "clone(SIGCHLD, 0, 0, 0, 0)",
     f"clone({JAIL}|CLONE_VM|SIGCHLD, 0, 0, 0, 0)",
@@ -239,7 +263,10 @@ DENIED: Final[dict[str, Calls]] = {
             "ioctl(0, TIOCSCTTY)",
             "fcntl(3, F_SETOWN)",
             "rt_sigaction(SIGSYS, 0x1000, 0, 8)",
+            "madvise(0x1000, 0x1000, MADV_REMOVE)",
+            "sendfile(9, 10, 0, 0x1000)",
         ),
+        x86_64=("ioctl(11, KVM_SET_REGS, 0x1000)", "ioctl(10, KVM_SET_IRQCHIP, 0x1000)"),
         aarch64=(
             "ioctl(11, KVM_ARM_VCPU_INIT, 0x1000)",
             "ioctl(11, KVM_ARM_VCPU_FINALIZE, 0x1000)",
@@ -248,6 +275,19 @@ DENIED: Final[dict[str, Calls]] = {
             "ppoll(0x1000, 1, 0x1000, 0x1000, 8)",
             "epoll_pwait(3, 0x1000, 64, -1, 0x1000, 8)",
         ),
+    ),
+    "vmm_memory": Calls((*_WITH_MEMORY_DENIED, "madvise(0x1000, 0x1000, MADV_REMOVE)")),
+    "vmm_memory_reboot": Calls((*_WITH_MEMORY_DENIED, "madvise(0x1000, 0x1000, MADV_HWPOISON)")),
+    "vmm_reboot": Calls(
+        (
+            *_VMM_DENIED,
+            "ioctl(11, KVM_RUN, 0)",
+            "rt_sigaction(SIGSYS, 0x1000, 0, 8)",
+            "madvise(0x1000, 0x1000, MADV_HWPOISON)",
+            "fallocate(9, 0, 0, 0x1000)",
+        ),
+        x86_64=("ioctl(11, KVM_SET_CPUID2, 0x1000)", "ioctl(10, KVM_CREATE_IRQCHIP)"),
+        aarch64=("ioctl(11, KVM_ARM_VCPU_FINALIZE, 0x1000)",),
     ),
     "warden": Calls(
         (*_WARDEN_DENIED, "socket(AF_UNIX, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``crosvm stop``, ``suspend``, ``resume`` and ``powerbtn``: simple requests to running VMs."""
+"""Simple requests to running VMs: ``stop``, ``suspend``, ``resume``, ``reboot``, ``powerbtn``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from crosvm_py.cli.commands.asking import SOCKETS
 from crosvm_py.cli.grammar.command import Command
 from crosvm_py.cli.output import write_error
 from crosvm_py.control import socket_client as client
-from crosvm_py.requests.life import PowerButton, Resume, Stop, Suspend
+from crosvm_py.requests.life import PowerButton, Reboot, Resume, Stop, Suspend
 from crosvm_py.requests.protocol import Request
 from sys_util.errors import VmmError, describe
 from sys_util.typing import TYPE_CHECKING, Final
@@ -36,6 +36,9 @@ STOP: Final = _command(
 )
 SUSPEND: Final = _command("suspend", "hold VMs still", Suspend())
 RESUME: Final = _command("resume", "let VMs go on that were suspended", Resume())
+REBOOT: Final = _command(
+    "reboot", "reset VMs that were started with --reboot: their guests boot again", Reboot()
+)
 POWERBTN: Final = _command(
     "powerbtn", "press the power button of VMs (ACPI): the guest shuts down", PowerButton()
 )

@@ -95,6 +95,12 @@ PER_VM: Final = switch(
     "what its own programs can spy out",
 )
 
+REBOOT: Final = switch(
+    "--reboot",
+    "boot the guest again, in the same process, when it resets its machine; otherwise a reset ends "
+    "the run (status 32 with --extended-status)",
+)
+
 
 def per_vm_core_scheduling(arguments: Arguments) -> bool:
     """Return whether the vCPUs of the VM may share cores with each other.
@@ -109,6 +115,6 @@ def per_vm_core_scheduling(arguments: Arguments) -> bool:
 
 GROUP: Final = OptionGroup(
     "Processors and memory",
-    (CPUS, MEMORY, CORE_SCHEDULING, PER_VM),
+    (CPUS, MEMORY, CORE_SCHEDULING, PER_VM, REBOOT),
     examples=("crosvm run -c 4 -m 2g vmlinux",),
 )

@@ -99,6 +99,7 @@ def _of_options(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         hotplug_bytes=memory.hotplug_bytes,
         core_scheduling=arguments.get(machine.CORE_SCHEDULING),
         per_vm_core_scheduling=machine.per_vm_core_scheduling(arguments),
+        reboots=arguments.has(machine.REBOOT),
     )
 
 

@@ -14,7 +14,11 @@ from crosvm_py.machine.x86_64.cpuid import CpuidTemplate, physical_address_bits
 from crosvm_py.machine.x86_64.irqchip import chip_wiring
 from crosvm_py.machine.x86_64.mptable import write_mptable
 from crosvm_py.machine.x86_64.msrs import set_boot_msrs
-from crosvm_py.machine.x86_64.regs import configure_boot_vcpu, set_local_interrupts
+from crosvm_py.machine.x86_64.regs import (
+    configure_boot_vcpu,
+    set_local_interrupts,
+    write_boot_tables,
+)
 from devices.acpi_pm import PM1_LENGTH, AcpiPm
 from devices.cmos import Cmos
 from devices.i8042 import I8042
@@ -28,6 +32,7 @@ from kvm.x86_64 import (
     X86Vm,
     supported_cpuid,
 )
+from sys_util.errors import HostError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -36,7 +41,8 @@ if TYPE_CHECKING:
 
     from crosvm_py.machine.board import MachineEvents
     from crosvm_py.machine.hotplug import HotPlug
-    from kernel_loader.load import BootPlan
+    from crosvm_py.machine.x86_64.start import MachineStart
+    from kernel_loader.load import BootPlan, EntryPoint
     from kvm.vm import Kvm
     from sys_util.event_loop import EventLoop
     from sys_util.guest_memory import GuestMemory
@@ -114,6 +120,8 @@ class Machine(Board):
         self._x86 = ready if isinstance(ready, X86Vm) else create_vm(kvm)
         self._x86_vcpus: list[X86Vcpu] = []
         self._kvm = kvm
+        self._start: MachineStart | None = None
+        self._refill: Callable[[], EntryPoint]
         super().__init__(self._x86, memory, loop, lock, _pci(self._windows), chip_wiring())
         self._power = AcpiPm(KvmIrqLine(self.vm, layout.SCI_IRQ), events.on_power_off)
         self._insert_board(events)
@@ -159,8 +167,19 @@ class Machine(Board):
             self.pio.insert(base, count, device)
         self.parts += (i8042, cmos, self._power, config_ports)
 
-    def load(self, plan: BootPlan, cpus: int) -> None:
+    def load(self, plan: BootPlan, cpus: int, *, restartable: bool = False) -> None:
         """Write the kernel and the firmware's tables into memory, and make the vCPUs."""
+        entry = self._fill_memory(plan, cpus, keep=restartable)
+        self._make_vcpus(cpus)
+        configure_boot_vcpu(self._x86_vcpus[0], self._memory, entry)
+        if restartable:
+            from crosvm_py.machine.x86_64.start import MachineStart
+
+            self._start = MachineStart(self._kvm, self._x86, self._x86_vcpus)
+            self._refill = lambda: self._fill_memory(plan, cpus, keep=True)
+
+    def _fill_memory(self, plan: BootPlan, cpus: int, *, keep: bool) -> EntryPoint:
+        """Write the tables, kernel and initrd into memory, which is zero."""
         memory = self._memory
         rsdp_gpa = write_acpi_tables(
             memory,
@@ -170,9 +189,17 @@ class Machine(Board):
             windows=self._windows,
         )
         write_mptable(memory, cpus)
-        entry = load_linux(memory, plan, rsdp_gpa=rsdp_gpa, seed=os.urandom(SEED_BYTES))
-        self._make_vcpus(cpus)
-        configure_boot_vcpu(self._x86_vcpus[0], memory, entry)
+        seed = os.urandom(SEED_BYTES)
+        return load_linux(memory, plan, rsdp_gpa=rsdp_gpa, seed=seed, keep=keep)
+
+    def restart(self) -> None:
+        """Return everything but the virtio devices to its start, and load the kernel again."""
+        if self._start is None:
+            raise HostError("restart", "the machine", "its start was not kept")
+        self.reset_parts()
+        self._start.restore()
+        self._memory.clear()
+        write_boot_tables(self._memory, self._refill())
 
     def _make_vcpus(self, cpus: int) -> None:
         """Make the vCPUs. KVM makes all but the first wait for their start-up IPI."""

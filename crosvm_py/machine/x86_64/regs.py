@@ -32,6 +32,7 @@ EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10
 RFLAGS_RESERVED: Final = 1 << 1
 
+_GDT_ENTRIES: Final = 5
 _PRESENT_WRITABLE: Final = 0x3
 _LARGE_PAGE: Final = 0x80
 _LARGE_PAGE_BYTES: Final = 2 << 20
@@ -150,24 +151,37 @@ def configure_boot_vcpu(vcpu: BootVcpu, memory: MemoryWriter, entry: BootEntry) 
         HostError: KVM refused the registers.
         GuestAddressError: guest memory lacks the low pages.
     """
+    write_boot_tables(memory, entry)
     long_mode = entry.protocol == "linux64"
-    code = CODE_64 if long_mode else CODE_32
-    table = (0, 0, code.descriptor(), DATA.descriptor(), TASK.descriptor())
-    memory.write(GDT_GPA, struct.pack("<5Q", *table))
     sregs = vcpu.sregs()
-    _load_segments(sregs, code, len(table) * 8 - 1)
+    _load_segments(sregs, _code(entry), _GDT_ENTRIES * 8 - 1)
     sregs.cr0 = CR0_PE | CR0_ET | CR0_NE
     sregs.cr3 = 0
     sregs.cr4 = 0
     sregs.efer = 0
     if long_mode:
-        memory.write(PML4_GPA, identity_page_tables(PML4_GPA))
         sregs.cr0 |= CR0_PG
         sregs.cr3 = PML4_GPA
         sregs.cr4 = CR4_PAE
         sregs.efer = EFER_LME | EFER_LMA
     vcpu.set_sregs(sregs)
     _set_general_registers(vcpu, entry)
+
+
+def write_boot_tables(memory: MemoryWriter, entry: BootEntry) -> None:
+    """Write the descriptor and page tables with which ``entry`` starts.
+
+    Raises:
+        GuestAddressError: guest memory lacks the low pages.
+    """
+    table = (0, 0, _code(entry).descriptor(), DATA.descriptor(), TASK.descriptor())
+    memory.write(GDT_GPA, struct.pack(f"<{_GDT_ENTRIES}Q", *table))
+    if entry.protocol == "linux64":
+        memory.write(PML4_GPA, identity_page_tables(PML4_GPA))
+
+
+def _code(entry: BootEntry) -> Segment:
+    return CODE_64 if entry.protocol == "linux64" else CODE_32
 
 
 def _load_segments(sregs: kvm_sregs, code: Segment, table_limit: int) -> None:

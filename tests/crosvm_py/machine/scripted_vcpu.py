@@ -35,6 +35,9 @@ class ScriptedVcpu:
     def steps_left(self) -> int:
         return len(self._steps)
 
+    def append(self, step: Callable[[memoryview], int]) -> None:
+        self._steps.append(step)
+
     def run(self) -> int:
         if self.page[lib.RUN_IMMEDIATE_EXIT]:
             return -errno.EINTR

@@ -288,3 +288,47 @@ def test_thread_that_cannot_be_confined_never_runs_and_is_told() -> None:
     assert vcpus.stop(TIMEOUT_SECONDS)
     assert outcome.reports == []
     assert all(vcpu.steps_left == 1 for vcpu in scripted)
+
+
+def test_vcpu_that_resets_the_machine_waits_and_runs_again() -> None:
+    vcpu, outcome = ScriptedVcpu(0, [SHUTDOWN]), Outcome()
+    vcpus = VcpuSet([vcpu], RecordingBus(), RecordingBus(), outcome.on_exit)
+    reasons: list[str] = []
+
+    def on_reset(reason: str) -> bool:
+        reasons.append(reason)
+        vcpus.park()
+        return len(reasons) == 1
+
+    vcpus.on_reset = on_reset
+    vcpus.start()
+    assert vcpus.wait_paused(TIMEOUT_SECONDS)
+    assert outcome.reports == []
+    vcpu.append(SHUTDOWN)
+    vcpus.resume()
+    assert outcome.wait()[1].kind == VmExit.RESET
+    assert reasons == ["vCPU 0: triple fault, which resets a PC"] * 2
+    assert vcpus.stop(TIMEOUT_SECONDS)
+
+
+def test_park_by_a_vcpu_keeps_it_out_of_the_guest() -> None:
+    outcome = Outcome()
+    bus = RecordingBus()
+    vcpus: VcpuSet
+    parking = threading.Event()
+
+    def step(page: memoryview) -> int:
+        vcpus.park()
+        parking.set()
+        return io(OUT, 1, 0x80, b"x")(page)
+
+    vcpu = ScriptedVcpu(0, [step, io(OUT, 1, 0x80, b"y"), SHUTDOWN])
+    vcpus = VcpuSet([vcpu], bus, RecordingBus(), outcome.on_exit)
+    vcpus.start()
+    assert parking.wait(TIMEOUT_SECONDS)
+    assert vcpus.wait_paused(TIMEOUT_SECONDS)
+    assert bus.accesses == [(0x80, 1, ord("x"))]
+    vcpus.resume()
+    outcome.wait()
+    assert bus.accesses[-1] == (0x80, 1, ord("y"))
+    assert vcpus.stop(TIMEOUT_SECONDS)

@@ -11,10 +11,11 @@ from crosvm_py.exit_status import VmExit
 from crosvm_py.operations.dispatch import request_handler
 from crosvm_py.operations.operation import OPERATIONS, RunningVm
 from crosvm_py.requests.catalogue import ALL, SERVED
-from crosvm_py.requests.life import PowerButton, Resume, Stop, Suspend
+from crosvm_py.requests.life import PowerButton, Reboot, Resume, Stop, Suspend
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import Done, Failed
 from crosvm_py.requests.vm import InjectNmi
+from sys_util.errors import ConfigError
 
 if TYPE_CHECKING:
     from crosvm_py.machine.board import Board
@@ -95,3 +96,8 @@ def test_requests_and_answers_have_numbers_of_their_own() -> None:
     answers: set[type[Message]] = {Failed, *(request.ANSWER for request in ALL)}
     numbers = [request.TYPE for request in ALL] + [answer.TYPE for answer in answers]
     assert len(set(numbers)) == len(numbers)
+
+
+def test_reboot_is_refused_where_the_guest_boots_once(vm: FakeVm) -> None:
+    with pytest.raises(ConfigError, match="not started with --reboot"):
+        vm.handle(Reboot())
