@@ -21,6 +21,7 @@ MAX_PATH_BYTES: Final = 107
 _MODE: Final = 0o600 | stat.S_ISVTX
 
 _BACKLOG: Final = 64
+_EXISTS: Final = "exists; remove it if no VM uses it, or name another path"
 _ATTEMPTS: Final = 8
 _UCRED: Final = struct.Struct("iII")  # pid, uid, gid
 _NEW: Final = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
@@ -78,15 +79,45 @@ def bind_socket(path: str, use: SocketUse, *, reserve_bytes: int = 0) -> BoundSo
         ConfigError: something else is there, or the path is too long.
         HostError: the host refuses to make a socket there.
     """
-    length, limit = len(os.fsencode(path)), MAX_PATH_BYTES - reserve_bytes
-    if length > limit:
-        raise ConfigError(f"{use.option}: {path}: {length} bytes, a socket path has {limit}")
+    _check_length(path, use.option, reserve_bytes)
     for _ in range(_ATTEMPTS):
         bound = _try_bind(path, use)
         if bound is not None:
             return bound
         _remove_stale(path, use)
     raise ConfigError(f"{use.option}: {path}: other processes keep taking it")
+
+
+def bind_new_socket(path: str, use: SocketUse, reserve_bytes: int = 0) -> BoundSocket:
+    """Listen at ``path``, where nothing may be. Unlike ``bind_socket`` it connects to nothing.
+
+    Raises:
+        ConfigError: something is there, or the path is too long.
+        HostError: the host refuses to make a socket there.
+    """
+    _check_length(path, use.option, reserve_bytes)
+    sock = socket.socket(socket.AF_UNIX, use.kind | _NEW)
+    try:
+        os.fchmod(sock.fileno(), _MODE)  # see _try_bind
+        sock.bind(path)
+        sock.listen(_BACKLOG)
+        found = os.lstat(path)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"{use.option}: {path}: {_EXISTS}") from None
+        raise HostError(f"bind {use.option}", path) from error
+    return BoundSocket(sock, os.path.abspath(path), found.st_dev, found.st_ino)
+
+
+def check_new(path: str, option: str) -> None:
+    """Check that nothing is at ``path``.
+
+    Raises:
+        ConfigError: something is there.
+    """
+    if os.path.lexists(path):
+        raise ConfigError(f"{option}: {path}: {_EXISTS}")
 
 
 def unlink_if_ours(path: str, dev: int, ino: int) -> None:
@@ -109,6 +140,12 @@ def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
     data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, gid = _UCRED.unpack(data)
     return pid, uid, gid
+
+
+def _check_length(path: str, option: str, reserve_bytes: int) -> None:
+    length, limit = len(os.fsencode(path)), MAX_PATH_BYTES - reserve_bytes
+    if length > limit:
+        raise ConfigError(f"{option}: {path}: {length} bytes, a socket path has {limit}")
 
 
 def _try_bind(path: str, use: SocketUse) -> BoundSocket | None:

@@ -22,7 +22,6 @@ CROSVM_COUNTS: Final = {
     "vhost_vsock_device": "70",
     "control": "none: its main process serves clients",
     "control_api": "none",
-    "control_boot": "none",
     "kernel_parser": "none: its main process reads kernels",
     "line_relay": "none",
     "opener": "none: its main process opens files",

@@ -10,7 +10,7 @@ from crosvm_py.vm_config.validation import problems
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from crosvm_py.vm_config.devices import DiskConfig, NetConfig
+    from crosvm_py.vm_config.devices import DiskConfig, NetConfig, VsockConfig
     from crosvm_py.vm_config.schema import VmConfig
 
 # The keys of a configuration whose devices can be removed.
@@ -31,8 +31,10 @@ def checked(config: VmConfig) -> VmConfig:
     return config
 
 
-def appended(config: VmConfig, key: str, device: DiskConfig | NetConfig) -> VmConfig:
-    """Return the configuration with one more device in the list ``key``."""
+def appended(config: VmConfig, key: str, device: DiskConfig | NetConfig | VsockConfig) -> VmConfig:
+    """Return the configuration with one more device in the list ``key``, or as the only one."""
+    if key not in _LISTS:
+        return msgspec.structs.replace(config, **{key: device})
     return msgspec.structs.replace(config, **{key: (*(getattr(config, key) or ()), device)})
 
 

@@ -18,12 +18,13 @@ from crosvm_py.requests.plug import MAX_PATH_BYTES, MAX_SPEC_BYTES, Plug, Plugge
 from crosvm_py.requests.protocol import Done
 from crosvm_py.vm_config.answers import PciDeviceInfo
 from crosvm_py.vm_config.codec import encode
-from crosvm_py.vm_config.devices import DiskConfig, NetConfig
+from crosvm_py.vm_config.devices import DiskConfig, NetConfig, VsockConfig
 from crosvm_py.vm_config.own_limits import limit_problems
 from crosvm_py.vm_config.schema import VmConfig
 from crosvm_py.vm_config.to_run import block_spec, network_spec
 from crosvm_py.vm_config.unsupported import unsupported
-from sys_util.typing import TYPE_CHECKING
+from devices.virtio.vsock.common import VsockSpec
+from sys_util.typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -33,14 +34,19 @@ if TYPE_CHECKING:
     from crosvm_py.requests.pending import Pending
     from crosvm_py.requests.protocol import Response
 
+_Pluggable: TypeAlias = "DiskConfig | NetConfig | VsockConfig"
 
-def plug(vm: ApiVm, key: str, device: DiskConfig | NetConfig) -> Steps:
-    """Add a device to the list ``key`` of a VM that runs; the answer says where it is."""
+
+def plug(vm: ApiVm, key: str, device: _Pluggable, fds: tuple[int, ...] = ()) -> Steps:
+    """Add a device under ``key`` of a VM that runs; the answer says where it is.
+
+    The descriptors ``fds`` of the client stay the caller's.
+    """
     present = yield from _ids(vm)
     changed = with_ids(checked(appended(vm.known(), key, device)), present.values())
-    device = getattr(changed, key)[-1]
-    _check_supported(msgspec.structs.replace(VmConfig(), **{key: (device,)}), key)
-    plugged = yield from _plug(vm, device)
+    device = _last(getattr(changed, key))
+    _check_supported(appended(VmConfig(), key, device), key)
+    plugged = yield from _plug(vm, device, fds)
     vm.keep(changed, {**present, plugged.id: device.id or plugged.id})
     answer = PciDeviceInfo(id=device.id or plugged.id, bdf=plugged.bdf)
     return http.answer(200, encode(answer))
@@ -74,16 +80,34 @@ def _check_supported(config: VmConfig, key: str) -> None:
             raise ApiError(problem.status, *problem.chain())
 
 
-def _plug(vm: ApiVm, device: DiskConfig | NetConfig) -> Generator[Pending, Response, Plugged]:
+def _last(found: _Pluggable | tuple[_Pluggable, ...]) -> _Pluggable:
+    return found[-1] if isinstance(found, tuple) else found
+
+
+def _order(device: _Pluggable) -> tuple[str, bytes, bytes]:
+    """Return the kind of device, its packed Spec, and the path of what it uses.
+
+    Raises:
+        ApiError: this device cannot come to a VM that runs.
+    """
+    if isinstance(device, DiskConfig):
+        spec = pack_spec(block_spec("disk", device), path="")
+        return "block", spec, os.fsencode(device.path or "")
+    if isinstance(device, VsockConfig):
+        return "vsock", pack_spec(VsockSpec(device.cid)), os.fsencode(device.socket)
+    return "net", _card_spec(device), b""
+
+
+def _plug(
+    vm: ApiVm, device: _Pluggable, fds: tuple[int, ...]
+) -> Generator[Pending, Response, Plugged]:
     slot, segment = device.pci_device_id, device.pci_segment
-    order = _disk_order(device) if isinstance(device, DiskConfig) else _card_order(device)
-    kind, spec, path = order
+    kind, spec, path = _order(device)
     if len(path) > MAX_PATH_BYTES or len(spec) > MAX_SPEC_BYTES:
         raise ApiError(500, f"a path of {len(path)} bytes is too long")
     try:
-        return (
-            yield from vm.demand(Plug(kind, spec, path, device.id or "", slot, segment), Plugged)
-        )
+        request = Plug(kind, spec, path, device.id or "", slot, segment)
+        return (yield from vm.demand(request, Plugged, fds))
     except ApiError as error:
         if slot is not None and error.reasons[:1] == (f"pci-slot {slot}: is in use",):
             reason = f"Valid PCI device identifier but already used: {slot}"
@@ -91,22 +115,16 @@ def _plug(vm: ApiVm, device: DiskConfig | NetConfig) -> Generator[Pending, Respo
         raise
 
 
-def _disk_order(disk: DiskConfig) -> tuple[str, bytes, bytes]:
-    """Return the kind of device, its packed Spec, and the path of its image."""
-    spec = pack_spec(block_spec("disk", disk), path="")
-    return "block", spec, os.fsencode(disk.path or "")
-
-
-def _card_order(card: NetConfig) -> tuple[str, bytes, bytes]:
-    """Return the kind of device and its packed Spec; a card has no path.
+def _card_spec(card: NetConfig) -> bytes:
+    """Return the packed Spec of a card.
 
     Raises:
         ApiError: the card is not on a TAP that exists.
     """
-    if not card.tap or card.fds or card.ip:
+    if not (card.tap or card.fds) or card.ip:
         raise ApiError(
-            500, "a card that is added to a running VM needs the name of a TAP that exists"
+            500, "a card that is added to a running VM needs the name of a TAP that exists, or fds"
         )
     spec = network_spec("net", card)
     later = LaterCard(spec.tap_name, spec.mac, spec.pairs, spec.mtu, spec.limits)
-    return "net", pack_spec(later), b""
+    return pack_spec(later)

@@ -40,8 +40,6 @@ def _add(
     return _put(f"The {name} could not be added to the VM", steps or absent.no_device(thing), body)
 
 
-_HOTPLUG: Final = "devices that are added to a running VM"
-
 # For a VM that lives as long as the vmm.
 FIXED: Final[dict[str, Route]] = {
     "vmm.ping": _get("The VMM could not be reached", info.ping),
@@ -74,7 +72,7 @@ FIXED: Final[dict[str, Route]] = {
     "vm.add-pmem": _add("pmem device", "pmem devices", devices.PmemConfig),
     "vm.add-net": _add("network device", "", devices.NetConfig, steps=additions.add_net),
     "vm.add-vdpa": _add("vDPA device", "vDPA devices", devices.VdpaConfig),
-    "vm.add-vsock": _add("vsock device", _HOTPLUG, devices.VsockConfig),
+    "vm.add-vsock": _add("vsock device", "", devices.VsockConfig, steps=additions.add_vsock),
     "vm.remove-device": _put(
         "The device could not be removed", additions.remove, requests.VmRemoveDevice
     ),
@@ -108,7 +106,6 @@ CREATABLE: Final[dict[str, Route]] = FIXED | {
         "vm.shutdown": creation.shut_down,
         "vm.delete": creation.delete,
         "vm.reboot": creation.reboot,
-        "vm.add-vsock": additions.add_vsock,
     }.items()
 }
 

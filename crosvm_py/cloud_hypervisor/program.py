@@ -34,7 +34,7 @@ NAME: Final = "cloud-hypervisor"
 _PROCESS_NAME: Final = NAME[:15]
 # Clap, which reads Cloud Hypervisor's command line, ends with this status.
 _USAGE: Final = 2
-_POLICIES: Final = ("control_boot", "opener")
+_POLICIES: Final = ("control_api", "opener")
 
 
 def run(words: Sequence[str]) -> int:

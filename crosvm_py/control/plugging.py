@@ -18,7 +18,7 @@ from sys_util.log import LineLimit, emit, get_logger
 from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from crosvm_py.requests.protocol import Request, Response
     from sys_util import socket
@@ -40,8 +40,10 @@ class Plugger:
         self._opener = Channel(opener, FROM_OPENER_CODEC)
         loop.add(opener.fileno(), lambda _events: self._on_opener())
 
-    def plug(self, request: Plug) -> Pending:
+    def plug(self, request: Plug, fds: Sequence[int] = ()) -> Pending:
         """Plug a device in. The answer is ``Plugged`` or ``Failed``.
+
+        The descriptors ``fds`` stay the caller's, who keeps them open until the answer comes.
 
         Raises:
             VmmError: the VM takes no more requests now.
@@ -54,7 +56,7 @@ class Plugger:
                 return
             try:
                 self._ask(Await(place.place)).deliver_to(answer.complete)
-                self._open(request, place)
+                self._open(request, place, fds)
             except VmmError as error:
                 self._release(place.place, describe(error))
 
@@ -62,12 +64,12 @@ class Plugger:
         self._ask(wanted).deliver_to(reserved)
         return answer
 
-    def _open(self, request: Plug, place: Reserved) -> None:
+    def _open(self, request: Plug, place: Reserved, fds: Sequence[int]) -> None:
         order = Open(
             *(place.place, place.name, request.kind, request.spec, request.path, place.cpus)
         )
         try:
-            self._opener.send(order)
+            self._opener.send(order, fds)
         except (ChannelClosed, ProtocolError) as error:
             raise VmmError("the opener takes no more requests now") from error
 

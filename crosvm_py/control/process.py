@@ -179,7 +179,7 @@ def _handler(loop: EventLoop, link: VmmLink, given: ControlFds) -> Handler:
             return link.ask(request, fds)
         if plugger is None:
             raise ConfigError("no device can be plugged into this VM")
-        return plugger.plug(request)
+        return plugger.plug(request, fds)
 
     return handle
 

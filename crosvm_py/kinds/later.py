@@ -10,24 +10,28 @@ import os
 
 from crosvm_py.kinds.order import DeviceOrder, unpack_spec
 from devices.virtio.rate_limiter import RATE_LIMITS, RateLimits
-from sys_util.errors import ConfigError
+from sys_util.errors import ConfigError, VmmError
 from sys_util.facts import fact, replace
 from sys_util.stranger import brief
-from sys_util.typing import TYPE_CHECKING, ClassVar, Final
+from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 from sys_util.wire import blob, boolean, integer, text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sys_util.wire import Check
 
 # The kinds of device that a running VM may get; their policies are loaded at its start.
-LATER_KINDS: Final = ("block", "net", "rng", "vhost-net")
+LATER_KINDS: Final = ("block", "net", "rng", "vhost-net", "vsock")
 
 
 @fact
 class LaterCard:
-    """A network card on a TAP that exists; the fields are those of ``NetworkSpec``."""
+    """A network card on a TAP that exists; the fields are those of ``NetworkSpec``.
+
+    Without ``tap_name`` the TAP is the one of the descriptors that come with the request, one for
+    each of the ``pairs``.
+    """
 
     TYPE: ClassVar[int] = 1
     FIELDS: ClassVar[tuple[Check, ...]] = (
@@ -41,10 +45,22 @@ class LaterCard:
     vhost: bool = False
 
 
-def open_later(kind: str, spec: bytes, path: bytes, *, cpus: int) -> DeviceOrder:
+class Wanted(NamedTuple):
+    """What a client sent for its device, and how many vCPUs the guest has."""
+
+    spec: bytes
+    path: str
+    fds: tuple[int, ...]
+    cpus: int
+
+
+def open_later(
+    kind: str, spec: bytes, path: bytes, *, cpus: int, fds: Sequence[int] = ()
+) -> DeviceOrder:
     """Open what a device of this ``kind`` needs, for a guest with ``cpus`` vCPUs.
 
-    The caller owns the descriptors. The name in the order is to be replaced.
+    The caller owns the descriptors of the order, and still owns ``fds``, those of the client. The
+    name in the order is to be replaced.
 
     Raises:
         ConfigError: there is no such kind, or the user asked for something impossible.
@@ -54,47 +70,74 @@ def open_later(kind: str, spec: bytes, path: bytes, *, cpus: int) -> DeviceOrder
     opener = _OPENERS.get(kind)
     if opener is None:
         raise ConfigError(f"no device of kind {brief(kind)} can be plugged into a running VM")
-    return opener(spec, os.fsdecode(path), cpus)
+    if fds and kind != "net":
+        raise ConfigError(f"a {kind} takes no descriptors, and {len(fds)} came with it")
+    return opener(Wanted(spec, os.fsdecode(path), tuple(fds), cpus))
 
 
-def _open_disk(packed: bytes, path: str, cpus: int) -> DeviceOrder:
+def _open_disk(wanted: Wanted) -> DeviceOrder:
     from crosvm_py.kinds.block import open_disk
     from devices.virtio.block.spec import BlockSpec
 
-    spec = replace(unpack_spec(BlockSpec, packed), path=path, root=False)
-    return open_disk(0, (spec,), cpus=cpus)
+    spec = replace(unpack_spec(BlockSpec, wanted.spec), path=wanted.path, root=False)
+    return open_disk(0, (spec,), cpus=wanted.cpus)
 
 
-def _open_card(packed: bytes, _path: str, _cpus: int) -> DeviceOrder:
+def _open_card(wanted: Wanted) -> DeviceOrder:
     from crosvm_py.config import NetworkSpec
     from crosvm_py.kinds.net import open_card
 
-    card = unpack_spec(LaterCard, packed)
-    if not card.tap_name or len(card.mac) not in (0, 6):
-        raise ConfigError("plug net: a card needs the name of a TAP and an address of 6 bytes")
-    return open_card(
-        0,
-        NetworkSpec(
-            option="plug net",
-            tap_name=card.tap_name,
-            mac=card.mac,
-            pairs=card.pairs,
-            mtu=card.mtu,
-            limits=card.limits,
-            vhost=card.vhost,
-        ),
-    )
+    card = unpack_spec(LaterCard, wanted.spec)
+    count = len(wanted.fds)
+    if bool(card.tap_name) == bool(count) or len(card.mac) not in (0, 6):
+        raise ConfigError(
+            "plug net: a card needs the name of a TAP or its descriptors, and 6 bytes of address"
+        )
+    if count and count != card.pairs:
+        raise ConfigError(f"plug net: {count} descriptors for {card.pairs} pairs of queues")
+    copies = tuple(os.dup(fd) for fd in wanted.fds)
+    try:
+        return open_card(
+            0,
+            NetworkSpec(
+                option="plug net",
+                tap_name=card.tap_name,
+                tap_fds=copies,
+                mac=card.mac,
+                pairs=card.pairs,
+                mtu=card.mtu,
+                limits=card.limits,
+                vhost=card.vhost,
+            ),
+        )
+    except VmmError:
+        for fd in copies:
+            os.close(fd)
+        raise
 
 
-def _open_rng(packed: bytes, _path: str, _cpus: int) -> DeviceOrder:
+def _open_vsock(wanted: Wanted) -> DeviceOrder:
+    from crosvm_py.kinds.vsock import open_vsock
+    from devices.virtio.vsock.common import RESERVED_CIDS, VsockSpec
+
+    cid = unpack_spec(VsockSpec, wanted.spec).cid
+    if cid in RESERVED_CIDS:
+        raise ConfigError(f"plug vsock: cid {cid} is reserved")
+    if not wanted.path:
+        raise ConfigError("plug vsock: it needs a socket; that of the host's kernel cannot come")
+    return open_vsock(VsockSpec(cid, wanted.path), later=True)
+
+
+def _open_rng(wanted: Wanted) -> DeviceOrder:
     from crosvm_py.kinds.rng import open_rng
     from devices.virtio.rng.device import RngSpec
 
-    return open_rng(unpack_spec(RngSpec, packed))
+    return open_rng(unpack_spec(RngSpec, wanted.spec))
 
 
-_OPENERS: Final[dict[str, Callable[[bytes, str, int], DeviceOrder]]] = {
+_OPENERS: Final[dict[str, Callable[[Wanted], DeviceOrder]]] = {
     "block": _open_disk,
     "net": _open_card,
     "rng": _open_rng,
+    "vsock": _open_vsock,
 }

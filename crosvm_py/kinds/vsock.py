@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from devices.virtio.vsock.common import VsockSpec
 
 
-def open_vsock(spec: VsockSpec) -> DeviceOrder:
-    """Open what the device needs of the host.
+def open_vsock(spec: VsockSpec, *, later: bool = False) -> DeviceOrder:
+    """Open what the device needs of the host; ``later`` if it is plugged into a running VM.
 
     Raises:
         ConfigError: the socket or the address is in use, or cannot be used.
@@ -29,7 +29,8 @@ def open_vsock(spec: VsockSpec) -> DeviceOrder:
     if spec.socket is None:
         fd = vsock_host.open_kernel_device(spec.cid)
         return DeviceOrder(VSOCK.name, VHOST_VSOCK.name, pack_spec(spec), (fd,), 0, reopened=1)
-    sockets, directory = vsock_host.open_sockets(spec.socket)
+    option = "plug vsock" if later else vsock_host.OPTION
+    sockets, directory = vsock_host.open_sockets(spec.socket, option, replace_stale=not later)
     fds = (*(bound.sock.detach() for bound in sockets), directory.fd)
     return DeviceOrder(
         VSOCK.name,

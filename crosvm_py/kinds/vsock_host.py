@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 
-from crosvm_py.socket_path import SocketUse, bind_socket
+from crosvm_py.socket_path import MAX_PATH_BYTES, SocketUse, bind_new_socket, bind_socket, check_new
 from sys_util import socket
 from sys_util.errors import ConfigError, HostError
 from sys_util.log import get_logger
@@ -80,43 +80,57 @@ def _open_fresh() -> int:
         raise HostError(f"open for {OPTION}", KERNEL_DEVICE, _PERMISSION) from error
 
 
-def open_sockets(path: str) -> tuple[tuple[BoundSocket, ...], SocketDirectory]:
+def open_sockets(
+    path: str, option: str = OPTION, *, replace_stale: bool = True
+) -> tuple[tuple[BoundSocket, ...], SocketDirectory]:
     """Bind the device's sockets, and open their directory for the broker.
 
-    The broker keeps using that directory even if it is moved or replaced later.
+    The broker keeps using that directory even if it is moved or replaced later. With
+    ``replace_stale`` sockets at which nobody listens are replaced; otherwise nothing may be there.
 
     Raises:
         ConfigError: a socket is in use, or cannot be made.
         HostError: the host refuses something.
     """
     if os.path.isdir(path):
-        raise ConfigError(f"{OPTION}: {path}: is a directory")
+        raise ConfigError(f"{option}: {path}: is a directory")
     folder, name = os.path.split(path)
     folder = folder or "."
-    directory_fd = _open_directory(folder)
+    directory_fd = _open_directory(folder, option)
     try:
         found = os.fstat(directory_fd)
         if not found.st_nlink:
-            raise ConfigError(f"{OPTION}: {path}: {_REMOVED}")
-        sockets = _bind(path)
+            raise ConfigError(f"{option}: {path}: {_REMOVED}")
+        path = _absolute(path)
+        sockets = _bind(path) if replace_stale else _bind_new(path, option)
     except (ConfigError, HostError):
         os.close(directory_fd)
         raise
     if found.st_mode & _WORLD_WRITABLE:
         log.warning(
-            "--vsock: every user can put sockets into %s, where the guest reaches those that are "
+            "%s: every user can put sockets into %s, where the guest reaches those that are "
             "called as its own; a directory of its own is safer",
+            option,
             folder,
         )
     return sockets, SocketDirectory(directory_fd, name, found.st_uid, found.st_gid)
 
 
-def _open_directory(path: str) -> int:
+def _absolute(path: str) -> str:
+    """Return the absolute path, if it is short enough for a socket.
+
+    The warden asks a socket for its path, to remove its file with the device.
+    """
+    whole = os.path.abspath(path)
+    return whole if len(os.fsencode(whole)) <= MAX_PATH_BYTES - _LONGEST_PORT else path
+
+
+def _open_directory(path: str, option: str) -> int:
     """Return an O_PATH descriptor: it can be used to look up names in the directory only."""
     try:
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise HostError(f"find the directory of {OPTION}", path) from error
+        raise HostError(f"find the directory of {option}", path) from error
 
 
 def _bind(path: str) -> tuple[BoundSocket, BoundSocket]:
@@ -126,4 +140,17 @@ def _bind(path: str) -> tuple[BoundSocket, BoundSocket]:
     except (ConfigError, HostError):
         stream.close()
         stream.unlink()
+        raise
+
+
+def _bind_new(path: str, option: str) -> tuple[BoundSocket, BoundSocket]:
+    """Bind both sockets without a look at whoever listens there, which takes a connection."""
+    for name in (path, path + SEQPACKET_SUFFIX):
+        check_new(name, option)
+    stream = bind_new_socket(path, SocketUse(option, socket.SOCK_STREAM), _LONGEST_PORT)
+    try:
+        seqpacket = SocketUse(option, socket.SOCK_SEQPACKET)
+        return stream, bind_new_socket(path + SEQPACKET_SUFFIX, seqpacket)
+    except (ConfigError, HostError):
+        stream.close()
         raise

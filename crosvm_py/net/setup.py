@@ -14,12 +14,15 @@ from devices.virtio.net.header import HEADER_BYTES
 from devices.virtio.net.state import NetSpec
 from sys_util import tap
 from sys_util.errors import ConfigError, HostError
+from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
     from crosvm_py.config import NetworkSpec
+
+log = get_logger("crosvm.run")
 
 VHOST_NET: Final = "/dev/vhost-net"
 _NEW_TAP: Final = "crosvm%d"
@@ -70,6 +73,8 @@ def rehearse_network(spec: NetworkSpec) -> Network:
 def open_network(spec: NetworkSpec) -> Network:
     """Open the host's side of one card: its TAP, or a passt process.
 
+    Descriptors that the card has already become its own, unless this raises.
+
     Raises:
         ConfigError: the interface does not exist, or is no TAP.
         HostError: the host refuses to open it.
@@ -89,12 +94,12 @@ def open_network(spec: NetworkSpec) -> Network:
             vhosts = _open_vhost(spec)
             return Network(facts, (*fds, *vhosts), len(vhosts))
         return Network(facts, tuple(fds))
-    except OSError as error:
-        _close(fds)
+    except (OSError, HostError) as error:
+        if not spec.tap_fds:
+            _close(fds)
+        if isinstance(error, HostError):
+            raise
         raise HostError("set up", f"the TAP of {spec.option}") from error
-    except HostError:
-        _close(fds)
-        raise
 
 
 def _random_mac() -> bytes:
@@ -210,9 +215,12 @@ def _configure(spec: NetworkSpec, name: str) -> int:
         try:
             interfaces.bring_up(name)
         except OSError as error:
-            raise HostError(
-                f"{option}: bring up", f"the TAP {name}", f"ip link set {name} up"
-            ) from error
+            if not spec.tap_fds:
+                raise HostError(
+                    f"{option}: bring up", f"the TAP {name}", f"ip link set {name} up"
+                ) from error
+            # Whoever made it may yet bring it up.
+            log.warning("%s: the TAP %s is down: ip link set %s up", option, name, name)
         return interfaces.mtu(name)
 
 

@@ -132,20 +132,21 @@ class _Opener:
         if received is None:
             return
         request, fds = received
-        for fd in fds:
-            os.close(fd)
         if not isinstance(request, Open):
-            return
+            return  # the codec has no other message
         try:
-            judged("the request", self._order, request)
+            judged("the request", self._order, request, fds)
         except (VmmError, OSError) as error:
             reason = describe(error) if isinstance(error, VmmError) else f"{error.strerror}"
             self._tell(NotOpened(request.place, reason[:MAX_REASON_CHARS]))
+        finally:
+            for fd in fds:
+                os.close(fd)
 
-    def _order(self, request: Open) -> None:
+    def _order(self, request: Open, fds: list[int]) -> None:
         from crosvm_py.kinds.later import open_later
 
-        order = open_later(request.kind, request.spec, request.path, cpus=request.cpus)
+        order = open_later(request.kind, request.spec, request.path, cpus=request.cpus, fds=fds)
         try:
             self._warden.send(_add(request, order), order.fds)
         except (ChannelClosed, ProtocolError) as error:

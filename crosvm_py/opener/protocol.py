@@ -20,7 +20,8 @@ CALL_DENIED_HEAD: Final = b"\x92\x23"
 class Open:
     """To the opener: open what a device needs, and order the device of the warden.
 
-    The fields are those of ``requests.plug.Plug`` and of the vmm's answer to ``Reserve``.
+    The fields are those of ``requests.plug.Plug`` and of the vmm's answer to ``Reserve``. The
+    descriptors are those of the client.
     """
 
     TYPE: ClassVar[int] = 1

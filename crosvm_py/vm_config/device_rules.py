@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from crosvm_py.vm_config.network_rules import card_problems
 from crosvm_py.vm_config.problem import is_power_of_two, when
+from devices.virtio.vsock.common import RESERVED_CIDS
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ MAX_QUEUE_SIZE: Final = 32768  # virtio 1.3 §2.7
 MAX_SERIAL_BYTES: Final = 20  # virtio 1.3 §5.2.6
 MAX_TAG_BYTES: Final = 36  # virtio 1.3 §5.11.4
 MIN_BLOCK_QUEUE_SIZE: Final = 4  # a request has at least header, data and status
-RESERVED_CIDS: Final = frozenset({0, 1, 2, 0xFFFF_FFFF})  # virtio 1.3 §5.10.4
 _MAX_BAR: Final = 5
 
 

@@ -9,6 +9,7 @@ import os
 from crosvm_py.kinds.cgroup import file_memory
 from crosvm_py.kinds.table import DEVICE_KINDS
 from crosvm_py.warden.forge_proxy import Casting, reason_for
+from crosvm_py.warden.socket_files import socket_files
 from sys_util.channel import socket_pair
 from sys_util.errors import HostError
 from sys_util.facts import fields_of
@@ -37,6 +38,7 @@ class Device:
         self, order: Spawn, fds: list[int], limits: DeviceLimits, broker: Broker | None
     ) -> None:
         self.broker = broker
+        self.socket_files = socket_files(fds)
         self.limits = limits
         self.fds = fds
         self.max_file_bytes = order.max_file_bytes
@@ -54,13 +56,19 @@ class Device:
         return self.is_forgotten and not (self.pid or self.is_remade or has_broker)
 
     def close(self) -> None:
-        """Close the descriptors and remove its group."""
+        """Close the descriptors, remove its group and the files of its sockets."""
+        self.remove_socket_files()
         for fd in self.fds:
             os.close(fd)
         self.fds = []
         if self.broker is not None:
             self.broker.close()
         self.limits.remove()
+
+    def remove_socket_files(self) -> None:
+        """Remove the files at which its sockets listen."""
+        for file in self.socket_files:
+            file.remove()
 
     @property
     def order(self) -> Spawn:

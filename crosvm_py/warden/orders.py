@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from crosvm_py.warden import protocol
+from crosvm_py.warden.socket_files import socket_files
 from sys_util.channel import Channel
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
 from sys_util.log import get_logger
@@ -60,6 +61,8 @@ class Orders:
         try:
             judged("its order", self._take, order, fds)
         except VmmError as error:
+            for file in socket_files(fds):
+                file.remove()
             for fd in fds:
                 os.close(fd)
             if isinstance(order, protocol.Add):

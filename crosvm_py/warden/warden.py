@@ -14,10 +14,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import stat
 
 from crosvm_py import bundle
 from crosvm_py.kinds.cgroup import DeviceLimits
-from crosvm_py.kinds.order import is_device_name
+from crosvm_py.kinds.order import NO_CONNECTS, Connects, is_device_name
 from crosvm_py.kinds.table import DEVICE_KINDS, policies_of
 from crosvm_py.warden import protocol
 from crosvm_py.warden.broker import Broker
@@ -150,6 +151,7 @@ class _Warden:
                 linux.pidfd_send_signal(device.pidfd, signal.SIGKILL)
             if device.broker is not None:
                 device.broker.kill()
+            device.remove_socket_files()
         try:
             while True:
                 os.waitpid(-1, 0)
@@ -219,7 +221,8 @@ class _Warden:
             raise ProtocolError(f"{brief(order.name)} is no name of a device")
         if self._filters is not None and not self._filters.keys() >= {*policies_of((order.kind,))}:
             raise ProtocolError(f"{order.name}: its policy was not loaded at the start")
-        shared = (self._sealed.regions, order.max_file_bytes, order.connects, order.reopened)
+        connects = _owner_of(order, fds)
+        shared = (self._sealed.regions, order.max_file_bytes, connects, order.reopened)
         spawn = protocol.Spawn(
             *(self._next_id, order.name, order.kind, order.spec, *shared, self._sealed.huge_pages)
         )
@@ -376,3 +379,16 @@ class _Warden:
         cause = device.limits.cause_of_death()
         self._channel.send(protocol.Exited(device.order.device_id, pid, status, cause))
         self._bury(device)
+
+
+def _owner_of(order: protocol.Add, fds: list[int]) -> Connects:
+    """Return what the broker of a device connects to, if it has one; it is the directory's owner.
+
+    The opener is not asked whose ids the broker gets.
+    """
+    if DEVICE_KINDS[order.kind].broker is None or not fds:
+        return NO_CONNECTS
+    found = os.fstat(fds[-1])
+    if not stat.S_ISDIR(found.st_mode):
+        raise ProtocolError(f"{order.name}: its last descriptor is no directory")
+    return Connects(order.connects.name, found.st_uid, found.st_gid)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import subprocess
 from collections import Counter
 from contextlib import suppress
@@ -21,6 +22,7 @@ from crosvm_py.kinds.order import pack_spec
 from crosvm_py.requests.devices import DeviceList, ListDevices
 from crosvm_py.requests.plug import Plug, Plugged, Reserve, Unplug
 from devices.virtio.block.spec import BlockSpec
+from devices.virtio.vsock.common import VsockSpec
 from sys_util.wire import encode
 from tests.baremetal.vmm import MOULD, Vmm, children, crosvm, eventually, name_of, named_children
 from tests.guests.baremetal.build import build_guest
@@ -178,6 +180,65 @@ def test_card_is_plugged_in_and_refused_cards_leave_nothing(
     assert before.nothing_is_added()
     assert names(tmp_path) == ["block:0", "rng", "lan"]
     assert crosvm("link", "lan", "down", tmp_path / "sock").returncode == 0
+
+
+def plug_vsock(tmp_path: Path, path: Path, cid: int = 5) -> str:
+    request = Plug("vsock", pack_spec(VsockSpec(cid)), os.fsencode(path))
+    try:
+        answer = ask(str(tmp_path / "sock"), request)
+    except ControlError as error:
+        return str(error)
+    assert isinstance(answer, Plugged)
+    return f"{answer.id} {answer.bdf}"
+
+
+def test_vsock_is_plugged_in_once_and_its_sockets_go_with_the_vm(vmm: Vmm, tmp_path: Path) -> None:
+    path = tmp_path / "v.sock"
+    done = crosvm("plug", f"vsock=5,socket={path},pci-slot=9", tmp_path / "sock")
+    assert (done.returncode, done.stdout) == (0, "vsock 0000:00:09.0\n"), done.stderr
+    for name in (path, tmp_path / "v.sock.seqpacket"):
+        assert stat.S_IMODE(name.stat().st_mode) == 0o1600
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))  # the device listens
+    assert "this VM has a vsock already" in plug_vsock(tmp_path, tmp_path / "w.sock")
+    assert not (tmp_path / "w.sock").exists()
+    vmm.signal(signal.SIGTERM)
+    assert vmm.wait() == VmExit.STOPPED
+    assert vmm.nothing_is_left()
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("v.sock")]
+
+
+def test_refused_vsocks_leave_nothing(vmm: Vmm, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "other.seqpacket"))
+    before, files = Held(vmm), sorted(os.listdir(tmp_path))
+    for _ in range(TIMES):
+        assert "exists; remove it" in plug_vsock(tmp_path, taken)
+        assert "exists; remove it" in plug_vsock(tmp_path, tmp_path / "other")
+        assert "No such file" in plug_vsock(tmp_path, tmp_path / "missing" / "v.sock")
+        assert "is a directory" in plug_vsock(tmp_path, tmp_path)
+        assert "cid 2 is reserved" in plug_vsock(tmp_path, tmp_path / "v", cid=2)
+    assert before.nothing_is_added()
+    assert sorted(os.listdir(tmp_path)) == files
+    assert names(tmp_path) == ["block:0", "rng"]
+    assert plug_vsock(tmp_path, tmp_path / "v") == "vsock 0000:00:03.0"
+
+
+def test_vsock_without_a_forge_leaves_no_socket(vmm: Vmm, tmp_path: Path) -> None:
+    forge = vmm.processes().forge
+    os.kill(forge, signal.SIGKILL)
+    assert eventually(lambda: not Path(f"/proc/{forge}").exists())
+    assert "the forge was killed" in plug_vsock(tmp_path, tmp_path / "v")
+    assert not (tmp_path / "v").exists()
+
+
+def test_rng_is_plugged_in_with_limits(vmm: Vmm, tmp_path: Path) -> None:
+    for words, name in (("rng", "rng:1"), ("rng=ops-size=9,ops-refill-time=10,device=x", "x")):
+        done = crosvm("plug", words, tmp_path / "sock")
+        assert (done.returncode, done.stdout.split()[0]) == (0, name), done.stderr
+    assert vmm.processes().control
 
 
 def test_all_slots_are_used_and_no_more(vmm: Vmm, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def from_the_control_process(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     bound = bind_control_socket(str(folder / "clients"))
     policy = os.memfd_create("policy")
-    os.write(policy, load_policy("control_boot" if serves_api else "control").bpf)
+    os.write(policy, load_policy("control_api" if serves_api else "control").bpf)
     api, store = (os.dup(bound.sock.fileno()), make_store()) if serves_api else (-1, -1)
 
     class Taken(EventLoop):

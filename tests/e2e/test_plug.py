@@ -75,6 +75,43 @@ def test_disk_is_plugged_in_used_removed_and_plugged_in_again(any_lab: Lab) -> N
     assert facts["errors"] == ""
 
 
+VSOCK: Final = """
+driver=/sys/bus/virtio/drivers/vmw_vsock_virtio_transport
+is_there() { for each in $driver/virtio*; do [ -e $each ] && return 0; done; return 1; }
+there() { until is_there; do sleep 0.1; done; }
+gone() { while is_there; do sleep 0.1; done; }
+echo waits-1
+there
+fact from_host socat -u VSOCK-CONNECT:2:5001 -
+echo waits-2
+gone
+echo waits-3
+there
+fact again socat -u VSOCK-CONNECT:2:5001 -
+fact errors /bin/dmesg -l emerg,alert,crit,err
+"""
+
+
+def test_vsock_is_plugged_in_used_removed_and_plugged_in_again(any_lab: Lab) -> None:
+    lab = any_lab
+    path = f"{lab.folder}/v.sock"
+    listen = ["socat", f"UNIX-LISTEN:{path}_5001,fork", "SYSTEM:echo hello"]
+    with (
+        lab.host.start(listen, user=lab.user),
+        lab.start(kernel=CLOUD_BZIMAGE, script=VSOCK) as vm,
+    ):
+        vm.wait_for("waits-1")
+        vsock = f"vsock=77,socket={path}"
+        assert control(vm, lab, "plug", vsock) == "vsock 0000:00:03.0"
+        vm.wait_for("waits-2")
+        control(vm, lab, "unplug", "vsock")
+        vm.wait_for("waits-3")
+        lab.shell(f"while [ -e {path} ]; do sleep 0.1; done")
+        assert control(vm, lab, "plug", vsock) == "vsock 0000:00:03.0"
+        facts = vm.finish()
+    assert (facts["from_host"], facts["again"], facts["errors"]) == ("hello", "hello", "")
+
+
 # The root disk is on segment 1; the kernel finds it as it does any other.
 SEGMENTS: Final = """
 echo "@root=$(readlink -f /sys/block/vda/device)"

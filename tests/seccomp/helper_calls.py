@@ -12,8 +12,13 @@ from typing import Final
 from tests.seccomp.calls import Calls
 
 HELPERS_ALLOWED: Final[dict[str, Calls]] = {
-    "control_boot": Calls(("pwrite64(6, 0x1000, 9, 0)", "sendmsg(4, 0x1000, 0)")),
-    "control_api": Calls(("accept4(5, 0x1000, 0x2000, SOCK_CLOEXEC)", "pwrite64(6, 0x1000, 9, 0)")),
+    "control_api": Calls(
+        (
+            "accept4(5, 0x1000, 0x2000, SOCK_CLOEXEC)",
+            "pwrite64(6, 0x1000, 9, 0)",
+            "sendmsg(4, 0x1000, 0)",
+        )
+    ),
     "control": Calls(
         (
             "accept4(5, 0x1000, 0x2000, SOCK_CLOEXEC)",
@@ -39,6 +44,13 @@ HELPERS_ALLOWED: Final[dict[str, Calls]] = {
             "openat(-100, 0x1000, O_RDONLY|O_CLOEXEC|O_NOCTTY|O_NONBLOCK|O_NOFOLLOW|O_DIRECT, 0)",
             "fcntl(7, F_OFD_SETLK, 0x1000)",
             "socket(AF_UNIX, SOCK_STREAM|SOCK_CLOEXEC, 0)",
+            "socket(AF_UNIX, SOCK_STREAM|SOCK_CLOEXEC|SOCK_NONBLOCK, 0)",
+            "socket(AF_UNIX, SOCK_SEQPACKET|SOCK_CLOEXEC|SOCK_NONBLOCK, 0)",
+            "fchmod(7, 0x380)",
+            "bind(7, 0x1000, 110)",
+            "listen(7, 64)",
+            "openat(-100, 0x1000, O_PATH|O_DIRECTORY|O_CLOEXEC, 0)",
+            "ioctl(7, FIONBIO, 0x1000)",
             "ioctl(7, TUNSETIFF, 0x1000)",
             "ioctl(7, 0x8914, 0x1000)",
             "ioctl(7, BLKROGET, 0x1000)",
@@ -85,9 +97,6 @@ HELPERS_ALLOWED: Final[dict[str, Calls]] = {
 }
 
 HELPERS_DENIED: Final[dict[str, Calls]] = {
-    "control_boot": Calls(
-        ("ftruncate(6, 0)", "sendmsg(7, 0x1000, MSG_OOB)", "write(2, 0x1000, 8)")
-    ),
     "control_api": Calls(
         ("ftruncate(6, 0)", "sendmsg(7, 0x1000, MSG_NOSIGNAL)", "write(2, 0x1000, 8)")
     ),
@@ -126,6 +135,8 @@ HELPERS_DENIED: Final[dict[str, Calls]] = {
             "pwrite64(7, 0x1000, 8, 0)",
             "ftruncate(7, 0)",
             "socket(AF_UNIX, SOCK_DGRAM|SOCK_CLOEXEC, 0)",
+            "fchmod(7, 0x1ff)",
+            "accept4(7, 0, 0, SOCK_CLOEXEC)",
             "socket(AF_INET, SOCK_STREAM|SOCK_CLOEXEC, 0)",
             "ioctl(7, TUNSETPERSIST, 0)",
             "ioctl(7, 0x8916, 0x1000)",
@@ -133,7 +144,6 @@ HELPERS_DENIED: Final[dict[str, Calls]] = {
             "sendto(3, 0x1000, 200, 0, 0x1000, 16)",
             "fcntl(7, F_SETOWN, 1)",
             "ioctl(7, TIOCSTI, 0x1000)",
-            "ioctl(7, FIONBIO, 0x1000)",
             "pidfd_open(1, 0)",
             "kill(1, SIGKILL)",
             "mmap(0, 0x1000, PROT_READ|PROT_EXEC, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)",

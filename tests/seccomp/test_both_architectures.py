@@ -204,8 +204,9 @@ def test_foreign_abi_is_killed_on_arm(arm: Policy, audit: int) -> None:
 @pytest.mark.parametrize("name", [name for name in POLICIES if name not in WARDENS])
 def test_dangerous_calls_are_trapped_on_arm(name: str) -> None:
     bpf = load_policy(name, arch="aarch64").bpf
-    found = {call: simulate(bpf, ARM.syscalls[call], (), ARM.audit) for call in NEVER_ALLOWED}
-    assert found == dict.fromkeys(NEVER_ALLOWED, TRAP)
+    never = set(NEVER_ALLOWED) - ({"bind", "listen"} if name == "opener" else set())
+    found = {call: simulate(bpf, ARM.syscalls[call], (), ARM.audit) for call in never}
+    assert found == dict.fromkeys(never, TRAP)
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if name not in (*WARDENS, "opener")])

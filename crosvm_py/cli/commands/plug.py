@@ -38,7 +38,27 @@ def _read_net(option: str, text: str) -> Plug:
     return Plug("net", pack_spec(card), b"", *place)
 
 
-_KINDS: Final[dict[str, Callable[[str, str], Plug]]] = {"disk": _read_disk, "net": _read_net}
+def _read_vsock(option: str, text: str) -> Plug:
+    from crosvm_py.cli.run_options.plugged import read_vsock
+
+    spec, place = read_vsock(option, text)
+    return Plug("vsock", pack_spec(spec, socket=None), _path(option, spec.socket or ""), *place)
+
+
+def _read_rng(option: str, text: str) -> Plug:
+    from crosvm_py.cli.run_options.plugged import read_rng
+
+    spec, place = read_rng(option, text)
+    return Plug("rng", pack_spec(spec), b"", *place)
+
+
+_KINDS: Final[dict[str, Callable[[str, str], Plug]]] = {
+    "disk": _read_disk,
+    "net": _read_net,
+    "vsock": _read_vsock,
+    "rng": _read_rng,
+}
+_NEEDS_NO_VALUE: Final = ("rng",)
 
 
 def _path(option: str, path: str) -> bytes:
@@ -53,7 +73,7 @@ def _plug(arguments: Arguments, _settings: GlobalSettings) -> int:
     words, path = arguments.positional
     kind, equals, value = words.partition("=")
     read = _KINDS.get(kind)
-    if read is None or not equals:
+    if read is None or not (equals or kind in _NEEDS_NO_VALUE):
         kinds = " or ".join(f"{known}=…" for known in _KINDS)
         raise UsageError(f"plug: {words!r:.40} is not {kinds}")
     request = read(f"plug {kind}", value)
@@ -78,8 +98,9 @@ PLUG: Final = Command(
         Positional(
             "KIND=VALUE",
             "disk=PATH[,KEY=VALUE…] with the keys of run --block but root, "
-            "or net=TAP[,KEY=VALUE…] with those of run --net; and device=NAME for its name and "
-            "pci-slot=N for its PCI slot",
+            "net=TAP[,KEY=VALUE…] with those of run --net, vsock=CID,socket=PATH, or "
+            "rng[=KEY=VALUE…] with those of run --rng; and device=NAME for its name, pci-slot=N "
+            "and pci-segment=N for its PCI slot",
         ),
         SOCKET,
     ),
@@ -88,6 +109,8 @@ PLUG: Final = Command(
         "crosvm plug disk=data.img vm.sock",
         "crosvm plug disk=path=data.img,ro,device=data,pci-slot=6 vm.sock",
         "crosvm plug net=tap1,mac=52:54:00:12:34:57 vm.sock",
+        "crosvm plug vsock=3,socket=/run/vm/v.sock vm.sock",
+        "crosvm plug rng vm.sock",
     ),
 )
 UNPLUG: Final = Command(

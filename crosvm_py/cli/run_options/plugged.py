@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
-from crosvm_py.cli.run_options import disks, net
+from crosvm_py.cli.run_options import disks, limits, net, vsock
+from devices.virtio.rng.device import RngSpec
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from crosvm_py.config import NetworkSpec
     from devices.virtio.block.spec import BlockSpec
+    from devices.virtio.vsock.common import VsockSpec
 
 _DEVICE: Final = keyvalue.string("device", "its name in crosvm devices; by default a free one")
 _SLOT: Final = keyvalue.integer("pci-slot", "1 to 31; by default the lowest free one", 0, shown="")
@@ -19,6 +21,8 @@ _SEGMENT: Final = keyvalue.integer("pci-segment", "0, or one that the VM has", 0
 _OWN: Final = (_DEVICE, _SLOT, _SEGMENT)
 DISK_FIELDS: Final = (*disks.PLUGGED_FIELDS, *_OWN)
 NET_FIELDS: Final = (*net.FIELDS, *_OWN)
+VSOCK_FIELDS: Final = (*vsock.FIELDS, *_OWN)
+RNG_FIELDS: Final = (*limits.FIELDS, *_OWN)
 
 
 class Place(NamedTuple):
@@ -53,6 +57,31 @@ def read_net(option: str, text: str) -> tuple[NetworkSpec, Place]:
             "new start of the VM"
         )
     return spec, _place(option, values)
+
+
+def read_vsock(option: str, text: str) -> tuple[VsockSpec, Place]:
+    """Read the value of ``vsock=``.
+
+    Raises:
+        UsageError, ConfigError: a key or a value is wrong, or there is no socket.
+    """
+    values = keyvalue.parse(option, text, VSOCK_FIELDS)
+    spec = vsock.vsock_spec(option, values)
+    if spec.socket is None:
+        raise ConfigError(
+            f"{option}: it needs socket=PATH; the vsock of the host's kernel needs a new start"
+        )
+    return spec, _place(option, values)
+
+
+def read_rng(option: str, text: str) -> tuple[RngSpec, Place]:
+    """Read the value of ``rng=``; it may be empty.
+
+    Raises:
+        UsageError: a key or a value is wrong.
+    """
+    values = keyvalue.parse(option, text, RNG_FIELDS) if text else keyvalue.Values()
+    return RngSpec(limits=limits.limits(option, values)), _place(option, values)
 
 
 def _place(option: str, values: keyvalue.Values) -> Place:

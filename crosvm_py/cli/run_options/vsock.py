@@ -21,13 +21,21 @@ _SOCKET: Final = keyvalue.string(
     "socket",
     "UNIX socket for programs of the host; without it they use AF_VSOCK, through /dev/vhost-vsock",
 )
-_FIELDS: Final = (_CID, _SOCKET)
+FIELDS: Final = (_CID, _SOCKET)
 
 
 def _read_vsock(option: str, text: str) -> VsockSpec:
+    return vsock_spec(option, keyvalue.parse(option, text, FIELDS))
+
+
+def vsock_spec(option: str, values: keyvalue.Values) -> VsockSpec:
+    """Return the device that the values of ``FIELDS`` describe.
+
+    Raises:
+        ConfigError: the address or the path cannot be.
+    """
     from devices.virtio.vsock.common import VsockSpec
 
-    values = keyvalue.parse(option, text, _FIELDS)
     cid, path = values[_CID], values[_SOCKET]
     if not MIN_CID <= cid <= MAX_CID:
         raise ConfigError(f"{option}: cid {cid} is not in {MIN_CID}..{MAX_CID}")
@@ -41,7 +49,7 @@ VSOCK: Final = Option(
     "CID[,socket=PATH]",
     "connections between programs of the host and of the guest",
     _read_vsock,
-    fields=_FIELDS,
+    fields=FIELDS,
 )
 CID: Final = Option("--cid", "CID", "the same as --vsock CID", _read_vsock)
 OPTIONS: Final[tuple[Option[VsockSpec], ...]] = (VSOCK, CID)

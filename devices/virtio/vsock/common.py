@@ -36,6 +36,10 @@ PATIENCE_SECONDS: Final = 1.0
 _EVENT: Final = VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.to_bytes(4, "little")
 
 
+# Hypervisor, loopback, host, and any (virtio 1.3 §5.10.4).
+RESERVED_CIDS: Final = frozenset({0, 1, 2, 0xFFFF_FFFF})
+
+
 @fact
 class VsockSpec:
     """What the user asked for: the guest's address, and the socket of the host's side.

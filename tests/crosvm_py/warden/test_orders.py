@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.kinds.order import pack_spec
+from crosvm_py.kinds.vsock import open_vsock
+from crosvm_py.kinds.vsock_host import open_sockets
 from crosvm_py.warden import protocol
 from devices.pci.address import MAX_DEVICES
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.rng.device import RngSpec
+from devices.virtio.vsock.common import VsockSpec
 from disk.image import ImageInUseError, open_image
 from sys_util.shared_page import SharedPage
 from tests.crosvm_py.device_rig import PATIENCE_SECONDS, DeviceRig
@@ -158,6 +162,52 @@ def test_process_that_fails_at_its_start_is_told_and_forgotten(opener: Opener, i
     assert reason.startswith("bad")
     opener.remove(device)
     assert not opener.rig.deaths
+
+
+def vsock_order(opener: Opener, path: Path) -> protocol.Added:
+    order = open_vsock(VsockSpec(5, str(path)), later=True)
+    lie = order.connects._replace(uid=12345, gid=12345)  # the warden looks at the directory
+    message = protocol.Add(7, "vsock", order.kind, order.spec, 0, lie)
+    opener.rig.orders.send(message, order.fds)
+    for fd in order.fds:
+        os.close(fd)
+    return opener.next_added()
+
+
+def test_sockets_of_a_vsock_go_when_it_is_forgotten(opener: Opener, tmp_path: Path) -> None:
+    path = tmp_path / "v"
+    for _ in range(3):
+        device, reason = opener.start(vsock_order(opener, path))
+        assert (reason, sorted(os.listdir(tmp_path))) == ("", ["v", "v.seqpacket"])
+        opener.remove(device)
+        assert os.listdir(tmp_path) == []
+    assert not opener.rig.deaths
+
+
+def test_file_in_the_place_of_a_socket_stays(opener: Opener, tmp_path: Path) -> None:
+    added = vsock_order(opener, tmp_path / "v")
+    (tmp_path / "v").unlink()
+    (tmp_path / "v").touch()
+    opener.rig.supervisor.forget(added)
+    opener.rig.until(lambda: os.listdir(tmp_path) == ["v"])
+
+
+def test_sockets_go_when_their_order_is_refused(opener: Opener, tmp_path: Path) -> None:
+    sockets, directory = open_sockets(str(tmp_path / "v"), replace_stale=False)
+    fds = [*(bound.sock.detach() for bound in sockets), directory.fd]
+    opener.order("a/b", "vsock", pack_spec(VsockSpec(5)), *fds)
+    for fd in fds:
+        os.close(fd)
+    assert "no name of a device" in opener.refusal()
+    assert os.listdir(tmp_path) == []
+
+
+def test_warden_removes_no_file_but_sockets_made_for_a_vm(opener: Opener, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "theirs"))  # without the sticky bit
+        opener.order("a/b", "rng", pack_spec(RngSpec()), sock.fileno())
+    assert "no name of a device" in opener.refusal()
+    assert os.listdir(tmp_path) == ["theirs"]
 
 
 @pytest.mark.parametrize(
