@@ -12,7 +12,10 @@ from sys_util.linux import buffer_address
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from engine._engine import Tap
+    from collections.abc import Callable
+
+    from engine import _engine
+    from engine._engine import CData, Tap
     from sys_util.guest_memory import GuestMemory
 
 IDLE: Final = 0
@@ -97,7 +100,33 @@ class Pool:
         self.handle = ffi.gc(made, lib.crosvm_engine_free_pool)
 
 
-class BlockQueue:
+class Queue:
+    """What all kinds of queues have in common: a position, which Python takes and gives back."""
+
+    def __init__(
+        self,
+        position: Position,
+        take: Callable[[CData, _engine.Position], None],
+        give: Callable[[CData, _engine.Position], None],
+    ) -> None:
+        self._position = ffi.new("struct crosvm_position *", position)
+        self._queue: CData
+        self._take, self._give = take, give
+
+    def take(self) -> Position:
+        """Return the position of the queue."""
+        self._take(self._queue, self._position)
+        at = self._position
+        return Position(at.next_avail, at.avail_idx, at.next_used, at.signalled, at.must_signal)
+
+    def give(self, position: Position) -> None:
+        """Set the position that the queue has after Python has served it."""
+        at = self._position
+        at.next_avail, at.avail_idx, at.next_used, at.signalled, at.must_signal = position
+        self._give(self._queue, at)
+
+
+class BlockQueue(Queue):
     """One queue of a disk. Set ``disk`` and ``limits`` before a turn; read ``done`` after it.
 
     With a ``pool`` several transfers of a turn are under way at the same time.
@@ -111,12 +140,12 @@ class BlockQueue:
         Raises:
             ValueError: the layout is invalid, so ``SplitQueue`` would refuse it too.
         """
+        super().__init__(position, lib.crosvm_engine_take, lib.crosvm_engine_give)
         self.disk = ffi.new("struct crosvm_disk *")
         self.limits = ffi.new("struct crosvm_limits *")
         self.done = ffi.new("struct crosvm_turn *")
         self.pool: Pool | None = None
         self._memory = memory
-        self._position = ffi.new("struct crosvm_position *", position)
         packed = ffi.new("struct crosvm_layout *", layout)
         made = lib.crosvm_engine_block_queue(memory.handle, packed, self._position, *fds)
         if made == ffi.NULL:
@@ -145,25 +174,13 @@ class BlockQueue:
         )
         return self.done.outcome
 
-    def take(self) -> Position:
-        """Return the position of the queue."""
-        lib.crosvm_engine_take(self._queue, self._position)
-        at = self._position
-        return Position(at.next_avail, at.avail_idx, at.next_used, at.signalled, at.must_signal)
-
-    def give(self, position: Position) -> None:
-        """Set the position that the queue has after Python has served it."""
-        at = self._position
-        at.next_avail, at.avail_idx, at.next_used, at.signalled, at.must_signal = position
-        lib.crosvm_engine_give(self._queue, at)
-
 
 def new_tap() -> Tap:
     """Return a description of a TAP, for the two queues that use it; nothing in it is set."""
     return ffi.new("struct crosvm_tap *")
 
 
-class NetQueue:
+class NetQueue(Queue):
     """One queue of a network card. Set ``limits`` before a turn; read ``done`` after it."""
 
     def __init__(
@@ -181,11 +198,11 @@ class NetQueue:
         Raises:
             ValueError: the layout is invalid, so ``SplitQueue`` would refuse it too.
         """
+        super().__init__(position, lib.crosvm_engine_net_take, lib.crosvm_engine_net_give)
         self.limits = ffi.new("struct crosvm_limits *")
         self.done = ffi.new("struct crosvm_net_turn *")
         self._tap = tap
         self._memory = memory
-        self._position = ffi.new("struct crosvm_position *", position)
         packed = ffi.new("struct crosvm_layout *", layout)
         made = lib.crosvm_engine_net_queue(memory.handle, packed, self._position, call_fd, receives)
         if made == ffi.NULL:
@@ -204,15 +221,3 @@ class NetQueue:
         """Return the frame that Python has to deliver, if ``done.frame_bytes`` is not 0."""
         start = lib.crosvm_engine_net_frame(self._queue)
         return bytes(ffi.buffer(start, self.done.frame_bytes))
-
-    def take(self) -> Position:
-        """Return the position of the queue."""
-        lib.crosvm_engine_net_take(self._queue, self._position)
-        at = self._position
-        return Position(at.next_avail, at.avail_idx, at.next_used, at.signalled, at.must_signal)
-
-    def give(self, position: Position) -> None:
-        """Set the position that the queue has after Python has served it."""
-        at = self._position
-        at.next_avail, at.avail_idx, at.next_used, at.signalled, at.must_signal = position
-        lib.crosvm_engine_net_give(self._queue, at)

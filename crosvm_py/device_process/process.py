@@ -135,6 +135,7 @@ class _DeviceProcess:
         self._fds: dict[int, tuple[int, int]] = {}  # queue index to kick and call eventfds
         self._again: dict[int, None] = {}  # queues to serve in the next turn, in this order
         self._broken: set[int] = set()  # queues that wait for a reset
+        self._listening: set[int] = set()  # queues whose kicks the loop waits for
         device.attach(self._context)
 
     def run(self) -> None:
@@ -235,29 +236,30 @@ class _DeviceProcess:
         kick_fd, call_fd = fds
         index = queue.index
         self._fds[index] = (kick_fd, call_fd)
-        if index not in self._device.kernel_queues:
-            self._loop.add(kick_fd, lambda _events: self._serve(index))
         try:
             activation = queue._replace(kick_fd=kick_fd, call_fd=call_fd)
             self._worker.start_queue(activation, self._features)
         except GuestError as error:
             self._give_up(index, error)
-        else:
-            self._again[index] = None
+            return
+        if self._worker.takes_kicks(index):
+            self._loop.add(kick_fd, lambda _events: self._serve(index))
+            self._listening.add(index)
+        self._again[index] = None
 
     def _stop(self, index: int) -> None:
         self._worker.stop_queue(index)
         self._again.pop(index, None)
         if index not in self._fds:
             return
-        if index not in self._broken:
-            self._stop_listening(index)
+        self._stop_listening(index)
         self._broken.discard(index)
         for fd in self._fds.pop(index):
             os.close(fd)
 
     def _stop_listening(self, index: int) -> None:
-        if index not in self._device.kernel_queues:
+        if index in self._listening:
+            self._listening.remove(index)
             self._loop.remove(self._fds[index][0])
 
     def _serve(self, index: int) -> None:
@@ -266,7 +268,7 @@ class _DeviceProcess:
             if self._worker.on_kick(index):
                 self._again[index] = None
         except GuestError as error:
-            if index in self._device.own_queues:
+            if self._worker.is_devices_own(index):
                 self._give_up_own_queues(error)
             else:
                 self._give_up(index, error)

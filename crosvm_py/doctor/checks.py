@@ -251,7 +251,7 @@ def _check_core_scheduling(name: str) -> list[Finding]:
 
 
 def _check_engine(name: str) -> list[Finding]:
-    from devices.virtio.block.native import IS_BUILT
+    from devices.virtio.queue.native import IS_BUILT
 
     if IS_BUILT:
         return [Finding(name, Status.OK, "serves disks and network cards")]

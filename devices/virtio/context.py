@@ -40,7 +40,7 @@ class DeviceContext(Protocol):
         ...
 
     def port(self, index: int) -> QueuePort | None:
-        """Return one of the device's ``own_queues``, ``None`` while it is not active."""
+        """Return a queue that the device serves itself, ``None`` while it is not active."""
         ...
 
     def add_fd(self, fd: int, callback: Callable[[int], None], *, events: int = EPOLLIN) -> None:

@@ -1,29 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every virtio device has to provide, and the loop that serves the queues of most."""
+"""What every virtio device has to provide."""
 
 from __future__ import annotations
 
-from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, REQUESTS
-from devices.virtio.queue.chain import ChainError
 from sys_util.errors import GuestError, VmmError
-from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from sys_util.typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from devices.virtio.backend import QueueActivation
     from devices.virtio.commands import Command
     from devices.virtio.context import DeviceContext
-    from devices.virtio.counters import Counters
-    from devices.virtio.queue.chain import DescriptorChain
-    from devices.virtio.queue.engine_queue import EngineQueue
-    from devices.virtio.queue.split_queue import Handover, SplitQueue
-    from sys_util.guest_memory import GuestMemory
-    from sys_util.log import Logger
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
     from sys_util.wire import Message
-
-# The bounds of one turn: after it other queues and messages of the vmm are served. The bound in
-# bytes limits how long finished requests wait for their interrupt where each of them is large.
-MAX_CHAINS_PER_TURN: Final = 256
-MAX_BYTES_PER_TURN: Final = 4 << 20
 
 
 class RequestError(GuestError):
@@ -41,20 +28,12 @@ class CommandError(VmmError):
     """A command of the user that the device does not carry out; the text is for the user."""
 
 
-class Gate(Protocol):
-    """What decides in the common loop whether a request may be carried out now."""
-
-    def admit(self, queue_index: int, chain: DescriptorChain) -> bool:
-        """Return whether the request may be carried out now."""
-        ...
-
-    def settle(self, passed: int) -> None:
-        """Learn that the admitted request is done; ``passed`` bytes went through its chain."""
-        ...
-
-
 class VirtioDevice(Protocol):
-    """The part of a device that is specific to its kind. It runs in its own process."""
+    """The part of a device that is specific to its kind. It runs in its own process.
+
+    These are what its section of the specification says, what its process tells it, and who serves
+    each of its queues.
+    """
 
     @property
     def name(self) -> str:
@@ -102,63 +81,22 @@ class VirtioDevice(Protocol):
         """Learn the negotiated features; the first chain comes after this."""
         ...
 
-    def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
-        """Carry out one request and write the answer through ``chain.writer``.
-
-        Raises:
-            GuestError: the request makes no sense. The driver gets what was written so far.
-        """
-        ...
-
     def reset(self) -> None:
         """Forget the driver and everything it negotiated; every queue has stopped."""
         ...
 
-    def start_engine(
-        self, memory: GuestMemory, activation: QueueActivation, features: int, start: Handover
-    ) -> EngineQueue | None:
-        """Return a native server for a queue that ``SplitQueue`` has checked, or None."""
-        ...
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        """Return who serves a queue that the driver has enabled; see ``queue/servers.py``.
 
-    @property
-    def own_queues(self) -> frozenset[int]:
-        """The queues that the device serves itself, through ports and ``on_kick``."""
-        ...
-
-    @property
-    def gate(self) -> Gate | None:
-        """What each chain of the other queues passes before ``handle_chain``, if anything.
-
-        A chain that it does not admit stays in its queue. The device asks for another turn
-        (``context.serve_again``) when its gate admits chains again.
+        Raises:
+            GuestError: nobody can; the device needs a reset.
         """
-        ...
-
-    @property
-    def kernel_queues(self) -> frozenset[int]:
-        """The queues that the host's kernel serves: it takes the kicks and interrupts itself."""
-        ...
-
-    def start_kernel_queue(self, activation: QueueActivation, next_avail: int) -> None:
-        """Hand a checked queue to the kernel, which goes on at ``next_avail``."""
-        ...
-
-    def stop_kernel_queue(self, index: int) -> None:
-        """Take a queue back from the kernel: its memory is not touched after this."""
         ...
 
     def attach(self, context: DeviceContext) -> None:
         """Take the device's context, once, before the process's filter is loaded.
 
         What can be made in advance (descriptors, buffers, registrations) is made here.
-        """
-        ...
-
-    def on_kick(self, index: int) -> bool:
-        """Serve one of ``own_queues``, for a bounded time: it started, resumed or got more chains.
-
-        Returns:
-            Whether there is more to do at once, which no kick will announce.
         """
         ...
 
@@ -184,26 +122,9 @@ class SimpleDevice:
 
     name: ClassVar[str]
     early_writes: ClassVar[bool] = False
-    own_queues: ClassVar[frozenset[int]] = frozenset()
-    kernel_queues: ClassVar[frozenset[int]] = frozenset()
-    gate: Gate | None = None
-
-    def start_kernel_queue(self, activation: QueueActivation, next_avail: int) -> None:
-        """Do nothing: the kernel serves no queue."""
-
-    def stop_kernel_queue(self, index: int) -> None:
-        """Do nothing: the kernel serves no queue."""
-
-    def start_engine(
-        self, memory: GuestMemory, activation: QueueActivation, features: int, start: Handover
-    ) -> EngineQueue | None:
-        return None
 
     def attach(self, context: DeviceContext) -> None:
         """Do nothing: the device needs no context."""
-
-    def on_kick(self, index: int) -> bool:
-        return False
 
     def pause(self) -> None:
         """Do nothing: between two chains nothing is in flight."""
@@ -213,70 +134,3 @@ class SimpleDevice:
 
     def command(self, command: Command) -> Message:
         raise CommandError(f"{self.name} devices know no {command.WORD}")
-
-
-def serve_queue(
-    device: VirtioDevice,
-    queue_index: int,
-    queue: SplitQueue,
-    counters: Counters,
-    log: Logger,
-    max_chains: int | None = None,
-) -> bool:
-    """Serve one turn of available chains and return whether the driver wants an interrupt.
-
-    Each chain goes back to the driver exactly once, whatever the device does with it. When the turn
-    was too short for all of them, ``queue.idle`` is false and no kick will come: serve again. With
-    ``max_chains`` this goes on with a turn that an engine has begun.
-
-    Raises:
-        QueueError: the ring is unusable; the caller sets DEVICE_NEEDS_RESET.
-    """
-    pop, add_used, handle_chain = queue.pop, queue.add_used, device.handle_chain
-    gate = device.gate
-    requests, received, sent = counters.requests, 0, 0
-    chains_left, bytes_left = max_chains or MAX_CHAINS_PER_TURN, MAX_BYTES_PER_TURN
-    if max_chains is None:
-        queue.disable_notification()
-    try:
-        while chains_left and bytes_left > 0:
-            try:
-                chain = pop()
-            except ChainError as error:
-                chains_left -= 1
-                counters.count_error()
-                log.warning("%s queue %d: %s", device.name, queue_index, error)
-                add_used(error.head, 0)
-                continue
-            if chain is None:
-                if not queue.enable_notification():
-                    break
-                queue.disable_notification()
-                continue
-            if gate is not None and not gate.admit(queue_index, chain):
-                queue.unpop(idle=True)  # the device asks for the next turn
-                break
-            chains_left -= 1
-            offered = chain.reader.remaining
-            try:
-                handle_chain(queue_index, chain)
-            except GuestError as error:
-                counters.count_error()
-                log.warning("%s queue %d: %s", device.name, queue_index, error)
-            taken, written = offered - chain.reader.remaining, chain.writer.written
-            add_used(chain.head, written)
-            if gate is not None:
-                gate.settle(taken + written)
-            bytes_left -= taken + written
-            requests += 1
-            received += taken
-            sent += written
-    finally:
-        queue.publish()
-        cells = counters.cells
-        counters.requests = cells[REQUESTS] = requests
-        counters.bytes_from_guest = received = counters.bytes_from_guest + received
-        counters.bytes_to_guest = sent = counters.bytes_to_guest + sent
-        cells[BYTES_FROM_GUEST] = received
-        cells[BYTES_TO_GUEST] = sent
-    return queue.wants_interrupt()

@@ -29,7 +29,7 @@ class LimitedDevice(SimpleDevice):
     """Base of such a device. While something is limited, the device itself is its gate."""
 
     def __init__(self, limits: RateLimits) -> None:
-        self.gate = None
+        self.gate: LimitedDevice | None = None
         self._limiter = RateLimiter(limits)
         self._context: DeviceContext | None = None
         self._timer: Timer | None = None

@@ -23,11 +23,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from devices.virtio.block import native
 from devices.virtio.block.device import VIRTIO_BLK_F_FLUSH, Block
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.features import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX
 from devices.virtio.features import VIRTIO_RING_F_INDIRECT_DESC as INDIRECT_DESC
+from devices.virtio.queue import native
 from devices.virtio.queue.worker import QueueWorker
 from sys_util.guest_memory import GuestMemory
 from tests.support.driver_queue import DriverQueue

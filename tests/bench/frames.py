@@ -16,9 +16,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from devices.virtio.net import native
 from devices.virtio.net.device import Net
 from devices.virtio.net.state import NetSpec
+from devices.virtio.queue import native
 from sys_util import tap
 from sys_util.event_loop import EPOLLIN
 from sys_util.guest_memory import GuestMemory

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 from unittest import mock
 
 from crosvm_py.warden import forge
+from devices.virtio.queue.servers import ChainServer
+from devices.virtio.rng.device import Rng
 from tests.breakout import lies
 from tests.breakout.inmate import Inmate, taken_over
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.chain_loop import Gate
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
 
 KIND: Final = "rng"
 FLOOD: Final = 100
@@ -53,6 +57,23 @@ class Liar(Inmate):
 
     _is_doomed = False  # by what it said; the vmm has only not read it yet
 
+    @property
+    def _rng(self) -> Rng:
+        assert isinstance(self.device, Rng)
+        return self.device
+
+    @property
+    def name(self) -> str:
+        return self._rng.name
+
+    @property
+    def gate(self) -> Gate | None:
+        return self._rng.gate
+
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        """Serve the guest as the device does, and see each chain first."""
+        return ChainServer(queue, self)
+
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         """Tell the next lie, and serve the guest as long as there is somebody to serve it."""
         number = _told[0]
@@ -61,7 +82,7 @@ class Liar(Inmate):
             lie = _LIES[TOLD[number]]
             self._is_doomed = lie.ends
             lies.tell(lie, self.channel(), 1, FLOOD)
-        self.device.handle_chain(queue_index, chain)
+        self._rng.handle_chain(queue_index, chain)
 
 
 @contextmanager

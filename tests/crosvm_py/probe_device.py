@@ -13,6 +13,7 @@ from crosvm_py.kinds.kind import DeviceKind
 from crosvm_py.kinds.order import DeviceOrder
 from crosvm_py.kinds.table import DEVICE_KINDS
 from devices.virtio.device import SimpleDevice
+from devices.virtio.queue.servers import ChainServer
 from sys_util import linux, log
 from sys_util.errors import GuestError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.vmm.device_proxy import DeviceProcess
     from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
 
 
 def deep() -> None:
@@ -126,6 +128,7 @@ class Probe(SimpleDevice):
     queue_sizes: ClassVar[tuple[int, ...]] = (16,)
     seccomp_policy: ClassVar[str] = "rng_device"
     in_order: ClassVar[bool] = True
+    gate: ClassVar[None] = None
 
     def features(self) -> int:
         return 0
@@ -138,6 +141,9 @@ class Probe(SimpleDevice):
 
     def activate(self, features: int) -> None:
         """Nothing changes."""
+
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        return ChainServer(queue, self)
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         raise_bug()

@@ -18,14 +18,14 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, Final
 
-from devices.virtio import device
 from devices.virtio.block import native
 from devices.virtio.block.device import Block
 from devices.virtio.block.native import NativeQueue
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.commands import SetLimits
-from devices.virtio.device import MAX_CHAINS_PER_TURN
 from devices.virtio.features import VIRTIO_RING_F_INDIRECT_DESC
+from devices.virtio.queue import chain_loop
+from devices.virtio.queue.chain_loop import MAX_CHAINS_PER_TURN
 from devices.virtio.queue.split_queue import SplitQueue
 from sys_util import log
 from sys_util.errors import GuestError
@@ -232,7 +232,7 @@ class Differential:
         self.shares = Shares(kind + " disk")
         self._turn = NativeQueue.turn
         self._exact = one_in(source, 2)
-        self._limits = [(module, MAX_CHAINS_PER_TURN) for module in (device, native)]
+        self._limits = [(module, MAX_CHAINS_PER_TURN) for module in (chain_loop, native)]
         if self._exact:
             for module, _ in self._limits:
                 setattr(module, "MAX_CHAINS_PER_TURN", 1)  # noqa: B010 - mypy knows a constant

@@ -13,6 +13,7 @@ from devices.virtio.block.device import Block
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.commands import AdjustTarget, Command, SetTarget, TellState
 from devices.virtio.device import SimpleDevice
+from devices.virtio.queue.servers import ChainServer
 from devices.virtio.rng.device import Rng, RngSpec
 from devices.virtio.saved_state import PAGE_CELLS
 from sys_util.facts import replace
@@ -25,6 +26,7 @@ from tests.support.stored import stored
 if TYPE_CHECKING:
     from devices.virtio.device import VirtioDevice
     from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
     from devices.virtio.saved_state import SavedState
     from tests.fuzz.source import Source
 
@@ -91,6 +93,7 @@ class Sink(SimpleDevice):
     queue_sizes = (256, 8)
     seccomp_policy = "none"
     in_order = True
+    gate = None
     LIMIT = 4096
 
     def features(self) -> int:
@@ -104,6 +107,9 @@ class Sink(SimpleDevice):
 
     def activate(self, features: int) -> None:
         """Nothing changes."""
+
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        return ChainServer(queue, self)
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         data = chain.reader.read(min(self.LIMIT, chain.reader.remaining))

@@ -14,7 +14,7 @@ import select
 import time
 from typing import TYPE_CHECKING
 
-from devices.virtio.device import MAX_CHAINS_PER_TURN
+from devices.virtio.queue.chain_loop import MAX_CHAINS_PER_TURN
 from sys_util import log
 from sys_util.errors import GuestError
 from tests.fuzz.rings import HEAP_BYTES, HostileRing
@@ -60,6 +60,7 @@ class RingFuzzer:
         self._side = self._kind.side
         self._all_features = self._side.worker.offered_features
         self._broken: set[int] = set()
+        self._abandoned: set[int] = set()  # with these, callbacks are held back
         self._rings: dict[int, HostileRing] = {}
 
     def episode(self, source: Source) -> None:
@@ -74,7 +75,7 @@ class RingFuzzer:
         self._check_bounds()
 
     def _attack(self, source: Source) -> None:
-        side, self._broken = self._side, set()
+        side, self._broken, self._abandoned = self._side, set(), set()
         side.features = self._all_features
         for feature in OPTIONAL_FEATURES:
             if one_in(source, 3):
@@ -131,6 +132,7 @@ class RingFuzzer:
             self._rings[index].mutations += 1
         self._side.worker.stop_queue(index)
         self._broken.discard(index)
+        self._abandoned.discard(index)
         self._guard(lambda: self._side.start_queue(index, resume=True))
 
     def _guard(self, action: Callable[[], object]) -> None:
@@ -139,7 +141,7 @@ class RingFuzzer:
         try:
             action()
         except GuestError:
-            self._broken.update(self._side.worker.abandon_own_queues())
+            self._abandon()
         assert TALLY.pops - before <= MAX_TURNS * MAX_POPS_PER_TURN
 
     def _serve(self, index: int) -> None:
@@ -151,18 +153,24 @@ class RingFuzzer:
             try:
                 more = worker.on_kick(index)
             except GuestError:
-                self._broken.update([index, *worker.abandon_own_queues()])
+                self._broken.add(index)
+                self._abandon()
                 return
             assert TALLY.pops - before <= MAX_POPS_PER_TURN, "a turn without an end"
             if not more:
                 return
         raise AssertionError(f"queue {index} asks for turns without an end")
 
+    def _abandon(self) -> None:
+        abandoned = self._side.worker.abandon_own_queues()
+        self._broken.update(abandoned)
+        self._abandoned.update(abandoned)
+
     def _settle(self) -> None:
         """Let the device see what there is to be seen, unless it waits for a reset."""
         context = self._side.context
         for _ in range(MAX_TURNS):
-            if self._broken & self._side.device.own_queues:
+            if self._abandoned:
                 return
             self._guard(lambda: context.advance(0))
             poll = select.poll()

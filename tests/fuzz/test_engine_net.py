@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio.net import native
 from devices.virtio.net.ends import TapEnd
 from devices.virtio.net.native import NativeReceive, NativeTap, NativeTransmit
+from devices.virtio.queue import native
 from tests.fuzz.engine_net import Differential
 from tests.fuzz.targets import life_source
 from tests.fuzz.test_fuzz import plant_empty_descriptor_without_a_direction

@@ -17,9 +17,9 @@ from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.vm_config import json_text
 from crosvm_py.vmm.link import DeviceLink
 from devices.cmos import Cmos
-from devices.virtio.block import native
 from devices.virtio.block.native import NativeQueue
 from devices.virtio.limited import LimitedDevice
+from devices.virtio.queue import native
 from devices.virtio.queue import split_queue as queue_module
 from devices.virtio.queue.chain import ChainError, Writer
 from devices.virtio.queue.port import QueuePort

@@ -165,6 +165,10 @@ class DriverSide:
         except BlockingIOError:
             return False
 
+    def call_fd(self, index: int) -> int:
+        """Return the eventfd of a queue's interrupt."""
+        return self._calls[index]
+
     def reset(self) -> None:
         """Do what the driver's write of 0 to the status does."""
         for index in tuple(self.queues):

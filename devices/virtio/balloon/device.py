@@ -33,6 +33,7 @@ from devices.virtio.balloon.stats import read_stats
 from devices.virtio.commands import AdjustTarget, SetTarget, TellState
 from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.queue.chain import ChainError
+from devices.virtio.queue.servers import ChainServer, PortServer
 from sys_util.facts import fact
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from devices.virtio.context import DeviceContext
     from devices.virtio.queue.chain import DescriptorChain
     from devices.virtio.queue.port import QueuePort
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
     from sys_util.wire import Check, Message
 
 VIRTIO_BALLOON_F_MUST_TELL_HOST: Final = 0
@@ -109,7 +111,7 @@ class Balloon(SimpleDevice):
     device_type: ClassVar[int] = 5
     seccomp_policy: ClassVar[str] = "balloon_device"
     in_order: ClassVar[bool] = True
-    own_queues: ClassVar[frozenset[int]] = frozenset(queue for _, queue in _OPTIONAL_QUEUES)
+    gate: ClassVar[None] = None  # nothing makes the driver's pages wait
 
     def __init__(self, spec: BalloonSpec) -> None:
         count = REPORTING_QUEUE + spec.page_reporting
@@ -187,6 +189,11 @@ class Balloon(SimpleDevice):
         self._state = self._state.without_driver()
         self._save()
 
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        if queue.number in (INFLATE_QUEUE, DEFLATE_QUEUE):
+            return ChainServer(queue, self)
+        return PortServer(queue, self._serve)
+
     # The driver's pages.
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
@@ -212,7 +219,7 @@ class Balloon(SimpleDevice):
                 f"{outside} pages are no guest memory, {chain.reader.remaining} bytes left over",
             )
 
-    def on_kick(self, index: int) -> bool:
+    def _serve(self, index: int) -> bool:
         port = self._context.port(index)
         if port is None:
             return False
@@ -244,7 +251,7 @@ class Balloon(SimpleDevice):
         not negotiated, as QEMU's devices expect. Either way one queue is enabled for each feature.
         """
         wanted = [queue for bit, queue in _OPTIONAL_QUEUES if self._features >> bit & 1]
-        active = [i for i in sorted(self.own_queues) if self._context.port(i) is not None]
+        active = [i for _, i in _OPTIONAL_QUEUES if self._context.port(i) is not None]
         if len(active) != len(wanted):
             return {queue: queue for queue in wanted}
         return dict(zip(active, wanted, strict=True))

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from struct import Struct
 
-from devices.virtio.block import native
 from devices.virtio.block.native import NativeDisk, NativeQueue
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.commands import CheckSize, DiskSize, Obeyed, SetSize
 from devices.virtio.device import CommandError, RequestError
 from devices.virtio.limited import LimitedDevice
+from devices.virtio.queue import native
 from devices.virtio.queue.chain import ChainError
+from devices.virtio.queue.servers import ChainServer, EngineServer
 from disk.image import SECTOR_BYTES, usable_bytes
 from disk.raw import DiskFile
 from sys_util.errors import ProtocolError
@@ -25,13 +26,10 @@ from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Self
 
 if TYPE_CHECKING:
-    from devices.virtio.backend import QueueActivation
     from devices.virtio.commands import Command
     from devices.virtio.context import DeviceContext
     from devices.virtio.queue.chain import DescriptorChain, Reader, Writer
-    from devices.virtio.queue.engine_queue import EngineQueue
-    from devices.virtio.queue.split_queue import Handover
-    from sys_util.guest_memory import GuestMemory
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
     from sys_util.wire import Message
 
 VIRTIO_BLK_F_SEG_MAX: Final = 2
@@ -166,14 +164,12 @@ class Block(LimitedDevice):
         # If the driver cannot flush, each write has to be on stable storage (§5.2.6.2).
         self._file.writethrough = not features >> VIRTIO_BLK_F_FLUSH & 1
 
-    def start_engine(
-        self, memory: GuestMemory, activation: QueueActivation, features: int, start: Handover
-    ) -> EngineQueue | None:
+    def make_server(self, queue: StartedQueue) -> QueueServer:
         if self._native is None:
-            return None
+            return ChainServer(queue, self)
         self._native.capacity_sectors = self._capacity_sectors
         self._native.writethrough = self._file.writethrough
-        return NativeQueue(self._native, memory, activation, features, start)
+        return EngineServer(queue, self, NativeQueue(self._native, queue))
 
     def reset(self) -> None:
         super().reset()

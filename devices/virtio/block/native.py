@@ -3,25 +3,25 @@
 
 from __future__ import annotations
 
-from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, INTERRUPTS, REQUESTS
-from devices.virtio.device import MAX_BYTES_PER_TURN, MAX_CHAINS_PER_TURN
-from devices.virtio.features import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
-from devices.virtio.queue.split_queue import Handover
+from devices.virtio.queue.chain_loop import MAX_BYTES_PER_TURN, MAX_CHAINS_PER_TURN
+from devices.virtio.queue.native import (
+    IS_BUILT,
+    NativeMemory,
+    NativeRing,
+    count,
+    layout_of,
+    position_of,
+)
 from sys_util.linux import has_several_processors
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from devices.virtio.backend import QueueActivation
     from devices.virtio.counters import Counters
-    from sys_util.guest_memory import GuestMemory
+    from devices.virtio.queue.servers import StartedQueue
 
-try:
+if IS_BUILT:
     from engine import native
-except ModuleNotFoundError:  # it is not built; if it is broken, the exception ends the process
-    IS_BUILT = False
-else:
-    IS_BUILT = True
 
 log = get_logger("devices.virtio.block")
 
@@ -42,7 +42,7 @@ class NativeDisk:
         self.capacity_sectors = 0
         self._queues: list[native.BlockQueue] = []  # those that are served
         self.pool: native.Pool | None = None
-        self._memory: native.EngineMemory | None = None
+        self.memory = NativeMemory()
 
     def add(self, queue: native.BlockQueue) -> None:
         """Serve a queue, also in turns of the others."""
@@ -71,38 +71,19 @@ class NativeDisk:
                 "the host refuses %d threads: this disk makes one transfer at a time", count
             )
 
-    def memory(self, memory: GuestMemory) -> native.EngineMemory:
-        """Return the guest's memory in the engine's form."""
-        if self._memory is None:
-            self._memory = native.EngineMemory(memory)
-        return self._memory
 
-
-class NativeQueue:
+class NativeQueue(NativeRing):
     """One queue of a disk that the engine serves, a turn at a time."""
 
     rests = False  # the device's gate says when Python serves
 
-    def __init__(
-        self,
-        disk: NativeDisk,
-        memory: GuestMemory,
-        activation: QueueActivation,
-        features: int,
-        start: Handover,
-    ) -> None:
-        """Serve a queue that ``SplitQueue`` has checked, from ``start`` on."""
-        layout = native.Layout(
-            activation.desc_table,
-            activation.avail_ring,
-            activation.used_ring,
-            activation.size,
-            bool(features >> VIRTIO_RING_F_EVENT_IDX & 1),
-            bool(features >> VIRTIO_RING_F_INDIRECT_DESC & 1),
+    def __init__(self, disk: NativeDisk, queue: StartedQueue) -> None:
+        """Serve a queue from the position that it has now."""
+        fds = (queue.activation.kick_fd, queue.activation.call_fd)
+        self._queue = native.BlockQueue(
+            disk.memory.of(queue.memory), layout_of(queue), position_of(queue), fds
         )
-        position = native.Position(*start)
-        fds = (activation.kick_fd, activation.call_fd)
-        self._queue = native.BlockQueue(disk.memory(memory), layout, position, fds)
+        super().__init__(self._queue)
         self._queue.limits.chains = MAX_CHAINS_PER_TURN
         self._queue.limits.bytes = MAX_BYTES_PER_TURN
         self._queue.disk.fd = disk.fd
@@ -123,19 +104,5 @@ class NativeQueue:
         queue.disk.capacity_sectors = disk.capacity_sectors
         queue.disk.writethrough = disk.writethrough
         outcome = queue.turn()
-        done, cells = queue.done, counters.cells
-        counters.requests = cells[REQUESTS] = counters.requests + done.requests
-        counters.bytes_from_guest += done.bytes_from_guest
-        counters.bytes_to_guest += done.bytes_to_guest
-        counters.interrupts = cells[INTERRUPTS] = counters.interrupts + done.interrupts
-        cells[BYTES_FROM_GUEST] = counters.bytes_from_guest
-        cells[BYTES_TO_GUEST] = counters.bytes_to_guest
+        count(counters, queue.done.requests, queue.done)
         return outcome
-
-    def take(self) -> Handover:
-        """Return the position from which Python goes on."""
-        return Handover(*self._queue.take())
-
-    def give(self, start: Handover) -> None:
-        """Go on from the position that Python has reached."""
-        self._queue.give(native.Position(*start))

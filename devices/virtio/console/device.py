@@ -29,7 +29,7 @@ from devices.virtio.console.output import LineOutput, Output, PolledOutput, Sock
 from devices.virtio.console.port import ConsolePort, Input, Size
 from devices.virtio.console.state import ConsoleState, PortState, bits, flags, read_state
 from devices.virtio.device import CommandError, SimpleDevice
-from devices.virtio.queue.chain import ChainError
+from devices.virtio.queue.servers import PortServer
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 from sys_util.wire import U16, U32, blob, boolean, record, sequence, text
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from devices.virtio.commands import Command
     from devices.virtio.console.backlog import Backlog
     from devices.virtio.context import DeviceContext
-    from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
     from sys_util.wire import Check, Message
 
 VIRTIO_CONSOLE_F_SIZE: Final = 0
@@ -153,7 +153,6 @@ class Console(SimpleDevice):
     seccomp_policy: ClassVar[str] = "console_device"
     early_writes: ClassVar[bool] = True  # the emergency write (§5.3.4)
     in_order: ClassVar[bool] = True
-    own_queues: frozenset[int]  # type: ignore[misc]  # known with the ports
 
     def __init__(self, spec: ConsoleSpec, fds: Sequence[int]) -> None:
         self._specs = tuple(map(PortSpec._make, spec.ports))  # plain tuples, when unpacked
@@ -164,7 +163,6 @@ class Console(SimpleDevice):
         self._has_size = any(port.has_size for port in self._specs)
         self._is_multiport = len(self._specs) > 1 or bool(self._specs[0].name)
         self.queue_sizes = self._queue_sizes()
-        self.own_queues = frozenset(range(len(self.queue_sizes)))
         self._by_queue: dict[int, _Port] = {}
         self._negotiated_multiport = False
         self._context: DeviceContext | None = None
@@ -212,10 +210,10 @@ class Console(SimpleDevice):
             # Linux reads the size only after a configuration change interrupt.
             self._context.config_changed()
 
-    def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
-        raise ChainError(chain.head, f"queue {queue_index} is the device's own")
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        return PortServer(queue, self._serve)
 
-    def on_kick(self, index: int) -> bool:
+    def _serve(self, index: int) -> bool:
         if index in (CONTROL_RECEIVE_QUEUE, CONTROL_TRANSMIT_QUEUE):
             control = self._control
             if control is None or not self._negotiated_multiport:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from devices.virtio.context import DeviceContext
     from devices.virtio.net.ends import NetEnd
     from devices.virtio.net.state import NetSpec
-    from devices.virtio.queue.chain import DescriptorChain
     from sys_util.wire import Message
 
 VIRTIO_NET_S_LINK_UP: Final = 1
@@ -138,9 +137,6 @@ class NetCard(SimpleDevice):
         self._control = ControlQueue(self, 0, 1)
         self._forget_driver()
         self._set_offloads()  # frames come before the next driver says which ones it wants
-
-    def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
-        """Never called: the common loop serves no queue of a card."""
 
     def pause(self) -> None:
         for pair in self._pairs:

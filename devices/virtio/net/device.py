@@ -13,26 +13,24 @@ from __future__ import annotations
 from devices.virtio.commands import DeviceLimits, SetLimits
 from devices.virtio.counters import LimitWaits
 from devices.virtio.limited import changed_limits
-from devices.virtio.net import native
 from devices.virtio.net.card import NetCard
 from devices.virtio.net.ends import TapEnd
 from devices.virtio.net.native import NativeReceive, NativeTap, NativeTransmit
 from devices.virtio.net.pair import NetPair
 from devices.virtio.net.stream import StreamEnd
+from devices.virtio.queue import native
+from devices.virtio.queue.servers import PortServer
 from devices.virtio.rate_limiter import RateLimiter
 from sys_util.typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from devices.virtio.backend import QueueActivation
     from devices.virtio.commands import Command
     from devices.virtio.context import DeviceContext
     from devices.virtio.net.ends import EndGoneError
     from devices.virtio.net.state import NetSpec
-    from devices.virtio.queue.engine_queue import EngineQueue
-    from devices.virtio.queue.split_queue import Handover
-    from sys_util.guest_memory import GuestMemory
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
     from sys_util.wire import Message
 
 
@@ -54,10 +52,6 @@ class Net(NetCard):
         taps = [end for end in self.ends if isinstance(end, TapEnd)] if engine else []
         self._native = [NativeTap(tap, self.stats) for tap in taps]
 
-    @property
-    def own_queues(self) -> frozenset[int]:  # type: ignore[override]  # it depends on the card
-        return frozenset(range(len(self.queue_sizes)))
-
     def attach(self, context: DeviceContext) -> None:
         is_first = context.saved.is_empty
         super().attach(context)
@@ -74,16 +68,14 @@ class Net(NetCard):
             self._served.append(pair)
         self._pairs += self._served
 
-    def start_engine(
-        self, memory: GuestMemory, activation: QueueActivation, features: int, start: Handover
-    ) -> EngineQueue | None:
-        index = activation.index
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        index = queue.number
         if index == self.control_queue or index >= 2 * len(self._native):
-            return None
-        serve = NativeTransmit if index % 2 else NativeReceive
-        return serve(self._native[index // 2], memory, activation, features, start)
+            return PortServer(queue, self._serve)
+        make = NativeTransmit if index % 2 else NativeReceive
+        return PortServer(queue, self._serve, make(self._native[index // 2], queue))
 
-    def on_kick(self, index: int) -> bool:
+    def _serve(self, index: int) -> bool:
         if index == self.control_queue:
             return self._serve_control()
         if index >= 2 * len(self._served):

@@ -13,6 +13,7 @@ from devices.virtio.features import BASE_FEATURES
 from devices.virtio.net import features as bits
 from devices.virtio.net.card import NetCard
 from devices.virtio.net.ends import TapEnd
+from devices.virtio.queue.servers import KernelServer, PortServer
 from devices.virtio.queue.split_queue import QueueError
 from sys_util.eventfd import create_eventfd, drain_eventfd, signal_eventfd
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from devices.virtio.backend import QueueActivation
     from devices.virtio.context import DeviceContext
     from devices.virtio.net.state import NetSpec
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
 
 _NO_BACKEND: Final = -1
 
@@ -144,14 +146,6 @@ class KernelNet(NetCard):
         self._vhosts = vhosts
         self._kernel_pairs: list[KernelPair] = []
 
-    @property
-    def own_queues(self) -> frozenset[int]:  # type: ignore[override]  # it depends on the card
-        return frozenset((self.control_queue,))
-
-    @property
-    def kernel_queues(self) -> frozenset[int]:  # type: ignore[override]  # as above
-        return frozenset(range(len(self.queue_sizes))) - self.own_queues
-
     def features(self) -> int:
         unknown = _KERNEL_FEATURES & ~BASE_FEATURES & ~self._vhosts[0].features()
         return super().features() & ~unknown
@@ -162,12 +156,19 @@ class KernelNet(NetCard):
             self._kernel_pairs.append(KernelPair(2 * number, end, vhost, context))
         self._pairs += self._kernel_pairs
 
-    def start_kernel_queue(self, activation: QueueActivation, next_avail: int) -> None:
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        if queue.number == self.control_queue:
+            return PortServer(queue, lambda _index: self._serve_control())
+        return KernelServer(queue, self)
+
+    def start_ring(self, activation: QueueActivation, next_avail: int) -> None:
+        """See ``KernelRings``."""
         pair = self._pair(activation.index)
         if pair is not None:
             pair.start_ring(activation, next_avail)
 
-    def stop_kernel_queue(self, index: int) -> None:
+    def stop_ring(self, index: int) -> None:
+        """See ``KernelRings``."""
         pair = self._pair(index)
         if pair is not None:
             pair.stop_ring(index)
@@ -176,9 +177,6 @@ class KernelNet(NetCard):
         for pair in self._kernel_pairs:
             pair.resume()
         super().resume()
-
-    def on_kick(self, index: int) -> bool:
-        return self._serve_control()
 
     def _pair(self, index: int) -> KernelPair | None:
         """Return the pair of this queue; the last queue belongs to none."""

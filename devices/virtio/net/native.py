@@ -7,26 +7,26 @@ does an error of the TAP: Python gets them from there as if they had come just n
 
 from __future__ import annotations
 
-from devices.virtio.counters import BYTES_FROM_GUEST, BYTES_TO_GUEST, INTERRUPTS, REQUESTS
-from devices.virtio.features import VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
-from devices.virtio.queue.split_queue import Handover
+from devices.virtio.queue.native import (
+    IS_BUILT,
+    NativeMemory,
+    NativeRing,
+    count,
+    layout_of,
+    position_of,
+)
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from devices.virtio.backend import QueueActivation
     from devices.virtio.counters import Counters
     from devices.virtio.net.ends import TapEnd
     from devices.virtio.net.stats import NetStats
-    from sys_util.guest_memory import GuestMemory
+    from devices.virtio.queue.servers import StartedQueue
 
-try:
+if IS_BUILT:
     from engine import native
-except ModuleNotFoundError:  # it is not built; if it is broken, the exception ends the process
-    IS_BUILT = False
-else:
-    IS_BUILT = True
 
 MAX_FRAMES_PER_TURN: Final = 64
 _GSO_TYPES: Final = 8  # in a list of them for the engine
@@ -42,7 +42,7 @@ class NativeTap:
         self.limited = False
         self.tap = native.new_tap()
         self.tap.fd = end.fd
-        self._memory: native.EngineMemory | None = None
+        self.memory = NativeMemory()
 
     def set_host_rules(self, gso_types: Iterable[int], *, checksums: bool) -> None:
         """Tell what the headers of the driver may contain."""
@@ -54,44 +54,19 @@ class NativeTap:
         self.tap.guest_flags = flags
         self.tap.guest_gso = _gso_list(gso_types)
 
-    def memory(self, memory: GuestMemory) -> native.EngineMemory:
-        """Return the guest's memory in the engine's form."""
-        if self._memory is None:
-            self._memory = native.EngineMemory(memory)
-        return self._memory
 
+class _FrameQueue(NativeRing):
+    """One queue of frames that the engine serves, a turn at a time."""
 
-class _NativeQueue:
-    """One queue that the engine serves, a turn at a time."""
-
-    RECEIVES: bool
-
-    def __init__(
-        self,
-        tap: NativeTap,
-        memory: GuestMemory,
-        activation: QueueActivation,
-        features: int,
-        start: Handover,
-    ) -> None:
-        """Serve a queue that ``SplitQueue`` has checked, from ``start`` on."""
-        layout = native.Layout(
-            activation.desc_table,
-            activation.avail_ring,
-            activation.used_ring,
-            activation.size,
-            bool(features >> VIRTIO_RING_F_EVENT_IDX & 1),
-            bool(features >> VIRTIO_RING_F_INDIRECT_DESC & 1),
-        )
+    def __init__(self, tap: NativeTap, queue: StartedQueue, *, receives: bool) -> None:
+        """Serve a queue from the position that it has now."""
         self._tap = tap
         self._queue = native.NetQueue(
-            tap.memory(memory),
-            layout,
-            native.Position(*start),
-            activation.call_fd,
-            tap.tap,
-            receives=self.RECEIVES,
+            *(tap.memory.of(queue.memory), layout_of(queue), position_of(queue)),
+            *(queue.activation.call_fd, tap.tap),
+            receives=receives,
         )
+        super().__init__(self._queue)
         self._queue.limits.chains = MAX_FRAMES_PER_TURN
 
     @property
@@ -101,61 +76,41 @@ class _NativeQueue:
     def close(self) -> None:
         """Do nothing: nothing is in flight between two turns."""
 
+
+class NativeReceive(_FrameQueue):
+    """A queue that receives."""
+
+    def __init__(self, tap: NativeTap, queue: StartedQueue) -> None:
+        super().__init__(tap, queue, receives=True)
+
     def turn(self, counters: Counters) -> int:
         """Serve one turn and count it; see ``native.NetQueue.turn``."""
         outcome = self._queue.turn()
-        done, cells = self._queue.done, counters.cells
-        if done.chains:
-            counters.requests = cells[REQUESTS] = counters.requests + done.chains
-            counters.bytes_from_guest += done.bytes_from_guest
-            counters.bytes_to_guest += done.bytes_to_guest
-            cells[BYTES_FROM_GUEST] = counters.bytes_from_guest
-            cells[BYTES_TO_GUEST] = counters.bytes_to_guest
-            self._count_frames(done.frames, done.large)
-        if done.interrupts:
-            counters.interrupts = cells[INTERRUPTS] = counters.interrupts + done.interrupts
-        return outcome
-
-    def _count_frames(self, frames: int, large: int) -> None:
-        """Count frames that were moved, of which some are large (GSO)."""
-        raise NotImplementedError
-
-    def take(self) -> Handover:
-        """Return the position from which Python goes on."""
-        return Handover(*self._queue.take())
-
-    def give(self, start: Handover) -> None:
-        """Go on from the position that Python has reached."""
-        self._queue.give(native.Position(*start))
-
-
-class NativeReceive(_NativeQueue):
-    """A queue that receives."""
-
-    RECEIVES = True
-
-    def turn(self, counters: Counters) -> int:
-        outcome = super().turn(counters)
-        done = self._queue.done
+        done, tap = self._queue.done, self._tap
+        count(counters, done.chains, done)
+        tap.stats.rx_frames += done.frames
+        tap.stats.rx_large += done.large
         if done.frame_bytes:
-            self._tap.end.return_frame(self._queue.frame())
+            tap.end.return_frame(self._queue.frame())
         elif done.error:
-            self._tap.end.return_error(done.error)
+            tap.end.return_error(done.error)
         return outcome
 
-    def _count_frames(self, frames: int, large: int) -> None:
-        self._tap.stats.rx_frames += frames
-        self._tap.stats.rx_large += large
 
-
-class NativeTransmit(_NativeQueue):
+class NativeTransmit(_FrameQueue):
     """A queue that transmits."""
 
-    RECEIVES = False
+    def __init__(self, tap: NativeTap, queue: StartedQueue) -> None:
+        super().__init__(tap, queue, receives=False)
 
-    def _count_frames(self, frames: int, large: int) -> None:
-        self._tap.stats.tx_frames += frames
-        self._tap.stats.tx_large += large
+    def turn(self, counters: Counters) -> int:
+        """Serve one turn and count it; see ``native.NetQueue.turn``."""
+        outcome = self._queue.turn()
+        done, stats = self._queue.done, self._tap.stats
+        count(counters, done.chains, done)
+        stats.tx_frames += done.frames
+        stats.tx_large += done.large
+        return outcome
 
 
 def _gso_list(gso_types: Iterable[int]) -> bytes:

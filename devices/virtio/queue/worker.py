@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The queues of one device, between the event loop of its process and ``serve_queue``."""
+"""The queues of one device, between the event loop of its process and their servers."""
 
 from __future__ import annotations
 
 from devices.virtio.counters import Counters
 from devices.virtio.features import BASE_FEATURES, VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1
-from devices.virtio.queue.port import QueuePort
-from devices.virtio.queue.servers import ChainServer, KernelServer, PortServer
+from devices.virtio.queue.servers import StartedQueue
 from devices.virtio.queue.split_queue import QueueError, QueueState, SplitQueue
 from sys_util.errors import ProtocolError
 from sys_util.log import get_logger
@@ -15,6 +14,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from devices.virtio.backend import QueueActivation, RingPosition, Server
     from devices.virtio.device import VirtioDevice
+    from devices.virtio.queue.port import QueuePort
     from devices.virtio.queue.servers import QueueServer
     from sys_util.guest_memory import GuestMemory
 
@@ -66,23 +66,12 @@ class QueueWorker:
             raise QueueError(f"queue size {activation.size} is above the limit of {sizes[index]}")
         ring = SplitQueue(self._memory, activation, features)
         ring.withheld = self._withheld
-        self._queues[index] = self._server(activation, features, ring)
+        queue = StartedQueue(
+            *(self._device.name, activation, features, ring),
+            *(self._memory, self.counters, self._log, self._paused),
+        )
+        self._queues[index] = self._device.make_server(queue)
         self.show_engines()
-
-    def _server(self, activation: QueueActivation, features: int, ring: SplitQueue) -> QueueServer:
-        """Return who serves a queue from now on."""
-        device, index, counters = self._device, activation.index, self.counters
-        fds = (activation.kick_fd, activation.call_fd)
-        if index in device.kernel_queues:
-            device.start_kernel_queue(activation, ring.state().next_avail)
-            return KernelServer(device, index, activation.call_fd)
-        engine = device.start_engine(self._memory, activation, features, ring.handover())
-        if index in device.own_queues:
-            port = QueuePort(device.name, index, ring, fds[1], counters, self._log, engine)
-            port.paused = self._paused
-            port.resumed = activation.resume
-            return PortServer(device, index, ring, fds, counters, port)
-        return ChainServer(device, index, ring, fds, counters, self._log, engine)
 
     def stop_queue(self, index: int) -> None:
         """Forget a queue, if it is started. Its memory is not touched after this."""
@@ -95,6 +84,16 @@ class QueueWorker:
         """Return the port of a queue that the device serves itself, ``None`` if it is unusable."""
         server = self._queues.get(index)
         return None if server is None else server.port
+
+    def takes_kicks(self, index: int) -> bool:
+        """Return whether the kicks of a started queue come to this process."""
+        server = self._queues.get(index)
+        return server is not None and server.takes_kicks
+
+    def is_devices_own(self, index: int) -> bool:
+        """Return whether an error in a queue is one of all queues that device or kernel serve."""
+        server = self._queues.get(index)
+        return server is not None and server.is_devices_own
 
     def abandon_own_queues(self) -> list[int]:
         """Give up the queues that device or kernel serve, after an error while they did so."""

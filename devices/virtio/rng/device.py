@@ -13,6 +13,7 @@ import os
 
 from devices.virtio.limited import LimitedDevice
 from devices.virtio.queue.chain import ChainError
+from devices.virtio.queue.servers import ChainServer
 from devices.virtio.rate_limiter import RATE_LIMITS, RateLimits
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
@@ -20,6 +21,7 @@ from sys_util.wire import U32
 
 if TYPE_CHECKING:
     from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
     from sys_util.wire import Check
 
 REQUEST_QUEUE: Final = 0
@@ -63,6 +65,9 @@ class Rng(LimitedDevice):
 
     def activate(self, features: int) -> None:
         """No feature changes anything."""
+
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        return ChainServer(queue, self)
 
     def request_bytes(self, chain: DescriptorChain) -> int:
         return min(chain.writer.remaining, self._max_fill_bytes)

@@ -11,10 +11,9 @@ Kept fds:    the listening sockets, and the channel to the broker; while the gue
 from __future__ import annotations
 
 from devices.virtio.device import SimpleDevice
-from devices.virtio.queue.chain import ChainError
+from devices.virtio.queue.servers import PortServer
 from devices.virtio.vsock.broker import UNIX_TYPES
 from devices.virtio.vsock.common import (
-    EVENT_QUEUE,
     RX_QUEUE,
     TX_QUEUE,
     VIRTIO_VSOCK_F_NO_IMPLIED_STREAM,
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from devices.virtio.context import DeviceContext
-    from devices.virtio.queue.chain import DescriptorChain
     from devices.virtio.queue.port import QueuePort
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
 
 # One turn of serving; after it other events are handled.
 _PACKETS_PER_TURN: Final = 128
@@ -49,7 +48,6 @@ class Vsock(SimpleDevice):
     queue_sizes: ClassVar[tuple[int, ...]] = (256, 256, 64)
     seccomp_policy: ClassVar[str] = "vsock_device"
     in_order: ClassVar[bool] = True
-    own_queues: ClassVar[frozenset[int]] = frozenset((RX_QUEUE, TX_QUEUE, EVENT_QUEUE))
 
     def __init__(self, spec: VsockSpec, fds: Sequence[int]) -> None:
         """Take over ``fds``: listening stream and SOCK_SEQPACKET sockets, the broker's channel."""
@@ -96,8 +94,8 @@ class Vsock(SimpleDevice):
             types.add(SocketType.SEQPACKET)
         self._muxer.socket_types = frozenset(types)
 
-    def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
-        raise ChainError(chain.head, f"queue {queue_index} is served by the device itself")
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        return PortServer(queue, self._serve)
 
     def reset(self) -> None:
         self._muxer.reset()
@@ -110,7 +108,7 @@ class Vsock(SimpleDevice):
         self._transport_reset.attach(context)
         self._muxer.attach(context)
 
-    def on_kick(self, index: int) -> bool:
+    def _serve(self, index: int) -> bool:
         port = self._context.port(index)
         if port is None:
             return False

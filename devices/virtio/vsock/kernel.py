@@ -13,10 +13,9 @@ import errno
 
 from devices.virtio.device import SimpleDevice
 from devices.virtio.features import BASE_FEATURES
-from devices.virtio.queue.chain import ChainError
+from devices.virtio.queue.servers import KernelServer, PortServer
 from devices.virtio.queue.split_queue import QueueError
 from devices.virtio.vsock.common import (
-    EVENT_QUEUE,
     RX_QUEUE,
     TX_QUEUE,
     VIRTIO_VSOCK_F_SEQPACKET,
@@ -30,7 +29,7 @@ from sys_util.vhost import Vhost, VhostRing
 if TYPE_CHECKING:
     from devices.virtio.backend import QueueActivation
     from devices.virtio.context import DeviceContext
-    from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
     from devices.virtio.vsock.common import VsockSpec
 
 _RINGS: Final = frozenset((RX_QUEUE, TX_QUEUE))
@@ -51,8 +50,6 @@ class KernelVsock(SimpleDevice):
     queue_sizes: ClassVar[tuple[int, ...]] = (256, 256, 64)
     seccomp_policy: ClassVar[str] = "vhost_vsock_device"
     in_order: ClassVar[bool] = False  # the kernel does not offer it
-    own_queues: ClassVar[frozenset[int]] = frozenset((EVENT_QUEUE,))
-    kernel_queues: ClassVar[frozenset[int]] = _RINGS
 
     def __init__(self, spec: VsockSpec, vhost: Vhost) -> None:
         """Take over ``vhost``, which has no owner yet."""
@@ -96,20 +93,24 @@ class KernelVsock(SimpleDevice):
         known = BASE_FEATURES | 1 << VIRTIO_VSOCK_F_SEQPACKET
         self._vhost.set_features(features & known & self._kernel_features)
 
-    def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
-        raise ChainError(chain.head, f"queue {queue_index} is served by the kernel")
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        if queue.number in _RINGS:
+            return KernelServer(queue, self)
+        return PortServer(queue, self._serve_events)
 
     def reset(self) -> None:
         self._transport_reset.reset()
 
-    def start_kernel_queue(self, activation: QueueActivation, next_avail: int) -> None:
+    def start_ring(self, activation: QueueActivation, next_avail: int) -> None:
+        """See ``KernelRings``."""
         if activation.resume:
             self._transport_reset.begin()
         self._stop()
         self._rings[activation.index] = _Ring(activation, next_avail)
         self._start()
 
-    def stop_kernel_queue(self, index: int) -> None:
+    def stop_ring(self, index: int) -> None:
+        """See ``KernelRings``."""
         self._stop()
         self._rings.pop(index, None)
 
@@ -121,8 +122,8 @@ class KernelVsock(SimpleDevice):
         self._paused = False
         self._start()
 
-    def on_kick(self, index: int) -> bool:
-        port = self._context.port(EVENT_QUEUE)
+    def _serve_events(self, index: int) -> bool:
+        port = self._context.port(index)
         if port is None:
             return False
         if port.resumed:

@@ -14,6 +14,7 @@ from crosvm_py.kinds.order import DeviceOrder
 from crosvm_py.kinds.table import DEVICE_KINDS
 from devices.virtio.commands import Command, Drain, Obeyed, Refused, SetLink, SetSize, Waiting
 from devices.virtio.device import SimpleDevice
+from devices.virtio.queue.servers import PortServer
 from sys_util.errors import GuestError
 from sys_util.wire import Message
 from tests.crosvm_py.device_rig import DeviceRig
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.vmm.device_proxy import DeviceProcess
     from devices.virtio.context import DeviceContext
-    from devices.virtio.queue.chain import DescriptorChain
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
     from tests.crosvm_py.device_rig import RigQueue
 
 WORD = 8  # the policies let a device read 8 bytes at a time
@@ -37,7 +38,6 @@ class Pipe(SimpleDevice):
     queue_sizes: ClassVar[tuple[int, ...]] = (16,)
     seccomp_policy: ClassVar[str] = "rng_device"
     in_order: ClassVar[bool] = True
-    own_queues = frozenset({0})
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -56,7 +56,8 @@ class Pipe(SimpleDevice):
 
     def reset(self) -> None: ...
 
-    def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None: ...
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        return PortServer(queue, lambda _index: False)
 
     def attach(self, context: DeviceContext) -> None:
         self._context = context

@@ -13,8 +13,8 @@ import pytest
 
 from crosvm_py.care import ALWAYS, Care
 from crosvm_py.kinds.block import BLOCK
-from devices.virtio.block import native
 from devices.virtio.block.spec import BlockSpec
+from devices.virtio.queue import native
 from disk.image import open_image
 from sys_util.errors import ConfigError
 from tests.crosvm_py.device_rig import DeviceRig, Transport

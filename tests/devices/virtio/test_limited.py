@@ -292,6 +292,7 @@ def test_lifted_limits_let_go_what_waits(memory: GuestMemory, clock: Clock) -> N
     limits_of(side.device, ops_size=0)
     let_pass(side, clock, 0)
     assert served(side) == 4
+    assert isinstance(side.device, Rng)
     assert side.device.gate is None
     side.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from devices.virtio.block import native
+from devices.virtio.queue import native
 
 
 @pytest.fixture(autouse=True, params=["engine", "python"])

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio.block import native
 from devices.virtio.block.device import Block
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.commands import SetLimits, SetSize
 from devices.virtio.counters import NATIVE, PYTHON, engine_of
+from devices.virtio.queue import native
 from engine.native import EngineMemory
 from sys_util.guest_memory import GuestMemory
 from sys_util.linux import buffer_address
@@ -278,7 +278,7 @@ def test_disk_serves_without_threads_where_the_host_refuses_them(
 @pytest.fixture
 def two_queues(image: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DriverSide]:
     """A disk of two queues whose engine watches empty rings for as long as a test may take."""
-    monkeypatch.setattr(native, "POLL_NS", 1_000_000)
+    monkeypatch.setattr("devices.virtio.block.native.POLL_NS", 1_000_000)
     fd = os.open(image, os.O_RDWR)
     memory = GuestMemory.create([(0, 4 << 20)])
     side = DriverSide(Told(BlockSpec(str(image), num_queues=2), fd), memory)

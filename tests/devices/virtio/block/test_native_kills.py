@@ -9,9 +9,9 @@ import tempfile
 
 import pytest
 
-from devices.virtio.block import native
 from devices.virtio.block.device import Block
 from devices.virtio.block.spec import BlockSpec
+from devices.virtio.queue import native
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
 from tests.support.killed import shared_state
@@ -39,7 +39,7 @@ REQUESTS: tuple[tuple[int, int, list[bytes], int], ...] = (
 @pytest.fixture(autouse=True)
 def server(monkeypatch: pytest.MonkeyPatch) -> str:
     """Who serves the queues: the engine, which does not watch them while nothing is there."""
-    monkeypatch.setattr(native, "POLL_NS", 0)
+    monkeypatch.setattr("devices.virtio.block.native.POLL_NS", 0)
     return "engine"
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from devices.virtio.commands import SetLimits, SetLink
 from devices.virtio.counters import NATIVE, PYTHON, engine_of
-from devices.virtio.net import native
 from devices.virtio.net.ends import TapEnd
+from devices.virtio.queue import native
 from tests.support.net_rig import EVENT_IDX, MRG_RXBUF, PLAIN, Ioctls, NetRig, frame
 
 if TYPE_CHECKING:

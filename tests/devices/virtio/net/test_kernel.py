@@ -113,7 +113,8 @@ def test_features_merge_buffers_only_where_the_kernel_does(ioctls: Ioctls, scene
 
 
 def test_control_queue_is_ours(scene: Scene) -> None:
-    assert scene.device.kernel_queues == {0, 1}
+    served = scene.driver.worker.positions()
+    assert [served[at][0] for at in sorted(served)] == ["kernel", "kernel", "port"]
     driver = scene.driver.queues[2]
     driver.submit([b"\0\0\1"], [1])
     scene.driver.kick(2)
@@ -167,7 +168,7 @@ def test_driver_without_multi_queue_has_its_control_queue_after_the_first_pair(
     scene = Scene(ioctls, pairs=2)
     scene.driver.features &= ~MQ
     scene.driver.start(0, 1, 2)
-    assert scene.device.own_queues == {2}
+    assert scene.driver.worker.positions()[2][0] == "port"
     assert scene.backends == [{0: 901, 1: 901}, {}]
     scene.close()
 

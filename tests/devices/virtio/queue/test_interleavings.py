@@ -19,7 +19,7 @@ from devices.virtio.features import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX
 from devices.virtio.queue import port as port_module
 from devices.virtio.queue import servers, split_queue
 from devices.virtio.queue.port import QueuePort
-from devices.virtio.queue.servers import ChainServer
+from devices.virtio.queue.servers import ChainServer, StartedQueue
 from devices.virtio.queue.split_queue import SplitQueue
 from sys_util.guest_memory import GuestMemory
 from sys_util.log import get_logger
@@ -44,6 +44,7 @@ class Nothing(SimpleDevice):
     """Give every chain back as it is."""
 
     name = "nothing"
+    gate = None
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None: ...
 
@@ -116,8 +117,9 @@ class Rig:
 
     def chain_server(self, accesses: Accesses) -> None:
         """The loop of a device's process with the common server."""
-        ring, fds = self._ring(accesses), (KICK, CALL)
-        server = ChainServer(Nothing(), 0, ring, fds, Counters(), LOG, None)  # type: ignore[arg-type]  # what it calls is there
+        ring = self._ring(accesses)
+        queue = StartedQueue("nothing", self._activation, 0, ring, self._memory, Counters(), LOG)
+        server = ChainServer(queue, Nothing())
         more = True  # a queue that starts is served once without a kick
         while True:
             if not more:

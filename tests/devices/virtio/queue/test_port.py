@@ -10,6 +10,7 @@ import pytest
 from devices.virtio.commands import SetLink
 from devices.virtio.device import CommandError, SimpleDevice
 from devices.virtio.queue import port as port_module
+from devices.virtio.queue.servers import ChainServer, PortServer
 from devices.virtio.queue.split_queue import QueueError, QueueState
 from sys_util.guest_memory import GuestMemory
 from tests.support.device_context import DriverSide
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from devices.virtio.queue.chain import DescriptorChain
     from devices.virtio.queue.port import QueuePort
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
 
 
 class Parking(SimpleDevice):
@@ -30,7 +32,7 @@ class Parking(SimpleDevice):
     queue_sizes = (64, 64)
     seccomp_policy = "parking_device"
     in_order = False
-    own_queues = frozenset({0})
+    gate = None
 
     def __init__(self) -> None:
         self.kicks: list[int] = []
@@ -47,6 +49,9 @@ class Parking(SimpleDevice):
     def activate(self, features: int) -> None: ...
 
     def reset(self) -> None: ...
+
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        return PortServer(queue, self.on_kick) if queue.number == 0 else ChainServer(queue, self)
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         chain.writer.write(b"?")

@@ -63,7 +63,7 @@ def test_position_of_a_queue_that_its_device_serves_is_that_of_a_port() -> None:
 def test_look_at_an_eventfd_takes_nothing(side: DriverSide) -> None:
     side.queues[0].submit([], [8])
     side.kick(0)
-    call_fd = side.worker._queues[0].call_fd
+    call_fd = side.call_fd(0)
     assert is_signalled(call_fd)
     assert is_signalled(call_fd)
     assert side.interrupted(0)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devices.virtio import device as device_module
 from devices.virtio.device import SimpleDevice
 from devices.virtio.features import (
     BASE_FEATURES,
@@ -16,7 +15,9 @@ from devices.virtio.features import (
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_EVENT_IDX,
 )
+from devices.virtio.queue import chain_loop
 from devices.virtio.queue.chain import ChainError, DescriptorChain
+from devices.virtio.queue.servers import ChainServer
 from devices.virtio.queue.split_queue import QueueError, QueueState
 from devices.virtio.queue.worker import LOG_LINES, QueueWorker
 from sys_util.errors import GuestError, ProtocolError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from devices.virtio.backend import QueueActivation
+    from devices.virtio.queue.servers import QueueServer, StartedQueue
 
 VERSION_1 = 1 << VIRTIO_F_VERSION_1
 EVENT_IDX = 1 << VIRTIO_RING_F_EVENT_IDX
@@ -40,6 +42,7 @@ class Echo(SimpleDevice):
     queue_sizes = (256, 256)
     seccomp_policy = "echo_device"
     in_order = True
+    gate = None
 
     def __init__(self) -> None:
         self.served: list[int] = []
@@ -57,6 +60,9 @@ class Echo(SimpleDevice):
     def activate(self, features: int) -> None: ...
 
     def reset(self) -> None: ...
+
+    def make_server(self, queue: StartedQueue) -> QueueServer:
+        return ChainServer(queue, self)
 
     def handle_chain(self, queue_index: int, chain: DescriptorChain) -> None:
         self.served.append(queue_index)
@@ -167,7 +173,7 @@ def _once(device: Echo, action: Callable[[], object]) -> None:
 def test_turn_ends_after_its_chains_and_asks_for_more(
     worker: QueueWorker, guest: Guest, device: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_module, "MAX_CHAINS_PER_TURN", 3)
+    monkeypatch.setattr(chain_loop, "MAX_CHAINS_PER_TURN", 3)
     for _ in range(4):
         guest.queue.submit([b"x"], [1])
     guest.kick()
@@ -181,7 +187,7 @@ def test_turn_ends_after_its_chains_and_asks_for_more(
 def test_turn_ends_after_its_bytes(
     worker: QueueWorker, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_module, "MAX_BYTES_PER_TURN", 100)
+    monkeypatch.setattr(chain_loop, "MAX_BYTES_PER_TURN", 100)
     for _ in range(4):
         guest.queue.submit([b"x" * 30], [30])
     assert worker.on_kick(0) is True
@@ -197,13 +203,13 @@ def test_driver_that_never_stops_gets_one_turn_at_a_time(
     device.meanwhile = again
     guest.queue.offer(0, {0: Desc(DATA, 1, NEXT, 1), 1: Desc(DATA, 1, WRITE)})
     assert worker.on_kick(0) is True
-    assert len(device.served) == device_module.MAX_CHAINS_PER_TURN
+    assert len(device.served) == chain_loop.MAX_CHAINS_PER_TURN
 
 
 def test_malformed_chains_end_a_turn_too(
     worker: QueueWorker, guest: Guest, monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
-    monkeypatch.setattr(device_module, "MAX_CHAINS_PER_TURN", 3)
+    monkeypatch.setattr(chain_loop, "MAX_CHAINS_PER_TURN", 3)
     guest.queue.write_descs({0: Desc(1 << 60, 1)})
     for _ in range(5):
         guest.queue.offer(0)
