@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Read a kernel file: find out what goes where in guest memory, and how the kernel is started.
 
-This runs in a process of its own (``crosvm_py/kernel_parser/``), which may only read the file, use
+This runs in a process of its own (``crosvm_py/file_parser/``), which may only read the file, use
 memory and write what it unpacks. The vmm does not trust the result: ``image.py`` checks it.
 
 Which way a kernel starts (``EntryProtocol``):

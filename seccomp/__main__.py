@@ -22,7 +22,7 @@ CROSVM_COUNTS: Final = {
     "vhost_vsock_device": "70",
     "control": "none: its main process serves clients",
     "control_api": "none",
-    "kernel_parser": "none: its main process reads kernels",
+    "file_parser": "none: its main process reads kernels",
     "line_relay": "none",
     "opener": "none: its main process opens files",
     "vcpu": "none",

@@ -41,7 +41,7 @@ GROUND = frozenset(
 )
 PROTOCOLS = frozenset(
     f"crosvm_py.{name}.protocol"
-    for name in ("control", "device_process", "kernel_parser", "opener", "warden")
+    for name in ("control", "device_process", "file_parser", "opener", "warden")
 )
 BELOW_CROSVM_PY = ALLOWED["crosvm_py"]
 # What may be used in folders below those, beside the folder itself: packages, or single modules.
@@ -100,11 +100,11 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
         {
             *(BELOW_CROSVM_PY | GROUND | PROTOCOLS),
             *("crosvm_py.kinds", "crosvm_py.machine", "crosvm_py.console", "crosvm_py.net"),
-            *("crosvm_py.warden.warden", "crosvm_py.kernel_parser.process", "crosvm_py.relay"),
+            *("crosvm_py.warden.warden", "crosvm_py.file_parser.process", "crosvm_py.relay"),
             "crosvm_py.control.keeper",
         }
     ),
-    "crosvm_py.kernel_parser": BELOW_CROSVM_PY | {"crosvm_py.bundle"},
+    "crosvm_py.file_parser": BELOW_CROSVM_PY | {"crosvm_py.bundle"},
     "crosvm_py.relay": frozenset({"sys_util"}),
     "crosvm_py.warden": frozenset(
         {

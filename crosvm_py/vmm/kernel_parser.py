@@ -2,7 +2,7 @@
 """The vmm's side of the process that reads the kernel file: its start, its answer, its end.
 
 The file is not trusted, and C libraries unpack it, so the vmm does not parse it. A confined child
-does (``crosvm_py/kernel_parser/process.py``) while the vmm goes on importing modules. The answer is
+does (``crosvm_py/file_parser/process.py``) while the vmm goes on importing modules. The answer is
 not trusted either. The vmm copies the initrd and the kernel's segments without looking into them.
 """
 
@@ -15,7 +15,7 @@ import time
 from contextlib import ExitStack
 
 from crosvm_py.exit_status import EXIT_BUG
-from crosvm_py.kernel_parser import protocol
+from crosvm_py.file_parser import protocol
 from crosvm_py.leaving import end_fault_handler
 from kernel_loader.image import MAX_UNPACKED_BYTES, KernelImage, ParsedKernel
 from kernel_loader.source import FileSource
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.get_logger("crosvm.kernel")
 
-POLICY_NAME: Final = "kernel_parser"
+POLICY_NAME: Final = "file_parser"
 
 # The most time for the answer. It includes the time that the host needs to read the file.
 DEADLINE_SECONDS: Final = 2.0 * protocol.MAX_PROCESSOR_SECONDS
@@ -226,7 +226,7 @@ def _be_parser(config: RunConfig, sock_fd: int, source: FileSource, unpacked_fd:
     try:
         end_fault_handler()
         leave_warnings_to_others()
-        from crosvm_py.kernel_parser.process import run_parser
+        from crosvm_py.file_parser.process import run_parser
 
         def make_jail() -> JailPlan | None:
             return _jail(config, {sock_fd, source.fd, unpacked_fd}, source.size)

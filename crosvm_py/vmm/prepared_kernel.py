@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from crosvm_py.kernel_parser.protocol import Parsed
+from crosvm_py.file_parser.protocol import Parsed
 from kernel_loader.image import KernelImage, ParsedKernel
 from kernel_loader.source import FileSource
 from sys_util.facts import fact

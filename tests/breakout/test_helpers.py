@@ -17,7 +17,7 @@ import pytest
 from crosvm_py.api.store import make_store
 from crosvm_py.control import process as control_process
 from crosvm_py.control.protocol import ControlFds
-from crosvm_py.kernel_parser import process as parser_process
+from crosvm_py.file_parser import process as parser_process
 from crosvm_py.relay import process as relay_process
 from crosvm_py.relay.outlet import open_outlet
 from crosvm_py.socket_path import bind_control_socket

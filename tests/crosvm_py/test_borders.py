@@ -26,7 +26,7 @@ from crosvm_py.control import socket_client as client
 from crosvm_py.control.socket_server import ControlServer
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.device_process.vsock_broker import Broker
-from crosvm_py.kernel_parser import protocol as kernel_parser_protocol
+from crosvm_py.file_parser import protocol as file_parser_protocol
 from crosvm_py.requests.catalogue import REQUESTS, RESPONSES
 from crosvm_py.requests.life import Resume
 from crosvm_py.requests.protocol import Done
@@ -64,7 +64,7 @@ BORDERS = [
     *(
         path
         for name in (
-            *("api", "control", "device_process", "kernel_parser", "operations", "pool", "relay"),
+            *("api", "control", "device_process", "file_parser", "operations", "pool", "relay"),
             *("requests", "vmm", "warden"),
         )
         for path in sorted((ROOT / "crosvm_py" / name).rglob("*.py"))
@@ -133,7 +133,7 @@ def test_parser_that_says_anything_ends_the_start_alone(tmp_path: Path) -> None:
     path.write_bytes(bytes(4096))
     refusals: list[str] = []
     for payload in islice(
-        hostile_payloads(kernel_parser_protocol.CODEC, depths=DEPTHS[::4]), 0, None, 7
+        hostile_payloads(file_parser_protocol.CODEC, depths=DEPTHS[::4]), 0, None, 7
     ):
         ours, theirs = socket_pair()
         theirs.send(payload)
@@ -142,7 +142,7 @@ def test_parser_that_says_anything_ends_the_start_alone(tmp_path: Path) -> None:
         parser = KernelParser(
             FileSource.open("kernel", str(path)),
             os.memfd_create("unpacked", os.MFD_ALLOW_SEALING),
-            Channel(ours, kernel_parser_protocol.CODEC),
+            Channel(ours, file_parser_protocol.CODEC),
             pid,
         )
         try:

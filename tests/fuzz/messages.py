@@ -13,7 +13,7 @@ import msgpack
 
 from crosvm_py.control import protocol as control_protocol
 from crosvm_py.device_process import protocol as device_protocol
-from crosvm_py.kernel_parser import protocol as kernel_parser_protocol
+from crosvm_py.file_parser import protocol as file_parser_protocol
 from crosvm_py.pool import protocol as pool_protocol
 from crosvm_py.requests import catalogue, creation
 from crosvm_py.warden import forge_protocol
@@ -34,7 +34,7 @@ CODECS = {
     "vmm to device": device_protocol.DEVICE_CODEC,
     "vmm to warden": warden_protocol.WARDEN_CODEC,
     "warden to vmm": warden_protocol.VMM_CODEC,
-    "kernel parser to vmm": kernel_parser_protocol.CODEC,
+    "kernel parser to vmm": file_parser_protocol.CODEC,
     "warden to forge": forge_protocol.FORGE_CODEC,
     "warden to mould": forge_protocol.MOULD_CODEC,
     "forge to warden": forge_protocol.FROM_FORGE_CODEC,

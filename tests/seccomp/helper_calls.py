@@ -80,7 +80,7 @@ HELPERS_ALLOWED: Final[dict[str, Calls]] = {
         x86_64=("epoll_wait(3, 0x1000, 64, -1)",),
         aarch64=("epoll_pwait(3, 0x1000, 64, -1, 0, 8)",),
     ),
-    "kernel_parser": Calls(
+    "file_parser": Calls(
         (
             "preadv(3, 0x1000, 1, 0, 0)",
             "preadv2(3, 0x1000, 1, 0, 0, 0)",
@@ -177,7 +177,7 @@ HELPERS_DENIED: Final[dict[str, Calls]] = {
         ),
         aarch64=("epoll_pwait(3, 0x1000, 64, -1, 0x1000, 8)",),
     ),
-    "kernel_parser": Calls(
+    "file_parser": Calls(
         (
             "preadv2(3, 0x1000, 1, 0, 0, 1)",
             "read(3, 0x1000, 8)",

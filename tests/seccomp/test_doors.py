@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 VMM: Final = ("vmm", "vcpu")
 WARDENS: Final = ("warden", "warden_vsock")
 BROKER: Final = "vsock_broker"
-PARSER: Final = "kernel_parser"
+PARSER: Final = "file_parser"
 # Not line_relay, which cannot report a denied call: see tests/breakout/test_helpers.py.
 FORGE: Final = "forge"
 SEALED: Final = "warden_sealed"
@@ -219,14 +219,14 @@ def test_ioctl_is_denied(policy: str, request_name: str) -> None:
         ("vsock_broker", "unlink", lambda: os.unlink("/tmp/x")),
         ("vsock_broker", "kill", lambda: os.kill(1, 9)),
         ("vsock_broker", "read", lambda: os.read(0, 8)),
-        ("kernel_parser", "read", lambda: os.read(0, 8)),
-        ("kernel_parser", "sendto", call("sendto", 0, 0, 0, 0, 0, 0)),
-        ("kernel_parser", "sendmsg", call("sendmsg", 0, 0, 0)),
-        ("kernel_parser", "fcntl", lambda: os.dup(0)),
-        ("kernel_parser", "ftruncate", lambda: os.ftruncate(0, 0)),
-        ("kernel_parser", "mmap", lambda: mmap.mmap(-1, 4096, mmap.MAP_SHARED)),
-        ("kernel_parser", "rt_sigaction", lambda: signal.signal(signal.SIGXCPU, signal.SIG_IGN)),
-        ("kernel_parser", "prlimit64", lambda: resource.setrlimit(resource.RLIMIT_CPU, (9, 9))),
+        ("file_parser", "read", lambda: os.read(0, 8)),
+        ("file_parser", "sendto", call("sendto", 0, 0, 0, 0, 0, 0)),
+        ("file_parser", "sendmsg", call("sendmsg", 0, 0, 0)),
+        ("file_parser", "fcntl", lambda: os.dup(0)),
+        ("file_parser", "ftruncate", lambda: os.ftruncate(0, 0)),
+        ("file_parser", "mmap", lambda: mmap.mmap(-1, 4096, mmap.MAP_SHARED)),
+        ("file_parser", "rt_sigaction", lambda: signal.signal(signal.SIGXCPU, signal.SIG_IGN)),
+        ("file_parser", "prlimit64", lambda: resource.setrlimit(resource.RLIMIT_CPU, (9, 9))),
     ],
 )
 def test_attempt_at_what_others_may_is_denied(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgpack
 import pytest
 
-from crosvm_py.kernel_parser import process, protocol
+from crosvm_py.file_parser import process, protocol
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from kernel_loader.image import MAX_UNPACKED_BYTES, ParsedKernel, Segment
 from sys_util import linux
@@ -190,7 +190,7 @@ def spin(_source: FileSource, _fd: int) -> None:
     ("action", "reason"),
     [
         pytest.param(use_null, r"crashes the process that reads it \(SIGSEGV\)", id="segfault"),
-        pytest.param(abort, r"killed by seccomp: \w+ \(\d+\), policy kernel_parser", id="abort"),
+        pytest.param(abort, r"killed by seccomp: \w+ \(\d+\), policy file_parser", id="abort"),
         pytest.param(leave, r"crashes the process that reads it \(exit status 0\)", id="exit"),
         pytest.param(fork, r"killed by seccomp: clone \(\d+\)", id="fork"),
         pytest.param(use_memory, "needs more memory than reading a kernel may", id="memory"),
@@ -236,7 +236,7 @@ def test_endless_reading_ends_at_the_deadline(kernel: str, monkeypatch: pytest.M
 def test_endless_reading_uses_no_more_than_its_processor_time(
     kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crosvm_py.kernel_parser.protocol.MAX_PROCESSOR_SECONDS", 1)
+    monkeypatch.setattr("crosvm_py.file_parser.protocol.MAX_PROCESSOR_SECONDS", 1)
     act(monkeypatch, spin)
     with pytest.raises(ConfigError, match=rf"^kernel {kernel}: takes more than .* processor time"):
         read(kernel)

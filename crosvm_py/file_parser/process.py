@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from crosvm_py import bundle
-from crosvm_py.kernel_parser import protocol
+from crosvm_py.file_parser import protocol
 from kernel_loader.parse import import_unpacker, parse_kernel
 from sys_util import linux, log
 from sys_util.crash import crash_report
