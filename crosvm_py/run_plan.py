@@ -35,11 +35,12 @@ import os
 from contextlib import ExitStack
 
 from crosvm_py.end_signals import reset_inherited_signals
+from crosvm_py.file_parser.child import load_parser_policy
 from crosvm_py.kinds.cgroup import DeviceLimits, file_memory, find_vm_site
 from crosvm_py.kinds.jail import jail_for
 from crosvm_py.kinds.table import DEVICE_KINDS, build_device
 from crosvm_py.version import VERSION
-from crosvm_py.vmm.kernel_parser import load_parser_policy, start_kernel_parser
+from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from crosvm_py.vmm.preparation import prepare
 from crosvm_py.vmm.relay import POLICY_NAME as RELAY_POLICY
 from devices.virtio.rate_limiter import LIMIT_NAMES
@@ -202,7 +203,7 @@ def plan_run(config: RunConfig) -> RunPlan:
                 _device(order, queues, config, prepared, has_group=has_group)
                 for order, queues in _queues(prepared)
             ),
-            tuple(_policies(prepared, load_parser_policy(config))),
+            tuple(_policies(prepared, _parser_policy(config))),
             config.sandbox,
             None if site is None else site.path,
             _sockets(prepared),
@@ -340,11 +341,15 @@ def _jail(order: DeviceOrder, config: RunConfig, policies: RunPolicies | None) -
     return (f"enter new namespaces: {', '.join(NAMESPACES)}", *plan.describe())
 
 
+def _parser_policy(config: RunConfig) -> Policy | None:
+    return load_parser_policy(sandbox=config.sandbox, log_failures=config.seccomp_log_failures)
+
+
 def _policies(prepared: Preparation, parser: Policy | None) -> Iterable[PolicyUse]:
     policies = prepared.policies
     if policies is None or parser is None:
         return
-    yield _use(parser, "reader of the kernel, before the guest")
+    yield _use(parser, "readers of files from outside, before the guest")
     relay = load_policy(RELAY_POLICY)
     yield _use(relay, "relay to syslog and datagram sockets")
     for name, policy in policies.devices.items():

@@ -52,7 +52,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
         {
             *("sys_util", "devices"),
             *("crosvm_py.cli.grammar", "crosvm_py.care", "crosvm_py.config"),
-            *("crosvm_py.api_socket", "crosvm_py.guest.description", "crosvm_py.vm_config"),
+            *("crosvm_py.api_socket", "crosvm_py.file_parser", "crosvm_py.vm_config"),
         }
     ),
     "crosvm_py.cli": frozenset(
@@ -60,7 +60,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
             "crosvm_py.vm_config",
             *(BELOW_CROSVM_PY | GROUND),
             *("crosvm_py.kinds", "crosvm_py.control.socket_client", "crosvm_py.doctor"),
-            "crosvm_py.guest",
+            *("crosvm_py.guest", "crosvm_py.file_parser"),
             *("crosvm_py.run", "crosvm_py.run_plan", "crosvm_py.policy_record"),
             *("crosvm_py.log", "crosvm_py.inherited", "crosvm_py.tunables", "crosvm_py.version"),
             "crosvm_py.pool.pool",
@@ -100,11 +100,15 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
         {
             *(BELOW_CROSVM_PY | GROUND | PROTOCOLS),
             *("crosvm_py.kinds", "crosvm_py.machine", "crosvm_py.console", "crosvm_py.net"),
-            *("crosvm_py.warden.warden", "crosvm_py.file_parser.process", "crosvm_py.relay"),
+            *("crosvm_py.warden.warden", "crosvm_py.file_parser", "crosvm_py.relay"),
             "crosvm_py.control.keeper",
         }
     ),
-    "crosvm_py.file_parser": BELOW_CROSVM_PY | {"crosvm_py.bundle"},
+    "crosvm_py.file_parser": BELOW_CROSVM_PY
+    | {
+        *("crosvm_py.bundle", "crosvm_py.exit_status", "crosvm_py.leaving"),
+        *("crosvm_py.guest.description", "crosvm_py.vm_config"),
+    },
     "crosvm_py.relay": frozenset({"sys_util"}),
     "crosvm_py.warden": frozenset(
         {

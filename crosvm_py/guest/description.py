@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A guest's folder, which ``crosvm run DIR`` starts. Its content is not trusted.
 
+``crosvm_py/file_parser/guest.py`` has it parsed by a process of its own.
+
 ``guest.conf`` in it has lines ``KEY=VALUE``; empty lines and those that start with ``#`` are
 comments. Keys, each at most once:
 
@@ -23,7 +25,7 @@ import os
 import stat
 
 from sys_util.errors import ConfigError
-from sys_util.facts import fact
+from sys_util.facts import fact, replace
 from sys_util.typing import Final
 
 NAME: Final = "guest.conf"
@@ -48,26 +50,32 @@ class GuestDescription:
     params: str = ""
 
 
-def read_guest(folder: str) -> GuestDescription:
-    """Return the guest of a folder, with the paths of its files.
+def read_bytes(folder: str) -> tuple[str, bytes]:
+    """Return the path and the bytes of a folder's description, of which nothing is checked.
 
     Raises:
-        ConfigError: the folder has no description, or the description is wrong.
+        ConfigError: the folder has none, or it is too long.
     """
     path = os.path.join(folder, NAME)
-    found = parse(path, _read(path))
+    return path, _read(path)
+
+
+def located(folder: str, found: GuestDescription) -> GuestDescription:
+    """Return the guest of a folder with the paths of its files, after the names were checked.
+
+    Raises:
+        ConfigError: a value is wrong, or a file is not a regular one of this folder.
+    """
+    path = os.path.join(folder, NAME)
     changes = {}
-    for key in _FILE_KEYS:
+    for key in _KEYS:
         name = getattr(found, key)
-        if name is not None:
+        if name is None:
+            continue
+        _check_value(path, key, name)
+        if key in _FILE_KEYS:
             changes[key] = _regular_file(path, key, folder, name)
-    return GuestDescription(
-        kernel=changes["kernel"],
-        initrd=changes.get("initrd"),
-        root=changes.get("root"),
-        rwroot=changes.get("rwroot"),
-        params=found.params,
-    )
+    return replace(found, **changes)
 
 
 def parse(path: str, data: bytes) -> GuestDescription:

@@ -17,7 +17,6 @@ import pytest
 from crosvm_py.api.store import make_store
 from crosvm_py.control import process as control_process
 from crosvm_py.control.protocol import ControlFds
-from crosvm_py.file_parser import process as parser_process
 from crosvm_py.relay import process as relay_process
 from crosvm_py.relay.outlet import open_outlet
 from crosvm_py.socket_path import bind_control_socket
@@ -125,10 +124,10 @@ def from_the_parser(folder: Path, monkeypatch: pytest.MonkeyPatch, outside: Outs
         os._exit(0)
 
     monkeypatch.setattr(linux, "report_denied_calls", arm)
-    monkeypatch.setattr(parser_process, "parse_kernel", act)
+    monkeypatch.setattr("kernel_loader.parse.parse_kernel", act)
     with closing(start_kernel_parser(config_of(write(folder, Elf().build())))) as parser:
         results = os.dup(parser._unpacked_fd)
-        os.waitid(os.P_PID, parser._pid, os.WEXITED | os.WNOWAIT)
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
         with pytest.raises(VmmError):  # for what it says, or for saying nothing
             parser.image()
     with open(results, "rb") as file:

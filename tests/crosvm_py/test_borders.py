@@ -27,6 +27,7 @@ from crosvm_py.control.socket_server import ControlServer
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.device_process.vsock_broker import Broker
 from crosvm_py.file_parser import protocol as file_parser_protocol
+from crosvm_py.file_parser.child import FileParser
 from crosvm_py.requests.catalogue import REQUESTS, RESPONSES
 from crosvm_py.requests.life import Resume
 from crosvm_py.requests.protocol import Done
@@ -139,11 +140,11 @@ def test_parser_that_says_anything_ends_the_start_alone(tmp_path: Path) -> None:
         theirs.send(payload)
         theirs.close()
         pid = os.posix_spawn("/bin/true", ["true"], {})  # a fork of pytest takes much longer
+        source = FileSource.open("kernel", str(path))
         parser = KernelParser(
-            FileSource.open("kernel", str(path)),
+            source,
             os.memfd_create("unpacked", os.MFD_ALLOW_SEALING),
-            Channel(ours, file_parser_protocol.CODEC),
-            pid,
+            FileParser(source.what, Channel(ours, file_parser_protocol.CODEC), pid),
         )
         try:
             parser.image().close()

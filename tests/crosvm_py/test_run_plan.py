@@ -109,7 +109,7 @@ def test_devices_are_told_in_the_order_of_their_slots() -> None:
 def test_every_policy_is_told_with_its_users_and_calls() -> None:
     made = plan("-d", "disk", "-d", "initrd", "--no-rng")
     assert {policy.name: policy.used_by for policy in made.policies} == {
-        "file_parser": ("reader of the kernel, before the guest",),
+        "file_parser": ("readers of files from outside, before the guest",),
         "line_relay": ("relay to syslog and datagram sockets",),
         "block_device": ("block:0", "block:1"),
         "vmm": ("vmm",),

@@ -102,7 +102,7 @@ def _own_guest() -> str:
 
 def _words(arguments: Arguments, folder: str) -> list[str]:
     """Return the equivalent command line of ``crosvm run``, without the second serial port."""
-    from crosvm_py.guest.description import read_guest
+    from crosvm_py.file_parser.guest import read_guest
 
     words = [folder, "-p", "crosvm.session crosvm.status=/dev/ttyS1"]
     words += ["--serial=num=1,type=stdout,stdin,console"]

@@ -43,7 +43,7 @@ def _kernel(path: str) -> str:
     """Return the kernel that the argument of ``run`` stands for."""
     if not os.path.isdir(path):
         return path
-    from crosvm_py.guest.description import read_guest
+    from crosvm_py.file_parser.guest import read_guest
 
     return read_guest(path).kernel
 

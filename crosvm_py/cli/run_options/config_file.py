@@ -37,22 +37,24 @@ GROUP: Final = OptionGroup(
 )
 
 
-def parse_file(option: str, path: str) -> VmConfig:
-    """Return what a file says. ``option`` names it in messages.
+def parse_file(
+    option: str, path: str, *, sandbox: bool = True, log_failures: bool = False
+) -> VmConfig:
+    """Return what a file says, which a process of its own reads. ``option`` names it in messages.
 
     Raises:
         SchemaError: it does not fit the schema; the message does not name the file.
         ConfigError: it cannot be read.
     """
     try:
-        from crosvm_py.vm_config.codec import decode
+        from crosvm_py.file_parser.config import read_config
     except ImportError as error:
         remedy = "needs msgspec: pip install 'crosvm-py[ch]'"
         raise ConfigError(f"{option}: {remedy} ({error})") from None
     from crosvm_py.vm_config.json_text import MAX_BYTES
-    from crosvm_py.vm_config.schema import VmConfig
 
-    return decode(_read(option, path, MAX_BYTES + 1), VmConfig)
+    text = _read(option, path, MAX_BYTES + 1)
+    return read_config(f"{option} {path}", text, sandbox=sandbox, log_failures=log_failures)
 
 
 def _read(option: str, path: str, most: int) -> bytes:
@@ -68,7 +70,7 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY)
 
 
-def config_from_file(path: str) -> RunConfig:
+def config_from_file(path: str, *, sandbox: bool, log_failures: bool) -> RunConfig:
     """Return the VM of a file; keys that have no effect are logged.
 
     Raises:
@@ -77,7 +79,7 @@ def config_from_file(path: str) -> RunConfig:
     from crosvm_py.vm_config.errors import SchemaError, UnfitConfigError
 
     try:
-        config = parse_file(CONFIG.name, path)
+        config = parse_file(CONFIG.name, path, sandbox=sandbox, log_failures=log_failures)
         from crosvm_py.vm_config.to_run import run_config
         from crosvm_py.vm_config.unsupported import ignored
 

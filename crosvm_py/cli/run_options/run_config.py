@@ -49,7 +49,9 @@ def build_config(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         raise UsageError("run: KERNEL is missing")
     made = _of_options(arguments, extended_status=extended_status)
     if path is not None:
-        base = config_file.config_from_file(path)
+        base = config_file.config_from_file(
+            path, sandbox=made.sandbox, log_failures=made.seccomp_log_failures
+        )
         made = config_file.on_top_of(base, made, arguments)
     if arguments.has(machine.MEMORY) and made.hotplug_bytes and not _has_control(made):
         raise ConfigError(
@@ -71,7 +73,7 @@ def _has_control(config: RunConfig) -> bool:
 def _of_options(arguments: Arguments, *, extended_status: bool) -> RunConfig:
     """Return what the options alone say; without KERNEL its path is empty."""
     memory = arguments.get(machine.MEMORY) or machine.MemoryOption()
-    guest = _guest(arguments.positional[0]) if arguments.positional else _Guest("")
+    guest = _guest(arguments) if arguments.positional else _Guest("")
     return RunConfig(
         kernel=guest.kernel,
         params=(*guest.params, *arguments.every(boot.PARAMS)),
@@ -113,12 +115,17 @@ class _Guest(NamedTuple):
     files: tuple[str, ...] = ()
 
 
-def _guest(kernel: str) -> _Guest:
+def _guest(arguments: Arguments) -> _Guest:
+    kernel = arguments.positional[0]
     if not os.path.isdir(kernel):
         return _Guest(kernel)
-    from crosvm_py.guest.description import read_guest
+    from crosvm_py.file_parser.guest import read_guest
 
-    found = read_guest(kernel)
+    found = read_guest(
+        kernel,
+        sandbox=not arguments.has(sandbox.NO_SANDBOX),
+        log_failures=arguments.has(sandbox.LOG_FAILURES),
+    )
     image = found.rwroot or found.root
     root = None
     if image is not None:

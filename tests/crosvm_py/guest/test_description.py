@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from crosvm_py.file_parser.guest import read_guest
 from crosvm_py.guest.description import (
     MAX_BYTES,
     GuestDescription,
     parse,
-    read_guest,
     write_description,
 )
 from crosvm_py.kinds.order import pack_spec, unpack_spec

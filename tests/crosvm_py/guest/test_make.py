@@ -13,9 +13,9 @@ import pytest
 
 from crosvm_py.cli.commands import guest_shell
 from crosvm_py.cli.dispatch import execute
+from crosvm_py.file_parser.guest import read_guest
 from crosvm_py.guest import make
 from crosvm_py.guest.apt import Source
-from crosvm_py.guest.description import read_guest
 from crosvm_py.guest.make import GuestOrder, make_guest
 from sys_util.errors import ConfigError, HostError, UsageError, describe
 from tests.crosvm_py.guest.test_packages import module, tar

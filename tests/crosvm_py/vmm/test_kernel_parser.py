@@ -140,7 +140,7 @@ def test_bomb_is_refused(tmp_path: Path) -> None:
 def act(monkeypatch: pytest.MonkeyPatch, action: Callable[[FileSource, int], object]) -> None:
     """Have the process do this under its filter, instead of reading the file."""
 
-    monkeypatch.setattr(process, "parse_kernel", action)
+    monkeypatch.setattr("kernel_loader.parse.parse_kernel", action)
 
 
 def use_null(_source: FileSource, _fd: int) -> None:
@@ -193,7 +193,7 @@ def spin(_source: FileSource, _fd: int) -> None:
         pytest.param(abort, r"killed by seccomp: \w+ \(\d+\), policy file_parser", id="abort"),
         pytest.param(leave, r"crashes the process that reads it \(exit status 0\)", id="exit"),
         pytest.param(fork, r"killed by seccomp: clone \(\d+\)", id="fork"),
-        pytest.param(use_memory, "needs more memory than reading a kernel may", id="memory"),
+        pytest.param(use_memory, "needs more memory than reading it may", id="memory"),
     ],
 )
 def test_end_of_the_process_is_blamed_on_the_file(

@@ -131,7 +131,7 @@ def test_without_a_file_the_kernel_is_needed() -> None:
 
 
 def test_without_msgspec_the_remedy_is_told(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "crosvm_py.vm_config.codec", None)
+    monkeypatch.setitem(sys.modules, "crosvm_py.file_parser.config", None)
     with pytest.raises(
         ConfigError, match=r"--config: needs msgspec: pip install 'crosvm-py\[ch\]'"
     ):
