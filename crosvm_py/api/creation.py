@@ -54,12 +54,3 @@ def delete(vm: ApiVm, _call: Call) -> Steps:
     yield from vm.demand(ForgetVm(), Done)
     vm.keep(None)
     return NO_CONTENT
-
-
-def reboot(vm: ApiVm, _call: Call) -> Steps:
-    """Refuse: a VM cannot be started again in its process."""
-    vm.known()
-    facts = yield from vm.facts()
-    if not facts.memory_bytes:
-        raise ApiError(404, "VM is not booted")
-    raise ApiError(500, "a VM cannot be rebooted in its process yet; vm.shutdown ends it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from crosvm_py.api import http
 from crosvm_py.api.errors import NO_CONTENT, ApiError
-from crosvm_py.requests.life import PowerButton, Resume, Stop, Suspend
+from crosvm_py.requests.life import PowerButton, Reboot, Resume, Stop, Suspend
 from crosvm_py.requests.protocol import Done
 from crosvm_py.requests.vm import RUNNING, SUSPENDED, InjectNmi
 from sys_util.typing import TYPE_CHECKING
@@ -69,7 +69,10 @@ def delete(vm: ApiVm, _call: Call) -> Steps:
 
 
 def reboot(vm: ApiVm, _call: Call) -> Steps:
-    """Refuse: a VM cannot be started again in its process."""
-    vm.known()
-    yield from vm.booted()
-    raise ApiError(500, "a VM cannot be rebooted in its process yet; vm.shutdown ends it")
+    """Reset the machine and boot the guest again. A VM that is paused runs then."""
+    facts = yield from vm.facts()
+    if vm.config is None or not facts.memory_bytes:
+        yield vm.ask(Reboot())  # for the event alone
+        raise ApiError(404, "VM is not created" if vm.config is None else "VM is not booted")
+    yield from vm.demand(Reboot(), Done)
+    return NO_CONTENT

@@ -105,7 +105,6 @@ CREATABLE: Final[dict[str, Route]] = FIXED | {
         "vm.boot": creation.boot,
         "vm.shutdown": creation.shut_down,
         "vm.delete": creation.delete,
-        "vm.reboot": creation.reboot,
     }.items()
 }
 

@@ -184,6 +184,7 @@ def _as_run_here(config: RunConfig, line: CommandLine) -> RunConfig:
         config,
         name=_PROCESS_NAME,
         cgroup="none",
+        reboots=True,
         seccomp_log_failures=line.seccomp in ("false", "log"),
     )
 

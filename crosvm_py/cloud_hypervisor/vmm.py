@@ -27,7 +27,7 @@ from crosvm_py.requests.creation import (
     KeepFds,
     KeptFds,
 )
-from crosvm_py.requests.life import Resume, Stop, Suspend
+from crosvm_py.requests.life import Reboot, Resume, Stop, Suspend
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Done, Failed
 from crosvm_py.requests.resize import Resize, Resized
@@ -140,6 +140,8 @@ class WaitingVmm:
             case Stop():
                 self._end(VmExit.STOPPED)
                 return Done()
+            case Reboot():
+                self._events.tell("vm", "rebooting")
             case BootVm() if self._state == ENDED:
                 return Booted(500, (NO_SECOND_VM,))
             case BootVm() if self._booting is not None:
@@ -202,7 +204,13 @@ class WaitingVmm:
 
         suspension = Suspension(vm.machine, vcpus, vm.supervisor)
         plugging = vm.plugging
-        running = RunningVm(vm.machine, vm.supervisor, suspension, vcpus, vm.end, plugging)
+        rebooting = vm.rebooting
+        running = RunningVm(
+            vm.machine, vm.supervisor, suspension, vcpus, vm.end, plugging, rebooting
+        )
+        if rebooting is not None:
+            suspension.join(rebooting)
+            rebooting.on_event = self._tell_of_reboot
         if plugging is not None:
             plugging.is_paused = lambda: suspension.holds_devices
             plugging.on_plugged = self._watch_driver
@@ -224,6 +232,10 @@ class WaitingVmm:
         if self._link is not None:
             self._link.move(self._loop, self._handle)
             self._link.on_lost = lambda: None
+
+    def _tell_of_reboot(self, event: str, by_client: bool) -> None:
+        tell = self._events.tell if by_client else self._events.tell_of_guest
+        tell("vm", event)
 
     def _watch_driver(self, device: DeviceProcess) -> None:
         """Tell of the driver of a device from now on."""

@@ -33,15 +33,11 @@ class Suspension:
         self._busy = False
         self._suspending = False
         self._clocks = machine.make_clocks()
-        # Set where the guest can reboot: whether it does now, and (asked when the VM is to go on)
-        # whether the vCPUs may run, or do so after a reboot.
-        self.is_rebooting: Callable[[], bool] = lambda: False
-        self.may_run: Callable[[], bool] = lambda: True
+        self._rebooting: Rebooting | None = None
 
     def join(self, rebooting: Rebooting) -> None:
         """Let a reboot wait until the VM goes on, and a suspension until it has rebooted."""
-        self.is_rebooting = lambda: rebooting.is_under_way
-        self.may_run = rebooting.may_run
+        self._rebooting = rebooting
         rebooting.is_held = lambda: self.is_held
 
     @property
@@ -68,8 +64,8 @@ class Suspension:
         """Pause every vCPU, then every device; the answer comes when no request is in flight."""
         if self._busy:
             return Failed("another suspend or resume is under way")
-        if self.is_rebooting():
-            return Failed("the guest reboots: try again")
+        if self._rebooting is not None and self._rebooting.is_under_way:
+            return self._suspend_after(self._rebooting)
         if self._suspended:
             return Done()
         self._vcpus.pause()
@@ -85,6 +81,19 @@ class Suspension:
 
         return self._all_devices(lambda device, then: device.pause(then), finish)
 
+    def _suspend_after(self, rebooting: Rebooting) -> Pending:
+        pending = Pending()
+
+        def go_on(reason: str) -> None:
+            answer = Failed(reason) if reason else self.suspend()
+            if isinstance(answer, Pending):
+                answer.deliver_to(pending.complete)
+            else:
+                pending.complete(answer)
+
+        rebooting.when_done(go_on)
+        return pending
+
     def resume(self) -> Response | Pending:
         """Let the devices go on, then the clocks from where they stopped, then the vCPUs."""
         if self._busy:
@@ -95,7 +104,7 @@ class Suspension:
 
         def finish() -> None:
             self._clocks.go_on()
-            if self.may_run():
+            if self._rebooting is None or self._rebooting.may_run():
                 self._vcpus.resume()
             log.info("the VM goes on")
 

@@ -85,6 +85,10 @@ class Rebooting:
         self._waiting.append(then)
         self.request("a client asked for a reboot")
 
+    def when_done(self, then: RebootResult) -> None:
+        """Call ``then``, once, when the reboot that is under way is done."""
+        self._waiting.append(then)
+
     def may_run(self) -> bool:
         """Return whether vCPUs may run that were suspended; if not, they do after the reboot."""
         if not self._wanted:

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Reboots of cloud-hypervisor: by the guest and by clients, in the same process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.baremetal.test_cloud_hypervisor import Program, config, program
+from tests.baremetal.vmm import PATIENCE_SECONDS
+from tests.guests.baremetal.build import build_guest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
+
+BOOTED = b" end\n"
+
+
+@pytest.fixture(scope="module")
+def reboots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_guest("reboots", tmp_path_factory.mktemp("ch-reboot"))
+
+
+def boots(ch: Program, count: int) -> None:
+    """Wait until the guest has booted once more."""
+    while ch.output.count(BOOTED) < count:
+        text, ch.output = ch.output, b""
+        ch.wait_for(b"\n")
+        ch.output = text + ch.output
+
+
+def start(ch: Program, kernel: Path) -> None:
+    assert ch.put("vm.create", config(kernel)) == 204
+    assert ch.put("vm.boot") == 204
+    boots(ch, 1)
+
+
+def test_guest_and_clients_reboot_in_the_same_process(tmp_path: Path, reboots: Path) -> None:
+    with program(tmp_path) as ch:
+        assert ch.put("vm.reboot") == 404
+        start(ch, reboots)
+        ch.type(b"9")
+        boots(ch, 2)
+        assert ch.put("vm.reboot") == 204
+        boots(ch, 3)
+        assert ch.put("vm.pause") == 204
+        assert ch.put("vm.reboot") == 204
+        boots(ch, 4)
+        assert ch.state() == "Running"
+        ch.type(b"t")
+        boots(ch, 5)
+        assert len({line for line in ch.output.split(b"\n") if line.startswith(b"state")}) == 1
+        assert ch.put("vmm.shutdown") == 200
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+        again = [("vm", "rebooting"), ("vm", "rebooted")]
+        assert [event for event in ch.events() if event[1].startswith("reboot")] == [
+            ("vm", "rebooting"),
+            *again * 4,
+        ]
+
+
+def test_disk_that_was_plugged_in_is_there_after_a_reboot(tmp_path: Path, reboots: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    with program(tmp_path) as ch:
+        start(ch, reboots)
+        added = ch.call("PUT", "vm.add-disk", {"path": str(disk), "readonly": True})
+        assert added.status == 200
+        before = ch.call("GET", "vm.info").json()
+        assert ch.put("vm.reboot") == 204
+        assert ch.call("GET", "vm.info").json() == before
+        assert ch.put("vm.remove-device", {"id": "_disk1"}) in (204, 404)
+
+
+def test_guest_that_resets_for_ever_is_told_of_at_a_bounded_rate(tmp_path: Path) -> None:
+    with program(tmp_path) as ch:
+        assert ch.put("vm.create", config(build_guest("hello", tmp_path))) == 204
+        assert ch.put("vm.boot") == 204
+        count = 0
+        while count < 300:
+            ch.output = b""
+            ch.wait_for(b"\n")
+            count += ch.output.count(b"hello")
+        assert ch.put("vm.pause") == 204
+        assert ch.state() == "Paused"
+        assert ch.put("vm.delete") == 204
+        told = [event for event in ch.events() if event[1].startswith("reboot")]
+        assert 0 < len(told) < count
