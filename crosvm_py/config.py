@@ -102,6 +102,17 @@ class NetworkSpec:
     vhost: bool = False
 
 
+@fact
+class CpuSpec:
+    """More about vCPUs than how many there are at the start.
+
+    Args:
+        most: how many there can be; none can come if it is no more than those of the start.
+    """
+
+    most: int = 0
+
+
 class ApiSocketSpec(NamedTuple):
     """``--api-socket``: where the socket is made, or an inherited one that listens already."""
 
@@ -159,6 +170,12 @@ class RunConfig:
     pci_weights: tuple[int, ...] = (1,)
     pci_slots: tuple[tuple[str, int], ...] = ()
     reboots: bool = False
+    cpu_spec: CpuSpec = CpuSpec()
+
+    @property
+    def max_cpus(self) -> int:
+        """How many vCPUs there can be."""
+        return max(self.cpus, self.cpu_spec.most)
 
     def root_parameter(self) -> str | None:
         """Return the kernel parameters for the root disk, or None if there is none."""

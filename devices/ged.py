@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 GED_BYTES: Final = 1
 
 # The bits of the register, as Cloud Hypervisor has them.
+GED_CPU: Final = 1 << 0
 GED_MEMORY: Final = 1 << 1
 GED_PCI: Final = 1 << 2
 

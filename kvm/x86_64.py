@@ -126,6 +126,13 @@ class X86Vcpu(Vcpu):
         """Return the guest's virtual address of the next instruction."""
         return self.regs().rip
 
+    def switch_off(self) -> None:
+        """Have the vCPU wait for INIT and SIPI, as all but the first do when they are made.
+
+        INIT clears what it did before: registers, the local APIC, a pending NMI.
+        """
+        self.set_mp_state(lib.KVM_MP_STATE_UNINITIALIZED)
+
     def regs(self) -> kvm_regs:
         """Return a copy of the general registers."""
         regs = ffi.new("struct kvm_regs *")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from threading import RLock
 
+    from crosvm_py.config import CpuSpec
+    from crosvm_py.machine.cpu_hotplug import CpuHotPlug
     from crosvm_py.machine.growth import Growth
     from crosvm_py.machine.hotplug import HotPlug
     from crosvm_py.machine.irq_routes import ChipWiring
@@ -144,6 +146,7 @@ class Board(ABC):
         self._transports: dict[int, VirtioPciTransport] = {}  # by slot
         self.hotplug: HotPlug | None = None
         self.growth: Growth | None = None
+        self.cpu_hotplug: CpuHotPlug | None = None  # where vCPUs can come and go
         self.parts: list[Part] = []  # in the order in which a reset resets them
         self._vcpus: list[BoardVcpu] = []
         # Add memory first. KVM waits for all readers of the memory slots and I/O buses when a slot
@@ -172,10 +175,11 @@ class Board(ABC):
         """Create KVM's interrupt controllers and timers, unless the VM has them; it has memory."""
 
     @abstractmethod
-    def load(self, plan: BootPlan, cpus: int, *, restartable: bool = False) -> None:
+    def load(self, plan: BootPlan, cpus: int, spec: CpuSpec, *, restartable: bool = False) -> None:
         """Write the kernel and the firmware's tables into memory, and make the vCPUs.
 
-        With ``restartable`` the files of the plan stay open, and what ``restart`` needs is kept.
+        The guest has ``cpus`` of them. Others can come if there is ``hotplug``. With
+        ``restartable`` the files of the plan stay open, and what ``restart`` needs is kept.
         """
 
     @abstractmethod
@@ -292,6 +296,10 @@ class Board(ABC):
             for part in self.parts:
                 part.reset()
 
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call back in the loop's thread. Call it in any thread."""
+        self._loop.call_soon_threadsafe(callback)
+
     def _call_later_locked(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call back later, with the device-model lock held, as devices require."""
 
@@ -303,13 +311,18 @@ class Board(ABC):
 
     def make_vcpu_set(self, on_exit: Callable[[int, VmExitReason], None]) -> VcpuSet:
         """Return the vCPUs, ready to start."""
-        return VcpuSet(
+        hotplug = self.cpu_hotplug
+        vcpus = VcpuSet(
             self._vcpus,
             self.pio,
             self.mmio,
             on_exit,
             hardware_virtualization=host_has_hardware_virtualization(),
+            absent=() if hotplug is None else hotplug.absent,
         )
+        if hotplug is not None:
+            hotplug.attach(vcpus)
+        return vcpus
 
     def close(self) -> None:
         """Close all parts; the vCPU threads have ended."""

@@ -15,30 +15,33 @@ if TYPE_CHECKING:
 
 
 class HotPlug:
-    """The guest's ears. Every method takes the device-model lock; none waits for the guest."""
+    """The guest's ears. Every method takes the device-model lock; none waits for the guest.
+
+    ``events`` tells of other things, too.
+    """
 
     def __init__(self, lock: RLock, controller: PciHotplugController, events: EventDevice) -> None:
         self._lock = lock
         self._controller = controller
-        self._events = events
+        self.events = events
 
     def plugged(self, slot: int) -> None:
         """Tell the guest of a new device."""
         with self._lock:
             self._controller.plugged(slot)
-            self._events.tell(GED_PCI)
+            self.events.tell(GED_PCI)
 
     def memory_plugged(self, dimm: Dimm, controller: MemoryHotplugController) -> None:
         """Tell the guest of a new memory module, which all processes know."""
         with self._lock:
             controller.plugged(dimm)
-            self._events.tell(GED_MEMORY)
+            self.events.tell(GED_MEMORY)
 
     def ask_to_eject(self, slot: int) -> None:
         """Ask the guest to let a device go. It may never do so."""
         with self._lock:
             self._controller.ask_to_eject(slot)
-            self._events.tell(GED_PCI)
+            self.events.tell(GED_PCI)
 
     def emptied(self, slot: int) -> None:
         """Forget what the guest was to be told of a slot."""

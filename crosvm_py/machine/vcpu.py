@@ -22,7 +22,7 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import FrameType
 
     from crosvm_py.machine.vcpu_runner import IoBus, RunnableVcpu
@@ -53,12 +53,16 @@ _STOPPING: Final = 2
 
 
 class VcpuLook(NamedTuple):
-    """A vCPU at one moment: its thread, whether it is paused, and its innermost Python frame."""
+    """A vCPU at one moment: its thread and its innermost Python frame.
+
+    It is ``held`` while the VM is paused, and ``spare`` while the guest does not have it.
+    """
 
     vcpu: RunnableVcpu
     thread_id: int
     held: bool
     frame: FrameType | None
+    spare: bool = False
 
 
 class VcpuSet:
@@ -77,15 +81,21 @@ class VcpuSet:
         on_exit: Callable[[int, VmExitReason], None],
         *,
         hardware_virtualization: bool = True,
+        absent: Iterable[int] = (),
     ) -> None:
+        """The guest does not have the vCPUs ``absent`` until each of them is brought."""
         self._on_exit = on_exit
         # Asked in a vCPU's thread about an exit that resets the machine, with the reason: whether
         # the vCPU is to wait until that is done. It has called ``park`` then.
         self.on_reset: Callable[[str], bool] = lambda _reason: False
-        self._condition = threading.Condition()
+        lock = threading.RLock()
+        self._condition = threading.Condition(lock)
+        self._arrival = threading.Condition(lock)  # only spare vCPUs wait for it
+        self._absent = set(absent)
+        self._spares: set[int] = set()  # those whose threads have left the guest
         self._state = _PAUSED
         self._ended = False
-        self._confine: Callable[[], None] | None = None
+        self._confine: Callable[[int], None] | None = None
         self._unconfined = len(vcpus)  # how many threads have yet to confine themselves
         self._refusal: Exception | None = None  # what ``confine`` raised
         self._tids: dict[int, int] = {}  # thread ids of the kernel, by index of the vCPU
@@ -101,12 +111,13 @@ class VcpuSet:
         self._vcpus = {vcpu.index: vcpu for vcpu in vcpus}
         self._idents: dict[int, int] = {}  # thread ids of Python, by index of the vCPU
 
-    def start(self, *, paused: bool = False, confine: Callable[[], None] | None = None) -> None:
+    def start(self, *, paused: bool = False, confine: Callable[[int], None] | None = None) -> None:
         """Start the threads. Do not fork afterwards: threads do not survive a fork.
 
         Args:
             paused: no vCPU enters the guest before ``resume``.
-            confine: called in each thread before it runs the guest; it may raise.
+            confine: called in each thread before it runs the guest, with the index of the vCPU; it
+                may raise.
 
         Raises:
             HostError: the kick signal cannot be handled, or the host makes no more threads.
@@ -133,8 +144,27 @@ class VcpuSet:
 
     @property
     def count(self) -> int:
-        """How many vCPUs there are."""
-        return len(self._vcpus)
+        """How many vCPUs the guest has."""
+        with self._condition:
+            return len(self._vcpus) - len(self._absent)
+
+    @property
+    def threads(self) -> int:
+        """How many threads there are, one for each vCPU that the guest has or may have later."""
+        return len(self._threads)
+
+    def bring(self, index: int) -> None:
+        """Give the guest a vCPU; it waits for the guest to start it."""
+        with self._condition:
+            self._absent.discard(index)
+            self._arrival.notify_all()
+
+    def take_away(self, index: int) -> None:
+        """Take a vCPU out of the guest and switch it off; its thread waits until it is brought."""
+        with self._condition:
+            self._absent.add(index)
+            if index in self._tids:
+                self._kick(index)
 
     @property
     def thread_ids(self) -> dict[int, int]:
@@ -151,9 +181,16 @@ class VcpuSet:
         """Look at every vCPU without stopping any. Do not call it in a vCPU's thread."""
         with self._condition:
             tids, idents, parked = dict(self._tids), dict(self._idents), frozenset(self._parked)
+            spares = frozenset(self._spares)
         frames = sys._current_frames()
         return tuple(
-            VcpuLook(vcpu, tids.get(index, 0), index in parked, frames.get(idents.get(index, 0)))
+            VcpuLook(
+                vcpu,
+                tids.get(index, 0),
+                index in parked,
+                frames.get(idents.get(index, 0)),
+                index in spares,
+            )
             for index, vcpu in sorted(self._vcpus.items())
         )
 
@@ -162,7 +199,7 @@ class VcpuSet:
         with self._condition:
             if self._state in (_RUNNING, _PAUSED):
                 self._state = _PAUSED
-                self._kick()
+                self._kick(*self._tids)
 
     def park(self) -> None:
         """Ask every vCPU to pause when it leaves the guest the next time. For any thread.
@@ -187,7 +224,7 @@ class VcpuSet:
             return self._state == _PAUSED and self._all_parked()
 
     def _all_parked(self) -> bool:
-        return self._parked >= self._tids.keys()
+        return self._parked | self._spares >= self._tids.keys()
 
     def resume(self) -> None:
         """Let every paused vCPU go on."""
@@ -204,19 +241,20 @@ class VcpuSet:
         with self._condition:
             self._state = _STOPPING
             self._condition.notify_all()
-            self._kick()
+            self._arrival.notify_all()
+            self._kick(*self._tids)
         deadline = time.monotonic() + timeout_seconds
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _kick(self) -> None:
-        """Make every vCPU leave the guest. The caller holds the lock, so thread ids stay valid."""
-        for index, tid in self._tids.items():
+    def _kick(self, *indices: int) -> None:
+        """Make vCPUs leave the guest. The caller holds the lock, so thread ids stay valid."""
+        for index in indices:
             if index not in self._parked:
                 self._vcpus[index].set_immediate_exit(enabled=True)
-                kick_thread(tid, KICK_SIGNAL)
+                kick_thread(self._tids[index], KICK_SIGNAL)
 
     def _thread(self, runner: VcpuRunner) -> None:
         index = runner.vcpu.index
@@ -234,6 +272,7 @@ class VcpuSet:
                 del self._tids[index]
                 del self._idents[index]
                 self._parked.discard(index)
+                self._spares.discard(index)
                 self._condition.notify_all()
         if reason is not None:
             self._report(index, reason)
@@ -251,7 +290,7 @@ class VcpuSet:
         refusal: Exception | None = None
         try:
             if self._confine is not None:
-                self._confine()
+                self._confine(index)
         except Exception as error:  # noqa: BLE001 - ``wait_confined`` raises it again
             refusal = error
         with self._condition:
@@ -274,13 +313,32 @@ class VcpuSet:
             log.debug("%s (the VM was ending)", reason.text)
 
     def _gate(self, vcpu: RunnableVcpu) -> bool:
-        """Wait while the VM is paused; return whether to run the guest again."""
+        """Wait while the VM is paused or has no such vCPU; return whether to run the guest."""
         with self._condition:
-            vcpu.set_immediate_exit(enabled=False)
-            if self._state == _PAUSED:
-                self._parked.add(vcpu.index)
-                self._condition.notify_all()
-                self._condition.wait_for(lambda: self._state != _PAUSED)
-                self._parked.discard(vcpu.index)
-                vcpu.notify_paused()
-            return self._state == _RUNNING
+            while self._state != _STOPPING:
+                vcpu.set_immediate_exit(enabled=False)
+                if vcpu.index in self._absent:
+                    self._stay_away(vcpu)
+                elif self._state == _PAUSED:
+                    self._stay_paused(vcpu)
+                else:
+                    return True
+            return False
+
+    def _stay_paused(self, vcpu: RunnableVcpu) -> None:
+        self._parked.add(vcpu.index)
+        self._condition.notify_all()
+        self._condition.wait_for(lambda: self._state != _PAUSED)
+        self._parked.discard(vcpu.index)
+        vcpu.notify_paused()
+
+    def _stay_away(self, vcpu: RunnableVcpu) -> None:
+        """Wait until the guest has this vCPU. It has no state, as after the power came on."""
+        index = vcpu.index
+        vcpu.switch_off()
+        linux.set_process_name(f"spare{index}")
+        self._spares.add(index)
+        self._condition.notify_all()
+        self._arrival.wait_for(lambda: index not in self._absent or self._state == _STOPPING)
+        self._spares.discard(index)
+        linux.set_process_name(f"vcpu{index}")

@@ -39,6 +39,8 @@ def find_places(vcpus: VcpuSet) -> tuple[VcpuPlace, ...]:
 
 
 def _find_place(look: VcpuLook) -> tuple[str, str]:
+    if look.spare:
+        return "spare", ""
     if look.held:
         state = look.vcpu.mp_state()
         return "held", _MP_STATES.get(state, f"KVM_MP_STATE {state}")

@@ -50,6 +50,10 @@ class RunnableVcpu(StoppedVcpu, Protocol):
         """Make ``run`` complete the last exit and return."""
         ...
 
+    def switch_off(self) -> None:
+        """Have it wait for the guest to start it, as it does when it is made."""
+        ...
+
     def notify_paused(self) -> None:
         """Tell the guest that it was paused, so that its watchdogs do not fire."""
         ...

@@ -25,8 +25,8 @@ def resize(vm: RunningVm, request: Resize) -> Resized | Pending:
     Raises:
         ConfigError: a part is impossible; nothing was changed.
     """
-    if request.cpus not in (None, vm.vcpus.count):
-        raise ConfigError("the number of vCPUs cannot be changed yet")
+    if request.cpus is not None and _is_busy_for(vm, request.cpus):
+        return Resized(is_busy=True)
     growth = vm.machine.growth
     size_bytes = vm.machine.memory_bytes
     if request.memory_bytes not in (None, size_bytes):
@@ -42,9 +42,28 @@ def resize(vm: RunningVm, request: Resize) -> Resized | Pending:
             raise ConfigError("the balloon would be larger than the memory")
     if growth is not None and request.memory_bytes is not None:
         growth.resize(request.memory_bytes)
+    if request.cpus is not None and vm.machine.cpu_hotplug is not None:
+        vm.machine.cpu_hotplug.resize(request.cpus)
     if request.balloon_bytes is None:
         return Resized(is_busy=False)
     return _resize_balloon(vm, request.balloon_bytes)
+
+
+def _is_busy_for(vm: RunningVm, cpus: int) -> bool:
+    """Return whether an earlier request must be carried out before there can be so few vCPUs.
+
+    Raises:
+        ConfigError: there can never be so many, or so few.
+    """
+    hotplug = vm.machine.cpu_hotplug
+    if hotplug is not None:
+        return hotplug.is_busy_for(cpus)
+    if cpus != vm.vcpus.count:
+        present = vm.vcpus.count
+        raise ConfigError(
+            f"there are {present} vCPUs, and no other can come or go (--cpus N,max=M)"
+        )
+    return False
 
 
 def _resize_balloon(vm: RunningVm, size_bytes: int) -> Pending:

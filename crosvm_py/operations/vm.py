@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 def query_vm(vm: RunningVm, _request: QueryVm) -> VmFacts:
     """Return the state of the VM."""
     state = SUSPENDED if vm.suspension.is_suspended else RUNNING
-    return VmFacts(state, vm.vcpus.count, vm.machine.memory_bytes)
+    hotplug = vm.machine.cpu_hotplug
+    cpus = vm.vcpus.count if hotplug is None else hotplug.count
+    return VmFacts(state, cpus, vm.machine.memory_bytes)
 
 
 @operation(ListVcpus)

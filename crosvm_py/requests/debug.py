@@ -34,8 +34,8 @@ _U8: Final = integer(0, 0xFF)
 class VcpuPlace(NamedTuple):
     """One vCPU, its thread and where it is.
 
-    ``place`` is "guest" (in KVM_RUN), "exit" (the vmm handles an exit), "held" (paused) or "ended".
-    ``where`` says more.
+    ``place`` is "guest" (in KVM_RUN), "exit" (the vmm handles an exit), "held" (paused), "spare"
+    (the guest does not have it now) or "ended". ``where`` says more.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here

@@ -19,7 +19,7 @@ class Resized:
     request took from it.
     """
 
-    TYPE: ClassVar[int] = 106
+    TYPE: ClassVar[int] = 116
     FIELDS: ClassVar[tuple[Check, ...]] = (boolean,)
     is_busy: bool
 

@@ -22,7 +22,10 @@ _MAX_VCPUS: Final = 1024
 
 @fact
 class VmFacts:
-    """The answer to ``QueryVm``: state, vCPUs, and memory without what the balloon may hold."""
+    """The answer to ``QueryVm``: state, vCPUs, and memory without what the balloon may hold.
+
+    vCPUs that the guest has been asked to let go do not count.
+    """
 
     TYPE: ClassVar[int] = 100
     FIELDS: ClassVar[tuple[Check, ...]] = (choice((WAITING, RUNNING, SUSPENDED, ENDED)), U32, U64)

@@ -60,7 +60,7 @@ def vm_config(config: RunConfig) -> VmConfig:
     scheduling: str = "Off" if config.core_scheduling is False else "Vcpu"
     return VmConfig(
         cpus=structs.replace(
-            CpusConfig(boot_vcpus=config.cpus, max_vcpus=config.cpus),
+            CpusConfig(boot_vcpus=config.cpus, max_vcpus=config.max_cpus),
             core_scheduling="Vm" if config.per_vm_core_scheduling else scheduling,
         ),
         memory=MemoryConfig(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from crosvm_py.config import VIRTIO_CONSOLE, NetworkSpec, RunConfig, SerialSpec
+from crosvm_py.config import MAX_CPUS, VIRTIO_CONSOLE, CpuSpec, NetworkSpec, RunConfig, SerialSpec
 from crosvm_py.vm_config.addresses import ipv4_bytes, mac_bytes
 from crosvm_py.vm_config.errors import UnfitConfigError
 from crosvm_py.vm_config.own_limits import limit_problems, rate_limits
@@ -50,6 +50,7 @@ def run_config(config: VmConfig) -> RunConfig:
         kernel=payload.kernel,
         params=(payload.cmdline,) if payload.cmdline else (),
         cpus=config.cpus.boot_vcpus,
+        cpu_spec=CpuSpec(min(config.cpus.max_vcpus, MAX_CPUS)),
         memory_bytes=config.memory.size,
         initrd=payload.initramfs,
         disks=tuple(

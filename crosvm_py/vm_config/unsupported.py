@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from crosvm_py.config import MAX_CPUS
 from crosvm_py.vm_config.problem import FAILED, Problem
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -92,8 +93,8 @@ def ignored(config: VmConfig) -> list[str]:
         for key, instead in _IGNORED.items()
         for place in _given(config, None, "", key.split("."))
     ]
-    if config.cpus.max_vcpus > config.cpus.boot_vcpus:
-        found.append("cpus.max_vcpus has no effect: vCPUs cannot be added")
+    if config.cpus.max_vcpus > MAX_CPUS:
+        found.append(f"cpus.max_vcpus has no effect beyond {MAX_CPUS}: there are no more vCPUs")
     return found
 
 

@@ -172,7 +172,7 @@ def _rehearsed(specs: tuple[SerialSpec, ...]) -> tuple[SerialSpec, ...]:
 
 
 def _make_cgroup(config: RunConfig, stack: ExitStack) -> VmCgroup | None:
-    cgroup = make_vm_cgroup(config.cgroup, config.cpus, sandbox=config.sandbox)
+    cgroup = make_vm_cgroup(config.cgroup, config.max_cpus, sandbox=config.sandbox)
     if cgroup is not None:
         stack.callback(cgroup.remove)
     return cgroup

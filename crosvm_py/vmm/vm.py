@@ -125,7 +125,8 @@ class VirtualMachine:
         machine.parts += prepared.serial.uarts.values()
         if self._memory.hot_areas:
             machine.add_dimm_slots()
-        machine.load(prepared.plan, self._config.cpus, restartable=self._config.reboots)
+        config = self._config
+        machine.load(prepared.plan, config.cpus, config.cpu_spec, restartable=config.reboots)
         self.supervisor.wait_ready()
         self.supervisor.seal(self._memory)
         devices = self.supervisor.devices
@@ -194,18 +195,18 @@ class VirtualMachine:
             take_core()  # the vCPU threads inherit the cookie
         policies = self._prepared.policies
         if policies is None:
-            vcpus.start(paused=True, confine=lambda: self._enter_vcpu(None))
+            vcpus.start(paused=True, confine=lambda _index: self._enter_vcpu(None))
             vcpus.wait_confined()
             return
         expect_filter()
         self.supervisor.report_denied_calls()
         confine_vmm(
-            cpus=self._config.cpus,
+            cpus=vcpus.threads,
             removable_in=sorted(
                 {os.path.dirname(socket.path) for socket in self._prepared.sockets}
             ),
         )
-        vcpus.start(paused=True, confine=lambda: self._enter_vcpu(policies.vcpu))
+        vcpus.start(paused=True, confine=lambda _index: self._enter_vcpu(policies.vcpu))
         vcpus.wait_confined()
         load_filter(policies.main)
 

@@ -180,7 +180,7 @@ def test_ioctl_is_denied(policy: str, request_name: str) -> None:
         ("vcpu", "fcntl", lambda: os.dup(0)),
         ("vcpu", "unlink", lambda: os.unlink("/tmp/x")),
         ("vcpu", "wait4", lambda: os.waitpid(-1, 0)),
-        ("vcpu", "prctl", lambda: linux.set_process_name("x")),
+        ("vcpu", "prctl", call("prctl", C["PR_SET_DUMPABLE"], 1, 0, 0, 0)),
         ("vcpu", "rt_sigaction", lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN)),
         ("warden", "connect", call("connect", 0, 0, 110)),
         ("warden", "socketpair", lambda: socket.socketpair(socket.AF_INET)),

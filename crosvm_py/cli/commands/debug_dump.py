@@ -157,6 +157,7 @@ def _vcpu_line(vcpu: VcpuPlace, task: Task | None) -> str:
         "guest": "in the guest",
         "exit": f"outside the guest: {vcpu.where}",
         "held": f"held: {vcpu.where}",
+        "spare": "the guest does not have it now",
         "ended": "its thread has ended",
     }.get(vcpu.place, vcpu.place)
     if vcpu.place == "guest" and task is not None:

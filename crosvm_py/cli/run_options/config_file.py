@@ -106,6 +106,7 @@ def on_top_of(base: RunConfig, made: RunConfig, arguments: Arguments) -> RunConf
         return any(arguments.has(option) for option in options)
 
     asked = made if given(machine.MEMORY) else base
+    processors = made if given(machine.CPUS) else base
     disks = base.disks + made.disks
     if len(disks) > MAX_DISKS:
         raise ConfigError(f"--config: {len(disks)} disks are above the limit of {MAX_DISKS}")
@@ -114,7 +115,8 @@ def on_top_of(base: RunConfig, made: RunConfig, arguments: Arguments) -> RunConf
         made,
         kernel=made.kernel if arguments.positional else base.kernel,
         params=base.params + made.params,
-        cpus=made.cpus if given(machine.CPUS) else base.cpus,
+        cpus=processors.cpus,
+        cpu_spec=processors.cpu_spec,
         memory_bytes=asked.memory_bytes,
         huge_pages=asked.huge_pages,
         hotplug_bytes=asked.hotplug_bytes,

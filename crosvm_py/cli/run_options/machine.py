@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
 from crosvm_py.cli.grammar.options import Option, OptionGroup, switch
-from crosvm_py.config import DIMM_STEP_BYTES, MAX_CPUS, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES
+from crosvm_py.config import DIMM_STEP_BYTES, MAX_CPUS, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, CpuSpec
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -17,6 +17,7 @@ PAGE_BYTES: Final = 4096
 DEFAULT_MEMORY_BYTES: Final = 256 * MIB
 
 _NUM_CORES: Final = keyvalue.integer("num-cores", "number of vCPUs", 1)
+_MAX_CORES: Final = keyvalue.integer("max", "most vCPUs that there can be later", 0)
 _SIZE: Final = keyvalue.size("size", "memory, in MiB or with a suffix", DEFAULT_MEMORY_BYTES, MIB)
 _MAX: Final = keyvalue.size(
     "max", "to how much it can grow while the guest runs", 0, MIB, shown="SIZE: it cannot"
@@ -32,14 +33,25 @@ class MemoryOption(NamedTuple):
     hotplug_bytes: int = 0
 
 
-def _read_cpus(option: str, text: str) -> int:
+class CpusOption(NamedTuple):
+    """The value of ``--cpus``."""
+
+    vcpus: int = 1
+    spec: CpuSpec = CpuSpec()
+
+
+def _read_cpus(option: str, text: str) -> CpusOption:
     try:
-        cpus = keyvalue.parse(option, text, (_NUM_CORES,))[_NUM_CORES]
+        values = keyvalue.parse(option, text, (_NUM_CORES, _MAX_CORES))
     except UsageError as error:
         raise UsageError(f"{error} (1 to {MAX_CPUS} vCPUs)") from None
-    if not 1 <= cpus <= MAX_CPUS:
-        raise ConfigError(f"{option}: {cpus} vCPUs are not in 1..{MAX_CPUS}")
-    return cpus
+    cpus, most = values[_NUM_CORES], values[_MAX_CORES]
+    for count in (cpus, most or cpus):
+        if not 1 <= count <= MAX_CPUS:
+            raise ConfigError(f"{option}: {count} vCPUs are not in 1..{MAX_CPUS}")
+    if most and most < cpus:
+        raise ConfigError(f"{option}: max={most} is less than the {cpus} vCPUs of the start")
+    return CpusOption(cpus, CpuSpec(most))
 
 
 def _read_memory(option: str, text: str) -> MemoryOption:
@@ -72,7 +84,13 @@ def _read_bool(option: str, text: str) -> bool:
     return text == "true"
 
 
-CPUS: Final = Option("-c --cpus", "N", f"number of vCPUs, 1 to {MAX_CPUS}", _read_cpus, default="1")
+CPUS: Final = Option(
+    "-c --cpus",
+    "N[,max=M]",
+    f"number of vCPUs, 1 to {MAX_CPUS}; with max, crosvm resize can add others, up to that number",
+    _read_cpus,
+    default="1",
+)
 MEMORY: Final = Option(
     "-m --mem",
     "SIZE[,max=SIZE][,thp=false]",

@@ -73,11 +73,13 @@ def _has_control(config: RunConfig) -> bool:
 def _of_options(arguments: Arguments, *, extended_status: bool) -> RunConfig:
     """Return what the options alone say; without KERNEL its path is empty."""
     memory = arguments.get(machine.MEMORY) or machine.MemoryOption()
+    cpus = arguments.get(machine.CPUS) or machine.CpusOption()
     guest = _guest(arguments) if arguments.positional else _Guest("")
     return RunConfig(
         kernel=guest.kernel,
         params=(*guest.params, *arguments.every(boot.PARAMS)),
-        cpus=arguments.get(machine.CPUS) or 1,
+        cpus=cpus.vcpus,
+        cpu_spec=cpus.spec,
         memory_bytes=memory.size_bytes,
         initrd=arguments.get(boot.INITRD) or guest.initrd,
         disks=disks.disks(arguments, guest.root),

@@ -56,6 +56,7 @@ PCI_BUSES: Final = ECAM_BYTES >> 20
 # Only where devices can be plugged in.
 PCI_HOTPLUG_GPA: Final = 0xFEA0_0000
 GED_GPA: Final = 0xFEA0_0010
+CPU_HOTPLUG_GPA: Final = 0xFEA0_0020
 MEMORY_HOTPLUG_GPA: Final = 0xFEA0_0040
 IOAPIC_GPA: Final = 0xFEC0_0000
 LAPIC_GPA: Final = 0xFEE0_0000

@@ -8,6 +8,7 @@ import os
 from crosvm_py.machine.board import Board, PciPlace
 from crosvm_py.machine.irq_routes import KvmIrqLine
 from crosvm_py.machine.x86_64 import layout
+from crosvm_py.machine.x86_64.acpi.madt import AcpiCpu
 from crosvm_py.machine.x86_64.acpi.tables import write_acpi_tables
 from crosvm_py.machine.x86_64.clocks import GuestClocks
 from crosvm_py.machine.x86_64.cpuid import CpuidTemplate, physical_address_bits
@@ -39,9 +40,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from threading import RLock
 
+    from crosvm_py.config import CpuSpec
     from crosvm_py.machine.board import MachineEvents
+    from crosvm_py.machine.cpu_hotplug import CpuHotPlug
     from crosvm_py.machine.hotplug import HotPlug
     from crosvm_py.machine.x86_64.start import MachineStart
+    from devices.ged import EventDevice
     from kernel_loader.load import BootPlan, EntryPoint
     from kvm.vm import Kvm
     from sys_util.event_loop import EventLoop
@@ -99,6 +103,17 @@ def _add_hotplug(board: Board, on_eject: Callable[[int], None], segments: int) -
     board.mmio.insert(layout.GED_GPA, GED_BYTES, events)
     board.parts += (controller, events)
     return HotPlug(board.lock, controller, events)
+
+
+def _add_cpu_hotplug(board: Board, events: EventDevice, present: int, most: int) -> CpuHotPlug:
+    """Put the registers that the AML of ``acpi/cpus.py`` uses on the bus."""
+    from crosvm_py.machine.cpu_hotplug import CpuHotPlug
+    from devices.cpu_hotplug import CPU_HOTPLUG_BYTES
+
+    hotplug = CpuHotPlug(board.lock, events, board.call_soon, present, most)
+    board.mmio.insert(layout.CPU_HOTPLUG_GPA, CPU_HOTPLUG_BYTES, hotplug.controller)
+    board.parts.append(hotplug)
+    return hotplug
 
 
 class Machine(Board):
@@ -167,30 +182,42 @@ class Machine(Board):
             self.pio.insert(base, count, device)
         self.parts += (i8042, cmos, self._power, config_ports)
 
-    def load(self, plan: BootPlan, cpus: int, *, restartable: bool = False) -> None:
+    def load(self, plan: BootPlan, cpus: int, spec: CpuSpec, *, restartable: bool = False) -> None:
         """Write the kernel and the firmware's tables into memory, and make the vCPUs."""
-        entry = self._fill_memory(plan, cpus, keep=restartable)
-        self._make_vcpus(cpus)
+        hotplug = self.hotplug
+        made = cpus if hotplug is None else max(cpus, spec.most)
+        if hotplug is not None and made > cpus:
+            self.cpu_hotplug = _add_cpu_hotplug(self, hotplug.events, cpus, made)
+        self._make_vcpus(made)
+        entry = self._fill_memory(plan, keep=restartable)
         configure_boot_vcpu(self._x86_vcpus[0], self._memory, entry)
         if restartable:
             from crosvm_py.machine.x86_64.start import MachineStart
 
             self._start = MachineStart(self._kvm, self._x86, self._x86_vcpus)
-            self._refill = lambda: self._fill_memory(plan, cpus, keep=True)
+            self._refill = lambda: self._fill_memory(plan, keep=True)
 
-    def _fill_memory(self, plan: BootPlan, cpus: int, *, keep: bool) -> EntryPoint:
+    def _fill_memory(self, plan: BootPlan, *, keep: bool) -> EntryPoint:
         """Write the tables, kernel and initrd into memory, which is zero."""
-        memory = self._memory
+        rsdp_gpa = self._write_tables()
+        seed = os.urandom(SEED_BYTES)
+        return load_linux(self._memory, plan, rsdp_gpa=rsdp_gpa, seed=seed, keep=keep)
+
+    def _write_tables(self) -> int:
+        """Write the firmware's tables with the present CPUs; return the address of the RSDP."""
+        hotplug = self.cpu_hotplug
+        present = range(len(self._vcpus)) if hotplug is None else hotplug.present
+        cpus = [AcpiCpu(cpu.index, cpu.index, cpu.index in present) for cpu in self._x86_vcpus]
         rsdp_gpa = write_acpi_tables(
-            memory,
+            self._memory,
             cpus,
             hotplug=self.hotplug is not None,
+            hot_cpus=hotplug is not None,
             dimms=self._has_dimm_slots,
             windows=self._windows,
         )
-        write_mptable(memory, cpus)
-        seed = os.urandom(SEED_BYTES)
-        return load_linux(memory, plan, rsdp_gpa=rsdp_gpa, seed=seed, keep=keep)
+        write_mptable(self._memory, [cpu.apic_id for cpu in cpus if cpu.enabled])
+        return rsdp_gpa
 
     def restart(self) -> None:
         """Return everything but the virtio devices to its start, and load the kernel again."""

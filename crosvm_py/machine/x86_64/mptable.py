@@ -7,10 +7,13 @@ from struct import Struct, pack
 
 from crosvm_py.config import MAX_CPUS
 from crosvm_py.machine.x86_64 import layout
-from crosvm_py.machine.x86_64.acpi.tables import IOAPIC_ID, checksum
+from crosvm_py.machine.x86_64.acpi.madt import IOAPIC_ID
+from crosvm_py.machine.x86_64.acpi.tables import checksum
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crosvm_py.machine.x86_64.regs import MemoryWriter
 
 POINTER: Final = Struct("<4sIBBBBBBBB")
@@ -41,11 +44,11 @@ _ISA_IRQS: Final = 16
 _PIC_CASCADE_IRQ: Final = 2
 
 
-def build_mptable(cpus: int) -> bytes:
-    """Return the configuration table of a machine with ``cpus`` CPUs, APIC ids from 0 up."""
-    if not 0 < cpus <= MAX_CPUS:
-        raise ValueError(f"{cpus} CPUs, the MP table holds 1 to {MAX_CPUS}")
-    entries = [_processor(apic_id) for apic_id in range(cpus)]
+def build_mptable(apic_ids: Sequence[int]) -> bytes:
+    """Return the configuration table of a machine whose CPUs have these APIC ids, 0 first."""
+    if not 0 < len(apic_ids) <= MAX_CPUS:
+        raise ValueError(f"{len(apic_ids)} CPUs, the MP table holds 1 to {MAX_CPUS}")
+    entries = [_processor(apic_id) for apic_id in apic_ids]
     entries.append(pack("<BB6s", 1, _PCI_BUS, b"PCI   "))
     entries.append(pack("<BB6s", 1, _ISA_BUS, b"ISA   "))
     entries.append(
@@ -98,9 +101,9 @@ def build_pointer(table_gpa: int) -> bytes:
     return bytes(pointer)
 
 
-def write_mptable(memory: MemoryWriter, cpus: int) -> None:
+def write_mptable(memory: MemoryWriter, apic_ids: Sequence[int]) -> None:
     """Write the table and its pointer at the end of the first 640 KiB."""
-    table = build_mptable(cpus)
+    table = build_mptable(apic_ids)
     end = layout.MPTABLE_GPA + len(table)
     if end > layout.MPTABLE_POINTER_GPA:
         raise ValueError(f"the MP table ends at {end:#x}, in the pointer's place")

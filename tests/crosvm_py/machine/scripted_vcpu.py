@@ -30,6 +30,7 @@ class ScriptedVcpu:
         self.page = memoryview(bytearray(2 * 4096))
         self._steps = list(steps)
         self.pauses = 0
+        self.times_off = 0
 
     @property
     def steps_left(self) -> int:
@@ -48,6 +49,9 @@ class ScriptedVcpu:
 
     def mp_state(self) -> int:
         return 3
+
+    def switch_off(self) -> None:
+        self.times_off += 1
 
     def notify_paused(self) -> None:
         self.pauses += 1

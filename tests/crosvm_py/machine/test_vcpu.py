@@ -255,7 +255,7 @@ def test_a_vcpu_that_ended_does_not_hold_up_a_pause() -> None:
 
 
 def confined_set(
-    confine: Callable[[], None], cpus: int
+    confine: Callable[[int], None], cpus: int
 ) -> tuple[VcpuSet, list[ScriptedVcpu], Outcome]:
     vcpus, outcome = [ScriptedVcpu(index, [SHUTDOWN]) for index in range(cpus)], Outcome()
     found = VcpuSet(vcpus, RecordingBus(), RecordingBus(), outcome.on_exit)
@@ -265,9 +265,11 @@ def confined_set(
 
 def test_every_thread_is_confined_by_itself_before_the_guest_runs() -> None:
     confined: list[str] = []
-    vcpus, _, outcome = confined_set(lambda: confined.append(threading.current_thread().name), 3)
+    vcpus, _, outcome = confined_set(
+        lambda index: confined.append(f"{index} {threading.current_thread().name}"), 3
+    )
     vcpus.wait_confined()
-    assert sorted(confined) == ["vcpu0", "vcpu1", "vcpu2"]
+    assert sorted(confined) == ["0 vcpu0", "1 vcpu1", "2 vcpu2"]
     assert outcome.reports == []
     vcpus.resume()
     outcome.wait()
@@ -277,7 +279,7 @@ def test_every_thread_is_confined_by_itself_before_the_guest_runs() -> None:
 def test_thread_that_cannot_be_confined_never_runs_and_is_told() -> None:
     refused = threading.Semaphore(1)
 
-    def confine() -> None:
+    def confine(_index: int) -> None:
         if refused.acquire(blocking=False):
             raise HostError("load", "the filter")
 

@@ -82,3 +82,16 @@ def test_vcpu_that_is_held_is_asked_for_its_state() -> None:
 def test_vcpu_whose_thread_has_ended_is_nowhere() -> None:
     vcpus = VcpuSet([ScriptedVcpu()], RecordingBus(), RecordingBus(), _ignore)
     assert [place[1:] for place in find_places(vcpus)] == [(0, "ended", "")]
+
+
+def test_vcpu_that_the_guest_does_not_have_is_spare() -> None:
+    vcpus = VcpuSet([ScriptedVcpu(0)], RecordingBus(), RecordingBus(), _ignore, absent=(0,))
+    vcpus.start()
+    vcpus.wait_confined()
+    for _ in range(int(TIMEOUT_SECONDS * 1000)):
+        (place,) = find_places(vcpus)
+        if place.place == "spare":
+            break
+        threading.Event().wait(0.001)
+    assert vcpus.stop(TIMEOUT_SECONDS)
+    assert (place.place, place.where) == ("spare", "")

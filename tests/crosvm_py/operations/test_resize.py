@@ -41,10 +41,26 @@ class FakeBalloon:
         then(self._answer)
 
 
-def vm_with(*devices: FakeBalloon) -> RunningVm:
+class FakeCpus:
+    """vCPUs that can come and go, if the guest has let go of the last ones."""
+
+    def __init__(self, *, is_busy: bool) -> None:
+        self._is_busy = is_busy
+        self.counts: list[int] = []
+
+    def is_busy_for(self, count: int) -> bool:
+        if count > 8:
+            raise ConfigError(f"{count} vCPUs are too many")
+        return self._is_busy
+
+    def resize(self, count: int) -> None:
+        self.counts.append(count)
+
+
+def vm_with(*devices: FakeBalloon, hotplug: FakeCpus | None = None) -> RunningVm:
     vm = SimpleNamespace(
         vcpus=SimpleNamespace(count=2),
-        machine=SimpleNamespace(memory_bytes=MEMORY_BYTES, growth=None),
+        machine=SimpleNamespace(memory_bytes=MEMORY_BYTES, growth=None, cpu_hotplug=hotplug),
         supervisor=SimpleNamespace(devices=devices),
     )
     return cast("RunningVm", vm)
@@ -76,7 +92,7 @@ def test_balloon_that_refuses_is_told() -> None:
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
-        (Resize(3, None, 0), "the number of vCPUs"),
+        (Resize(3, None, 0), r"there are 2 vCPUs, and no other can come or go \(--cpus N,max=M"),
         (Resize(2, MEMORY_BYTES + 4096, 0), "has one size"),
         (Resize(balloon_bytes=MEMORY_BYTES + 4096), "larger than the memory"),
     ],
@@ -86,6 +102,28 @@ def test_impossible_part_leaves_everything_as_it_is(request_: Resize, reason: st
     with pytest.raises(ConfigError, match=reason):
         resize(vm_with(balloon), request_)
     assert not balloon.asked
+
+
+def test_vcpus_come_and_go_where_they_can() -> None:
+    cpus, balloon = FakeCpus(is_busy=False), FakeBalloon(STATE)
+    assert answer_to(vm_with(balloon, hotplug=cpus), Resize(4, None, 0)) == Resized(is_busy=False)
+    assert (cpus.counts, balloon.asked) == ([4], [SetTarget(0)])
+
+
+def test_guest_that_has_not_let_go_yet_leaves_everything_as_it_is() -> None:
+    cpus, balloon = FakeCpus(is_busy=True), FakeBalloon(STATE)
+    assert answer_to(vm_with(balloon, hotplug=cpus), Resize(1, None, 0)) == Resized(is_busy=True)
+    assert (cpus.counts, balloon.asked) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "request_", [Resize(9, None, 0), Resize(4, MEMORY_BYTES + 4096), Resize(4, balloon_bytes=0)]
+)
+def test_impossible_part_leaves_the_vcpus_as_they_are(request_: Resize) -> None:
+    cpus = FakeCpus(is_busy=False)
+    with pytest.raises(ConfigError):
+        resize(vm_with(hotplug=cpus), request_)
+    assert cpus.counts == []
 
 
 def test_vm_without_a_balloon_says_so() -> None:

@@ -11,6 +11,8 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from crosvm_py.machine.x86_64.acpi.madt import AcpiCpu
+
 _PRESENT: Final = 0x0F  # _STA: present, enabled, shown, functioning
 
 
@@ -24,14 +26,16 @@ def build_dsdt_aml(
     hotplug: bool = False,
     dimms: bool = False,
     windows: Sequence[tuple[int, int]] = ONE_WINDOW,
+    cpus: Sequence[AcpiCpu] = (),
 ) -> bytes:
     """Return the AML of the DSDT; ``com_ports`` are the numbers of the UARTs that exist.
 
     With ``hotplug`` it has what devices that are plugged in later need, and with ``dimms``, too,
-    what memory modules need. ``windows`` has those for the BARs of each PCI segment.
+    what memory modules need. ``windows`` has those for the BARs of each PCI segment. ``cpus`` are
+    those that can come and go; where none can, CPUs are in the MADT alone.
 
-    The power button is a fixed feature (FADT), the reset register is in the FADT, and CPUs are
-    in the MADT, so none of them is here.
+    The power button is a fixed feature (FADT) and the reset register is in the FADT, so neither is
+    here.
     """
     count = len(windows)
     slots: list[tuple[bytes, ...]] = [()] * count
@@ -40,7 +44,7 @@ def build_dsdt_aml(
         from crosvm_py.machine.x86_64.acpi import hotplug as terms
 
         slots = [terms.slot_terms(segment) for segment in range(count)]
-        controllers = terms.controllers(count, dimms=dimms)
+        controllers = terms.controllers(count, dimms=dimms, cpus=cpus)
     return aml.scope(
         "\\_SB_",
         _pci_host_bridge(windows[0], slots[0]),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The AML by which a guest hears of devices that are plugged in or are to be removed.
+"""The AML by which a guest hears of devices and CPUs that have come or are to go.
 
 The generic event device (ACPI 6.5 §5.6.9) has an interrupt; its ``_EVT`` reads which event it is
 for. The PCI slots have ``_EJ0``, so that a guest knows that they can be ejected. Names and
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from crosvm_py.machine.x86_64 import layout
 from crosvm_py.machine.x86_64.acpi import aml
-from devices.ged import GED_BYTES, GED_MEMORY, GED_PCI
+from devices.ged import GED_BYTES, GED_CPU, GED_MEMORY, GED_PCI
 from devices.pci.hotplug import HOTPLUG_BYTES
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from crosvm_py.machine.x86_64.acpi.madt import AcpiCpu
 
 # Values of Notify (§5.6.6).
 _DEVICE_CHECK: Final = 1
@@ -55,16 +57,23 @@ def slot_terms(segment: int) -> tuple[bytes, ...]:
     )
 
 
-def controllers(segments: int, *, dimms: bool) -> tuple[bytes, ...]:
-    """Return the controllers of PCI hot-plug and of ``dimms``, and the generic event device."""
-    memory: tuple[bytes, ...] = ()
+def controllers(
+    segments: int, *, dimms: bool = False, cpus: Sequence[AcpiCpu] = ()
+) -> tuple[bytes, ...]:
+    """Return the controllers of PCI hot-plug, of ``dimms`` and ``cpus``, and the event device."""
+    others: tuple[bytes, ...] = ()
     events = [(GED_PCI, "\\_SB_.PHPR.PSCN")]
     if dimms:
         from crosvm_py.machine.x86_64.acpi.memory import SCAN, memory_terms
 
-        memory = memory_terms()
+        others += memory_terms()
         events.append((GED_MEMORY, SCAN))
-    return _pci_controller(segments), *memory, _event_device(events)
+    if cpus:
+        from crosvm_py.machine.x86_64.acpi.cpus import SCAN_CPUS, cpu_terms
+
+        others += cpu_terms(cpus)
+        events.append((GED_CPU, SCAN_CPUS))
+    return _pci_controller(segments), *others, _event_device(events)
 
 
 def _name(slot: int) -> str:

@@ -7,11 +7,13 @@ from struct import Struct, pack, pack_into
 
 from crosvm_py.machine.x86_64 import layout
 from crosvm_py.machine.x86_64.acpi.dsdt import ONE_WINDOW, build_dsdt_aml
+from crosvm_py.machine.x86_64.acpi.madt import madt_body
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from crosvm_py.machine.x86_64.acpi.madt import AcpiCpu
     from crosvm_py.machine.x86_64.regs import MemoryWriter
 
 OEM_ID: Final = b"CROSVM"
@@ -46,17 +48,6 @@ _SYSTEM_IO: Final = 1
 _BYTE_ACCESS: Final = 1
 _WORD_ACCESS: Final = 2
 _NOT_SUPPORTED_LATENCY: Final = 0xFFFF
-
-# MADT (§5.2.12). ISA lines are edge-triggered, active high unless an override says otherwise.
-_MADT_PCAT_COMPAT: Final = 1 << 0
-_APIC_ENABLED: Final = 1
-_CONFORMS_TO_BUS: Final = 0x0
-_LEVEL_ACTIVE_HIGH: Final = 0xD
-_LEVEL_ACTIVE_LOW: Final = 0xF
-_FIRST_X2APIC_ID: Final = 255
-_ALL_PROCESSORS: Final = 0xFF
-_NMI_LINT: Final = 1
-IOAPIC_ID: Final = 0  # the id of the in-kernel IOAPIC after reset
 
 
 def checksum(data: bytes | bytearray) -> int:
@@ -121,33 +112,6 @@ def _port_address(port: int, size_bytes: int, access: int) -> bytes:
     return pack("<BBBBQ", _SYSTEM_IO, size_bytes * 8, 0, access, port)
 
 
-def build_madt(cpus: int) -> bytes:
-    """Return the interrupt controllers: ``cpus`` local APICs with ids from 0 up, one IOAPIC.
-
-    ISA lines are the IOAPIC's pins of the same number, as KVM wires them. So there is no
-    override for the timer, which a PC has on pin 2.
-    """
-    entries = [pack("<II", layout.LAPIC_GPA, _MADT_PCAT_COMPAT)]
-    entries += [_local_apic(apic_id) for apic_id in range(cpus)]
-    entries.append(pack("<BBBBII", 1, 12, IOAPIC_ID, 0, layout.IOAPIC_GPA, 0))
-    entries.append(_override(layout.SCI_IRQ, layout.SCI_IRQ, _LEVEL_ACTIVE_HIGH))
-    # PCI lines are level-triggered and active low, unlike ISA's. Told so here, a kernel programs
-    # them only once.
-    entries += [_override(gsi, gsi, _LEVEL_ACTIVE_LOW) for gsi in layout.PCI_INTX_GSIS]
-    entries.append(pack("<BBBHB", 4, 6, _ALL_PROCESSORS, _CONFORMS_TO_BUS, _NMI_LINT))
-    return build_table(b"APIC", 5, b"".join(entries))
-
-
-def _local_apic(apic_id: int) -> bytes:
-    if apic_id < _FIRST_X2APIC_ID:
-        return pack("<BBBBI", 0, 8, apic_id, apic_id, _APIC_ENABLED)
-    return pack("<BBHIII", 9, 16, 0, apic_id, _APIC_ENABLED, apic_id)
-
-
-def _override(isa_irq: int, gsi: int, flags: int) -> bytes:
-    return pack("<BBBBIH", 2, 10, 0, isa_irq, gsi, flags)
-
-
 def build_mcfg(segments: int = 1) -> bytes:
     """Return the table with the addresses of the ECAMs (PCI Firmware 3.3 §4.1.2)."""
     entries = (
@@ -159,16 +123,18 @@ def build_mcfg(segments: int = 1) -> bytes:
 
 def build_acpi_tables(
     rsdp_gpa: int,
-    cpus: int,
+    cpus: Sequence[AcpiCpu],
     com_ports: Sequence[int] = (1, 2, 3, 4),
     *,
     hotplug: bool = False,
+    hot_cpus: bool = False,
     windows: Sequence[tuple[int, int]] = ONE_WINDOW,
     dimms: bool = False,
 ) -> list[tuple[int, bytes]]:
     """Return every table with its address. The first is the RSDP, at ``rsdp_gpa``.
 
-    ``windows`` has (gpa, bytes) for the BARs of each PCI segment.
+    With ``hot_cpus`` CPUs can come and go, which needs ``hotplug``. ``windows`` has (gpa, bytes)
+    for the BARs of each PCI segment.
     """
     tables: list[tuple[int, bytes]] = []
     at = _align(rsdp_gpa + RSDP_BYTES)
@@ -181,9 +147,12 @@ def build_acpi_tables(
         return gpa
 
     facs = put(build_facs())
-    aml = build_dsdt_aml(com_ports, hotplug=hotplug, dimms=dimms, windows=windows)
+    aml = build_dsdt_aml(
+        com_ports, hotplug=hotplug, dimms=dimms, windows=windows, cpus=cpus if hot_cpus else ()
+    )
     dsdt = put(build_table(b"DSDT", 2, aml))
-    listed = [put(build_fadt(facs, dsdt)), put(build_madt(cpus)), put(build_mcfg(len(windows)))]
+    madt = build_table(b"APIC", 5, madt_body(cpus))
+    listed = [put(build_fadt(facs, dsdt)), put(madt), put(build_mcfg(len(windows)))]
     xsdt = put(build_table(b"XSDT", 1, pack(f"<{len(listed)}Q", *listed)))
     if at > layout.ACPI_END:
         raise ValueError(f"ACPI tables end at {at:#x}, behind {layout.ACPI_END:#x}")
@@ -197,16 +166,23 @@ def _align(gpa: int) -> int:
 
 def write_acpi_tables(
     memory: MemoryWriter,
-    cpus: int,
+    cpus: Sequence[AcpiCpu],
     com_ports: Sequence[int] = (1, 2, 3, 4),
     *,
     hotplug: bool = False,
     dimms: bool = False,
+    hot_cpus: bool = False,
     windows: Sequence[tuple[int, int]] = ONE_WINDOW,
 ) -> int:
     """Write all tables into guest memory and return the address of the RSDP."""
     tables = build_acpi_tables(
-        layout.ACPI_RSDP_GPA, cpus, com_ports, hotplug=hotplug, dimms=dimms, windows=windows
+        layout.ACPI_RSDP_GPA,
+        cpus,
+        com_ports,
+        hotplug=hotplug,
+        dimms=dimms,
+        hot_cpus=hot_cpus,
+        windows=windows,
     )
     for gpa, table in tables:
         memory.write(gpa, table)

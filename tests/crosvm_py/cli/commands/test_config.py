@@ -26,12 +26,12 @@ def test_check_of_a_good_file_is_silent(tmp_path: Path, capfd: pytest.CaptureFix
 
 
 def test_check_names_every_problem(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    value = {"vsock": {"cid": 1, "socket": "/s"}, "cpus": {"boot_vcpus": 1, "max_vcpus": 2}}
+    value = {"vsock": {"cid": 1, "socket": "/s"}, "cpus": {"boot_vcpus": 1, "max_vcpus": 255}}
     assert check(tmp_path, value) == 1
     assert capfd.readouterr().out.splitlines() == [
         "payload: there is nothing to boot: kernel or firmware is missing",
         "vsock.cid: 1 is reserved",
-        "cpus.max_vcpus has no effect: vCPUs cannot be added",
+        "cpus.max_vcpus has no effect beyond 254: there are no more vCPUs",
     ]
 
 

@@ -14,7 +14,8 @@ from crosvm_py.config import MAX_CPUS, MAX_PCI_SEGMENTS
 from crosvm_py.machine.x86_64 import layout
 from crosvm_py.machine.x86_64.acpi import aml, aml_flow
 from crosvm_py.machine.x86_64.acpi.dsdt import build_dsdt_aml
-from crosvm_py.machine.x86_64.acpi.tables import build_acpi_tables, build_madt, write_acpi_tables
+from crosvm_py.machine.x86_64.acpi.madt import contiguous_cpus, madt_body
+from crosvm_py.machine.x86_64.acpi.tables import build_acpi_tables, write_acpi_tables
 from devices.acpi_pm import S5_SLEEP_TYPE
 from tests.crosvm_py.machine.x86_64.low_memory import LowMemory
 
@@ -48,13 +49,48 @@ def found_tables(ram: LowMemory, rsdp_gpa: int) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def tables() -> dict[str, bytes]:
     ram = LowMemory()
-    return found_tables(ram, write_acpi_tables(ram, cpus=4))
+    return found_tables(ram, write_acpi_tables(ram, contiguous_cpus(4)))
 
 
 @pytest.fixture(scope="module")
 def hotplug_tables() -> dict[str, bytes]:
     ram = LowMemory()
-    return found_tables(ram, write_acpi_tables(ram, cpus=4, hotplug=True))
+    return found_tables(ram, write_acpi_tables(ram, contiguous_cpus(4), hotplug=True))
+
+
+@pytest.fixture(scope="module")
+def hot_cpu_tables() -> dict[str, bytes]:
+    """CPUs 0 and 3 of four are there."""
+    ram = LowMemory()
+    cpus = [cpu._replace(enabled=cpu.number in (0, 3)) for cpu in contiguous_cpus(4)]
+    return found_tables(ram, write_acpi_tables(ram, cpus, hotplug=True, hot_cpus=True))
+
+
+def test_cpus_have_devices_only_where_they_can_come(
+    hotplug_tables: dict[str, bytes], hot_cpu_tables: dict[str, bytes]
+) -> None:
+    names = [b"CPHC", b"CPUS", b"CSCN", b"C000", b"C003"]
+    assert [name for name in names if name in hotplug_tables["DSDT"]] == []
+    assert [name for name in names if name not in hot_cpu_tables["DSDT"]] == []
+    assert hot_cpu_tables["DSDT"].count(b"_EJ0") == 31 + 3  # slots, and all CPUs but the first
+
+
+def test_madt_says_which_cpus_are_there_and_which_may_come(
+    hot_cpu_tables: dict[str, bytes],
+) -> None:
+    entries = madt_entries(hot_cpu_tables["APIC"])
+    cpus = [unpack_from("<BBI", content) for kind, content in entries if kind == 0]
+    assert cpus == [(0, 0, 1), (1, 1, 2), (2, 2, 2), (3, 3, 1)]
+
+
+def test_tables_of_254_cpus_of_which_one_is_there_fit() -> None:
+    cpus = [cpu._replace(enabled=not cpu.number) for cpu in contiguous_cpus(254)]
+    windows = layout.pci_windows((1,) * 16)
+    tables = build_acpi_tables(
+        layout.ACPI_RSDP_GPA, cpus, hotplug=True, hot_cpus=True, windows=windows
+    )
+    last, table = tables[-1]
+    assert last + len(table) <= layout.ACPI_END
 
 
 def test_one_segment_has_the_tables_that_there_were_before(tables: dict[str, bytes]) -> None:
@@ -66,7 +102,9 @@ def test_sixteen_segments_have_bridges_slots_and_configuration_space() -> None:
     windows = layout.pci_windows((1,) * MAX_PCI_SEGMENTS)
     assert sum(size for _gpa, size in windows) == layout.PCI_MMIO_BYTES
     ram = LowMemory()
-    found = found_tables(ram, write_acpi_tables(ram, MAX_CPUS, hotplug=True, windows=windows))
+    found = found_tables(
+        ram, write_acpi_tables(ram, contiguous_cpus(MAX_CPUS), hotplug=True, windows=windows)
+    )
     for number, (gpa, size_bytes) in enumerate(windows):
         name, segment = f"PC{number:02X}".encode(), aml.name("_SEG", aml.integer(number))
         assert name + aml.name("_HID", aml.eisa_id("PNP0A08")) in found["DSDT"]
@@ -150,7 +188,7 @@ def test_acpi_tables_are_found_from_the_rsdp(tables: dict[str, bytes]) -> None:
 
 
 def test_acpi_tables_of_254_cpus_fit_and_do_not_overlap() -> None:
-    placed = sorted(build_acpi_tables(layout.ACPI_RSDP_GPA, cpus=254))
+    placed = sorted(build_acpi_tables(layout.ACPI_RSDP_GPA, contiguous_cpus(254)))
     ends = [gpa + len(table) for gpa, table in placed]
     assert all(end <= gpa for end, (gpa, _) in zip(ends, placed[1:], strict=False))
     assert ends[-1] <= layout.ACPI_END
@@ -158,7 +196,7 @@ def test_acpi_tables_of_254_cpus_fit_and_do_not_overlap() -> None:
 
 def test_acpi_tables_that_do_not_fit_are_our_bug() -> None:
     with pytest.raises(ValueError, match=r"ACPI tables end at 0xf"):
-        build_acpi_tables(layout.ACPI_END - 0x100, cpus=1)
+        build_acpi_tables(layout.ACPI_END - 0x100, contiguous_cpus(1))
 
 
 def test_fadt_describes_the_fixed_hardware(tables: dict[str, bytes]) -> None:
@@ -223,7 +261,7 @@ def test_madt_overrides_only_lines_that_are_not_as_on_isa(tables: dict[str, byte
 
 
 def test_madt_uses_x2apic_entries_from_id_255_up() -> None:
-    entries = madt_entries(build_madt(cpus=257))
+    entries = madt_entries(bytes(36) + madt_body(contiguous_cpus(257)))
     assert sum(kind == 0 for kind, _ in entries) == 255
     x2apic = [unpack_from("<HIII", content) for kind, content in entries if kind == 9]
     assert x2apic == [(0, 255, 1, 255), (0, 256, 1, 256)]
@@ -309,7 +347,7 @@ def test_aml_bad_name_is_our_bug(path: str) -> None:
 @pytest.fixture(scope="module")
 def dimm_tables() -> dict[str, bytes]:
     ram = LowMemory()
-    return found_tables(ram, write_acpi_tables(ram, cpus=4, hotplug=True, dimms=True))
+    return found_tables(ram, write_acpi_tables(ram, contiguous_cpus(4), hotplug=True, dimms=True))
 
 
 def test_memory_modules_are_there_only_where_memory_can_grow(
@@ -322,7 +360,7 @@ def test_memory_modules_are_there_only_where_memory_can_grow(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (acpica-tools) is not installed")
-@pytest.mark.parametrize("which", ["tables", "hotplug_tables", "dimm_tables"])
+@pytest.mark.parametrize("which", ["tables", "hotplug_tables", "dimm_tables", "hot_cpu_tables"])
 def test_dsdt_survives_a_round_trip_through_iasl(
     tmp_path: Path, which: str, request: pytest.FixtureRequest
 ) -> None:

@@ -27,7 +27,7 @@ def entries_of(table: bytes) -> list[bytes]:
 @pytest.mark.parametrize("cpus", [1, 2, 254])
 def test_write_mptable_is_found_by_its_pointer(cpus: int) -> None:
     ram = LowMemory()
-    write_mptable(ram, cpus)
+    write_mptable(ram, range(cpus))
     at = next(gpa for gpa in range(639 * 1024, 640 * 1024, 16) if ram.read(gpa, 4) == b"_MP_")
     pointer = ram.read(at, 16)
     assert sum(pointer) % 256 == 0
@@ -43,13 +43,13 @@ def test_write_mptable_is_found_by_its_pointer(cpus: int) -> None:
 
 
 def test_mptable_has_one_boot_cpu_and_unique_ids() -> None:
-    cpus = [entry for entry in entries_of(build_mptable(254)) if entry[0] == 0]
+    cpus = [entry for entry in entries_of(build_mptable(range(254))) if entry[0] == 0]
     assert [entry[1] for entry in cpus] == list(range(254))
     assert [entry[3] for entry in cpus] == [3] + [1] * 253
 
 
 def test_mptable_wires_isa_and_pci_lines_to_different_pins() -> None:
-    table = build_mptable(1)
+    table = build_mptable([0])
     lines = [unpack_from("<BHBBBB", entry, 1) for entry in entries_of(table) if entry[0] == 3]
     isa = {source: pin for kind, flags, bus, source, apic, pin in lines if bus == 1}
     pci = {source: pin for kind, flags, bus, source, apic, pin in lines if bus == 0}
@@ -61,7 +61,7 @@ def test_mptable_wires_isa_and_pci_lines_to_different_pins() -> None:
 
 
 def test_mptable_buses_and_local_interrupts() -> None:
-    entries = entries_of(build_mptable(1))
+    entries = entries_of(build_mptable([0]))
     assert [entry[1:] for entry in entries if entry[0] == 1] == [b"\0PCI   ", b"\1ISA   "]
     local = [unpack_from("<BHBBBB", entry, 1) for entry in entries if entry[0] == 4]
     assert local == [(3, 0, 1, 0, 0xFF, 0), (1, 0, 1, 0, 0xFF, 1)]
@@ -70,4 +70,4 @@ def test_mptable_buses_and_local_interrupts() -> None:
 @pytest.mark.parametrize("cpus", [0, 255])
 def test_mptable_cpu_count_is_bounded(cpus: int) -> None:
     with pytest.raises(ValueError, match=f"{cpus} CPUs, the MP table holds 1 to 254"):
-        build_mptable(cpus)
+        build_mptable(range(cpus))
