@@ -25,7 +25,7 @@ BEGINNINGS: Final = (
     *("crosvm_py.__main__", "crosvm_py.log", "crosvm_py.leaving", "crosvm_py.run"),
     *("crosvm_py.vmm.preparation", "crosvm_py.vmm.vm", "crosvm_py.vmm.warden_proxy"),
     *("crosvm_py.warden.warden", "crosvm_py.warden.mould", "crosvm_py.file_parser.process"),
-    *("crosvm_py.file_parser.kernel", "kernel_loader.parse"),
+    "kernel_loader.parse",
     *("crosvm_py.control.socket_server", "crosvm_py.console.terminal"),
 )
 # In such a source no annotation is evaluated.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from crosvm_py.care import DEFAULT_LIMIT, DEFAULT_TIMEOUT_SECONDS
+from devices.legacy_ports import DEBUGCON_PORT
 from devices.virtio.rate_limiter import RateLimits
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
@@ -55,7 +56,7 @@ class SerialSpec:
     console: bool = False
     earlycon: bool = False
     stdin: bool = False
-    debugcon_port: int = 0x402
+    debugcon_port: int = DEBUGCON_PORT
     name: str | None = None
     input_unix_stream: bool = False
 

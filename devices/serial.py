@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from devices.com_ports import COM_PORT_LENGTH
+from devices.legacy_ports import COM_PORT_LENGTH
 from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from crosvm_py.console.ends import open_ends
 from crosvm_py.console.input import TerminalInput
 from crosvm_py.console.output import NullSink
 from crosvm_py.console.targets import sink_through_relay, sink_to, stream_to
-from devices.com_ports import COM_PORT_LENGTH, COM_PORTS
 from devices.debugcon import DEBUGCON_LENGTH, DebugConsole
 from devices.irq_line import SharedIrqLine
+from devices.legacy_ports import COM_PORT_LENGTH, COM_PORTS
 from devices.serial import Uart
 from sys_util import log as logging
 from sys_util import signal

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 
-from crosvm_py.opener.protocol import FROM_OPENER_CODEC, CallDenied, LogLine, NotOpened, Open
+from crosvm_py.opener.protocol import FROM_OPENER_CODEC, NotOpened, Open
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.plug import Await, Plug, Release, Reserve, Reserved
 from sys_util.channel import Channel
+from sys_util.child_log import CallDenied, LogLine
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
 from sys_util.log import LineLimit, emit, get_logger
 from sys_util.typing import TYPE_CHECKING

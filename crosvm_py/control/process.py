@@ -14,15 +14,11 @@ import os
 
 from crosvm_py.control.plugging import Plugger
 from crosvm_py.control.protocol import (
-    CALL_DENIED_HEAD,
     CONTROL_CODEC,
-    MAX_REPORT_CHARS,
     MAX_REQUESTS,
     Answered,
     Ask,
     ControlFds,
-    Crashed,
-    LogLine,
 )
 from crosvm_py.control.socket_server import ControlServer
 from crosvm_py.exit_status import EXIT_BUG, EXIT_HOST
@@ -35,6 +31,7 @@ from jail.plan import control_jail
 from seccomp import Policy
 from sys_util import linux, log, socket
 from sys_util.channel import Channel
+from sys_util.child_log import CALL_DENIED_HEAD, log_through, say_crashed
 from sys_util.crash import crash_report
 from sys_util.errors import (
     ChannelClosed,
@@ -130,14 +127,14 @@ def be_control(fds_word: str, vmm_pid: int) -> NoReturn:
     channel = Channel(socket.socket(fileno=fds.channel), CONTROL_CODEC)
     status = EXIT_BUG
     try:
-        _log_through(channel)
+        log_through(channel)
         _serve(channel, fds, vmm_pid)
         status = 0
     except (VmmError, OSError) as error:
         _log.error("%s", describe(error) if isinstance(error, VmmError) else error.strerror)
         status = EXIT_HOST
     except Exception as error:  # noqa: BLE001 - process entry: report every bug
-        _report(channel, crash_report(error))
+        say_crashed(channel, crash_report(error))
     finally:
         os._exit(status)
 
@@ -191,20 +188,3 @@ def _policy(name: str, fd: int) -> Policy | None:
     bpf = os.pread(fd, _MAX_FILTER_BYTES, 0)
     os.close(fd)
     return Policy(name, "", bpf)
-
-
-def _log_through(channel: Channel) -> None:
-    def sink(level: int, module: str, line: str) -> None:
-        try:
-            channel.send(LogLine(level, module[:128], line[:4096]))
-        except (ChannelClosed, ProtocolError):
-            return  # the vmm has ended or does not keep up; losing a log line does no harm
-
-    log.set_sink(sink)
-
-
-def _report(channel: Channel, report: str) -> None:
-    try:
-        channel.send(Crashed(report[:MAX_REPORT_CHARS]))
-    except (ChannelClosed, ProtocolError):
-        return

@@ -10,23 +10,20 @@ the vmm.
 from __future__ import annotations
 
 from crosvm_py.requests.protocol import MAX_REQUEST_BYTES
+from sys_util.child_log import CHILD_MESSAGES
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
-from sys_util.wire import MAX_MESSAGE_BYTES, U16, U32, Codec, blob, integer, text
+from sys_util.wire import MAX_MESSAGE_BYTES, U32, Codec, blob, integer
 
 if TYPE_CHECKING:
     from sys_util.wire import Check
 
 # The largest encoded answer, so that it fits into a message with its number.
 MAX_ANSWER_BYTES: Final = MAX_MESSAGE_BYTES - 64
-MAX_REPORT_CHARS: Final = 4096
 
 # The most requests that wait for answers at a time. A client that has gone leaves its own behind,
 # so there can be more of them than clients.
 MAX_REQUESTS: Final = 64
-
-# ``CallDenied`` without its last field, which the handler of SIGSYS adds: it can build nothing.
-CALL_DENIED_HEAD: Final = b"\x92\x22"
 
 
 @fact
@@ -47,35 +44,6 @@ class Answered:
     FIELDS: ClassVar[tuple[Check, ...]] = (U32, blob(MAX_ANSWER_BYTES))
     number: int
     answer: bytes
-
-
-@fact
-class LogLine:
-    """To the vmm: a line for its log."""
-
-    TYPE: ClassVar[int] = 32
-    FIELDS: ClassVar[tuple[Check, ...]] = (U16, text(128), text(4096))
-    level: int
-    module: str
-    line: str
-
-
-@fact
-class Crashed:
-    """To the vmm: the last message of a control process with a bug of ours."""
-
-    TYPE: ClassVar[int] = 33
-    FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_REPORT_CHARS),)
-    report: str
-
-
-@fact
-class CallDenied:
-    """To the vmm: the last message of a control process whose filter denied a system call."""
-
-    TYPE: ClassVar[int] = 34
-    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
-    call: int
 
 
 @fact
@@ -125,5 +93,5 @@ class ControlFds(NamedTuple):
 
 
 FROM_KEEPER_CODEC: Final = Codec((Serving,))
-FROM_CONTROL_CODEC: Final = Codec((Ask, LogLine, Crashed, CallDenied))
+FROM_CONTROL_CODEC: Final = Codec((Ask, *CHILD_MESSAGES))
 CONTROL_CODEC: Final = Codec((Answered,))

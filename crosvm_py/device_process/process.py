@@ -22,7 +22,7 @@ from devices.virtio.device import CommandError
 from devices.virtio.loop_context import LoopContext
 from devices.virtio.queue.worker import QueueWorker
 from devices.virtio.saved_state import SavedState
-from sys_util import linux, log
+from sys_util import child_log, linux
 from sys_util.channel import Channel
 from sys_util.crash import crash_report
 from sys_util.errors import (
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from sys_util import socket
     from sys_util.wire import Message
 
-MAX_REPORT_CHARS: Final = 8192
 
 # The reasons to hold back the callbacks of a device.
 _PAUSED: Final = "paused"
@@ -63,7 +62,7 @@ def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: Jail
     """
     channel = Channel(sock, protocol.DEVICE_CODEC)
     try:
-        _log_through(channel)
+        child_log.log_through(channel)
         linux.set_process_name(order.name)
         if jail is not None:
             jail.enter()
@@ -71,39 +70,22 @@ def run_device(order: Spawn, sock: socket.socket, fds: Sequence[int], jail: Jail
         page = SharedPage.attach(fds[1])
         device = build_device(order.kind, order.spec, fds[2:])
         process = _DeviceProcess(channel, device, memory, page)
-        linux.report_denied_calls(channel.fileno(), protocol.CALL_DENIED_HEAD)
+        linux.report_denied_calls(channel.fileno(), child_log.CALL_DENIED_HEAD)
         engine = sys.modules.get("engine.native")  # a device that can use it has imported it
         if engine is not None:
-            engine.report_panics(channel.fileno(), protocol.CRASHED_HEAD)
+            engine.report_panics(channel.fileno(), child_log.CRASHED_HEAD)
         if jail is not None:
             jail.load_filter()
         process.run()
     except ChannelClosed:
         return 0
     except VmmError as error:
-        _report(channel, describe(error))
+        child_log.say_crashed(channel, describe(error))
         return EXIT_HOST
     except Exception as error:  # noqa: BLE001 - process entry: report every bug
-        _report(channel, crash_report(error))
+        child_log.say_crashed(channel, crash_report(error))
         return EXIT_BUG
     return 0
-
-
-def _log_through(channel: Channel) -> None:
-    def sink(level: int, module: str, line: str) -> None:
-        try:
-            channel.send(protocol.LogLine(level, module[:128], line[:4096]))
-        except (ChannelClosed, ProtocolError):
-            return  # the vmm has ended or does not keep up; losing a log line does no harm
-
-    log.set_sink(sink)
-
-
-def _report(channel: Channel, report: str) -> None:
-    try:
-        channel.send(protocol.Crashed(report[:MAX_REPORT_CHARS]))
-    except (ChannelClosed, ProtocolError):
-        return
 
 
 class _DeviceProcess:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from devices.virtio.backend import SERVERS, QueueActivation, QueuePosition, RingPosition
 from devices.virtio.commands import ANSWERS, COMMANDS
+from sys_util.child_log import CHILD_MESSAGES
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 from sys_util.wire import (
@@ -220,35 +221,6 @@ class ConfigChanged:
 
 
 @fact
-class LogLine:
-    """A line for the vmm's log."""
-
-    TYPE: ClassVar[int] = 36
-    FIELDS: ClassVar[tuple[Check, ...]] = (U16, text(128), text(4096))
-    level: int
-    module: str
-    line: str
-
-
-@fact
-class CallDenied:
-    """The last message: the filter trapped a system call. Sent by the handler of SIGSYS."""
-
-    TYPE: ClassVar[int] = 37
-    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
-    number: int
-
-
-@fact
-class Crashed:
-    """The last message: a bug of ours, or an error of the host, ends the device."""
-
-    TYPE: ClassVar[int] = 38
-    FIELDS: ClassVar[tuple[Check, ...]] = (text(8192),)
-    report: str
-
-
-@fact
 class Answer:
     """The result of an ``Order``: the answer to its command, or ``Refused``."""
 
@@ -282,12 +254,6 @@ class Description:
     queues: tuple[QueuePosition, ...]
 
 
-# What the SIGSYS handler writes before the call's number: the header of a msgpack array, the type.
-CALL_DENIED_HEAD: Final = bytes([0x92, CallDenied.TYPE])
-
-# What the engine writes before the text of its report when it panics.
-CRASHED_HEAD: Final = bytes([0x92, Crashed.TYPE])
-
 DEVICE_CODEC: Final = Codec(
     (
         *(Activate, EnableQueue, ResetQueue, Reset, WriteConfig, Pause, Resume, Order, Ping),
@@ -295,5 +261,5 @@ DEVICE_CODEC: Final = Codec(
     )
 )
 VMM_CODEC: Final = Codec(
-    (Ready, Done, QueueFailed, ConfigChanged, LogLine, CallDenied, Crashed, Answer, Description)
+    (Ready, Done, QueueFailed, ConfigChanged, *CHILD_MESSAGES, Answer, Description)
 )

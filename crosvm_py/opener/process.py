@@ -13,11 +13,12 @@ import gc
 import os
 
 from crosvm_py.exit_status import EXIT_BUG
-from crosvm_py.opener.protocol import CALL_DENIED_HEAD, OPENER_CODEC, LogLine, NotOpened, Open
+from crosvm_py.opener.protocol import OPENER_CODEC, NotOpened, Open
 from crosvm_py.requests.protocol import MAX_REASON_CHARS
 from crosvm_py.warden import protocol as warden_protocol
 from sys_util import linux, log, socket
 from sys_util.channel import Channel, socket_pair
+from sys_util.child_log import CALL_DENIED_HEAD, log_through
 from sys_util.crash import crash_report
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
 from sys_util.event_loop import EventLoop
@@ -68,7 +69,7 @@ def _be_opener(sock: socket.socket, orders: int, policy: Policy | None) -> NoRet
         linux.set_process_name("crosvm-opener")
         linux.close_all_fds_except({sock.fileno(), orders, *_STDIO})
         channel = Channel(sock, OPENER_CODEC)
-        _log_through(channel)
+        log_through(channel)
         for name in _NATIVE:
             load_module(name)
         opener = _Opener(channel, Channel(_socket(orders), warden_protocol.OPENER_CODEC))
@@ -98,16 +99,6 @@ def _confine(channel: Channel, policy: Policy | None) -> None:
     jail.enter()
     linux.report_denied_calls(channel.fileno(), CALL_DENIED_HEAD)
     jail.load_filter()
-
-
-def _log_through(channel: Channel) -> None:
-    def sink(level: int, module: str, line: str) -> None:
-        try:
-            channel.send(LogLine(level, module[:128], line[:4096]))
-        except (ChannelClosed, ProtocolError):
-            return
-
-    log.set_sink(sink)
 
 
 class _Opener:

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 from crosvm_py.requests.plug import MAX_ID_CHARS, MAX_PATH_BYTES, MAX_SPEC_BYTES
 from crosvm_py.requests.protocol import MAX_REASON_CHARS
+from sys_util.child_log import CHILD_MESSAGES
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 from sys_util.wire import U16, U32, Codec, blob, text
 
 if TYPE_CHECKING:
     from sys_util.wire import Check
-
-# ``CallDenied`` without its last field; see crosvm_py/control/protocol.py.
-CALL_DENIED_HEAD: Final = b"\x92\x23"
 
 
 @fact
@@ -46,25 +44,5 @@ class NotOpened:
     reason: str
 
 
-@fact
-class LogLine:
-    """To the control process: a line for the log."""
-
-    TYPE: ClassVar[int] = 33
-    FIELDS: ClassVar[tuple[Check, ...]] = (U16, text(128), text(4096))
-    level: int
-    module: str
-    line: str
-
-
-@fact
-class CallDenied:
-    """To the control process: the last message of an opener whose filter denied a system call."""
-
-    TYPE: ClassVar[int] = 35
-    FIELDS: ClassVar[tuple[Check, ...]] = (U32,)
-    call: int
-
-
 OPENER_CODEC: Final = Codec((Open,))
-FROM_OPENER_CODEC: Final = Codec((NotOpened, LogLine, CallDenied))
+FROM_OPENER_CODEC: Final = Codec((NotOpened, *CHILD_MESSAGES))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MODULES: Final = (
     *("crosvm_py.exit_status", "crosvm_py.log", "crosvm_py.run", "jail.plan"),
     *("crosvm_py.vmm.preparation", "crosvm_py.vmm.vm", "crosvm_py.vmm.warden_proxy"),
-    *("crosvm_py.file_parser.kernel", "kernel_loader.parse"),
+    "kernel_loader.parse",
     *("crosvm_py.file_parser.process", "crosvm_py.warden.warden", "crosvm_py.console.terminal"),
     *("crosvm_py.operations.dispatch", "crosvm_py.operations.suspension"),
     *("crosvm_py.control.socket_server", "hashlib", "encodings.ascii"),

@@ -10,7 +10,7 @@ from crosvm_py.vm_config.own_limits import limit_problems, rate_limits
 from crosvm_py.vm_config.pci_slots import device_slots, pci_weights
 from crosvm_py.vm_config.unsupported import unsupported
 from crosvm_py.vm_config.validation import problems
-from devices.com_ports import COM_PORTS
+from devices.legacy_ports import COM_PORTS
 from devices.virtio.balloon.device import BalloonSpec
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.rng.device import RngSpec

@@ -11,9 +11,6 @@ from crosvm_py.control.protocol import (
     MAX_REQUESTS,
     Answered,
     Ask,
-    CallDenied,
-    Crashed,
-    LogLine,
     Serving,
 )
 from crosvm_py.requests.catalogue import VMM_REQUESTS
@@ -22,6 +19,7 @@ from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
 from seccomp import syscall_name
 from sys_util import socket
 from sys_util.channel import Channel
+from sys_util.child_log import CallDenied, Crashed, LogLine
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
 from sys_util.log import LineLimit, emit, get_logger
 from sys_util.stranger import judged

@@ -18,6 +18,7 @@ from crosvm_py.vmm.status import DeviceStatus
 from devices.virtio.commands import Refused
 from devices.virtio.counters import KICKS
 from sys_util import log as logging
+from sys_util.child_log import CallDenied, Crashed, LogLine
 from sys_util.errors import ProtocolError
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -308,11 +309,11 @@ class DeviceProcess:
 
     def _take(self, message: Message) -> None:
         match message:
-            case protocol.LogLine(level, module, line):
+            case LogLine(level, module, line):
                 self.say(level, module, line)
-            case protocol.CallDenied(number):
+            case CallDenied(number):
                 self.death.denied_call = number
-            case protocol.Crashed(report):
+            case Crashed(report):
                 self.death.report = report
             case protocol.Ready():
                 self._take_ready(message)

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 
 from crosvm_py.file_parser import protocol
 from crosvm_py.file_parser.child import DEADLINE_SECONDS, FileParser, start_parser
-from crosvm_py.file_parser.kernel import KernelJob
 from kernel_loader.image import KernelImage, ParsedKernel
 from kernel_loader.source import FileSource
 from sys_util.errors import ProtocolError, raise_host_error
@@ -24,6 +23,29 @@ if TYPE_CHECKING:
 
 # Once the vmm has accepted the unpacked kernel, nobody may change it.
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+class _KernelJob:
+    """A kernel, and an empty file in memory to unpack it into. Its maker owns both."""
+
+    def __init__(self, source: FileSource, unpacked_fd: int) -> None:
+        self._source = source
+        self._unpacked_fd = unpacked_fd
+        self.what = source.what
+        self.fds = (source.fd, unpacked_fd)
+        self.size_bytes = source.size
+
+    def prepare(self) -> None:
+        """Import what unpacks this kernel."""
+        from kernel_loader.parse import import_unpacker
+
+        import_unpacker(self._source)
+
+    def work(self) -> protocol.Parsed:
+        """Read the kernel."""
+        from kernel_loader.parse import parse_kernel
+
+        return protocol.Parsed(parse_kernel(self._source, self._unpacked_fd))
 
 
 class KernelParser:
@@ -95,7 +117,7 @@ def start_kernel_parser(config: RunConfig) -> KernelParser:
             raise_host_error("start", f"a process that reads {source.what}", error)
         undo.callback(os.close, unpacked_fd)
         parser = start_parser(
-            KernelJob(source, unpacked_fd),
+            _KernelJob(source, unpacked_fd),
             sandbox=config.sandbox,
             log_failures=config.seccomp_log_failures,
         )

@@ -11,7 +11,6 @@ import os
 from functools import partial
 
 from crosvm_py.device_process.process import run_device
-from crosvm_py.device_process.protocol import CALL_DENIED_HEAD
 from crosvm_py.exit_status import EXIT_BUG
 from crosvm_py.kinds.jail import jail_for
 from crosvm_py.kinds.table import DEVICE_KINDS
@@ -19,6 +18,7 @@ from jail.namespaces import write_id_maps
 from jail.plan import device_jail
 from jail.steps import DieWithParent
 from sys_util import linux, signal, socket
+from sys_util.child_log import CALL_DENIED_HEAD
 from sys_util.errors import HostError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 

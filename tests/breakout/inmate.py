@@ -15,10 +15,10 @@ from unittest import mock
 
 import msgpack
 
-from crosvm_py.device_process.protocol import CALL_DENIED_HEAD
 from crosvm_py.kinds.table import DEVICE_KINDS
 from devices.virtio.commands import ANSWERS, COMMANDS, Command
 from sys_util import linux
+from sys_util.child_log import CALL_DENIED_HEAD
 from sys_util.facts import fact
 from sys_util.stranger import unpack_fields
 from sys_util.vhost import Vhost

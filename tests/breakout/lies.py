@@ -16,7 +16,7 @@ import msgpack
 from crosvm_py.device_process import protocol
 from devices.virtio.backend import QueuePosition, RingPosition
 from devices.virtio.commands import Obeyed, SetSize
-from sys_util import wire
+from sys_util import child_log, wire
 from sys_util.stranger import unpack
 from tests.breakout.hands import Refused, address, call
 
@@ -40,9 +40,9 @@ SAMPLES: Final[tuple[Message, ...]] = (
     protocol.Done(_NEVER_ASKED),
     protocol.QueueFailed(0, "no reason"),
     protocol.ConfigChanged(b""),
-    protocol.LogLine(3, "breakout", "a line"),
-    protocol.CallDenied(1),
-    protocol.Crashed("no reason"),
+    child_log.LogLine(3, "breakout", "a line"),
+    child_log.CallDenied(1),
+    child_log.Crashed("no reason"),
     protocol.Answer(_NEVER_ASKED, Obeyed()),
     protocol.Description(
         _NEVER_ASKED,
@@ -217,10 +217,10 @@ def _bounded() -> list[Lie]:
     """Each of these may be said; what is tried is to drown the vmm, or to deceive who reads."""
     escape = "\x1b[2J\x1b]0;owned\x07\nrng: all is well\r\u202e"
     samples: Sequence[tuple[str, Message]] = (
-        ("log lines", protocol.LogLine(1, "breakout", "x" * 4000)),
+        ("log lines", child_log.LogLine(1, "breakout", "x" * 4000)),
         ("failed queues", protocol.QueueFailed(0, "x" * 500)),
-        ("denied calls", protocol.CallDenied(0)),
-        ("reports of crashes", protocol.Crashed("x" * 8000)),
+        ("denied calls", child_log.CallDenied(0)),
+        ("reports of crashes", child_log.Crashed("x" * 8000)),
     )
     return [
         *(
@@ -234,7 +234,7 @@ def _bounded() -> list[Lie]:
         ),
         Lie(
             "log lines that move the cursor",
-            lambda _id: [Said(wire.encode(protocol.LogLine(1, "breakout\n", escape)))],
+            lambda _id: [Said(wire.encode(child_log.LogLine(1, "breakout\n", escape)))],
             ends=False,
         ),
     ]

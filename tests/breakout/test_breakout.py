@@ -11,7 +11,7 @@ import pytest
 
 from crosvm_py.device_process import protocol, vsock_broker
 from crosvm_py.kinds.table import DEVICE_KINDS
-from sys_util import linux
+from sys_util import child_log, linux
 from tests.breakout import brokering, inmate, lies
 from tests.breakout.__main__ import main
 from tests.breakout.attempt import KINDS, Attempt
@@ -54,7 +54,8 @@ def test_every_kind_of_device_is_tried() -> None:
 
 
 def test_every_message_of_a_device_is_lied_about() -> None:
-    types = [one for one in vars(protocol).values() if isinstance(one, type)]
+    found = (*vars(protocol).values(), *child_log.CHILD_MESSAGES)
+    types = [one for one in found if isinstance(one, type)]
     said = {type(sample) for sample in lies.SAMPLES}
     assert said == {one for one in types if getattr(one, "TYPE", 0) >= protocol.Ready.TYPE}
 

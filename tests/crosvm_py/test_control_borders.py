@@ -17,6 +17,7 @@ from crosvm_py.requests.catalogue import REQUESTS, RESPONSES
 from crosvm_py.requests.life import Resume
 from crosvm_py.requests.protocol import Done, Failed
 from crosvm_py.vmm.control_link import ControlLink
+from sys_util import child_log
 from sys_util.channel import Channel, socket_pair
 from sys_util.errors import VmmError
 from sys_util.event_loop import EventLoop
@@ -98,8 +99,8 @@ def test_control_process_that_says_anything_ends_alone(vmm: ControlVmm) -> None:
 def test_control_process_has_one_last_word(vmm: ControlVmm, lines: list[str]) -> None:
     with vmm.new_control() as sock:
         for _ in range(100):
-            vmm.send(sock, encode(control_protocol.Crashed("it is full")))
-            vmm.send(sock, encode(control_protocol.CallDenied(1)))
+            vmm.send(sock, encode(child_log.Crashed("it is full")))
+            vmm.send(sock, encode(child_log.CallDenied(1)))
     assert len([line for line in lines if "control process" in line]) == 1
     assert vmm.serves()
 

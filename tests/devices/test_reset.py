@@ -10,9 +10,9 @@ import pytest
 
 from devices.acpi_pm import PM1_LENGTH, AcpiPm
 from devices.cmos import CMOS_LENGTH, Cmos
-from devices.com_ports import COM_PORT_LENGTH
 from devices.ged import GED_BYTES, GED_PCI, EventDevice
 from devices.i8042 import I8042, I8042_LENGTH
+from devices.legacy_ports import COM_PORT_LENGTH
 from devices.pci.hotplug import HOTPLUG_BYTES, PciHotplugController
 from devices.pci.root import CONFIG_PORTS_BYTES, ConfigPorts, PciRoot
 from devices.serial import Uart

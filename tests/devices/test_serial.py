@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.com_ports import COM_PORT_LENGTH
+from devices.legacy_ports import COM_PORT_LENGTH
 from devices.serial import (
     FCR,
     FIFO_BYTES,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from crosvm_py.device_process.protocol import CRASHED_HEAD, VMM_CODEC, Crashed
+from crosvm_py.device_process.protocol import VMM_CODEC
+from sys_util.child_log import CRASHED_HEAD, Crashed
 
 pytest.importorskip("engine._engine", reason="the engine is not built")
 

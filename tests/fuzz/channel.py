@@ -16,7 +16,7 @@ import msgpack
 
 from crosvm_py.device_process import protocol
 from devices.virtio.commands import Obeyed, SetSize
-from sys_util import log
+from sys_util import child_log, log
 from sys_util.facts import fields_of
 from tests.crosvm_py.hostile_device import READY, HostileDevice, queue
 from tests.fuzz.messages import message_types, sample, spoil_fields
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_MESSAGES = 60
 _TYPES = message_types(protocol.VMM_CODEC)
-_CHATTER = (protocol.LogLine, protocol.QueueFailed, protocol.ConfigChanged, protocol.Done)
+_CHATTER = (child_log.LogLine, protocol.QueueFailed, protocol.ConfigChanged, protocol.Done)
 
 
 class ChannelFuzzer:

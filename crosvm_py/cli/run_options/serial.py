@@ -7,7 +7,7 @@ from crosvm_py.cli.grammar import keyvalue
 from crosvm_py.cli.grammar.options import Option, OptionGroup
 from crosvm_py.cli.run_options.twice import first_twice
 from crosvm_py.config import VIRTIO_CONSOLE, SerialSpec
-from devices.com_ports import COM_PORT_LENGTH, COM_PORTS
+from devices.legacy_ports import COM_PORTS, DEBUGCON_PORT, TAKEN
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -20,21 +20,6 @@ HARDWARE: Final = ("serial", VIRTIO_CONSOLE, "debugcon")
 # Linux has hvc0 to hvc15.
 VIRTIO_PORTS: Final = 16
 MAX_NAME_CHARS: Final = 64
-DEFAULT_DEBUGCON_PORT: Final = 0x402
-
-# I/O ports of other devices: PIC, PIT, i8042, RTC, UARTs, pvpanic, ACPI PM, PCI.
-_TAKEN_PORTS: Final = (
-    range(0x20, 0x22),
-    range(0x40, 0x44),
-    range(0x60, 0x65),
-    range(0x70, 0x72),
-    range(0xA0, 0xA2),
-    *(range(com.port, com.port + COM_PORT_LENGTH) for com in COM_PORTS.values()),
-    range(0x4D0, 0x4D2),
-    range(0x505, 0x506),
-    range(0x600, 0x608),
-    range(0xCF8, 0xD00),
-)
 
 _TYPE: Final = keyvalue.choice("type", "where the guest's output goes", TYPES, "").needed()
 _HARDWARE: Final = keyvalue.choice(
@@ -64,8 +49,8 @@ _INPUT_STREAM: Final = keyvalue.flag(
 _PORT: Final = keyvalue.integer(
     "debugcon-port",
     "I/O port of a debug console",
-    DEFAULT_DEBUGCON_PORT,
-    shown=f"{DEFAULT_DEBUGCON_PORT:#x}",
+    DEBUGCON_PORT,
+    shown=f"{DEBUGCON_PORT:#x}",
 )
 
 _FIELDS: Final = (
@@ -115,7 +100,7 @@ def _problem(spec: SerialSpec) -> str | None:
             1 <= spec.debugcon_port <= 0xFFFF
         ),
         f"debugcon-port={spec.debugcon_port:#x} is another device's": any(
-            spec.debugcon_port in ports for ports in _TAKEN_PORTS
+            spec.debugcon_port in ports for ports in TAKEN
         ),
         f"type={spec.type} needs path=": spec.type in PATH_TYPES and not spec.path,
         f"type={spec.type} takes no path=": spec.type not in PATH_TYPES and spec.path is not None,

@@ -9,7 +9,16 @@ explain the devices.
 from __future__ import annotations
 
 from crosvm_py.config import DIMM_STEP_BYTES, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES
-from devices import com_ports
+from devices import legacy_ports
+from devices.legacy_ports import ACPI_PM1_EVENT_PORT as ACPI_PM1_EVENT_PORT
+from devices.legacy_ports import CMOS_PORT as CMOS_PORT
+from devices.legacy_ports import CMOS_PORT_COUNT as CMOS_PORT_COUNT
+from devices.legacy_ports import DEBUGCON_PORT as DEBUGCON_PORT
+from devices.legacy_ports import I8042_PORT as I8042_PORT
+from devices.legacy_ports import I8042_PORT_COUNT as I8042_PORT_COUNT
+from devices.legacy_ports import PCI_CONFIG_PORT as PCI_CONFIG_PORT
+from devices.legacy_ports import PCI_CONFIG_PORT_COUNT as PCI_CONFIG_PORT_COUNT
+from devices.legacy_ports import PVPANIC_PORT as PVPANIC_PORT
 from kernel_loader.boot_params import E820_RAM, E820_RESERVED, E820Entry
 from kernel_loader.load import BootLayout
 from sys_util.errors import ConfigError
@@ -65,27 +74,18 @@ TSS_GPA: Final = 0xFEFF_D000  # three pages
 TSS_BYTES: Final = 0x3000
 MMIO_HOLE_END: Final = 4 * GIB
 
-# I/O ports.
-COM_PORTS: Final = tuple(com.port for com in com_ports.COM_PORTS.values())
-COM_PORT_COUNT: Final = com_ports.COM_PORT_LENGTH
-I8042_PORT: Final = 0x60
-I8042_PORT_COUNT: Final = 5
-CMOS_PORT: Final = 0x70
-CMOS_PORT_COUNT: Final = 2
-DEBUGCON_PORT: Final = 0x402
-PVPANIC_PORT: Final = 0x505
-ACPI_PM1_EVENT_PORT: Final = 0x600
+# I/O ports, beside those that are imported.
+COM_PORTS: Final = tuple(com.port for com in legacy_ports.COM_PORTS.values())
+COM_PORT_COUNT: Final = legacy_ports.COM_PORT_LENGTH
 ACPI_PM1_EVENT_BYTES: Final = 4
 ACPI_PM1_CONTROL_PORT: Final = 0x604
 ACPI_PM1_CONTROL_BYTES: Final = 2
-PCI_CONFIG_PORT: Final = 0xCF8
-PCI_CONFIG_PORT_COUNT: Final = 8
 RESET_PORT: Final = 0xCF9
 RESET_VALUE: Final = 0x06
 
 # Interrupt lines (GSIs). Each is the IOAPIC's pin of the same number. That includes line 0 of the
 # PIT, which a PC has on pin 2. GSIs from 24 up are for message-signalled interrupts.
-COM_IRQS: Final = tuple(com.irq for com in com_ports.COM_PORTS.values())
+COM_IRQS: Final = tuple(com.irq for com in legacy_ports.COM_PORTS.values())
 CMOS_IRQ: Final = 8
 SCI_IRQ: Final = 9
 GED_GSI: Final = 16

@@ -11,7 +11,7 @@ import pytest
 
 from crosvm_py.device_process import protocol
 from crosvm_py.vmm.death import DeviceDeath
-from sys_util import wire
+from sys_util import child_log, wire
 from tests.crosvm_py.hostile_device import CONFIG, READY, HostileDevice, queue
 
 if TYPE_CHECKING:
@@ -186,8 +186,8 @@ HOSTILE = [
     pytest.param(
         wire.encode(protocol.ConfigChanged(bytes(4097))), "not a byte string", id="huge config"
     ),
-    pytest.param(wire.encode(protocol.Crashed(LONG_TEXT)), "not a string", id="huge report"),
-    pytest.param(wire.encode(protocol.LogLine(1, "m", LONG_TEXT)), "not a string", id="huge line"),
+    pytest.param(wire.encode(child_log.Crashed(LONG_TEXT)), "not a string", id="huge report"),
+    pytest.param(wire.encode(child_log.LogLine(1, "m", LONG_TEXT)), "not a string", id="huge line"),
     pytest.param(wire.encode(protocol.QueueFailed(0, LONG_TEXT)), "not a string", id="huge reason"),
     pytest.param(b"\x94\x24\x01\xa1m\xa2\xff\xfe", "not msgpack", id="text is not UTF-8"),
     pytest.param(bytes(70_000), "larger than any of ours", id="oversized"),
@@ -219,7 +219,7 @@ def test_hostile_message_ends_the_device(
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"\xc1", wire.encode(protocol.LogLine(3, "m", "fine")), bytes(70_000)]
+    "payload", [b"", b"\xc1", wire.encode(child_log.LogLine(3, "m", "fine")), bytes(70_000)]
 )
 def test_descriptors_are_closed_and_end_the_device(device: HostileDevice, payload: bytes) -> None:
     before = open_fds()
@@ -285,7 +285,7 @@ def test_empty_message_counts_as_its_end(device: HostileDevice) -> None:
 
 
 def test_last_words_are_kept(device: HostileDevice) -> None:
-    device.send(protocol.Crashed("it was\nme"), protocol.CallDenied(257))
+    device.send(child_log.Crashed("it was\nme"), child_log.CallDenied(257))
     device.sock.close()
     device.turn()
     assert device.host.death.report == "it was\nme"

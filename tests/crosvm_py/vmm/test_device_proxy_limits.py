@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crosvm_py.device_process import protocol
-from sys_util import log
+from sys_util import child_log, log
 from tests.crosvm_py.hostile_device import READY, HostileDevice
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ Line = tuple[int, str, str]
 def test_flood_of_messages_leaves_the_others_their_turn(
     device: HostileDevice, records: list[Line]
 ) -> None:
-    sent = device.flood(protocol.LogLine(log.ERROR, "m", "x"))
+    sent = device.flood(child_log.LogLine(log.ERROR, "m", "x"))
     turns: list[int] = []
     device.loop.call_later(0, lambda: turns.append(len(records)))
     device.turn()
@@ -33,7 +33,7 @@ def test_flood_of_lines_does_not_flood_the_log(
     device: HostileDevice, records: list[Line], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device.host, "_lines", log.LineLimit(20, 1000.0))
-    sent = device.flood(protocol.LogLine(log.ERROR, "m", "x"))
+    sent = device.flood(child_log.LogLine(log.ERROR, "m", "x"))
     for _ in range(sent // 64 + 1):
         device.turn()
     assert len(records) == 20 < sent
@@ -52,8 +52,8 @@ def test_flood_of_failed_queues_does_not_flood_the_log(
 def test_log_line_is_the_devices_whatever_it_says(
     device: HostileDevice, records: list[Line]
 ) -> None:
-    device.send(protocol.LogLine(0xFFFF, "x\n", "rng: fine"))
-    device.send(protocol.LogLine(0, "m", "\x1b[2J\r\nblock:1: gone"))
+    device.send(child_log.LogLine(0xFFFF, "x\n", "rng: fine"))
+    device.send(child_log.LogLine(0, "m", "\x1b[2J\r\nblock:1: gone"))
     device.turn()
     assert records == [(log.ERROR, "m", "block:0: \\x1b[2J\\r\\nblock:1: gone")]
 

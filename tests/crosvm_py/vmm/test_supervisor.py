@@ -23,7 +23,7 @@ from crosvm_py.warden.protocol import (
     SpawnFailed,
     WardenDenied,
 )
-from sys_util import wire
+from sys_util import child_log, wire
 from sys_util.errors import VmmError
 from tests.crosvm_py.fake_warden import FakeWarden
 
@@ -95,7 +95,7 @@ def test_death_is_told_when_the_status_comes_first(warden: FakeWarden) -> None:
     warden.spawn("rng")
     warden.send(Exited(0, 77, 159))
     assert warden.deaths == []
-    warden.devices[0].send(device_protocol.CallDenied(257))
+    warden.devices[0].send(child_log.CallDenied(257))
     warden.devices[0].close()
     warden.turn()
     assert warden.deaths == ["rng (pid 77): killed by seccomp: openat (257), policy rng_device"]
@@ -114,7 +114,7 @@ def test_only_the_first_death_is_told(warden: FakeWarden) -> None:
 
 def test_last_words_are_logged_line_by_line(warden: FakeWarden, lines: list[str]) -> None:
     warden.spawn("rng")
-    warden.devices[0].send(device_protocol.Crashed("first\nsecond \x1b[2J"))
+    warden.devices[0].send(child_log.Crashed("first\nsecond \x1b[2J"))
     warden.devices[0].close()
     warden.send(Exited(0, 77, 70))
     assert lines == ["rng: first", "rng: second \\x1b[2J"]
@@ -171,7 +171,7 @@ def test_failed_spawn_is_told_by_name(warden: FakeWarden) -> None:
 def test_device_that_dies_before_it_is_ready_is_told_by_name(warden: FakeWarden) -> None:
     warden.spawn("block:0")
     warden.spawn("rng", ready=False)
-    warden.devices[1].send(device_protocol.Crashed("no memory"))
+    warden.devices[1].send(child_log.Crashed("no memory"))
     warden.devices[1].close()
     warden.channel.send(Exited(1, 78, 1))
     with pytest.raises(VmmError, match=r"^rng \(pid 78\): exited with status 1"):
