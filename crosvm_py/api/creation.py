@@ -7,6 +7,7 @@ from crosvm_py.api.device_ids import ids_by_name, with_ids
 from crosvm_py.api.errors import NO_CONTENT, ApiError
 from crosvm_py.requests.creation import Booted, BootVm, EndVm, ForgetVm
 from crosvm_py.requests.protocol import Done
+from crosvm_py.requests.vm import HALTED
 from crosvm_py.vm_config.schema import VmConfig
 from sys_util.typing import TYPE_CHECKING
 
@@ -27,8 +28,11 @@ def create(vm: ApiVm, call: Call) -> Steps:
 
 def boot(vm: ApiVm, _call: Call) -> Steps:
     """Start the VM. When that fails the configuration stays, and a client may try again."""
-    config = with_ids(vm.known())
-    vm.keep(config, ids_by_name(config))
+    config = vm.known()
+    facts = yield from vm.facts()
+    if facts.state != HALTED:  # otherwise the devices that are there have their names
+        config = with_ids(config)
+        vm.keep(config, ids_by_name(config))
     vm.is_booting = True
     try:
         booted = yield from vm.demand(BootVm(), Booted)

@@ -3,7 +3,8 @@
 
 The process that the user started is the vmm from the beginning. Until vm.boot it has read nothing
 from a guest, and may open whatever the configuration names. Then it runs that VM as ``crosvm run``
-does, and is confined. Afterwards it can start no other one.
+does, and is confined. It can start no other one. A VM that is shut down gives its memory back and
+keeps its processes and descriptors (``halted.py``); they end when it is deleted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 
 from crosvm_py.api.device_ids import id_of
+from crosvm_py.cloud_hypervisor.halted import HaltedVm
 from crosvm_py.end_signals import handle_end_signals
 from crosvm_py.exit_status import VmExit
 from crosvm_py.leaving import is_confined
@@ -74,6 +76,7 @@ class WaitingVmm:
         *,
         no_shutdown: bool,
         orders: socket.socket | None = None,
+        stored: Callable[[], bytes] = bytes,
     ) -> None:
         """Serve the control process, if there is one.
 
@@ -85,7 +88,10 @@ class WaitingVmm:
             events: what happens is told there.
             no_shutdown: stay when the guest has powered off.
             orders: the warden's end of the channel from the opener; the VM closes it.
+            stored: returns the configuration that clients have made.
         """
+        self._stored = stored
+        self._halted: HaltedVm | None = None  # set while the VM runs
         self._orders = orders
         self._api = api
         self._read_config = read_config
@@ -186,9 +192,11 @@ class WaitingVmm:
         config, self._ids = self._read_config(frozenset(self._fds))
         vm_exit = run_vm(config, host=VmHost(self._api, self._serve, self._orders))
         self._state = ENDED
-        self._events.tell("vm", "shutdown")
+        if self._halted is None or not self._halted.is_halted:
+            self._events.tell("vm", "shutdown")
+        self._halted = None
         if self._ending is not None:
-            self._ending.complete(Done())
+            self._ending.complete(self._keep(ForgetVm()))
             self._ending = None
         if self._stays and vm_exit == VmExit.STOPPED:
             self._take_signals()
@@ -211,6 +219,11 @@ class WaitingVmm:
         if rebooting is not None:
             suspension.join(rebooting)
             rebooting.on_event = self._tell_of_reboot
+            self._halted = halted = HaltedVm(
+                rebooting, suspension, self._stored, lambda event: self._events.tell("vm", event)
+            )
+            if self._no_shutdown:
+                vm.on_power_off = halted.halt_for_guest
         if plugging is not None:
             plugging.is_paused = lambda: suspension.holds_devices
             plugging.on_plugged = self._watch_driver
@@ -224,11 +237,10 @@ class WaitingVmm:
             self._watch_driver(device)
         if self._link is not None:
             self._link.move(vm.loop, handle)
-        return _Serving(self, vm)
+        return _Serving(self)
 
-    def stop_serving(self, vm: VirtualMachine) -> None:
+    def stop_serving(self) -> None:
         """Serve the control process on our own loop again: the VM ends."""
-        self._stays |= self._no_shutdown and vm.powered_off
         if self._link is not None:
             self._link.move(self._loop, self._handle)
             self._link.on_lost = lambda: None
@@ -255,30 +267,53 @@ class WaitingVmm:
             self._booting = None
 
     def _handler_while_running(self, vm: VirtualMachine, handle: Handler) -> Handler:
+        halted = self._halted
+
         def handle_all(request: Request) -> Response | Pending:
-            match request:
-                case EndVm() if self._ending is not None:
-                    return Failed("VM is being shut down already")
-                case EndVm():
-                    self._stays = True
-                    self._ending = Pending()
-                    vm.end(VmExit.STOPPED, "ended by a client")
-                    return self._ending
-                case BootVm():
-                    return Booted(500, ("VM is already running",))
-                case ForgetVm() | KeepFds() | DropFds():
-                    return self._keep(request)
-                case Stop():
-                    self._stays = False
-                case Suspend():
-                    return self._told(handle(request), "paus")
-                case Resume():
-                    return self._told(handle(request), "resum")
-                case BalloonSet() | Resize():
-                    return self._told(handle(request), "resiz")
-            return handle(request)
+            answer = self._change_life(vm, request)
+            if answer is not None:
+                return answer
+            if halted is not None and halted.is_halted:
+                return halted.handle(request)
+            return self._handle_running(handle, request)
 
         return handle_all
+
+    def _change_life(self, vm: VirtualMachine, request: Request) -> Response | Pending | None:
+        """Carry out what can be asked whether the VM runs or is shut down."""
+        match request:
+            case Stop():
+                self._stays = False
+                vm.end(VmExit.STOPPED, "stopped by a client")
+                return Done()
+            case EndVm() if self._halted is not None:
+                return self._halted.halt()
+            case ForgetVm() if self._ending is not None:
+                return Failed("VM is being deleted already")
+            case ForgetVm():
+                return self._delete(vm)
+            case KeepFds() | DropFds():
+                return self._keep(request)
+        return None
+
+    def _handle_running(self, handle: Handler, request: Request) -> Response | Pending:
+        match request:
+            case BootVm():
+                return Booted(500, ("VM is already running",))
+            case Suspend():
+                return self._told(handle(request), "paus")
+            case Resume():
+                return self._told(handle(request), "resum")
+            case BalloonSet() | Resize():
+                return self._told(handle(request), "resiz")
+        return handle(request)
+
+    def _delete(self, vm: VirtualMachine) -> Pending:
+        """End the VM, whose processes and descriptors are gone when this is answered."""
+        self._stays = True
+        self._ending = Pending()
+        vm.end(VmExit.STOPPED, "deleted by a client")
+        return self._ending
 
     def _told(self, answer: Response | Pending, verb: str) -> Response | Pending:
         self._events.tell("vm", f"{verb}ing")
@@ -299,13 +334,12 @@ class WaitingVmm:
 class _Serving:
     """What the VM closes at its end."""
 
-    def __init__(self, vmm: WaitingVmm, vm: VirtualMachine) -> None:
+    def __init__(self, vmm: WaitingVmm) -> None:
         self._vmm = vmm
-        self._vm = vm
 
     def close(self) -> None:
         """Take the control process back."""
-        self._vmm.stop_serving(self._vm)
+        self._vmm.stop_serving()
 
 
 def _refusal(error: VmmError | OSError) -> Booted:

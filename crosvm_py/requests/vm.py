@@ -11,10 +11,12 @@ from sys_util.wire import U16, U32, U64, choice, record, sequence
 if TYPE_CHECKING:
     from sys_util.wire import Check, Message
 
-# No VM yet; its guest runs; it is held still; it has ended and cannot be started again.
+# No VM yet; its guest runs; it is held still; it was shut down and can boot again; it has ended and
+# cannot be started again.
 WAITING: Final = "waiting"
 RUNNING: Final = "running"
 SUSPENDED: Final = "suspended"
+HALTED: Final = "halted"
 ENDED: Final = "ended"
 
 _MAX_VCPUS: Final = 1024
@@ -28,7 +30,10 @@ class VmFacts:
     """
 
     TYPE: ClassVar[int] = 100
-    FIELDS: ClassVar[tuple[Check, ...]] = (choice((WAITING, RUNNING, SUSPENDED, ENDED)), U32, U64)
+    FIELDS: ClassVar[tuple[Check, ...]] = (
+        choice((WAITING, RUNNING, SUSPENDED, HALTED, ENDED)),
+        *(U32, U64),
+    )
     state: str
     cpus: int
     memory_bytes: int

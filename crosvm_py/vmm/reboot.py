@@ -52,6 +52,8 @@ class Rebooting:
         self._wanted = False  # until the guest runs again
         self._by_client = False
         self._under_way = False
+        self._halting = False  # the guest is not to boot before ``boot``
+        self._halted = False
         self._waiting: list[RebootResult] = []
         # Whether the VM is suspended, or becomes so: then a reset waits until it is to go on.
         self.is_held: Callable[[], bool] = lambda: False
@@ -64,6 +66,11 @@ class Rebooting:
         vcpus.on_reset = self.request
 
     @property
+    def is_halted(self) -> bool:
+        """Whether the machine stands at its start, and waits for ``boot``."""
+        return self._halted
+
+    @property
     def is_under_way(self) -> bool:
         """Whether the machine is being reset, so that it cannot be suspended now."""
         return self._under_way
@@ -74,7 +81,7 @@ class Rebooting:
         No vCPU that has left the guest enters it before.
         """
         self._vcpus.park()
-        if not self._wanted:
+        if not self._wanted and not self._halted:
             self._wanted = True
             self._loop.call_soon_threadsafe(lambda: self._begin(reason))
         return True
@@ -84,6 +91,23 @@ class Rebooting:
         self._by_client = True
         self._waiting.append(then)
         self.request("a client asked for a reboot")
+
+    def halt(self, then: RebootResult) -> None:
+        """Return the machine to its start and let it stand; ``then`` is called once."""
+        self._halting = True
+        self._waiting.append(then)
+        self.request("the VM is shut down")
+
+    def boot(self) -> bool:
+        """Boot the guest of a machine that was halted; return False if the VM ends instead."""
+        try:
+            self._machine.restart()
+        except VmmError as error:
+            self._fail(describe(error))
+            return False
+        self._halted = False
+        self._vcpus.resume()
+        return True
 
     def when_done(self, then: RebootResult) -> None:
         """Call ``then``, once, when the reboot that is under way is done."""
@@ -104,8 +128,11 @@ class Rebooting:
         if self._under_way or not self._wanted or self.is_held():
             return
         self._under_way = True
-        _log.info("%s: it boots again", reason)
-        self.on_event("rebooting", self._by_client)
+        if self._halting:
+            _log.info("%s", reason)
+        else:
+            _log.info("%s: it boots again", reason)
+            self.on_event("rebooting", self._by_client)
         self._vcpus.pause()
         if not self._vcpus.wait_paused(_PAUSE_SECONDS):
             self._fail(f"the vCPUs did not stand still within {_PAUSE_SECONDS:.0f} s")
@@ -119,13 +146,18 @@ class Rebooting:
         try:
             self._machine.restart()
             self.on_restart()
+            if self._halting:
+                self._machine.memory.clear()
         except VmmError as error:
             self._fail(describe(error))
             return
         by_client, self._by_client = self._by_client, False
         self._wanted = self._under_way = False
-        self._vcpus.resume()
-        self.on_event("rebooted", by_client)
+        if self._halting:
+            self._halting, self._halted = False, True
+        else:
+            self._vcpus.resume()
+            self.on_event("rebooted", by_client)
         self._answer("")
 
     def _fail(self, reason: str) -> None:

@@ -68,7 +68,8 @@ class VirtualMachine:
         self.loop = EventLoop()
         self._exit: VmExit | None = None
         self._panicked = False
-        self.powered_off = False  # by the guest
+        # Called in the loop when the guest has powered off; without it the VM ends then.
+        self.on_power_off: Callable[[], None] | None = None
         self.on_panic: Callable[[], None] = lambda: None  # called by a vCPU's thread
         self._vcpus: VcpuSet | None = None
         self._control: Closing | None = None
@@ -254,7 +255,10 @@ class VirtualMachine:
             self.plugging.on_restart()
 
     def _on_power_off(self) -> None:
-        self.powered_off = True
+        if self.on_power_off is not None and self._vcpus is not None:
+            self._vcpus.park()
+            self.loop.call_soon_threadsafe(self.on_power_off)
+            return
         self._end_soon(VmExit.STOPPED, "the guest powered off")
 
     def _on_eject(self, slot: int) -> None:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.baremetal.test_cloud_hypervisor import Program, config, program
-from tests.baremetal.vmm import PATIENCE_SECONDS
+from tests.baremetal.vmm import PATIENCE_SECONDS, eventually
 from tests.guests.baremetal.build import build_guest
 
 if TYPE_CHECKING:
@@ -89,3 +91,64 @@ def test_guest_that_resets_for_ever_is_told_of_at_a_bounded_rate(tmp_path: Path)
         assert ch.put("vm.delete") == 204
         told = [event for event in ch.events() if event[1].startswith("reboot")]
         assert 0 < len(told) < count
+
+
+def test_vm_that_was_shut_down_boots_again(tmp_path: Path, reboots: Path) -> None:
+    with program(tmp_path) as ch:
+        start(ch, reboots)
+        held = len(os.listdir(f"/proc/{ch.process.pid}/fd"))
+        for count in (2, 3):
+            if count == 3:
+                assert ch.put("vm.pause") == 204
+            assert ch.put("vm.shutdown") == 204
+            assert ch.state() == "Created"
+            for name, status in (("vm.shutdown", 500), ("vm.pause", 500), ("vm.reboot", 404)):
+                assert ch.put(name) == status
+            assert ch.call("GET", "vm.counters").status == 500
+            assert ch.put("vm.boot") == 204
+            boots(ch, count)
+            assert ch.put("vm.boot") == 500
+            assert ch.state() == "Running"
+        assert len(os.listdir(f"/proc/{ch.process.pid}/fd")) == held
+        assert len({line for line in ch.output.split(b"\n") if line.startswith(b"state")}) == 1
+        assert ch.put("vm.shutdown") == 204
+        assert ch.put("vm.delete") == 204
+        assert ch.call("GET", "vm.info").status == 404
+        assert ch.put("vmm.shutdown") == 200
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+        booted = [("vm", "booting"), ("vm", "booted")]
+        others = ("pausing", "paused", "rebooting")
+        assert [event for event in ch.events() if event[1] not in others] == [
+            *(("vmm", "starting"), *booted, ("vm", "shutdown"), *booted, ("vm", "shutdown")),
+            *(*booted, ("vm", "shutdown"), ("vm", "deleted"), ("vmm", "shutdown")),
+        ]
+
+
+def test_vm_that_was_shut_down_boots_with_no_other_configuration(
+    tmp_path: Path, reboots: Path
+) -> None:
+    with program(tmp_path) as ch:
+        start(ch, reboots)
+        assert ch.put("vm.shutdown") == 204
+        assert ch.put("vm.add-disk", {"path": "/dev/null"}) == 204
+        refused = ch.call("PUT", "vm.boot")
+        assert refused.status == 500
+        assert b"start a new process" in refused.body
+        assert ch.put("vm.remove-device", {"id": "_disk0"}) == 204
+        assert ch.put("vm.boot") == 204
+        boots(ch, 2)
+        assert ch.put("vm.shutdown") == 204
+        assert ch.put("vmm.shutdown") == 200
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_guest_that_powered_off_boots_again(tmp_path: Path, reboots: Path) -> None:
+    with program(tmp_path, "--no-shutdown") as ch:
+        start(ch, reboots)
+        ch.type(b"p")
+        assert eventually(lambda: ch.state() == "Created")
+        assert ch.events()[-1] == ("vm", "shutdown")
+        assert ch.put("vm.boot") == 204
+        boots(ch, 2)
+        ch.process.send_signal(signal.SIGTERM)
+        assert ch.process.wait(PATIENCE_SECONDS) == 0

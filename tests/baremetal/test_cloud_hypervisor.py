@@ -157,7 +157,8 @@ def test_boot_that_failed_can_be_tried_again(tmp_path: Path, echo: Path) -> None
         assert ch.put("vm.remove-device", {"id": "data"}) == 204
         assert ch.put("vm.boot") == 204
         ch.wait_for(b"echo")
-        assert ch.put("vm.shutdown") == 204
+        assert ch.put("vm.delete") == 204
+        assert ch.put("vm.create", config(echo)) == 204
         assert ch.state() == "Created"
         again = ch.call("PUT", "vm.boot")
         assert again.status == 500
