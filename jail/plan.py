@@ -266,11 +266,11 @@ def relay_jail(policy: Policy) -> JailPlan:
     )
 
 
-def control_jail(policy: Policy, *, has_api: bool = False, files: bool = False) -> JailPlan:
+def control_jail(policy: Policy, *, has_api: bool = False, opens: bool = False) -> JailPlan:
     """Return the jail of the process that serves clients: descriptors for them, and no more.
 
     If it ``has_api``, clients may send it descriptors, and it writes a file in memory. Its opener
-    has the ``files`` of its user. Both keep their ids, and have closed what they do not need.
+    ``opens`` the files of its user, in children. Both have closed what they do not need.
     """
     return JailPlan(
         steps=(
@@ -278,7 +278,7 @@ def control_jail(policy: Policy, *, has_api: bool = False, files: bool = False) 
             LimitResources(
                 (("DATA", MAX_DATA_BYTES), ("FSIZE", _API_FILE_BYTES if has_api else 0))
             ),
-            *_gain_nothing(_API_OPEN_FILES if has_api else MAX_OPEN_FILES, files=files),
+            *_gain_nothing(_API_OPEN_FILES if has_api else MAX_OPEN_FILES, opens=opens),
         ),
         filter_step=LoadFilter(policy.name, policy.bpf),
     )
@@ -303,8 +303,8 @@ def _lose_privileges(held: frozenset[int], keep: frozenset[int] = frozenset()) -
     return (*groups, DropCapabilities(keep, for_good=linux.CAP_SETPCAP in held))
 
 
-def _gain_nothing(max_open_files: int = 0, *, files: bool = False) -> tuple[Step, ...]:
-    """Make sure that the process gets no new capability or process, and unless ``files`` no file.
+def _gain_nothing(max_open_files: int = 0, *, opens: bool = False) -> tuple[Step, ...]:
+    """Make sure that the process gets no new capability; unless it ``opens``, no process or file.
 
     By default it gets no new descriptor either: none can have a number below 0.
     """
@@ -316,14 +316,14 @@ def _gain_nothing(max_open_files: int = 0, *, files: bool = False) -> tuple[Step
                 ("MEMLOCK", 0),
                 ("MSGQUEUE", 0),
                 ("NICE", 0),
-                ("NPROC", 0),
+                *(() if opens else (("NPROC", 0),)),
                 ("RTPRIO", 0),
                 ("SIGPENDING", 0),
                 ("STACK", MAX_STACK_BYTES),
             )
         ),
         NoNewPrivileges(),
-        *(() if files else (ForbidFiles(alone=True),)),
+        *(() if opens else (ForbidFiles(alone=True),)),
         LimitResources((("NOFILE", max_open_files),)),
         NotDumpable(),
     )

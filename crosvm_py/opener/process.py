@@ -5,6 +5,9 @@ The control process forks it, which reads what clients send, and it has its user
 control process has not. It takes typed requests from that process alone. It reads nothing of
 what it opens but the size and, to warn, the first bytes of an image. What it opens goes to the
 warden, with the order, through a channel that only this process and the keeper have an end of.
+
+Each request is carried out by a child of its own, a *hand*, since an open(2) can wait for ever
+where a file system hangs. It has the opener's filter, and ends with its request.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from crosvm_py.exit_status import EXIT_BUG
 from crosvm_py.opener.protocol import OPENER_CODEC, NotOpened, Open
 from crosvm_py.requests.protocol import MAX_REASON_CHARS
 from crosvm_py.warden import protocol as warden_protocol
+from jail.steps import DieWithParent
 from sys_util import linux, log, socket
 from sys_util.channel import Channel, socket_pair
 from sys_util.child_log import CALL_DENIED_HEAD, log_through
@@ -37,6 +41,9 @@ _log = log.get_logger("crosvm.opener")
 # What the code that opens things imports and is not Python: under the filter no code can be mapped.
 _NATIVE: Final = ("fcntl", "mmap", "struct", "sys_util.linux")
 _STDIO: Final = frozenset({0, 1, 2})
+
+# The most hands at a time. One that hangs in a system call cannot be ended.
+MAX_HANDS: Final = 8
 
 
 def start_opener(orders: int, policy: Policy | None, *, sibling: bool = True) -> socket.socket:
@@ -88,14 +95,13 @@ def _socket(fd: int) -> socket.socket:
 
 def _confine(channel: Channel, policy: Policy | None) -> None:
     from jail.plan import control_jail
-    from jail.steps import DieWithParent
 
     DieWithParent().apply()
     gc.freeze()
     gc.enable()
     if policy is None:
         return
-    jail = control_jail(policy, files=True)
+    jail = control_jail(policy, opens=True)
     jail.enter()
     linux.report_denied_calls(channel.fileno(), CALL_DENIED_HEAD)
     jail.load_filter()
@@ -107,6 +113,7 @@ class _Opener:
     def __init__(self, control: Channel, warden: Channel) -> None:
         self._control = control
         self._warden = warden
+        self._hands = 0
         self._loop = EventLoop()
         self._loop.add(control.fileno(), lambda _events: self._on_request())
         self._loop.add(warden.fileno(), lambda _events: self._on_answer())
@@ -123,16 +130,58 @@ class _Opener:
         if received is None:
             return
         request, fds = received
-        if not isinstance(request, Open):
-            return  # the codec has no other message
+        if isinstance(request, Open):  # the codec has no other message
+            try:
+                self._start_hand(request, fds)
+            except OSError as error:
+                self._tell(NotOpened(request.place, f"{error.strerror}"))
+        for fd in fds:
+            os.close(fd)
+
+    def _start_hand(self, request: Open, fds: list[int]) -> None:
+        """Fork a process for one request.
+
+        Raises:
+            OSError: the host makes no process.
+        """
+        if self._hands >= MAX_HANDS:
+            reason = f"the opener waits for {MAX_HANDS} files of file systems that hang"
+            self._tell(NotOpened(request.place, reason))
+            return
+        ended, alive = os.pipe2(os.O_CLOEXEC)
         try:
+            pid = linux.clone(0)
+        except OSError:
+            os.close(ended)
+            os.close(alive)
+            raise
+        if pid == 0:
+            self._be_hand(request, fds)
+        os.close(alive)
+        self._hands += 1
+        self._loop.add(ended, lambda _events: self._on_hand_ended(pid, ended, request.place))
+
+    def _be_hand(self, request: Open, fds: list[int]) -> NoReturn:
+        status = EXIT_BUG
+        try:
+            DieWithParent().apply()
             judged("the request", self._order, request, fds)
+            status = 0
         except (VmmError, OSError) as error:
             reason = describe(error) if isinstance(error, VmmError) else f"{error.strerror}"
             self._tell(NotOpened(request.place, reason[:MAX_REASON_CHARS]))
+            status = 0
         finally:
-            for fd in fds:
-                os.close(fd)
+            os._exit(status)
+
+    def _on_hand_ended(self, pid: int, ended: int, place: int) -> None:
+        self._loop.remove(ended)
+        os.close(ended)
+        self._hands -= 1
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status:
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            self._tell(NotOpened(place, f"the process that opens it {how}"))
 
     def _order(self, request: Open, fds: list[int]) -> None:
         from crosvm_py.kinds.later import open_later

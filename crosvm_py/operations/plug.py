@@ -23,13 +23,13 @@ def _plugging(vm: RunningVm) -> Plugging:
 
 
 @operation(Reserve)
-def reserve(vm: RunningVm, request: Reserve) -> Reserved:
+def reserve(vm: RunningVm, request: Reserve) -> Reserved | Pending:
     """Reserve a place for a device.
 
     Raises:
         ConfigError: the VM has no such place.
     """
-    return _plugging(vm).reserve(request.kind, request.id, request.slot, request.segment)
+    return _plugging(vm).reserve_soon(request.kind, request.id, request.slot, request.segment)
 
 
 @operation(Await)

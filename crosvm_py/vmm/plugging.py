@@ -42,6 +42,9 @@ log = get_logger("crosvm.devices")
 # Opening an image takes milliseconds, unless its file system hangs.
 ORDER_SECONDS: Final = 60.0
 
+# The most time that a reservation waits for the end of devices that were removed.
+LEAVE_SECONDS: Final = 5.0
+
 # Kinds of which a VM has one device at most, and what the two ways to serve it are called.
 _SINGLE: Final = {"vsock": ("vsock", "vhost-vsock")}
 # Kinds whose devices have a number in their names from the start.
@@ -91,6 +94,8 @@ class Plugging:
         self._places: dict[int, _Place] = {}
         self._next = 0  # place numbers are never used again
         self._removing: set[int] = set()  # slots that the guest is asked to eject
+        self._leaving: set[int] = set()  # devices of which something may be left
+        self._waiting: list[Callable[[], None]] = []  # reservations, until nothing is left
         self._ejected: set[int] = set()  # of them, those that the loop has yet to hear of
         self.is_paused: Callable[[], bool] = lambda: False  # whether devices stand still now
         self.is_rebooting: Callable[[], bool] = lambda: False  # ``on_restart`` follows
@@ -102,6 +107,8 @@ class Plugging:
 
     def close(self) -> None:
         """Close the pages, and answer whoever waits; the supervisor has ended."""
+        for serve in tuple(self._waiting):
+            serve()
         for place in list(self._places.values()):
             self._leave(place)
             place.answer.complete(Failed(f"{place.name}: the VM ends"))
@@ -113,6 +120,33 @@ class Plugging:
     def slots(self) -> dict[int, int]:
         """The number of the PCI slot of each device, by the device's number."""
         return self._slots
+
+    def reserve_soon(
+        self, kind: str, name: str, slot: int | None, segment: int = 0
+    ) -> Reserved | Pending:
+        """Reserve a place, after what is left of devices that are going has gone.
+
+        So a device can come again at once, with the same name and image; but no client waits for
+        longer than ``LEAVE_SECONDS``.
+
+        Raises:
+            ConfigError: as ``reserve``.
+        """
+        if not self._leaving:
+            return self.reserve(kind, name, slot, segment)
+        answer = Pending()
+
+        def serve() -> None:
+            if serve in self._waiting:
+                self._waiting.remove(serve)
+                try:
+                    answer.complete(self.reserve(kind, name, slot, segment))
+                except ConfigError as error:
+                    answer.complete(Failed(str(error)[:MAX_REASON_CHARS]))
+
+        self._waiting.append(serve)
+        self._loop.call_later(LEAVE_SECONDS, serve)
+        return answer
 
     def reserve(self, kind: str, name: str, slot: int | None, segment: int = 0) -> Reserved:
         """Reserve a place for a device, for ``ORDER_SECONDS``.
@@ -268,12 +302,17 @@ class Plugging:
     def _remove(self, device: DeviceProcess, then: Callable[[], None] = lambda: None) -> None:
         number = device.device_id
         self._slots.pop(number, None)
+        self._leaving.add(number)
 
         def forgotten() -> None:
+            self._leaving.discard(number)
             page = self._lent.pop(number, None)
             if page is not None:
                 self._pages.give_back(page)
             then()
+            if not self._leaving:
+                for serve in tuple(self._waiting):
+                    serve()
 
         self._supervisor.remove(device, forgotten)
 

@@ -9,17 +9,21 @@ holds the sockets, for the next pair of processes.
 from __future__ import annotations
 
 import os
+import stat
 
+from crosvm_py.kinds.order import NO_CONNECTS, Connects
+from crosvm_py.kinds.table import DEVICE_KINDS
 from jail.ids import IdMap
 from sys_util import linux, signal
 from sys_util.channel import socket_pair
+from sys_util.errors import ProtocolError
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from crosvm_py.kinds.order import Connects
+    from crosvm_py.warden.protocol import Add
     from sys_util.event_loop import EventLoop
 
 log = get_logger("crosvm.warden")
@@ -124,3 +128,16 @@ class Broker:
             how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
             log.error("%s: its broker (pid %d): %s", self._name, process.pid, how)
         self.on_reaped()
+
+
+def owner_of(order: Add, fds: list[int]) -> Connects:
+    """Return what the broker of a device connects to, if it has one; it is the directory's owner.
+
+    The opener is not asked whose ids the broker gets.
+    """
+    if DEVICE_KINDS[order.kind].broker is None or not fds:
+        return NO_CONNECTS
+    found = os.fstat(fds[-1])
+    if not stat.S_ISDIR(found.st_mode):
+        raise ProtocolError(f"{order.name}: its last descriptor is no directory")
+    return Connects(order.connects.name, found.st_uid, found.st_gid)

@@ -41,6 +41,18 @@ def describe_end(wait_status: int) -> str:
     return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
 
 
+def describe_denied(number: int) -> str:
+    """Say what ended a mould that was denied a system call.
+
+    It has the filter of the forge, which lets the forge alone send itself a signal. So abort(3)
+    in a mould, as CPython and glibc call it for a fatal error, ends with this call.
+    """
+    name = syscall_name(number)
+    if name == "tgkill":
+        return f"aborted (abort(3) calls {name} ({number}), which policy forge denies it)"
+    return f"was killed by seccomp: {name} ({number})"
+
+
 class Casting(NamedTuple):
     """One process to be made.
 
@@ -81,6 +93,7 @@ class Mould:
         self.is_loaded = False
         self.is_unwanted = False
         self.casting: Casting | None = None
+        self.holds = -1  # the device whose descriptors it was sent; it has them until it ends
         self.go_fd = -1  # the pipe for the byte that its process waits for
         self.renewal: Callable[[str], None] | None = None
         self.reason = ""  # why it has failed

@@ -23,9 +23,8 @@ from crosvm_py.warden.forge_protocol import (
     Load,
     Loaded,
 )
-from crosvm_py.warden.forge_proxy import Forge, Mould, describe_end, reason_for
+from crosvm_py.warden.forge_proxy import Forge, Mould, describe_denied, describe_end, reason_for
 from crosvm_py.warden.start_queue import StartQueue
-from seccomp import syscall_name
 from sys_util.channel import Channel, socket_pair
 from sys_util.errors import ChannelClosed, HostError, ProtocolError, VmmError, describe
 from sys_util.log import get_logger
@@ -81,6 +80,7 @@ class Foundry:
         self._is_spare_due = False
         self._renewals: deque[Callable[[str], None]] = deque()
         self._forge = Forge(loop, forge, self._on_forge_end)
+        self.on_mould_gone: Callable[[], None] = lambda: None
 
     def load_also(self, kind: str) -> None:
         """Have moulds that are made from now on import this kind of device as well."""
@@ -90,6 +90,10 @@ class Foundry:
         spare, self._spare = self._spare, None
         if spare is not None:  # it would not know the new kind
             self._dismiss(spare)
+
+    def holds(self, device_id: int) -> bool:
+        """Return whether a mould still has descriptors of this device."""
+        return any(mould.holds == device_id for mould in self._moulds)
 
     def cast(self, casting: Casting) -> None:
         """Have a process made; ``casting.then`` is called later, or at once on failure."""
@@ -244,7 +248,7 @@ class Foundry:
             case Failed(reason):
                 mould.reason = reason
             case CallDenied(number):
-                mould.reason = f"its interpreter {_describe_denied(number)}"
+                mould.reason = f"its interpreter {describe_denied(number)}"
             case Born(pid):
                 self._on_born(mould, pid)
 
@@ -273,6 +277,7 @@ class Foundry:
             inside = casting.ids(0).inside() if casting.ids else (None, None)
             order = encode(casting.order)
             cast = Cast(order, casting.as_broker, casting.in_cgroup, *inside)
+            mould.holds = casting.order.device_id
             mould.channel.send(cast, [go_read, *casting.fds])
         except ChannelClosed:
             pass  # ``_receive`` reads the reason next
@@ -354,6 +359,7 @@ class Foundry:
         if mould is self._spare:
             self._spare = None
         self._tell_failure(mould)
+        self.on_mould_gone()
 
     def _tell_failure(self, mould: Mould) -> None:
         """Tell whoever waits for this mould that it has failed, and why."""
@@ -385,15 +391,3 @@ class Foundry:
     def _on_forge_end(self) -> None:
         for mould in [mould for mould in self._moulds if mould.pidfd < 0]:
             self._give_up(mould, f"the forge {self._forge.end}")
-
-
-def _describe_denied(number: int) -> str:
-    """Say what ended a mould that was denied a system call.
-
-    It has the filter of the forge, which lets the forge alone send itself a signal. So abort(3)
-    in a mould, as CPython and glibc call it for a fatal error, ends with this call.
-    """
-    name = syscall_name(number)
-    if name == "tgkill":
-        return f"aborted (abort(3) calls {name} ({number}), which policy forge denies it)"
-    return f"was killed by seccomp: {name} ({number})"

@@ -14,14 +14,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import stat
 
 from crosvm_py import bundle
 from crosvm_py.kinds.cgroup import DeviceLimits
-from crosvm_py.kinds.order import NO_CONNECTS, Connects, is_device_name
+from crosvm_py.kinds.order import is_device_name
 from crosvm_py.kinds.table import DEVICE_KINDS, policies_of
 from crosvm_py.warden import protocol
-from crosvm_py.warden.broker import Broker
+from crosvm_py.warden.broker import Broker, owner_of
 from crosvm_py.warden.child import guest_bytes
 from crosvm_py.warden.device import Device
 from crosvm_py.warden.forge import start_forge
@@ -127,6 +126,7 @@ class _Warden:
         self._ids = None if policies is None else choose()
         self._maker = Maker(self._ids, self._filters, null_fd)
         self._foundry = Foundry(self._loop, forge, self._knows, kinds)
+        self._foundry.on_mould_gone = self._bury_all
 
     def take_orders(self, sock: socket.socket) -> None:
         """Take orders of the opener through ``sock`` once the guest runs."""
@@ -221,7 +221,7 @@ class _Warden:
             raise ProtocolError(f"{brief(order.name)} is no name of a device")
         if self._filters is not None and not self._filters.keys() >= {*policies_of((order.kind,))}:
             raise ProtocolError(f"{order.name}: its policy was not loaded at the start")
-        connects = _owner_of(order, fds)
+        connects = owner_of(order, fds)
         shared = (self._sealed.regions, order.max_file_bytes, connects, order.reopened)
         spawn = protocol.Spawn(
             *(self._next_id, order.name, order.kind, order.spec, *shared, self._sealed.huge_pages)
@@ -266,12 +266,22 @@ class _Warden:
         self._bury(device)
 
     def _bury(self, device: Device) -> None:
-        """Drop all of a device that was forgotten, once no process of it is left."""
+        """Drop all of a device that was forgotten, once no process of it is left.
+
+        A mould that has just made one holds its descriptors, and so the lock of its image.
+        """
         device_id = device.order.device_id
+        if self._foundry.holds(device_id):
+            return
         if device.is_gone and self._devices.pop(device_id, None) is not None:
             device.close()
             self._prepared.discard(device_id)
             self._channel.send(protocol.Forgotten(device_id))
+
+    def _bury_all(self) -> None:
+        for device in tuple(self._devices.values()):
+            if device.is_forgotten:
+                self._bury(device)
 
     def _ended(self, device_id: int) -> Device:
         device = self._devices.get(device_id)
@@ -379,16 +389,3 @@ class _Warden:
         cause = device.limits.cause_of_death()
         self._channel.send(protocol.Exited(device.order.device_id, pid, status, cause))
         self._bury(device)
-
-
-def _owner_of(order: protocol.Add, fds: list[int]) -> Connects:
-    """Return what the broker of a device connects to, if it has one; it is the directory's owner.
-
-    The opener is not asked whose ids the broker gets.
-    """
-    if DEVICE_KINDS[order.kind].broker is None or not fds:
-        return NO_CONNECTS
-    found = os.fstat(fds[-1])
-    if not stat.S_ISDIR(found.st_mode):
-        raise ProtocolError(f"{order.name}: its last descriptor is no directory")
-    return Connects(order.connects.name, found.st_uid, found.st_gid)

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import os
 import select
+import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from crosvm_py.kinds import later
 from crosvm_py.kinds.later import LaterCard
 from crosvm_py.kinds.order import pack_spec
 from crosvm_py.opener import protocol
-from crosvm_py.opener.process import start_opener
+from crosvm_py.opener.process import MAX_HANDS, start_opener
 from crosvm_py.warden import protocol as warden_protocol
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.rng.device import RngSpec
 from seccomp import load_policy
+from sys_util import linux
 from sys_util.channel import Channel, socket_pair
 from tests.crosvm_py.device_rig import room_for_what_tests_have
 
@@ -56,6 +60,30 @@ class OpenerRig:
         assert received is not None
         return received
 
+    def wait_until_idle(self, hanging: int = 0) -> None:
+        """Wait until the opener has reaped all processes but those that hang."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while len(children(self.pid)) > hanging:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def served(self, image: Path) -> bool:
+        """Have a disk opened, as soon as there is room for one request more."""
+        while True:
+            self.open("block", pack_spec(BlockSpec("", lock=False)), image)
+            if self.warden in select.select([self.warden, self.control], [], [], 60.0)[0]:
+                os.close(self.take(self.warden)[1][0])
+                return True
+            assert "waits for" in self.refusal()
+
+    def refused(self, image: Path) -> str:
+        """Return why a disk is not opened, as soon as there is no room."""
+        while True:
+            self.open("block", pack_spec(BlockSpec("", lock=False)), image)
+            if self.control in select.select([self.warden, self.control], [], [], 60.0)[0]:
+                return self.refusal()
+            os.close(self.take(self.warden)[1][0])
+
     def refusal(self) -> str:
         message, _ = self.take(self.control)
         assert isinstance(message, protocol.NotOpened), message
@@ -63,8 +91,9 @@ class OpenerRig:
         return message.reason
 
 
-def children() -> set[int]:
-    return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+def children(pid: int = 0) -> set[int]:
+    pid = pid or os.getpid()
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 @pytest.fixture
@@ -124,10 +153,12 @@ def test_request_for_no_device_is_refused_and_leaves_nothing(
 ) -> None:
     rig.open(kind, spec)
     assert reason in rig.refusal()
+    rig.wait_until_idle()
     before = held(rig.pid)
-    for _ in range(100):
+    for _ in range(10):
         rig.open(kind, spec)
         assert reason in rig.refusal()
+    rig.wait_until_idle()
     assert held(rig.pid) == before
 
 
@@ -159,3 +190,28 @@ def test_opener_ends_with_its_control_process() -> None:
     _, status = os.waitpid(rig.pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     rig.warden.close()
+
+
+def test_request_that_hangs_keeps_no_other_from_being_served(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_fd, write_fd = os.pipe()
+    monkeypatch.setitem(later._OPENERS, "rng", lambda _wanted: os.read(read_fd, 1))
+    close = linux.close_all_fds_except
+    monkeypatch.setattr(linux, "close_all_fds_except", lambda keep: close({*keep, read_fd}))
+    rig = OpenerRig()
+    try:
+        for _ in range(MAX_HANDS - 1):
+            rig.open("rng", pack_spec(RngSpec()))
+        for _ in range(3):
+            assert rig.served(image)
+        rig.wait_until_idle(MAX_HANDS - 1)
+        rig.open("rng", pack_spec(RngSpec()))
+        assert f"waits for {MAX_HANDS} files" in rig.refused(image)
+        os.kill(min(children(rig.pid)), signal.SIGKILL)
+        assert "was killed by signal 9" in rig.refusal()
+        assert rig.served(image)
+    finally:
+        os.close(write_fd)  # all of them end
+        os.close(read_fd)
+        rig.close()

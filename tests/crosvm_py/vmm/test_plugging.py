@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.plug import Plugged, Reserved
 from crosvm_py.requests.protocol import Failed
 from crosvm_py.vmm import plugging as plugging_module
@@ -198,6 +199,36 @@ def test_device_goes_when_the_guest_has_ejected_it_and_can_come_again(rig: Rig) 
         with pytest.raises(ConfigError, match="has it already"):  # something of it is left
             rig.reserve("data")
         rig.forgotten(number)
+
+
+def test_reservation_waits_for_what_is_left_of_a_device(rig: Rig) -> None:
+    number, _ = rig.plug("data")
+    rig.plugging.unplug("data")
+    rig.eject(2)
+    answers: list[Message] = []
+    waits = rig.plugging.reserve_soon("block", "data", None)
+    assert isinstance(waits, Pending)
+    waits.deliver_to(answers.append)
+    assert answers == []
+    rig.forgotten(number)
+    (place,) = answers
+    assert isinstance(place, Reserved)
+    assert place.name == "data"
+    assert isinstance(rig.plugging.reserve_soon("block", "other", None), Reserved)
+
+
+def test_reservation_does_not_wait_for_ever(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugging_module, "LEAVE_SECONDS", 0.0)
+    number, _ = rig.plug("data")
+    rig.plugging.unplug("data")
+    rig.eject(2)
+    answers: list[Message] = []
+    waits = rig.plugging.reserve_soon("block", "data", None)
+    assert isinstance(waits, Pending)
+    waits.deliver_to(answers.append)
+    rig.warden.turn()
+    assert answers == [Failed("id data: a device of this VM has it already")]
+    rig.forgotten(number)
 
 
 def test_second_removal_fails_and_asks_the_guest_again(rig: Rig) -> None:

@@ -137,8 +137,7 @@ def test_forgotten_disk_leaves_nothing_and_its_image_is_free(opener: Opener, ima
         opener.remove(device)
         os.close(pidfd)
         assert not Path(f"/proc/{device.pid}").exists()
-        # The mould that made the process has the image, too, until it has ended.
-        opener.rig.until(lambda: is_free(image))
+        assert is_free(image)  # the mould that made the process has ended, too
     opener.rig.until(lambda: held_by(warden) == before)
     assert opener.rig.supervisor.devices == ()
     assert not opener.rig.deaths
