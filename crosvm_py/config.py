@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from devices.virtio.block.spec import BlockSpec
     from devices.virtio.rng.device import RngSpec
     from devices.virtio.vsock.common import VsockSpec
+    from sys_util.landlock import LandlockRule
 
 
 # A local APIC id of x86 has 8 bits. 255 means all of them, and the I/O APIC needs one.
@@ -139,6 +140,7 @@ class RunConfig:
             the others get the lowest of segment 0.
         hotplug_bytes: how much memory can be added while the guest runs.
         reboots: a reset boots the guest again; otherwise it ends the run.
+        landlock: what may be opened for clients while the guest runs; ``None`` for everything.
         guest_files: kernel and initrd of a guest's folder; links are not followed there.
     """
 
@@ -171,6 +173,7 @@ class RunConfig:
     pci_weights: tuple[int, ...] = (1,)
     pci_slots: tuple[tuple[str, int], ...] = ()
     reboots: bool = False
+    landlock: tuple[LandlockRule, ...] | None = None
     cpu_spec: CpuSpec = CpuSpec()
 
     @property

@@ -145,8 +145,15 @@ def _start_keeper(
 
     policies = prepared.policies
     filters = (None, None) if policies is None else (policies.control, policies.opener)
+    rules = -1
+    if config.landlock is not None:
+        from crosvm_py.opener.rules import make_rules
+
+        rules = make_rules(config.landlock)
     fds = ControlFds(
-        listening=-1 if bound is None else bound.sock.fileno(), orders=orders[0].fileno()
+        listening=-1 if bound is None else bound.sock.fileno(),
+        orders=orders[0].fileno(),
+        rules=rules,
     )
     kept = [] if syslog is None else [syslog.pipe_fd]
     if api is None:
@@ -161,6 +168,8 @@ def _start_keeper(
     for each in (bound, api, *orders):
         if each is not None:
             each.close()
+    if rules >= 0:
+        os.close(rules)
     return keeper
 
 

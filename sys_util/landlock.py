@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from sys_util._linux import lib
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_ACCESS_FS_WRITE_FILE: Final = 1 << 1
+_ACCESS_FS_READ_FILE: Final = 1 << 2
+_ACCESS_FS_READ_DIR: Final = 1 << 3
 ACCESS_FS_REMOVE_FILE: Final = 1 << 5
+_ACCESS_FS_MAKE_SOCK: Final = 1 << 9
+_ACCESS_FS_TRUNCATE: Final = 1 << 14
+_OF_FILES: Final = _ACCESS_FS_WRITE_FILE | _ACCESS_FS_READ_FILE | _ACCESS_FS_TRUNCATE
 
 # The number of access rights for files in each version of the ABI; later versions have 16 too.
 _FS_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
@@ -27,6 +34,18 @@ _NET_RIGHTS: Final = 0b11
 _SCOPE_ABI: Final = 6
 _SCOPE_ABSTRACT_UNIX_SOCKET: Final = 1 << 0
 _SCOPE_SIGNAL: Final = 1 << 1
+
+# All rules of a user fit into one message.
+MAX_LANDLOCK_RULES: Final = 32
+MAX_LANDLOCK_CHARS: Final = 1024
+
+
+class LandlockRule(NamedTuple):
+    """A path that may be opened; ``access`` is made of the letters r and w."""
+
+    path: str
+    access: str
+
 
 # Errors of a kernel without Landlock, of one where it is switched off, and of a container whose
 # seccomp profile is older than Landlock.
@@ -67,6 +86,51 @@ def forbid_files(removable_in: Iterable[str] = (), *, alone: bool = False) -> in
     finally:
         os.close(ruleset)
     return version
+
+
+def make_ruleset(rules: Iterable[tuple[str, str]]) -> int:
+    """Return a descriptor of rules for ``restrict``, which the caller owns, close-on-exec.
+
+    Args:
+        rules: paths and the letters r and w: what may be read and written there, or below there if
+            it is a directory. Everything else is forbidden, as ``forbid_files`` does.
+
+    Raises:
+        OSError: the kernel has no Landlock, or a path cannot be used, which ``filename`` names.
+    """
+    version = abi_version()
+    if not version:
+        raise OSError(errno.EOPNOTSUPP, "the kernel has no Landlock")
+    rights = (1 << _FS_RIGHTS[min(version, max(_FS_RIGHTS))]) - 1
+    ruleset = _check(lib.crosvm_landlock_create(rights, 0, 0, 1))
+    try:
+        for path, letters in rules:
+            _allow(ruleset, path, _rights(letters) & rights)
+    except OSError:
+        os.close(ruleset)
+        raise
+    return ruleset
+
+
+def restrict(ruleset: int) -> None:
+    """Let this thread use only the files of a ruleset. Needs no_new_privs or CAP_SYS_ADMIN."""
+    _check(lib.crosvm_landlock_restrict(ruleset))
+
+
+def _rights(letters: str) -> int:
+    reading = _ACCESS_FS_READ_FILE | _ACCESS_FS_READ_DIR
+    writing = _ACCESS_FS_WRITE_FILE | _ACCESS_FS_TRUNCATE | _ACCESS_FS_MAKE_SOCK
+    return ("r" in letters) * reading | ("w" in letters) * writing
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISDIR(os.fstat(place).st_mode):
+            rights &= _OF_FILES
+        _check(lib.crosvm_landlock_allow(ruleset, place, rights))
+    finally:
+        os.close(place)
 
 
 def keep_signals_inside() -> int:

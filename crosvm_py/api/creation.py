@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 def create(vm: ApiVm, call: Call) -> Steps:
     """Take a configuration, which is checked when the VM boots."""
-    yield from ()
     if vm.config is not None:
         raise ApiError(500, "VM is already created")
-    vm.keep(call.taken(VmConfig))
+    config = call.taken(VmConfig)
+    yield from vm.confine(config)
+    vm.keep(config)
     return NO_CONTENT
 
 

@@ -8,11 +8,14 @@ import json
 from crosvm_py.api.device_ids import ids_by_name, with_ids
 from crosvm_py.api.errors import ApiError
 from crosvm_py.api.steps import expect
+from crosvm_py.requests.plug import Confine
+from crosvm_py.requests.protocol import Done
 from crosvm_py.requests.vm import RUNNING, SUSPENDED, WAITING, QueryVm, VmFacts
 from crosvm_py.vm_config import json_text
 from crosvm_py.vm_config.codec import decode, encode
 from crosvm_py.vm_config.errors import SchemaError
 from crosvm_py.vm_config.field_types import VmState
+from crosvm_py.vm_config.landlock import landlock_problems, landlock_rules
 from crosvm_py.vm_config.schema import VmConfig
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -88,6 +91,19 @@ class ApiVm:
         if not isinstance(answer, kind):
             raise ApiError(500, "the VM answers another question")
         return answer
+
+    def confine(self, config: VmConfig) -> Generator[Pending, Response, None]:
+        """Have the opener keep to the rules of a configuration, if it has any.
+
+        Raises:
+            ApiError: there is something wrong with them.
+        """
+        rules = landlock_rules(config)
+        if rules is None:
+            return
+        for problem in landlock_problems(config):
+            raise ApiError(400, problem.message())
+        yield from self.demand(Confine(rules), Done)
 
     def facts(self) -> Generator[Pending, Response, VmFacts]:
         """Ask for the state of the VM."""

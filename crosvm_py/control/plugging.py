@@ -8,10 +8,12 @@ warden. The vmm answers when the device is there.
 from __future__ import annotations
 
 import os
+from collections import deque
 
-from crosvm_py.opener.protocol import FROM_OPENER_CODEC, NotOpened, Open
+from crosvm_py.opener.protocol import FROM_OPENER_CODEC, NotOpened, Open, Restrict, Restricted
 from crosvm_py.requests.pending import Pending
-from crosvm_py.requests.plug import Await, Plug, Release, Reserve, Reserved
+from crosvm_py.requests.plug import Await, Confine, Plug, Release, Reserve, Reserved
+from crosvm_py.requests.protocol import Done, Failed
 from sys_util.channel import Channel
 from sys_util.child_log import CallDenied, LogLine
 from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
@@ -37,6 +39,7 @@ class Plugger:
         """``ask`` passes a request on to the vmm, or raises a ``VmmError``."""
         self._loop = loop
         self._ask = ask
+        self._restricting: deque[Pending] = deque()  # who waits for the opener's answers
         self._lines = LineLimit(burst=64, seconds=60.0)
         self._opener = Channel(opener, FROM_OPENER_CODEC)
         loop.add(opener.fileno(), lambda _events: self._on_opener())
@@ -65,12 +68,26 @@ class Plugger:
         self._ask(wanted).deliver_to(reserved)
         return answer
 
+    def confine(self, request: Confine) -> Pending:
+        """Have the opener keep to rules of Landlock. The answer is ``Done`` or ``Failed``.
+
+        Raises:
+            VmmError: the opener takes no more requests now.
+        """
+        self._send(Restrict(request.rules))
+        answer = Pending()
+        self._restricting.append(answer)
+        return answer
+
     def _open(self, request: Plug, place: Reserved, fds: Sequence[int]) -> None:
         order = Open(
             *(place.place, place.name, request.kind, request.spec, request.path, place.cpus)
         )
+        self._send(order, fds)
+
+    def _send(self, message: Open | Restrict, fds: Sequence[int] = ()) -> None:
         try:
-            self._opener.send(order, fds)
+            self._opener.send(message, fds)
         except (ChannelClosed, ProtocolError) as error:
             raise VmmError("the opener takes no more requests now") from error
 
@@ -98,6 +115,9 @@ class Plugger:
         match message:
             case NotOpened(place, reason):
                 self._release(place, reason)
+            case Restricted(reason) if self._restricting:
+                done = Failed(f"landlock_rules: {reason}") if reason else Done()
+                self._restricting.popleft().complete(done)
             case LogLine(level, module, line):
                 emit(level, module, line, self._lines)
             case CallDenied(call):

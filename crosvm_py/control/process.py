@@ -24,7 +24,7 @@ from crosvm_py.control.socket_server import ControlServer
 from crosvm_py.exit_status import EXIT_BUG, EXIT_HOST
 from crosvm_py.opener.process import start_opener
 from crosvm_py.requests.pending import Pending
-from crosvm_py.requests.plug import Plug
+from crosvm_py.requests.plug import Confine, Plug
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
 from crosvm_py.socket_path import BoundSocket
 from jail.plan import control_jail
@@ -168,14 +168,18 @@ def _handler(loop: EventLoop, link: VmmLink, given: ControlFds) -> Handler:
     policy = _policy("opener", given.opener_policy)
     plugger = None
     if given.orders >= 0:
-        plugger = Plugger(loop, start_opener(given.orders, policy), link.ask)
-        os.close(given.orders)
+        opener = start_opener(given.orders, policy, rules=given.rules)
+        plugger = Plugger(loop, opener, link.ask)
+        for fd in {given.orders, given.rules} - {-1}:
+            os.close(fd)
 
     def handle(request: Request, fds: Sequence[int] = ()) -> Pending:
-        if not isinstance(request, Plug):
+        if not isinstance(request, Plug | Confine):
             return link.ask(request, fds)
         if plugger is None:
             raise ConfigError("no device can be plugged into this VM")
+        if isinstance(request, Confine):
+            return plugger.confine(request)
         return plugger.plug(request, fds)
 
     return handle

@@ -66,6 +66,7 @@ class ControlFds(NamedTuple):
         store: the file with the configuration (``crosvm_py.api.store``), if there is an API.
         orders: the opener's channel to the warden, which the keeper keeps for the next opener.
         opener_policy: a file with the filter of the opener.
+        rules: a Landlock ruleset for the opener.
         boots: no descriptor: 1 if clients of the API create the VM and boot it, otherwise 0.
     """
 
@@ -76,6 +77,7 @@ class ControlFds(NamedTuple):
     store: int = -1
     orders: int = -1
     opener_policy: int = -1
+    rules: int = -1
     boots: int = 0
 
     def as_word(self) -> str:

@@ -16,11 +16,12 @@ import gc
 import os
 
 from crosvm_py.exit_status import EXIT_BUG
-from crosvm_py.opener.protocol import OPENER_CODEC, NotOpened, Open
+from crosvm_py.opener.protocol import OPENER_CODEC, NotOpened, Open, Restrict, Restricted
+from crosvm_py.opener.rules import OPTION, is_refusal, make_rules
 from crosvm_py.requests.protocol import MAX_REASON_CHARS
 from crosvm_py.warden import protocol as warden_protocol
-from jail.steps import DieWithParent
-from sys_util import linux, log, socket
+from jail.steps import DieWithParent, NoNewPrivileges
+from sys_util import landlock, linux, log, socket
 from sys_util.channel import Channel, socket_pair
 from sys_util.child_log import CALL_DENIED_HEAD, log_through
 from sys_util.crash import crash_report
@@ -46,7 +47,9 @@ _STDIO: Final = frozenset({0, 1, 2})
 MAX_HANDS: Final = 8
 
 
-def start_opener(orders: int, policy: Policy | None, *, sibling: bool = True) -> socket.socket:
+def start_opener(
+    orders: int, policy: Policy | None, *, rules: int = -1, sibling: bool = True
+) -> socket.socket:
     """Fork the opener from the control process, which has one thread and no filter yet.
 
     It becomes a child of the keeper, which ends it when the control process has ended: that one may
@@ -55,6 +58,7 @@ def start_opener(orders: int, policy: Policy | None, *, sibling: bool = True) ->
     Args:
         orders: the channel to the warden. The caller keeps it, and should close it.
         policy: the compiled policy of an opener; ``None`` for ``--disable-sandbox``.
+        rules: a Landlock ruleset for it, which stays the caller's; -1 for none yet.
         sibling: make it a child of the caller's parent.
 
     Returns:
@@ -65,22 +69,23 @@ def start_opener(orders: int, policy: Policy | None, *, sibling: bool = True) ->
     """
     ours, theirs = socket_pair()
     if (linux.clone(linux.CLONE_PARENT) if sibling else os.fork()) == 0:
-        _be_opener(theirs, orders, policy)
+        _be_opener(theirs, orders, policy, rules)
     theirs.close()
     return ours
 
 
-def _be_opener(sock: socket.socket, orders: int, policy: Policy | None) -> NoReturn:
+def _be_opener(sock: socket.socket, orders: int, policy: Policy | None, rules: int) -> NoReturn:
     status = EXIT_BUG
     try:
         linux.set_process_name("crosvm-opener")
-        linux.close_all_fds_except({sock.fileno(), orders, *_STDIO})
+        linux.close_all_fds_except({sock.fileno(), orders, *_STDIO, *({rules} - {-1})})
         channel = Channel(sock, OPENER_CODEC)
         log_through(channel)
         for name in _NATIVE:
             load_module(name)
         opener = _Opener(channel, Channel(_socket(orders), warden_protocol.OPENER_CODEC))
-        _confine(channel, policy)
+        _confine(channel, policy, rules)
+        opener.is_restricted = rules >= 0
         opener.run()
         status = 0
     except Exception as error:  # noqa: BLE001 - process entry: report every bug
@@ -93,10 +98,14 @@ def _socket(fd: int) -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=fd)
 
 
-def _confine(channel: Channel, policy: Policy | None) -> None:
+def _confine(channel: Channel, policy: Policy | None, rules: int) -> None:
     from jail.plan import control_jail
 
     DieWithParent().apply()
+    NoNewPrivileges().apply()
+    if rules >= 0:
+        landlock.restrict(rules)
+        os.close(rules)
     gc.freeze()
     gc.enable()
     if policy is None:
@@ -111,6 +120,7 @@ class _Opener:
     """Serves the control process until it closes the channel."""
 
     def __init__(self, control: Channel, warden: Channel) -> None:
+        self.is_restricted = False
         self._control = control
         self._warden = warden
         self._hands = 0
@@ -130,7 +140,9 @@ class _Opener:
         if received is None:
             return
         request, fds = received
-        if isinstance(request, Open):  # the codec has no other message
+        if isinstance(request, Restrict):
+            self._restrict(request)
+        if isinstance(request, Open):
             try:
                 self._start_hand(request, fds)
             except OSError as error:
@@ -169,6 +181,8 @@ class _Opener:
             status = 0
         except (VmmError, OSError) as error:
             reason = describe(error) if isinstance(error, VmmError) else f"{error.strerror}"
+            if self.is_restricted and is_refusal(error):
+                reason += f" (no {OPTION} lets it be opened)"
             self._tell(NotOpened(request.place, reason[:MAX_REASON_CHARS]))
             status = 0
         finally:
@@ -182,6 +196,18 @@ class _Opener:
         if status:
             how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
             self._tell(NotOpened(place, f"the process that opens it {how}"))
+
+    def _restrict(self, request: Restrict) -> None:
+        """Keep to the rules from now on; those of a second request come on top."""
+        reason = ""
+        try:
+            rules = make_rules(request.rules)
+            landlock.restrict(rules)
+            os.close(rules)
+            self.is_restricted = True
+        except (VmmError, OSError) as error:
+            reason = describe(error) if isinstance(error, VmmError) else f"{error.strerror}"
+        self._tell(Restricted(reason[:MAX_REASON_CHARS]))
 
     def _order(self, request: Open, fds: list[int]) -> None:
         from crosvm_py.kinds.later import open_later
@@ -211,7 +237,7 @@ class _Opener:
         if isinstance(answer, warden_protocol.NotAdded):
             self._tell(NotOpened(answer.place, answer.reason[:MAX_REASON_CHARS]))
 
-    def _tell(self, answer: NotOpened) -> None:
+    def _tell(self, answer: NotOpened | Restricted) -> None:
         try:
             self._control.send(answer)
         except (ChannelClosed, ProtocolError):

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from crosvm_py.requests.plug import MAX_ID_CHARS, MAX_PATH_BYTES, MAX_SPEC_BYTES
+from crosvm_py.requests.plug import MAX_ID_CHARS, MAX_PATH_BYTES, MAX_SPEC_BYTES, RULES
 from crosvm_py.requests.protocol import MAX_REASON_CHARS
 from sys_util.child_log import CHILD_MESSAGES
 from sys_util.facts import fact
+from sys_util.landlock import LandlockRule
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
 from sys_util.wire import U16, U32, Codec, blob, text
 
@@ -35,6 +36,24 @@ class Open:
 
 
 @fact
+class Restrict:
+    """To the opener: open only what these rules of Landlock allow; ``Restricted`` is the answer."""
+
+    TYPE: ClassVar[int] = 2
+    FIELDS: ClassVar[tuple[Check, ...]] = (RULES,)
+    rules: tuple[LandlockRule, ...]
+
+
+@fact
+class Restricted:
+    """To the control process: the rules are in force, or the reason why they are not."""
+
+    TYPE: ClassVar[int] = 33
+    FIELDS: ClassVar[tuple[Check, ...]] = (text(MAX_REASON_CHARS),)
+    reason: str
+
+
+@fact
 class NotOpened:
     """To the control process: nothing was ordered for this place."""
 
@@ -44,5 +63,5 @@ class NotOpened:
     reason: str
 
 
-OPENER_CODEC: Final = Codec((Open,))
-FROM_OPENER_CODEC: Final = Codec((NotOpened, *CHILD_MESSAGES))
+OPENER_CODEC: Final = Codec((Open, Restrict))
+FROM_OPENER_CODEC: Final = Codec((NotOpened, Restricted, *CHILD_MESSAGES))

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Done
 from sys_util.facts import fact
+from sys_util.landlock import MAX_LANDLOCK_CHARS, MAX_LANDLOCK_RULES, LandlockRule
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final
-from sys_util.wire import U16, U32, blob, integer, optional, text
+from sys_util.wire import U16, U32, blob, integer, optional, record, sequence, text
 
 if TYPE_CHECKING:
     from sys_util.wire import Check, Message
@@ -21,6 +22,7 @@ MAX_SPEC_BYTES: Final = 2048
 MAX_PATH_BYTES: Final = 1536
 _KIND: Final = text(32)
 _SLOT: Final = optional(integer(0, 255))  # in its segment
+RULES: Final = sequence(record(LandlockRule, text(MAX_LANDLOCK_CHARS), text(2)), MAX_LANDLOCK_RULES)
 
 
 @fact
@@ -115,3 +117,15 @@ class Release:
     BY_CONTROL: ClassVar[bool] = True
     place: int
     reason: str
+
+
+@fact
+class Confine:
+    """Have the opener open only what these rules allow, for the rest of its life."""
+
+    TYPE: ClassVar[int] = 61
+    FIELDS: ClassVar[tuple[Check, ...]] = (RULES,)
+    ANSWER: ClassVar[type[Message]] = Done
+    BY_CONTROL: ClassVar[bool] = True
+    IN_CONTROL: ClassVar[bool] = True
+    rules: tuple[LandlockRule, ...]

@@ -19,6 +19,7 @@ from crosvm_py.vm_config.devices import (
 )
 from crosvm_py.vm_config.machine import (
     CpusConfig,
+    LandlockConfig,
     MemoryConfig,
     PayloadConfig,
     PciSegmentConfig,
@@ -90,6 +91,11 @@ def vm_config(config: RunConfig) -> VmConfig:
         console=_console(_port(config, VIRTIO_CONSOLE, 1)),
         debug_console=_debug_console(_port(config, "debugcon")),
         pvpanic=True,
+        landlock_enable=config.landlock is not None,
+        landlock_rules=tuple(
+            LandlockConfig(path=rule.path, access=rule.access) for rule in config.landlock or ()
+        )
+        or None,
         platform=_platform(config),
         pci_segments=_segments(config),
     )

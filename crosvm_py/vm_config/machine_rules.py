@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from crosvm_py.vm_config.landlock import landlock_problems
 from crosvm_py.vm_config.problem import is_power_of_two, when
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -34,10 +35,7 @@ def machine_problems(config: VmConfig) -> Iterator[Problem]:
     yield from _memory(config.memory)
     yield from _platform(config)
     yield from _numa(config)
-    for index, rule in enumerate(config.landlock_rules or ()):
-        wrong = not rule.access or not set(rule.access) <= {"r", "w"}
-        place = f"landlock_rules[{index}].access"
-        yield from when(wrong, place, f"{rule.access!r:.40} is not made of r and w")
+    yield from landlock_problems(config)
 
 
 def ram_bytes(memory: MemoryConfig) -> int:

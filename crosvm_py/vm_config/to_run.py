@@ -6,6 +6,7 @@ from __future__ import annotations
 from crosvm_py.config import MAX_CPUS, VIRTIO_CONSOLE, CpuSpec, NetworkSpec, RunConfig, SerialSpec
 from crosvm_py.vm_config.addresses import ipv4_bytes, mac_bytes
 from crosvm_py.vm_config.errors import UnfitConfigError
+from crosvm_py.vm_config.landlock import landlock_rules
 from crosvm_py.vm_config.own_limits import limit_problems, rate_limits
 from crosvm_py.vm_config.pci_slots import device_slots, pci_weights
 from crosvm_py.vm_config.unsupported import unsupported
@@ -72,6 +73,7 @@ def run_config(config: VmConfig) -> RunConfig:
         core_scheduling=False if config.cpus.core_scheduling == "Off" else None,
         per_vm_core_scheduling=config.cpus.core_scheduling == "Vm",
         huge_pages=config.memory.thp,
+        landlock=landlock_rules(config),
         pci_weights=pci_weights(config),
         pci_slots=device_slots(config),
         hotplug_bytes=config.memory.hotplug_size or 0,

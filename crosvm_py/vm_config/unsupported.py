@@ -45,7 +45,6 @@ _REFUSED: Final = {
     "iommu": "there is no virtual IOMMU",
     "numa": "there is one NUMA node",
     "platform.iommu_segments": "there is no virtual IOMMU",
-    "landlock_enable": "every device has a jail instead",
 }
 _IMAGES: Final = ("Raw", "Unknown")
 _SOURCES: Final = ("/dev/urandom", "/dev/random")
@@ -63,7 +62,6 @@ _IGNORED: Final = {
     "net.*.offload_tso": "a card offloads what its TAP can",
     "net.*.offload_ufo": "a card offloads what its TAP can",
     "net.*.offload_csum": "a card offloads what its TAP can",
-    "landlock_rules": "every device has a jail instead",
 }
 
 

@@ -17,12 +17,14 @@ from crosvm_py.kinds.later import LaterCard
 from crosvm_py.kinds.order import pack_spec
 from crosvm_py.opener import protocol
 from crosvm_py.opener.process import MAX_HANDS, start_opener
+from crosvm_py.opener.rules import make_rules
 from crosvm_py.warden import protocol as warden_protocol
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.rng.device import RngSpec
 from seccomp import load_policy
-from sys_util import linux
+from sys_util import landlock, linux
 from sys_util.channel import Channel, socket_pair
+from sys_util.landlock import LandlockRule
 from tests.crosvm_py.device_rig import room_for_what_tests_have
 
 if TYPE_CHECKING:
@@ -36,12 +38,13 @@ PATIENCE_SECONDS = 60.0
 class OpenerRig:
     """The two ends that the opener talks to, and its process."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: int = -1) -> None:
         openers, wardens = socket_pair()
         self.warden = Channel(wardens, warden_protocol.ORDERS_CODEC)
         with openers, room_for_what_tests_have():
             before = children()
-            self.sock = start_opener(openers.fileno(), load_policy("opener"), sibling=False)
+            policy = load_policy("opener")
+            self.sock = start_opener(openers.fileno(), policy, rules=rules, sibling=False)
         (self.pid,) = children() - before
         self.control = Channel(self.sock, protocol.FROM_OPENER_CODEC)
 
@@ -123,6 +126,66 @@ def test_disk_is_opened_locked_and_ordered(rig: OpenerRig, image: Path) -> None:
     assert os.pread(fd, 3, 0) == b"xxx"
     rig.open("block", pack_spec(BlockSpec("")), image)
     assert "locked by another process" in rig.refusal()
+    os.close(fd)
+
+
+@pytest.fixture(params=["at its start", "by a message"])
+def restricted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenerRig]:
+    """Return an opener that may read and write below ``rw``, and read below ``r``."""
+    if not landlock.abi_version():
+        pytest.skip("no Landlock")
+    for name in ("rw", "r", "outside"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.img").write_bytes(bytes(4096))
+    rules = (LandlockRule(f"{tmp_path}/rw", "rw"), LandlockRule(f"{tmp_path}/r", "r"))
+    at_start = request.param == "at its start"
+    ruleset = make_rules(rules) if at_start else -1
+    rig = OpenerRig(ruleset)
+    if at_start:
+        os.close(ruleset)
+    else:
+        rig.control.send(protocol.Restrict(rules))
+        assert rig.take(rig.control) == (protocol.Restricted(""), [])
+    yield rig
+    rig.close()
+
+
+def test_files_of_the_rules_are_opened(restricted: OpenerRig, tmp_path: Path) -> None:
+    for name, read_only in (("rw", False), ("r", True)):
+        spec = pack_spec(BlockSpec("", read_only=read_only))
+        restricted.open("block", spec, tmp_path / name / "a.img")
+        _, (fd,) = restricted.take(restricted.warden)
+        os.close(fd)
+    restricted.open("rng", pack_spec(RngSpec()))
+    order, _ = restricted.take(restricted.warden)
+    assert isinstance(order, warden_protocol.Add)
+
+
+@pytest.mark.parametrize("path", ["outside/a.img", "r/a.img", "rw/../outside/a.img", "rw/link"])
+def test_files_of_no_rule_are_refused(restricted: OpenerRig, tmp_path: Path, path: str) -> None:
+    (tmp_path / "rw" / "link").symlink_to(tmp_path / "outside" / "a.img")
+    restricted.open("block", pack_spec(BlockSpec("")), tmp_path / path)
+    reason = restricted.refusal()
+    assert "Permission denied (no --landlock-rules lets it be opened)" in reason
+    assert str(tmp_path / path) in reason
+
+
+def test_second_rules_come_on_top(restricted: OpenerRig, tmp_path: Path) -> None:
+    restricted.control.send(protocol.Restrict((LandlockRule(str(tmp_path), "rw"),)))
+    assert restricted.take(restricted.control) == (protocol.Restricted(""), [])
+    restricted.open("block", pack_spec(BlockSpec("")), tmp_path / "outside" / "a.img")
+    assert "--landlock-rules" in restricted.refusal()
+
+
+def test_rule_of_a_missing_path_is_refused_and_nothing_is_restricted(
+    rig: OpenerRig, image: Path, tmp_path: Path
+) -> None:
+    rig.control.send(protocol.Restrict((LandlockRule(f"{tmp_path}/no", "r"),)))
+    message, _ = rig.take(rig.control)
+    assert isinstance(message, protocol.Restricted)
+    assert message.reason == f"open --landlock-rules {tmp_path}/no: No such file or directory"
+    rig.open("block", pack_spec(BlockSpec("")), image)
+    _, (fd,) = rig.take(rig.warden)
     os.close(fd)
 
 

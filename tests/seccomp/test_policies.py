@@ -50,7 +50,7 @@ MOST_CALLS: Final = {
     "control_api": 25,
     "file_parser": 10,
     "line_relay": 12,
-    "opener": 46,
+    "opener": 49,
     "vcpu": 28,
     "vmm": 48,
     "vmm_memory": 48,

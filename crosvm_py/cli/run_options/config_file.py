@@ -128,6 +128,7 @@ def on_top_of(base: RunConfig, made: RunConfig, arguments: Arguments) -> RunConf
         vsock=made.vsock if given(*vsock.OPTIONS) else base.vsock,
         core_scheduling=scheduling.core_scheduling,
         per_vm_core_scheduling=scheduling.per_vm_core_scheduling,
+        landlock=base.landlock if made.landlock is None else made.landlock,
         pci_weights=base.pci_weights,
         pci_slots=base.pci_slots,
     )

@@ -99,6 +99,7 @@ def _of_options(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         device_timeout_seconds=care.timeout_seconds(arguments),
         cgroup=arguments.get(sandbox.CGROUP),
         guest_files=guest.files,
+        landlock=sandbox.landlock(arguments),
         huge_pages=memory.huge_pages,
         hotplug_bytes=memory.hotplug_bytes,
         core_scheduling=arguments.get(machine.CORE_SCHEDULING),

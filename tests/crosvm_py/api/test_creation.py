@@ -11,7 +11,10 @@ import pytest
 
 from crosvm_py.requests.creation import Booted, BootVm, DropFds, EndVm, ForgetVm, KeepFds, KeptFds
 from crosvm_py.requests.pending import Pending
+from crosvm_py.requests.plug import Confine
+from crosvm_py.requests.protocol import Done, Failed
 from crosvm_py.requests.vm import VmFacts
+from sys_util.landlock import LandlockRule
 from tests.crosvm_py.api.rig import Rig, request
 
 if TYPE_CHECKING:
@@ -189,3 +192,36 @@ def test_memory_is_the_configured_one_until_the_vm_has_some(created: Rig) -> Non
 def test_explicit_nulls_and_unknown_keys_are_fine(empty: Rig) -> None:
     body = json.loads(CONFIG) | {"net": None, "fs": None, "platform": None, "new_key": 1}
     assert empty.put("vm.create", json.dumps(body).encode()).status == 204
+
+
+RULES = b'"landlock_enable":true,"landlock_rules":[{"path":"/a","access":"rw"}]'
+
+
+def test_create_has_the_opener_keep_to_the_rules(empty: Rig) -> None:
+    empty.answers[Confine] = Done()
+    assert empty.put("vm.create", b'{"payload":{"kernel":"/k"},%s}' % RULES).status == 204
+    assert empty.asked()[-1] == Confine((LandlockRule("/a", "rw"),))
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ('[{"path":"/a","access":"x"}]', "landlock_rules[0].access: 'x' is not made of r and w"),
+        ('[{"path":"","access":"r"}]', "landlock_rules[0].path: is empty"),
+        (json.dumps([{"path": "x" * 1025, "access": "r"}]), "has more than 1024 characters"),
+        (json.dumps([{"path": "/a", "access": "r"}] * 33), "has more than 32 rules"),
+    ],
+)
+def test_create_refuses_rules_without_sense(empty: Rig, rules: str, reason: str) -> None:
+    head = b'{"payload":{"kernel":"/k"},"landlock_enable":true,"landlock_rules":'
+    answer = empty.put("vm.create", head + rules.encode() + b"}")
+    assert answer.status == 400
+    assert reason in str(answer.json())
+    assert empty.get("vm.info").status == 404
+
+
+def test_create_refuses_rules_that_cannot_be_kept_to(empty: Rig) -> None:
+    empty.answers[Confine] = Failed("landlock_rules: open /a: No such file or directory")
+    answer = empty.put("vm.create", b'{"payload":{"kernel":"/k"},%s}' % RULES)
+    assert answer.status == 500
+    assert empty.get("vm.info").status == 404

@@ -221,7 +221,6 @@ SHARED = {"memory": {"size": 1 << 30, "shared": True}}
         ({"iommu": True}, "iommu"),
         ({"numa": [{"guest_numa_id": 0}]}, "numa"),
         ({"pci_segments": [{"mmio64_aperture_weight": 2}]}, r"pci_segments\[0\].mmio64"),
-        ({"landlock_enable": True}, "landlock_enable"),
         ({"serial": {"mode": "Socket", "socket": "/s"}}, "serial.mode Socket"),
         ({"rng": {"src": "/dev/hwrng"}}, "rng.src"),
     ],
@@ -350,9 +349,9 @@ def test_any_configuration_runs_or_says_why_not(made: VmConfig) -> None:
 
 def test_no_key_is_forgotten() -> None:
     """Every key of VmConfig is used, refused or ignored."""
-    from crosvm_py.vm_config import pci_slots, to_run, unsupported
+    from crosvm_py.vm_config import landlock, pci_slots, to_run, unsupported
 
-    modules = (pci_slots, to_run, unsupported)
+    modules = (landlock, pci_slots, to_run, unsupported)
     tables: dict[str, Any] = {**unsupported._REFUSED, **unsupported._IGNORED}
     named = {key.split(".")[0] for key in tables}
     source = "".join(Path(str(module.__file__)).read_text() for module in modules)
