@@ -28,6 +28,10 @@ MAX_MEMORY_BYTES: Final = 4 << 40
 # Memory that is added comes in multiples of this, the size of a memory section of Linux.
 DIMM_STEP_BYTES: Final = 128 << 20
 
+# How memory is added.
+ACPI: Final = "acpi"
+VIRTIO_MEM: Final = "virtio-mem"
+
 # /dev/vda to /dev/vdz; the PCI bus has slots for 31 devices.
 MAX_DISKS: Final = 26
 MAX_CARDS: Final = 8
@@ -139,6 +143,8 @@ class RunConfig:
         pci_slots: the slots of devices, by their names, as ``devices.pci.address`` numbers them;
             the others get the lowest of segment 0.
         hotplug_bytes: how much memory can be added while the guest runs.
+        hotplug_method: how: as modules (``ACPI``), or by ``VIRTIO_MEM``.
+        hotplugged_bytes: how much of it the guest is to plug at the start, with ``VIRTIO_MEM``.
         reboots: a reset boots the guest again; otherwise it ends the run.
         landlock: what may be opened for clients while the guest runs; ``None`` for everything.
         guest_files: kernel and initrd of a guest's folder; links are not followed there.
@@ -169,6 +175,8 @@ class RunConfig:
     guest_files: tuple[str, ...] = ()
     huge_pages: bool = True
     hotplug_bytes: int = 0
+    hotplug_method: str = ACPI
+    hotplugged_bytes: int = 0
     api_socket: ApiSocketSpec | None = None
     pci_weights: tuple[int, ...] = (1,)
     pci_slots: tuple[tuple[str, int], ...] = ()
@@ -180,6 +188,11 @@ class RunConfig:
     def max_cpus(self) -> int:
         """How many vCPUs there can be."""
         return max(self.cpus, self.cpu_spec.most)
+
+    @property
+    def has_virtio_mem(self) -> bool:
+        """Whether there is a device of virtio-mem."""
+        return self.hotplug_bytes > 0 and self.hotplug_method == VIRTIO_MEM
 
     def root_parameter(self) -> str | None:
         """Return the kernel parameters for the root disk, or None if there is none."""

@@ -20,6 +20,7 @@ CROSVM_COUNTS: Final = {
     "rng_device": "70",
     "vhost_net_device": "69",
     "vhost_vsock_device": "70",
+    "mem_device": "none of its own",
     "control": "none: its main process serves clients",
     "control_api": "none",
     "file_parser": "none: its main process reads kernels",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from crosvm_py.api.call import Call
     from crosvm_py.api.steps import Steps
     from crosvm_py.api.vm import ApiVm
+    from crosvm_py.vm_config.machine import MemoryConfig
     from crosvm_py.vm_config.schema import VmConfig
 
 _SECTOR_BYTES: Final = 512
@@ -47,7 +48,7 @@ def _resized(config: VmConfig, wanted: VmResize) -> VmConfig:
             raise ApiError(500, f"{wanted.desired_vcpus} vCPUs are not 1 to {cpus.max_vcpus}")
         cpus = msgspec.structs.replace(cpus, boot_vcpus=wanted.desired_vcpus)
     if wanted.desired_ram is not None:
-        memory = msgspec.structs.replace(memory, size=wanted.desired_ram)
+        memory = _with_size(memory, wanted.desired_ram)
     if wanted.desired_balloon is not None:
         if balloon is None:
             raise ApiError(500, "the VM has no balloon")
@@ -55,6 +56,19 @@ def _resized(config: VmConfig, wanted: VmResize) -> VmConfig:
             raise ApiError(500, "the balloon would be larger than the memory")
         balloon = msgspec.structs.replace(balloon, size=wanted.desired_balloon)
     return msgspec.structs.replace(config, cpus=cpus, memory=memory, balloon=balloon)
+
+
+def _with_size(memory: MemoryConfig, size: int) -> MemoryConfig:
+    """Return the memory with another size; virtio-mem has what goes beyond that of the boot.
+
+    Raises:
+        ApiError: it is below that of the boot.
+    """
+    if memory.hotplug_method == "Acpi" or not memory.hotplug_size:
+        return msgspec.structs.replace(memory, size=size)
+    if size < memory.size:
+        raise ApiError(500, f"{size} bytes are less than the memory of the boot, {memory.size}")
+    return msgspec.structs.replace(memory, hotplugged_size=size - memory.size or None)
 
 
 def resize_disk(vm: ApiVm, call: Call) -> Steps:

@@ -112,6 +112,7 @@ class _DeviceProcess:
             self._give_up_own_queues,
             SavedState(page.cells),
         )
+        self._context.ask_for_blocks = lambda *change: self._say(protocol.ChangeBlocks(*change))
         self._first = 0  # changes with each turn of all queues: which of them is first
         self._features = 0
         self._fds: dict[int, tuple[int, int]] = {}  # queue index to kick and call eventfds
@@ -136,6 +137,9 @@ class _DeviceProcess:
         message, fds = received
         if isinstance(message, protocol.Order):
             self._say(self._answer(message))
+            return
+        if isinstance(message, protocol.BlocksChanged):
+            self._context.blocks_changed(message.done)
             return
         if isinstance(message, protocol.ConfigTaken):
             self._configuration.taken(message.number)

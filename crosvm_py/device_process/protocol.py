@@ -166,6 +166,15 @@ class Describe:
 
 
 @fact
+class BlocksChanged:
+    """The answer to ``ChangeBlocks``: whether the change was carried out, whole, or nothing was."""
+
+    TYPE: ClassVar[int] = 12
+    FIELDS: ClassVar[tuple[Check, ...]] = (boolean,)
+    done: bool
+
+
+@fact
 class Ready:
     """The first message of a device: it is confined, and offers these features and queues.
 
@@ -254,12 +263,26 @@ class Description:
     queues: tuple[QueuePosition, ...]
 
 
+@fact
+class ChangeBlocks:
+    """Give the guest blocks of memory, or take them: a request of a driver of virtio-mem.
+
+    ``kind`` is one of ``VIRTIO_MEM_REQ_…``. The vmm checks it again.
+    """
+
+    TYPE: ClassVar[int] = 41
+    FIELDS: ClassVar[tuple[Check, ...]] = (U16, U32, U32)
+    kind: int
+    first: int
+    count: int
+
+
 DEVICE_CODEC: Final = Codec(
     (
         *(Activate, EnableQueue, ResetQueue, Reset, WriteConfig, Pause, Resume, Order, Ping),
-        *(ConfigTaken, Describe),
+        *(ConfigTaken, Describe, BlocksChanged),
     )
 )
 VMM_CODEC: Final = Codec(
-    (Ready, Done, QueueFailed, ConfigChanged, *CHILD_MESSAGES, Answer, Description)
+    (Ready, Done, QueueFailed, ConfigChanged, *CHILD_MESSAGES, Answer, Description, ChangeBlocks)
 )

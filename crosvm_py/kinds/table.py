@@ -9,6 +9,7 @@ from __future__ import annotations
 from crosvm_py.kinds.balloon import BALLOON, open_balloon
 from crosvm_py.kinds.block import BLOCK, open_disk
 from crosvm_py.kinds.console import CONSOLE, open_console
+from crosvm_py.kinds.mem import MEM, open_mem
 from crosvm_py.kinds.net import NET, VHOST_NET, open_card
 from crosvm_py.kinds.rng import RNG, open_rng
 from crosvm_py.kinds.vsock import VHOST_VSOCK, VSOCK, open_vsock
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from devices.virtio.device import VirtioDevice
 
 DEVICE_KINDS: Final[dict[str, DeviceKind]] = {
-    kind.name: kind for kind in (BALLOON, BLOCK, CONSOLE, NET, RNG, VHOST_NET, VHOST_VSOCK, VSOCK)
+    kind.name: kind
+    for kind in (BALLOON, BLOCK, CONSOLE, MEM, NET, RNG, VHOST_NET, VHOST_VSOCK, VSOCK)
 }
 
 
@@ -51,6 +53,8 @@ def open_devices(
         yield open_console(console)
     if config.vsock is not None:
         yield open_vsock(config.vsock)
+    if config.has_virtio_mem:
+        yield open_mem(config.hotplugged_bytes)
 
 
 def policies_of(kinds: Iterable[str]) -> list[str]:

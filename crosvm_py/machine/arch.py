@@ -39,8 +39,12 @@ class Arch(Protocol):
         """
         ...
 
-    def hot_ranges(self, memory_bytes: int, hot_bytes: int) -> list[tuple[int, int, int]]:
+    def hot_ranges(
+        self, memory_bytes: int, hot_bytes: int, *, by_blocks: bool
+    ) -> list[tuple[int, int, int]]:
         """Return memory that can come later as (gpa, bytes, block bytes), above the other.
+
+        Its blocks are those of virtio-mem if it comes and goes ``by_blocks``.
 
         Raises:
             ConfigError: the machine cannot have so much.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.config import CpuSpec
     from crosvm_py.machine.cpu_hotplug import CpuHotPlug
-    from crosvm_py.machine.growth import Growth
+    from crosvm_py.machine.growth import Growth, PluggedMemory
     from crosvm_py.machine.hotplug import HotPlug
     from crosvm_py.machine.irq_routes import ChipWiring
     from crosvm_py.machine.vcpu_exit import VmExitReason
@@ -200,6 +200,15 @@ class Board(ABC):
     @abstractmethod
     def add_dimm_slots(self) -> None:
         """Let memory grow by modules. Call it before ``load``, on a machine with hot-plug."""
+
+    def add_plugged_memory(self, requested_bytes: int) -> PluggedMemory:
+        """Let memory grow and shrink by a device of virtio-mem. Call it before ``load``."""
+        from crosvm_py.machine.growth import PluggedMemory
+
+        (area,) = self._memory.hot_areas
+        self.growth = memory = PluggedMemory(self.vm, area, self.memory_bytes, requested_bytes)
+        self.parts.append(memory)
+        return memory
 
     @abstractmethod
     def press_power_button(self) -> None:

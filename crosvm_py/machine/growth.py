@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Guest memory that grows while the guest runs: what KVM shows, and memory modules (DIMMs).
+"""Guest memory that grows while the guest runs: memory modules (DIMMs), and virtio-mem.
 
 The table of blocks (``sys_util/hot_memory.py``) is written before KVM shows the memory to the
 guest, so that a device process never meets an address that it does not know yet. The vmm relies on
@@ -9,11 +9,13 @@ its own record alone, because device processes could change the table.
 from __future__ import annotations
 
 from devices.memory_hotplug import MEMORY_SLOTS, Dimm
-from sys_util.errors import ConfigError
+from sys_util.errors import ConfigError, HostError, describe
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crosvm_py.machine.hotplug import HotPlug
     from devices.memory_hotplug import MemoryHotplugController
     from kvm.vm import Vm
@@ -152,3 +154,94 @@ class Dimms:
         self._blocks.add(added // step, more // step)
         self._hotplug.memory_plugged(Dimm(self._area.start + added, more), self._controller)
         log.info("memory: a module of %d MiB is added", more // _MIB)
+
+
+# Requests of a driver of virtio-mem, as the specification numbers them (virtio 1.3 §5.15.6).
+PLUG: Final = 0
+UNPLUG: Final = 1
+UNPLUG_ALL: Final = 2
+
+
+class PluggedMemory:
+    """Memory that the guest plugs and unplugs in blocks, as a device process of virtio-mem asks.
+
+    A guest can have taken that process over, so each of its requests is checked here. Each block is
+    a slot of KVM: one that was unplugged is no address for vCPUs either.
+    """
+
+    def __init__(self, vm: Vm, area: HotArea, boot_bytes: int, requested_bytes: int) -> None:
+        """``requested_bytes`` is how much of the area the guest is asked to plug at first."""
+        self._area = area
+        self._boot_bytes = boot_bytes
+        self._requested = requested_bytes
+        self._blocks = KvmBlocks(vm, area)
+        # Tells the device how much the guest is to plug.
+        self.tell: Callable[[int], None] = lambda _size_bytes: None
+
+    @property
+    def added_bytes(self) -> int:
+        """How much is plugged."""
+        return sum(self._blocks.there) * self._area.block_bytes
+
+    @property
+    def requested_bytes(self) -> int:
+        """How much the guest is to plug."""
+        return self._requested
+
+    def check(self, size_bytes: int) -> None:
+        """Check whether all memory can have a size.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        most = self._area.end - self._area.start
+        more = size_bytes - self._boot_bytes
+        if not 0 <= more <= most:
+            raise ConfigError(
+                f"memory of {size_bytes // _MIB} MiB: this VM has from {self._boot_bytes // _MIB} "
+                f"to {(self._boot_bytes + most) // _MIB} MiB"
+            )
+        if more % self._area.block_bytes:
+            raise ConfigError(
+                f"memory of {size_bytes} bytes: its size changes by multiples of "
+                f"{self._area.block_bytes // _MIB} MiB"
+            )
+
+    def resize(self, size_bytes: int) -> None:
+        """Ask the guest to plug or to unplug; it does so when its driver likes."""
+        self._requested = size_bytes - self._boot_bytes
+        log.info("memory: the guest is to have %d MiB", size_bytes // _MIB)
+        self.tell(self._requested)
+
+    def change(self, kind: int, first: int, count: int) -> bool:
+        """Plug blocks or unplug them; return whether all of it was done. Otherwise nothing was."""
+        there = self._blocks.there
+        if not 0 <= first <= first + count <= len(there):
+            return False
+        blocks = range(first, first + count)
+        if kind == UNPLUG_ALL:
+            return self._change_each([at for at in blocks if there[at]], plug=False)
+        if kind not in (PLUG, UNPLUG) or any(there[at] != (kind == UNPLUG) for at in blocks):
+            return False
+        after = self.added_bytes + count * self._area.block_bytes
+        if kind == PLUG and after > self._requested:
+            return False
+        return self._change_each(list(blocks), plug=kind == PLUG)
+
+    def _change_each(self, blocks: list[int], *, plug: bool) -> bool:
+        change, undo = self._blocks.add, self._blocks.remove
+        if not plug:
+            change, undo = undo, change
+        for index, block in enumerate(blocks):
+            try:
+                change(block, 1)
+            except HostError as error:
+                log.warning("memory: %s", describe(error))
+                for done in blocks[:index]:
+                    undo(done, 1)
+                return False
+        return True
+
+    def reset(self) -> None:
+        """Take all of it from the guest, which plugs it again when its driver starts."""
+        self.change(UNPLUG_ALL, 0, self._area.blocks.nbytes)

@@ -67,6 +67,8 @@ def vm_config(config: RunConfig) -> VmConfig:
         memory=MemoryConfig(
             size=config.memory_bytes,
             hotplug_size=config.hotplug_bytes or None,
+            hotplug_method="VirtioMem" if config.has_virtio_mem else "Acpi",
+            hotplugged_size=config.hotplugged_bytes or None,
             shared=True,
             thp=config.huge_pages,
         ),

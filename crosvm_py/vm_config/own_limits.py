@@ -41,6 +41,12 @@ def limit_problems(config: VmConfig) -> Iterator[Problem]:
         yield _problem("memory.size", f"{size} bytes are outside the limits, {limits}")
     yield from _whole_pages("memory.size", size)
     yield from _growth(size, config.memory.hotplug_size or 0)
+    plugged = config.memory.hotplugged_size or 0
+    if plugged % DIMM_STEP_BYTES:
+        yield _problem(
+            "memory.hotplugged_size",
+            f"{plugged} bytes is not a multiple of {DIMM_STEP_BYTES // _MIB} MiB",
+        )
     if config.balloon is not None:
         yield from _whole_pages("balloon.size", config.balloon.size)
     for key, most in (("disks", MAX_DISKS), ("net", MAX_CARDS)):

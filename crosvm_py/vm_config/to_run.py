@@ -3,7 +3,16 @@
 
 from __future__ import annotations
 
-from crosvm_py.config import MAX_CPUS, VIRTIO_CONSOLE, CpuSpec, NetworkSpec, RunConfig, SerialSpec
+from crosvm_py.config import (
+    ACPI,
+    MAX_CPUS,
+    VIRTIO_CONSOLE,
+    VIRTIO_MEM,
+    CpuSpec,
+    NetworkSpec,
+    RunConfig,
+    SerialSpec,
+)
 from crosvm_py.vm_config.addresses import ipv4_bytes, mac_bytes
 from crosvm_py.vm_config.errors import UnfitConfigError
 from crosvm_py.vm_config.landlock import landlock_rules
@@ -25,6 +34,8 @@ if TYPE_CHECKING:
     from crosvm_py.vm_config.schema import VmConfig
 
 DEBUG_PORT: Final = 0xE9
+
+_METHODS: Final = {"Acpi": ACPI, "VirtioMem": VIRTIO_MEM}
 
 # The types of our ports for the modes of consoles. A serial port that is off is there all the same.
 TYPES: Final = {"Null": "sink", "Off": "sink", "Pty": "pty", "Tty": "stdout", "File": "file"}
@@ -77,6 +88,8 @@ def run_config(config: VmConfig) -> RunConfig:
         pci_weights=pci_weights(config),
         pci_slots=device_slots(config),
         hotplug_bytes=config.memory.hotplug_size or 0,
+        hotplug_method=_METHODS[config.memory.hotplug_method],
+        hotplugged_bytes=config.memory.hotplugged_size or 0,
     )
 
 

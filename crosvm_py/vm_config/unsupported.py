@@ -25,7 +25,6 @@ _REFUSED: Final = {
     "cpus.features.amx": "processors have no features on request",
     "memory.zones": "memory is one zone",
     "memory.hugepages": "huge pages are those of memory.thp",
-    "memory.hotplugged_size": "memory is not added at the start",
     "rate_limit_groups": "each device has limits of its own",
     "disks.*.iommu": "there is no virtual IOMMU",
     "disks.*.vhost_user": "each device is a process of its own",
@@ -77,8 +76,9 @@ def unsupported(config: VmConfig) -> list[Problem]:
             found.append(_refusal(f"disks[{index}].image_type", "images are raw"))
     if config.rng.src not in _SOURCES:
         found.append(_refusal("rng.src", "entropy comes from getrandom(2)"))
-    if config.memory.hotplug_size and config.memory.hotplug_method != "Acpi":
-        found.append(_refusal("memory.hotplug_method", "memory is added as modules (Acpi)"))
+    memory = config.memory
+    if memory.hotplugged_size and memory.hotplug_method == "Acpi":
+        found.append(_refusal("memory.hotplugged_size", "there are no modules at the start"))
     if config.serial.mode == "Socket":
         found.append(_refusal("serial.mode Socket", "a port makes no socket that it listens at"))
     return found

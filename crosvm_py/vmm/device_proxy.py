@@ -68,6 +68,8 @@ class DeviceProcess:
         self.cells: Sequence[int] = ()  # its counters, in memory that its process writes
         self.status = DeviceStatus()
         self.events: BackendEvents | None = None  # the transport, once there is one
+        # What carries out requests of a driver of virtio-mem.
+        self.on_blocks: Callable[[int, int, int], bool] | None = None
         self.on_driver: Callable[[str], None] = lambda _event: None  # told "activated", "reset"
         self._loop = loop
         self._lock = lock
@@ -383,6 +385,10 @@ class DeviceProcess:
                     self._tell(lambda to: to.config_changed(self.config))
                 if self._link is not None:
                     self._link.send(protocol.ConfigTaken(number))
+            case protocol.ChangeBlocks(kind, first, count):
+                if self.on_blocks is None or self._link is None:
+                    raise ProtocolError("a device without memory of its own asks for some")
+                self._link.send(protocol.BlocksChanged(self.on_blocks(kind, first, count)))
 
     def _tell(self, call: Callable[[BackendEvents], None]) -> None:
         """Call the transport, if there is one, with the device-model lock held."""

@@ -77,11 +77,14 @@ class VirtualMachine:
         self.rebooting: Rebooting | None = None  # a reset then boots the guest again
         arch = host_arch()
         # Where nobody can ask for more, there is never more.
-        hot_bytes = 0 if serve_control is None else config.hotplug_bytes
+        can_grow = serve_control is not None or config.has_virtio_mem
+        hot_bytes = config.hotplug_bytes if can_grow else 0
         self._memory = GuestMemory.create(
             arch.ram_ranges(config.memory_bytes),
             huge_pages=config.huge_pages,
-            hot_ranges=arch.hot_ranges(config.memory_bytes, hot_bytes),
+            hot_ranges=arch.hot_ranges(
+                config.memory_bytes, hot_bytes, by_blocks=config.has_virtio_mem
+            ),
         )
         lock = threading.RLock()
         self.supervisor = Supervisor(
@@ -124,7 +127,11 @@ class VirtualMachine:
             on_leave=lambda: self.end(VmExit.STOPPED, "left by the user"),
         )
         machine.parts += prepared.serial.uarts.values()
-        if self._memory.hot_areas:
+        if self._config.has_virtio_mem:
+            from crosvm_py.vmm.plugged_memory import connect
+
+            connect(machine, self.supervisor.devices, self._config.hotplugged_bytes)
+        elif self._memory.hot_areas:
             machine.add_dimm_slots()
         config = self._config
         machine.load(prepared.plan, config.cpus, config.cpu_spec, restartable=config.reboots)

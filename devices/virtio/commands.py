@@ -233,6 +233,17 @@ class Drain:
     WORD: ClassVar[str] = "drain"
 
 
+@fact
+class SetRequested:
+    """Ask the guest to have so many bytes of virtio-mem plugged, within what there can be."""
+
+    TYPE: ClassVar[int] = 10
+    FIELDS: ClassVar[tuple[Check, ...]] = (U64,)
+    ANSWER: ClassVar[type[Message]] = Obeyed
+    WORD: ClassVar[str] = "resize"
+    size_bytes: int
+
+
 COMMANDS: Final = Codec(
     (
         SetLimits,
@@ -244,6 +255,7 @@ COMMANDS: Final = Codec(
         TellState,
         SetWindow,
         Drain,
+        SetRequested,
     )
 )
 ANSWERS: Final = Codec((Obeyed, Refused, DeviceLimits, DiskSize, Waiting, BalloonState))

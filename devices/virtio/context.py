@@ -63,6 +63,18 @@ class DeviceContext(Protocol):
         """Give every active queue a turn soon: nothing holds their chains back any more."""
         ...
 
-    def config_changed(self) -> None:
-        """Tell the driver that ``device.config()`` has changed; its length never does."""
+    def config_changed(self, *, by_driver: bool = False) -> None:
+        """Tell the driver that ``device.config()`` has changed; its length never does.
+
+        ``by_driver``: it asked for the change, so it gets no interrupt.
+        """
+        ...
+
+    def change_blocks(
+        self, kind: int, first: int, count: int, then: Callable[[bool], None]
+    ) -> None:
+        """Ask the vmm to give the guest blocks of memory, or to take them, by ``VIRTIO_MEM_REQ_…``.
+
+        ``then`` is called with whether it did, unless another request follows before.
+        """
         ...

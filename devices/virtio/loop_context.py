@@ -6,7 +6,7 @@ from __future__ import annotations
 from devices.virtio.saved_state import SavedState
 from sys_util.errors import GuestError
 from sys_util.event_loop import EPOLLIN
-from sys_util.typing import TYPE_CHECKING
+from sys_util.typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from devices.virtio.queue.worker import QueueWorker
     from sys_util.event_loop import EventLoop, Timer
     from sys_util.guest_memory import GuestMemory
+
+
+class ConfigChanged(Protocol):
+    """Tells the vmm of a changed configuration, as ``DeviceContext.config_changed``."""
+
+    def __call__(self, *, by_driver: bool = False) -> None:
+        """Tell it."""
 
 
 class LoopContext:
@@ -25,7 +32,7 @@ class LoopContext:
         loop: EventLoop,
         worker: QueueWorker,
         serve_again: Callable[[], None],
-        config_changed: Callable[[], None],
+        config_changed: ConfigChanged,
         on_guest_error: Callable[[GuestError], None],
         saved: SavedState | None = None,
     ) -> None:
@@ -40,6 +47,9 @@ class LoopContext:
         self._on_guest_error = on_guest_error
         self._fds: dict[int, tuple[Callable[[int], None], int]] = {}
         self._held: set[str] = set()  # why callbacks are held
+        # Set by the process: sends a request for blocks to the vmm.
+        self.ask_for_blocks: Callable[[int, int, int], None] = lambda *_change: None
+        self._on_blocks: Callable[[bool], None] | None = None
         self._deferred: list[Callable[[], None]] = []  # timers that ran out while held
 
     def add_fd(self, fd: int, callback: Callable[[int], None], *, events: int = EPOLLIN) -> None:
@@ -78,6 +88,22 @@ class LoopContext:
 
         timer = self._loop.call_later(seconds, run)
         return timer
+
+    def change_blocks(
+        self, kind: int, first: int, count: int, then: Callable[[bool], None]
+    ) -> None:
+        self._on_blocks = then
+        self.ask_for_blocks(kind, first, count)
+
+    def blocks_changed(self, done: bool) -> None:
+        """Pass on the vmm's answer to ``change_blocks``."""
+        then, self._on_blocks = self._on_blocks, None
+        if then is None:
+            return
+        try:
+            then(done)
+        except GuestError as error:
+            self._on_guest_error(error)
 
     @property
     def held(self) -> tuple[str, ...]:

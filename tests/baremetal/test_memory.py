@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from crosvm_py.control.socket_client import ControlError, ask
+from crosvm_py.requests.devices import DeviceList, ListDevices
 from crosvm_py.requests.resize import Resize, Resized
 from crosvm_py.requests.vm import QueryVm, VmFacts
 from tests.baremetal.vmm import Vmm, crosvm, eventually
@@ -48,6 +50,13 @@ def memory_bytes(path: Path) -> int:
     return facts.memory_bytes
 
 
+def pid_of_device(path: Path) -> int:
+    answer = ask(str(path), ListDevices())
+    assert isinstance(answer, DeviceList)
+    (pid,) = (device.pid for device in answer.devices if device.name == "virtio-mem")
+    return pid
+
+
 def descriptors(vmm: Vmm) -> list[int]:
     return [len(os.listdir(f"/proc/{pid}/fd")) for pid in vmm.processes().all()]
 
@@ -70,3 +79,18 @@ def test_sizes_that_cannot_be_leave_nothing_a_hundred_times(vmm: Vmm, tmp_path: 
     # A client that has just left may still be counted before.
     assert eventually(lambda: sum(descriptors(vmm)) <= sum(before))
     assert memory_bytes(sock) == 16 * MIB
+
+
+def test_device_of_virtio_mem_is_told_and_killed(echo: Path, tmp_path: Path) -> None:
+    sock = tmp_path / "sock"
+    words: list[str | Path] = ["-m", "16,max=144,hotplug-method=virtio-mem", "-s", sock, echo]
+    with Vmm(words) as vmm:
+        vmm.wait_for(b"echo")
+        assert ask(str(sock), Resize(memory_bytes=80 * MIB)) == Resized(is_busy=False)
+        assert "from 16 to 144 MiB" in refusal(sock, 8 * MIB)
+        assert "multiples of 2 MiB" in refusal(sock, 17 * MIB)
+        assert memory_bytes(sock) == 16 * MIB  # the guest has no driver
+        old = pid_of_device(sock)
+        os.kill(old, signal.SIGKILL)
+        assert eventually(lambda: pid_of_device(sock) not in (0, old))
+        assert ask(str(sock), Resize(memory_bytes=16 * MIB)) == Resized(is_busy=False)

@@ -24,6 +24,7 @@ KINDS: Final = (
     "vhost-vsock",
     "balloon",
     "console",
+    "virtio-mem",
 )
 NOBODY: Final[frozenset[str]] = frozenset()
 EVERYBODY: Final = frozenset(KINDS)

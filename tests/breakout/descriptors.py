@@ -11,6 +11,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final
 
+from crosvm_py.kinds.mem import open_mem
 from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.kinds.vsock import open_vsock
 from crosvm_py.kinds.vsock_host import KERNEL_DEVICE
@@ -137,6 +138,9 @@ class Orders:
         spec = BalloonSpec(page_reporting=True)
         return DeviceOrder("balloon", "balloon", pack_spec(spec), (), 0)
 
+    def _mem(self) -> DeviceOrder:
+        return open_mem(0)
+
     def _console(self) -> DeviceOrder:
         master, slave = os.openpty()
         os.set_blocking(master, False)
@@ -161,6 +165,7 @@ _MAKERS: Final = {
     "vhost-vsock": Orders._vhost_vsock,
     "balloon": Orders._balloon,
     "console": Orders._console,
+    "virtio-mem": Orders._mem,
 }
 if tuple(_MAKERS) != KINDS:
     raise ValueError("a kind is missing")

@@ -131,7 +131,9 @@ class DeviceRig:
         has_opener: bool = False,
     ) -> None:
         self.loop = EventLoop()
-        self.memory = GuestMemory.create([(0, MEMORY_BYTES)])
+        self.memory = GuestMemory.create(
+            [(0, MEMORY_BYTES)], hot_ranges=[(1 << 32, 4 << 20, 2 << 20)]
+        )
         self.deaths: list[str] = []
         self.lines: list[str] = []
         self._pid = os.getpid()

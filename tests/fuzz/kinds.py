@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 from devices.virtio.balloon.device import Balloon, BalloonSpec
 from devices.virtio.block.device import Block
 from devices.virtio.block.spec import BlockSpec
-from devices.virtio.commands import AdjustTarget, Command, SetTarget, TellState
-from devices.virtio.device import SimpleDevice
+from devices.virtio.commands import AdjustTarget, Command, SetRequested, SetTarget, TellState
+from devices.virtio.device import CommandError, SimpleDevice
+from devices.virtio.mem.device import Mem, MemSpec
 from devices.virtio.queue.servers import ChainServer
 from devices.virtio.rng.device import Rng, RngSpec
 from devices.virtio.saved_state import PAGE_CELLS
@@ -221,6 +222,46 @@ class BlockKind(QueueKind):
     def close(self) -> None:
         super().close()
         os.close(self._fd)
+
+
+class MemKind(QueueKind):
+    """virtio-mem; the vmm carries out what it is asked for, or does not."""
+
+    def __init__(self, _source: Source) -> None:
+        self.block = 2 << 20
+        memory = GuestMemory.create([(0, 4 << 20)], hot_ranges=[(HIGH, 6 * self.block, self.block)])
+        self.side = DriverSide(self.build(), memory)
+
+    def build(self) -> Mem:
+        return Mem(MemSpec(5 << 21))
+
+    def request(self, source: Source, _queue: int) -> Request:
+        kind = source.below(5) if one_in(source, 2) else number(source, 16)
+        addr = HIGH + source.below(8) * self.block if one_in(source, 2) else number(source, 64)
+        count = source.below(8) if one_in(source, 2) else number(source, 16)
+        return [struct.pack("<H6xQH6x", kind, addr, count)], [10]
+
+    def host_acts(self, source: Source) -> None:
+        context = self.side.context
+        if one_in(source, 4):
+            with suppress(CommandError):
+                self.side.device.command(SetRequested(number(source, 24)))
+        for kind, first, count in context.asked_blocks:
+            done = not one_in(source, 4)
+            (area,) = self.side.memory.hot_areas
+            if done and kind == 0:
+                area.show(first, count)
+            elif done:
+                area.hide(first, count)
+            context.on_blocks(done)
+        context.asked_blocks.clear()
+
+    def serves(self) -> None:
+        self.side.start(0, size=4)
+        self.side.queues[0].submit([struct.pack("<H6xQH6x", 3, HIGH, 1)], [10])
+        self.side.kick(0)
+        ((_, used, data),) = self.side.queues[0].collect()
+        assert (used, data[:8]) == (10, bytes(8))
 
 
 class BalloonKind(QueueKind):

@@ -42,6 +42,7 @@ TARGETS = {
     "queue": Target("tests.fuzz.kinds", "QueueKind", _RINGS),
     "rng": Target("tests.fuzz.kinds", "RngKind", _RINGS),
     "block": Target("tests.fuzz.kinds", "BlockKind", _RINGS),
+    "mem": Target("tests.fuzz.kinds", "MemKind", _RINGS),
     "balloon": Target("tests.fuzz.kinds", "BalloonKind", _RINGS),
     "net": Target("tests.fuzz.own_queue_kinds", "NetKind", _RINGS),
     "vsock": Target("tests.fuzz.own_queue_kinds", "VsockKind", _RINGS),

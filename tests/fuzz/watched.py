@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from devices.virtio.backend import QueueActivation
     from devices.virtio.queue.chain import DescriptorChain
-    from sys_util.guest_memory import GuestMemory
+    from sys_util.guest_memory import GuestMemory, MemoryRegion
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 MAX_INDIRECT = 1024
@@ -84,9 +84,21 @@ def reference_walk(
     return [part for part in parts if part.length]
 
 
+def _is_there(memory: GuestMemory, region: MemoryRegion, gpa: int, length: int) -> bool:
+    """Return whether all blocks are there now, by the table of a region that has one."""
+    if not region.block_bytes:
+        return True
+    (area,) = memory.hot_areas
+    offsets = range(gpa - region.gpa, gpa - region.gpa + max(length, 1))
+    numbers = range(offsets[0] // region.block_bytes, offsets[-1] // region.block_bytes + 1)
+    return all(area.blocks[number] for number in numbers)
+
+
 def _is(memory: GuestMemory, gpa: int, length: int) -> bool:
     return any(
-        region.gpa <= gpa and gpa + length <= region.gpa + region.size_bytes
+        region.gpa <= gpa
+        and gpa + length <= region.gpa + region.size_bytes
+        and _is_there(memory, region, gpa, length)
         for region in memory.regions
     )
 

@@ -84,6 +84,9 @@ libc.fallocate(disk, ZERO, ctypes.c_long(4096), ctypes.c_long(4096))
 whose("balloon_device")
 libc.fallocate(disk, KEEP_AND_PUNCH, ctypes.c_long(0), ctypes.c_long(4096))
 
+whose("mem_device")
+libc.fallocate(disk, KEEP_AND_PUNCH, ctypes.c_long(0), ctypes.c_long(4096))
+
 whose("rng_device")
 os.getrandom(65536)
 

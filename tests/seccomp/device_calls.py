@@ -92,6 +92,7 @@ DENIED_IN_DEVICES: Final = Calls(
 
 ALLOWED: Final[dict[str, Calls]] = {
     "balloon_device": Calls(("fallocate(4, FALLOC_FL_PUNCH_HOLE|FALLOC_FL_KEEP_SIZE, 0, 0x1000)",)),
+    "mem_device": Calls(("fallocate(4, FALLOC_FL_PUNCH_HOLE|FALLOC_FL_KEEP_SIZE, 0, 0x1000)",)),
     "block_device": Calls(
         (
             "preadv(6, 0x1000, 4, 0, 0)",
@@ -151,6 +152,14 @@ ALLOWED: Final[dict[str, Calls]] = {
 }
 
 DENIED: Final[dict[str, Calls]] = {
+    "mem_device": Calls(
+        (
+            "fallocate(4, 0, 0, 0x1000)",
+            "fallocate(4, FALLOC_FL_PUNCH_HOLE, 0, 0x1000)",
+            "madvise(0x1000, 0x1000, MADV_REMOVE)",
+            "getrandom(0x1000, 8, 0)",
+        )
+    ),
     "balloon_device": Calls(
         (
             "fallocate(4, 0, 0, 0x1000)",

@@ -41,7 +41,14 @@ DOORS: Final = (*VMM, *WARDENS, SEALED, BROKER, PARSER, FORGE)
 # their calls.
 DEVICES: Final = {
     "warden": (
-        *("balloon_device", "block_device", "console_device", "net_device", "rng_device"),
+        *(
+            "balloon_device",
+            "block_device",
+            "console_device",
+            "mem_device",
+            "net_device",
+            "rng_device",
+        ),
         *("vhost_net_device", "vhost_vsock_device"),
     ),
     "warden_vsock": ("vsock_device", "vsock_broker"),

@@ -18,7 +18,7 @@ from seccomp.syscalls import AUDIT_ARCH_X86_64
 from seccomp.verify import probes
 
 DEVICES: Final = (
-    *("balloon_device", "block_device", "console_device", "net_device", "rng_device"),
+    *("balloon_device", "block_device", "console_device", "mem_device", "net_device", "rng_device"),
     *("vhost_net_device", "vhost_vsock_device", "vsock_device"),
 )
 POLICIES: Final = (
@@ -42,6 +42,7 @@ MOST_CALLS: Final = {
     "balloon_device": 16,
     "block_device": 24,
     "console_device": 16,
+    "mem_device": 16,
     "net_device": 20,
     "rng_device": 16,
     "vhost_net_device": 20,

@@ -40,7 +40,10 @@ class FakeContext:
         self.timers: list[Timer] = []
         self.now = 0.0
         self.config_changes = 0
+        self.config_changes_by_driver = 0
         self.turns_wanted = 0
+        self.asked_blocks: list[tuple[int, int, int]] = []  # the vmm answers them
+        self.on_blocks: Callable[[bool], None] = lambda _done: None
 
     def add_fd(self, fd: int, callback: Callable[[int], None], *, events: int = EPOLLIN) -> None:
         assert fd not in self.fds
@@ -60,8 +63,17 @@ class FakeContext:
     def serve_again(self) -> None:
         self.turns_wanted += 1
 
-    def config_changed(self) -> None:
-        self.config_changes += 1
+    def config_changed(self, *, by_driver: bool = False) -> None:
+        if by_driver:
+            self.config_changes_by_driver += 1
+        else:
+            self.config_changes += 1
+
+    def change_blocks(
+        self, kind: int, first: int, count: int, then: Callable[[bool], None]
+    ) -> None:
+        self.asked_blocks.append((kind, first, count))
+        self.on_blocks = then
 
     def fire(self, fd: int, events: int = EPOLLIN) -> None:
         """Say that ``fd`` is ready, if the device listens for that."""

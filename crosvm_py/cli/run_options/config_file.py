@@ -120,6 +120,8 @@ def on_top_of(base: RunConfig, made: RunConfig, arguments: Arguments) -> RunConf
         memory_bytes=asked.memory_bytes,
         huge_pages=asked.huge_pages,
         hotplug_bytes=asked.hotplug_bytes,
+        hotplug_method=asked.hotplug_method,
+        hotplugged_bytes=asked.hotplugged_bytes,
         initrd=made.initrd if given(INITRD) or made.guest_files else base.initrd,
         disks=disks,
         networks=net.together(base.networks + made.networks),

@@ -5,7 +5,15 @@ from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
 from crosvm_py.cli.grammar.options import Option, OptionGroup, switch
-from crosvm_py.config import DIMM_STEP_BYTES, MAX_CPUS, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, CpuSpec
+from crosvm_py.config import (
+    ACPI,
+    DIMM_STEP_BYTES,
+    MAX_CPUS,
+    MAX_MEMORY_BYTES,
+    MIN_MEMORY_BYTES,
+    VIRTIO_MEM,
+    CpuSpec,
+)
 from sys_util.errors import ConfigError, UsageError
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -22,6 +30,9 @@ _SIZE: Final = keyvalue.size("size", "memory, in MiB or with a suffix", DEFAULT_
 _MAX: Final = keyvalue.size(
     "max", "to how much it can grow while the guest runs", 0, MIB, shown="SIZE: it cannot"
 )
+_METHOD: Final = keyvalue.choice(
+    "hotplug-method", "how it grows: as modules, or by virtio-mem", (ACPI, VIRTIO_MEM), ACPI
+)
 _HUGE_PAGES: Final = keyvalue.flag("thp", "huge pages where the host can make them", default=True)
 
 
@@ -31,6 +42,7 @@ class MemoryOption(NamedTuple):
     size_bytes: int = DEFAULT_MEMORY_BYTES
     huge_pages: bool = True
     hotplug_bytes: int = 0
+    hotplug_method: str = ACPI
 
 
 class CpusOption(NamedTuple):
@@ -57,7 +69,7 @@ def _read_cpus(option: str, text: str) -> CpusOption:
 def _read_memory(option: str, text: str) -> MemoryOption:
     limits = f"{MIN_MEMORY_BYTES // MIB} MiB to {MAX_MEMORY_BYTES >> 40} TiB"
     try:
-        values = keyvalue.parse(option, text, (_SIZE, _MAX, _HUGE_PAGES))
+        values = keyvalue.parse(option, text, (_SIZE, _MAX, _METHOD, _HUGE_PAGES))
     except UsageError as error:
         raise UsageError(f"{error} (memory is {limits})") from None
     size_bytes = values[_SIZE]
@@ -75,7 +87,7 @@ def _read_memory(option: str, text: str) -> MemoryOption:
         )
     if values[_MAX] > MAX_MEMORY_BYTES:
         raise ConfigError(f"{option}: max is outside the limits, {limits}")
-    return MemoryOption(size_bytes, values[_HUGE_PAGES], hotplug_bytes)
+    return MemoryOption(size_bytes, values[_HUGE_PAGES], hotplug_bytes, values[_METHOD])
 
 
 def _read_bool(option: str, text: str) -> bool:
@@ -93,9 +105,10 @@ CPUS: Final = Option(
 )
 MEMORY: Final = Option(
     "-m --mem",
-    "SIZE[,max=SIZE][,thp=false]",
+    "SIZE[,max=SIZE][,KEY=VALUE…]",
     "memory of the guest in MiB, or with a suffix k, m, g or t; crosvm resize --memory makes it "
-    "larger, up to max; with thp=false all of it has pages of 4 KiB",
+    "larger, up to max, as memory modules, or with hotplug-method=virtio-mem also smaller again; "
+    "with thp=false all of it has pages of 4 KiB",
     _read_memory,
     default=str(DEFAULT_MEMORY_BYTES // MIB),
 )

@@ -32,9 +32,12 @@ class X86:
         """Return one range below the PCI hole, and one from 4 GiB up."""
         return layout.ram_ranges(memory_bytes)
 
-    def hot_ranges(self, memory_bytes: int, hot_bytes: int) -> list[tuple[int, int, int]]:
-        """Return one range above all other memory, in steps of a memory module."""
-        return layout.hot_ranges(memory_bytes, hot_bytes, DIMM_STEP_BYTES)
+    def hot_ranges(
+        self, memory_bytes: int, hot_bytes: int, *, by_blocks: bool
+    ) -> list[tuple[int, int, int]]:
+        """Return one range above all other memory, in blocks or in steps of a memory module."""
+        step = layout.plugged_block_bytes(hot_bytes) if by_blocks else DIMM_STEP_BYTES
+        return layout.hot_ranges(memory_bytes, hot_bytes, step)
 
     def memory_map(self, memory_bytes: int, segments: int = 1) -> list[E820Entry]:
         """Return the map that the BIOS of a PC would return (INT 15h, E820h)."""

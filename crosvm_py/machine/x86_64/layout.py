@@ -94,6 +94,8 @@ PCI_SLOTS: Final = 32
 FIRST_DEVICE_SLOT: Final = 1  # slot 0 of segment 0 is the host bridge
 PCI_PINS: Final = 4
 
+# Each block of virtio-mem is a slot of KVM, which has 32764 of them at most.
+_MOST_BLOCKS: Final = 8192
 _HOT_GAP_BYTES: Final = DIMM_STEP_BYTES
 
 BOOT_LAYOUT: Final = BootLayout(
@@ -141,6 +143,14 @@ def ram_ranges(memory_bytes: int) -> list[tuple[int, int]]:
     if memory_bytes > low_bytes:
         ranges.append((MMIO_HOLE_END, memory_bytes - low_bytes))
     return ranges
+
+
+def plugged_block_bytes(hot_bytes: int) -> int:
+    """Return the size of virtio-mem's blocks: 2 MiB, or more where there would be too many."""
+    block_bytes = 2 * MIB
+    while hot_bytes > _MOST_BLOCKS * block_bytes:
+        block_bytes *= 2
+    return block_bytes
 
 
 def hot_ranges(memory_bytes: int, hot_bytes: int, block_bytes: int) -> list[tuple[int, int, int]]:

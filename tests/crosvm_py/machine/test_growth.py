@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from crosvm_py.machine.growth import Dimms, KvmBlocks
+from crosvm_py.machine.growth import PLUG, UNPLUG, UNPLUG_ALL, Dimms, KvmBlocks, PluggedMemory
 from crosvm_py.machine.hotplug import HotPlug
 from devices.ged import GED_MEMORY, EventDevice
 from devices.memory_hotplug import Dimm, MemoryHotplugController
@@ -145,3 +145,112 @@ def test_record_of_the_vmm_is_its_own(rig: Rig) -> None:
     rig.blocks.remove(3, 1)
     assert rig.blocks.there == bytes(12)
     assert rig.kvm.slots == {}
+
+
+# virtio-mem
+
+
+class MemRig:
+    BLOCK = 2 * MIB
+
+    def __init__(self, requested: int) -> None:
+        self.memory = GuestMemory.create(
+            [(0, BOOT)], hot_ranges=[(HOT, 8 * self.BLOCK, self.BLOCK)]
+        )
+        self.kvm = FakeKvm()
+        self.kvm.memory = self.memory
+        (self.area,) = self.memory.hot_areas
+        self.plugged = PluggedMemory(cast("Vm", self.kvm), self.area, BOOT, requested)
+        self.told: list[int] = []
+        self.plugged.tell = self.told.append
+
+
+@pytest.fixture
+def mem() -> Iterator[MemRig]:
+    mem = MemRig(6 * MemRig.BLOCK)
+    yield mem
+    mem.memory.close()
+
+
+def test_plugged_blocks_are_slots_of_kvm_that_processes_know_before(mem: MemRig) -> None:
+    assert mem.plugged.change(PLUG, 2, 2)
+    assert mem.kvm.known == [[(2, 3)], [(2, 4)]]
+    assert mem.kvm.slots == {
+        18: (HOT + 2 * mem.BLOCK, mem.BLOCK),
+        19: (HOT + 3 * mem.BLOCK, mem.BLOCK),
+    }
+    assert mem.plugged.added_bytes == 2 * mem.BLOCK
+    assert mem.plugged.change(UNPLUG, 2, 1)
+    assert mem.area.runs() == [(3, 4)]
+    assert set(mem.kvm.slots) == {19}
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "count"),
+    [
+        pytest.param(PLUG, 0, 1, id="plugged-already"),
+        pytest.param(PLUG, 1, 2, id="plugged-in-part"),
+        pytest.param(UNPLUG, 2, 1, id="not-plugged"),
+        pytest.param(UNPLUG, 1, 2, id="not-plugged-in-part"),
+        pytest.param(PLUG, 2, 5, id="more-than-requested"),
+        pytest.param(PLUG, 7, 2, id="over-the-end"),
+        pytest.param(PLUG, 1 << 31, 1, id="far-behind-the-end"),
+        pytest.param(3, 0, 1, id="state"),
+        pytest.param(0xFFFF, 0, 1, id="unknown"),
+        pytest.param(UNPLUG_ALL, 0, 9, id="all-and-more"),
+    ],
+)
+def test_request_of_a_device_that_was_taken_over_changes_nothing(
+    mem: MemRig, kind: int, first: int, count: int
+) -> None:
+    mem.plugged.change(PLUG, 0, 2)
+    mem.area.blocks[:] = b"\1\1" + bytes(6)
+    for _ in range(100):
+        assert not mem.plugged.change(kind, first, count)
+    assert set(mem.kvm.slots) == {16, 17}
+    assert mem.plugged.added_bytes == 2 * mem.BLOCK
+
+
+def test_plug_that_kvm_refuses_in_the_middle_is_undone(mem: MemRig, lines: list[str]) -> None:
+    add, count = mem.kvm.add_memory, 0
+
+    def refuse_third(slot: int, gpa: int, buffer: memoryview) -> None:
+        nonlocal count
+        count += 1
+        mem.kvm.refuses = count == 3
+        add(slot, gpa, buffer)
+
+    mem.kvm.add_memory = refuse_third  # type: ignore[method-assign]  # a double
+    assert not mem.plugged.change(PLUG, 0, 4)
+    assert mem.kvm.slots == {}
+    assert mem.area.runs() == []
+    assert len(lines) == 1
+
+
+def test_reset_takes_all_and_keeps_the_wish(mem: MemRig) -> None:
+    mem.plugged.change(PLUG, 0, 2)
+    mem.plugged.reset()
+    assert mem.plugged.added_bytes == 0
+    assert mem.plugged.requested_bytes == 6 * mem.BLOCK
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "reason"),
+    [
+        (BOOT - MIB, "from 64 to 80 MiB"),
+        (BOOT + 18 * MIB, "from 64 to 80 MiB"),
+        (BOOT + MIB, "multiples of 2 MiB"),
+    ],
+)
+def test_wish_that_cannot_be_is_refused(mem: MemRig, size_bytes: int, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        mem.plugged.check(size_bytes)
+
+
+def test_wish_is_told_and_not_waited_for(mem: MemRig) -> None:
+    mem.plugged.check(BOOT + 4 * MIB)
+    mem.plugged.resize(BOOT + 4 * MIB)
+    assert mem.told == [4 * MIB]
+    assert mem.plugged.added_bytes == 0
+    assert not mem.plugged.change(PLUG, 0, 3)
+    assert mem.plugged.change(PLUG, 0, 2)

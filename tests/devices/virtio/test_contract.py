@@ -23,6 +23,7 @@ from devices.virtio.features import (
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_INDIRECT_DESC,
 )
+from devices.virtio.mem.device import Mem, MemSpec
 from devices.virtio.net.device import Net
 from devices.virtio.net.state import NetSpec
 from devices.virtio.net.stream import StreamEnd
@@ -113,11 +114,14 @@ def build_net() -> Net:
     return net
 
 
+HOT = 1 << 32  # where memory of virtio-mem may be
+
 DEVICES = {
     "net": Case(NET, build_net, [], [100], 12),
     "balloon": Case(BalloonSpec(), lambda: Balloon(BalloonSpec()), [struct.pack("<I", 240)], [], 0),
     "console": Case(CONSOLE, build_console, [], [64], 64),
     "vsock": Case(VsockSpec(3), build_vsock, [], [100], 44),
+    "mem": Case(MemSpec(), lambda: Mem(MemSpec()), [struct.pack("<H6xQH6x", 3, HOT, 1)], [10], 10),
     "rng": Case(RngSpec(), lambda: Rng(RngSpec()), [], [64], 64),
     "block": Case(BlockSpec("image"), build_block, [struct.pack("<IIQ", 0, 0, 1)], [512, 1], 513),
 }
@@ -128,7 +132,7 @@ class Running:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.memory = GuestMemory.create([(0, GUEST_BYTES)])
+        self.memory = GuestMemory.create([(0, GUEST_BYTES)], hot_ranges=[(HOT, 4 << 20, 2 << 20)])
         self.device = case.build()
         self.worker = QueueWorker(self.device, self.memory)
         self.device.attach(FakeContext(self.memory, self.worker))

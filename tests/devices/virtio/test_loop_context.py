@@ -37,10 +37,14 @@ class Surroundings:
             self.loop,
             QueueWorker(Rng(RngSpec()), memory),
             lambda: None,
-            lambda: self.config_changes.append(None),
+            self.note_change,
             self.errors.append,
         )
         self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def note_change(self, *, by_driver: bool = False) -> None:
+        assert not by_driver
+        self.config_changes.append(None)
 
     def turn(self) -> None:
         self.loop.run_once(0)
