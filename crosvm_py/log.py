@@ -47,6 +47,25 @@ class Syslog:
         self.pipe_fd = -1
         self._pipe: LineWriter | None = None
 
+    @classmethod
+    def to_pipe(cls, tag: str, pipe_fd: int) -> None:
+        """Write the lines of this process to stderr and to the relay's pipe, like another one."""
+        syslog = cls.__new__(cls)
+        syslog._tag = tag
+        syslog.pipe_fd = pipe_fd
+        syslog._pipe = LineWriter(pipe_fd, syslog._tell_lost)
+        log.set_sink(syslog.write_both)
+
+    @property
+    def tag(self) -> str:
+        """What the lines begin with."""
+        return self._tag
+
+    def write_both(self, level: int, module: str, text: str) -> None:
+        """Write one line to stderr, and here."""
+        log.stderr_sink(level, module, text)
+        self.write(level, module, text)
+
     def write(self, level: int, module: str, text: str) -> None:
         """Send one line, or drop it if the daemon does not keep up or has ended."""
         line = self._line(level, module, text)
@@ -97,10 +116,5 @@ def configure(syslog_tag: str | None, path: str = SYSLOG_SOCKET) -> Syslog | Non
         syslog = Syslog(log.printable(syslog_tag), path)
     except OSError:
         return None  # there is no log daemon, as in a container
-
-    def both(level: int, module: str, text: str) -> None:
-        log.stderr_sink(level, module, text)
-        syslog.write(level, module, text)
-
-    log.set_sink(both)
+    log.set_sink(syslog.write_both)
     return syslog

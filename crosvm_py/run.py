@@ -82,7 +82,7 @@ def run_vm(
         stack.callback(parser.close)
         # Imported here, while the child reads the kernel.
         from crosvm_py.vmm.preparation import prepare
-        from crosvm_py.vmm.warden_proxy import start_warden
+        from crosvm_py.vmm.warden_proxy import adopt_spare, reap_spare, start_warden
 
         hosted = None if host is None else host.orders
         prepared = prepare(config, parser, stack, recorded, plugs=hosted is not None)
@@ -97,14 +97,19 @@ def run_vm(
         # The ends of the opener and of the warden; this process must not keep the former.
         has_control = host is None and not (prepared.socket is None and prepared.api is None)
         orders = socket_pair() if has_control else None
-        warden = start_warden(
-            prepared.policies,
-            {device.kind for device in prepared.devices},
-            _cleanup(prepared),
-            keep_fds=_kept(prepared, syslog, recorded),
-            cgroup=prepared.cgroup,
-            orders=hosted if orders is None else orders[1],
-        )
+        kinds = {device.kind for device in prepared.devices}
+        to_warden = hosted if orders is None else orders[1]
+        pipe = None if syslog is None else (syslog.tag, syslog.pipe_fd)
+        warden = None if recorded else adopt_spare(prepared, kinds, pipe, to_warden)
+        if warden is None:
+            warden = start_warden(
+                prepared.policies,
+                kinds,
+                _cleanup(prepared),
+                keep_fds=_kept(prepared, syslog, recorded),
+                cgroup=prepared.cgroup,
+                orders=to_warden,
+            )
         keeper = None
         if orders is not None:
             keeper = _start_keeper(config, prepared, syslog, orders)
@@ -124,6 +129,7 @@ def run_vm(
         on_failure.pop_all()  # from now on the VM ends the warden
         stack.callback(vm.close)
         vm.build()
+        reap_spare()
         if hosted is not None:
             hosted.close()
         bundle.drop()

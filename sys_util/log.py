@@ -280,6 +280,11 @@ def set_sink(sink: Sink) -> None:
     _sink = sink
 
 
+def current_filter() -> Filter:
+    """Return what decides which lines are written."""
+    return _filter
+
+
 def set_filter(new_filter: Filter) -> None:
     """Choose which lines of this process are written."""
     global _filter

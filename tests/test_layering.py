@@ -100,7 +100,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
         {
             *(BELOW_CROSVM_PY | GROUND | PROTOCOLS),
             *("crosvm_py.kinds", "crosvm_py.machine", "crosvm_py.console", "crosvm_py.net"),
-            *("crosvm_py.warden.warden", "crosvm_py.file_parser", "crosvm_py.relay"),
+            *("crosvm_py.warden.start", "crosvm_py.file_parser", "crosvm_py.relay"),
             "crosvm_py.control.keeper",
         }
     ),
@@ -128,7 +128,7 @@ ALLOWED_BELOW: dict[str, frozenset[str]] = {
     | {
         *("crosvm_py.__main__", "crosvm_py.cli", "crosvm_py.console", "crosvm_py.inherited"),
         *("crosvm_py.config", "crosvm_py.kinds", "crosvm_py.vmm"),
-        "crosvm_py.version",
+        *("crosvm_py.log", "crosvm_py.version", "crosvm_py.warden"),
     },
     "crosvm_py.control": frozenset(
         {"sys_util", "seccomp", "jail", "crosvm_py.api", "crosvm_py.opener"} | GROUND

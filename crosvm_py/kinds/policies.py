@@ -116,6 +116,18 @@ def load_run_policies(
     )
 
 
+def load_spare_policies() -> tuple[RunPolicies, Policy]:
+    """Return the filters for a warden that does not know its run, and its tighter filter.
+
+    Its first filter is that of a run with a broker. It has to load the tighter one as well if the
+    run turns out to have no need of one.
+
+    Raises:
+        PolicyError: one is missing or wrong.
+    """
+    return load_run_policies(DEVICE_KINDS, control=CONTROL), load_policy(_WARDENS[0])
+
+
 def keep_run_policies() -> None:
     """Load every filter that a run may need, so that it need not be read again.
 

@@ -95,6 +95,24 @@ def take_over(pid: int, environment: Iterable[bytes]) -> None:
     _refuse_to_fail("limits", _copy_limits, pid)
 
 
+def circumstances() -> tuple[object, ...]:
+    """Return what children of this process inherit and ``take_over`` may change.
+
+    That leaves out environment and current directory.
+    """
+    status = _status("self")
+    with (
+        open("/proc/self/oom_score_adj", encoding="ascii") as oom_score,
+        open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as groups,
+    ):
+        return (
+            *map(resource.getrlimit, _LIMITS),
+            *(os.sched_getscheduler(0), os.sched_getparam(0).sched_priority),
+            *(os.getpriority(os.PRIO_PROCESS, 0), frozenset(os.sched_getaffinity(0))),
+            *(status["Umask"], status["SigIgn"], oom_score.read(), groups.read()),
+        )
+
+
 def _refuse_to_fail(what: str, step: Callable[..., None], *arguments: object) -> None:
     try:
         step(*arguments)

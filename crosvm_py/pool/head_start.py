@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a monitor does before it knows its run: all that is the same in every run.
 
-It imports every module, loads every policy, and has KVM make a VM without memory or vCPUs.
+It imports every module, loads every policy, has KVM make a VM without memory or vCPUs, and starts a
+warden with spare devices.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import gc
 from contextlib import suppress
 
+from crosvm_py.pool.caller import circumstances
 from crosvm_py.vmm.prepared_kernel import move_prepared, prepared_fds
-from sys_util.errors import HostError
+from sys_util.errors import HostError, VmmError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from crosvm_py.pool.spare_warden import SpareWarden
     from kvm.vm import Kvm
 
 _MODULES: Final = (
@@ -51,12 +54,30 @@ class HeadStart:
             self._kvm = make_kvm_ready()
         gc.collect()
         gc.freeze()
+        from crosvm_py.pool.spare_warden import start_spare_warden
+
+        self._spare: SpareWarden | None = None
+        with suppress(VmmError):
+            self._spare = start_spare_warden()
+        self._circumstances = circumstances()
+
+    def settle(self) -> None:
+        """Pass the warden on to the run, unless a child of this process would be another by now."""
+        if self._spare is not None:
+            from crosvm_py.pool.spare_warden import keep_spare
+
+            if circumstances() == self._circumstances:
+                keep_spare(self._spare)
+            else:
+                self._spare.dismiss()
 
     def fds(self) -> list[int]:
         """Return the descriptors; this object keeps owning them."""
-        if self._kvm is None or self._kvm.ready_vm is None:
-            return prepared_fds()
-        return [*prepared_fds(), self._kvm.fd, self._kvm.ready_vm.fd]
+        kvm = self._kvm
+        fds = prepared_fds()
+        if kvm is not None and kvm.ready_vm is not None:
+            fds += [kvm.fd, kvm.ready_vm.fd]
+        return fds if self._spare is None else [*fds, *self._spare.fds()]
 
     def move(self, moved: dict[int, int]) -> None:
         """Note that the descriptors have other numbers now."""
@@ -64,3 +85,5 @@ class HeadStart:
         if self._kvm is not None and self._kvm.ready_vm is not None:
             self._kvm.fd = moved[self._kvm.fd]
             self._kvm.ready_vm.fd = moved[self._kvm.ready_vm.fd]
+        if self._spare is not None:
+            self._spare.move(moved)

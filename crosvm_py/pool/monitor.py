@@ -67,6 +67,7 @@ def serve(
     try:
         order, fds = _receive_order(client)
         job = _become_callers(client, order, status)
+        head_start.settle()
         with suppress(ChannelClosed, ProtocolError):
             pool.send(protocol.Taken())
         pool.close()

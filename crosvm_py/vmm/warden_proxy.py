@@ -19,13 +19,14 @@ from sys_util.crash import crash_report
 from sys_util.errors import ChannelClosed, HostError, ProtocolError, Refusable, remedy_for
 from sys_util.log import get_logger
 from sys_util.modules import load_module
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
     from crosvm_py.kinds.policies import RunPolicies
+    from crosvm_py.vmm.preparation import Preparation
     from jail.cgroup import VmCgroup
     from sys_util import socket
 
@@ -36,6 +37,12 @@ log = get_logger("crosvm.warden")
 END_SECONDS: Final = 10.0
 
 _REFUSABLE: Final = Refusable("start", "the warden, which makes the devices", forks=True)
+
+# Takes what ``adopt_spare`` takes.
+Adopter: TypeAlias = (
+    "Callable[[Preparation, Iterable[str], tuple[str, int] | None, socket.socket | None],"
+    " WardenProcess | None]"
+)
 
 # What both the vmm and the warden import: before the fork, so that it is in memory once.
 _SHARED: Final = (
@@ -68,6 +75,45 @@ class WardenProcess:
         os.close(self.pidfd)
 
 
+# In a monitor of the pool: what has its run adopt a spare warden, and what reaps one that did not
+# suit. Only such a process imports that.
+_adopters: list[Adopter] = []
+_reapers: list[Callable[[], None]] = []
+
+
+def adopt_later(adopter: Adopter) -> None:
+    """Have ``adopt_spare`` call this, once. It returns ``None`` if the warden does not suit."""
+    _adopters.append(adopter)
+
+
+def reap_later(reaper: Callable[[], None]) -> None:
+    """Have ``reap_spare`` call this, once."""
+    _reapers.append(reaper)
+
+
+def adopt_spare(
+    prepared: Preparation,
+    kinds: Iterable[str],
+    syslog: tuple[str, int] | None,
+    orders: socket.socket | None,
+) -> WardenProcess | None:
+    """Return a warden that waited for the run of this process, and serves it now, if there is one.
+
+    Args:
+        prepared: what the run has opened.
+        kinds: the kinds of its devices.
+        syslog: what its lines for syslog begin with, and the pipe for them.
+        orders: the warden's end of the channel from the opener; the caller closes it.
+    """
+    return _adopters.pop()(prepared, kinds, syslog, orders) if _adopters else None
+
+
+def reap_spare() -> None:
+    """Reap a spare warden that ``adopt_spare`` has dismissed."""
+    while _reapers:
+        _reapers.pop()()
+
+
 def start_warden(
     policies: RunPolicies | None,
     kinds: Iterable[str],
@@ -90,20 +136,23 @@ def start_warden(
     Raises:
         HostError: the host refuses to make the process.
     """
-    for name in _SHARED:
-        load_module(name)
-    with _REFUSABLE:
-        ours, theirs = socket_pair()
-    gc.freeze()  # so that the garbage collector does not write to pages shared after the fork
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
-    with _REFUSABLE:
-        pid = os.fork()
-    if pid == 0:
-        _be_warden(theirs, policies, kinds, when_vmm_is_gone, keep_fds, cgroup, orders)
+    if cgroup is not None:
+        keep_fds = (*keep_fds, cgroup.lock_fd)
+    if orders is not None:
+        keep_fds = (*keep_fds, orders.fileno())
+
+    def work(sock: socket.socket, null_fd: int) -> None:
+        # Imported here, so that the vmm need not load it and imports its own modules meanwhile.
+        from crosvm_py.warden.start import be_warden
+
+        be_warden(sock, null_fd, policies, kinds, cgroup, orders)
+        if cgroup is not None:
+            cgroup.remove()
+        when_vmm_is_gone()
+
+    ours, pid = fork_warden(work, keep_fds)
     if cgroup is not None:
         cgroup.let_go()
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    theirs.close()
     try:
         with _REFUSABLE:
             return WardenProcess(Channel(ours, protocol.VMM_CODEC), pid)
@@ -113,14 +162,34 @@ def start_warden(
         raise
 
 
+def fork_warden(
+    work: Callable[[socket.socket, int], None], keep_fds: Iterable[int] = ()
+) -> tuple[socket.socket, int]:
+    """Fork a process that does ``work`` and ends; return our end of its channel, and its pid.
+
+    ``work`` gets the channel's other end and /dev/null. Other descriptors are closed but
+    ``keep_fds`` and stderr. The signals that end a VM are ignored there.
+
+    Raises:
+        HostError: the host refuses it.
+    """
+    for name in _SHARED:
+        load_module(name)
+    with _REFUSABLE:
+        ours, theirs = socket_pair()
+    gc.freeze()  # so that the garbage collector does not write to pages shared after the fork
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    with _REFUSABLE:
+        pid = os.fork()
+    if pid == 0:
+        _be_warden(theirs, work, keep_fds)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    theirs.close()
+    return ours, pid
+
+
 def _be_warden(
-    sock: socket.socket,
-    policies: RunPolicies | None,
-    kinds: Iterable[str],
-    when_vmm_is_gone: Callable[[], None],
-    keep_fds: Iterable[int],
-    cgroup: VmCgroup | None,
-    orders: socket.socket | None,
+    sock: socket.socket, work: Callable[[socket.socket, int], None], keep_fds: Iterable[int]
 ) -> NoReturn:
     status = EXIT_BUG
     try:
@@ -130,18 +199,7 @@ def _be_warden(
             signal.signal(signum, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
         end_fault_handler()
-        if cgroup is not None:
-            keep_fds = (*keep_fds, cgroup.lock_fd)
-        if orders is not None:
-            keep_fds = (*keep_fds, orders.fileno())
-        null_fd = _keep_only({_STDERR, sock.fileno(), *keep_fds, *bundle.used_fds()})
-        # Imported here, so that the vmm need not load it and imports its own modules meanwhile.
-        from crosvm_py.warden.warden import be_warden
-
-        be_warden(sock, null_fd, policies, kinds, cgroup, orders)
-        if cgroup is not None:
-            cgroup.remove()
-        when_vmm_is_gone()
+        work(sock, _keep_only({_STDERR, sock.fileno(), *keep_fds, *bundle.used_fds()}))
         status = 0
     except OSError as error:
         reason = f"{error.strerror}{remedy_for(error)}"

@@ -11,11 +11,9 @@ whatever way, the warden ends every device and cleans up what the vmm could not.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
+from functools import partial
 
-from crosvm_py import bundle
 from crosvm_py.kinds.cgroup import DeviceLimits
 from crosvm_py.kinds.order import is_device_name
 from crosvm_py.kinds.table import DEVICE_KINDS, policies_of
@@ -23,7 +21,6 @@ from crosvm_py.warden import protocol
 from crosvm_py.warden.broker import Broker, owner_of
 from crosvm_py.warden.child import guest_bytes
 from crosvm_py.warden.device import Device
-from crosvm_py.warden.forge import start_forge
 from crosvm_py.warden.forge_proxy import reason_for
 from crosvm_py.warden.foundry import Foundry
 from crosvm_py.warden.maker import Maker
@@ -31,7 +28,7 @@ from crosvm_py.warden.orders import Orders
 from crosvm_py.warden.resize import check_resize, resize_file
 from devices.pci.address import MAX_DEVICES
 from jail.ids import choose
-from jail.plan import confine_warden, load_filter
+from jail.plan import load_filter
 from seccomp import syscall_name
 from sys_util import linux, signal
 from sys_util.channel import Channel
@@ -46,6 +43,7 @@ if TYPE_CHECKING:
 
     from crosvm_py.kinds.policies import RunPolicies
     from crosvm_py.warden.forge import ForgeProcess
+    from crosvm_py.warden.spare_device import SpareDevice
     from jail.cgroup import VmCgroup
     from sys_util import socket
     from sys_util.wire import Message
@@ -55,52 +53,7 @@ log = get_logger("crosvm.warden")
 _SHARED: Final = 2  # guest memory and the page of counters come before the device's own
 
 
-def be_warden(
-    sock: socket.socket,
-    null_fd: int,
-    policies: RunPolicies | None,
-    kinds: Iterable[str],
-    cgroup: VmCgroup | None = None,
-    orders: socket.socket | None = None,
-) -> None:
-    """Run as the warden until the vmm closes the other end of ``sock``.
-
-    Args:
-        sock: the channel to the vmm.
-        null_fd: /dev/null, for the devices.
-        policies: the compiled policies of the run; ``None`` for ``--disable-sandbox``.
-        kinds: the kinds of device in this VM; their modules are imported first.
-        cgroup: the group of the VM, in which devices get groups of their own.
-        orders: the channel from the opener, if devices can be added while the guest runs.
-    """
-    os.setsid()
-    linux.set_process_name("crosvm-warden")
-    kinds = sorted(kinds)
-    channel = Channel(sock, protocol.WARDEN_CODEC)
-    try:
-        if policies is not None:
-            confine_warden()
-        for kind in kinds:
-            DEVICE_KINDS[kind].preload()
-        syscall_name(0)  # loads the names now: under the filter no file can be opened
-        bundle.drop()
-        gc.freeze()
-        gc.enable()
-        forge = start_forge(policies, kinds, null_fd)  # after the imports, to share their pages
-        warden = _Warden(channel, forge, policies, null_fd, cgroup, kinds)
-        if orders is not None:
-            warden.take_orders(orders)
-        if policies is not None:
-            linux.report_denied_calls(sock.fileno(), protocol.WARDEN_DENIED_HEAD)
-            load_filter(policies.warden)
-    except (VmmError, OSError) as error:
-        with contextlib.suppress(ChannelClosed, ProtocolError):  # the vmm may have ended already
-            channel.send(protocol.CannotStart(reason_for(error)))
-        return
-    warden.run()
-
-
-class _Warden:
+class Warden:
     """Serve what the vmm asks for until it closes the channel."""
 
     def __init__(
@@ -132,7 +85,28 @@ class _Warden:
         """Take orders of the opener through ``sock`` once the guest runs."""
         self._orders = Orders(self._loop, sock, self._add)
 
+    def make_spares(self, count: int) -> None:
+        """Make spare processes for devices that will be ordered.
+
+        Raises:
+            HostError, OSError: the host refuses it.
+        """
+        for _ in range(count):
+            self._maker.make_spare()
+
+    def adopt(
+        self, kinds: Iterable[str], policies: Iterable[str], orders: socket.socket | None
+    ) -> None:
+        """Serve a run with devices of these kinds, which may need the filters ``policies``."""
+        for kind in kinds:
+            self._foundry.load_also(kind)
+        if self._filters is not None:
+            self._filters = {name: self._filters[name] for name in policies}
+        if orders is not None:
+            self.take_orders(orders)
+
     def run(self) -> None:
+        """Serve the vmm until it closes the channel."""
         self._loop.add(self._channel.fileno(), self._on_message)
         try:
             self._loop.run()
@@ -141,10 +115,12 @@ class _Warden:
         except VmmError as error:
             log.error("the vmm broke the protocol: %s", describe(error))
         finally:
-            self._end()
+            self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """Kill and reap every child."""
+        for spare in self._maker.take_spares():
+            spare.kill()
         self._foundry.end()
         for device in self._devices.values():
             if device.pid:
@@ -194,6 +170,9 @@ class _Warden:
 
     def _seal(self, message: protocol.Seal) -> None:
         """Make no process ourselves: moulds make them from now on. The vmm adds no more devices."""
+        for spare in self._maker.take_spares():
+            spare.kill()
+            self._loop.add(spare.pidfd, partial(self._reap_spare, spare))
         if self._policies is not None and not self._sealed:
             load_filter(self._policies.sealed)
         if self._orders is not None and not self._sealed:
@@ -377,6 +356,11 @@ class _Warden:
         with ours:
             message = protocol.Spawned(device.order.device_id, device.pid)
             self._channel.send(message, [ours.fileno()])
+
+    def _reap_spare(self, spare: SpareDevice, _events: int) -> None:
+        self._loop.remove(spare.pidfd)
+        os.waitpid(spare.pid, 0)
+        os.close(spare.pidfd)
 
     def _reap(self, device: Device) -> None:
         pid, device.pid = device.pid, 0

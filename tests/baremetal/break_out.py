@@ -113,23 +113,23 @@ def _attack_in_loop(attempt: Callable[[], object]) -> None:
 
 
 def _attack_in_warden(attempt: Callable[[], object]) -> None:
-    serve = warden._Warden._on_message
+    serve = warden.Warden._on_message
 
-    def attack(self: warden._Warden, events: int) -> None:
+    def attack(self: warden.Warden, events: int) -> None:
         serve(self, events)
         attempt()
 
-    setattr(warden._Warden, "_on_message", attack)  # noqa: B010 - as above
+    setattr(warden.Warden, "_on_message", attack)  # noqa: B010 - as above
 
 
 def _attack_in_sealed_warden(attempt: Callable[[], object]) -> None:
-    seal = warden._Warden._seal
+    seal = warden.Warden._seal
 
-    def attack(self: warden._Warden, message: protocol.Seal) -> None:
+    def attack(self: warden.Warden, message: protocol.Seal) -> None:
         seal(self, message)
         attempt()
 
-    setattr(warden._Warden, "_seal", attack)  # noqa: B010 - as above
+    setattr(warden.Warden, "_seal", attack)  # noqa: B010 - as above
 
 
 PLACES: Final = {

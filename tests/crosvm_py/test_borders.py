@@ -187,7 +187,7 @@ def test_vmm_that_says_anything_ends_the_service_of_its_warden(
         forge, forges = socket_pair()
         process = ForgeProcess(forge, os.getpid(), os.pidfd_open(os.getpid()))
         channel = Channel(ours, warden_protocol.WARDEN_CODEC)
-        warden = warden_module._Warden(channel, process, None, -1, None)
+        warden = warden_module.Warden(channel, process, None, -1, None)
         theirs.setblocking(False)
         theirs.send(payload)
         with suppress(VmmError):
@@ -207,7 +207,7 @@ class OrderedWarden:
         opener, theirs = socket_pair()
         self._process = ForgeProcess(forge, os.getpid(), os.pidfd_open(os.getpid()))
         channel = Channel(ours, warden_protocol.WARDEN_CODEC)
-        self.warden = warden_module._Warden(channel, self._process, None, -1, None)
+        self.warden = warden_module.Warden(channel, self._process, None, -1, None)
         self.warden.take_orders(theirs)
         self.warden._sealed = warden_protocol.Seal()
         self.opener = Channel(opener, warden_protocol.OPENER_CODEC)

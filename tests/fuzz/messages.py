@@ -15,6 +15,7 @@ from crosvm_py.control import protocol as control_protocol
 from crosvm_py.device_process import protocol as device_protocol
 from crosvm_py.file_parser import protocol as file_parser_protocol
 from crosvm_py.pool import protocol as pool_protocol
+from crosvm_py.pool import spare_protocol
 from crosvm_py.requests import catalogue, creation
 from crosvm_py.warden import forge_protocol
 from crosvm_py.warden import protocol as warden_protocol
@@ -48,6 +49,8 @@ CODECS = {
     "pool to monitor": pool_protocol.MONITOR_CODEC,
     "monitor to pool": pool_protocol.POOL_CODEC,
     "pool or monitor to client": pool_protocol.CLIENT_CODEC,
+    "monitor to spare warden": spare_protocol.SPARE_CODEC,
+    "spare warden to monitor": spare_protocol.MONITOR_CODEC,
     "control request": catalogue.REQUESTS,
     "control response": catalogue.RESPONSES,
     "API to waiting vmm": wire.Codec(creation.INTERNAL),

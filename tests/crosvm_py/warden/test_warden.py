@@ -16,7 +16,7 @@ import pytest
 from crosvm_py.care import ALWAYS, Care
 from crosvm_py.kinds.order import DeviceOrder, pack_spec
 from crosvm_py.vmm import warden_proxy as host
-from crosvm_py.warden import child, maker, protocol, warden
+from crosvm_py.warden import child, maker, protocol
 from devices.virtio.rng.device import RngSpec
 from sys_util.errors import HostError, VmmError
 from sys_util.guest_memory import MemoryRegion
@@ -161,7 +161,7 @@ def test_bug_in_the_warden_ends_the_devices_with_it(
         raise ZeroDivisionError("a bug in the warden")
 
     add_probe_kind(monkeypatch)
-    monkeypatch.setattr("crosvm_py.warden.warden._Warden._kill", fail)
+    monkeypatch.setattr("crosvm_py.warden.warden.Warden._kill", fail)
     with DeviceRig(sandbox=False) as rig:
         device = rig.start(ORDER)
         rig.warden.channel.send(protocol.Kill(0))
@@ -270,7 +270,7 @@ def test_warden_that_cannot_confine_itself_says_why(monkeypatch: pytest.MonkeyPa
     def refuse() -> None:
         raise HostError("jail:", "drop all") from OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(warden, "confine_warden", refuse)
+    monkeypatch.setattr("crosvm_py.warden.start.confine_warden", refuse)
     words = r"^warden: jail: drop all: Operation not permitted$"
     with DeviceRig(sandbox=True) as rig, pytest.raises(VmmError, match=words):
         rig.rng()
