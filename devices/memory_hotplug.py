@@ -57,6 +57,11 @@ class MemoryHotplugController:
         self._inserting.add(len(self._dimms))
         self._dimms.append(dimm)
 
+    def take_last(self) -> Dimm:
+        """Remove the module that came last; no guest runs."""
+        self._inserting.discard(len(self._dimms) - 1)
+        return self._dimms.pop()
+
     def reset(self) -> None:
         """Forget the guest, which finds the modules when it boots again."""
         self._selected = 0

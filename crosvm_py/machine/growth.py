@@ -110,6 +110,7 @@ class Dimms:
         self._blocks = KvmBlocks(vm, area)
         self._controller = controller
         self._hotplug = hotplug
+        self._wanted = 0  # the size that was asked for last
 
     @property
     def added_bytes(self) -> int:
@@ -148,12 +149,29 @@ class Dimms:
         """
         added = self.added_bytes
         more = size_bytes - self._boot_bytes - added
+        self._wanted = size_bytes
         if more <= 0:
             return
         step = self._area.block_bytes
         self._blocks.add(added // step, more // step)
         self._hotplug.memory_plugged(Dimm(self._area.start + added, more), self._controller)
         log.info("memory: a module of %d MiB is added", more // _MIB)
+
+    def reset(self) -> None:
+        """Take away what is more than was asked for last; the guest finds the rest at its boot.
+
+        A module that would be smaller than a step goes as a whole.
+        """
+        step = self._area.block_bytes
+        while self.added_bytes and self._boot_bytes + self.added_bytes > self._wanted:
+            gpa, size_bytes, node = self._controller.take_last()
+            first = (gpa - self._area.start) // step
+            self._blocks.remove(first, size_bytes // step)
+            left = (self._wanted - self._boot_bytes - self.added_bytes) // step
+            if left > 0:
+                self._blocks.add(first, left)
+                self._controller.plugged(Dimm(gpa, left * step, node))
+        self._controller.reset()
 
 
 # Requests of a driver of virtio-mem, as the specification numbers them (virtio 1.3 §5.15.6).

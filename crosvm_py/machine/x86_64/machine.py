@@ -153,9 +153,9 @@ class Machine(Board):
             raise ValueError("memory modules on a machine without hot-plug")
         controller = MemoryHotplugController()
         self.mmio.insert(layout.MEMORY_HOTPLUG_GPA, MEMORY_HOTPLUG_BYTES, controller)
-        self.parts.append(controller)
         (area,) = self._memory.hot_areas
-        self.growth = Dimms(self.vm, area, self.memory_bytes, controller, self.hotplug)
+        self.growth = dimms = Dimms(self.vm, area, self.memory_bytes, controller, self.hotplug)
+        self.parts.append(dimms)
         self._has_dimm_slots = True
 
     def _create_interrupt_controllers(self) -> None:

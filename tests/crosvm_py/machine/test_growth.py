@@ -138,6 +138,35 @@ def test_module_that_kvm_refuses_is_no_address(rig: Rig) -> None:
     rig.grow(BOOT + STEP)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "dimms"),
+    [
+        pytest.param(
+            BOOT + 5 * STEP, [Dimm(HOT, 2 * STEP), Dimm(HOT + 2 * STEP, 3 * STEP)], id="as-is"
+        ),
+        pytest.param(
+            BOOT + 4 * STEP, [Dimm(HOT, 2 * STEP), Dimm(HOT + 2 * STEP, 2 * STEP)], id="less"
+        ),
+        pytest.param(BOOT + 2 * STEP, [Dimm(HOT, 2 * STEP)], id="without-the-last"),
+        pytest.param(BOOT + STEP, [Dimm(HOT, STEP)], id="less-of-the-first"),
+        pytest.param(BOOT + MIB, [], id="part-of-a-step"),
+        pytest.param(0, [], id="nothing"),
+    ],
+)
+def test_smaller_size_is_that_of_the_guest_after_a_reset(
+    rig: Rig, wanted: int, dimms: list[Dimm]
+) -> None:
+    rig.grow(BOOT + 2 * STEP)
+    rig.grow(BOOT + 5 * STEP)
+    rig.grow(wanted)
+    rig.dimms.reset()
+    assert list(rig.registers.dimms) == dimms
+    assert sorted(rig.kvm.slots.values()) == [(dimm.gpa, dimm.size_bytes) for dimm in dimms]
+    assert rig.registers.read(20, 1) in (0, 1)  # none is new
+    rig.grow(BOOT + 6 * STEP)
+    assert rig.dimms.added_bytes == 6 * STEP
+
+
 def test_record_of_the_vmm_is_its_own(rig: Rig) -> None:
     rig.blocks.add(3, 1)
     rig.area.blocks[:] = b"\1" * 12  # as a device process could do
