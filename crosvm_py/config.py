@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # A local APIC id of x86 has 8 bits. 255 means all of them, and the I/O APIC needs one.
 MAX_CPUS: Final = 254
+# As many as Linux can have on any architecture (NR_CPUS).
+MAX_HOST_CPUS: Final = 8192
 # The boot tables and a small bare-metal guest need so much.
 MIN_MEMORY_BYTES: Final = 4 << 20
 # One KVM memory slot has at most 2^31 pages; half of that leaves room below 46 address bits.
@@ -108,15 +110,77 @@ class NetworkSpec:
     vhost: bool = False
 
 
+class Topology(NamedTuple):
+    """How vCPUs are arranged: how many of one level are in the next.
+
+    All threads of a core follow each other. An APIC id has a field of bits for each level, as wide
+    as the level needs (Intel SDM volume 3, §9.9), so ids have gaps where a level has no power of
+    two of parts.
+    """
+
+    threads: int
+    cores: int
+    dies: int
+    packages: int
+
+    @property
+    def per_core_bits(self) -> int:
+        """Bits of an APIC id that tell threads of one core apart."""
+        return (self.threads - 1).bit_length()
+
+    @property
+    def per_die_bits(self) -> int:
+        """Bits that tell threads of one die apart."""
+        return self.per_core_bits + (self.cores - 1).bit_length()
+
+    @property
+    def per_package_bits(self) -> int:
+        """Bits that tell threads of one package apart."""
+        return self.per_die_bits + (self.dies - 1).bit_length()
+
+    @property
+    def per_die(self) -> int:
+        """Threads of one die."""
+        return self.threads * self.cores
+
+    @property
+    def per_package(self) -> int:
+        """Threads of one package."""
+        return self.per_die * self.dies
+
+    def apic_id(self, index: int) -> int:
+        """Return the APIC id of the vCPU with this number."""
+        core, thread = divmod(index, self.threads)
+        die, core = divmod(core, self.cores)
+        package, die = divmod(die, self.dies)
+        return (
+            package << self.per_package_bits
+            | die << self.per_die_bits
+            | core << self.per_core_bits
+            | thread
+        )
+
+
+def one_package(cpus: int) -> Topology:
+    """Return the arrangement where nobody asks for another: each vCPU is a core."""
+    return Topology(1, cpus, 1, 1)
+
+
 @fact
 class CpuSpec:
     """More about vCPUs than how many there are at the start.
 
     Args:
         most: how many there can be; none can come if it is no more than those of the start.
+        topology: how they are arranged; ``None`` for one package of cores.
+        address_bits: the most bits of a physical address; 0 for as many as the host has.
+        affinity: the processors of the host on which a vCPU runs, by its number.
     """
 
     most: int = 0
+    topology: Topology | None = None
+    address_bits: int = 0
+    affinity: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
 
 class ApiSocketSpec(NamedTuple):

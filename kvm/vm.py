@@ -272,8 +272,8 @@ class Vm:
         message = ffi.new("struct kvm_msi *", fields)
         ioctl(self.fd, lib.KVM_SIGNAL_MSI, message, "KVM_SIGNAL_MSI", f"to {address:#x}")
 
-    def _create_vcpu(self, architecture: type[AnyVcpu], index: int) -> AnyVcpu:
-        fd = ioctl_int(self.fd, lib.KVM_CREATE_VCPU, index, "KVM_CREATE_VCPU", f"{index}")
+    def _create_vcpu(self, architecture: type[AnyVcpu], index: int, kvm_id: int) -> AnyVcpu:
+        fd = ioctl_int(self.fd, lib.KVM_CREATE_VCPU, kvm_id, "KVM_CREATE_VCPU", f"{index}")
         os.set_inheritable(fd, False)
         return architecture(index, fd, self._run_bytes)
 

@@ -114,9 +114,9 @@ class X86Vm(Vm):
         data = ffi.new("struct kvm_clock_data *", {"clock": clock_ns, "flags": 0})
         ioctl(self.fd, lib.KVM_SET_CLOCK, data, "KVM_SET_CLOCK")
 
-    def create_vcpu(self, index: int) -> X86Vcpu:
-        """Create the vCPU ``index``, which is also its APIC id."""
-        return self._create_vcpu(X86Vcpu, index)
+    def create_vcpu(self, index: int, apic_id: int | None = None) -> X86Vcpu:
+        """Create the vCPU ``index``, by default with its index as APIC id."""
+        return self._create_vcpu(X86Vcpu, index, index if apic_id is None else apic_id)
 
 
 class X86Vcpu(Vcpu):

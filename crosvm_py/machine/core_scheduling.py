@@ -5,6 +5,8 @@ Hardware threads of one core share caches and buffers. Through them a guest can 
 another program on the same core does. A thread with a scheduling cookie shares a core only with
 threads that have the same cookie. As in crosvm, each vCPU has its own cookie by default, so that
 programs within a guest are protected from each other, too; or all vCPUs of a VM have one cookie.
+
+The user may also pin the threads of vCPUs to processors of the host.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ import os
 from sys_util import linux
 from sys_util.errors import ConfigError, HostError
 from sys_util.log import get_logger
-from sys_util.typing import Final
+from sys_util.typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from crosvm_py.config import CpuSpec
 
 log = get_logger("crosvm.run")
 
@@ -68,6 +73,22 @@ def take_core() -> None:
         linux.make_core_cookie()
     except OSError as error:
         raise HostError("take", "a core for vCPUs", f"or try {OPTION}=false") from error
+
+
+def pin(index: int, spec: CpuSpec) -> None:
+    """Let the calling thread run on the processors of one vCPU, where the user names some.
+
+    Raises:
+        HostError: the host has none of them, or this process may use none.
+    """
+    for vcpu, processors in spec.affinity:
+        if vcpu == index:
+            try:
+                os.sched_setaffinity(0, processors)
+            except OSError as error:
+                words = ",".join(map(str, processors[:8]))
+                remedy = "see the processors of --cpu-affinity, or cpus.affinity"
+                raise HostError("run", f"vCPU {index} on processors {words}", remedy) from error
 
 
 def _has_siblings() -> bool:

@@ -18,7 +18,9 @@ from crosvm_py.vm_config.devices import (
     VsockConfig,
 )
 from crosvm_py.vm_config.machine import (
+    CpuAffinity,
     CpusConfig,
+    CpuTopology,
     LandlockConfig,
     MemoryConfig,
     PayloadConfig,
@@ -31,7 +33,7 @@ from sys_util import socket
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from crosvm_py.config import NetworkSpec, RunConfig, SerialSpec
+    from crosvm_py.config import CpuSpec, NetworkSpec, RunConfig, SerialSpec
     from crosvm_py.vm_config.field_types import ConsoleMode
     from devices.virtio.balloon.device import BalloonSpec
     from devices.virtio.block.spec import BlockSpec
@@ -62,6 +64,9 @@ def vm_config(config: RunConfig) -> VmConfig:
     return VmConfig(
         cpus=structs.replace(
             CpusConfig(boot_vcpus=config.cpus, max_vcpus=config.max_cpus),
+            topology=_topology(config.cpu_spec),
+            max_phys_bits=config.cpu_spec.address_bits or 46,
+            affinity=_affinity(config),
             core_scheduling="Vm" if config.per_vm_core_scheduling else scheduling,
         ),
         memory=MemoryConfig(
@@ -120,6 +125,20 @@ def _segments(config: RunConfig) -> tuple[PciSegmentConfig, ...] | None:
 def _segment(config: RunConfig, name: str) -> int:
     """Return the PCI segment of the device that the vmm calls ``name``."""
     return dict(config.pci_slots).get(name, 0) // SEGMENT_SLOTS
+
+
+def _topology(spec: CpuSpec) -> CpuTopology | None:
+    if spec.topology is None:
+        return None
+    threads, cores, dies, packages = spec.topology
+    return CpuTopology(
+        threads_per_core=threads, cores_per_die=cores, dies_per_package=dies, packages=packages
+    )
+
+
+def _affinity(config: RunConfig) -> tuple[CpuAffinity, ...] | None:
+    pinned = [each for each in config.cpu_spec.affinity if each[0] < config.max_cpus]
+    return tuple(CpuAffinity(vcpu=vcpu, host_cpus=where) for vcpu, where in pinned) or None
 
 
 def _balloon(spec: BalloonSpec) -> BalloonConfig:

@@ -50,7 +50,7 @@ def segments(config: VmConfig) -> int:
 
 
 def _payload(payload: PayloadConfig | None) -> Iterator[Problem]:
-    if payload is None or payload.kernel is payload.firmware is None:
+    if payload is None or not (payload.kernel or payload.firmware):
         yield from when(True, "payload", "there is nothing to boot: kernel or firmware is missing")
     elif payload.kernel is not None and payload.firmware is not None:
         yield from when(True, "payload", "kernel and firmware exclude each other")

@@ -8,8 +8,10 @@ from crosvm_py.config import (
     MAX_CARDS,
     MAX_CPUS,
     MAX_DISKS,
+    MAX_HOST_CPUS,
     MAX_MEMORY_BYTES,
     MIN_MEMORY_BYTES,
+    Topology,
 )
 from crosvm_py.vm_config.addresses import ipv4_bytes, mac_bytes
 from crosvm_py.vm_config.pci_slots import slot_problems
@@ -23,9 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from crosvm_py.vm_config.devices import NetConfig, RateLimiterConfig
+    from crosvm_py.vm_config.machine import CpusConfig
     from crosvm_py.vm_config.schema import VmConfig
 
 _PAGE_BYTES: Final = 4096
+# Every processor that we know has so many, and addresses below 4 GiB that are not memory.
+_MIN_ADDRESS_BITS: Final = 36
+_HOLE_BYTES: Final = 1 << 30
 _MIB: Final = 1 << 20
 _MAX_MTU: Final = 65521  # what an Ethernet header leaves of the 64 KiB of a TAP's frame
 _MAX_NAME_BYTES: Final = 15  # of a network interface: IFNAMSIZ without the zero
@@ -40,6 +46,7 @@ def limit_problems(config: VmConfig) -> Iterator[Problem]:
     if not MIN_MEMORY_BYTES <= size <= MAX_MEMORY_BYTES:
         yield _problem("memory.size", f"{size} bytes are outside the limits, {limits}")
     yield from _whole_pages("memory.size", size)
+    yield from _cpus(config)
     yield from _growth(size, config.memory.hotplug_size or 0)
     plugged = config.memory.hotplugged_size or 0
     if plugged % DIMM_STEP_BYTES:
@@ -68,6 +75,34 @@ def _growth(size: int, hotplug_size: int) -> Iterator[Problem]:
         yield _problem(place, f"{hotplug_size} bytes is not a multiple of {step // _MIB} MiB")
     if size + hotplug_size > MAX_MEMORY_BYTES:
         yield _problem(place, f"memory would be more than {MAX_MEMORY_BYTES >> 40} TiB")
+
+
+def topology_of(config: CpusConfig) -> Topology | None:
+    """Return how vCPUs are arranged, if the configuration says so."""
+    found = config.topology
+    if found is None:
+        return None
+    return Topology(
+        found.threads_per_core, found.cores_per_die, found.dies_per_package, found.packages
+    )
+
+
+def _cpus(config: VmConfig) -> Iterator[Problem]:
+    cpus, topology = config.cpus, topology_of(config.cpus)
+    last = cpus.max_vcpus - 1
+    is_served = topology is not None and topology.per_package and last < MAX_CPUS
+    if topology is not None and is_served and topology.apic_id(last) >= MAX_CPUS:
+        yield _problem("cpus.topology", f"it needs APIC ids beyond {MAX_CPUS - 1}")
+    end = config.memory.size + (config.memory.hotplug_size or 0) + _HOLE_BYTES
+    bits = cpus.max_phys_bits
+    if bits < _MIN_ADDRESS_BITS or end > 1 << bits:
+        yield _problem("cpus.max_phys_bits", f"{bits} bits are too few for all addresses")
+    for index, pinned in enumerate(cpus.affinity or ()):
+        place = f"cpus.affinity[{index}].host_cpus"
+        if not pinned.host_cpus:
+            yield _problem(place, "it names no processor")
+        elif max(pinned.host_cpus) >= MAX_HOST_CPUS:
+            yield _problem(place, f"no host has a processor {max(pinned.host_cpus)}")
 
 
 def _problem(place: str, text: str) -> Problem:

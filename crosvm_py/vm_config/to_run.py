@@ -16,7 +16,7 @@ from crosvm_py.config import (
 from crosvm_py.vm_config.addresses import ipv4_bytes, mac_bytes
 from crosvm_py.vm_config.errors import UnfitConfigError
 from crosvm_py.vm_config.landlock import landlock_rules
-from crosvm_py.vm_config.own_limits import limit_problems, rate_limits
+from crosvm_py.vm_config.own_limits import limit_problems, rate_limits, topology_of
 from crosvm_py.vm_config.pci_slots import device_slots, pci_weights
 from crosvm_py.vm_config.unsupported import unsupported
 from crosvm_py.vm_config.validation import problems
@@ -30,6 +30,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.vm_config.devices import BalloonConfig, DiskConfig, NetConfig
+    from crosvm_py.vm_config.machine import CpusConfig
     from crosvm_py.vm_config.problem import Problem
     from crosvm_py.vm_config.schema import VmConfig
 
@@ -62,7 +63,7 @@ def run_config(config: VmConfig) -> RunConfig:
         kernel=payload.kernel,
         params=(payload.cmdline,) if payload.cmdline else (),
         cpus=config.cpus.boot_vcpus,
-        cpu_spec=CpuSpec(min(config.cpus.max_vcpus, MAX_CPUS)),
+        cpu_spec=cpu_spec(config.cpus),
         memory_bytes=config.memory.size,
         initrd=payload.initramfs,
         disks=tuple(
@@ -90,6 +91,16 @@ def run_config(config: VmConfig) -> RunConfig:
         hotplug_bytes=config.memory.hotplug_size or 0,
         hotplug_method=_METHODS[config.memory.hotplug_method],
         hotplugged_bytes=config.memory.hotplugged_size or 0,
+    )
+
+
+def cpu_spec(config: CpusConfig) -> CpuSpec:
+    """Return what a configuration without problems says of vCPUs, beside their number."""
+    return CpuSpec(
+        most=min(config.max_vcpus, MAX_CPUS),
+        topology=None if config.max_vcpus > MAX_CPUS else topology_of(config),
+        address_bits=config.max_phys_bits,
+        affinity=tuple((each.vcpu, each.host_cpus) for each in config.affinity or ()),
     )
 
 

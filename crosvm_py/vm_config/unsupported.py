@@ -50,10 +50,6 @@ _SOURCES: Final = ("/dev/urandom", "/dev/random")
 
 # Keys that are ignored, with what happens instead.
 _IGNORED: Final = {
-    "cpus.topology": "each vCPU is a core",
-    "cpus.max_phys_bits": "addresses are as wide as the host's",
-    "cpus.affinity": "vCPUs run on any processor",
-    "cpus.nested": "the host decides whether a guest may run VMs",
     "memory.mergeable": "pages are not merged",
     "memory.prefault": "memory is taken when it is used",
     "memory.reserve": "memory is taken when it is used",
@@ -93,6 +89,8 @@ def ignored(config: VmConfig) -> list[str]:
     ]
     if config.cpus.max_vcpus > MAX_CPUS:
         found.append(f"cpus.max_vcpus has no effect beyond {MAX_CPUS}: there are no more vCPUs")
+        if config.cpus.topology is not None:
+            found.append("cpus.topology has no effect: each vCPU is a core")
     return found
 
 

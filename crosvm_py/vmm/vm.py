@@ -13,7 +13,7 @@ from crosvm_py.kinds.console import CONSOLE
 from crosvm_py.leaving import expect_filter
 from crosvm_py.machine.arch import host_arch
 from crosvm_py.machine.board import MachineEvents
-from crosvm_py.machine.core_scheduling import take_core
+from crosvm_py.machine.core_scheduling import pin, take_core
 from crosvm_py.vmm.supervisor import Supervisor
 from jail.plan import confine_vmm, load_filter
 from sys_util import signal
@@ -203,7 +203,7 @@ class VirtualMachine:
             take_core()  # the vCPU threads inherit the cookie
         policies = self._prepared.policies
         if policies is None:
-            vcpus.start(paused=True, confine=lambda _index: self._enter_vcpu(None))
+            vcpus.start(paused=True, confine=lambda index: self._enter_vcpu(index, None))
             vcpus.wait_confined()
             return
         expect_filter()
@@ -214,12 +214,13 @@ class VirtualMachine:
                 {os.path.dirname(socket.path) for socket in self._prepared.sockets}
             ),
         )
-        vcpus.start(paused=True, confine=lambda _index: self._enter_vcpu(policies.vcpu))
+        vcpus.start(paused=True, confine=lambda index: self._enter_vcpu(index, policies.vcpu))
         vcpus.wait_confined()
         load_filter(policies.main)
 
-    def _enter_vcpu(self, policy: Policy | None) -> None:
+    def _enter_vcpu(self, index: int, policy: Policy | None) -> None:
         """Confine the calling thread, so that it may run a guest."""
+        pin(index, self._config.cpu_spec)
         if self._prepared.separates_cores and not self._config.per_vm_core_scheduling:
             take_core()
         if policy is not None:

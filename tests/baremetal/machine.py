@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from crosvm_py.config import one_package
 from crosvm_py.exit_status import VmExit
 from crosvm_py.machine.vcpu import VcpuSet
 from crosvm_py.machine.vcpu_exit import VmExitReason
@@ -116,7 +117,7 @@ class Machine:
         for slot, (region, mapping) in enumerate(self.memory.mappings):
             self.vm.add_memory(slot, region.gpa, mapping)
         supported = supported_cpuid(self._kvm)
-        template = CpuidTemplate(supported, cpus, tsc_deadline_timer=True)
+        template = CpuidTemplate(supported, one_package(cpus), tsc_deadline_timer=True)
         self.vcpus = [self.vm.create_vcpu(index) for index in range(cpus)]
         for vcpu in self.vcpus:
             vcpu.set_cpuid(template.for_vcpu(vcpu.index))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,3 +137,23 @@ def test_command_says_what_the_vm_answers(cpus: Cpus) -> None:
     assert crosvm("resize", "--cpus=1", cpus.sock).returncode == 0
     assert cpus.resize(2)  # the vCPU may stay after all
     assert (cpus.has(0, 1), cpus.count) == (True, 2)
+
+
+def test_vcpus_run_where_the_user_wants_them(guest: Path, tmp_path: Path) -> None:
+    processor = min(os.sched_getaffinity(0))
+    words = ["-m", "16", "-c", "1,max=2", "--cpu-affinity", str(processor)]
+    with Vmm([*words, "-s", tmp_path / "sock", guest]) as vmm:
+        vmm.wait_for(b"cpus\n")
+        where = {
+            (task / "comm").read_text().strip(): os.sched_getaffinity(int(task.name))
+            for task in Path(f"/proc/{vmm.process.pid}/task").iterdir()
+        }
+    assert [where["vcpu0"], where["spare1"]] == [{processor}] * 2
+    assert where["crosvm"] == os.sched_getaffinity(0)
+
+
+def test_processor_that_the_host_lacks_is_named(guest: Path) -> None:
+    refused = crosvm("run", "-m", "16", "--cpu-affinity", "0=8191", guest)
+    assert refused.returncode == 1
+    assert "run vCPU 0 on processors 8191" in refused.stderr
+    assert "--cpu-affinity" in refused.stderr

@@ -16,7 +16,7 @@ from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments, Option
-    from crosvm_py.config import RunConfig
+    from crosvm_py.config import CpuSpec, RunConfig
     from crosvm_py.vm_config.schema import VmConfig
     from devices.virtio.balloon.device import BalloonSpec
 
@@ -116,7 +116,7 @@ def on_top_of(base: RunConfig, made: RunConfig, arguments: Arguments) -> RunConf
         kernel=made.kernel if arguments.positional else base.kernel,
         params=base.params + made.params,
         cpus=processors.cpus,
-        cpu_spec=processors.cpu_spec,
+        cpu_spec=_cpu_spec(base, made, arguments),
         memory_bytes=asked.memory_bytes,
         huge_pages=asked.huge_pages,
         hotplug_bytes=asked.hotplug_bytes,
@@ -137,6 +137,12 @@ def on_top_of(base: RunConfig, made: RunConfig, arguments: Arguments) -> RunConf
     if merged.balloon is not None and merged.balloon.size_bytes > merged.memory_bytes:
         raise ConfigError("--config: balloon.size is more than the memory")
     return merged
+
+
+def _cpu_spec(base: RunConfig, made: RunConfig, arguments: Arguments) -> CpuSpec:
+    spec = made.cpu_spec if arguments.has(machine.CPUS) else base.cpu_spec
+    pinned = made if arguments.has(machine.AFFINITY) else base
+    return replace(spec, affinity=pinned.cpu_spec.affinity)
 
 
 def _balloon(base: RunConfig, made: RunConfig, arguments: Arguments) -> BalloonSpec | None:

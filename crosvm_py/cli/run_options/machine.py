@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from crosvm_py.cli.grammar import keyvalue
 from crosvm_py.cli.grammar.options import Option, OptionGroup, switch
+from crosvm_py.cli.grammar.scanner import parse_number
 from crosvm_py.config import (
     ACPI,
     DIMM_STEP_BYTES,
     MAX_CPUS,
+    MAX_HOST_CPUS,
     MAX_MEMORY_BYTES,
     MIN_MEMORY_BYTES,
     VIRTIO_MEM,
     CpuSpec,
 )
 from sys_util.errors import ConfigError, UsageError
-from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from crosvm_py.cli.grammar.options import Arguments
@@ -34,6 +36,10 @@ _METHOD: Final = keyvalue.choice(
     "hotplug-method", "how it grows: as modules, or by virtio-mem", (ACPI, VIRTIO_MEM), ACPI
 )
 _HUGE_PAGES: Final = keyvalue.flag("thp", "huge pages where the host can make them", default=True)
+
+
+# The processors of each vCPU, by its number.
+Affinity: TypeAlias = "tuple[tuple[int, tuple[int, ...]], ...]"
 
 
 class MemoryOption(NamedTuple):
@@ -64,6 +70,44 @@ def _read_cpus(option: str, text: str) -> CpusOption:
     if most and most < cpus:
         raise ConfigError(f"{option}: max={most} is less than the {cpus} vCPUs of the start")
     return CpusOption(cpus, CpuSpec(most))
+
+
+def _read_affinity(option: str, text: str) -> Affinity:
+    """Read ``0,2-3`` for all vCPUs, or ``0=2-3:1=4`` for some."""
+    if "=" not in text:
+        processors = _processors(option, text)
+        return tuple((vcpu, processors) for vcpu in range(MAX_CPUS))
+    found: dict[int, tuple[int, ...]] = {}
+    for part in text.split(":"):
+        vcpu, equals, words = part.partition("=")
+        number = _number(option, vcpu)
+        if not equals or number in found:
+            raise UsageError(f"{option}: {part!r:.40} is not VCPU=PROCESSORS, once for each vCPU")
+        if number >= MAX_CPUS:
+            raise ConfigError(f"{option}: there is no vCPU {number}")
+        found[number] = _processors(option, words)
+    return tuple(found.items())
+
+
+def _processors(option: str, text: str) -> tuple[int, ...]:
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        low = _number(option, first)
+        high = _number(option, last) if dash else low
+        if high < low:
+            raise UsageError(f"{option}: {part!r:.40} ends before it begins")
+        if high >= MAX_HOST_CPUS:
+            raise ConfigError(f"{option}: no host has a processor {high}")
+        found.update(range(low, high + 1))
+    return tuple(sorted(found))
+
+
+def _number(option: str, text: str) -> int:
+    try:
+        return parse_number(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {text!r:.40}: {error}") from None
 
 
 def _read_memory(option: str, text: str) -> MemoryOption:
@@ -102,6 +146,12 @@ CPUS: Final = Option(
     f"number of vCPUs, 1 to {MAX_CPUS}; with max, crosvm resize can add others, up to that number",
     _read_cpus,
     default="1",
+)
+AFFINITY: Final = Option(
+    "--cpu-affinity",
+    "CPUS",
+    "on which processors of the host vCPUs run: 0,2-3 for all, 0=2-3:1=4 for each one named",
+    _read_affinity,
 )
 MEMORY: Final = Option(
     "-m --mem",
@@ -146,6 +196,6 @@ def per_vm_core_scheduling(arguments: Arguments) -> bool:
 
 GROUP: Final = OptionGroup(
     "Processors and memory",
-    (CPUS, MEMORY, CORE_SCHEDULING, PER_VM, REBOOT),
+    (CPUS, AFFINITY, MEMORY, CORE_SCHEDULING, PER_VM, REBOOT),
     examples=("crosvm run -c 4 -m 2g vmlinux",),
 )

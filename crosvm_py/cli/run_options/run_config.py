@@ -23,6 +23,7 @@ from crosvm_py.cli.run_options.twice import first_twice
 from crosvm_py.config import RunConfig
 from devices.virtio.block.spec import BlockSpec
 from sys_util.errors import ConfigError, UsageError
+from sys_util.facts import replace
 from sys_util.typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _of_options(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         kernel=guest.kernel,
         params=(*guest.params, *arguments.every(boot.PARAMS)),
         cpus=cpus.vcpus,
-        cpu_spec=cpus.spec,
+        cpu_spec=replace(cpus.spec, affinity=arguments.get(machine.AFFINITY) or ()),
         memory_bytes=memory.size_bytes,
         initrd=arguments.get(boot.INITRD) or guest.initrd,
         disks=disks.disks(arguments, guest.root),

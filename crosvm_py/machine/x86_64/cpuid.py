@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What CPUID tells the guest: the features that KVM supports here, and a topology of our own.
 
-All vCPUs are cores of one package, with one thread each; a vCPU's APIC id is its index. Nested
+Unless the user has asked for another topology, all vCPUs are cores of one package, with one thread
+each, and a vCPU's APIC id is its index. Nested
 virtualization and performance counters are hidden, because they are a large part of KVM's attack
 surface and our guests do not need them.
 """
@@ -13,6 +14,8 @@ from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from crosvm_py.config import Topology
 
 LEAF_VENDOR: Final = 0x0
 LEAF_FEATURES: Final = 0x1
@@ -46,18 +49,20 @@ ECX_PERFCTR_LLC: Final = 1 << 28
 # Level types of leaves 0xB and 0x1F, in bits 8 to 15 of ECX.
 LEVEL_SMT: Final = 1
 LEVEL_CORE: Final = 2
+LEVEL_DIE: Final = 5
 
 _LAST_LEVEL_CACHE: Final = 3
 _DEFAULT_PHYSICAL_ADDRESS_BITS: Final = 36
 _AMD_VENDORS: Final = frozenset({b"AuthenticAMD", b"HygonGenuine"})
 
 
-def physical_address_bits(supported: Iterable[CpuidEntry]) -> int:
-    """Return the width of a guest-physical address in bits."""
+def physical_address_bits(supported: Iterable[CpuidEntry], most: int = 0) -> int:
+    """Return the width of a guest-physical address in bits, ``most`` at most unless that is 0."""
+    bits = _DEFAULT_PHYSICAL_ADDRESS_BITS
     for entry in supported:
         if entry.function == LEAF_AMD_SIZES:
-            return entry.eax & 0xFF
-    return _DEFAULT_PHYSICAL_ADDRESS_BITS
+            bits = entry.eax & 0xFF
+    return min(bits, most) if most else bits
 
 
 def _is_amd(supported: Iterable[CpuidEntry]) -> bool:
@@ -74,14 +79,16 @@ class CpuidTemplate:
     def __init__(
         self,
         supported: Iterable[CpuidEntry],
-        cpus: int,
+        topology: Topology,
         *,
         tsc_deadline_timer: bool,
+        address_bits: int = 0,
         host: Callable[[int], tuple[int, int, int, int] | None] = host_cpuid,
     ) -> None:
+        """``address_bits`` is the most that the guest may have of a physical address, or 0."""
         leaves = tuple(supported)
-        self._cpus = cpus
-        self._core_bits = (cpus - 1).bit_length()
+        self._topology = topology
+        self._address_bits = address_bits
         self._amd = _is_amd(leaves)
         self._tsc_deadline_timer = tsc_deadline_timer
         self._host = host
@@ -89,7 +96,7 @@ class CpuidTemplate:
             LEAF_FEATURES: self._features,
             LEAF_INTEL_CACHES: self._intel_caches,
             LEAF_AMD_FEATURES: self._amd_features,
-            LEAF_AMD_SIZES: self._amd_sizes,
+            LEAF_AMD_SIZES: self._sizes,
             LEAF_AMD_CACHES: self._caches,
             LEAF_PERFORMANCE: self._nothing,
             LEAF_AMD_SVM: self._nothing,
@@ -115,12 +122,20 @@ class CpuidTemplate:
                 yield from self._levels(function)
 
     def _levels(self, function: int) -> Iterator[CpuidEntry]:
-        """Describe one thread per core, and all cores in one package (SDM volume 2, CPUID)."""
-        flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX
-        yield CpuidEntry(function, 0, flags, 0, 1, LEVEL_SMT << 8, 0)
-        core = 1 | LEVEL_CORE << 8
-        yield CpuidEntry(function, 1, flags, self._core_bits, self._cpus, core, 0)
-        yield CpuidEntry(function, 2, flags, 0, 0, 2, 0)
+        """Describe each level: the bits of an id up to it, and its threads (SDM volume 2, CPUID).
+
+        Leaf 0xB knows threads and cores only, so its cores are those of all dies.
+        """
+        found, flags = self._topology, KVM_CPUID_FLAG_SIGNIFCANT_INDEX
+        levels = [(LEVEL_SMT, found.per_core_bits, found.threads)]
+        if function == LEAF_TOPOLOGY_V2 and found.dies > 1:
+            levels.append((LEVEL_CORE, found.per_die_bits, found.per_die))
+            levels.append((LEVEL_DIE, found.per_package_bits, found.per_package))
+        else:
+            levels.append((LEVEL_CORE, found.per_package_bits, found.per_package))
+        for at, (level, bits, threads) in enumerate(levels):
+            yield CpuidEntry(function, at, flags, bits, threads, at | level << 8, 0)
+        yield CpuidEntry(function, len(levels), flags, 0, 0, len(levels), 0)
 
     def _personal(self, entry: CpuidEntry, apic_id: int) -> CpuidEntry:
         function = entry.function
@@ -129,46 +144,62 @@ class CpuidTemplate:
         if function in (LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2):
             return entry._replace(edx=apic_id)
         if function == LEAF_AMD_TOPOLOGY and self._amd:
-            return entry._replace(eax=apic_id, ebx=apic_id & 0xFF, ecx=0, edx=0)
+            return self._amd_place(entry, apic_id)
         return entry
+
+    def _amd_place(self, entry: CpuidEntry, apic_id: int) -> CpuidEntry:
+        """Say which core of its package this is, and which node of all."""
+        found = self._topology
+        core = (apic_id & (1 << found.per_package_bits) - 1) >> found.per_core_bits
+        ebx = core & 0xFF | found.threads - 1 << 8
+        ecx = apic_id >> found.per_die_bits & 0xFF | found.dies - 1 << 8
+        return entry._replace(eax=apic_id, ebx=ebx, ecx=ecx, edx=0)
 
     def _features(self, entry: CpuidEntry) -> CpuidEntry:
         ecx = entry.ecx & ~(ECX_VMX | ECX_PDCM) | ECX_HYPERVISOR | ECX_X2APIC
         if self._tsc_deadline_timer:
             ecx |= ECX_TSC_DEADLINE
-        edx = entry.edx | EDX_HTT if self._cpus > 1 else entry.edx & ~EDX_HTT
+        found = self._topology
+        edx = entry.edx | EDX_HTT if found.per_package > 1 else entry.edx & ~EDX_HTT
         # On AMD the field is the number of threads, on Intel the number of ids in a package.
-        threads = self._cpus if self._amd else min(1 << self._core_bits, 0xFF)
+        threads = found.per_package if self._amd else min(1 << found.per_package_bits, 0xFF)
         ebx = entry.ebx & 0xFF00_FFFF | threads << 16
         return entry._replace(ebx=ebx, ecx=ecx, edx=edx)
 
     def _intel_caches(self, entry: CpuidEntry) -> CpuidEntry:
         if not entry.eax & 0x1F:  # cache type 0: there are no more caches
             return entry
-        cores = min((1 << self._core_bits) - 1, 0x3F)
+        core_bits = self._topology.per_package_bits - self._topology.per_core_bits
+        cores = min((1 << core_bits) - 1, 0x3F)
         entry = self._caches(entry)
         return entry._replace(eax=entry.eax & 0x03FF_FFFF | cores << 26)
 
     def _caches(self, entry: CpuidEntry) -> CpuidEntry:
-        """Say that all vCPUs share the last-level cache, and that each has the others alone."""
+        """Say that a die shares the last-level cache, and that each core has the others alone."""
         if not entry.eax & 0x1F:
             return entry
         shared = entry.eax >> 5 & 0x7 >= _LAST_LEVEL_CACHE
-        sharing = (1 << self._core_bits) - 1 if shared else 0
-        return entry._replace(eax=entry.eax & ~(0xFFF << 14) | sharing << 14)
+        bits = self._topology.per_die_bits if shared else self._topology.per_core_bits
+        return entry._replace(eax=entry.eax & ~(0xFFF << 14) | (1 << bits) - 1 << 14)
 
     def _amd_features(self, entry: CpuidEntry) -> CpuidEntry:
         hidden = ECX_SVM | ECX_PERFCTR_CORE | ECX_PERFCTR_NB | ECX_PERFCTR_LLC
         ecx = entry.ecx & ~(hidden | ECX_CMP_LEGACY)
-        if self._amd and self._cpus > 1:
+        if self._amd and self._topology.per_package > 1:
             ecx |= ECX_CMP_LEGACY
         return entry._replace(ecx=ecx)
 
-    def _amd_sizes(self, entry: CpuidEntry) -> CpuidEntry:
+    def _sizes(self, entry: CpuidEntry) -> CpuidEntry:
+        """Limit physical addresses: bits 0 to 7, and for guests 16 to 23 where they are not 0."""
+        eax, most = entry.eax, self._address_bits
+        for shift in (0, 16):
+            if most and eax >> shift & 0xFF > most:
+                eax = eax & ~(0xFF << shift) | most << shift
         if not self._amd:
-            return entry
-        cores = self._cpus - 1 | self._core_bits << 12
-        return entry._replace(ecx=entry.ecx & ~0xF0FF | cores)
+            return entry._replace(eax=eax)
+        found = self._topology
+        cores = found.per_package - 1 | found.per_package_bits << 12
+        return entry._replace(eax=eax, ecx=entry.ecx & ~0xF0FF | cores)
 
     def _brand(self, entry: CpuidEntry) -> CpuidEntry:
         """Fill in the processor's name from the host; KVM leaves it empty."""

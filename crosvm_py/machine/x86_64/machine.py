@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 
+from crosvm_py.config import one_package
 from crosvm_py.machine.board import Board, PciPlace
 from crosvm_py.machine.irq_routes import KvmIrqLine
 from crosvm_py.machine.x86_64 import layout
@@ -134,6 +135,7 @@ class Machine(Board):
         self._is_ready = isinstance(ready, X86Vm)
         self._x86 = ready if isinstance(ready, X86Vm) else create_vm(kvm)
         self._x86_vcpus: list[X86Vcpu] = []
+        self._topology = one_package(1)
         self._kvm = kvm
         self._start: MachineStart | None = None
         self._refill: Callable[[], EntryPoint]
@@ -188,7 +190,8 @@ class Machine(Board):
         made = cpus if hotplug is None else max(cpus, spec.most)
         if hotplug is not None and made > cpus:
             self.cpu_hotplug = _add_cpu_hotplug(self, hotplug.events, cpus, made)
-        self._make_vcpus(made)
+        self._topology = spec.topology or one_package(made)
+        self._make_vcpus(made, spec.address_bits)
         entry = self._fill_memory(plan, keep=restartable)
         configure_boot_vcpu(self._x86_vcpus[0], self._memory, entry)
         if restartable:
@@ -207,7 +210,10 @@ class Machine(Board):
         """Write the firmware's tables with the present CPUs; return the address of the RSDP."""
         hotplug = self.cpu_hotplug
         present = range(len(self._vcpus)) if hotplug is None else hotplug.present
-        cpus = [AcpiCpu(cpu.index, cpu.index, cpu.index in present) for cpu in self._x86_vcpus]
+        cpus = [
+            AcpiCpu(cpu.index, self._topology.apic_id(cpu.index), cpu.index in present)
+            for cpu in self._x86_vcpus
+        ]
         rsdp_gpa = write_acpi_tables(
             self._memory,
             cpus,
@@ -228,17 +234,23 @@ class Machine(Board):
         self._memory.clear()
         write_boot_tables(self._memory, self._refill())
 
-    def _make_vcpus(self, cpus: int) -> None:
+    def _make_vcpus(self, cpus: int, most_address_bits: int) -> None:
         """Make the vCPUs. KVM makes all but the first wait for their start-up IPI."""
         supported = supported_cpuid(self._kvm)
         deadline_timer = bool(self._kvm.check_extension(KVM_CAP_TSC_DEADLINE_TIMER))
-        template = CpuidTemplate(supported, cpus, tsc_deadline_timer=deadline_timer)
-        address_bits = physical_address_bits(supported)
+        address_bits = physical_address_bits(supported, most_address_bits)
+        template = CpuidTemplate(
+            supported,
+            self._topology,
+            tsc_deadline_timer=deadline_timer,
+            address_bits=address_bits,
+        )
         for index in range(cpus):
-            vcpu = self._x86.create_vcpu(index)
+            apic_id = self._topology.apic_id(index)
+            vcpu = self._x86.create_vcpu(index, apic_id)
             self._vcpus.append(vcpu)
             self._x86_vcpus.append(vcpu)
-            vcpu.set_cpuid(template.for_vcpu(index))
+            vcpu.set_cpuid(template.for_vcpu(apic_id))
             set_boot_msrs(vcpu, address_bits)
             set_local_interrupts(vcpu)
 

@@ -301,10 +301,9 @@ def test_hints_are_named_and_ignored() -> None:
         net=[{"tap": "t", "host_mac": None}, {"tap": "u", "offload_ufo": False}],
     )
     assert ignored(given_keys) == [
-        "cpus.topology has no effect: each vCPU is a core",
-        "cpus.nested has no effect: the host decides whether a guest may run VMs",
         "net[1].offload_ufo has no effect: a card offloads what its TAP can",
         "cpus.max_vcpus has no effect beyond 254: there are no more vCPUs",
+        "cpus.topology has no effect: each vCPU is a core",
     ]
     assert ignored(config()) == []
     made = run_config(given_keys)

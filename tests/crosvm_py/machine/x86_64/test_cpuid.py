@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from crosvm_py.config import one_package
 from crosvm_py.machine.x86_64.cpuid import CpuidTemplate, physical_address_bits
 from kvm.x86_64 import CpuidEntry
 
@@ -43,7 +44,7 @@ def host(vendor: tuple[int, int, int], highest: int = 0x1F) -> list[CpuidEntry]:
 def see(
     supported: list[CpuidEntry], cpus: int, apic_id: int, *, tsc_deadline_timer: bool = True
 ) -> dict[tuple[int, int], CpuidEntry]:
-    template = CpuidTemplate(supported, cpus, tsc_deadline_timer=tsc_deadline_timer)
+    template = CpuidTemplate(supported, one_package(cpus), tsc_deadline_timer=tsc_deadline_timer)
     leaves = template.for_vcpu(apic_id)
     seen = {(entry.function, entry.subleaf): entry for entry in leaves}
     assert len(seen) == len(leaves)
@@ -138,6 +139,8 @@ def test_physical_address_bits() -> None:
 def test_brand_is_the_hosts(
     answer: tuple[int, int, int, int] | None, seen: tuple[int, int, int, int]
 ) -> None:
-    template = CpuidTemplate(host(AMD), 1, tsc_deadline_timer=True, host=lambda _leaf: answer)
+    template = CpuidTemplate(
+        host(AMD), one_package(1), tsc_deadline_timer=True, host=lambda _leaf: answer
+    )
     brands = [entry[3:7] for entry in template.for_vcpu(0) if 0x8000_0002 <= entry[0] < 0x8000_0005]
     assert brands == [seen] * 3
