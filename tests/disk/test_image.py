@@ -264,3 +264,29 @@ def test_refusal_leaves_no_descriptor_behind(tmp_path: Path, image: Path) -> Non
             open_image(BlockSpec(str(path)))
     os.close(held)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("read_only", [True, False], ids=["ro", "rw"])
+def test_reads_leave_the_access_time_alone(image: Path, read_only: bool) -> None:
+    os.utime(image, (1, 2))  # relatime (mount(8)) would set one that is older than the last change
+    fd = open_image(BlockSpec(str(image), read_only=read_only))
+    assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NOATIME
+    assert os.pread(fd, SIZE, 0) == b"\x5a" * SIZE
+    assert os.fstat(fd).st_atime == 1
+    os.close(fd)
+
+
+def test_image_of_another_user_is_opened_all_the_same(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = fcntl.fcntl
+
+    def refuse(fd: int, command: int, argument: int = 0) -> int:
+        if command == fcntl.F_SETFL and argument & os.O_NOATIME:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return call(fd, command, argument)
+
+    monkeypatch.setattr("disk.image.fcntl.fcntl", refuse)
+    fd = open_image(BlockSpec(str(image)))
+    assert not call(fd, fcntl.F_GETFL) & os.O_NOATIME
+    os.close(fd)
