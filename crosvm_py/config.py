@@ -91,8 +91,9 @@ class NetworkSpec:
     """One network card. ``option`` is the option as messages should name it.
 
     Exactly one of ``tap_name``, ``tap_fds``, ``host_ip`` and ``user`` is set: it says what the card
-    is connected to. If ``mac`` is empty or ``mtu`` 0, we choose a value. With ``vhost`` the kernel
-    moves the frames.
+    is connected to. With ``makes`` a TAP of the name is made if there is none, one of a free name
+    if none is given, and ``host_ip`` is for that TAP. If ``mac`` is empty or ``mtu`` 0, we choose a
+    value. With ``vhost`` the kernel moves the frames.
     """
 
     option: str = "--net"
@@ -108,6 +109,7 @@ class NetworkSpec:
     mtu: int = 0
     limits: RateLimits = RateLimits()
     vhost: bool = False
+    makes: bool = False
 
 
 class Topology(NamedTuple):

@@ -58,15 +58,11 @@ _VMM_DATA_BYTES: Final = 512 * 1024 * 1024
 _THREAD_DATA_BYTES: Final = 8 * 1024 * 1024
 _UNLIMITED_STACK_BYTES: Final = 8 * 1024 * 1024
 
-# The control process of a REST API: 10 clients with 253 descriptors each, and a configuration.
-_API_OPEN_FILES: Final = 4096
-_API_FILE_BYTES: Final = 8 << 20
-
 # Limits on what the vmm and the warden never use. There is no limit on the size of files: both
 # write logs and consoles, and the warden resizes disks. None on processes: the kernel threads of
 # KVM and vhost count too, and the vmm's filters allow no clone anyway. None on pending signals: the
 # vmm kicks a vCPU thread out of KVM_RUN with a signal.
-_COMMON_LIMITS: Final = (("CORE", 0), ("MEMLOCK", 0), ("MSGQUEUE", 0), ("NICE", 0), ("RTPRIO", 0))
+COMMON_LIMITS: Final = (("CORE", 0), ("MEMLOCK", 0), ("MSGQUEUE", 0), ("NICE", 0), ("RTPRIO", 0))
 
 
 # The warden removes the control socket, also from a directory of another user, and maps ids.
@@ -110,7 +106,7 @@ class JailPlan:
             HostError: a step was refused; the process must end.
         """
         for step in self.steps:
-            _take(step)
+            take(step)
 
     def load_filter(self) -> None:
         """Take the late steps and load the filter.
@@ -119,15 +115,20 @@ class JailPlan:
             HostError: the kernel refused it; the process must end.
         """
         for step in self.late_steps:
-            _take(step)
-        _take(self.filter_step)
+            take(step)
+        take(self.filter_step)
 
     def describe(self) -> list[str]:
         """Return what each step does, in order."""
         return [step.describe() for step in (*self.steps, *self.late_steps, self.filter_step)]
 
 
-def _take(step: Step) -> None:
+def take(step: Step) -> None:
+    """Take a step now.
+
+    Raises:
+        HostError: it was refused.
+    """
     try:
         step.apply()
     except OSError as error:
@@ -148,15 +149,15 @@ def confine_vmm(*, cpus: int, removable_in: Iterable[str] = ()) -> None:
     Raises:
         HostError: a step was refused.
     """
-    _drop_privileges(frozenset())
+    drop_privileges(frozenset())
     stack_bytes = resource.getrlimit(resource.RLIMIT_STACK)[0]
     if stack_bytes == resource.RLIM_INFINITY:
         stack_bytes = _UNLIMITED_STACK_BYTES
     data_bytes = _VMM_DATA_BYTES + cpus * (_THREAD_DATA_BYTES + stack_bytes)
-    _take(LimitResources((*_COMMON_LIMITS, ("DATA", data_bytes), ("NOFILE", VMM_OPEN_FILES))))
-    _take(NoNewPrivileges())
-    _take(NotDumpable())
-    _take(ForbidFiles(tuple(removable_in)))
+    take(LimitResources((*COMMON_LIMITS, ("DATA", data_bytes), ("NOFILE", VMM_OPEN_FILES))))
+    take(NoNewPrivileges())
+    take(NotDumpable())
+    take(ForbidFiles(tuple(removable_in)))
 
 
 def confine_warden() -> None:
@@ -176,18 +177,18 @@ def confine_warden() -> None:
     keep = _WARDEN_CAPABILITIES
     if restricts_user_namespaces():
         keep |= {linux.CAP_SYS_ADMIN}
-    _drop_privileges(keep)
-    _take(LimitResources(_COMMON_LIMITS))
-    _take(NoNewPrivileges())
+    drop_privileges(keep)
+    take(LimitResources(COMMON_LIMITS))
+    take(NoNewPrivileges())
 
 
-def _drop_privileges(keep: frozenset[int]) -> None:
+def drop_privileges(keep: frozenset[int]) -> None:
     """Drop the groups and all capabilities but ``keep``, where this process has any."""
     held = linux.capabilities()
     if linux.CAP_SETGID in held:
-        _take(ForgetGroups())
+        take(ForgetGroups())
     if held:
-        _take(DropCapabilities(keep & held, for_good=linux.CAP_SETPCAP in held))
+        take(DropCapabilities(keep & held, for_good=linux.CAP_SETPCAP in held))
 
 
 def load_filter(policy: Policy) -> None:
@@ -202,7 +203,7 @@ def load_filter(policy: Policy) -> None:
     # Loading a recording filter closes the socket, and each thread needs one.
     recorder = None if policy.recorder is None else os.dup(policy.recorder)
     bpf = policy.bpf if recorder is not None else signals_to(os.getpid(), policy)
-    _take(LoadFilter(policy.name, bpf, recorder))
+    take(LoadFilter(policy.name, bpf, recorder))
 
 
 def parser_jail(
@@ -235,7 +236,7 @@ def parser_jail(
         steps=(
             CloseFds(frozenset(keep_fds)),
             LeaveGroup(),
-            *_lose_privileges(held, ids),
+            *lose_privileges(held, ids),
             *unknown,
             DieWithParent(),  # after the change of ids, which clears the request
             LimitResources(
@@ -243,7 +244,7 @@ def parser_jail(
                 # Raisable, because at the hard limit the kernel sends SIGKILL, not SIGXCPU.
                 raisable=frozenset({"CPU"}),
             ),
-            *_gain_nothing(),
+            *gain_nothing(),
         ),
         filter_step=LoadFilter(policy.name, policy.bpf),
     )
@@ -258,44 +259,15 @@ def relay_jail(policy: Policy) -> JailPlan:
     """
     return JailPlan(
         steps=(
-            *_lose_privileges(linux.capabilities()),
+            *lose_privileges(linux.capabilities()),
             LimitResources((("DATA", MAX_DATA_BYTES), ("FSIZE", 0))),
-            *_gain_nothing(),
+            *gain_nothing(),
         ),
         filter_step=LoadFilter(policy.name, policy.bpf),
     )
 
 
-def control_jail(policy: Policy, *, has_api: bool = False, opens: bool = False) -> JailPlan:
-    """Return the jail of the process that serves clients: descriptors for them, and no more.
-
-    If it ``has_api``, clients may send it descriptors, and it writes a file in memory. Its opener
-    ``opens`` the files of its user, in children. Both have closed what they do not need.
-    """
-    return JailPlan(
-        steps=(
-            *_lose_privileges(linux.capabilities()),
-            LimitResources(
-                (("DATA", MAX_DATA_BYTES), ("FSIZE", _API_FILE_BYTES if has_api else 0))
-            ),
-            *_gain_nothing(_API_OPEN_FILES if has_api else MAX_OPEN_FILES, opens=opens),
-        ),
-        filter_step=LoadFilter(policy.name, policy.bpf),
-    )
-
-
-def confine_keeper() -> None:
-    """Take from the keeper, and so from the program that it executes, all privileges of root.
-
-    Raises:
-        HostError: a step was refused.
-    """
-    _drop_privileges(frozenset())
-    _take(LimitResources(_COMMON_LIMITS))
-    _take(NoNewPrivileges())
-
-
-def _lose_privileges(held: frozenset[int], keep: frozenset[int] = frozenset()) -> tuple[Step, ...]:
+def lose_privileges(held: frozenset[int], keep: frozenset[int] = frozenset()) -> tuple[Step, ...]:
     """Drop the groups and capabilities of root; ``keep`` is needed once more, to change the ids."""
     if not held:
         return ()
@@ -303,13 +275,15 @@ def _lose_privileges(held: frozenset[int], keep: frozenset[int] = frozenset()) -
     return (*groups, DropCapabilities(keep, for_good=linux.CAP_SETPCAP in held))
 
 
-def _gain_nothing(max_open_files: int = 0, *, opens: bool = False) -> tuple[Step, ...]:
+def gain_nothing(
+    max_open_files: int = 0, *, opens: bool = False, keep: frozenset[int] = frozenset()
+) -> tuple[Step, ...]:
     """Make sure that the process gets no new capability; unless it ``opens``, no process or file.
 
     By default it gets no new descriptor either: none can have a number below 0.
     """
     return (
-        HoldNoCapability(),
+        *(() if keep else (HoldNoCapability(),)),
         LimitResources(
             (
                 ("CORE", 0),

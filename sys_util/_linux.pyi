@@ -44,6 +44,7 @@ class _Lib:
     def crosvm_madvise(self, where: FFI.CData, length: int, advice: int) -> int: ...
     CAP_DAC_OVERRIDE: int
     CAP_KILL: int
+    CAP_NET_ADMIN: int
     CAP_SETGID: int
     CAP_SETPCAP: int
     CAP_SETUID: int

@@ -12,6 +12,7 @@ from sys_util.typing import Final
 
 CAP_DAC_OVERRIDE: Final[int] = lib.CAP_DAC_OVERRIDE
 CAP_KILL: Final[int] = lib.CAP_KILL
+CAP_NET_ADMIN: Final[int] = lib.CAP_NET_ADMIN
 CAP_SETGID: Final[int] = lib.CAP_SETGID
 CAP_SETPCAP: Final[int] = lib.CAP_SETPCAP
 CAP_SETUID: Final[int] = lib.CAP_SETUID

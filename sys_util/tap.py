@@ -118,8 +118,7 @@ def _name(ifreq: bytes) -> str:
 class Interfaces:
     """The host's network interfaces by name. Owns a socket; use it in a ``with`` statement.
 
-    The socket is one that can send nothing before it is connected, which no method does. Only for
-    an address another one is made.
+    Its sockets can send nothing before they are connected, which no method does.
     """
 
     def __init__(self) -> None:
@@ -156,7 +155,7 @@ class Interfaces:
 
     def set_address(self, name: str, address: bytes, netmask: bytes) -> None:
         """Give the interface an IPv4 address and netmask, of 4 bytes each."""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
             for request, value in ((SIOCSIFADDR, address), (SIOCSIFNETMASK, netmask)):
                 ifreq = _IFREQ_ADDRESS.pack(os.fsencode(name), socket.AF_INET, 0, value)
                 fcntl.ioctl(sock.fileno(), request, ifreq)

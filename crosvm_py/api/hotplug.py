@@ -85,11 +85,7 @@ def _last(found: _Pluggable | tuple[_Pluggable, ...]) -> _Pluggable:
 
 
 def _order(device: _Pluggable) -> tuple[str, bytes, bytes]:
-    """Return the kind of device, its packed Spec, and the path of what it uses.
-
-    Raises:
-        ApiError: this device cannot come to a VM that runs.
-    """
+    """Return the kind of device, its packed Spec, and the path of what it uses."""
     if isinstance(device, DiskConfig):
         spec = pack_spec(block_spec("disk", device), path="")
         return "block", spec, os.fsencode(device.path or "")
@@ -116,15 +112,12 @@ def _plug(
 
 
 def _card_spec(card: NetConfig) -> bytes:
-    """Return the packed Spec of a card.
-
-    Raises:
-        ApiError: the card is not on a TAP that exists.
-    """
-    if not (card.tap or card.fds) or card.ip:
-        raise ApiError(
-            500, "a card that is added to a running VM needs the name of a TAP that exists, or fds"
-        )
+    """Return the packed Spec of a card."""
     spec = network_spec("net", card)
-    later = LaterCard(spec.tap_name, spec.mac, spec.pairs, spec.mtu, spec.limits)
+    later = LaterCard(
+        *(spec.tap_name, spec.mac, spec.pairs, spec.mtu, spec.limits),
+        makes=spec.makes,
+        host_ip=spec.host_ip,
+        netmask=spec.netmask,
+    )
     return pack_spec(later)

@@ -13,6 +13,7 @@ import os
 
 from crosvm_py.api.device_ids import id_of
 from crosvm_py.cloud_hypervisor.halted import HaltedVm
+from crosvm_py.config import MAX_CARDS
 from crosvm_py.end_signals import handle_end_signals
 from crosvm_py.exit_status import VmExit
 from crosvm_py.leaving import is_confined
@@ -36,6 +37,7 @@ from crosvm_py.requests.resize import Resize, Resized
 from crosvm_py.requests.vm import ENDED, WAITING, QueryVm, VmFacts
 from crosvm_py.run import VmHost, run_vm
 from crosvm_py.vmm.control_link import ControlLink
+from devices.virtio.net.features import MAX_PAIRS
 from sys_util.errors import VmmError, describe
 from sys_util.event_loop import EventLoop
 from sys_util.log import get_logger
@@ -57,6 +59,9 @@ if TYPE_CHECKING:
     from sys_util import socket
 
 log = get_logger("crosvm.vm")
+
+# What clients may leave with the vmm before the boot: cards of all queues.
+MAX_KEPT_FDS: Final = MAX_CARDS * MAX_PAIRS
 
 _REQUESTS: Final = Codec((*SERVED, *INTERNAL))
 NO_SECOND_VM: Final = (
@@ -164,6 +169,9 @@ class WaitingVmm:
         if isinstance(request, KeepFds) and self._link is not None:
             fds = self._link.take_fds()
             self._fds.update(fds)
+            if len(self._fds) > MAX_KEPT_FDS:
+                self._drop(set(fds))
+                return Failed(f"{MAX_KEPT_FDS} descriptors are kept already; remove a card")
             return KeptFds(tuple(fds))
         if isinstance(request, DropFds):
             self._drop(self._fds.intersection(request.numbers))
@@ -260,6 +268,7 @@ class WaitingVmm:
 
     def _tell_booted(self, vm: VirtualMachine) -> None:
         self._events.tell("vm", "booted")
+        self._drop(set(self._fds))  # the devices have duplicates
         if self._exit is not None:  # a signal came before the VM had a handler for it
             vm.end(VmExit.STOPPED, "ended by a signal")
         if self._booting is not None:

@@ -27,7 +27,7 @@ from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.plug import Confine, Plug
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
 from crosvm_py.socket_path import BoundSocket
-from jail.plan import control_jail
+from jail.control import control_jail
 from seccomp import Policy
 from sys_util import linux, log, socket
 from sys_util.channel import Channel

@@ -10,7 +10,7 @@ import os
 
 from crosvm_py.kinds.order import DeviceOrder, unpack_spec
 from devices.virtio.rate_limiter import RATE_LIMITS, RateLimits
-from sys_util.errors import ConfigError, VmmError
+from sys_util.errors import ConfigError
 from sys_util.facts import fact, replace
 from sys_util.stranger import brief
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
@@ -27,15 +27,15 @@ LATER_KINDS: Final = ("block", "net", "rng", "vhost-net", "vsock")
 
 @fact
 class LaterCard:
-    """A network card on a TAP that exists; the fields are those of ``NetworkSpec``.
+    """A network card on a TAP; the fields are those of ``NetworkSpec``.
 
-    Without ``tap_name`` the TAP is the one of the descriptors that come with the request, one for
-    each of the ``pairs``.
+    If descriptors come with the request, one for each of the ``pairs``, they are the TAP.
     """
 
     TYPE: ClassVar[int] = 1
     FIELDS: ClassVar[tuple[Check, ...]] = (
         *(text(15), blob(6), integer(1, 32), integer(0, 65535), RATE_LIMITS, boolean),
+        *(boolean, blob(4), blob(4)),
     )
     tap_name: str
     mac: bytes = b""
@@ -43,6 +43,9 @@ class LaterCard:
     mtu: int = 0
     limits: RateLimits = RateLimits()
     vhost: bool = False
+    makes: bool = False
+    host_ip: bytes = b""
+    netmask: bytes = b""
 
 
 class Wanted(NamedTuple):
@@ -89,31 +92,31 @@ def _open_card(wanted: Wanted) -> DeviceOrder:
 
     card = unpack_spec(LaterCard, wanted.spec)
     count = len(wanted.fds)
-    if bool(card.tap_name) == bool(count) or len(card.mac) not in (0, 6):
+    is_new = card.makes or bool(card.host_ip)
+    if (bool(card.tap_name) or is_new) == bool(count) or len(card.mac) not in (0, 6):
         raise ConfigError(
             "plug net: a card needs the name of a TAP or its descriptors, and 6 bytes of address"
         )
+    if {len(card.host_ip), len(card.netmask)} not in ({0}, {4}):
+        raise ConfigError("plug net: address and netmask have 4 bytes each")
     if count and count != card.pairs:
         raise ConfigError(f"plug net: {count} descriptors for {card.pairs} pairs of queues")
-    copies = tuple(os.dup(fd) for fd in wanted.fds)
-    try:
-        return open_card(
-            0,
-            NetworkSpec(
-                option="plug net",
-                tap_name=card.tap_name,
-                tap_fds=copies,
-                mac=card.mac,
-                pairs=card.pairs,
-                mtu=card.mtu,
-                limits=card.limits,
-                vhost=card.vhost,
-            ),
-        )
-    except VmmError:
-        for fd in copies:
-            os.close(fd)
-        raise
+    return open_card(
+        0,
+        NetworkSpec(
+            option="plug net",
+            tap_name=card.tap_name,
+            tap_fds=wanted.fds,
+            mac=card.mac,
+            pairs=card.pairs,
+            mtu=card.mtu,
+            limits=card.limits,
+            vhost=card.vhost,
+            makes=card.makes,
+            host_ip=card.host_ip,
+            netmask=card.netmask,
+        ),
+    )
 
 
 def _open_vsock(wanted: Wanted) -> DeviceOrder:

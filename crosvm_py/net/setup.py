@@ -73,7 +73,7 @@ def rehearse_network(spec: NetworkSpec) -> Network:
 def open_network(spec: NetworkSpec) -> Network:
     """Open the host's side of one card: its TAP, or a passt process.
 
-    Descriptors that the card has already become its own, unless this raises.
+    Of descriptors that the spec names it takes duplicates.
 
     Raises:
         ConfigError: the interface does not exist, or is no TAP.
@@ -95,8 +95,7 @@ def open_network(spec: NetworkSpec) -> Network:
             return Network(facts, (*fds, *vhosts), len(vhosts))
         return Network(facts, tuple(fds))
     except (OSError, HostError) as error:
-        if not spec.tap_fds:
-            _close(fds)
+        _close(fds)
         if isinstance(error, HostError):
             raise
         raise HostError("set up", f"the TAP of {spec.option}") from error
@@ -108,10 +107,9 @@ def _random_mac() -> bytes:
 
 
 def _adopt(spec: NetworkSpec) -> list[int]:
-    """Check inherited TAP descriptors, and make them close-on-exec and non-blocking."""
-    fds = _check_adopted(spec)
+    """Check inherited TAP descriptors, and return duplicates, which do not block."""
+    fds = [os.dup(fd) for fd in _check_adopted(spec)]
     for fd in fds:
-        os.set_inheritable(fd, False)
         os.set_blocking(fd, False)
     return fds
 
@@ -143,7 +141,7 @@ def _open(spec: NetworkSpec) -> list[int]:
     """Open every queue of the TAP that the user named, or of a new one."""
     name = spec.tap_name or _NEW_TAP
     multi = spec.pairs > 1
-    if spec.tap_name:
+    if spec.tap_name and not spec.makes:
         with tap.Interfaces() as interfaces:
             if not interfaces.exists(name):
                 hint = _hint(name, multi=multi)

@@ -99,7 +99,7 @@ def _socket(fd: int) -> socket.socket:
 
 
 def _confine(channel: Channel, policy: Policy | None, rules: int) -> None:
-    from jail.plan import control_jail
+    from jail.control import control_jail
 
     DieWithParent().apply()
     NoNewPrivileges().apply()

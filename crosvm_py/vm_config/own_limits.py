@@ -136,9 +136,8 @@ def _rates(place: str, config: RateLimiterConfig | None) -> Iterator[Problem]:
 
 def _card(place: str, card: NetConfig) -> Iterator[Problem]:
     ends = [key for key in ("tap", "ip", "fds") if getattr(card, key)]
-    if len(ends) != 1:
-        found = f"{' and '.join(ends)} exclude each other" if ends else "one of them is needed"
-        yield _problem(place, f"tap, ip and mask, or fds connect a card: {found}")
+    if card.fds and len(ends) > 1:
+        yield _problem(place, f"{' and '.join(ends)} exclude each other")
     pairs = card.num_queues // 2
     if pairs > MAX_PAIRS:
         yield _problem(f"{place}.num_queues", f"{pairs} pairs are more than {MAX_PAIRS}")

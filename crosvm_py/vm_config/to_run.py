@@ -140,6 +140,7 @@ def network_spec(place: str, card: NetConfig) -> NetworkSpec:
         pairs=card.num_queues // 2,
         mtu=card.mtu or 0,
         limits=rate_limits(card.rate_limiter_config),
+        makes=not card.fds,
     )
 
 

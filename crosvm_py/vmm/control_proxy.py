@@ -109,7 +109,7 @@ def _be_keeper(
         linux.set_process_name("crosvm-keeper")
         linux.close_all_fds_except({sock.fileno(), *fds.used(), *keep_fds, *_STDIO})
         from crosvm_py.control.keeper import Keeper
-        from jail.plan import confine_keeper
+        from jail.control import confine_keeper
 
         filters = [-1 if policy is None else _store(policy) for policy in policies]
         if describe is not None:

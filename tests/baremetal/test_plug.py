@@ -176,10 +176,39 @@ def test_card_is_plugged_in_and_refused_cards_leave_nothing(
     for _ in range(TIMES):
         assert "in use by another process" in plug_card(tmp_path, tap)
         assert "there is no TAP nosuch" in plug_card(tmp_path, "nosuch")
-        assert "the name of a TAP" in plug_card(tmp_path, "")
     assert before.nothing_is_added()
     assert names(tmp_path) == ["block:0", "rng", "lan"]
     assert crosvm("link", "lan", "down", tmp_path / "sock").returncode == 0
+
+
+@pytest.mark.root
+def test_tap_is_made_with_an_address_where_the_user_may(vmm: Vmm, tmp_path: Path) -> None:
+    words = "net=host-ip=10.77.0.1,netmask=255.255.255.0,mtu=1400,mac=52:54:00:77:00:02"
+    done = crosvm("plug", words, tmp_path / "sock")
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("no TAP can be made here")
+    assert (done.returncode, done.stdout) == (0, "net:0 0000:00:03.0\n"), done.stderr
+    shown = subprocess.run(["ip", "-4", "addr"], check=True, capture_output=True, text=True)
+    assert "inet 10.77.0.1/24" in shown.stdout
+    name = f"made{os.getpid()}"
+    card = pack_spec(LaterCard(name, makes=True))
+    ask(str(tmp_path / "sock"), Plug("net", card, b"", "lan"))
+    status = Path(f"/proc/{opener_of(vmm)}/status").read_text()
+    assert "CapPrm:\t0000000000001000" in status  # CAP_NET_ADMIN
+    status = Path(f"/proc/{vmm.processes().control[1]}/status").read_text()
+    assert "CapPrm:\t0000000000000000" in status
+    vmm.signal(signal.SIGTERM)
+    vmm.wait()
+    assert not Path(f"/sys/class/net/{name}").exists()
+
+
+@pytest.mark.usefixtures("vmm")
+def test_passt_and_descriptors_by_number_need_another_way(tmp_path: Path) -> None:
+    for words, text in (
+        ("net=user", "passt cannot be started for a running VM"),
+        ("net=tap-fd=7", "come with vm.add-net of the API"),
+    ):
+        assert text in crosvm("plug", words, tmp_path / "sock").stderr
 
 
 def plug_vsock(tmp_path: Path, path: Path, cid: int = 5) -> str:
@@ -226,19 +255,11 @@ def test_refused_vsocks_leave_nothing(vmm: Vmm, tmp_path: Path) -> None:
     assert plug_vsock(tmp_path, tmp_path / "v") == "vsock 0000:00:03.0"
 
 
-def test_vsock_without_a_forge_leaves_no_socket(vmm: Vmm, tmp_path: Path) -> None:
-    forge = vmm.processes().forge
-    os.kill(forge, signal.SIGKILL)
-    assert eventually(lambda: not Path(f"/proc/{forge}").exists())
-    assert "the forge was killed" in plug_vsock(tmp_path, tmp_path / "v")
-    assert not (tmp_path / "v").exists()
-
-
-def test_rng_is_plugged_in_with_limits(vmm: Vmm, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("vmm")
+def test_rng_is_plugged_in_with_limits(tmp_path: Path) -> None:
     for words, name in (("rng", "rng:1"), ("rng=ops-size=9,ops-refill-time=10,device=x", "x")):
         done = crosvm("plug", words, tmp_path / "sock")
         assert (done.returncode, done.stdout.split()[0]) == (0, name), done.stderr
-    assert vmm.processes().control
 
 
 def test_all_slots_are_used_and_no_more(vmm: Vmm, tmp_path: Path) -> None:
@@ -290,7 +311,8 @@ def test_opener_has_files_and_orders_and_nobody_else_has_its_channels(
         assert not sockets(pid) & sockets(opener)
     assert orders not in sockets(found.warden)  # which has the other end
     status = Path(f"/proc/{opener}/status").read_text()
-    for line in ("Seccomp:\t2", "CapEff:\t0000000000000000", "NoNewPrivs:\t1"):
+    may_make_taps = "0000000000001000" if os.geteuid() == 0 else "0000000000000000"
+    for line in ("Seccomp:\t2", f"CapEff:\t{may_make_taps}", "NoNewPrivs:\t1"):
         assert line in status
     assert "crosvm_guest" not in Path(f"/proc/{opener}/maps").read_text()
     links = [os.readlink(entry) for entry in Path(f"/proc/{opener}/fd").iterdir()]
@@ -370,6 +392,8 @@ def test_vm_without_its_forge_refuses_devices_and_runs_on(vmm: Vmm, tmp_path: Pa
     assert eventually(lambda: not Path(f"/proc/{forge}").exists())  # the warden has seen it
     for _ in range(TIMES):
         assert "data: no new process: the forge was killed" in plug(tmp_path, id="data")
+    assert "the forge was killed" in plug_vsock(tmp_path, tmp_path / "v")
+    assert not (tmp_path / "v").exists()
     assert names(tmp_path) == ["block:0", "rng"]
     vmm.type(b"a")
     vmm.wait_for(b"<61>")

@@ -22,7 +22,7 @@ from crosvm_py.relay.outlet import open_outlet
 from crosvm_py.socket_path import bind_control_socket
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from crosvm_py.vmm.relay import start_relay
-from jail.plan import confine_keeper
+from jail.control import confine_keeper
 from seccomp import load_policy
 from sys_util import linux
 from sys_util.errors import VmmError

@@ -34,7 +34,11 @@ def _read_net(option: str, text: str) -> Plug:
     from crosvm_py.kinds.later import LaterCard
 
     spec, place = read_net(option, text)
-    card = LaterCard(spec.tap_name, spec.mac, spec.pairs, spec.mtu, spec.limits, spec.vhost)
+    card = LaterCard(
+        *(spec.tap_name, spec.mac, spec.pairs, spec.mtu, spec.limits, spec.vhost),
+        host_ip=spec.host_ip,
+        netmask=spec.netmask,
+    )
     return Plug("net", pack_spec(card), b"", *place)
 
 

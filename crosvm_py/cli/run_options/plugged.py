@@ -47,15 +47,17 @@ def read_net(option: str, text: str) -> tuple[NetworkSpec, Place]:
     """Read the value of ``net=``.
 
     Raises:
-        UsageError, ConfigError: a key or a value is wrong, or it is no TAP that exists.
+        UsageError, ConfigError: a key or a value is wrong, or it is no TAP.
     """
     values = keyvalue.parse(option, text, NET_FIELDS)
     spec = net.net_spec(option, text, values)
-    if not spec.tap_name:
+    if spec.user:
         raise ConfigError(
-            f"{option}: only a TAP that exists (tap-name) can be plugged in; the others need a "
-            "new start of the VM"
+            f"{option}: passt cannot be started for a running VM, where nobody executes a program; "
+            "it needs a new start of the VM"
         )
+    if spec.tap_fds:
+        raise ConfigError(f"{option}: descriptors come with vm.add-net of the API alone")
     return spec, _place(option, values)
 
 

@@ -37,6 +37,8 @@ class FakeTaps:
         for name in ("open_queue", "describe_queue", "set_offloads", "set_header_size"):
             monkeypatch.setattr(tap, name, getattr(self, name))
         monkeypatch.setattr(tap, "Interfaces", lambda: self)
+        self._dup = os.dup
+        monkeypatch.setattr(os, "dup", self.dup)
 
     def __enter__(self) -> FakeTaps:
         return self
@@ -61,6 +63,12 @@ class FakeTaps:
         fd = os.eventfd(0)
         self.queues[fd] = (name, flags)
         return fd
+
+    def dup(self, fd: int) -> int:
+        copy = self._dup(fd)
+        if fd in self.queues:
+            self.queues[copy] = self.queues[fd]
+        return copy
 
     def describe_queue(self, fd: int) -> tuple[str, int]:
         os.fstat(fd)
@@ -144,21 +152,45 @@ def test_tap_for_several_queues_is_good_for_one(taps: FakeTaps) -> None:
     close(network.fds)
 
 
-def test_open_taps_become_ours_alone(taps: FakeTaps) -> None:
+def test_open_taps_are_duplicated(taps: FakeTaps) -> None:
     fds = (taps.add_queue("tap0"), taps.add_queue("tap0"))
     os.set_inheritable(fds[0], True)
     network = open_network(NetworkSpec(tap_fds=fds, pairs=2))
-    assert network.fds == fds
-    assert not os.get_inheritable(fds[0])
-    assert not os.get_blocking(fds[1])
-    close(fds)
+    assert not set(network.fds) & set(fds)
+    assert [os.fstat(fd).st_ino for fd in fds] == [os.fstat(fd).st_ino for fd in network.fds]
+    assert not os.get_inheritable(network.fds[0])
+    assert not os.get_blocking(network.fds[1])
+    close(fds + network.fds)
+
+
+def test_taps_whose_card_fails_stay_with_their_owner(taps: FakeTaps) -> None:
+    fd = taps.add_queue("tap0")
+    taps.errors["header"] = OSError(errno.EIO, "Input/output error")
+    before = set(os.listdir("/proc/self/fd"))
+    for _ in range(100):
+        with pytest.raises(HostError, match="set up the TAP"):
+            open_network(NetworkSpec(tap_fds=(fd,)))
+    assert set(os.listdir("/proc/self/fd")) == before
+    os.close(fd)
+
+
+def test_tap_of_a_name_is_made_and_has_the_address_where_that_is_asked_for(taps: FakeTaps) -> None:
+    spec = NetworkSpec(tap_name="new", makes=True, host_ip=bytes((10, 0, 0, 1)), netmask=bytes(4))
+    network = open_network(spec)
+    assert taps.calls[0] == ("open", "new", False)
+    assert [call for call in taps.calls if call[0] == "address"] != []
+    close(network.fds)
+    unnamed = open_network(NetworkSpec(makes=True))
+    assert taps.existing.keys() == {"tap0", "new", "crosvm0"}
+    close(unnamed.fds)
 
 
 def test_open_tap_of_another_namespace_is_left_as_it_is(taps: FakeTaps) -> None:
     fd = taps.add_queue("elsewhere")
-    assert open_network(NetworkSpec(tap_fds=(fd,), mtu=2000)).spec.mtu == 2000
+    network = open_network(NetworkSpec(tap_fds=(fd,), mtu=2000))
+    assert network.spec.mtu == 2000
     assert taps.calls == [("header", 12)]
-    os.close(fd)
+    close((fd, *network.fds))
 
 
 def test_orders_are_numbered(taps: FakeTaps) -> None:

@@ -258,8 +258,8 @@ def test_what_does_not_exist_says_so(keys: dict[str, object], place: str) -> Non
             r"disks\[0\].rate_limiter_config: ops-size: 9223372036854775808 is not in",
         ),
         (
-            {"net": [{}]},
-            r"net\[0\]: tap, ip and mask, or fds connect a card: one of them is needed",
+            {"net": [{"tap": "t", "fds": [7]}]},
+            r"net\[0\]: tap and fds exclude each other",
         ),
         ({"net": [{"tap": "a", "fds": [3]}]}, "tap and fds exclude each other"),
         ({"net": [{"tap": "a" * 16}]}, "'a{16}' is not the name of a network interface"),
