@@ -96,9 +96,8 @@ class CpuHotPlug:
             for cpu in sorted(controller.present)[count:]:
                 controller.ask_to_eject(cpu)
             self._events.tell(GED_CPU)
-        for cpu in coming:
-            if self._vcpus is not None:
-                self._vcpus.bring(cpu)
+        if self._vcpus is not None:
+            self._vcpus.bring(*coming)
         log.info("the guest has %d vCPUs now, or will have, when it has followed", count)
 
     def reset(self) -> None:

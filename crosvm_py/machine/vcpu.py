@@ -91,6 +91,9 @@ class VcpuSet:
         lock = threading.RLock()
         self._condition = threading.Condition(lock)
         self._arrival = threading.Condition(lock)  # only spare vCPUs wait for it
+        # Only those who look after vCPUs wait for it. If each vCPU that pauses woke those that have
+        # paused before, a pause would take time by the square of their number.
+        self._standstill = threading.Condition(lock)
         self._absent = set(absent)
         self._spares: set[int] = set()  # those whose threads have left the guest
         self._state = _PAUSED
@@ -138,7 +141,7 @@ class VcpuSet:
             Exception: what ``confine`` raised in a thread; that thread has ended.
         """
         with self._condition:
-            self._condition.wait_for(lambda: not self._unconfined)
+            self._standstill.wait_for(lambda: not self._unconfined)
             if self._refusal is not None:
                 raise self._refusal
 
@@ -153,10 +156,10 @@ class VcpuSet:
         """How many threads there are, one for each vCPU that the guest has or may have later."""
         return len(self._threads)
 
-    def bring(self, index: int) -> None:
-        """Give the guest a vCPU; it waits for the guest to start it."""
+    def bring(self, *indices: int) -> None:
+        """Give the guest vCPUs; they wait for the guest to start them."""
         with self._condition:
-            self._absent.discard(index)
+            self._absent.difference_update(indices)
             self._arrival.notify_all()
 
     def take_away(self, index: int) -> None:
@@ -218,13 +221,13 @@ class VcpuSet:
         Return False on a timeout, or if another thread resumes or stops the VM meanwhile.
         """
         with self._condition:
-            self._condition.wait_for(
+            self._standstill.wait_for(
                 lambda: self._state != _PAUSED or self._all_parked(), timeout_seconds
             )
             return self._state == _PAUSED and self._all_parked()
 
     def _all_parked(self) -> bool:
-        return self._parked | self._spares >= self._tids.keys()
+        return len(self._parked) + len(self._spares) >= len(self._tids)  # no vCPU is both
 
     def resume(self) -> None:
         """Let every paused vCPU go on."""
@@ -232,6 +235,7 @@ class VcpuSet:
             if self._state == _PAUSED:
                 self._state = _RUNNING
                 self._condition.notify_all()
+                self._standstill.notify_all()
 
     def stop(self, timeout_seconds: float) -> bool:
         """End every thread; return whether all of them ended in time.
@@ -242,6 +246,7 @@ class VcpuSet:
             self._state = _STOPPING
             self._condition.notify_all()
             self._arrival.notify_all()
+            self._standstill.notify_all()
             self._kick(*self._tids)
         deadline = time.monotonic() + timeout_seconds
         for thread in self._threads:
@@ -273,7 +278,7 @@ class VcpuSet:
                 del self._idents[index]
                 self._parked.discard(index)
                 self._spares.discard(index)
-                self._condition.notify_all()
+                self._tell_standstill()
         if reason is not None:
             self._report(index, reason)
 
@@ -300,7 +305,8 @@ class VcpuSet:
                 self._idents[index] = threading.get_ident()
             else:
                 self._refusal = refusal
-            self._condition.notify_all()
+            if not self._unconfined:
+                self._standstill.notify_all()
         return refusal is None
 
     def _report(self, index: int, reason: VmExitReason) -> None:
@@ -325,9 +331,13 @@ class VcpuSet:
                     return True
             return False
 
+    def _tell_standstill(self) -> None:
+        if self._all_parked():
+            self._standstill.notify_all()
+
     def _stay_paused(self, vcpu: RunnableVcpu) -> None:
         self._parked.add(vcpu.index)
-        self._condition.notify_all()
+        self._tell_standstill()
         self._condition.wait_for(lambda: self._state != _PAUSED)
         self._parked.discard(vcpu.index)
         vcpu.notify_paused()
@@ -338,7 +348,7 @@ class VcpuSet:
         vcpu.switch_off()
         linux.set_process_name(f"spare{index}")
         self._spares.add(index)
-        self._condition.notify_all()
+        self._tell_standstill()
         self._arrival.wait_for(lambda: index not in self._absent or self._state == _STOPPING)
         self._spares.discard(index)
         linux.set_process_name(f"vcpu{index}")

@@ -139,6 +139,23 @@ def test_command_says_what_the_vm_answers(cpus: Cpus) -> None:
     assert (cpus.has(0, 1), cpus.count) == (True, 2)
 
 
+def test_reset_keeps_the_number_of_vcpus(guest: Path, tmp_path: Path) -> None:
+    words = ["-m", "16", "-c", "1,max=3", "--reboot", "-s", str(tmp_path / "sock")]
+    with Vmm([*words, guest]) as vmm:
+        vmm.wait_for(b"cpus\n")
+        assert crosvm("devices", tmp_path / "sock").returncode == 0
+        cpus = Cpus(vmm, tmp_path / "sock")
+        assert cpus.resize(3)
+        cpus.guest_does(b"s", b"13+3+0 scanned")
+        assert cpus.resize(2)  # the guest does not let go of one
+        cpus.guest_does(b"r", b"cpus")
+        assert (cpus.has(0, 1), cpus.count) == (True, 2)
+        cpus.guest_does(b"s", b"1100 scanned")
+        assert cpus.resize(3)
+        cpus.guest_does(b"s", b"113+0 scanned")
+        assert cpus.has(0, 1, 2)
+
+
 def test_vcpus_run_where_the_user_wants_them(guest: Path, tmp_path: Path) -> None:
     processor = min(os.sched_getaffinity(0))
     words = ["-m", "16", "-c", "1,max=2", "--cpu-affinity", str(processor)]

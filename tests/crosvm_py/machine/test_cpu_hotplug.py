@@ -37,8 +37,8 @@ class Rig:
     def tell(self, event: int) -> None:
         self.told.append(event)
 
-    def bring(self, index: int) -> None:
-        self.moves.append(("bring", index))
+    def bring(self, *indices: int) -> None:
+        self.moves += [("bring", index) for index in indices]
 
     def take_away(self, index: int) -> None:
         self.moves.append(("take", index))

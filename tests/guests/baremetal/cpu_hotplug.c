@@ -4,6 +4,7 @@
  *   s  look at all CPUs, take note of what is new, and start those that have come;
  *   e  eject every CPU;
  *   a  write every value to every register, for CPUs that there are and are not;
+ *   r  reset the machine;
  *   q  end.
  */
 
@@ -21,6 +22,9 @@
 #define REMOVING 4
 #define EJECT 8
 #define CPUS 4
+
+#define RESET_PORT 0xcf9
+#define RESET_VALUE 6
 
 #define LAPIC_ICR_HIGH 0x310
 #define ICR_INIT 0x4500
@@ -128,6 +132,8 @@ void main(void)
 			eject();
 		else if (key == 'a')
 			attack();
+		else if (key == 'r')
+			outb(RESET_PORT, RESET_VALUE);
 	}
 	put("bye\n");
 }
