@@ -283,6 +283,15 @@ def test_sources_have_licence_and_bounded_length() -> None:
     assert too_long == []
 
 
+def test_native_sources_have_licence_and_bounded_length_too() -> None:
+    found = [path for kind in ("src/*.rs", "ffi/*.c", "ffi/*.h") for path in ROOT.glob(f"*/{kind}")]
+    assert len(found) > 20, "the folders moved and this test reads nothing"
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in found}
+    licence = "SPDX-License-Identifier: BSD-3-Clause"
+    assert [name for name, text in texts.items() if licence not in text.partition("\n")[0]] == []
+    assert [name for name, text in texts.items() if text.count("\n") > MAX_LINES] == []
+
+
 def test_tests_are_seen_by_the_layering_test() -> None:
     assert min(len(SOURCES), len(TESTS)) > 40, "the folders moved and this test reads nothing"
 

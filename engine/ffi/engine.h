@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The C interface of the engine, which engine/src/sys.rs implements and documents: what each field
+/* The C interface of the engine, which engine/src/abi.rs implements and documents: what each field
  * means, and what a caller must guarantee. build_engine.py reads this file too, so it may contain
  * no directives. */
 

@@ -5,6 +5,7 @@
 //! the engine for one turn of a queue at a time. A request that the engine cannot carry out stays
 //! in the ring, and Python serves it. A panic ends the process, as any crash of a device does.
 
+pub mod abi;
 pub mod block;
 pub mod memory;
 pub mod net;
@@ -13,6 +14,7 @@ pub mod net_receive;
 #[cfg(all(test, not(miri)))] // Miri knows no readv
 mod net_tests;
 pub mod net_transmit;
+pub mod panics;
 pub mod poll;
 pub mod pool;
 pub mod request;

@@ -8,6 +8,7 @@
 #![no_std]
 #![no_main]
 
+mod c;
 mod sys;
 
 use sys::{Arguments, Error, Fd, Order, Words};

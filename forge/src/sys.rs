@@ -8,17 +8,17 @@ use core::panic::PanicInfo;
 use core::ptr::null;
 use core::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 
+use crate::c::{
+    fcntl, recvmsg, syscall, IoVec, MsgHdr, FD_CLOEXEC, MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, SCM_RIGHTS,
+    SOL_SOCKET,
+};
+
 /// The only message of the warden: Execute.
 const EXECUTE: [u8; 2] = [0x91, 1];
 
-const SOL_SOCKET: c_int = 1;
-const SCM_RIGHTS: c_int = 1;
 const MSG_CTRUNC: c_int = 0x8;
 const MSG_TRUNC: c_int = 0x20;
-const MSG_NOSIGNAL: c_int = 0x4000;
-const MSG_CMSG_CLOEXEC: c_int = 0x4000_0000;
 const F_SETFD: c_int = 2;
-const FD_CLOEXEC: c_int = 1;
 const PR_SET_PDEATHSIG: c_int = 1;
 const PR_SET_NAME: c_int = 15;
 const SIGKILL: c_int = 9;
@@ -41,23 +41,6 @@ const SYS_EXECVEAT: c_long = 322;
 const SYS_CLONE: c_long = 220;
 #[cfg(not(target_arch = "x86_64"))]
 const SYS_EXECVEAT: c_long = 281;
-
-#[repr(C)]
-struct IoVec {
-    base: *mut c_void,
-    len: usize,
-}
-
-#[repr(C)]
-struct MsgHdr {
-    name: *mut c_void,
-    name_len: c_uint,
-    iov: *mut IoVec,
-    iov_len: usize,
-    control: *mut c_void,
-    control_len: usize,
-    flags: c_int,
-}
 
 /// struct cmsghdr with room for one descriptor, and as much padding as it needs.
 #[repr(C)]
@@ -98,14 +81,11 @@ extern "C" {
         to: *const c_void,
         to_length: c_uint,
     ) -> isize;
-    fn recvmsg(fd: c_int, message: *mut MsgHdr, flags: c_int) -> isize;
-    fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
     fn dup2(fd: c_int, to: c_int) -> c_int;
     fn close(fd: c_int) -> c_int;
     fn prctl(option: c_int, ...) -> c_int;
     fn getpid() -> c_int;
     fn sigaction(number: c_int, new: *const SigAction, old: *mut SigAction) -> c_int;
-    fn syscall(number: c_long, ...) -> c_long;
     fn strerror(number: c_int) -> *const c_char;
     fn __errno_location() -> *const c_int;
     fn abort() -> !;

@@ -5,6 +5,8 @@
 //! The arguments are the command that starts the program as usual, `--`, and the words that the
 //! user typed behind `crosvm`. Where there is no monitor, that command is executed.
 
+#[path = "../../forge/src/c.rs"]
+mod c;
 mod client;
 mod order;
 mod sys;

@@ -9,6 +9,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::ptr::{null, null_mut};
 
+use crate::c::{
+    fcntl, recvmsg, syscall, IoVec, MsgHdr, FD_CLOEXEC, MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, SCM_RIGHTS,
+    SOL_SOCKET,
+};
 use crate::wire::{MAX_BYTES, MAX_FDS};
 
 /// A descriptor that is closed when it is dropped.
@@ -28,13 +32,8 @@ const AF_UNIX: u16 = 1;
 const SOCK_SEQPACKET: c_int = 5;
 const SOCK_CLOEXEC: c_int = 0o2_000_000;
 const SOCK_NONBLOCK: c_int = 0o4_000;
-const SOL_SOCKET: c_int = 1;
 const SO_PEERCRED: c_int = 17;
-const SCM_RIGHTS: c_int = 1;
-const MSG_CMSG_CLOEXEC: c_int = 0x4000_0000;
-const MSG_NOSIGNAL: c_int = 0x4000;
 const F_GETFD: c_int = 1;
-const FD_CLOEXEC: c_int = 1;
 const SFD_CLOEXEC: c_int = SOCK_CLOEXEC;
 const SIG_BLOCK: c_int = 0;
 const SIG_UNBLOCK: c_int = 1;
@@ -56,23 +55,6 @@ struct Ucred {
     pid: i32,
     uid: u32,
     gid: u32,
-}
-
-#[repr(C)]
-struct IoVec {
-    base: *mut c_void,
-    len: usize,
-}
-
-#[repr(C)]
-struct MsgHdr {
-    name: *mut c_void,
-    name_len: u32,
-    iov: *mut IoVec,
-    iov_len: usize,
-    control: *mut c_void,
-    control_len: usize,
-    flags: c_int,
 }
 
 /// struct cmsghdr with room for as many descriptors as a message may have.
@@ -108,9 +90,7 @@ extern "C" {
     fn c_connect(fd: c_int, address: *const SockAddr, len: u32) -> c_int;
     fn getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut Ucred, len: *mut u32) -> c_int;
     fn sendmsg(fd: c_int, message: *const MsgHdr, flags: c_int) -> isize;
-    fn recvmsg(fd: c_int, message: *mut MsgHdr, flags: c_int) -> isize;
     fn poll(fds: *mut PollFd, count: usize, timeout_ms: c_int) -> c_int;
-    fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
     fn geteuid() -> u32;
     fn sigaction(number: c_int, new: *const SigAction, old: *mut SigAction) -> c_int;
     fn pthread_sigmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
@@ -118,7 +98,6 @@ extern "C" {
     fn read(fd: c_int, data: *mut c_void, len: usize) -> isize;
     fn raise(number: c_int) -> c_int;
     fn setrlimit(resource: c_int, limit: *const [usize; 2]) -> c_int;
-    fn syscall(number: c_long, ...) -> c_long;
 }
 
 /// Connect to the socket at `path`; return the connection and the user who listens there.
