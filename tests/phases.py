@@ -27,6 +27,7 @@ SILENCE_SECONDS: Final = 60.0
 # Between the signal that asks a phase to end and the one that does not ask.
 GRACE_SECONDS: Final = 10.0
 STATUS_FAILED: Final = 1
+DO_NOT_KEEP: Final = "PYTHONDONTWRITEBYTECODE"
 
 
 class Phase(NamedTuple):
@@ -42,7 +43,8 @@ def stages(arguments: Sequence[str]) -> tuple[tuple[Phase, ...], ...]:
 
     Units wait for processes and for each other now and then, so there are more of them at once
     than processors. A test host is busy all the time: one for each processor. What only reads our
-    sources is checked while Debian's kernels are fetched.
+    sources is checked while Debian's kernels are fetched, and all of them are compiled then: the
+    processes of the units are many, and some cannot write what they have compiled.
     """
     checks = ("tests/test_quality.py", "tests/engine/test_crate.py")
     others = ("tests/e2e", "tests/newer_debian", *checks)
@@ -55,6 +57,7 @@ def stages(arguments: Sequence[str]) -> tuple[tuple[Phase, ...], ...]:
         (
             Phase("kernels", 600, (("-m", "tests.guests", "build", "cloud", "generic"),)),
             Phase("checks", 600, (("-m", "pytest", "-q", *checks),)),
+            Phase("compile", 600, (("-m", "tests.compiled", "tests", *apart),)),
         ),
         (Phase("units", 600, ((*second_try, "units", *units, *arguments),)),),
         (
@@ -142,6 +145,7 @@ class Run:
                 start_new_session=True,
                 text=True,
                 errors="replace",
+                env=_environment(),
             )
             self._running.add(process.pid)
         last = [self.clock()]
@@ -181,6 +185,11 @@ class Run:
             for line in lines:
                 last[0] = self.clock()
                 self.say(name, line.rstrip("\n"))
+
+
+def _environment() -> dict[str, str]:
+    """Return our own, in which Python keeps what it has compiled."""
+    return {name: value for name, value in os.environ.items() if name != DO_NOT_KEEP}
 
 
 def _kill_group(group: int, number: signal.Signals) -> None:

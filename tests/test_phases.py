@@ -145,6 +145,13 @@ exit(phases.main([]))
         assert process.wait(LONG_SECONDS) == 128 + number
 
 
+def test_python_keeps_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    out = Output()
+    assert Run(out).stage([phase("import sys; print('kept', not sys.dont_write_bytecode)")])
+    assert "one: kept True" in texts(out)
+
+
 def test_every_test_is_in_one_phase_and_arguments_reach_pytest() -> None:
     words = [
         command
