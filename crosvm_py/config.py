@@ -30,6 +30,8 @@ MAX_MEMORY_BYTES: Final = 4 << 40
 # Memory that is added comes in multiples of this, the size of a memory section of Linux.
 DIMM_STEP_BYTES: Final = 128 << 20
 
+# The huge pages of a pool, where nobody names another size.
+POOL_PAGE_BYTES: Final = 2 << 20
 # How memory is added.
 ACPI: Final = "acpi"
 VIRTIO_MEM: Final = "virtio-mem"
@@ -208,6 +210,8 @@ class RunConfig:
         pci_weights: for each PCI segment, its share of the addresses below 4 GiB.
         pci_slots: the slots of devices, by their names, as ``devices.pci.address`` numbers them;
             the others get the lowest of segment 0.
+        pool_page_bytes: memory has huge pages of this size from the host's pool; 0 for none.
+        prefault: all memory is taken from the host at the start.
         hotplug_bytes: how much memory can be added while the guest runs.
         hotplug_method: how: as modules (``ACPI``), or by ``VIRTIO_MEM``.
         hotplugged_bytes: how much of it the guest is to plug at the start, with ``VIRTIO_MEM``.
@@ -240,6 +244,8 @@ class RunConfig:
     per_vm_core_scheduling: bool = False
     guest_files: tuple[str, ...] = ()
     huge_pages: bool = True
+    pool_page_bytes: int = 0
+    prefault: bool = False
     hotplug_bytes: int = 0
     hotplug_method: str = ACPI
     hotplugged_bytes: int = 0

@@ -34,6 +34,8 @@ HUGE_PAGE_BYTES: Final = 2 << 20
 
 # Linux 6.1. Python 3.11 does not know it yet.
 MADV_COLLAPSE: Final = 25
+# Linux 5.14.
+MADV_POPULATE_WRITE: Final = 23
 
 
 class MemoryRegion(NamedTuple):
@@ -117,11 +119,14 @@ class GuestMemory:
         *,
         huge_pages: bool = True,
         hot_ranges: Sequence[tuple[int, int, int]] = (),
+        pool_page_bytes: int = 0,
     ) -> Self:
         """Make a new guest's memory from ``(gpa, size_bytes)`` ranges, in ascending order.
 
         Without ``huge_pages`` it has none, whatever shmem_enabled says. ``hot_ranges`` are
         ``(gpa, size_bytes, block_bytes)`` and above the others; none of their blocks is there yet.
+        If ``pool_page_bytes`` is not 0, all of it are huge pages of that size from the pool of the
+        host (hugetlbfs), of which it consists; then there are no ``hot_ranges``.
 
         Raises:
             HostError: the host refuses the memfd or the mapping.
@@ -140,7 +145,10 @@ class GuestMemory:
             raise ValueError(reason)
         fd = -1
         try:
-            fd = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+            if pool_page_bytes:
+                flags |= os.MFD_HUGETLB | (pool_page_bytes.bit_length() - 1) << os.MFD_HUGE_SHIFT
+            fd = os.memfd_create(MEMFD_NAME, flags)
             os.ftruncate(fd, file_offset + _table_pages_bytes(regions))
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
             return cls(fd, regions, huge_pages=huge_pages)
@@ -230,6 +238,19 @@ class GuestMemory:
         except OSError:
             return False
         return True
+
+    def populate(self) -> None:
+        """Take all memory of the start from the host now (MADV_POPULATE_WRITE, Linux 5.14).
+
+        Raises:
+            HostError: the host has too little, or is too old.
+        """
+        try:
+            for region, mapping in self.mappings:
+                if not region.block_bytes:
+                    linux.madvise(mapping, MADV_POPULATE_WRITE)
+        except OSError as error:
+            raise_host_error("take", "all of the guest's memory at the start", error)
 
     def clear(self) -> None:
         """Give all of the memory back to the host. Afterwards it is zero, in every process.

@@ -6,6 +6,7 @@ from __future__ import annotations
 from crosvm_py.config import (
     ACPI,
     MAX_CPUS,
+    POOL_PAGE_BYTES,
     VIRTIO_CONSOLE,
     VIRTIO_MEM,
     CpuSpec,
@@ -88,6 +89,8 @@ def run_config(config: VmConfig) -> RunConfig:
         landlock=landlock_rules(config),
         pci_weights=pci_weights(config),
         pci_slots=device_slots(config),
+        pool_page_bytes=_pool_page_bytes(config),
+        prefault=config.memory.prefault,
         hotplug_bytes=config.memory.hotplug_size or 0,
         hotplug_method=_METHODS[config.memory.hotplug_method],
         hotplugged_bytes=config.memory.hotplugged_size or 0,
@@ -102,6 +105,12 @@ def cpu_spec(config: CpusConfig) -> CpuSpec:
         address_bits=config.max_phys_bits,
         affinity=tuple((each.vcpu, each.host_cpus) for each in config.affinity or ()),
     )
+
+
+def _pool_page_bytes(config: VmConfig) -> int:
+    if not config.memory.hugepages:
+        return 0
+    return config.memory.hugepage_size or POOL_PAGE_BYTES
 
 
 def balloon_spec(config: BalloonConfig) -> BalloonSpec:

@@ -24,7 +24,6 @@ _REFUSED: Final = {
     "cpus.kvm_hyperv": "the guest sees no interfaces of Hyper-V",
     "cpus.features.amx": "processors have no features on request",
     "memory.zones": "memory is one zone",
-    "memory.hugepages": "huge pages are those of memory.thp",
     "rate_limit_groups": "each device has limits of its own",
     "disks.*.iommu": "there is no virtual IOMMU",
     "disks.*.vhost_user": "each device is a process of its own",
@@ -51,7 +50,6 @@ _SOURCES: Final = ("/dev/urandom", "/dev/random")
 # Keys that are ignored, with what happens instead.
 _IGNORED: Final = {
     "memory.mergeable": "pages are not merged",
-    "memory.prefault": "memory is taken when it is used",
     "memory.reserve": "memory is taken when it is used",
     "disks.*.queue_affinity": "the host decides where queues are served",
     "net.*.offload_tso": "a card offloads what its TAP can",
@@ -75,6 +73,8 @@ def unsupported(config: VmConfig) -> list[Problem]:
     memory = config.memory
     if memory.hotplugged_size and memory.hotplug_method == "Acpi":
         found.append(_refusal("memory.hotplugged_size", "there are no modules at the start"))
+    if memory.hugepages and memory.hotplug_size:
+        found.append(_refusal("memory.hotplug_size", "memory of hugepages has one size"))
     if config.serial.mode == "Socket":
         found.append(_refusal("serial.mode Socket", "a port makes no socket that it listens at"))
     return found

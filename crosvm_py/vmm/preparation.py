@@ -133,6 +133,11 @@ def prepare(
     slots = boot_slots(
         [order.name for order in devices], config.pci_slots, arch.slots(len(config.pci_weights))
     )
+    if config.pool_page_bytes:
+        from crosvm_py.vmm.huge_page_pool import check_pool
+
+        ranges = arch.ram_ranges(config.memory_bytes)
+        check_pool(config.pool_page_bytes, (size_bytes for _, size_bytes in ranges))
     if config.hotplug_bytes:
         _refuse_kernel_devices(devices)
     policies = _policies(config, {order.kind for order in devices}, recorded, plugs=plugs)

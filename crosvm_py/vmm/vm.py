@@ -82,11 +82,14 @@ class VirtualMachine:
         self._memory = GuestMemory.create(
             arch.ram_ranges(config.memory_bytes),
             huge_pages=config.huge_pages,
+            pool_page_bytes=config.pool_page_bytes,
             hot_ranges=arch.hot_ranges(
                 config.memory_bytes, hot_bytes, by_blocks=config.has_virtio_mem
             ),
         )
         lock = threading.RLock()
+        if config.prefault:
+            self._memory.populate()
         self.supervisor = Supervisor(
             self.loop,
             lock,

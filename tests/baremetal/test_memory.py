@@ -94,3 +94,44 @@ def test_device_of_virtio_mem_is_told_and_killed(echo: Path, tmp_path: Path) -> 
         os.kill(old, signal.SIGKILL)
         assert eventually(lambda: pid_of_device(sock) not in (0, old))
         assert ask(str(sock), Resize(memory_bytes=16 * MIB)) == Resized(is_busy=False)
+
+
+def test_memory_is_taken_at_the_start(echo: Path, tmp_path: Path) -> None:
+    with Vmm(["-m", "16,prefault,thp=false", "-s", tmp_path / "sock", echo]) as vmm:
+        vmm.wait_for(b"echo")
+        files = Path(f"/proc/{vmm.process.pid}/map_files")
+        sizes = {
+            os.stat(each).st_blocks
+            for each in files.iterdir()
+            if "crosvm_guest" in os.readlink(each)
+        }
+        assert sizes == {16 * MIB // 512}
+
+
+def test_pool_without_pages_is_named_with_a_remedy(echo: Path) -> None:
+    run = crosvm("run", "-m", "2t,hugepages", echo)
+    assert run.returncode == 1
+    assert "huge pages of 2 MiB (the host has " in run.stderr
+
+
+FREE = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+
+
+@pytest.mark.skipif(
+    not FREE.exists() or int(FREE.read_text()) < 8, reason="the host has no free huge pages"
+)
+def test_memory_of_a_pool_is_used_and_given_back(echo: Path, tmp_path: Path) -> None:
+    before = FREE.read_text()
+    words: list[str | Path] = [
+        "-m",
+        "16,hugepages,prefault",
+        "-s",
+        tmp_path / "sock",
+        "--balloon",
+        "0",
+        echo,
+    ]
+    with Vmm(words) as vmm:
+        vmm.wait_for(b"echo")
+        assert int(before) - int(FREE.read_text()) == 8
+    assert FREE.read_text() == before

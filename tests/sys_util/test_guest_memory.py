@@ -7,12 +7,13 @@ import errno
 import fcntl
 import mmap
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sys_util import linux
-from sys_util.errors import GuestAddressError, ProtocolError
+from sys_util.errors import GuestAddressError, HostError, ProtocolError
 from sys_util.guest_memory import HUGE_PAGE_BYTES, SEALS, GuestMemory, MemoryRegion
 from sys_util.linux import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, buffer_address, fallocate
 from tests.support.huge_pages import HOST_MAKES_HUGE_PAGES, huge_kib
@@ -299,3 +300,33 @@ def test_close_twice_is_harmless() -> None:
     memory.close()
     memory.close()
     assert memory.fd == -1
+
+
+def free_huge_pages() -> int:
+    path = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+    return int(path.read_text()) if path.exists() else 0
+
+
+def test_populate_takes_all_memory_of_the_start() -> None:
+    memory = GuestMemory.create([(0, 1 << 20)], hot_ranges=[(HIGH, 4 << 20, 2 << 20)])
+    memory.populate()
+    assert os.fstat(memory.fd).st_blocks * 512 == 1 << 20
+    memory.close()
+
+
+@pytest.mark.skipif(free_huge_pages() < 2, reason="the host has no free huge pages in its pool")
+def test_memory_of_a_pool_is_huge_and_sealed() -> None:
+    memory = GuestMemory.create([(0, 2 << 20), (HIGH, 2 << 20)], pool_page_bytes=2 << 20)
+    other = GuestMemory.attach(os.dup(memory.fd), memory.regions)
+    memory.write(HIGH, b"here")
+    assert other.read(HIGH, 4) == b"here"
+    assert os.fstat(memory.fd).st_blksize == 2 << 20
+    other.close()
+    memory.close()
+
+
+def test_pool_that_has_too_little_is_refused() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(HostError, match="map 1048576 MiB of guest memory"):
+        GuestMemory.create([(0, 1 << 40)], pool_page_bytes=2 << 20)
+    assert len(os.listdir("/proc/self/fd")) == before

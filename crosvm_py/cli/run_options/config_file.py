@@ -121,6 +121,8 @@ def on_top_of(base: RunConfig, made: RunConfig, arguments: Arguments) -> RunConf
         huge_pages=asked.huge_pages,
         hotplug_bytes=asked.hotplug_bytes,
         hotplug_method=asked.hotplug_method,
+        pool_page_bytes=asked.pool_page_bytes,
+        prefault=asked.prefault,
         hotplugged_bytes=asked.hotplugged_bytes,
         initrd=made.initrd if given(INITRD) or made.guest_files else base.initrd,
         disks=disks,

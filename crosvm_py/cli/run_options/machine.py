@@ -13,6 +13,7 @@ from crosvm_py.config import (
     MAX_HOST_CPUS,
     MAX_MEMORY_BYTES,
     MIN_MEMORY_BYTES,
+    POOL_PAGE_BYTES,
     VIRTIO_MEM,
     CpuSpec,
 )
@@ -35,6 +36,11 @@ _MAX: Final = keyvalue.size(
 _METHOD: Final = keyvalue.choice(
     "hotplug-method", "how it grows: as modules, or by virtio-mem", (ACPI, VIRTIO_MEM), ACPI
 )
+_POOL: Final = keyvalue.flag("hugepages", "huge pages from the host's pool (hugetlbfs)")
+_POOL_SIZE: Final = keyvalue.size(
+    "hugepage-size", "size of one of them", 0, shown="2m where there are hugepages"
+)
+_PREFAULT: Final = keyvalue.flag("prefault", "take all of it from the host at the start")
 _HUGE_PAGES: Final = keyvalue.flag("thp", "huge pages where the host can make them", default=True)
 
 
@@ -49,6 +55,8 @@ class MemoryOption(NamedTuple):
     huge_pages: bool = True
     hotplug_bytes: int = 0
     hotplug_method: str = ACPI
+    pool_page_bytes: int = 0
+    prefault: bool = False
 
 
 class CpusOption(NamedTuple):
@@ -113,7 +121,7 @@ def _number(option: str, text: str) -> int:
 def _read_memory(option: str, text: str) -> MemoryOption:
     limits = f"{MIN_MEMORY_BYTES // MIB} MiB to {MAX_MEMORY_BYTES >> 40} TiB"
     try:
-        values = keyvalue.parse(option, text, (_SIZE, _MAX, _METHOD, _HUGE_PAGES))
+        values = keyvalue.parse(option, text, _MEMORY_FIELDS)
     except UsageError as error:
         raise UsageError(f"{error} (memory is {limits})") from None
     size_bytes = values[_SIZE]
@@ -131,7 +139,28 @@ def _read_memory(option: str, text: str) -> MemoryOption:
         )
     if values[_MAX] > MAX_MEMORY_BYTES:
         raise ConfigError(f"{option}: max is outside the limits, {limits}")
-    return MemoryOption(size_bytes, values[_HUGE_PAGES], hotplug_bytes, values[_METHOD])
+    return MemoryOption(
+        size_bytes,
+        values[_HUGE_PAGES],
+        hotplug_bytes,
+        values[_METHOD],
+        _pool(option, values[_POOL], values[_POOL_SIZE], growing=hotplug_bytes > 0),
+        values[_PREFAULT],
+    )
+
+
+def _pool(option: str, wanted: bool, page_bytes: int, *, growing: bool) -> int:
+    """Return the size of the huge pages of a pool, or 0."""
+    if page_bytes and not wanted:
+        raise ConfigError(f"{option}: hugepage-size needs hugepages")
+    if page_bytes & (page_bytes - 1):
+        raise ConfigError(f"{option}: hugepage-size {page_bytes} is not a power of two")
+    if wanted and growing:
+        raise ConfigError(f"{option}: hugepages and max exclude each other")
+    return (page_bytes or POOL_PAGE_BYTES) if wanted else 0
+
+
+_MEMORY_FIELDS: Final = (_SIZE, _MAX, _METHOD, _POOL, _POOL_SIZE, _PREFAULT, _HUGE_PAGES)
 
 
 def _read_bool(option: str, text: str) -> bool:

@@ -104,6 +104,8 @@ def _of_options(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         huge_pages=memory.huge_pages,
         hotplug_bytes=memory.hotplug_bytes,
         hotplug_method=memory.hotplug_method,
+        pool_page_bytes=memory.pool_page_bytes,
+        prefault=memory.prefault,
         core_scheduling=arguments.get(machine.CORE_SCHEDULING),
         per_vm_core_scheduling=machine.per_vm_core_scheduling(arguments),
         reboots=arguments.has(machine.REBOOT),

@@ -202,7 +202,6 @@ SHARED = {"memory": {"size": 1 << 30, "shared": True}}
         ({"cpus": {"boot_vcpus": 1, "max_vcpus": 1, "kvm_hyperv": True}}, "cpus.kvm_hyperv"),
         ({"cpus": {"boot_vcpus": 1, "max_vcpus": 1, "features": {"amx": True}}}, "cpus.features"),
         ({"memory": {"size": 0, "zones": [{"id": "a", "size": 1 << 30}]}}, "memory.zones"),
-        ({"memory": {"size": 1 << 30, "hugepages": True}}, "memory.hugepages"),
         ({"disks": [{"path": "a"}, {"path": "b", "iommu": True}]}, r"disks\[1\].iommu"),
         ({"disks": [{"path": "a", "image_type": "Qcow2"}]}, r"disks\[0\].image_type"),
         (
@@ -356,3 +355,32 @@ def test_no_key_is_forgotten() -> None:
     source = "".join(Path(str(module.__file__)).read_text() for module in modules)
     used = {key for key in VmConfig.__struct_fields__ if f"config.{key}" in source}
     assert set(VmConfig.__struct_fields__) - named - used == {"pvpanic"}  # every machine has one
+
+
+def test_memory_is_as_the_file_says() -> None:
+    memory: dict[str, object] = {
+        "size": 1 << 30,
+        "hugepages": True,
+        "hugepage_size": 1 << 30,
+        "prefault": True,
+    }
+    made = run(memory=memory)
+    assert (made.pool_page_bytes, made.prefault) == (1 << 30, True)
+    memory = {"size": 1 << 30, "hotplug_method": "VirtioMem", "hotplug_size": 1 << 31}
+    made = run(memory={**memory, "hotplugged_size": 1 << 30})
+    assert made.has_virtio_mem
+    assert (made.hotplug_bytes, made.hotplugged_bytes) == (1 << 31, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("memory", "place"),
+    [
+        ({"hotplug_size": 1 << 27, "hotplugged_size": 1 << 27}, "memory.hotplugged_size"),
+        ({"hotplug_size": 1 << 27, "hugepages": True}, "memory.hotplug_size"),
+        ({"hotplug_size": 1 << 20}, "memory.hotplug_size"),
+        ({"hotplug_size": 1 << 43}, "memory.hotplug_size"),
+    ],
+)
+def test_memory_that_cannot_be_so_is_refused(memory: dict[str, object], place: str) -> None:
+    with pytest.raises(UnfitConfigError, match=f"^{place}"):
+        run(memory={"size": 1 << 30, **memory})

@@ -67,9 +67,26 @@ def test_run_memory_can_grow_to_its_max() -> None:
     assert config_of("-m", "256,max=256", "k").hotplug_bytes == 0
 
 
+def test_run_memory_can_be_of_a_pool_and_taken_at_the_start() -> None:
+    made = config_of("-m", "256,hugepages,prefault", "k")
+    assert (made.pool_page_bytes, made.prefault) == (2 << 20, True)
+    assert config_of("-m", "2g,hugepages,hugepage-size=1g", "k").pool_page_bytes == 1 << 30
+    assert (config_of("k").pool_page_bytes, config_of("k").prefault) == (0, False)
+
+
+def test_run_memory_grows_as_its_method_says() -> None:
+    made = config_of("-m", "256,max=1g,hotplug-method=virtio-mem", "-s", "x.sock", "k")
+    assert made.has_virtio_mem
+    assert not config_of("-m", "256,max=1g", "-s", "x.sock", "k").has_virtio_mem
+    assert not config_of("-m", "256,hotplug-method=virtio-mem", "k").has_virtio_mem
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        ("256,hugepage-size=2m", "hugepage-size needs hugepages"),
+        ("256,hugepages,hugepage-size=3m", "is not a power of two"),
+        ("256,hugepages,max=512", "hugepages and max exclude each other"),
         ("256,max=128", "max is less than the size"),
         ("256,max=300", "differ by 44 MiB, which is not a multiple of 128 MiB"),
         ("256,max=8t", "max is outside the limits"),
