@@ -17,6 +17,7 @@ from crosvm_py.vm_config.answers import DeviceNode, VmInfo, VmmPingResponse
 from crosvm_py.vm_config.codec import encode
 from devices.pci.address import pci_address
 from devices.virtio.commands import BalloonState
+from devices.virtio.transport.pci_capabilities import BAR_BYTES, VIRTIO_BAR
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ if TYPE_CHECKING:
 # What Cloud Hypervisor calls two of our counters, for each kind of device.
 _DISK_NAMES: Final = {"bytes_to_guest": "read_bytes", "bytes_from_guest": "write_bytes"}
 _CARD_NAMES: Final = {"bytes_to_guest": "rx_bytes", "bytes_from_guest": "tx_bytes"}
+
+# The BAR of every device, without its address.
+_BAR: Final[dict[str, object]] = {
+    "index": VIRTIO_BAR,
+    "size": BAR_BYTES,
+    "type_": "Mmio32",
+    "prefetchable": False,
+}
 
 
 def ping(vm: ApiVm, _call: Call) -> Steps:
@@ -51,7 +60,7 @@ def info(vm: ApiVm, _call: Call) -> Steps:
     facts = yield from vm.facts()
     size, tree = config.memory.size, None
     if facts.memory_bytes:
-        config = _with_cpus(config, facts.cpus)
+        config = _with_ptys(_with_cpus(config, facts.cpus), dict(facts.ptys))
         try:
             listed = yield from vm.demand(ListDevices(), DeviceList)
             size = facts.memory_bytes - (yield from _balloon_bytes(vm, config))
@@ -72,6 +81,16 @@ def _with_cpus(config: VmConfig, cpus: int) -> VmConfig:
     return msgspec.structs.replace(config, cpus=changed)
 
 
+def _with_ptys(config: VmConfig, ptys: dict[str, str]) -> VmConfig:
+    """Return the configuration in which consoles of mode Pty say where their terminals are."""
+    changes: dict[str, object] = {}
+    for key, place in (("serial", "COM1"), ("console", "virtio port 1")):
+        console = getattr(config, key)
+        if console.mode == "Pty" and place in ptys:
+            changes[key] = msgspec.structs.replace(console, file=ptys[place])
+    return msgspec.structs.replace(config, **changes)
+
+
 def _balloon_bytes(vm: ApiVm, config: VmConfig) -> Generator[Pending, Response, int]:
     if config.balloon is None:
         return 0
@@ -88,7 +107,13 @@ def _tree(ids: dict[str, str], devices: tuple[DeviceInfo, ...]) -> dict[str, Dev
         name = id_of(ids, device.name)
         transport = f"_virtio-pci-{name}"
         bdf = pci_address(device.slot) if device.slot else None
-        tree[transport] = DeviceNode(id=transport, children=(name,), pci_bdf=bdf)
+        bar: dict[str, object] = {"PciBar": {**_BAR, "base": device.bar_gpa}}
+        tree[transport] = DeviceNode(
+            id=transport,
+            resources=(bar,) if device.bar_gpa else (),
+            children=(name,),
+            pci_bdf=bdf,
+        )
         tree[name] = DeviceNode(id=name, parent=transport)
     return tree
 

@@ -42,7 +42,8 @@ class Ends(NamedTuple):
     """The output and input of one port.
 
     ``size_fd`` is the terminal that shows the port, whose size the guest gets, or -1. ``pty_fd`` is
-    the user's side of a pseudo-terminal, or -1; only this one is owned here.
+    the user's side of a pseudo-terminal, or -1; only this one is owned here. ``pty_name`` is its
+    path.
     """
 
     target: Target | None = None
@@ -50,6 +51,7 @@ class Ends(NamedTuple):
     terminal: Terminal | None = None
     size_fd: int = -1
     pty_fd: int = -1
+    pty_name: str = ""
 
     def close(self) -> None:
         """Close all descriptors; call it only if nobody has taken them over."""
@@ -148,4 +150,4 @@ def _open_pty(spec: SerialSpec) -> Ends:
     except OSError as error:
         raise_host_error("open", "--serial type=pty", error, "is /dev/pts mounted?")
     log.info("%s num=%d is %s", spec.hardware, spec.num, name)
-    return Ends(target, source, size_fd=user_side, pty_fd=user_side)
+    return Ends(target, source, size_fd=user_side, pty_fd=user_side, pty_name=name)

@@ -51,6 +51,7 @@ class _Port(NamedTuple):
     sink: Sink
     input: ConsoleInput | None
     pty_fd: int = -1
+    pty_name: str = ""
 
 
 class SerialPorts:
@@ -84,6 +85,12 @@ class SerialPorts:
         if self.virtio is not None:
             parameters += self.virtio.kernel_parameters
         return tuple(parameters)
+
+    @property
+    def ptys(self) -> tuple[tuple[str, str], ...]:
+        """The pseudo-terminals: the place of the port in the machine, and the path."""
+        found = tuple((port.spec.place(), port.pty_name) for port in self._ports if port.pty_name)
+        return found if self.virtio is None else (*found, *self.virtio.ptys)
 
     def take_outlets(self) -> tuple[Outlet, ...]:
         """Return the relay's outlets for ports with datagram sockets; the caller owns them."""
@@ -198,7 +205,7 @@ def open_serial_ports(specs: Sequence[SerialSpec]) -> SerialPorts:
                 continue
             ends = open_ends(spec)
             sink = _sink(ends, outlets)
-            ports.append(_Port(spec, sink, ends.input, ends.pty_fd))
+            ports.append(_Port(spec, sink, ends.input, ends.pty_fd, ends.pty_name))
             terminal = terminal or ends.terminal
         if any(spec.hardware == VIRTIO_CONSOLE for spec in specs):
             from crosvm_py.console.virtio_console import open_virtio_console

@@ -177,6 +177,12 @@ class VirtioConsole:
         self._handed_over = False
 
     @property
+    def ptys(self) -> tuple[tuple[str, str], ...]:
+        """The pseudo-terminals: the place of the port in the machine, and the path."""
+        found = ((port.spec.place(), port.ends.pty_name) for port in self._ports)
+        return tuple((place, path) for place, path in found if path)
+
+    @property
     def terminal(self) -> Terminal | None:
         """The user's terminal, if one of the ports reads it."""
         return next((port.ends.terminal for port in self._ports if port.ends.terminal), None)

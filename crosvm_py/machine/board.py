@@ -148,6 +148,7 @@ class Board(ABC):
         self.growth: Growth | None = None
         self.cpu_hotplug: CpuHotPlug | None = None  # where vCPUs can come and go
         self.parts: list[Part] = []  # in the order in which a reset resets them
+        self.ptys: tuple[tuple[str, str], ...] = ()  # of ports: place and path, for clients
         self._vcpus: list[BoardVcpu] = []
         # Add memory first. KVM waits for all readers of the memory slots and I/O buses when a slot
         # is added; that takes 7 ms if the interrupt controllers have just joined a bus.
@@ -268,6 +269,12 @@ class Board(ABC):
 
         self._loop.add(transport.intx_fd, pass_interrupt)
         return transport
+
+    def bar_gpa(self, slot: int) -> int:
+        """Return the address of the BAR of the device in a slot, 0 if it is decoded nowhere."""
+        with self.lock:
+            transport = self._transports.get(slot)
+            return 0 if transport is None else transport.bar_gpa
 
     def unplug(self, slot: int) -> None:
         """Take the device out of a slot. Its backend hears nothing of it. Call it in the loop."""

@@ -41,10 +41,13 @@ def list_devices(vm: RunningVm, _request: ListDevices) -> DeviceList:
     """Return what the vmm knows of each device, without asking the devices."""
     slots = {} if vm.plugging is None else vm.plugging.slots
     devices = vm.supervisor.devices
-    return DeviceList(tuple(_info(device, slots.get(device.device_id, 0)) for device in devices))
+    found = ((device, slots.get(device.device_id, 0)) for device in devices)
+    return DeviceList(
+        tuple(_info(device, slot, vm.machine.bar_gpa(slot)) for device, slot in found)
+    )
 
 
-def _info(device: DeviceProcess, slot: int) -> DeviceInfo:
+def _info(device: DeviceProcess, slot: int, bar_gpa: int) -> DeviceInfo:
     status = device.status
     counters = named(device.cells, device.kind.counters) | {"restarts": status.restarts}
     return DeviceInfo(
@@ -58,6 +61,7 @@ def _info(device: DeviceProcess, slot: int) -> DeviceInfo:
         cgroup=device.cgroup[:MAX_CGROUP_CHARS],
         link=("up" if is_link_up(device.config) else "down") if device.kind.is_card else "",
         slot=slot,
+        bar_gpa=bar_gpa,
     )
 
 

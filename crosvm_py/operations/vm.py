@@ -10,6 +10,7 @@ from crosvm_py.requests.vm import (
     SUSPENDED,
     InjectNmi,
     ListVcpus,
+    PortPty,
     QueryVm,
     VcpuFigures,
     VcpuList,
@@ -27,7 +28,8 @@ def query_vm(vm: RunningVm, _request: QueryVm) -> VmFacts:
     state = SUSPENDED if vm.suspension.is_suspended else RUNNING
     hotplug = vm.machine.cpu_hotplug
     cpus = vm.vcpus.count if hotplug is None else hotplug.count
-    return VmFacts(state, cpus, vm.machine.memory_bytes)
+    ptys = tuple(PortPty(place, path) for place, path in vm.machine.ptys)
+    return VmFacts(state, cpus, vm.machine.memory_bytes, ptys)
 
 
 @operation(ListVcpus)

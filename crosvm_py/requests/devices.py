@@ -46,7 +46,8 @@ class DeviceInfo(NamedTuple):
 
     ``cgroup`` is the directory of its group in cgroup v2, empty if it has none. ``link`` is what a
     network card shows the guest, "up" or "down"; other devices have none. ``slot`` is the number
-    of the device's PCI slot (``devices.pci.address``), 0 if that is not known.
+    of the device's PCI slot (``devices.pci.address``), 0 if that is not known; ``bar_gpa`` is the
+    address of its BAR in guest-physical memory, 0 while the guest has it nowhere.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody needs here
@@ -59,6 +60,7 @@ class DeviceInfo(NamedTuple):
     cgroup: str = ""
     link: str = ""
     slot: int = 0
+    bar_gpa: int = 0
 
 
 @fact
@@ -80,6 +82,7 @@ class DeviceList:
                 text(MAX_CGROUP_CHARS),
                 text(8),
                 U16,
+                U64,
             ),
             MAX_DEVICES,
         ),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from crosvm_py.requests.protocol import Done
 from sys_util.facts import fact
 from sys_util.typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
-from sys_util.wire import U16, U32, U64, choice, record, sequence
+from sys_util.wire import U16, U32, U64, choice, record, sequence, text
 
 if TYPE_CHECKING:
     from sys_util.wire import Check, Message
@@ -20,23 +20,33 @@ HALTED: Final = "halted"
 ENDED: Final = "ended"
 
 _MAX_VCPUS: Final = 1024
+_MAX_PTYS: Final = 32
+
+
+class PortPty(NamedTuple):
+    """The pseudo-terminal of a port: where it is in the machine, and its path on the host."""
+
+    place: str
+    path: str
 
 
 @fact
 class VmFacts:
     """The answer to ``QueryVm``: state, vCPUs, and memory without what the balloon may hold.
 
-    vCPUs that the guest has been asked to let go do not count.
+    vCPUs that the guest has been asked to let go do not count. ``ptys`` are the pseudo-terminals of
+    ports: place and path.
     """
 
     TYPE: ClassVar[int] = 100
     FIELDS: ClassVar[tuple[Check, ...]] = (
         choice((WAITING, RUNNING, SUSPENDED, HALTED, ENDED)),
-        *(U32, U64),
+        *(U32, U64, sequence(record(PortPty, text(32), text(128)), _MAX_PTYS)),
     )
     state: str
     cpus: int
     memory_bytes: int
+    ptys: tuple[PortPty, ...] = ()
 
 
 @fact

@@ -130,6 +130,7 @@ class VirtualMachine:
             on_leave=lambda: self.end(VmExit.STOPPED, "left by the user"),
         )
         machine.parts += prepared.serial.uarts.values()
+        machine.ptys = prepared.serial.ptys
         if self._config.has_virtio_mem:
             from crosvm_py.vmm.plugged_memory import connect
 

@@ -7,6 +7,7 @@ import array
 import fcntl
 import json
 import os
+import select
 import socket
 import stat
 from struct import pack
@@ -125,3 +126,22 @@ def test_vsock_comes_once(ch: Program, tmp_path: Path) -> None:
     assert "has a vsock already" in reasons(ch.call("PUT", "vm.add-vsock", body))[-1]
     for wrong in ({**body, "cid": 2}, {**body, "pci_segment": 2}):
         assert ch.put("vm.add-vsock", wrong) == 400
+
+
+def test_pseudo_terminals_are_shown_and_lead_to_the_guest(tmp_path: Path, echo: Path) -> None:
+    with program(tmp_path) as ch:
+        wanted = {**config(echo), "serial": {"mode": "Pty"}, "console": {"mode": "Pty"}}
+        assert ch.put("vm.create", wanted) == 204
+        assert ch.put("vm.boot") == 204
+        found = info(ch)["config"]
+        serial, console = (cast("dict[str, str]", found[key]) for key in ("serial", "console"))
+        assert serial["file"] != console["file"]
+        with open(serial["file"], "r+b", buffering=0) as terminal:
+            terminal.write(b"a")
+            output = b""
+            while b"<61>" not in output:
+                assert select.select([terminal], [], [], PATIENCE_SECONDS)[0]
+                output += terminal.read(4096)
+        assert stat.S_ISCHR(os.stat(console["file"]).st_mode)
+        assert ch.put("vmm.shutdown") == 200
+        assert ch.process.wait(PATIENCE_SECONDS) == 0

@@ -134,6 +134,11 @@ class VirtioPciTransport:
         return self._interrupts.intx_fd
 
     @property
+    def bar_gpa(self) -> int:
+        """Where the BAR is decoded now, 0 for nowhere."""
+        return self._bar.address or 0
+
+    @property
     def status(self) -> int:
         """The device status as the driver would read it."""
         return self._state.status

@@ -251,3 +251,24 @@ def test_spoiled_configuration_is_none(tmp_path: Path, lines: list[str]) -> None
 
 def test_every_endpoint_is_there() -> None:
     assert len(FIXED) == 31
+
+
+def test_device_tree_has_addresses_and_segments(rig: Rig) -> None:
+    disk = DEVICES.devices[0]._replace(slot=32 + 6, bar_gpa=0xD000_8000)
+    rig.answers[ListDevices] = DeviceList((disk, DEVICES.devices[2]))
+    found = cast("dict[str, dict[str, dict[str, object]]]", rig.get("vm.info").json())
+    tree = found["device_tree"]
+    (transport,) = (each for name, each in tree.items() if "pci_bdf" in each)
+    assert transport["pci_bdf"] == "0001:00:06.0"
+    assert transport["resources"] == [
+        {
+            "PciBar": {
+                "index": 0,
+                "size": 0x8000,
+                "type_": "Mmio32",
+                "prefetchable": False,
+                "base": 0xD000_8000,
+            }
+        }
+    ]
+    assert tree["_virtio-pci-__rng"]["resources"] == []
