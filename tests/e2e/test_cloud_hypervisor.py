@@ -12,7 +12,7 @@ from tests.e2e.support import CLOUD_BZIMAGE, GUEST_SECONDS, ROOT_SQUASHFS
 if TYPE_CHECKING:
     from tests.e2e.support import Lab
 
-# The guest says when it waits, and the test then acts. A panic resets the VM, which ends it.
+# The guest says when it waits, and the test then acts. A panic resets the VM, which boots again.
 SCRIPT: Final = """
 echo "cpus=$(nproc)"
 echo waits-1
@@ -64,6 +64,8 @@ def test_vm_lives_as_clients_of_cloud_hypervisor_say(lab: Lab) -> None:
         remote("resume")
         remote("nmi")
         vm.wait_for("panic.*NMI")
+        vm.wait_for(r"(?s)waits-3.*waits-1")  # it boots again
+        remote("shutdown-vmm")
         vm.wait()
         told = lab.shell(f"cat {events}")
     found = [json.loads(text) for text in told.split("\n\n") if text]
@@ -71,4 +73,5 @@ def test_vm_lives_as_clients_of_cloud_hypervisor_say(lab: Lab) -> None:
     assert names[:3] == [("vmm", "starting"), ("vm", "booting"), ("vm", "booted")]
     assert ("vm", "device-removed") in names
     assert ("vm", "resumed") in names
+    assert ("vm", "rebooting") in names
     assert names[-1] == ("vmm", "shutdown")
