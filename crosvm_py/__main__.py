@@ -8,7 +8,14 @@ import os
 import sys
 
 from crosvm_py.cli.output import write_error
-from sys_util.errors import UsageError, VmmError, describe, is_hosts_fault, remedy_for
+from sys_util.errors import (
+    UsageError,
+    VmmError,
+    describe,
+    is_hosts_fault,
+    refused_call,
+    remedy_for,
+)
 
 
 def main() -> int:
@@ -54,7 +61,7 @@ def run_command_line() -> int:
             return _tell_of_bug(error)
         from crosvm_py.exit_status import VmExit
 
-        write_error(f"the host refuses a system call: {error.strerror}{remedy_for(error)}")
+        write_error(f"{refused_call(error)}: {error.strerror}{remedy_for(error)}")
         return VmExit.ERROR
     except KeyboardInterrupt:
         from crosvm_py.exit_status import INTERRUPTED

@@ -98,6 +98,19 @@ def is_hosts_fault(error: OSError) -> bool:
     return error.errno in _HOSTS_FAULTS
 
 
+def refused_call(error: OSError) -> str:
+    """Return what was tried when the host refused something that nobody expected it to refuse."""
+    trace = error.__traceback__
+    if trace is None:
+        return "the host refuses a system call"
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    file = "/".join(code.co_filename.split("/")[-2:])
+    of_what = f", {error.filename}" if isinstance(error.filename, str) else ""
+    return f"the host refuses a system call ({code.co_qualname} of {file}{of_what})"
+
+
 class Refusable:
     """A ``with`` statement that turns an ``OSError`` of its body into a ``HostError``."""
 

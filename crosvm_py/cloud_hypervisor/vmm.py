@@ -38,7 +38,7 @@ from crosvm_py.requests.vm import ENDED, WAITING, QueryVm, VmFacts
 from crosvm_py.run import VmHost, run_vm
 from crosvm_py.vmm.control_link import ControlLink
 from devices.virtio.net.features import MAX_PAIRS
-from sys_util.errors import VmmError, describe
+from sys_util.errors import VmmError, describe, refused_call
 from sys_util.event_loop import EventLoop
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final
@@ -357,7 +357,7 @@ def _refusal(error: VmmError | OSError) -> Booted:
     if problem is not None:
         status, reasons = problem.status, problem.chain()
     elif isinstance(error, OSError):
-        status, reasons = 500, ("the host refuses a system call", error.strerror or str(error))
+        status, reasons = 500, (refused_call(error), error.strerror or str(error))
     else:
         cause = error.__cause__
         last = (cause.strerror,) if isinstance(cause, OSError) and cause.strerror else ()

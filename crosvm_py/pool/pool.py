@@ -278,7 +278,13 @@ def _start_monitor(kernels: Sequence[Kernel]) -> _Monitor:
     with suppress(ChannelClosed):  # it has ended already, and we shall hear of it
         for kernel, unpacked_fd in kernels:
             channel.send(kernel, [] if unpacked_fd < 0 else [unpacked_fd])
-    return _Monitor(pid, channel)
+    try:
+        return _Monitor(pid, channel)
+    except OSError:  # nobody would hear of its end
+        channel.close()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def _has_ended(sock: socket.socket) -> bool:

@@ -31,7 +31,7 @@ from crosvm_py.vmm.warden_proxy import (
 from crosvm_py.warden import protocol
 from sys_util import linux, log, signal, socket
 from sys_util.channel import Channel
-from sys_util.errors import ChannelClosed, ProtocolError
+from sys_util.errors import ChannelClosed, ProtocolError, raise_host_error
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -142,7 +142,13 @@ def start_spare_warden() -> SpareWarden | None:
         be_spare_warden(sock, null_fd, policies, tighter)
 
     sock, pid = fork_warden(work)
-    spare = SpareWarden(sock, pid, policies, tighter)
+    try:
+        spare = SpareWarden(sock, pid, policies, tighter)
+    except OSError as error:  # nobody would hear of its end
+        sock.close()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise_host_error("watch", f"the warden that waits (pid {pid})", error)
     if spare.is_ready():
         return spare
     spare.dismiss()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import configparser
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,14 @@ def test_host_refusal_gives_cause_and_1(cli: Cli) -> None:
     cli.vm_ends_with(error)
     assert cli.run("--no-syslog", "run", "k") == 1
     assert cli.err == "crosvm: open /dev/kvm (join the group kvm): Permission denied\n"
+
+
+def test_refusal_that_nobody_expected_names_what_was_tried_and_the_remedy(cli: Cli) -> None:
+    cli.vm_ends_with(OSError(errno.EMFILE, "Too many open files", "/dev/null"))
+    assert cli.run("--no-syslog", "run", "k") == 1
+    tried = "Cli.vm_ends_with.<locals>.run_vm of crosvm_py/test_main.py, /dev/null"
+    reason = "Too many open files (ulimit -n raises the limit on open files)"
+    assert cli.err == f"crosvm: the host refuses a system call ({tried}): {reason}\n"
 
 
 def test_bug_of_ours_gives_traceback_in_the_log_and_70(cli: Cli) -> None:

@@ -165,7 +165,16 @@ def host_error() -> HostError:
         (ConfigError("x" * 5000), Booted(500, ("x" * 1024,))),
         (
             OSError(24, "Too many open files"),
-            Booted(500, ("the host refuses a system call", "Too many open files")),
+            Booted(
+                500,
+                (
+                    (
+                        "the host refuses a system call "
+                        "(Control._read_config of cloud_hypervisor/test_vmm.py)"
+                    ),
+                    "Too many open files",
+                ),
+            ),
         ),
     ],
 )

@@ -154,3 +154,18 @@ def test_pool_without_a_descriptor_for_a_client_goes_on(
         assert client.recv(1) == b""
     monkeypatch.undo()
     assert any("no client can be served now: Too many open files" in line for line in lines)
+
+
+def test_monitor_that_cannot_be_watched_is_ended_and_reaped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        pool_module._start_monitor([])
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -7,6 +7,7 @@ import os
 import select
 import socket
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,8 @@ def held_by(pid: int) -> Counter[str]:
     """Return what the descriptors of a process are, without numbers."""
     found: Counter[str] = Counter()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        found[os.readlink(entry).partition(":")[0]] += 1
+        with suppress(FileNotFoundError):  # it was closed after it was listed
+            found[os.readlink(entry).partition(":")[0]] += 1
     return found
 
 
