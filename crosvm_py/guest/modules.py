@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # The modules for an initrd: drivers for all our virtio devices, and file systems for the root.
 NAMES: Final = (
     *("virtio_pci", "virtio_blk", "squashfs", "overlay", "virtio_net", "virtio_rng"),
-    *("virtio_console", "virtio_balloon", "vmw_vsock_virtio_transport"),
+    *("virtio_console", "virtio_balloon", "virtio_mem", "vmw_vsock_virtio_transport"),
 )
 
 _DEPENDS: Final = re.compile(rb"\0depends=([\w,-]*)\0")

@@ -14,7 +14,7 @@ INIT: Final = HERE / "init-initrd.sh"
 BUSYBOX: Final = Path("/bin/busybox")
 MODULES: Final = (
     *("virtio_pci", "virtio_mmio", "virtio_blk", "virtio_rng", "virtio_net", "virtio_balloon"),
-    *("virtio_console", "vmw_vsock_virtio_transport", "ext4", "squashfs", "overlay"),
+    *("virtio_console", "virtio_mem", "vmw_vsock_virtio_transport", "ext4", "squashfs", "overlay"),
 )
 
 

@@ -109,10 +109,10 @@ def _words(arguments: Arguments, folder: str) -> list[str]:
     words += [word for it in arguments.every(boot.PARAMS) for word in ("-p", it)]
     cpus, memory = arguments.get(machine.CPUS), arguments.get(machine.MEMORY)
     if cpus is not None:
-        words.append(f"{machine.CPUS.name}={cpus}")
+        most = f",max={cpus.spec.most}" if cpus.spec.most else ""
+        words.append(f"{machine.CPUS.name}={cpus.vcpus}{most}")
     if memory is not None:
-        huge_pages = typed_bool(memory.huge_pages)
-        words.append(f"{machine.MEMORY.name}={memory.size_bytes // machine.MIB},thp={huge_pages}")
+        words.append(f"{machine.MEMORY.name}={_typed_memory(memory)}")
     image = read_guest(folder).rwroot
     if image is not None:
         from crosvm_py.guest.throwaway import throwaway_copy
@@ -148,6 +148,19 @@ def _terminal() -> list[str]:
     except OSError:
         pass  # no terminal, no size
     return ["-p", " ".join(words)] if words else []
+
+
+def _typed_memory(memory: machine.MemoryOption) -> str:
+    """Return the value as a user would type it."""
+    values = [f"{memory.size_bytes // machine.MIB}", f"thp={typed_bool(memory.huge_pages)}"]
+    if memory.hotplug_bytes:
+        most = memory.size_bytes + memory.hotplug_bytes
+        values += [f"max={most // machine.MIB}", f"hotplug-method={memory.hotplug_method}"]
+    if memory.pool_page_bytes:
+        values += ["hugepages", f"hugepage-size={memory.pool_page_bytes}"]
+    if memory.prefault:
+        values.append("prefault")
+    return ",".join(values)
 
 
 SHELL: Final = Command(
