@@ -30,6 +30,9 @@ MAX_FDS: Final = 253
 METHODS: Final = frozenset({"GET", "PUT", "PATCH", "DELETE"})
 _VERSIONS: Final = frozenset({b"HTTP/1.0", b"HTTP/1.1"})
 
+# Kata's generated client, and others in Go.
+_GO_AGENTS: Final = (b"OpenAPI-Generator/", b"Go-http-client/")
+
 CONTINUE: Final = b"HTTP/1.1 100 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\r\n"
 # What a client gets for which there is no connection any more; then it is disconnected.
 TOO_MANY_CONNECTIONS: Final = (
@@ -39,12 +42,16 @@ TOO_MANY_CONNECTIONS: Final = (
 
 
 class HttpRequest(NamedTuple):
-    """One complete request. Whoever takes it owns its ``fds``, and closes them."""
+    """One complete request. Whoever takes it owns its ``fds``, and closes them.
+
+    Clients in Go tell their users the reason phrase of an answer, so ``reads_phrase`` is true.
+    """
 
     method: str
     target: str
     body: bytes
     fds: tuple[int, ...] = ()
+    reads_phrase: bool = False
 
     def close(self) -> None:
         """Close the descriptors that came with it."""
@@ -227,6 +234,15 @@ def answer(status: int, body: bytes | None = None) -> bytes:
     return head + length.encode() + body
 
 
+def with_phrase(data: bytes) -> bytes:
+    """Return the answer with the phrase by which Kata sees that it asked too early.
+
+    It looks for the phrase in the status line, where Cloud Hypervisor has none.
+    """
+    early = b"HTTP/1.1 429 "
+    return early + b"Too Many Requests" + data[len(early) :] if data.startswith(early) else data
+
+
 def _read_head(data: bytes) -> tuple[HttpRequest, int, bool]:
     """Return the request, the length of its body, and whether it waits for ``CONTINUE``.
 
@@ -265,7 +281,9 @@ def _read_head(data: bytes) -> tuple[HttpRequest, int, bool]:
     ):
         raise _RefusedError("Accept-Encoding: identity;q=0", length)
     target = head.target.decode("latin-1")
-    return HttpRequest(method, target, b""), length, bool(expected) and length > 0
+    is_go = any(name == b"user-agent" and value.startswith(_GO_AGENTS) for name, value in headers)
+    request = HttpRequest(method, target, b"", reads_phrase=is_go)
+    return request, length, bool(expected) and length > 0
 
 
 def _length(values: list[bytes]) -> int:

@@ -12,6 +12,7 @@ from collections import deque
 
 from crosvm_py.api.call import Call
 from crosvm_py.api.errors import BAD_REQUEST, BAD_REQUEST_EMPTY, NOT_FOUND, bad_json
+from crosvm_py.api.http import with_phrase
 from crosvm_py.api.routes import name_of
 from crosvm_py.api.steps import carry_out
 from crosvm_py.vm_config.codec import decode
@@ -58,6 +59,8 @@ class Service:
             request.close()
             reply(bad_json(str(error)))
             return
+        if request.reads_phrase:
+            reply = _spelled_out(reply)
         call = _Waiting(route, Call(body, request.fds), reply)
         if route.method == "GET":
             self._start(call, reply)
@@ -86,6 +89,10 @@ class Service:
             reply(answer)
 
         carry_out(waiting.route.failure, waiting.route.steps(self._vm, waiting.call), finish)
+
+
+def _spelled_out(reply: Reply) -> Reply:
+    return lambda answer: reply(with_phrase(answer))
 
 
 def _unfit(route: Route, request: HttpRequest) -> bytes:

@@ -54,7 +54,7 @@ def test_vcpus_come_work_go_and_come_again(tester_lab: Lab) -> None:
         vm.wait_for("waits-2")
         run("ch-remote", "--api-socket", api, "resize", "--cpus", "2")
         vm.wait_for("waits-3")
-        assert '"boot_vcpus": 2' in run("ch-remote", "--api-socket", api, "info")
+        assert '"boot_vcpus":2' in run("ch-remote", "--api-socket", api, "info")
         run("resize", "--cpus", "4", vm.socket)
         facts = vm.finish()
 
