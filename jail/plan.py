@@ -297,7 +297,7 @@ def gain_nothing(
             )
         ),
         NoNewPrivileges(),
-        *(() if opens else (ForbidFiles(alone=True),)),
+        ForbidFiles(alone=True, but_opening=opens),
         LimitResources((("NOFILE", max_open_files),)),
         NotDumpable(),
     )

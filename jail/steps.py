@@ -334,21 +334,25 @@ class ForbidFiles:
     It holds for the calling thread and the threads that it starts later. Open descriptors stay
     usable. Files in the directories ``removable_in`` can still be removed. The process cannot mount
     anything any more, so it cannot make a jail. ``alone``: it cannot signal other processes either,
-    if the kernel can forbid that.
+    if the kernel can forbid that. ``but_opening``: files that are there can be opened.
     """
 
     removable_in: tuple[str, ...] = ()
     alone: bool = False
+    but_opening: bool = False
 
     def describe(self) -> str:
         """Say what the step does."""
         but = f", but for removing from {', '.join(self.removable_in)}" if self.removable_in else ""
+        but += ", but for opening those that are there" if self.but_opening else ""
         signals = " and signals to others" if self.alone else ""
         return f"give up all files{but}{signals} (Landlock)"
 
     def apply(self) -> None:
         """Give them up; on a kernel without Landlock the other steps must suffice."""
-        if not landlock.forbid_files(self.removable_in, alone=self.alone):
+        if not landlock.forbid_files(
+            self.removable_in, alone=self.alone, but_opening=self.but_opening
+        ):
             log.debug("this kernel has no Landlock")
 
 

@@ -23,7 +23,10 @@ _ACCESS_FS_READ_DIR: Final = 1 << 3
 ACCESS_FS_REMOVE_FILE: Final = 1 << 5
 _ACCESS_FS_MAKE_SOCK: Final = 1 << 9
 _ACCESS_FS_TRUNCATE: Final = 1 << 14
+_ACCESS_FS_IOCTL_DEV: Final = 1 << 15
 _OF_FILES: Final = _ACCESS_FS_WRITE_FILE | _ACCESS_FS_READ_FILE | _ACCESS_FS_TRUNCATE
+# Truncating, and ioctl(2) of a device, hold for a descriptor only if they held when it was opened.
+_OPENING: Final = _OF_FILES | _ACCESS_FS_READ_DIR | _ACCESS_FS_IOCTL_DEV | _ACCESS_FS_MAKE_SOCK
 
 # The number of access rights for files in each version of the ABI; later versions have 16 too.
 _FS_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
@@ -62,7 +65,9 @@ def abi_version() -> int:
     raise OSError(-version, os.strerror(-version), "landlock_create_ruleset")
 
 
-def forbid_files(removable_in: Iterable[str] = (), *, alone: bool = False) -> int:
+def forbid_files(
+    removable_in: Iterable[str] = (), *, alone: bool = False, but_opening: bool = False
+) -> int:
     """Let this thread open, make, change or remove no file any more; return the ABI's version.
 
     Version 0 means that nothing was forbidden. From version 4 on TCP is forbidden as well, and from
@@ -71,11 +76,15 @@ def forbid_files(removable_in: Iterable[str] = (), *, alone: bool = False) -> in
     Args:
         removable_in: directories whose files can still be removed.
         alone: from version 6 on the thread can signal only processes that it starts later.
+        but_opening: files that are there can still be opened, read and written, but for those of
+            other processes under /proc that would give their memory; and sockets can be made.
     """
     version = abi_version()
     if not version:
         return 0
     rights = (1 << _FS_RIGHTS[min(version, max(_FS_RIGHTS))]) - 1
+    if but_opening:
+        rights &= ~_OPENING
     words = 1 + (version >= _NET_ABI) + (version >= _SCOPE_ABI)
     scope = _SCOPE_ABSTRACT_UNIX_SOCKET | (_SCOPE_SIGNAL if alone else 0)
     ruleset = _check(lib.crosvm_landlock_create(rights, _NET_RIGHTS, scope, words))

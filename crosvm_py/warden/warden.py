@@ -74,6 +74,7 @@ class Warden:
         self._renewing: set[int] = set()  # devices for which a mould loads new code
         self._prepared: set[int] = set()  # devices whose next restart was requested by the user
         self._sealed: protocol.Seal | None = None
+        self._is_vmm_denied = False  # it said that a filter ended it
         self._orders: Orders | None = None
         self._loop = EventLoop()
         self._ids = None if policies is None else choose()
@@ -160,7 +161,10 @@ class Warden:
             case protocol.Kill(device_id):
                 self._kill(device_id)
             case protocol.VmmDenied(number, in_vcpu):
-                # The vmm is being killed and closes the channel next.
+                # The vmm is being killed and closes the channel next; nothing comes after this.
+                if self._is_vmm_denied:
+                    raise ProtocolError("it was killed before")
+                self._is_vmm_denied = True
                 name, policy = syscall_name(number), "vcpu" if in_vcpu else "vmm"
                 log.error("vmm: killed by seccomp: %s (%d), policy %s", name, number, policy)
             case protocol.Resize():

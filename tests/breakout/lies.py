@@ -50,6 +50,7 @@ SAMPLES: Final[tuple[Message, ...]] = (
         None,
         (QueuePosition(0, "device", RingPosition(0, 0, 0, 0, 0, True), False),),
     ),
+    protocol.ChangeBlocks(1, 0, 1),
 )
 
 _QUEUE: Final = [0, "device", None, False]

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from typing import TYPE_CHECKING, Final
 
 from tests.breakout.attempt import Attempt, Cell, every, just, on_each, refuse
+from tests.breakout.files import AT_FDCWD
 from tests.breakout.hands import address, call
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ def write_memory(pid: int) -> None:
     call("process_vm_writev", pid, local, 1, remote, 1, 0)
 
 
+def open_memory(pid: int) -> None:
+    call("close", call("openat", AT_FDCWD, f"/proc/{pid}/mem\0".encode(), os.O_RDONLY, 0))
+
+
 def signal_group(_cell: Cell) -> None:
     """Signal 0 reaches ourselves in any case: it counts where the group is not ours alone."""
     if call("getpgid", 0) == call("getpid"):
@@ -80,6 +86,7 @@ _DEEDS: Final[tuple[tuple[str, Callable[[int], object], bool], ...]] = (
     ("seize", seize, False),
     ("read the memory of", read_memory, True),
     ("write the memory of", write_memory, False),
+    ("open the memory of", open_memory, True),
     ("compare with", lambda pid: call("kcmp", pid, pid, 0, 0, 1), False),
     ("limit", lambda pid: call("prlimit64", pid, 7, 0, bytearray(16)), True),
     ("ask for the priority of", lambda pid: call("getpriority", 0, pid), True),

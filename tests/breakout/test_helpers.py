@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Nothing gets out of the vmm's helpers: the reader of kernels, the relay, the control process."""
+"""Nothing gets out of the vmm's helpers: reader of kernels, relay, control process, opener."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 from crosvm_py.api.store import make_store
 from crosvm_py.control import process as control_process
 from crosvm_py.control.protocol import ControlFds
+from crosvm_py.opener import process as opener_process
 from crosvm_py.relay import process as relay_process
 from crosvm_py.relay.outlet import open_outlet
 from crosvm_py.socket_path import bind_control_socket
@@ -30,8 +31,10 @@ from sys_util.event_loop import EventLoop
 from tests.breakout import hands, limits
 from tests.breakout.attempt import Cell
 from tests.breakout.inmate import filters_left_out, outcome
-from tests.breakout.prison import World
+from tests.breakout.prison import World, allowed_ioctls
 from tests.breakout.table import ATTEMPTS
+from tests.crosvm_py.device_rig import room_for_what_tests_have
+from tests.crosvm_py.test_opener import children
 from tests.kernel_loader.images import Elf, write
 from tests.support.command_line import config_of
 
@@ -66,6 +69,19 @@ LOOKS: Final = (
 FOR_CLIENTS: Final = {
     *("read an option of each socket", "change a descriptor", "every number without a size"),
 }
+# What the opener is there for: it opens the files of its user, in children, asks what they are,
+# binds the sockets of a vsock, and keeps to more rules of Landlock.
+FOR_CLIENTS_FILES: Final = ("open /", "open ../", "stat", "test access", "read a link", "list ")
+FOR_THE_WARDEN: Final = {
+    *("size of each descriptor", "have the kernel signal by each descriptor", "clone"),
+    *("give a socket a name", "join a landlock"),
+}
+# SIOC[GS]IFFLAGS, SIOC[GS]IFMTU, SIOCGIFINDEX, SIOCSIFADDR, SIOCSIFNETMASK: of a TAP that it opens;
+# FIOCLEX.
+OF_INTERFACES: Final = (0x8913, 0x8914, 0x8921, 0x8922, 0x8933, 0x8916, 0x891C, 0x5451)
+PATIENCE_SECONDS: Final = 60.0
+_MESSAGES: Final = 50
+_END: Final = b"\0"
 SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -78,8 +94,13 @@ class Outside:
         about = SimpleNamespace(rig=SimpleNamespace(warden=someone), sibling=someone)
         self._fields = self._world.fields(about, "rng")  # type: ignore[arg-type]  # all it needs
 
-    def try_all(self, channel: int, files: Sequence[int]) -> bytes:
-        """Make every attempt, in the helper; return what became of each."""
+    def try_all(self, channel: int, files: Sequence[int], policy: str = "rng_device") -> bytes:
+        """Make every attempt, in the helper; return what became of each.
+
+        Requests that its ``policy`` lets pass are its business, and no attempt.
+        """
+        asked = [*allowed_ioctls(policy), *(OF_INTERFACES if policy == "opener" else ())]
+        facts = self._fields | {"allowed_ioctls": sorted(asked)}
         cell = Cell(
             kind="rng",
             channel=channel,
@@ -87,7 +108,7 @@ class Outside:
             guest_at=0,
             files=tuple(files),
             fds=(*files, channel),
-            **self._fields,  # type: ignore[arg-type]  # of a world's
+            **facts,  # type: ignore[arg-type]  # of a world's
         )
         return json.dumps({one.name: outcome(one, cell) for one in TRIED}).encode()
 
@@ -215,6 +236,35 @@ def from_the_control_process_with_an_api(
     return from_the_control_process(folder, monkeypatch, outside, serves_api=True)
 
 
+def from_the_opener(_folder: Path, monkeypatch: pytest.MonkeyPatch, outside: Outside) -> Outcomes:
+    """Have code in the opener make every attempt."""
+    orders, wardens = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    class Taken(opener_process._Opener):
+        def run(self) -> None:
+            channel = self._control.fileno()
+            found = outside.try_all(channel, (self._warden.fileno(),), "opener") + _END
+            for at in range(0, len(found), 1 << 15):
+                os.write(channel, found[at : at + (1 << 15)])
+            os._exit(0)
+
+    monkeypatch.setattr(opener_process, "_Opener", Taken)
+    monkeypatch.setattr(linux, "report_denied_calls", lambda _fd, _head: hands.arm())
+    allowed_ioctls("opener")  # in the jail no policy is compiled
+    before = children()
+    with orders, wardens, room_for_what_tests_have():
+        ours = opener_process.start_opener(orders.fileno(), load_policy("opener"), sibling=False)
+    (pid,) = children() - before
+    found = b""
+    with ours:
+        ours.settimeout(PATIENCE_SECONDS)
+        # A message without bytes may be an attempt. A child that was made tells the rest, too.
+        for _ in range(_MESSAGES):
+            found += ours.recv(1 << 16)
+        os.waitpid(pid, 0)
+    return _read(max(found.split(_END), key=lambda told: b'"clone": ["out"]' in told))
+
+
 def _read(data: bytes) -> Outcomes:
     found: Outcomes = json.loads(data)
     assert len(found) > 150
@@ -228,6 +278,7 @@ def _read(data: bytes) -> Outcomes:
         from_the_relay,
         from_the_control_process,
         from_the_control_process_with_an_api,
+        from_the_opener,
     ],
 )
 def test_every_attempt_is_stopped(
@@ -238,6 +289,8 @@ def test_every_attempt_is_stopped(
 ) -> None:
     found = attempts_of(tmp_path, monkeypatch, outside)
     out = {name for name, became in found.items() if became == ["out"]}
+    if attempts_of is from_the_opener:
+        out = {name for name in out if not name.startswith(FOR_CLIENTS_FILES)} - FOR_THE_WARDEN
     serves = attempts_of in (from_the_control_process, from_the_control_process_with_an_api)
     assert out == (FOR_CLIENTS if serves else set())
 

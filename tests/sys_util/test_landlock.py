@@ -171,6 +171,13 @@ def test_kernel_is_asked_for_what_it_knows(
     assert lib.restricted
 
 
+def test_kernel_is_asked_for_all_but_opening(monkeypatch: pytest.MonkeyPatch) -> None:
+    lib = _Lib(6)
+    monkeypatch.setattr(landlock, "lib", lib)
+    landlock.forbid_files(but_opening=True)
+    assert lib.created == (0b0011_1101_1111_0001, 0b1, 3)
+
+
 @pytest.mark.parametrize(("version", "created"), [(0, None), (5, None), (6, (0, 0b10, 3))])
 def test_signals_are_kept_inside_without_a_word_about_files(
     monkeypatch: pytest.MonkeyPatch, version: int, created: tuple[int, int, int] | None
@@ -205,6 +212,35 @@ def test_signal_does_not_leave_the_group_of_processes() -> None:
 
     with forked(pause) as outside:
         assert in_child(act) == str((False, True, True, True))
+
+
+def test_opening_stays_allowed_and_nothing_else(file: Path) -> None:
+    def errno_of(act: Callable[[], object]) -> int:
+        try:
+            act()
+        except OSError as error:
+            return error.errno or 0
+        return 0
+
+    def act() -> list[int]:
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        landlock.forbid_files(but_opening=True)
+        fd = os.open(file, os.O_RDWR)
+        os.ftruncate(fd, 3)
+        return [
+            errno_of(lambda: os.open(f"{file}2", os.O_CREAT | os.O_WRONLY)),
+            errno_of(lambda: os.unlink(file)),
+            errno_of(lambda: os.execv("/bin/true", ["true"])),
+            errno_of(lambda: os.open(f"/proc/{outside}/mem", os.O_RDONLY)),
+            errno_of(lambda: os.open("/proc/self/mem", os.O_RDONLY)),
+            len(os.listdir(file.parent)),
+        ]
+
+    with forked(pause) as outside:
+        os.close(os.open(f"/proc/{outside}/mem", os.O_RDONLY))
+        expected = [*[errno.EACCES] * 4, 0, 1]
+        assert in_child(act) == str(expected)
+    assert file.read_bytes() == b"con"
 
 
 @pytest.mark.skipif(ABI < 6, reason="before Linux 6.12 it does not know signals")
