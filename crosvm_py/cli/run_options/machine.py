@@ -208,7 +208,8 @@ PER_VM: Final = switch(
 REBOOT: Final = switch(
     "--reboot",
     "boot the guest again, in the same process, when it resets its machine; otherwise a reset ends "
-    "the run (status 32 with --extended-status)",
+    "the run (status 32 with --extended-status); kernel and initrd stay open for that, and a "
+    "kernel that was unpacked stays in memory",
 )
 
 

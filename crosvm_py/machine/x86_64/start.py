@@ -25,7 +25,8 @@ class MachineStart:
         self._vm = vm
         self._vcpus = tuple(vcpus)
         msrs = listed_msrs(kvm)
-        self._saved = [SavedVcpu(vcpu, msrs) for vcpu in vcpus]
+        first = SavedVcpu(self._vcpus[0], msrs)
+        self._saved = [first, *(SavedVcpu(vcpu, msrs, first) for vcpu in self._vcpus[1:])]
         self._chips = SavedChips(vm)
 
     def restore(self) -> None:
