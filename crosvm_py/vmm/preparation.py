@@ -6,6 +6,9 @@ The run owns what is opened here. The warden inherits it, needs none of it and c
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
+
 from crosvm_py.console.serial_ports import open_serial_ports
 from crosvm_py.end_signals import hold_end_signals, release_end_signals
 from crosvm_py.kinds.cgroup import make_vm_cgroup
@@ -23,8 +26,6 @@ from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-
     from crosvm_py.config import RunConfig, SerialSpec
     from crosvm_py.console.serial_ports import SerialPorts
     from crosvm_py.kinds.order import DeviceOrder
@@ -124,32 +125,38 @@ def prepare(
     stack.callback(release_end_signals)
     # Before passt is started: the vmm must be alone in its cgroup to make others in it.
     cgroup = None if rehearsal else _make_cgroup(config, stack)
-    opened = []
-    for order in open_devices(config, serial.virtio, rehearsal=rehearsal):
-        for made in order.sockets:
-            stack.callback(made.unlink)
-        opened.append(order)
-    devices = tuple(opened)
-    slots = boot_slots(
-        [order.name for order in devices], config.pci_slots, arch.slots(len(config.pci_weights))
-    )
-    if config.pool_page_bytes:
-        from crosvm_py.vmm.huge_page_pool import check_pool
+    with ExitStack() as failed:  # so that the images are free for the next attempt
+        opened = []
+        for order in open_devices(config, serial.virtio, rehearsal=rehearsal):
+            for fd in order.fds:
+                failed.callback(os.close, fd)
+            for made in order.sockets:
+                stack.callback(made.unlink)
+            opened.append(order)
+        devices = tuple(opened)
+        slots = boot_slots(
+            [order.name for order in devices], config.pci_slots, arch.slots(len(config.pci_weights))
+        )
+        if config.pool_page_bytes:
+            from crosvm_py.vmm.huge_page_pool import check_pool
 
-        ranges = arch.ram_ranges(config.memory_bytes)
-        check_pool(config.pool_page_bytes, (size_bytes for _, size_bytes in ranges))
-    if config.hotplug_bytes:
-        _refuse_kernel_devices(devices)
-    policies = _policies(config, {order.kind for order in devices}, recorded, plugs=plugs)
-    bound = None
-    if config.socket is not None:
-        from crosvm_py.socket_path import bind_control_socket
+            ranges = arch.ram_ranges(config.memory_bytes)
+            check_pool(config.pool_page_bytes, (size_bytes for _, size_bytes in ranges))
+        if config.hotplug_bytes:
+            _refuse_kernel_devices(devices)
+        policies = _policies(config, {order.kind for order in devices}, recorded, plugs=plugs)
+        bound = None
+        if config.socket is not None:
+            from crosvm_py.socket_path import bind_control_socket
 
-        bound = bind_control_socket(config.socket)
-        stack.callback(bound.close)
-        stack.callback(bound.unlink)
-    api = _open_api(config, stack, rehearsal=rehearsal)
-    return Preparation(kvm, plan, devices, slots, serial, policies, bound, api, cgroup, separated)
+            bound = bind_control_socket(config.socket)
+            stack.callback(bound.close)
+            stack.callback(bound.unlink)
+        api = _open_api(config, stack, rehearsal=rehearsal)
+        failed.pop_all()
+        return Preparation(
+            kvm, plan, devices, slots, serial, policies, bound, api, cgroup, separated
+        )
 
 
 def _refuse_kernel_devices(devices: tuple[DeviceOrder, ...]) -> None:

@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import stat
+from pathlib import Path
 from struct import pack
 from typing import TYPE_CHECKING, cast
 
@@ -23,7 +24,6 @@ from tests.guests.baremetal.build import build_guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.baremetal.test_cloud_hypervisor import Program
 
@@ -143,5 +143,80 @@ def test_pseudo_terminals_are_shown_and_lead_to_the_guest(tmp_path: Path, echo: 
                 assert select.select([terminal], [], [], PATIENCE_SECONDS)[0]
                 output += terminal.read(4096)
         assert stat.S_ISCHR(os.stat(console["file"]).st_mode)
+        assert ch.put("vmm.shutdown") == 200
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+
+
+def tap_descriptors(ch: Program) -> int:
+    """Return how many descriptors of TAPs the vmm has."""
+    entries = Path(f"/proc/{ch.process.pid}/fd").iterdir()
+    return sum(os.readlink(entry) == TUN_PATH for entry in entries)
+
+
+@pytest.mark.root
+def test_vmm_keeps_descriptors_of_clients_until_the_boot(
+    tmp_path: Path, echo: Path, tap: list[int]
+) -> None:
+    card = request("PUT", "vm.add-net", b'{"id":"lan","num_queues":4}')
+    with program(tmp_path) as ch:
+        missing = {**config(echo), "disks": [{"path": str(tmp_path / "disk")}]}
+        assert ch.put("vm.create", missing) == 204
+        assert in_pieces(ch, card, tap, 1).status == 204
+        for _ in range(3):
+            assert ch.put("vm.boot") == 500
+            assert tap_descriptors(ch) == 2
+        (tmp_path / "disk").write_bytes(bytes(4096))
+        assert ch.put("vm.boot") == 204
+        ch.wait_for(b"echo")
+        assert tap_descriptors(ch) == 0
+        assert "lan" in cast("dict[str, object]", ch.call("GET", "vm.counters").json())
+        assert ch.put("vm.delete") == 204
+        assert ch.call("GET", "vmm.ping").status == 200
+        assert ch.put("vmm.shutdown") == 200
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+
+
+@pytest.mark.root
+def test_vmm_keeps_no_more_descriptors_than_all_cards_have(
+    tmp_path: Path, echo: Path, tap: list[int]
+) -> None:
+    with program(tmp_path) as ch:
+        assert ch.put("vm.create", config(echo)) == 204
+        for at in range(8):
+            body = b'{"id":"n%d","num_queues":4}' % at
+            status = in_pieces(ch, request("PUT", "vm.add-net", body), tap, 1).status
+            assert status == 204
+        assert tap_descriptors(ch) == 16
+        assert ch.put("vm.remove-device", {"id": "n7"}) == 204
+        assert tap_descriptors(ch) == 14
+        assert ch.put("vm.delete") == 204
+        assert tap_descriptors(ch) == 0
+        assert ch.put("vmm.shutdown") == 200
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+
+
+@pytest.mark.root
+def test_boot_that_fails_lets_go_of_what_it_has_opened(
+    tmp_path: Path, echo: Path, tap: list[int]
+) -> None:
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    folder = tmp_path / "missing"
+    wanted = {
+        **config(echo),
+        "disks": [{"path": str(tmp_path / "disk")}],
+        "vsock": {"cid": 3, "socket": str(folder / "v")},
+    }
+    with program(tmp_path) as ch:
+        assert ch.put("vm.create", wanted) == 204
+        card = request("PUT", "vm.add-net", b'{"id":"lan","num_queues":4}')
+        assert in_pieces(ch, card, tap, 1).status == 204
+        for _ in range(3):
+            answer = ch.call("PUT", "vm.boot")
+            assert answer.status == 500
+            assert "No such file" in reasons(answer)[-1]
+            assert tap_descriptors(ch) == 2
+        folder.mkdir()
+        assert ch.put("vm.boot") == 204
+        ch.wait_for(b"echo")
         assert ch.put("vmm.shutdown") == 200
         assert ch.process.wait(PATIENCE_SECONDS) == 0
