@@ -18,8 +18,8 @@ from sys_util.typing import TYPE_CHECKING, Final, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# All processors of any host, several times.
-MAX_LIST: Final = 1 << 16
+# All processors that a host can have today, and as many vCPUs as KVM allows, with room.
+MAX_LIST: Final = 1 << 13
 _MAX_DIGITS: Final = 20
 
 _TOGGLES: Final = {"on": True, "true": True, "off": False, "false": False}
