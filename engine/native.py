@@ -161,6 +161,12 @@ class BlockQueue(Queue):
         self._others = ffi.new("struct crosvm_block_queue *[]", [one._queue for one in others])
         self._count = len(others)
 
+    def count_in(self, cells: memoryview[int]) -> None:
+        """Count reads and writes in ``cells``, from now on; see ``latency.rs`` for their order."""
+        self._cells = cells  # stay as long as the queue
+        address = ffi.cast("uint64_t *", buffer_address(cells.cast("B")))
+        lib.crosvm_engine_count_in(self._queue, address)
+
     def turn(self) -> int:
         """Serve the chains that the driver has offered, within ``limits``; return why it ended.
 

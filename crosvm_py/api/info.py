@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # What Cloud Hypervisor calls two of our counters, for each kind of device.
 _DISK_NAMES: Final = {"bytes_to_guest": "read_bytes", "bytes_from_guest": "write_bytes"}
+_LATENCY_CELLS: Final = ("timed", "ns", "min_ns", "max_ns")
+_NO_MINIMUM: Final = (1 << 64) - 1
 _CARD_NAMES: Final = {"bytes_to_guest": "rx_bytes", "bytes_from_guest": "tx_bytes"}
 
 # The BAR of every device, without its address.
@@ -127,5 +129,20 @@ def counters(vm: ApiVm, _call: Call) -> Steps:
 
 
 def _counters(device: DeviceInfo) -> dict[str, int]:
-    names = {"block": _DISK_NAMES, "net": _CARD_NAMES}.get(device.name.partition(":")[0], {})
-    return {names.get(each.name, each.name): each.value for each in device.counters}
+    kind = device.name.partition(":")[0]
+    names = {"block": _DISK_NAMES, "net": _CARD_NAMES}.get(kind, {})
+    values = {each.name: each.value for each in device.counters}
+    found = {names.get(name, name): value for name, value in values.items()}
+    if "read_timed" in values:
+        for what in ("read", "write"):
+            found |= _latencies(what, *(found.pop(f"{what}_{part}", 0) for part in _LATENCY_CELLS))
+    return found
+
+
+def _latencies(what: str, timed: int, total: int, least: int, most: int) -> dict[str, int]:
+    """Return what Cloud Hypervisor tells of latencies, in microseconds, of those in nanoseconds."""
+    return {
+        f"{what}_latency_min": least // 1000 if timed else _NO_MINIMUM,
+        f"{what}_latency_max": most // 1000,
+        f"{what}_latency_avg": total // timed // 1000 if timed else 0,
+    }

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from crosvm_py.kinds.kind import MIB, DeviceKind
 from crosvm_py.kinds.order import DeviceOrder, pack_spec, unpack_spec
+from devices.virtio.block.latency import DISK_COUNTERS
 from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, Final
 
@@ -79,5 +80,6 @@ BLOCK: Final = DeviceKind(
     resizable=True,
     removable=True,
     threads=_THREADS,
+    counters=DISK_COUNTERS,
     max_memory_bytes=1280 * MIB,  # includes dirty pages that the kernel has not written back yet
 )

@@ -128,6 +128,11 @@ class Counters:
         self.kicks = cells[KICKS]
         self.interrupts = cells[INTERRUPTS]
 
+    @property
+    def specific(self) -> memoryview[int]:
+        """The cells that only this kind of device has."""
+        return self.cells[_FIRST_SPECIFIC:CELL_COUNT]
+
     def count_error(self) -> None:
         """Count one error of the guest or of the host."""
         self.errors = errors = self.errors + 1

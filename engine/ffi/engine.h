@@ -54,6 +54,7 @@ struct crosvm_block_queue *crosvm_engine_block_queue(const struct crosvm_memory 
 void crosvm_engine_free_block_queue(struct crosvm_block_queue *queue);
 struct crosvm_pool *crosvm_engine_pool(uint32_t threads);
 void crosvm_engine_free_pool(struct crosvm_pool *pool);
+void crosvm_engine_count_in(struct crosvm_block_queue *queue, const uint64_t *cells);
 void crosvm_engine_block_turn(struct crosvm_block_queue *queue, struct crosvm_block_queue **others,
                               size_t count, const struct crosvm_disk *disk,
                               const struct crosvm_limits *limits, const struct crosvm_pool *pool,

@@ -6,6 +6,7 @@ use std::slice;
 use std::sync::Arc;
 
 use crate::block::{BlockQueue, Disk, Limits, Turn};
+use crate::latency::DiskCells;
 use crate::memory::{GuestMemory, Region};
 use crate::net::{NetQueue, NetTurn, Tap};
 use crate::net_receive::ReceiveQueue;
@@ -115,6 +116,18 @@ pub extern "C" fn crosvm_engine_pool(threads: u32) -> *mut Pool {
 pub unsafe extern "C" fn crosvm_engine_free_pool(pool: *mut Pool) {
     // SAFETY: it was made by `Box::into_raw`, and is passed to `from_raw` only here, once.
     drop(unsafe { Box::from_raw(pool) });
+}
+
+/// Count the requests of a queue in `cells`.
+///
+/// # Safety
+///
+/// `queue` is valid, and so are the cells as long as it is; they are aligned.
+#[no_mangle]
+pub unsafe extern "C" fn crosvm_engine_count_in(queue: *mut BlockQueue, cells: *const DiskCells) {
+    // SAFETY: the caller guarantees that both are valid, the cells as long as the queue, and every
+    // value of a cell is one of an AtomicU64.
+    unsafe { (*queue).cells = Some(&*cells) };
 }
 
 /// Serve one turn of a queue; see `BlockQueue::turn`. `pool` may be NULL.

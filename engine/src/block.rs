@@ -2,6 +2,7 @@
 //! One turn of a queue of virtio-block (virtio 1.3 §5.2): reads, writes and flushes of whole
 //! sectors of a raw image. Any other request stays in the ring, and Python serves it.
 
+use crate::latency::{DiskCells, Noted};
 use crate::memory::Slice;
 use crate::poll::Window;
 use crate::pool::Pool;
@@ -97,6 +98,10 @@ pub struct BlockQueue {
     io_vecs: Vec<IoVec>,
     transfers: Transfers,
     knows_misses: bool, // until the host says that it cannot tell what is in the page cache
+    /// Where reads and writes are counted, if anywhere.
+    pub cells: Option<&'static DiskCells>,
+    reads: u32,
+    writes: u32,
 }
 
 impl BlockQueue {
@@ -114,6 +119,9 @@ impl BlockQueue {
             io_vecs: Vec::with_capacity(IOV_MAX),
             transfers: Transfers::default(),
             knows_misses: true,
+            cells: None,
+            reads: 0,
+            writes: 0,
         }
     }
 
@@ -248,10 +256,12 @@ impl BlockQueue {
                 }
             }
             let memory = self.ring.memory();
-            let Some(request) = request::parse(disk, memory, &self.chain, &mut self.io_vecs) else {
+            let Some(mut request) = request::parse(disk, memory, &self.chain, &mut self.io_vecs)
+            else {
                 self.ring.unpop();
                 return Outcome::Python;
             };
+            request.noted = self.note(request.kind);
             let is_room = !self.transfers.is_full()
                 || self.transfers.finish_first(&mut self.ring, pool, turn);
             let carried_out = is_room
@@ -273,6 +283,16 @@ impl BlockQueue {
             }
             left.chains -= 1;
             left.bytes = left.bytes.saturating_sub(request.taken + request.written);
+        }
+    }
+
+    /// Begin a request, if it is to be counted.
+    fn note(&mut self, kind: Kind) -> Option<Noted> {
+        let cells = self.cells?;
+        match kind {
+            Kind::Read => Some(Noted::begin(&cells.reads, &mut self.reads)),
+            Kind::Write => Some(Noted::begin(&cells.writes, &mut self.writes)),
+            Kind::Flush => None,
         }
     }
 
@@ -342,6 +362,9 @@ impl BlockQueue {
 pub(crate) fn give_back(ring: &mut Ring, chain: &Chain, request: &Request, turn: &mut Turn) {
     request::store_ok(ring.memory(), chain);
     ring.add_used(chain.head, request.written);
+    if let Some(noted) = request.noted {
+        noted.end();
+    }
     turn.requests += 1;
     turn.bytes_from_guest += request.taken;
     turn.bytes_to_guest += request.written;

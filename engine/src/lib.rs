@@ -7,7 +7,8 @@
 
 pub mod abi;
 pub mod block;
-pub mod memory;
+pub mod latency;
+mod memory;
 pub mod net;
 pub mod net_header;
 pub mod net_receive;

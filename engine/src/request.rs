@@ -2,6 +2,7 @@
 //! A request of a disk's driver (virtio 1.3 §5.2.6), if it is one that the engine carries out.
 
 use crate::block::Disk;
+use crate::latency::Noted;
 use crate::memory::GuestMemory;
 use crate::ring::Chain;
 use crate::stream::{fill, read_front};
@@ -38,6 +39,8 @@ pub struct Request {
     pub taken: u64,
     /// How many bytes of the chain the device writes for it.
     pub written: u64,
+    /// Where it is counted when it is done.
+    pub noted: Option<Noted>,
 }
 
 /// Read the request in `chain`, and put the guest memory for its data into `io_vecs`. `None`: it is
@@ -66,6 +69,7 @@ pub fn parse(
                 length: room,
                 taken: HEADER_BYTES as u64,
                 written: room + 1,
+                noted: None,
             })
         }
         T_OUT if !disk.read_only && room == 0 => {
@@ -78,6 +82,7 @@ pub fn parse(
                 length,
                 taken: chain.readable_bytes,
                 written: 1,
+                noted: None,
             })
         }
         T_FLUSH if room == 0 => Some(Request {
@@ -86,6 +91,7 @@ pub fn parse(
             length: 0,
             taken: HEADER_BYTES as u64,
             written: 1,
+            noted: None,
         }),
         _ => None,
     }

@@ -62,6 +62,7 @@ class BlockDriver:
         self.memory = GuestMemory.create([(0, 8 << 20)], hot_ranges=hot_ranges)
         self.device = device
         self.worker = QueueWorker(device, self.memory)
+        device.count_in(self.worker.counters)
         self.queue = DriverQueue(self.memory, 256, heap=1 << 20)
         self._fd = fd
         self._kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

@@ -9,8 +9,10 @@ Kept fds:    the image
 
 from __future__ import annotations
 
+import time
 from struct import Struct
 
+from devices.virtio.block.latency import note
 from devices.virtio.block.native import NativeDisk, NativeQueue
 from devices.virtio.block.spec import BlockSpec
 from devices.virtio.commands import CheckSize, DiskSize, Obeyed, SetSize
@@ -28,6 +30,7 @@ from sys_util.typing import TYPE_CHECKING, ClassVar, Final, Self
 if TYPE_CHECKING:
     from devices.virtio.commands import Command
     from devices.virtio.context import DeviceContext
+    from devices.virtio.counters import Counters
     from devices.virtio.queue.chain import DescriptorChain, Reader, Writer
     from devices.virtio.queue.servers import QueueServer, StartedQueue
     from sys_util.wire import Message
@@ -121,6 +124,7 @@ class Block(LimitedDevice):
         self._native = (
             NativeDisk(fd, read_only=spec.read_only, cached=not spec.direct) if engine else None
         )
+        self._cells: memoryview[int] | None = None
         self._threads = threads if spec.direct else 0
 
     def features(self) -> int:
@@ -154,8 +158,15 @@ class Block(LimitedDevice):
     def write_config(self, offset: int, data: bytes) -> None:
         """Ignore it: the only writable field belongs to VIRTIO_BLK_F_CONFIG_WCE."""
 
+    def count_in(self, counters: Counters) -> None:
+        """Count reads and writes there, of queues that are started later."""
+        self._cells = counters.specific
+        if self._native is not None:
+            self._native.cells = self._cells
+
     def attach(self, context: DeviceContext) -> None:
         super().attach(context)
+        self.count_in(context.counters)
         if self._native is not None and self._threads:
             self._native.start_threads(self._threads)
 
@@ -270,11 +281,15 @@ class Block(LimitedDevice):
         """Carry out one request. All of ``writer`` is for data, without the byte of the status."""
         request_type, _, sector = reader.unpack(_HEADER)
         if request_type == VIRTIO_BLK_T_IN:
+            begun = time.monotonic_ns()
             self._file.read(writer, self._offset(sector, writer.remaining))
+            self._note(begun, write=False)
         elif request_type == VIRTIO_BLK_T_OUT:
             if self._spec.read_only:
                 raise BlockRequestError.refused("write to a read-only disk")
+            begun = time.monotonic_ns()
             self._file.write(reader, self._offset(sector, reader.remaining))
+            self._note(begun, write=True)
         elif request_type == VIRTIO_BLK_T_FLUSH:
             if not self._spec.read_only:
                 self._file.flush()
@@ -286,6 +301,10 @@ class Block(LimitedDevice):
             self._write_zeroes(reader)
         else:
             raise BlockRequestError.unsupported(f"request type {request_type}")
+
+    def _note(self, begun_ns: int, *, write: bool) -> None:
+        if self._cells is not None:
+            note(self._cells, time.monotonic_ns() - begun_ns, write=write)
 
     def _discard(self, reader: Reader) -> None:
         if not self._active >> VIRTIO_BLK_F_DISCARD & 1:

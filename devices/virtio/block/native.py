@@ -47,6 +47,7 @@ class NativeDisk:
         self._queues: list[native.BlockQueue] = []  # those that are served
         self.pool: native.Pool | None = None
         self.memory = NativeMemory()
+        self.cells: memoryview[int] | None = None  # where reads and writes are counted
 
     def add(self, queue: native.BlockQueue) -> None:
         """Serve a queue, also in turns of the others."""
@@ -95,6 +96,8 @@ class NativeQueue(NativeRing):
         self._queue.disk.cached = disk.cached
         self._queue.pool = disk.pool
         self._queue.limits.poll_ns = POLL_NS if has_several_processors() else 0
+        if disk.cells is not None:
+            self._queue.count_in(disk.cells)
         self._disk = disk
         disk.add(self._queue)
 

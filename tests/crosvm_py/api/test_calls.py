@@ -231,6 +231,37 @@ def test_counters_have_the_names_of_cloud_hypervisor(rig: Rig) -> None:
     }
 
 
+def counted(**values: int) -> DeviceList:
+    counters = tuple(CounterInfo(*pair) for pair in values.items())
+    return DeviceList((DeviceInfo(0, "block:0", 1, "active", "block_device", (), counters),))
+
+
+IDLE = dict.fromkeys(("read_ops", "read_timed", "read_ns", "read_min_ns", "read_max_ns"), 0)
+IDLE |= {name.replace("read", "write"): 0 for name in IDLE}
+
+
+def test_latencies_are_told_in_microseconds(rig: Rig) -> None:
+    done = {"read_ops": 9, "read_timed": 2, "read_ns": 9000, "read_min_ns": 1999}
+    rig.answers[ListDevices] = counted(**IDLE | done | {"read_max_ns": 7001})
+    assert rig.get("vm.counters").json() == {
+        "_disk0": {
+            "read_ops": 9,
+            "write_ops": 0,
+            "read_latency_min": 1,
+            "read_latency_max": 7,
+            "read_latency_avg": 4,
+            "write_latency_min": (1 << 64) - 1,
+            "write_latency_max": 0,
+            "write_latency_avg": 0,
+        }
+    }
+
+
+def test_counters_of_a_vmm_that_tells_half_are_told_all_the_same(rig: Rig) -> None:
+    rig.answers[ListDevices] = counted(read_timed=3, read_ns=1 << 63)
+    assert rig.get("vm.counters").status == 200
+
+
 def test_lost_control_process_leaves_its_configuration_to_the_next(
     rig: Rig, tmp_path: Path
 ) -> None:
