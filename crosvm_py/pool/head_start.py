@@ -54,11 +54,7 @@ class HeadStart:
             self._kvm = make_kvm_ready()
         gc.collect()
         gc.freeze()
-        from crosvm_py.pool.spare_warden import start_spare_warden
-
-        self._spare: SpareWarden | None = None
-        with suppress(VmmError):
-            self._spare = start_spare_warden()
+        self._spare = _start_spare()
         self._circumstances = circumstances()
 
     def settle(self) -> None:
@@ -87,3 +83,13 @@ class HeadStart:
             self._kvm.ready_vm.fd = moved[self._kvm.ready_vm.fd]
         if self._spare is not None:
             self._spare.move(moved)
+
+
+def _start_spare() -> SpareWarden | None:
+    """Return a spare warden; ``None`` if the host refuses it, which the run will tell its user."""
+    from crosvm_py.pool.spare_warden import start_spare_warden
+
+    try:
+        return start_spare_warden()
+    except (VmmError, OSError):
+        return None

@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from crosvm_py.kinds.policies import CONTROL, load_run_policies, load_spare_policies
-from crosvm_py.pool import waiting_warden
+from crosvm_py.pool import head_start, waiting_warden
 from crosvm_py.pool.spare_protocol import SPARE_CODEC, Adopt, SocketFile
 from crosvm_py.pool.spare_warden import SpareWarden
 from jail.plan import device_jail
 from jail.spare import limits_of, without_limits
 from jail.steps import LimitResources
 from sys_util.channel import Channel, socket_pair
-from sys_util.errors import ChannelClosed, ProtocolError
+from sys_util.errors import ChannelClosed, HostError, ProtocolError
 from sys_util.log import INFO
 
 if TYPE_CHECKING:
@@ -74,3 +75,16 @@ def test_two_parts_of_a_jail_are_all_of_it() -> None:
     assert {*first.steps, *second.steps} == set(whole.steps)
     assert all(isinstance(step, LimitResources) for step in second.steps)
     assert (second.filter_step, second.late_steps) == (whole.filter_step, whole.late_steps)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "too many"), HostError("clone", "namespaces")], ids=repr
+)
+def test_host_that_refuses_a_spare_leaves_the_warden_to_the_run(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr("crosvm_py.pool.spare_warden.start_spare_warden", refuse)
+    assert head_start._start_spare() is None
