@@ -26,7 +26,7 @@ n=${n:-0}
 echo "boot-$n cpus=$(nproc) place=$(readlink -f /sys/block/vdb/device) "\\
 "date=$(date +%s) uptime=$(cut -d. -f1 /proc/uptime) "\\
 "clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
-echo "errors-$n [$(dmesg -l emerg,alert,crit,err | tr '\\n' ' ')]"
+echo "errors-$n [$(/bin/dmesg -l emerg,alert,crit,err | tr '\\n' ' ')]"
 printf %s $((n + 1)) | dd of=/dev/vdb conv=fsync,notrunc 2>/dev/null
 case $n in
 1) echo kbd >/sys/kernel/reboot/type ;;
@@ -71,6 +71,8 @@ def test_stock_kernel_boots_again_with_the_disk_at_its_slot(
         pid = json.loads(remote("ping"))["pid"]
         added = remote("add-disk", f"path={disk},id=data,image_type=raw,pci_device_id=6")
         assert json.loads(added)["bdf"] == "0000:00:06.0"
+        for number in range(first, LAST):
+            vm.wait_for(f"errors-{number} ")  # each boot has the time of one
         vm.wait_for("waits-client")
         remote("reboot")
         vm.wait_for("done-4")
