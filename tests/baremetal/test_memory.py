@@ -135,3 +135,30 @@ def test_memory_of_a_pool_is_used_and_given_back(echo: Path, tmp_path: Path) -> 
         vmm.wait_for(b"echo")
         assert int(before) - int(FREE.read_text()) == 8
     assert FREE.read_text() == before
+
+
+def guest_does(vmm: Vmm, key: bytes, *answers: bytes) -> None:
+    """Have the guest do something, and wait for what it says then."""
+    vmm.output = b""
+    vmm.type(key)
+    vmm.wait_for(b"\n")
+    for answer in answers:
+        assert answer in vmm.output
+
+
+def test_guest_finds_modules_uses_them_and_attacks_their_registers(tmp_path: Path) -> None:
+    guest = build_guest("memory_hotplug", tmp_path)
+    sock = tmp_path / "sock"
+    with Vmm(["-m", "16,max=400", "-s", sock, guest]) as vmm:
+        vmm.wait_for(b"memory\n")
+        guest_does(vmm, b"s", b"scanned")
+        guest_does(vmm, b"a", b"attacked")
+        assert ask(str(sock), Resize(memory_bytes=144 * MIB)) == Resized(is_busy=False)
+        guest_does(vmm, b"s", b"100000000+08000000 new good scanned")
+        guest_does(vmm, b"a", b"attacked")
+        assert ask(str(sock), Resize(memory_bytes=400 * MIB)) == Resized(is_busy=False)
+        guest_does(vmm, b"s", b"100000000+08000000 good 108000000+10000000 new good scanned")
+        guest_does(vmm, b"s", b"100000000+08000000 good 108000000+10000000 good scanned")
+        assert memory_bytes(sock) == 400 * MIB
+        vmm.type(b"q")
+        vmm.wait_for(b"bye")
