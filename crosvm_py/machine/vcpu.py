@@ -152,6 +152,12 @@ class VcpuSet:
             return len(self._vcpus) - len(self._absent)
 
     @property
+    def absent(self) -> frozenset[int]:
+        """The vCPUs that the guest does not have."""
+        with self._condition:
+            return frozenset(self._absent)
+
+    @property
     def threads(self) -> int:
         """How many threads there are, one for each vCPU that the guest has or may have later."""
         return len(self._threads)

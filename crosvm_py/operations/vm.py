@@ -34,10 +34,11 @@ def query_vm(vm: RunningVm, _request: QueryVm) -> VmFacts:
 
 @operation(ListVcpus)
 def list_vcpus(vm: RunningVm, _request: ListVcpus) -> VcpuList:
-    """Return the thread and the exits of each vCPU, without stopping any."""
+    """Return the thread and the exits of each vCPU that the guest has, without stopping any."""
     threads = vm.vcpus.thread_ids
     exits = vm.vcpus.exits
-    return VcpuList(tuple(VcpuFigures(at, threads.get(at, 0), exits[at]) for at in sorted(exits)))
+    present = sorted(exits.keys() - vm.vcpus.absent)
+    return VcpuList(tuple(VcpuFigures(at, threads.get(at, 0), exits[at]) for at in present))
 
 
 @operation(InjectNmi)

@@ -13,7 +13,7 @@ import pytest
 from crosvm_py.control.socket_client import ControlError, ask
 from crosvm_py.requests.debug import DumpVm, VmDump
 from crosvm_py.requests.resize import Resize, Resized
-from crosvm_py.requests.vm import QueryVm, VmFacts
+from crosvm_py.requests.vm import ListVcpus, QueryVm, VcpuList, VmFacts
 from tests.baremetal.vmm import Vmm, crosvm, eventually
 from tests.guests.baremetal.build import build_guest
 
@@ -53,6 +53,11 @@ class Cpus:
         assert isinstance(answer, VmFacts)
         return answer.cpus
 
+    def listed(self) -> list[int]:
+        answer = ask(self.sock, ListVcpus())
+        assert isinstance(answer, VcpuList)
+        return [vcpu.index for vcpu in answer.vcpus]
+
     def places(self) -> list[str]:
         answer = ask(self.sock, DumpVm())
         assert isinstance(answer, VmDump)
@@ -79,10 +84,12 @@ def cpus(guest: Path, tmp_path: Path) -> Iterator[Cpus]:
 
 def test_vcpus_come_start_go_and_come_again(cpus: Cpus) -> None:
     assert cpus.has(0)
+    assert cpus.listed() == [0]
     cpus.guest_does(b"s", b"1000 scanned")
     assert cpus.resize(3)
     cpus.guest_does(b"s", b"13+3+0 scanned")
     assert (cpus.has(0, 1, 2), cpus.count) == (True, 3)
+    assert cpus.listed() == [0, 1, 2]
     assert cpus.resize(2)
     assert cpus.count == 2
     cpus.guest_does(b"s", b"1150 scanned")
