@@ -20,6 +20,13 @@ class _Devices:
         self.devices = devices
 
 
+class _Slots:
+    """Of a machine, slots where no device has a BAR."""
+
+    def bar_gpa(self, _slot: int) -> int:
+        return 0
+
+
 def vm_of(*devices: DeviceProcess) -> RunningVm:
     """Return a VM with these devices."""
     return supervised(cast("Supervisor", _Devices(devices)))
@@ -29,7 +36,7 @@ def supervised(supervisor: Supervisor) -> RunningVm:
     """Return a VM with the devices of ``supervisor`` and without a machine."""
     nothing = object()
     return RunningVm(
-        cast("Board", nothing),
+        cast("Board", _Slots()),
         supervisor,
         cast("Suspension", nothing),
         cast("VcpuSet", nothing),
