@@ -183,8 +183,11 @@ class VcpuSet:
 
     @property
     def exits(self) -> dict[int, int]:
-        """How often each vCPU has left the guest to be served here, by index."""
-        return {runner.vcpu.index: runner.exits for runner in self._runners}
+        """How often each vCPU that the guest has left it to be served here, by index."""
+        with self._condition:
+            absent = frozenset(self._absent)
+        exits = {runner.vcpu.index: runner.exits for runner in self._runners}
+        return {index: count for index, count in exits.items() if index not in absent}
 
     def look(self) -> tuple[VcpuLook, ...]:
         """Look at every vCPU without stopping any. Do not call it in a vCPU's thread."""

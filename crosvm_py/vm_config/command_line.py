@@ -21,13 +21,16 @@ PROGRAM: Final = {
     "--api-socket": ("serve the REST API there", "PATH|path=PATH|fd=N"),
     "--event-monitor": ("write events there", "PATH|path=PATH|fd=N"),
     "--log-file": ("write the log there instead of stderr", "PATH"),
-    "--log-format": ("what a line of the log has", "FORMAT"),
-    "--seccomp": ("what a denied system call does", "true|false|log|errno"),
+    "--log-format": ("has no effect: lines are those of Cloud Hypervisor without it", "FORMAT"),
+    "--seccomp": (
+        "whether a denied system call ends the process (true, errno) or is logged (false, log)",
+        "true|false|log|errno",
+    ),
     "--restore": ("restore a snapshot", "source_url=URL[,KEY=VALUE…]"),
     "--no-shutdown": ("stay when the guest powers off", ""),
     "--help": ("print this text", ""),
     "--version": ("print the version", ""),
-    "-v": ("log more; may be repeated", ""),
+    "-v": ("log what happens, and with -vv also details; otherwise warnings alone", ""),
 }
 _SHORT: Final = {"-h": "--help", "-V": "--version"}
 _SECCOMP: Final = ("true", "false", "log", "errno")
