@@ -94,6 +94,10 @@ def ignored(config: VmConfig) -> list[str]:
     return found
 
 
+# The defaults of each class that was looked at.
+_defaults: Final[dict[type, dict[str, object]]] = {}
+
+
 def _refusal(place: str, reason: str) -> Problem:
     return Problem(place, f"is not supported by crosvm-py: {reason}", FAILED)
 
@@ -113,5 +117,8 @@ def _given(value: object, default: object, place: str, keys: list[str]) -> Itera
 
 
 def _default(record: object, key: str) -> object:
-    fields = structs.fields(type(record))  # type: ignore[arg-type]  # of a Struct
-    return next(field.default for field in fields if field.name == key)
+    kind = type(record)
+    if kind not in _defaults:  # it takes milliseconds, and is asked for each key
+        fields = structs.fields(kind)  # type: ignore[arg-type]  # of a Struct
+        _defaults[kind] = {field.name: field.default for field in fields}
+    return _defaults[kind][key]
