@@ -35,7 +35,7 @@ CODECS = {
     "vmm to device": device_protocol.DEVICE_CODEC,
     "vmm to warden": warden_protocol.WARDEN_CODEC,
     "warden to vmm": warden_protocol.VMM_CODEC,
-    "kernel parser to vmm": file_parser_protocol.CODEC,
+    "file parser to vmm": file_parser_protocol.CODEC,
     "warden to forge": forge_protocol.FORGE_CODEC,
     "warden to mould": forge_protocol.MOULD_CODEC,
     "forge to warden": forge_protocol.FROM_FORGE_CODEC,
