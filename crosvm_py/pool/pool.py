@@ -73,9 +73,9 @@ class Pool:
         self._size = size
         self._loop = loop
         self._kernels = kernels
-        self._monitors: list[_Monitor] = []
+        self.monitors: list[_Monitor] = []
         self._starts_at = 0.0  # no monitor is started before that
-        self._back_off_seconds = 0.0
+        self.back_off_seconds = 0.0
         self._announced = False
         self._listen()
         self._start_next()
@@ -84,7 +84,7 @@ class Pool:
         """Remove the socket and let waiting monitors end; those that run a VM go on."""
         self._bound.unlink()
         self._bound.close()
-        for monitor in self._monitors:
+        for monitor in self.monitors:
             if monitor.channel is not None:
                 monitor.channel.close()
 
@@ -114,7 +114,7 @@ class Pool:
             log.warning("no client can be served now: %s", error.strerror)
             return
         client = Channel(kept, protocol.CLIENT_CODEC)
-        monitor = next((each for each in self._monitors if each.is_idle), None)
+        monitor = next((each for each in self.monitors if each.is_idle), None)
         try:
             if monitor is None or monitor.channel is None:
                 client.send(protocol.Declined(f"all {self._size} monitors of the pool are taken"))
@@ -128,7 +128,7 @@ class Pool:
 
     def _start_next(self) -> None:
         """Start a monitor if fewer than ``size`` wait or are being started; one at a time."""
-        waiting = [each for each in self._monitors if each.channel is not None]
+        waiting = [each for each in self.monitors if each.channel is not None]
         if len(waiting) >= self._size or any(not each.is_ready for each in waiting):
             return
         delay = self._starts_at - time.monotonic()
@@ -141,7 +141,7 @@ class Pool:
             log.warning("a monitor cannot be started: %s", error.strerror)
             self._back_off()
             return
-        self._monitors.append(monitor)
+        self.monitors.append(monitor)
         channel = monitor.channel
         if channel is not None:
             self._loop.add(channel.fileno(), lambda _events: self._on_message(monitor))
@@ -168,7 +168,7 @@ class Pool:
         else:
             monitor.has_run = True
             self._let_go(monitor)
-            self._back_off_seconds = 0.0
+            self.back_off_seconds = 0.0
             self._start_later(_REPLACE_SECONDS)
 
     def _let_go(self, monitor: _Monitor) -> None:
@@ -181,7 +181,7 @@ class Pool:
     def _on_end(self, monitor: _Monitor) -> None:
         self._let_go(monitor)
         self._loop.remove(monitor.pidfd)
-        self._monitors.remove(monitor)
+        self.monitors.remove(monitor)
         _, wait_status = os.waitpid(monitor.pid, 0)
         os.close(monitor.pidfd)
         status = os.waitstatus_to_exitcode(wait_status)
@@ -198,16 +198,16 @@ class Pool:
             self._start_later(0.0 if monitor.has_run else _REPLACE_SECONDS)
 
     def _back_off(self) -> None:
-        longer = max(_FIRST_BACK_OFF_SECONDS, 2 * self._back_off_seconds)
-        self._back_off_seconds = min(longer, _MAX_BACK_OFF_SECONDS)
-        self._start_later(self._back_off_seconds)
+        longer = max(_FIRST_BACK_OFF_SECONDS, 2 * self.back_off_seconds)
+        self.back_off_seconds = min(longer, _MAX_BACK_OFF_SECONDS)
+        self._start_later(self.back_off_seconds)
 
     def _start_later(self, seconds: float) -> None:
         self._starts_at = max(self._starts_at, time.monotonic() + seconds)
         self._loop.call_later(seconds, self._start_next)
 
     def _announce(self) -> None:
-        idle = sum(each.is_idle for each in self._monitors)
+        idle = sum(each.is_idle for each in self.monitors)
         if idle >= self._size and not self._announced:
             self._announced = True
             log.info("%d monitors wait at %s", idle, self._bound.path)

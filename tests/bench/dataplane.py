@@ -56,8 +56,8 @@ def measure_direct(path: Path, requests: int, depth: int, threads: int | None) -
     image = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     spec = BlockSpec("image", read_only=True, direct=True)
     device = Block(spec, image, engine=threads is not None)
-    if threads and device._native is not None:
-        device._native.start_threads(threads)
+    if threads and device.native is not None:
+        device.native.start_threads(threads)
     return rate(device, image, requests, depth, 4096, indirect=False)
 
 
@@ -66,10 +66,10 @@ def measure_cold(path: Path, requests: int, depth: int, how: str) -> float:
     image = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     os.posix_fadvise(image, 0, 0, os.POSIX_FADV_DONTNEED)
     device = Block(BlockSpec("image", read_only=True), image, engine=how != "python")
-    if device._native is not None:
-        device._native.cached = how == "ahead"
+    if device.native is not None:
+        device.native.cached = how == "ahead"
         if how.isdecimal():
-            device._native.start_threads(int(how))
+            device.native.start_threads(int(how))
     memory = GuestMemory.create([(0, 64 << 20)])
     device.activate(FEATURES)
     worker = QueueWorker(device, memory)

@@ -22,11 +22,12 @@ from devices.virtio.block import native
 from devices.virtio.block.device import Block
 from devices.virtio.block.native import NativeQueue
 from devices.virtio.block.spec import BlockSpec
-from devices.virtio.commands import SetLimits
+from devices.virtio.commands import SetLimits, SetSize
 from devices.virtio.features import VIRTIO_RING_F_INDIRECT_DESC
 from devices.virtio.queue import chain_loop
 from devices.virtio.queue.chain_loop import MAX_CHAINS_PER_TURN
 from devices.virtio.queue.split_queue import SplitQueue
+from disk.image import SECTOR_BYTES
 from sys_util import log
 from sys_util.errors import GuestError
 from tests.fuzz.disk_requests import MAX_OFFERED, MISSING_SECTORS, SECTORS, ApartRing, MildRing
@@ -70,8 +71,8 @@ class Disk:
         direct = kind == "direct"
         spec = BlockSpec("image", read_only=self.read_only, num_queues=2, direct=direct)
         block = Block(spec, self.fd, engine=engine)
-        if block._native is not None and spec.direct:
-            block._native.start_threads(pick(source, (0, 1, 4)))
+        if block.native is not None and spec.direct:
+            block.native.start_threads(pick(source, (0, 1, 4)))
         self.side = DriverSide(block, small_memory())
         self.features = self.side.worker.offered_features
         self.rings: dict[int, MildRing] = {}
@@ -128,7 +129,7 @@ class Disk:
             worker.resume()
         elif action == 3:
             sectors = SECTORS + MISSING_SECTORS - source.below(SECTORS) // pick(source, (1, 8))
-            self.side.device._resize(sectors)  # type: ignore[attr-defined]
+            self.side.device.command(SetSize(sectors * SECTOR_BYTES))
         elif action == 4:
             worker.states()
         elif action == 5:
@@ -145,7 +146,7 @@ class Disk:
 
     def kick(self, index: int) -> None:
         """Kick a queue and give it as many turns as it asks for."""
-        os.eventfd_write(self.side._kicks[index], 1)
+        os.eventfd_write(self.side.kick_fd(index), 1)
         if self.cold:
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         for _ in range(MAX_TURNS):
@@ -190,7 +191,7 @@ class Disk:
     def end(self) -> None:
         """Reset the device."""
         self.limit(0)
-        self.side.device._resize(SECTORS)  # type: ignore[attr-defined]
+        self.side.device.command(SetSize(SECTORS * SECTOR_BYTES))
         self.side.reset()
         self.rings.clear()
         self.broken.clear()

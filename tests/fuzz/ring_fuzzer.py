@@ -147,7 +147,7 @@ class RingFuzzer:
     def _serve(self, index: int) -> None:
         """Kick a queue and give it as many turns as it asks for."""
         worker = self._side.worker
-        os.eventfd_write(self._side._kicks[index], 1)
+        os.eventfd_write(self._side.kick_fd(index), 1)
         for _ in range(MAX_TURNS):
             before = TALLY.pops
             try:

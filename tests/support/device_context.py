@@ -177,6 +177,10 @@ class DriverSide:
         except BlockingIOError:
             return False
 
+    def kick_fd(self, index: int) -> int:
+        """Return the eventfd that a queue is kicked by."""
+        return self._kicks[index]
+
     def call_fd(self, index: int) -> int:
         """Return the eventfd of a queue's interrupt."""
         return self._calls[index]

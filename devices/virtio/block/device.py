@@ -121,7 +121,7 @@ class Block(LimitedDevice):
         self._image_sectors = self._capacity_sectors  # the image's size as far as it is known
         self._active = 0  # the negotiated features
         engine = native.IS_BUILT if engine is None else engine
-        self._native = (
+        self.native = (
             NativeDisk(fd, read_only=spec.read_only, cached=not spec.direct) if engine else None
         )
         self._cells: memoryview[int] | None = None
@@ -161,14 +161,14 @@ class Block(LimitedDevice):
     def count_in(self, counters: Counters) -> None:
         """Count reads and writes there, of queues that are started later."""
         self._cells = counters.specific
-        if self._native is not None:
-            self._native.cells = self._cells
+        if self.native is not None:
+            self.native.cells = self._cells
 
     def attach(self, context: DeviceContext) -> None:
         super().attach(context)
         self.count_in(context.counters)
-        if self._native is not None and self._threads:
-            self._native.start_threads(self._threads)
+        if self.native is not None and self._threads:
+            self.native.start_threads(self._threads)
 
     def activate(self, features: int) -> None:
         self._active = features
@@ -176,11 +176,11 @@ class Block(LimitedDevice):
         self._file.writethrough = not features >> VIRTIO_BLK_F_FLUSH & 1
 
     def make_server(self, queue: StartedQueue) -> QueueServer:
-        if self._native is None:
+        if self.native is None:
             return ChainServer(queue, self)
-        self._native.capacity_sectors = self._capacity_sectors
-        self._native.writethrough = self._file.writethrough
-        return EngineServer(queue, self, NativeQueue(self._native, queue))
+        self.native.capacity_sectors = self._capacity_sectors
+        self.native.writethrough = self._file.writethrough
+        return EngineServer(queue, self, NativeQueue(self.native, queue))
 
     def reset(self) -> None:
         super().reset()
@@ -206,8 +206,8 @@ class Block(LimitedDevice):
     def _resize(self, sectors: int) -> None:
         """Change the capacity. A smaller one is set before the warden truncates the image."""
         before, self._capacity_sectors = self._capacity_sectors, sectors
-        if self._native is not None:
-            self._native.capacity_sectors = sectors
+        if self.native is not None:
+            self.native.capacity_sectors = sectors
         if sectors >= before:
             self._image_sectors = sectors
         self.save()

@@ -62,7 +62,7 @@ class Rig:
 
     def close(self) -> None:
         self.pool.close()
-        for monitor in self.pool._monitors:
+        for monitor in self.pool.monitors:
             os.kill(monitor.pid, 9)
             os.waitpid(monitor.pid, 0)
             os.close(monitor.pidfd)
@@ -100,9 +100,9 @@ def test_monitor_that_ends_before_it_waits_is_replaced_later_and_later(
     failing = rig("false")
     delays = []
     for _ in range(2):
-        failing.run_until(lambda: bool(failing.pool._monitors))
-        failing.run_until(lambda: not failing.pool._monitors)
-        delays.append(failing.pool._back_off_seconds)
+        failing.run_until(lambda: bool(failing.pool.monitors))
+        failing.run_until(lambda: not failing.pool.monitors)
+        delays.append(failing.pool.back_off_seconds)
     assert DUE_AT_ONCE < delays[0] < delays[1]
 
 
@@ -112,7 +112,7 @@ def test_only_as_many_wait_as_were_asked_for(rig: Callable[[str], Rig]) -> None:
     full.ends[0].send(protocol.Ready())
     full.run_until(lambda: len(full.ends) == SIZE)
     full.ends[1].send(protocol.Ready())
-    full.run_until(lambda: all(monitor.is_idle for monitor in full.pool._monitors))
+    full.run_until(lambda: all(monitor.is_idle for monitor in full.pool.monitors))
     clients = [full.connect() for _ in range(SIZE + 1)]
     full.run_until(lambda: is_answered(clients[-1]))
     assert b"are taken" in clients[-1].recv(4096)
@@ -126,10 +126,10 @@ def test_only_as_many_wait_as_were_asked_for(rig: Callable[[str], Rig]) -> None:
 def test_client_that_has_gone_takes_no_monitor(rig: Callable[[str], Rig]) -> None:
     waiting = rig("sleep")
     waiting.ends[0].send(protocol.Ready())
-    waiting.run_until(lambda: waiting.pool._monitors[0].is_idle)
+    waiting.run_until(lambda: waiting.pool.monitors[0].is_idle)
     waiting.connect().close()
     waiting.run_until(lambda: not is_answered(waiting.pool._bound.sock))
-    assert waiting.pool._monitors[0].is_idle
+    assert waiting.pool.monitors[0].is_idle
 
 
 def test_directory_of_another_user_is_refused(

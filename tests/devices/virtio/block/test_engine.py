@@ -215,8 +215,8 @@ def test_vmm_sees_that_limits_change_the_engine(image: Path) -> None:
 def test_transfers_of_a_turn_are_answered_in_their_order(image: Path, threads: int) -> None:
     """With no thread they are made in the opposite order."""
     device, disk = drive(image)
-    assert device._native is not None
-    device._native.start_threads(threads)
+    assert device.native is not None
+    device.native.start_threads(threads)
     offered = []
     for sector in (5, 60, 7, SECTORS, 1, 33, 2):  # one of them is not there
         header = struct.pack("<IIQ", IN, 0, sector)
@@ -232,8 +232,8 @@ def test_transfers_of_a_turn_are_answered_in_their_order(image: Path, threads: i
 
 def test_writes_and_a_flush_behind_them_keep_their_order(image: Path) -> None:
     device, disk = drive(image)
-    assert device._native is not None
-    device._native.start_threads(0)
+    assert device.native is not None
+    device.native.start_threads(0)
     for kind, out in ((OUT, [b"A" * SECTOR]), (FLUSH, []), (OUT, [b"B" * SECTOR])):
         disk.queue.submit([struct.pack("<IIQ", kind, 0, 9), *out], [1])
     disk.serve()
@@ -268,8 +268,8 @@ def test_disk_serves_without_threads_where_the_host_refuses_them(
 
     monkeypatch.setattr("engine.native.Pool", refuse)
     device, disk = drive(image)
-    assert device._native is not None
-    device._native.start_threads(16)
+    assert device.native is not None
+    device.native.start_threads(16)
     assert lines == ["the host refuses 16 threads: this disk makes one transfer at a time"]
     assert disk.request(IN, 3, into=[SECTOR]).status == OK
     disk.close()
@@ -311,7 +311,7 @@ def test_request_that_another_queue_has_for_python_is_pythons(two_queues: Driver
     queue.submit([struct.pack("<IIQ", GET_ID, 0, 0)], [20, 1])
     kick_first_queue(two_queues)
     assert [data[0] for _, _, data in queue.collect()] == [3]
-    assert os.eventfd_read(two_queues._kicks[1])  # the engine kicked it
+    assert os.eventfd_read(two_queues.kick_fd(1))  # the engine kicked it
     two_queues.kick(1)
     assert [len(data) for _, _, data in queue.collect()] == [21]
 

@@ -67,10 +67,10 @@ class Disk:
 
     def _new(self) -> Block:
         block = Block(BlockSpec("image"), self.fd, engine=True)
-        assert block._native is not None
+        assert block.native is not None
         if self.kind == "direct":
-            block._native.cached = False
-            block._native.start_threads(0)  # which changes the order as threads do
+            block.native.cached = False
+            block.native.start_threads(0)  # which changes the order as threads do
         return block
 
     def serve(self) -> None:
