@@ -57,15 +57,15 @@ def test_list_tells_what_the_vmm_knows(device: HostileDevice) -> None:
     assert (info.index, info.name, info.pid) == (0, device.host.name, 77)
     assert (info.state, info.policy) == ("idle", device.host.kind.policy_name)
     assert info.queues == (QueueInfo(256, False), QueueInfo(256, False))
-    assert info.counters == (
+    assert info.counters[:6] == (
         CounterInfo("requests", 100),
         CounterInfo("bytes_from_guest", 101),
         CounterInfo("bytes_to_guest", 102),
         CounterInfo("errors", 103),
         CounterInfo("kicks", 104),
         CounterInfo("interrupts", 105),
-        CounterInfo("restarts", 0),
     )
+    assert info.counters[-1] == CounterInfo("restarts", 0)
 
 
 def test_list_tells_how_long_a_queue_waits_for_its_limit(
