@@ -162,3 +162,45 @@ def test_guest_finds_modules_uses_them_and_attacks_their_registers(tmp_path: Pat
         assert memory_bytes(sock) == 400 * MIB
         vmm.type(b"q")
         vmm.wait_for(b"bye")
+
+
+@pytest.fixture(scope="module")
+def rebooting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A guest that resets the machine when it is told so by "r"."""
+    return build_guest("cpu_hotplug", tmp_path_factory.mktemp("reboot"))
+
+
+def test_size_that_was_asked_for_is_that_of_the_guest_after_a_reset(
+    rebooting: Path, tmp_path: Path
+) -> None:
+    sock = tmp_path / "sock"
+    with Vmm(["--reboot", "-m", "16,max=400", "-s", sock, rebooting]) as vmm:
+        vmm.wait_for(b"cpus\n")
+        ask(str(sock), Resize(memory_bytes=400 * MIB))
+        guest_does(vmm, b"r", b"cpus\n")
+        assert memory_bytes(sock) == 400 * MIB
+        ask(str(sock), Resize(memory_bytes=144 * MIB))
+        assert memory_bytes(sock) == 400 * MIB
+        for _ in range(10):
+            guest_does(vmm, b"r", b"cpus\n")
+        assert memory_bytes(sock) == 144 * MIB
+        ask(str(sock), Resize(memory_bytes=272 * MIB))
+        assert memory_bytes(sock) == 272 * MIB
+
+
+def test_reset_leaves_virtio_mem_without_memory(rebooting: Path, tmp_path: Path) -> None:
+    sock = tmp_path / "sock"
+    words: list[str | Path] = [
+        "--reboot",
+        "-m",
+        "16,max=400,hotplug-method=virtio-mem",
+        "-s",
+        sock,
+        rebooting,
+    ]
+    with Vmm(words) as vmm:
+        vmm.wait_for(b"cpus\n")
+        ask(str(sock), Resize(memory_bytes=400 * MIB))
+        for _ in range(3):
+            guest_does(vmm, b"r", b"cpus\n")
+        assert memory_bytes(sock) == 16 * MIB
