@@ -129,7 +129,8 @@ class Disk:
             worker.resume()
         elif action == 3:
             sectors = SECTORS + MISSING_SECTORS - source.below(SECTORS) // pick(source, (1, 8))
-            self.side.device.command(SetSize(sectors * SECTOR_BYTES))
+            if not self.read_only:  # a disk that is written by nobody keeps its size
+                self.side.device.command(SetSize(sectors * SECTOR_BYTES))
         elif action == 4:
             worker.states()
         elif action == 5:
