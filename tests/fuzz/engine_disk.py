@@ -109,6 +109,11 @@ class Disk:
         except GuestError:
             self.broken.add(index)
 
+    def resize(self, sectors: int) -> None:
+        """Give the disk another size; one that only reads keeps its own."""
+        if not self.read_only:
+            self.side.device.command(SetSize(sectors * SECTOR_BYTES))
+
     def step(self, source: Source) -> None:
         """Do one of the things that drivers do, and the vmm."""
         index = source.below(2)
@@ -129,8 +134,7 @@ class Disk:
             worker.resume()
         elif action == 3:
             sectors = SECTORS + MISSING_SECTORS - source.below(SECTORS) // pick(source, (1, 8))
-            if not self.read_only:  # a disk that is written by nobody keeps its size
-                self.side.device.command(SetSize(sectors * SECTOR_BYTES))
+            self.resize(sectors)
         elif action == 4:
             worker.states()
         elif action == 5:
@@ -192,7 +196,7 @@ class Disk:
     def end(self) -> None:
         """Reset the device."""
         self.limit(0)
-        self.side.device.command(SetSize(SECTORS * SECTOR_BYTES))
+        self.resize(SECTORS)
         self.side.reset()
         self.rings.clear()
         self.broken.clear()
