@@ -51,6 +51,8 @@ _PR_SCHED_CORE_GET: Final = 0
 _PR_SCHED_CORE_CREATE: Final = 1
 _THREAD: Final = 0  # PIDTYPE_PID: not the whole process
 
+_SIGKILL: Final = 9
+
 # The status that a shell shows for a process that SIGSYS ended (31 on x86-64 and aarch64).
 EXIT_DENIED: Final = 128 + 31
 
@@ -242,6 +244,20 @@ def report_denied_calls(
     it.
     """
     _check(lib.crosvm_report_denied_calls(fd, head, len(head), status, names_thread))
+
+
+def watch_child(pid: int) -> int:
+    """Return a pidfd of a child, for the caller; without one the child is killed and reaped.
+
+    Raises:
+        OSError: the host makes none.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, _SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def pidfd_send_signal(pidfd: int, signal: int) -> None:

@@ -149,7 +149,18 @@ class Codec:
     """The messages that one side of a channel may receive."""
 
     def __init__(self, messages: Iterable[type[Message]]) -> None:
-        self._types = {message.TYPE: message for message in messages}
+        """Accept ``messages``.
+
+        Raises:
+            ValueError: two of them have one number, so that one would hide the other.
+        """
+        self._types: dict[int, type[Message]] = {}
+        for message in messages:
+            other = self._types.setdefault(message.TYPE, message)
+            if other is not message:
+                raise ValueError(
+                    f"{other.__name__} and {message.__name__} both have the number {message.TYPE}"
+                )
 
     def decode(self, payload: bytes) -> Message:
         """Build the message from ``payload``.

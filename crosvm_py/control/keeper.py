@@ -95,7 +95,7 @@ class Keeper:
         ours, theirs = socket_pair()
         with ours, theirs:
             pid = self._execute(theirs.fileno())
-            pidfd = os.pidfd_open(pid)
+            pidfd = linux.watch_child(pid)
             try:
                 self._vmm.send(Serving(pid), [ours.fileno()])
             except ProtocolError as error:

@@ -36,7 +36,7 @@ class RelayProcess:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         # Opened now: the vmm's filter denies pidfd_open later.
-        self._pidfd = os.pidfd_open(pid)
+        self._pidfd = linux.watch_child(pid)
 
     def end(self) -> None:
         """Wait for its end; it ends by itself once all writers of its pipes have closed them."""

@@ -149,7 +149,11 @@ def start_forge(policies: RunPolicies | None, kinds: Iterable[str], null_fd: int
         if pid == 0:
             _be_forge(theirs, _Program(program_fd, words, loop_fd), fds, policies)
         theirs.close()
-        return ForgeProcess(ours, pid, os.pidfd_open(pid))
+        try:
+            return ForgeProcess(ours, pid, linux.watch_child(pid))
+        except OSError:
+            ours.close()
+            raise
     except OSError as error:
         raise_host_error("start", "the forge, which makes processes again", error)
     finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -10,7 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crosvm_py.control.keeper import Keeper
+from crosvm_py.control.protocol import CONTROL_CODEC, ControlFds
+from crosvm_py.vmm.relay import start_relay
+from crosvm_py.warden.forge import start_forge
 from sys_util import linux
+from sys_util.channel import Channel, socket_pair
+from sys_util.errors import HostError
 from tests.support.processes import in_child
 
 if TYPE_CHECKING:
@@ -253,3 +260,33 @@ def test_set_capabilities_gives_none_back() -> None:
         linux.set_capabilities(1 << 5)
 
     assert in_child(gain) == "EPERM"
+
+
+def start_control_process() -> None:
+    ours, theirs = socket_pair()
+    with ours, theirs:
+        Keeper(Channel(ours, CONTROL_CODEC), ControlFds())._one()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(lambda: start_forge(None, (), 0), id="forge"),
+        pytest.param(lambda: start_relay((), sandbox=False), id="relay"),
+        pytest.param(start_control_process, id="control-process"),
+    ],
+)
+def test_child_that_cannot_be_watched_is_reaped(
+    start: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    held = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with pytest.raises((OSError, HostError)) as refused:
+        start()
+    assert "Too many open files" in f"{refused.value}{refused.value.__cause__}"
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert len(os.listdir("/proc/self/fd")) == held

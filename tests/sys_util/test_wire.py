@@ -34,6 +34,17 @@ CODEC = wire.Codec((Sample,))
 GOOD: list[object] = [7, 1, "name", [[2, True]], b"data"]
 
 
+class Other(Sample):
+    """Another message with the same number."""
+
+
+def test_two_messages_with_one_number_are_refused() -> None:
+    message = Sample(1, "", (), None)
+    assert wire.Codec((Sample, Sample)).decode(wire.encode(message)) == message
+    with pytest.raises(ValueError, match="Sample and Other both have the number 7"):
+        wire.Codec((Sample, Other))
+
+
 def test_message_round_trips() -> None:
     message = Sample(1, "name", ((2, True),), None)
     assert CODEC.decode(wire.encode(message)) == message
