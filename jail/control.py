@@ -21,9 +21,9 @@ from sys_util.typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from seccomp import Policy
 
-# The control process of a REST API: 10 clients with 253 descriptors each, and a configuration.
+# The control process of a REST API: 10 clients with 253 descriptors each, and two configurations.
 _API_OPEN_FILES: Final = 4096
-_API_FILE_BYTES: Final = 8 << 20
+_API_FILE_BYTES: Final = 16 << 20
 # The opener makes TAPs, and gives them an address.
 _OPENER_CAPABILITIES: Final = frozenset({linux.CAP_NET_ADMIN})
 

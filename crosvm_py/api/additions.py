@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Calls that add devices to a configuration, and remove them from it, before the VM boots."""
+"""Calls that add devices to a configuration, and remove them from it.
+
+While the VM runs, it gets them, or loses them. While it is shut down, ``held`` stays what it has.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def add_disk(vm: ApiVm, call: Call) -> Steps:
     facts = yield from vm.facts()
     if facts.memory_bytes:
         return (yield from plug(vm, "disks", disk))
-    vm.keep(with_ids(checked(appended(config, "disks", disk))))
+    vm.keep(with_ids(checked(appended(config, "disks", disk))), held=vm.held)
     return NO_CONTENT
 
 
@@ -47,7 +50,7 @@ def add_net(vm: ApiVm, call: Call) -> Steps:
     if count:
         kept = yield from vm.demand(KeepFds(), KeptFds, call.fds)
         card = msgspec.structs.replace(card, fds=kept.numbers)
-    vm.keep(with_ids(appended(config, "net", card)))
+    vm.keep(with_ids(appended(config, "net", card)), held=vm.held)
     return NO_CONTENT
 
 
@@ -59,7 +62,7 @@ def add_vsock(vm: ApiVm, call: Call) -> Steps:
         raise ApiError(500, "the VM has a vsock device already")
     if facts.memory_bytes:
         return (yield from plug(vm, "vsock", vsock))
-    vm.keep(with_ids(checked(appended(config, "vsock", vsock))))
+    vm.keep(with_ids(checked(appended(config, "vsock", vsock))), held=vm.held)
     return NO_CONTENT
 
 
@@ -75,5 +78,5 @@ def remove(vm: ApiVm, call: Call) -> Steps:
     fds = tuple(fd for card in config.net or () if card.id == wanted for fd in card.fds or ())
     if fds:
         yield from vm.demand(DropFds(fds), Done)
-    vm.keep(msgspec.structs.replace(config, **changes))
+    vm.keep(msgspec.structs.replace(config, **changes), held=vm.held)
     return NO_CONTENT

@@ -9,12 +9,17 @@ from crosvm_py.requests.creation import Booted, BootVm, EndVm, ForgetVm
 from crosvm_py.requests.protocol import Done
 from crosvm_py.requests.vm import HALTED
 from crosvm_py.vm_config.schema import VmConfig
-from sys_util.typing import TYPE_CHECKING
+from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from crosvm_py.api.call import Call
     from crosvm_py.api.steps import Steps
     from crosvm_py.api.vm import ApiVm
+
+EDITED: Final = (
+    "changed since vm.shutdown, after which a process can open nothing: change it back, or start"
+    " a new process (vm.resize is possible)"
+)
 
 
 def create(vm: ApiVm, call: Call) -> Steps:
@@ -31,7 +36,9 @@ def boot(vm: ApiVm, _call: Call) -> Steps:
     """Start the VM. When that fails the configuration stays, and a client may try again."""
     config = vm.known()
     facts = yield from vm.facts()
-    if facts.state != HALTED:  # otherwise the devices that are there have their names
+    if facts.state == HALTED:  # the devices that are there have their names
+        _check_held(config, vm.held)
+    else:
         config = with_ids(config)
         vm.keep(config, ids_by_name(config))
     vm.is_booting = True
@@ -42,6 +49,17 @@ def boot(vm: ApiVm, _call: Call) -> Steps:
     if booted.status:
         raise ApiError(booted.status, *booted.reasons)
     return NO_CONTENT
+
+
+def _check_held(config: VmConfig, held: VmConfig | None) -> None:
+    """Refuse to boot a VM again with another configuration than it has.
+
+    Raises:
+        ApiError: clients have changed it since vm.shutdown.
+    """
+    keys = [key for key in config.__struct_fields__ if getattr(config, key) != getattr(held, key)]
+    if keys:
+        raise ApiError(500, f"{', '.join(keys)}: {EDITED}")
 
 
 def shut_down(vm: ApiVm, _call: Call) -> Steps:

@@ -8,6 +8,7 @@ import msgspec
 from crosvm_py.api.errors import NO_CONTENT, ApiError
 from crosvm_py.requests.devices import MAX_DISK_BYTES, ResizeNamedDisk
 from crosvm_py.requests.resize import Resize, Resized
+from crosvm_py.requests.vm import HALTED
 from crosvm_py.vm_config.requests import VmResize, VmResizeDisk, VmResizeZone
 from devices.virtio.commands import DiskSize
 from sys_util.typing import TYPE_CHECKING, Final
@@ -23,16 +24,21 @@ _SECTOR_BYTES: Final = 512
 
 
 def resize(vm: ApiVm, call: Call) -> Steps:
-    """Change the number of vCPUs and the sizes of memory and balloon, before the boot or later."""
+    """Change the number of vCPUs and the sizes of memory and balloon, before the boot or later.
+
+    A VM that was shut down has them at its next boot.
+    """
     wanted = call.taken(VmResize)
     changed = _resized(vm.known(), wanted)
     facts = yield from vm.facts()
-    if facts.memory_bytes:
+    held = vm.held
+    if facts.memory_bytes or facts.state == HALTED:
         request = Resize(wanted.desired_vcpus, wanted.desired_ram, wanted.desired_balloon)
         resized = yield from vm.demand(request, Resized)
         if resized.is_busy:
             raise ApiError(429, "the guest has not yet let go of vCPUs")
-    vm.keep(changed)
+        held = None if held is None else _resized(held, wanted)
+    vm.keep(changed, held=held)
     return NO_CONTENT
 
 

@@ -12,8 +12,8 @@ import os
 from sys_util.errors import Refusable
 from sys_util.typing import Final
 
-# A configuration as clients may send it; written by us it may be somewhat longer.
-MAX_BYTES: Final = 8 << 20
+# Two configurations as clients may send them; written by us they may be somewhat longer.
+MAX_BYTES: Final = 16 << 20
 
 _LENGTH_BYTES: Final = 8
 
@@ -42,17 +42,6 @@ class Store:
             return b""
         length = int.from_bytes(os.pread(self._fd, _LENGTH_BYTES, 0), "little")
         return os.pread(self._fd, min(length, MAX_BYTES), _LENGTH_BYTES)
-
-    def load_confined(self) -> bytes:
-        """Return the configuration, in a vmm that is confined and has no pread(2) any more.
-
-        No other process uses the offset of the file.
-        """
-        if self._fd < 0:
-            return b""
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        length = int.from_bytes(os.read(self._fd, _LENGTH_BYTES), "little")
-        return os.read(self._fd, min(length, MAX_BYTES)).partition(b"\n")[0]
 
     def load_config(self) -> bytes:
         """Return the first line of the text, which is the configuration."""

@@ -55,29 +55,44 @@ class ApiVm:
         self.is_booting = False  # the vmm answers nothing meanwhile
         self._store = store
         self.config: VmConfig | None = None
+        # The configuration that the VM has: another one than ``config`` if clients have changed
+        # that while the VM is shut down.
+        self.held: VmConfig | None = None
         # The ids of devices, by the names that the vmm has for them.
         self.names: dict[str, str] = {}
-        text, _, names = store.load().partition(b"\n")
+        text, names, held = (*store.load().split(b"\n"), b"", b"")[:3]
         if text:
             try:
                 self.config = config = with_ids(decode(text, VmConfig, keep_fds=True))
+                self.held = decode(held, VmConfig, keep_fds=True) if held else config
                 self.names = _read_names(names) or ids_by_name(config)
             except SchemaError as error:
                 _log.error("the configuration is lost: %s", error)
 
-    def keep(self, config: VmConfig | None, names: dict[str, str] | None = None) -> None:
+    def keep(
+        self,
+        config: VmConfig | None,
+        names: dict[str, str] | None = None,
+        *,
+        held: VmConfig | None = None,
+    ) -> None:
         """Take a new configuration, or none; the names of devices stay unless there are new ones.
 
-        The first line in the store is the configuration, the second has the names.
+        ``held`` is the one that the VM has, if that is another. The first line in the store is the
+        configuration, the second has the names, and the third ``held``, if it is another.
         """
         self.config = config
+        self.held = config if held is None else held
         if names is not None:
             self.names = names
         if config is None:
             self.names = {}
             self._store.save(b"")
         else:
-            self._store.save(encode(config) + b"\n" + json.dumps(self.names).encode("ascii"))
+            lines = [encode(config), json.dumps(self.names).encode("ascii")]
+            if self.held not in (None, config):
+                lines.append(encode(self.held))
+            self._store.save(b"\n".join(lines))
 
     def demand(
         self, request: Request, kind: type[A], fds: tuple[int, ...] = ()

@@ -3,8 +3,9 @@
 
 The vmm is confined and cannot start another VM, so a shutdown is the first half of a reboot: the
 machine returns to its start, and guest memory is given back to the host. Its processes wait, and
-its descriptors stay open, images and their locks included. vm.boot is the other half. It needs the
-configuration of the shutdown, since nothing can be opened any more.
+its descriptors stay open, images and their locks included. vm.boot is the other half. The control
+process refuses it for another configuration (``api/creation.py``), since nothing can be opened any
+more. Sizes can change: those of the guest's start are set before its vCPUs run.
 """
 
 from __future__ import annotations
@@ -13,20 +14,17 @@ from crosvm_py.requests.creation import Booted, BootVm
 from crosvm_py.requests.life import Reboot
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.protocol import Done, Failed
+from crosvm_py.requests.resize import Resize
 from crosvm_py.requests.vm import HALTED, QueryVm, VmFacts
-from sys_util.typing import TYPE_CHECKING, Final
+from sys_util.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crosvm_py.operations.suspension import Suspension
+    from crosvm_py.requests.pending import Handler
     from crosvm_py.requests.protocol import Request, Response
     from crosvm_py.vmm.reboot import Rebooting
-
-EDITED: Final = (
-    "the configuration is not what it was at vm.shutdown; this process can only boot that VM again:"
-    " start a new process"
-)
 
 
 class HaltedVm:
@@ -36,15 +34,12 @@ class HaltedVm:
         self,
         rebooting: Rebooting,
         suspension: Suspension,
-        stored: Callable[[], bytes],
         tell: Callable[[str], None],
     ) -> None:
-        """``stored`` returns the configuration; ``tell`` is called with the events of the VM."""
+        """``tell`` is called with the events of the VM."""
         self._rebooting = rebooting
         self._suspension = suspension
-        self._stored = stored
         self._tell = tell
-        self._config = b""
 
     @property
     def is_halted(self) -> bool:
@@ -61,7 +56,6 @@ class HaltedVm:
 
         def halted(reason: str) -> None:
             if not reason:
-                self._config = self._stored()
                 self._tell("shutdown")
             pending.complete(Failed(reason) if reason else Done())
 
@@ -74,19 +68,21 @@ class HaltedVm:
         """Shut the VM down because its guest has powered off."""
         self.halt()
 
-    def handle(self, request: Request) -> Response:
-        """Answer while the VM is shut down."""
+    def handle(self, request: Request, handle: Handler) -> Response | Pending:
+        """Answer while the VM is shut down; ``handle`` answers as for one that runs."""
         match request:
             case QueryVm():
                 return VmFacts(HALTED, 0, 0)
-            case BootVm() if self._stored() != self._config:
-                return Booted(500, (EDITED,))
             case BootVm():
                 self._tell("booting")
                 if self._rebooting.boot():
                     self._tell("booted")
                     return Booted(0, ())
                 return Booted(500, ("the VM cannot boot again",))
+            case Resize():
+                answer = handle(request)
+                self._rebooting.follow()
+                return answer
             case Reboot():
                 self._tell("rebooting")
         return Failed("VM is not running")

@@ -89,7 +89,6 @@ def _start(line: CommandLine) -> int:
             *(keeper, api, _config_reader(line, store), events),
             no_shutdown=line.no_shutdown,
             orders=orders,
-            stored=_stored(store),
         )
         return exit_status(vmm.run(boot=line.config is not None), extended=False)
 
@@ -140,13 +139,6 @@ def _start_control(
     stack.callback(keeper.end)
     api.close()
     return keeper, store, wardens
-
-
-def _stored(store: int) -> Callable[[], bytes]:
-    """Return what reads the configuration as clients have made it; without a store it is empty."""
-    from crosvm_py.api.store import Store
-
-    return Store(store).load_confined
 
 
 def _config_reader(

@@ -81,7 +81,6 @@ class WaitingVmm:
         *,
         no_shutdown: bool,
         orders: socket.socket | None = None,
-        stored: Callable[[], bytes] = bytes,
     ) -> None:
         """Serve the control process, if there is one.
 
@@ -93,9 +92,7 @@ class WaitingVmm:
             events: what happens is told there.
             no_shutdown: stay when the guest has powered off.
             orders: the warden's end of the channel from the opener; the VM closes it.
-            stored: returns the configuration that clients have made.
         """
-        self._stored = stored
         self._halted: HaltedVm | None = None  # set while the VM runs
         self._orders = orders
         self._api = api
@@ -228,7 +225,7 @@ class WaitingVmm:
             suspension.join(rebooting)
             rebooting.on_event = self._tell_of_reboot
             self._halted = halted = HaltedVm(
-                rebooting, suspension, self._stored, lambda event: self._events.tell("vm", event)
+                rebooting, suspension, lambda event: self._events.tell("vm", event)
             )
             if self._no_shutdown:
                 vm.on_power_off = halted.halt_for_guest
@@ -283,7 +280,7 @@ class WaitingVmm:
             if answer is not None:
                 return answer
             if halted is not None and halted.is_halted:
-                return halted.handle(request)
+                return halted.handle(request, lambda each: self._handle_running(handle, each))
             return self._handle_running(handle, request)
 
         return handle_all

@@ -98,6 +98,10 @@ class Rebooting:
         self._waiting.append(then)
         self.request("the VM is shut down")
 
+    def follow(self) -> None:
+        """Have a machine that is halted take what its guest was asked for since."""
+        self._machine.reset_parts()
+
     def boot(self) -> bool:
         """Boot the guest of a machine that was halted; return False if the VM ends instead."""
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -133,11 +133,53 @@ def test_vm_that_was_shut_down_boots_with_no_other_configuration(
         assert ch.put("vm.add-disk", {"path": "/dev/null"}) == 204
         refused = ch.call("PUT", "vm.boot")
         assert refused.status == 500
-        assert b"start a new process" in refused.body
+        assert b"disks: changed since vm.shutdown" in refused.body
         assert ch.put("vm.remove-device", {"id": "_disk0"}) == 204
         assert ch.put("vm.boot") == 204
         boots(ch, 2)
         assert ch.put("vm.shutdown") == 204
+        assert ch.put("vmm.shutdown") == 200
+        assert ch.process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_vm_that_was_shut_down_boots_with_the_sizes_of_a_resize(tmp_path: Path) -> None:
+    sizes: dict[str, object] = {
+        "cpus": {"boot_vcpus": 1, "max_vcpus": 3},
+        "memory": {"size": 16 << 20, "hotplug_size": 384 << 20},
+        "balloon": {"size": 0},
+    }
+    with program(tmp_path) as ch:
+        guest = build_guest("cpu_hotplug", tmp_path)
+        assert ch.put("vm.create", config(guest) | sizes) == 204
+        assert ch.put("vm.boot") == 204
+        ch.wait_for(b"cpus\n")
+
+        def boot_again(*, cpus: int, memory_mib: int, balloon_mib: int) -> None:
+            """Boot and shut down again, and look at what the guest has."""
+            ch.output = b""
+            assert ch.put("vm.boot") == 204
+            ch.wait_for(b"cpus\n")
+            threads = {f"{'vcpu' if cpu < cpus else 'spare'}{cpu}" for cpu in range(3)}
+            assert eventually(lambda: threads <= set(ch.threads()))
+            ch.type(b"s")
+            ch.wait_for(b"scanned")
+            assert b"1" * cpus + b"0" * (4 - cpus) + b" scanned" in ch.output
+            found = cast("dict[str, Any]", ch.call("GET", "vm.info").json())
+            assert found["memory_actual_size"] == memory_mib << 20  # it drives no balloon
+            assert found["config"]["balloon"]["size"] == balloon_mib << 20
+            assert ch.put("vm.shutdown") == 204
+
+        assert ch.put("vm.resize", {"desired_vcpus": 2, "desired_ram": 144 << 20}) == 204
+        assert ch.put("vm.shutdown") == 204
+        boot_again(cpus=2, memory_mib=144, balloon_mib=0)
+        more = {"desired_vcpus": 3, "desired_ram": 400 << 20, "desired_balloon": 8 << 20}
+        assert ch.put("vm.resize", more) == 204
+        assert ch.put("vm.resize", {"desired_ram": 1 << 40}) == 500
+        boot_again(cpus=3, memory_mib=400, balloon_mib=8)
+        for cpus in (2, 1):
+            less = {"desired_vcpus": cpus, "desired_ram": 144 << 20, "desired_balloon": 0}
+            assert ch.put("vm.resize", less) == 204
+        boot_again(cpus=1, memory_mib=144, balloon_mib=0)
         assert ch.put("vmm.shutdown") == 200
         assert ch.process.wait(PATIENCE_SECONDS) == 0
 

@@ -13,6 +13,7 @@ from crosvm_py.requests.creation import Booted, BootVm, DropFds, EndVm, ForgetVm
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.plug import Confine
 from crosvm_py.requests.protocol import Done, Failed
+from crosvm_py.requests.resize import Resize
 from crosvm_py.requests.vm import VmFacts
 from sys_util.landlock import LandlockRule
 from tests.crosvm_py.api.rig import Rig, request
@@ -181,6 +182,46 @@ def test_next_control_process_knows_what_was_created(created: Rig, tmp_path: Pat
     after.state = "waiting"
     assert [disk["path"] for disk in config(after)["disks"]] == ["/a", "/b"]
     after.close()
+
+
+@pytest.fixture
+def halted(created: Rig) -> Rig:
+    """Return a VM with two vCPUs at the most that has run and was shut down."""
+    assert created.put("vm.delete").status == 204
+    body = json.loads(CONFIG) | {"cpus": {"boot_vcpus": 1, "max_vcpus": 2}}
+    assert created.put("vm.create", json.dumps(body).encode()).status == 204
+    assert created.put("vm.boot").status == 204
+    created.requests.clear()
+    created.state = "halted"
+    return created
+
+
+def test_vm_that_was_shut_down_boots_with_other_sizes(halted: Rig) -> None:
+    assert halted.put("vm.resize", b'{"desired_vcpus":2}').status == 204
+    assert halted.put("vm.boot").status == 204
+    assert halted.asked() == [Resize(2), BootVm()]
+    halted.answers[Resize] = Failed("the guest has too little")
+    assert halted.put("vm.resize", b'{"desired_vcpus":1}').status == 500
+    assert info(halted)["config"]["cpus"]["boot_vcpus"] == 2  # type: ignore[index]  # of JSON
+
+
+def test_vm_that_was_shut_down_boots_with_no_other_devices(halted: Rig, tmp_path: Path) -> None:
+    assert halted.put("vm.add-disk", b'{"path":"/c"}').status == 204
+    assert halted.put("vm.add-vsock", b'{"cid":3,"socket":"/s"}').status == 204
+    assert halted.put("vm.resize", b'{"desired_vcpus":2}').status == 204
+    (tmp_path / "next").mkdir()
+    after = Rig(tmp_path / "next", None, store=halted.store, boots=True)
+    after.state = "halted"
+    for rig in (halted, after):
+        refused = rig.put("vm.boot")
+        assert refused.status == 500
+        assert b"disks, vsock: changed since vm.shutdown" in refused.body
+    after.close()
+    assert halted.asked() == [Resize(2)]
+    changed = info(halted)["config"]
+    for added in (changed["disks"][-1]["id"], changed["vsock"]["id"]):  # type: ignore[index]  # JSON
+        assert halted.put("vm.remove-device", json.dumps({"id": added}).encode()).status == 204
+    assert halted.put("vm.boot").status == 204
 
 
 def test_memory_is_the_configured_one_until_the_vm_has_some(created: Rig) -> None:
