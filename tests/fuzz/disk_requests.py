@@ -40,6 +40,7 @@ class MildRing(HostileRing):
     LENGTH_ODD_ONE_IN = 60
     TABLE_SPOILT_ONE_IN = 40
     OVERFULL_ONE_IN = 60
+    apart = False  # whether buffers are kept apart from each other and from the rings
     read_only = False  # whether writes are refused: then there are few
 
     def __init__(self, memory: GuestMemory, ring: DriverQueue, source: Source, heap: int) -> None:
@@ -48,6 +49,12 @@ class MildRing(HostileRing):
         if one_in(source, WILD_ONE_IN):
             self.SPOILT_ONE_IN, self.NONSENSE_ONE_IN, self.OVERFULL_ONE_IN = 4, 40, 4
             self.DATA_SPOILT_ONE_IN, self.LENGTH_ODD_ONE_IN, self.TABLE_SPOILT_ONE_IN = 3, 8, 3
+
+    def _flood(self) -> list[list[int]]:
+        descs = super()._flood()
+        for desc in descs:
+            desc[0] |= self.apart << 40
+        return descs
 
     def _place(self, descs: list[list[int]]) -> None:
         """Offer a chain, unless the table is full: one in so many overwrites others."""
@@ -86,7 +93,8 @@ class ApartRing(MildRing):
     only read it. What is wrong with a chain leaves it to Python, which serves it alone.
     """
 
-    FLOOD_ONE_IN = OVERFULL_ONE_IN = 1 << 30
+    apart = True
+    OVERFULL_ONE_IN = 1 << 30
 
     def __init__(self, memory: GuestMemory, ring: DriverQueue, source: Source, heap: int) -> None:
         super().__init__(memory, ring, source, heap)

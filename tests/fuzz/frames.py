@@ -23,9 +23,8 @@ TABLES_BYTES = 0x2_0000
 class FrameRing(MildRing):
     """Buffers for frames, never where the device or the driver keeps anything else."""
 
-    FLOOD_ONE_IN = 1 << 30
     _tables_at = 0
-    apart = True  # whether buffers are kept apart from the rings
+    apart = True
 
     def _spoil_chain(self, descs: list[list[int]]) -> None:
         super()._spoil_chain(descs)
