@@ -216,6 +216,7 @@ class RunConfig:
         hotplug_method: how: as modules (``ACPI``), or by ``VIRTIO_MEM``.
         hotplugged_bytes: how much of it the guest is to plug at the start, with ``VIRTIO_MEM``.
         reboots: a reset boots the guest again; otherwise it ends the run.
+        watchdog: there is a timer that resets a guest that does not ping it.
         landlock: what may be opened for clients while the guest runs; ``None`` for everything.
         guest_files: kernel and initrd of a guest's folder; links are not followed there.
     """
@@ -253,6 +254,7 @@ class RunConfig:
     pci_weights: tuple[int, ...] = (1,)
     pci_slots: tuple[tuple[str, int], ...] = ()
     reboots: bool = False
+    watchdog: bool = False
     landlock: tuple[LandlockRule, ...] | None = None
     cpu_spec: CpuSpec = CpuSpec()
 

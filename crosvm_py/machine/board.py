@@ -202,6 +202,14 @@ class Board(ABC):
     def add_dimm_slots(self) -> None:
         """Let memory grow by modules. Call it before ``load``, on a machine with hot-plug."""
 
+    @abstractmethod
+    def add_watchdog(self, on_expire: Callable[[float], None]) -> None:
+        """Give the guest a watchdog timer. Call it before ``load``.
+
+        ``on_expire`` is called in the loop's thread, with the device-model lock held, when the
+        guest has not pinged the timer for so many seconds.
+        """
+
     def add_plugged_memory(self, requested_bytes: int) -> PluggedMemory:
         """Let memory grow and shrink by a device of virtio-mem. Call it before ``load``."""
         from crosvm_py.machine.growth import PluggedMemory

@@ -101,6 +101,7 @@ def vm_config(config: RunConfig) -> VmConfig:
         console=_console(_port(config, VIRTIO_CONSOLE, 1)),
         debug_console=_debug_console(_port(config, "debugcon")),
         pvpanic=True,
+        watchdog=config.watchdog,
         landlock_enable=config.landlock is not None,
         landlock_rules=tuple(
             LandlockConfig(path=rule.path, access=rule.access) for rule in config.landlock or ()

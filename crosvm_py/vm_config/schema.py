@@ -70,7 +70,7 @@ class VmConfig(Record, frozen=True, kw_only=True):
     pvpanic: Annotated[bool, about("the guest can report its panic")] = False
     iommu: Annotated[bool, about("a virtual IOMMU")] = False
     numa: Annotated[tuple[NumaConfig, ...] | None, about("NUMA nodes")] = None
-    watchdog: Annotated[bool, about("a watchdog (virtio-watchdog)")] = False
+    watchdog: Annotated[bool, about("a watchdog timer (ACPI WDAT)")] = False
     rtc: Annotated[RtcConfig | None, about("a clock (virtio-rtc)")] = None
     pci_segments: Annotated[tuple[PciSegmentConfig, ...] | None, about("weights")] = None
     platform: Annotated[PlatformConfig | None, about("platform")] = None

@@ -87,6 +87,7 @@ def run_config(config: VmConfig) -> RunConfig:
         per_vm_core_scheduling=config.cpus.core_scheduling == "Vm",
         huge_pages=config.memory.thp,
         landlock=landlock_rules(config),
+        watchdog=config.watchdog,
         pci_weights=pci_weights(config),
         pci_slots=device_slots(config),
         pool_page_bytes=_pool_page_bytes(config),

@@ -39,7 +39,6 @@ _REFUSED: Final = {
     "vdpa": "there is no vDPA",
     "tpm": "there is no TPM",
     "rtc": "the clock is that of the machine (CMOS)",
-    "watchdog": "there is no virtio-watchdog",
     "iommu": "there is no virtual IOMMU",
     "numa": "there is one NUMA node",
     "platform.iommu_segments": "there is no virtual IOMMU",

@@ -138,6 +138,8 @@ class VirtualMachine:
         elif self._memory.hot_areas:
             machine.add_dimm_slots()
         config = self._config
+        if config.watchdog:
+            machine.add_watchdog(self._on_watchdog)
         machine.load(prepared.plan, config.cpus, config.cpu_spec, restartable=config.reboots)
         self.supervisor.wait_ready()
         self.supervisor.seal(self._memory)
@@ -234,7 +236,7 @@ class VirtualMachine:
         """End the VM; only the first reason counts. Call it in the loop's thread."""
         if self._exit is not None:
             return
-        if self._panicked and vm_exit in (VmExit.STOPPED, VmExit.RESET):
+        if self._panicked and vm_exit in (VmExit.STOPPED, VmExit.RESET, VmExit.WATCHDOG):
             vm_exit = VmExit.GUEST_PANIC
         self._exit = vm_exit
         if vm_exit == VmExit.CRASH:
@@ -255,9 +257,15 @@ class VirtualMachine:
             self.end(VmExit.CRASH, reason)
 
     def _on_reset(self) -> None:
-        reason = "the guest asked for a reset"
+        self._reset(VmExit.RESET, "the guest asked for a reset")
+
+    def _on_watchdog(self, seconds: float) -> None:
+        reason = f"the watchdog expired: the guest did not answer for {seconds:.1f} s"
+        self._reset(VmExit.WATCHDOG, reason)
+
+    def _reset(self, vm_exit: VmExit, reason: str) -> None:
         if self.rebooting is None:
-            self._end_soon(VmExit.RESET, reason)
+            self._end_soon(vm_exit, reason)
         else:
             self.rebooting.request(reason)
 

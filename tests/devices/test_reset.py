@@ -16,6 +16,7 @@ from devices.legacy_ports import COM_PORT_LENGTH
 from devices.pci.hotplug import HOTPLUG_BYTES, PciHotplugController
 from devices.pci.root import CONFIG_PORTS_BYTES, ConfigPorts, PciRoot
 from devices.serial import Uart
+from devices.watchdog import WATCHDOG_BYTES, Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,11 @@ def a_pm(line: Line) -> AcpiPm:
     return AcpiPm(line, nothing)
 
 
-Device = AcpiPm | Cmos | ConfigPorts | EventDevice | I8042 | PciHotplugController | Uart
+def a_watchdog(_line: Line) -> Watchdog:
+    return Watchdog(nothing, nothing, clock=lambda: NOW)
+
+
+Device = AcpiPm | Cmos | ConfigPorts | EventDevice | I8042 | PciHotplugController | Uart | Watchdog
 
 DEVICES: dict[str, tuple[Callable[[Line], Device], int]] = {
     "acpi_pm": (a_pm, PM1_LENGTH),
@@ -64,9 +69,10 @@ DEVICES: dict[str, tuple[Callable[[Line], Device], int]] = {
     "hotplug": (lambda _line: PciHotplugController(nothing), HOTPLUG_BYTES),
     "i8042": (lambda _line: I8042(nothing), I8042_LENGTH),
     "uart": (a_uart, COM_PORT_LENGTH),
+    "watchdog": (a_watchdog, WATCHDOG_BYTES),
 }
 # Beside callbacks: how many timers there were, and that one may still run.
-NOT_REGISTERS = {"_tick", "_period_runs"}
+NOT_REGISTERS = {"_tick", "_tick_at", "_ticking", "_period_runs"}
 
 
 def registers(device: Device) -> dict[str, object]:

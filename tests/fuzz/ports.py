@@ -19,6 +19,7 @@ from devices.i8042 import I8042
 from devices.pci.root import ConfigPorts, PciRoot
 from devices.pvpanic import PVPANIC_LENGTH, PvPanic
 from devices.serial import Uart
+from devices.watchdog import WATCHDOG_BYTES, Watchdog
 from sys_util import log
 from sys_util.event_loop import Timer
 from tests.fuzz.source import number, one_in, pick
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 WIDTHS = (1, 1, 1, 2, 4)
 STEPS = 60
+_WATCHDOG_PORT = 0x700  # the machine has it in memory
 MAX_TIMERS = 12
 # What a port keeps of input that the guest does not read.
 MAX_KEPT_BYTES = 4096
@@ -83,12 +85,16 @@ class PortFuzzer:
                 layout.PCI_CONFIG_PORT_COUNT,
                 ConfigPorts(PciRoot(), self._end),
             ),
+            (_WATCHDOG_PORT, WATCHDOG_BYTES, self._watchdog()),
         ]
         for base, count, device in devices:
             self._pio.insert(base, count, device)
         self._places = [
             port for base, count, _ in devices for port in range(base - 1, base + count)
         ]
+
+    def _watchdog(self) -> Watchdog:
+        return Watchdog(self._call_later, lambda _seconds: self._end(), lambda: self.now)
 
     def _ports(self) -> list[tuple[int, Uart]]:
         return list(zip(layout.COM_PORTS, self._uarts, strict=True))

@@ -133,6 +133,7 @@ def on_top_of(base: RunConfig, made: RunConfig, arguments: Arguments) -> RunConf
         core_scheduling=scheduling.core_scheduling,
         per_vm_core_scheduling=scheduling.per_vm_core_scheduling,
         landlock=base.landlock if made.landlock is None else made.landlock,
+        watchdog=base.watchdog or made.watchdog,
         pci_weights=base.pci_weights,
         pci_slots=base.pci_slots,
     )

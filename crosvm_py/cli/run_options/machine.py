@@ -211,6 +211,12 @@ REBOOT: Final = switch(
     "the run (status 32 with --extended-status); kernel and initrd stay open for that, and a "
     "kernel that was unpacked stays in memory",
 )
+WATCHDOG: Final = switch(
+    "--watchdog",
+    "give the guest a watchdog timer (ACPI WDAT; Linux has the driver wdat_wdt), which resets it "
+    "when it has started the timer and then does not answer; without --reboot that ends the run "
+    "(status 36 with --extended-status)",
+)
 
 
 def per_vm_core_scheduling(arguments: Arguments) -> bool:
@@ -226,6 +232,6 @@ def per_vm_core_scheduling(arguments: Arguments) -> bool:
 
 GROUP: Final = OptionGroup(
     "Processors and memory",
-    (CPUS, AFFINITY, MEMORY, CORE_SCHEDULING, PER_VM, REBOOT),
+    (CPUS, AFFINITY, MEMORY, CORE_SCHEDULING, PER_VM, REBOOT, WATCHDOG),
     examples=("crosvm run -c 4 -m 2g vmlinux",),
 )

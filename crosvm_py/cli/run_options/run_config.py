@@ -109,6 +109,7 @@ def _of_options(arguments: Arguments, *, extended_status: bool) -> RunConfig:
         core_scheduling=arguments.get(machine.CORE_SCHEDULING),
         per_vm_core_scheduling=machine.per_vm_core_scheduling(arguments),
         reboots=arguments.has(machine.REBOOT),
+        watchdog=arguments.has(machine.WATCHDOG),
     )
 
 

@@ -42,11 +42,12 @@ if TYPE_CHECKING:
     from threading import RLock
 
     from crosvm_py.config import CpuSpec
-    from crosvm_py.machine.board import MachineEvents
+    from crosvm_py.machine.board import Clocks, MachineEvents
     from crosvm_py.machine.cpu_hotplug import CpuHotPlug
     from crosvm_py.machine.hotplug import HotPlug
     from crosvm_py.machine.x86_64.start import MachineStart
     from devices.ged import EventDevice
+    from devices.watchdog import Watchdog
     from kernel_loader.load import BootPlan, EntryPoint
     from kvm.vm import Kvm
     from sys_util.event_loop import EventLoop
@@ -143,6 +144,7 @@ class Machine(Board):
         self._power = AcpiPm(KvmIrqLine(self.vm, layout.SCI_IRQ), events.on_power_off)
         self._insert_board(events)
         self._has_dimm_slots = False
+        self._watchdog: Watchdog | None = None
         if events.on_eject is not None:
             self.hotplug = _add_hotplug(self, events.on_eject, len(self._windows))
 
@@ -159,6 +161,14 @@ class Machine(Board):
         self.growth = dimms = Dimms(self.vm, area, self.memory_bytes, controller, self.hotplug)
         self.parts.append(dimms)
         self._has_dimm_slots = True
+
+    def add_watchdog(self, on_expire: Callable[[float], None]) -> None:
+        """Put the registers that the table of ``acpi/wdat.py`` describes on the bus."""
+        from devices.watchdog import WATCHDOG_BYTES, Watchdog
+
+        self._watchdog = watchdog = Watchdog(self._call_later_locked, on_expire)
+        self.mmio.insert(layout.WATCHDOG_GPA, WATCHDOG_BYTES, watchdog)
+        self.parts.append(watchdog)
 
     def _create_interrupt_controllers(self) -> None:
         if not self._is_ready:
@@ -221,6 +231,7 @@ class Machine(Board):
             hot_cpus=hotplug is not None,
             dimms=self._has_dimm_slots,
             windows=self._windows,
+            watchdog=self._watchdog is not None,
         )
         write_mptable(self._memory, [cpu.apic_id for cpu in cpus if cpu.enabled])
         return rsdp_gpa
@@ -254,9 +265,14 @@ class Machine(Board):
             set_boot_msrs(vcpu, address_bits)
             set_local_interrupts(vcpu)
 
-    def make_clocks(self) -> GuestClocks:
+    def make_clocks(self) -> Clocks:
         """Return the guest's clocks, so that a suspension can stop them."""
-        return GuestClocks(self._x86, self._x86_vcpus)
+        clocks = GuestClocks(self._x86, self._x86_vcpus)
+        if self._watchdog is None:
+            return clocks
+        from crosvm_py.machine.watchdog import ClocksAndWatchdog
+
+        return ClocksAndWatchdog(clocks, self._watchdog, self.lock)
 
     def inject_nmi(self) -> None:
         """Send every vCPU a non-maskable interrupt, as a message to all local APICs."""

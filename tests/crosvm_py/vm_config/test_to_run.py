@@ -216,7 +216,6 @@ SHARED = {"memory": {"size": 1 << 30, "shared": True}}
         ({"vdpa": [{"path": "/v"}]}, "vdpa"),
         ({"tpm": {"socket": "/t"}}, "tpm"),
         ({"rtc": {}}, "rtc"),
-        ({"watchdog": True}, "watchdog"),
         ({"iommu": True}, "iommu"),
         ({"numa": [{"guest_numa_id": 0}]}, "numa"),
         ({"pci_segments": [{"mmio64_aperture_weight": 2}]}, r"pci_segments\[0\].mmio64"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ACPI tables around the DSDT: RSDP, XSDT, FADT, FACS, MADT and MCFG (ACPI 6.5 §5.2)."""
+"""The ACPI tables around the DSDT: RSDP, XSDT, FADT, FACS, MADT, MCFG (ACPI 6.5 §5.2)."""
 
 from __future__ import annotations
 
@@ -130,6 +130,7 @@ def build_acpi_tables(
     hot_cpus: bool = False,
     windows: Sequence[tuple[int, int]] = ONE_WINDOW,
     dimms: bool = False,
+    watchdog: bool = False,
 ) -> list[tuple[int, bytes]]:
     """Return every table with its address. The first is the RSDP, at ``rsdp_gpa``.
 
@@ -153,6 +154,10 @@ def build_acpi_tables(
     dsdt = put(build_table(b"DSDT", 2, aml))
     madt = build_table(b"APIC", 5, madt_body(cpus))
     listed = [put(build_fadt(facs, dsdt)), put(madt), put(build_mcfg(len(windows)))]
+    if watchdog:
+        from crosvm_py.machine.x86_64.acpi.wdat import wdat_body
+
+        listed.append(put(build_table(b"WDAT", 1, wdat_body())))
     xsdt = put(build_table(b"XSDT", 1, pack(f"<{len(listed)}Q", *listed)))
     if at > layout.ACPI_END:
         raise ValueError(f"ACPI tables end at {at:#x}, behind {layout.ACPI_END:#x}")
@@ -173,6 +178,7 @@ def write_acpi_tables(
     dimms: bool = False,
     hot_cpus: bool = False,
     windows: Sequence[tuple[int, int]] = ONE_WINDOW,
+    watchdog: bool = False,
 ) -> int:
     """Write all tables into guest memory and return the address of the RSDP."""
     tables = build_acpi_tables(
@@ -183,6 +189,7 @@ def write_acpi_tables(
         dimms=dimms,
         hot_cpus=hot_cpus,
         windows=windows,
+        watchdog=watchdog,
     )
     for gpa, table in tables:
         memory.write(gpa, table)
