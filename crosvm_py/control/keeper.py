@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from contextlib import suppress
 
 from crosvm_py.control.protocol import Serving
 from crosvm_py.exit_status import EXIT_HOST, describe_end
@@ -127,12 +128,18 @@ class Keeper:
         return bool(poll.poll(seconds * 1000))
 
     def _execute(self, channel: int) -> int:
-        """Fork, and execute the interpreter in the child; return its pid."""
+        """Fork, and execute the interpreter in the child, in a process group of its own.
+
+        Return its pid, which is the number of the group, too.
+        """
         pid = os.fork()
         if pid:
+            with suppress(OSError):  # it has executed, or ended, and so made the group itself
+                os.setpgid(pid, pid)
             return pid
         try:
             DieWithParent().apply()
+            os.setpgid(0, 0)
             fds = self._fds._replace(channel=channel)
             for fd in fds.used():
                 os.set_inheritable(fd, True)
@@ -151,19 +158,14 @@ def _is_long(begun: float) -> bool:
 def _reap(pid: int, pidfd: int) -> int:
     """Wait for the end of a control process and return its wait status; closes the pidfd.
 
-    Its opener, which it made as another child of ours, is ended, whatever it does.
+    Its opener, which it made as another child of ours, is ended, and all that the opener has made,
+    in one system call, which no fork(2) can escape. None of them may leave the group.
     """
     os.close(pidfd)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until it is reaped, the group is its own
+    os.killpg(pid, signal.SIGKILL)
     wait_status = os.waitpid(pid, 0)[1]
-    for opener in _children():
-        os.kill(opener, signal.SIGKILL)
-        os.waitpid(opener, 0)
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
     return wait_status
-
-
-def _children() -> list[int]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
-            return [int(word) for word in file.read().split()]
-    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN; it ends when it can
-        return []

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from crosvm_py.api.store import make_store
+from crosvm_py.control import keeper
 from crosvm_py.control import process as control_process
 from crosvm_py.control.protocol import ControlFds
 from crosvm_py.opener import process as opener_process
 from crosvm_py.relay import process as relay_process
 from crosvm_py.relay.outlet import open_outlet
 from crosvm_py.socket_path import bind_control_socket
+from crosvm_py.vmm.control_proxy import start_keeper
 from crosvm_py.vmm.kernel_parser import start_kernel_parser
 from crosvm_py.vmm.relay import start_relay
 from jail.control import confine_keeper
@@ -263,6 +265,46 @@ def from_the_opener(_folder: Path, monkeypatch: pytest.MonkeyPatch, outside: Out
             found += ours.recv(1 << 16)
         os.waitpid(pid, 0)
     return _read(max(found.split(_END), key=lambda told: b'"clone": ["out"]' in told))
+
+
+# A control process whose opener was taken over: a child makes a child and ends, again and again, so
+# that no process number is one to signal. It says when it has begun, and at its end, if it has one.
+_FLEEING: Final = """
+import os, sys
+sys.path[:] = sys.argv[3:]
+from crosvm_py.control.protocol import ControlFds
+from crosvm_py.opener import process
+from seccomp import load_policy
+from sys_util import linux
+
+class Taken(process._Opener):
+    def run(self):
+        orders = self._warden.fileno()
+        for at in range(50000):
+            if linux.clone(0):
+                os._exit(0)
+            if at == 2:
+                os.write(orders, b"begun")
+        os.write(orders, b"outlived")
+        os._exit(0)
+
+process._Opener = Taken
+given = ControlFds.read(sys.argv[1])
+opener = process.start_opener(given.orders, load_policy("opener"))
+os.read(given.channel, 1)
+"""
+
+
+def test_what_an_opener_makes_ends_with_the_vm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "BOOT", _FLEEING)
+    orders, wardens = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    wardens.settimeout(PATIENCE_SECONDS)
+    with wardens:
+        with orders:
+            made = start_keeper(ControlFds(orders=orders.fileno()), (None, None), ())
+        assert wardens.recv(16) == b"begun"
+        made.end()
+        assert wardens.recv(16) == b""
 
 
 def _read(data: bytes) -> Outcomes:
