@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[2]
 # Everything here takes well below a second; the rest is for a machine that is busy.
 PATIENCE_SECONDS: Final = 120.0
+# Between two looks: whom we wait for may need the processor.
+PAUSE_SECONDS: Final = 0.003
 
 
 FORGE: Final = "crosvm-forge"
@@ -81,6 +83,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
     while not condition():
         if time.monotonic() > deadline:
             return False
+        time.sleep(PAUSE_SECONDS)
     return True
 
 
