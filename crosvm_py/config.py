@@ -187,6 +187,30 @@ class CpuSpec:
     affinity: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
 
+class MemoryZone(NamedTuple):
+    """A part of the memory of the start. The zones lie behind each other, and are all of it.
+
+    Its pages are those of the NUMA node ``host_node`` of the host, or of any node.
+    """
+
+    name: str
+    size_bytes: int
+    host_node: int | None = None
+
+
+class NumaNode(NamedTuple):
+    """A NUMA node of the guest, and what belongs to it.
+
+    ``zones`` are names. ``distances`` has (another node, its distance from this one).
+    """
+
+    number: int
+    cpus: tuple[int, ...] = ()
+    zones: tuple[str, ...] = ()
+    distances: tuple[tuple[int, int], ...] = ()
+    pci_segments: tuple[int, ...] = ()
+
+
 class ApiSocketSpec(NamedTuple):
     """``--api-socket``: where the socket is made, or an inherited one that listens already."""
 
@@ -218,6 +242,8 @@ class RunConfig:
         reboots: a reset boots the guest again; otherwise it ends the run.
         watchdog: there is a timer that resets a guest that does not ping it.
         landlock: what may be opened for clients while the guest runs; ``None`` for everything.
+        zones: the parts of memory; none where nobody divides it.
+        numa: the NUMA nodes of the guest, with one of number 0; none where it is not to have any.
         guest_files: kernel and initrd of a guest's folder; links are not followed there.
     """
 
@@ -257,6 +283,8 @@ class RunConfig:
     watchdog: bool = False
     landlock: tuple[LandlockRule, ...] | None = None
     cpu_spec: CpuSpec = CpuSpec()
+    zones: tuple[MemoryZone, ...] = ()
+    numa: tuple[NumaNode, ...] = ()
 
     @property
     def max_cpus(self) -> int:

@@ -252,6 +252,26 @@ class GuestMemory:
         except OSError as error:
             raise_host_error("take", "all of the guest's memory at the start", error)
 
+    def bind(self, offset: int, length: int, node: int) -> None:
+        """Have pages come from one NUMA node of the host, for every process (mbind(2)).
+
+        They are ``length`` bytes at ``offset`` in the memory of the start, as it lies in the memfd.
+
+        Raises:
+            HostError: the host has no memory in that node, or refuses it.
+        """
+        try:
+            for region, mapping in self.mappings:
+                start = region.file_offset
+                low = max(offset, start)
+                high = min(offset + length, start + region.size_bytes)
+                if low < high and not region.block_bytes:
+                    with mapping[low - start : high - start] as pages:
+                        linux.bind_memory(pages, node)
+        except OSError as error:
+            hint = "the host has no memory there" if error.errno == errno.EINVAL else ""
+            raise_host_error("take memory from", f"NUMA node {node} of the host", error, hint)
+
     def clear(self) -> None:
         """Give all of the memory back to the host. Afterwards it is zero, in every process.
 

@@ -15,6 +15,7 @@ from crosvm_py.requests.balloon import PAGE_BYTES, BalloonQuery
 from crosvm_py.requests.devices import DeviceList, ListDevices
 from crosvm_py.vm_config.answers import DeviceNode, VmInfo, VmmPingResponse
 from crosvm_py.vm_config.codec import encode
+from crosvm_py.vm_config.machine_rules import ram_bytes
 from devices.pci.address import pci_address
 from devices.virtio.commands import BalloonState
 from devices.virtio.transport.pci_capabilities import BAR_BYTES, VIRTIO_BAR
@@ -60,7 +61,7 @@ def info(vm: ApiVm, _call: Call) -> Steps:
     """Return the configuration, the state and the devices."""
     config = vm.known()
     facts = yield from vm.facts()
-    size, tree = config.memory.size, None
+    size, tree = ram_bytes(config.memory), None
     if facts.memory_bytes:
         config = _with_ptys(_with_cpus(config, facts.cpus), dict(facts.ptys))
         try:

@@ -9,6 +9,7 @@ from crosvm_py.api.errors import NO_CONTENT, ApiError
 from crosvm_py.requests.devices import MAX_DISK_BYTES, ResizeNamedDisk
 from crosvm_py.requests.resize import Resize, Resized
 from crosvm_py.requests.vm import HALTED
+from crosvm_py.vm_config.machine_rules import ram_bytes
 from crosvm_py.vm_config.requests import VmResize, VmResizeDisk, VmResizeZone
 from devices.virtio.commands import DiskSize
 from sys_util.typing import TYPE_CHECKING, Final
@@ -54,11 +55,13 @@ def _resized(config: VmConfig, wanted: VmResize) -> VmConfig:
             raise ApiError(500, f"{wanted.desired_vcpus} vCPUs are not 1 to {cpus.max_vcpus}")
         cpus = msgspec.structs.replace(cpus, boot_vcpus=wanted.desired_vcpus)
     if wanted.desired_ram is not None:
+        if memory.zones:
+            raise ApiError(500, "the memory has zones, which keep their sizes")
         memory = _with_size(memory, wanted.desired_ram)
     if wanted.desired_balloon is not None:
         if balloon is None:
             raise ApiError(500, "the VM has no balloon")
-        if wanted.desired_balloon > memory.size:
+        if wanted.desired_balloon > ram_bytes(memory):
             raise ApiError(500, "the balloon would be larger than the memory")
         balloon = msgspec.structs.replace(balloon, size=wanted.desired_balloon)
     return msgspec.structs.replace(config, cpus=cpus, memory=memory, balloon=balloon)
@@ -95,8 +98,10 @@ def resize_disk(vm: ApiVm, call: Call) -> Steps:
 
 
 def resize_zone(vm: ApiVm, call: Call) -> Steps:
-    """Refuse: there are no memory zones."""
+    """Refuse: memory zones keep their sizes."""
     wanted = call.taken(VmResizeZone)
-    vm.known()
+    zones = {zone.id for zone in vm.known().memory.zones or ()}
     yield from ()
+    if wanted.id in zones:
+        raise ApiError(500, f"the memory zone {wanted.id} keeps its size")
     raise ApiError(500, f"no memory zone has the id {wanted.id}")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from threading import RLock
 
-    from crosvm_py.config import CpuSpec
+    from crosvm_py.config import CpuSpec, MemoryZone, NumaNode
     from crosvm_py.machine.cpu_hotplug import CpuHotPlug
     from crosvm_py.machine.growth import Growth, PluggedMemory
     from crosvm_py.machine.hotplug import HotPlug
@@ -208,6 +208,14 @@ class Board(ABC):
 
         ``on_expire`` is called in the loop's thread, with the device-model lock held, when the
         guest has not pinged the timer for so many seconds.
+        """
+
+    @abstractmethod
+    def add_nodes(self, nodes: Sequence[NumaNode], zones: Sequence[MemoryZone]) -> None:
+        """Tell the guest of NUMA nodes. Call it before ``load``.
+
+        Zones lie behind each other in the memory of the start. What no node names belongs to node
+        0, as does all memory that comes later.
         """
 
     def add_plugged_memory(self, requested_bytes: int) -> PluggedMemory:

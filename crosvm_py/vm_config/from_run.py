@@ -27,6 +27,7 @@ from crosvm_py.vm_config.machine import (
     PciSegmentConfig,
     PlatformConfig,
 )
+from crosvm_py.vm_config.numa import node_configs, zone_configs
 from crosvm_py.vm_config.schema import VmConfig
 from devices.pci.address import SEGMENT_SLOTS
 from sys_util import socket
@@ -70,7 +71,7 @@ def vm_config(config: RunConfig) -> VmConfig:
             core_scheduling="Vm" if config.per_vm_core_scheduling else scheduling,
         ),
         memory=MemoryConfig(
-            size=config.memory_bytes,
+            size=0 if config.zones else config.memory_bytes,
             hotplug_size=config.hotplug_bytes or None,
             hotplug_method="VirtioMem" if config.has_virtio_mem else "Acpi",
             hotplugged_size=config.hotplugged_bytes or None,
@@ -79,6 +80,7 @@ def vm_config(config: RunConfig) -> VmConfig:
             prefault=config.prefault,
             shared=True,
             thp=config.huge_pages,
+            zones=zone_configs(config),
         ),
         payload=PayloadConfig(
             kernel=config.kernel,
@@ -109,6 +111,7 @@ def vm_config(config: RunConfig) -> VmConfig:
         or None,
         platform=_platform(config),
         pci_segments=_segments(config),
+        numa=node_configs(config),
     )
 
 

@@ -14,6 +14,7 @@ from crosvm_py.config import (
     Topology,
 )
 from crosvm_py.vm_config.addresses import ipv4_bytes, mac_bytes
+from crosvm_py.vm_config.machine_rules import ram_bytes
 from crosvm_py.vm_config.pci_slots import slot_problems
 from crosvm_py.vm_config.problem import FAILED, Problem, when
 from devices.virtio.net.features import MAX_PAIRS
@@ -41,7 +42,7 @@ def limit_problems(config: VmConfig) -> Iterator[Problem]:
     """Return what is too much, too little or odd for this program."""
     cpus = config.cpus.boot_vcpus
     yield from when(cpus > MAX_CPUS, "cpus.boot_vcpus", f"{cpus} vCPUs are more than {MAX_CPUS}")
-    size = config.memory.size
+    size = ram_bytes(config.memory)
     limits = f"{MIN_MEMORY_BYTES // _MIB} MiB to {MAX_MEMORY_BYTES >> 40} TiB"
     if not MIN_MEMORY_BYTES <= size <= MAX_MEMORY_BYTES:
         yield _problem("memory.size", f"{size} bytes are outside the limits, {limits}")
@@ -93,7 +94,7 @@ def _cpus(config: VmConfig) -> Iterator[Problem]:
     is_served = topology is not None and topology.per_package and last < MAX_CPUS
     if topology is not None and is_served and topology.apic_id(last) >= MAX_CPUS:
         yield _problem("cpus.topology", f"it needs APIC ids beyond {MAX_CPUS - 1}")
-    end = config.memory.size + (config.memory.hotplug_size or 0) + _HOLE_BYTES
+    end = ram_bytes(config.memory) + (config.memory.hotplug_size or 0) + _HOLE_BYTES
     bits = cpus.max_phys_bits
     if bits < _MIN_ADDRESS_BITS or end > 1 << bits:
         yield _problem("cpus.max_phys_bits", f"{bits} bits are too few for all addresses")

@@ -17,6 +17,8 @@ from crosvm_py.config import (
 from crosvm_py.vm_config.addresses import ipv4_bytes, mac_bytes
 from crosvm_py.vm_config.errors import UnfitConfigError
 from crosvm_py.vm_config.landlock import landlock_rules
+from crosvm_py.vm_config.machine_rules import ram_bytes
+from crosvm_py.vm_config.numa import nodes_of, numa_problems, zones_of
 from crosvm_py.vm_config.own_limits import limit_problems, rate_limits, topology_of
 from crosvm_py.vm_config.pci_slots import device_slots, pci_weights
 from crosvm_py.vm_config.unsupported import unsupported
@@ -45,7 +47,12 @@ TYPES: Final = {"Null": "sink", "Off": "sink", "Pty": "pty", "Tty": "stdout", "F
 
 def all_problems(config: VmConfig) -> list[Problem]:
     """Return why a configuration cannot run here: rules that it breaks, and what does not exist."""
-    return [*problems(config), *unsupported(config), *limit_problems(config)]
+    return [
+        *problems(config),
+        *unsupported(config),
+        *numa_problems(config),
+        *limit_problems(config),
+    ]
 
 
 def run_config(config: VmConfig) -> RunConfig:
@@ -65,7 +72,7 @@ def run_config(config: VmConfig) -> RunConfig:
         params=(payload.cmdline,) if payload.cmdline else (),
         cpus=config.cpus.boot_vcpus,
         cpu_spec=cpu_spec(config.cpus),
-        memory_bytes=config.memory.size,
+        memory_bytes=ram_bytes(config.memory),
         initrd=payload.initramfs,
         disks=tuple(
             block_spec(f"disks[{index}]", disk) for index, disk in enumerate(config.disks or ())
@@ -95,6 +102,8 @@ def run_config(config: VmConfig) -> RunConfig:
         hotplug_bytes=config.memory.hotplug_size or 0,
         hotplug_method=_METHODS[config.memory.hotplug_method],
         hotplugged_bytes=config.memory.hotplugged_size or 0,
+        zones=zones_of(config),
+        numa=nodes_of(config),
     )
 
 

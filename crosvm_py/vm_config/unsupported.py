@@ -23,7 +23,11 @@ _REFUSED: Final = {
     "payload.firmware": "it boots kernels itself",
     "cpus.kvm_hyperv": "the guest sees no interfaces of Hyper-V",
     "cpus.features.amx": "processors have no features on request",
-    "memory.zones": "memory is one zone",
+    "memory.zones.*.file": "memory is nowhere but in memory",
+    "memory.zones.*.hugepages": "memory.hugepages is for all zones",
+    "memory.zones.*.hotplug_size": "memory.hotplug_size is for all of memory",
+    "memory.zones.*.hotplugged_size": "memory.hotplugged_size is for all of memory",
+    "memory.zones.*.prefault": "memory.prefault is for all zones",
     "rate_limit_groups": "each device has limits of its own",
     "disks.*.iommu": "there is no virtual IOMMU",
     "disks.*.vhost_user": "each device is a process of its own",
@@ -40,7 +44,7 @@ _REFUSED: Final = {
     "tpm": "there is no TPM",
     "rtc": "the clock is that of the machine (CMOS)",
     "iommu": "there is no virtual IOMMU",
-    "numa": "there is one NUMA node",
+    "numa.*.device_id": "a device is as near as its PCI segment",
     "platform.iommu_segments": "there is no virtual IOMMU",
 }
 _IMAGES: Final = ("Raw", "Unknown")
@@ -50,6 +54,8 @@ _SOURCES: Final = ("/dev/urandom", "/dev/random")
 _IGNORED: Final = {
     "memory.mergeable": "pages are not merged",
     "memory.reserve": "memory is taken when it is used",
+    "memory.zones.*.mergeable": "pages are not merged",
+    "memory.zones.*.reserve": "memory is taken when it is used",
     "disks.*.queue_affinity": "the host decides where queues are served",
     "net.*.offload_tso": "a card offloads what its TAP can",
     "net.*.offload_ufo": "a card offloads what its TAP can",

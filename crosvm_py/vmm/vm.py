@@ -88,6 +88,11 @@ class VirtualMachine:
             ),
         )
         lock = threading.RLock()
+        offset = 0
+        for zone in config.zones:
+            if zone.host_node is not None:
+                self._memory.bind(offset, zone.size_bytes, zone.host_node)
+            offset += zone.size_bytes
         if config.prefault:
             self._memory.populate()
         self.supervisor = Supervisor(
@@ -140,6 +145,8 @@ class VirtualMachine:
         config = self._config
         if config.watchdog:
             machine.add_watchdog(self._on_watchdog)
+        if config.numa:
+            machine.add_nodes(config.numa, config.zones)
         machine.load(prepared.plan, config.cpus, config.cpu_spec, restartable=config.reboots)
         self.supervisor.wait_ready()
         self.supervisor.seal(self._memory)

@@ -8,6 +8,7 @@
 #include <linux/close_range.h>
 #include <linux/falloc.h>
 #include <linux/filter.h>
+#include <linux/mempolicy.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <sched.h>
@@ -284,4 +285,17 @@ int crosvm_unmap(void *where, size_t length) { return result(munmap(where, lengt
 int crosvm_madvise(void *where, size_t length, int advice)
 {
     return result(madvise(where, length, advice));
+}
+
+/* The raw call, because the wrapper is in another library (libnuma). */
+int crosvm_bind_memory(void *where, size_t length, unsigned int node)
+{
+    enum { MOST = 1024, BITS = 8 * sizeof(unsigned long) };
+    unsigned long nodes[MOST / BITS] = {0};
+
+    if (node >= MOST)
+        return -EINVAL;
+    nodes[node / BITS] = 1UL << node % BITS;
+    /* The kernel takes one bit less than it is told of. */
+    return result(syscall(SYS_mbind, where, length, MPOL_BIND, nodes, MOST + 1, 0));
 }

@@ -32,3 +32,4 @@ int crosvm_map_shared(int fd, unsigned long long offset, size_t length, size_t a
                       void **where);
 int crosvm_unmap(void *where, size_t length);
 int crosvm_madvise(void *where, size_t length, int advice);
+int crosvm_bind_memory(void *where, size_t length, unsigned int node);

@@ -314,6 +314,40 @@ def test_populate_takes_all_memory_of_the_start() -> None:
     memory.close()
 
 
+def policies(fd: int) -> list[str]:
+    """Return the NUMA policy of each of our mappings of a memfd."""
+    inode = os.fstat(fd).st_ino
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    starts = {line.split("-")[0] for line in maps if line.split()[4] == str(inode)}
+    told = Path("/proc/self/numa_maps").read_text().splitlines()
+    return [line.split()[1] for line in told if line.split()[0].lstrip("0") in starts]
+
+
+@pytest.mark.skipif(not Path("/proc/self/numa_maps").exists(), reason="the kernel has no NUMA")
+def test_pages_come_from_the_node_to_which_they_are_bound() -> None:
+    memory = GuestMemory.create(
+        [(0, 4 << 20), (HIGH, 4 << 20)], hot_ranges=[(2 * HIGH, 4096, 4096)]
+    )
+    memory.bind(2 << 20, 4 << 20, 0)
+    other = GuestMemory.attach(os.dup(memory.fd), memory.regions)
+    for each in memory, other:
+        each.write(3 << 20, b"a")
+        each.write(HIGH, b"b")
+    assert (
+        policies(memory.fd).count("bind:0") == 3
+    )  # the other maps a region from an unbound page on
+    other.close()
+    memory.close()
+
+
+def test_node_that_the_host_lacks_is_refused() -> None:
+    memory = GuestMemory.create([(0, 1 << 20)])
+    for node in (1000, 1 << 20):
+        with pytest.raises(HostError, match=f"from NUMA node {node} of the host .*no memory there"):
+            memory.bind(0, 1 << 20, node)
+    memory.close()
+
+
 @pytest.mark.skipif(free_huge_pages() < 2, reason="the host has no free huge pages in its pool")
 def test_memory_of_a_pool_is_huge_and_sealed() -> None:
     memory = GuestMemory.create([(0, 2 << 20), (HIGH, 2 << 20)], pool_page_bytes=2 << 20)

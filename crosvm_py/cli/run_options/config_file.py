@@ -105,6 +105,8 @@ def on_top_of(base: RunConfig, made: RunConfig, arguments: Arguments) -> RunConf
     def given(*options: Option[object]) -> bool:
         return any(arguments.has(option) for option in options)
 
+    if base.zones and given(machine.MEMORY):
+        raise ConfigError("--mem: the file of --config has memory zones: change their sizes there")
     asked = made if given(machine.MEMORY) else base
     processors = made if given(machine.CPUS) else base
     disks = base.disks + made.disks
@@ -136,6 +138,8 @@ def on_top_of(base: RunConfig, made: RunConfig, arguments: Arguments) -> RunConf
         watchdog=base.watchdog or made.watchdog,
         pci_weights=base.pci_weights,
         pci_slots=base.pci_slots,
+        zones=base.zones,
+        numa=base.numa,
     )
     if merged.balloon is not None and merged.balloon.size_bytes > merged.memory_bytes:
         raise ConfigError("--config: balloon.size is more than the memory")

@@ -48,7 +48,7 @@ MPTABLE_GPA: Final = 0x9_E000
 MPTABLE_POINTER_GPA: Final = 0x9_FC00  # the last KiB of 640 KiB, where kernels look for it
 LOW_RAM_END: Final = 0xA_0000
 ACPI_RSDP_GPA: Final = 0xE_0000
-ACPI_END: Final = 0xF_0000  # SMBIOS may follow
+ACPI_END: Final = 0xF_8000  # SMBIOS may follow
 HIGH_MEMORY_START: Final = 0x10_0000
 KERNEL_GPA: Final = 0x20_0000
 

@@ -41,10 +41,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from threading import RLock
 
-    from crosvm_py.config import CpuSpec
+    from crosvm_py.config import CpuSpec, MemoryZone, NumaNode
     from crosvm_py.machine.board import Clocks, MachineEvents
     from crosvm_py.machine.cpu_hotplug import CpuHotPlug
     from crosvm_py.machine.hotplug import HotPlug
+    from crosvm_py.machine.x86_64.acpi.numa import AcpiNodes
     from crosvm_py.machine.x86_64.start import MachineStart
     from devices.ged import EventDevice
     from devices.watchdog import Watchdog
@@ -145,6 +146,7 @@ class Machine(Board):
         self._insert_board(events)
         self._has_dimm_slots = False
         self._watchdog: Watchdog | None = None
+        self._nodes: AcpiNodes | None = None
         if events.on_eject is not None:
             self.hotplug = _add_hotplug(self, events.on_eject, len(self._windows))
 
@@ -169,6 +171,12 @@ class Machine(Board):
         self._watchdog = watchdog = Watchdog(self._call_later_locked, on_expire)
         self.mmio.insert(layout.WATCHDOG_GPA, WATCHDOG_BYTES, watchdog)
         self.parts.append(watchdog)
+
+    def add_nodes(self, nodes: Sequence[NumaNode], zones: Sequence[MemoryZone]) -> None:
+        """Have the tables divide CPUs, memory and PCI segments among NUMA nodes."""
+        from crosvm_py.machine.x86_64.acpi.numa import acpi_nodes
+
+        self._nodes = acpi_nodes(nodes, zones, self._memory.regions)
 
     def _create_interrupt_controllers(self) -> None:
         if not self._is_ready:
@@ -224,6 +232,9 @@ class Machine(Board):
             AcpiCpu(cpu.index, self._topology.apic_id(cpu.index), cpu.index in present)
             for cpu in self._x86_vcpus
         ]
+        nodes = self._nodes
+        if nodes is not None:
+            cpus = [cpu._replace(node=nodes.cpus.get(cpu.number, 0)) for cpu in cpus]
         rsdp_gpa = write_acpi_tables(
             self._memory,
             cpus,
@@ -232,6 +243,7 @@ class Machine(Board):
             dimms=self._has_dimm_slots,
             windows=self._windows,
             watchdog=self._watchdog is not None,
+            nodes=nodes,
         )
         write_mptable(self._memory, [cpu.apic_id for cpu in cpus if cpu.enabled])
         return rsdp_gpa

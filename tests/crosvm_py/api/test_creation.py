@@ -99,6 +99,22 @@ def test_call_with_a_body(
     assert empty.put(name, body).status == created_status
 
 
+def test_zones_are_told_and_keep_their_sizes(empty: Rig) -> None:
+    memory = {"size": 0, "zones": [{"id": "a", "size": 64 << 20}, {"id": "b", "size": 32 << 20}]}
+    body = {"payload": {"kernel": "/k"}, "memory": memory, "balloon": {"size": 0}}
+    assert empty.put("vm.create", json.dumps(body).encode()).status == 204
+    assert info(empty)["memory_actual_size"] == 96 << 20
+    for call, text, wanted in (
+        ("vm.resize", b'{"desired_ram":134217728}', "the memory has zones, which keep their sizes"),
+        ("vm.resize-zone", b'{"id":"b","desired_ram":512}', "the memory zone b keeps its size"),
+        ("vm.resize-zone", b'{"id":"c","desired_ram":512}', "no memory zone has the id c"),
+    ):
+        answer = empty.put(call, text)
+        assert answer.status == 500
+        assert wanted in str(answer.json())
+    assert empty.put("vm.resize", b'{"desired_balloon":67108864}').status == 204
+
+
 def test_vm_that_is_created_boots_and_is_deleted(created: Rig) -> None:
     assert info(created)["state"] == "Created"
     assert created.put("vm.boot").status == 204

@@ -201,7 +201,6 @@ SHARED = {"memory": {"size": 1 << 30, "shared": True}}
         ({"payload": {"firmware": "/f"}}, "payload.firmware"),
         ({"cpus": {"boot_vcpus": 1, "max_vcpus": 1, "kvm_hyperv": True}}, "cpus.kvm_hyperv"),
         ({"cpus": {"boot_vcpus": 1, "max_vcpus": 1, "features": {"amx": True}}}, "cpus.features"),
-        ({"memory": {"size": 0, "zones": [{"id": "a", "size": 1 << 30}]}}, "memory.zones"),
         ({"disks": [{"path": "a"}, {"path": "b", "iommu": True}]}, r"disks\[1\].iommu"),
         ({"disks": [{"path": "a", "image_type": "Qcow2"}]}, r"disks\[0\].image_type"),
         (
@@ -217,7 +216,7 @@ SHARED = {"memory": {"size": 1 << 30, "shared": True}}
         ({"tpm": {"socket": "/t"}}, "tpm"),
         ({"rtc": {}}, "rtc"),
         ({"iommu": True}, "iommu"),
-        ({"numa": [{"guest_numa_id": 0}]}, "numa"),
+        ({"numa": [{"guest_numa_id": 0, "device_id": "d"}]}, r"numa\[0\].device_id"),
         ({"pci_segments": [{"mmio64_aperture_weight": 2}]}, r"pci_segments\[0\].mmio64"),
         ({"serial": {"mode": "Socket", "socket": "/s"}}, "serial.mode Socket"),
         ({"rng": {"src": "/dev/hwrng"}}, "rng.src"),

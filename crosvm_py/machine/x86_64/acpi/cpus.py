@@ -143,6 +143,8 @@ def _cpu(cpu: AcpiCpu) -> bytes:
         aml.method("_STA", 0, aml_flow.return_value(aml.call("CSTA", number))),
         aml.name("_MAT", aml.buffer(entry)),
     ]
+    if cpu.node is not None:
+        terms.append(aml.name("_PXM", aml.integer(cpu.node)))
     if cpu.number:
         terms.append(aml.method("_EJ0", 1, aml.call("CEJ0", number)))
     return aml.device(_name(cpu), *terms)

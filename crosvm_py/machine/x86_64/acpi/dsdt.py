@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crosvm_py.machine.x86_64.acpi.madt import AcpiCpu
+    from crosvm_py.machine.x86_64.acpi.numa import AcpiNodes
 
 _PRESENT: Final = 0x0F  # _STA: present, enabled, shown, functioning
 
@@ -27,12 +28,14 @@ def build_dsdt_aml(
     dimms: bool = False,
     windows: Sequence[tuple[int, int]] = ONE_WINDOW,
     cpus: Sequence[AcpiCpu] = (),
+    nodes: AcpiNodes | None = None,
 ) -> bytes:
     """Return the AML of the DSDT; ``com_ports`` are the numbers of the UARTs that exist.
 
     With ``hotplug`` it has what devices that are plugged in later need, and with ``dimms``, too,
     what memory modules need. ``windows`` has those for the BARs of each PCI segment. ``cpus`` are
-    those that can come and go; where none can, CPUs are in the MADT alone.
+    those that can come and go; where none can, CPUs are in the MADT alone. With ``nodes`` each host
+    bridge has its NUMA node.
 
     The power button is a fixed feature (FADT) and the reset register is in the FADT, so neither is
     here.
@@ -45,6 +48,9 @@ def build_dsdt_aml(
 
         slots = [terms.slot_terms(segment) for segment in range(count)]
         controllers = terms.controllers(count, dimms=dimms, cpus=cpus)
+    if nodes is not None:
+        near = (aml.name("_PXM", aml.integer(nodes.segments.get(at, 0))) for at in range(count))
+        slots = [(term, *terms) for term, terms in zip(near, slots, strict=True)]
     return aml.scope(
         "\\_SB_",
         _pci_host_bridge(windows[0], slots[0]),

@@ -18,18 +18,22 @@ _APIC_ONLINE_CAPABLE: Final = 1 << 1
 _CONFORMS_TO_BUS: Final = 0x0
 _LEVEL_ACTIVE_HIGH: Final = 0xD
 _LEVEL_ACTIVE_LOW: Final = 0xF
-_FIRST_X2APIC_ID: Final = 255
+FIRST_X2APIC_ID: Final = 255
 _ALL_PROCESSORS: Final = 0xFF
 _NMI_LINT: Final = 1
 IOAPIC_ID: Final = 0  # the id of the in-kernel IOAPIC after reset
 
 
 class AcpiCpu(NamedTuple):
-    """A CPU with its number, for AML, and its APIC id; one that is not enabled may come later."""
+    """A CPU with its number, for AML, and its APIC id; one that is not enabled may come later.
+
+    ``node`` is its NUMA node, if the guest has any.
+    """
 
     number: int
     apic_id: int
     enabled: bool = True
+    node: int | None = None
 
 
 def contiguous_cpus(count: int) -> list[AcpiCpu]:
@@ -57,7 +61,7 @@ def madt_body(cpus: Iterable[AcpiCpu]) -> bytes:
 def local_apic(cpu: AcpiCpu) -> bytes:
     """Return the entry of one CPU (§5.2.12.2, and §5.2.12.12 for ids of more than 8 bits)."""
     flags = _APIC_ENABLED if cpu.enabled else _APIC_ONLINE_CAPABLE
-    if cpu.apic_id < _FIRST_X2APIC_ID:
+    if cpu.apic_id < FIRST_X2APIC_ID:
         return pack("<BBBBI", 0, 8, cpu.number, cpu.apic_id, flags)
     return pack("<BBHIII", 9, 16, 0, cpu.apic_id, flags, cpu.number)
 

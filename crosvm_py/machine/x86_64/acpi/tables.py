@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crosvm_py.machine.x86_64.acpi.madt import AcpiCpu
+    from crosvm_py.machine.x86_64.acpi.numa import AcpiNodes
     from crosvm_py.machine.x86_64.regs import MemoryWriter
 
 OEM_ID: Final = b"CROSVM"
@@ -131,11 +132,12 @@ def build_acpi_tables(
     windows: Sequence[tuple[int, int]] = ONE_WINDOW,
     dimms: bool = False,
     watchdog: bool = False,
+    nodes: AcpiNodes | None = None,
 ) -> list[tuple[int, bytes]]:
     """Return every table with its address. The first is the RSDP, at ``rsdp_gpa``.
 
     With ``hot_cpus`` CPUs can come and go, which needs ``hotplug``. ``windows`` has (gpa, bytes)
-    for the BARs of each PCI segment.
+    for the BARs of each PCI segment. Without NUMA ``nodes`` there are no tables of them.
     """
     tables: list[tuple[int, bytes]] = []
     at = _align(rsdp_gpa + RSDP_BYTES)
@@ -149,7 +151,12 @@ def build_acpi_tables(
 
     facs = put(build_facs())
     aml = build_dsdt_aml(
-        com_ports, hotplug=hotplug, dimms=dimms, windows=windows, cpus=cpus if hot_cpus else ()
+        com_ports,
+        hotplug=hotplug,
+        dimms=dimms,
+        windows=windows,
+        cpus=cpus if hot_cpus else (),
+        nodes=nodes,
     )
     dsdt = put(build_table(b"DSDT", 2, aml))
     madt = build_table(b"APIC", 5, madt_body(cpus))
@@ -158,6 +165,11 @@ def build_acpi_tables(
         from crosvm_py.machine.x86_64.acpi.wdat import wdat_body
 
         listed.append(put(build_table(b"WDAT", 1, wdat_body())))
+    if nodes is not None:
+        from crosvm_py.machine.x86_64.acpi.numa import slit_body, srat_body
+
+        listed.append(put(build_table(b"SRAT", 3, srat_body(cpus, nodes))))
+        listed.append(put(build_table(b"SLIT", 1, slit_body(nodes))))
     xsdt = put(build_table(b"XSDT", 1, pack(f"<{len(listed)}Q", *listed)))
     if at > layout.ACPI_END:
         raise ValueError(f"ACPI tables end at {at:#x}, behind {layout.ACPI_END:#x}")
@@ -179,6 +191,7 @@ def write_acpi_tables(
     hot_cpus: bool = False,
     windows: Sequence[tuple[int, int]] = ONE_WINDOW,
     watchdog: bool = False,
+    nodes: AcpiNodes | None = None,
 ) -> int:
     """Write all tables into guest memory and return the address of the RSDP."""
     tables = build_acpi_tables(
@@ -190,6 +203,7 @@ def write_acpi_tables(
         hot_cpus=hot_cpus,
         windows=windows,
         watchdog=watchdog,
+        nodes=nodes,
     )
     for gpa, table in tables:
         memory.write(gpa, table)

@@ -87,6 +87,21 @@ def test_a_balloon_must_fit_the_memory_of_the_command_line(tmp_path: Path) -> No
         config_of("--config", str(path), "-m", "32")
 
 
+def test_zones_and_nodes_of_a_file_stay_and_memory_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "vm.json"
+    memory = {"size": 0, "zones": [{"id": "a", "size": 64 << 20}]}
+    numa = [{"guest_numa_id": 0, "memory_zones": ["a"]}]
+    path.write_text(json.dumps({**VM, "memory": memory, "numa": numa}))
+    made = config_of("--config", str(path), "-c", "2")
+    assert made.memory_bytes == 64 << 20
+    assert ([zone.name for zone in made.zones], [node.zones for node in made.numa]) == (
+        ["a"],
+        [("a",)],
+    )
+    with pytest.raises(ConfigError, match="--mem: the file of --config has memory zones"):
+        config_of("--config", str(path), "-m", "32")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
