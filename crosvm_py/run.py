@@ -196,6 +196,7 @@ def _control_server(
         return None
 
     def serve(vm: VirtualMachine, vcpus: VcpuSet) -> ControlLink:
+        from crosvm_py.operations.core_dump import CoreDumper
         from crosvm_py.operations.dispatch import request_handler
         from crosvm_py.operations.operation import RunningVm
         from crosvm_py.operations.suspension import Suspension
@@ -203,16 +204,20 @@ def _control_server(
 
         suspension = Suspension(vm.machine, vcpus, vm.supervisor)
         plugging = vm.plugging
+        vm.dumper = dumper = CoreDumper(vm.loop, vm.machine, vcpus, suspension)
         running = RunningVm(
-            vm.machine, vm.supervisor, suspension, vcpus, vm.end, plugging, vm.rebooting
+            *(vm.machine, vm.supervisor, suspension, vcpus, vm.end),
+            *(plugging, vm.rebooting, dumper),
         )
         if vm.rebooting is not None:
             suspension.join(vm.rebooting)
         handler = request_handler(running)
-        if plugging is None:
-            return ControlLink(vm.loop, keeper.channel, handler)
-        plugging.is_paused = lambda: suspension.holds_devices
-        return ControlLink(vm.loop, keeper.channel, handler, on_lost=plugging.release_all)
+        link = ControlLink(vm.loop, keeper.channel, handler)
+        dumper.take_fds = link.take_fds
+        if plugging is not None:
+            plugging.is_paused = lambda: suspension.holds_devices
+            link.on_lost = plugging.release_all
+        return link
 
     return serve
 

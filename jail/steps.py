@@ -334,7 +334,8 @@ class ForbidFiles:
     It holds for the calling thread and the threads that it starts later. Open descriptors stay
     usable. Files in the directories ``removable_in`` can still be removed. The process cannot mount
     anything any more, so it cannot make a jail. ``alone``: it cannot signal other processes either,
-    if the kernel can forbid that. ``but_opening``: files that are there can be opened.
+    if the kernel can forbid that. ``but_opening``: files can be opened,
+    and new ones made.
     """
 
     removable_in: tuple[str, ...] = ()
@@ -344,7 +345,9 @@ class ForbidFiles:
     def describe(self) -> str:
         """Say what the step does."""
         but = f", but for removing from {', '.join(self.removable_in)}" if self.removable_in else ""
-        but += ", but for opening those that are there" if self.but_opening else ""
+        but += (
+            ", but for opening those that are there and making new ones" if self.but_opening else ""
+        )
         signals = " and signals to others" if self.alone else ""
         return f"give up all files{but}{signals} (Landlock)"
 

@@ -14,6 +14,23 @@ place went away after the driver activated it is used until the queue is reset.
 from __future__ import annotations
 
 from sys_util.linux import full_barrier
+from sys_util.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def runs(blocks: Iterable[int]) -> list[tuple[int, int]]:
+    """Return where there are no zeros, as (first, end)."""
+    found: list[tuple[int, int]] = []
+    start = -1
+    for index, there in enumerate((*blocks, 0)):
+        if there and start < 0:
+            start = index
+        elif not there and start >= 0:
+            found.append((start, index))
+            start = -1
+    return found
 
 
 class HotArea:
@@ -38,15 +55,7 @@ class HotArea:
 
     def runs(self) -> list[tuple[int, int]]:
         """Return the blocks that are there, as runs of (first, end)."""
-        found: list[tuple[int, int]] = []
-        start = -1
-        for index, there in enumerate((*self.blocks, 0)):
-            if there and start < 0:
-                start = index
-            elif not there and start >= 0:
-                found.append((start, index))
-                start = -1
-        return found
+        return runs(self.blocks)
 
     def show(self, first: int, count: int) -> None:
         """Make blocks addresses for every process. Only the vmm may call this."""

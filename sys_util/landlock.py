@@ -21,12 +21,14 @@ _ACCESS_FS_WRITE_FILE: Final = 1 << 1
 _ACCESS_FS_READ_FILE: Final = 1 << 2
 _ACCESS_FS_READ_DIR: Final = 1 << 3
 ACCESS_FS_REMOVE_FILE: Final = 1 << 5
+_ACCESS_FS_MAKE_REG: Final = 1 << 8
 _ACCESS_FS_MAKE_SOCK: Final = 1 << 9
 _ACCESS_FS_TRUNCATE: Final = 1 << 14
 _ACCESS_FS_IOCTL_DEV: Final = 1 << 15
 _OF_FILES: Final = _ACCESS_FS_WRITE_FILE | _ACCESS_FS_READ_FILE | _ACCESS_FS_TRUNCATE
 # Truncating, and ioctl(2) of a device, hold for a descriptor only if they held when it was opened.
-_OPENING: Final = _OF_FILES | _ACCESS_FS_READ_DIR | _ACCESS_FS_IOCTL_DEV | _ACCESS_FS_MAKE_SOCK
+_MAKING: Final = _ACCESS_FS_MAKE_REG | _ACCESS_FS_MAKE_SOCK
+_OPENING: Final = _OF_FILES | _ACCESS_FS_READ_DIR | _ACCESS_FS_IOCTL_DEV | _MAKING
 
 # The number of access rights for files in each version of the ABI; later versions have 16 too.
 _FS_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
@@ -77,7 +79,7 @@ def forbid_files(
         removable_in: directories whose files can still be removed.
         alone: from version 6 on the thread can signal only processes that it starts later.
         but_opening: files that are there can still be opened, read and written, but for those of
-            other processes under /proc that would give their memory; and sockets can be made.
+            other processes under /proc that would give their memory; sockets and files can be made.
     """
     version = abi_version()
     if not version:
@@ -128,7 +130,7 @@ def restrict(ruleset: int) -> None:
 
 def _rights(letters: str) -> int:
     reading = _ACCESS_FS_READ_FILE | _ACCESS_FS_READ_DIR
-    writing = _ACCESS_FS_WRITE_FILE | _ACCESS_FS_TRUNCATE | _ACCESS_FS_MAKE_SOCK
+    writing = _ACCESS_FS_WRITE_FILE | _ACCESS_FS_TRUNCATE | _MAKING
     return ("r" in letters) * reading | ("w" in letters) * writing
 
 

@@ -53,7 +53,7 @@ LIGHTER = {
 DEAR_PACKAGES = ("crosvm_py/vm_config/",)
 
 # With every kind of device, the control socket and its requests. A module costs 50 to 100 us.
-MOST_MODULES = 405
+MOST_MODULES = 409
 
 # Everything that any process of a run imports, with the device kinds.
 RUN = """

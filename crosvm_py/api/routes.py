@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from crosvm_py.api import absent, additions, creation, info, life, sizes
+from crosvm_py.api import absent, additions, core_dump, creation, info, life, sizes
 from crosvm_py.api.call import Route
 from crosvm_py.vm_config import devices, requests
 from crosvm_py.vm_config.schema import VmConfig
@@ -92,9 +92,7 @@ FIXED: Final[dict[str, Route]] = {
         absent.not_yet("migration"),
         requests.VmSendMigrationData,
     ),
-    "vm.coredump": _put(
-        "The VM could not be dumped", absent.not_yet("coredump"), requests.VmCoredumpData
-    ),
+    "vm.coredump": _put("The VM could not be dumped", core_dump.dump, requests.VmCoredumpData),
 }
 
 # For a vmm that waits for its VM.

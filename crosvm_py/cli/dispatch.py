@@ -67,6 +67,7 @@ COMMANDS: Final[CommandTable] = {
     "resize": "crosvm_py.cli.commands.resize:COMMAND",
     "balloon": "crosvm_py.cli.commands.balloon:BALLOON",
     "balloon_stats": "crosvm_py.cli.commands.balloon_stats:STATS",
+    "coredump": "crosvm_py.cli.commands.coredump:COMMAND",
     "debug": "crosvm_py.cli.commands.debug:DEBUG",
     "config": "crosvm_py.cli.commands.config:CONFIG",
     "policy": "crosvm_py.cli.commands.policy:POLICY",

@@ -51,7 +51,7 @@ class HaltedVm:
         if self.is_halted:
             return Done()
         if self._suspension.is_busy:
-            return Failed("another suspend or resume is under way")
+            return Failed("a suspend, resume or core dump is under way")
         pending = Pending()
 
         def halted(reason: str) -> None:

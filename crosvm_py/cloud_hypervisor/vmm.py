@@ -19,6 +19,7 @@ from crosvm_py.exit_status import VmExit
 from crosvm_py.leaving import is_confined
 from crosvm_py.requests.balloon import BalloonSet
 from crosvm_py.requests.catalogue import SERVED
+from crosvm_py.requests.core_dump import WriteCore
 from crosvm_py.requests.creation import (
     INTERNAL,
     MAX_REASONS,
@@ -211,6 +212,7 @@ class WaitingVmm:
 
     def _serve(self, vm: VirtualMachine, vcpus: VcpuSet) -> _Serving:
         """Serve the control process on the VM's loop; called before the vCPUs run."""
+        from crosvm_py.operations.core_dump import CoreDumper
         from crosvm_py.operations.dispatch import request_handler
         from crosvm_py.operations.operation import RunningVm
         from crosvm_py.operations.suspension import Suspension
@@ -218,8 +220,12 @@ class WaitingVmm:
         suspension = Suspension(vm.machine, vcpus, vm.supervisor)
         plugging = vm.plugging
         rebooting = vm.rebooting
+        vm.dumper = dumper = CoreDumper(vm.loop, vm.machine, vcpus, suspension)
+        if self._link is not None:
+            dumper.take_fds = self._link.take_fds
         running = RunningVm(
-            vm.machine, vm.supervisor, suspension, vcpus, vm.end, plugging, rebooting
+            *(vm.machine, vm.supervisor, suspension, vcpus, vm.end),
+            *(plugging, rebooting, dumper),
         )
         if rebooting is not None:
             suspension.join(rebooting)
@@ -310,6 +316,8 @@ class WaitingVmm:
                 return self._told(handle(request), "paus")
             case Resume():
                 return self._told(handle(request), "resum")
+            case WriteCore():
+                return self._told(handle(request), "coredump")
             case BalloonSet() | Resize():
                 return self._told(handle(request), "resiz")
         return handle(request)

@@ -10,7 +10,15 @@ from __future__ import annotations
 import os
 from collections import deque
 
-from crosvm_py.opener.protocol import FROM_OPENER_CODEC, NotOpened, Open, Restrict, Restricted
+from crosvm_py.opener.protocol import (
+    FROM_OPENER_CODEC,
+    Made,
+    Make,
+    NotOpened,
+    Open,
+    Restrict,
+    Restricted,
+)
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.plug import Await, Confine, Plug, Release, Reserve, Reserved
 from crosvm_py.requests.protocol import Done, Failed
@@ -40,6 +48,8 @@ class Plugger:
         self._loop = loop
         self._ask = ask
         self._restricting: deque[Pending] = deque()  # who waits for the opener's answers
+        self._making: dict[int, Callable[[str, int], None]] = {}  # who waits for files
+        self._next = 0
         self._lines = LineLimit(burst=64, seconds=60.0)
         self._opener = Channel(opener, FROM_OPENER_CODEC)
         loop.add(opener.fileno(), lambda _events: self._on_opener())
@@ -79,13 +89,26 @@ class Plugger:
         self._restricting.append(answer)
         return answer
 
+    def make(self, path: bytes, then: Callable[[str, int], None]) -> None:
+        """Have the opener make a file, and call ``then`` with why there is none, or with it.
+
+        ``then`` owns the descriptor.
+
+        Raises:
+            VmmError: the opener takes no more requests now.
+        """
+        number = self._next
+        self._send(Make(number, path))
+        self._next = (number + 1) % (1 << 32)
+        self._making[number] = then
+
     def _open(self, request: Plug, place: Reserved, fds: Sequence[int]) -> None:
         order = Open(
             *(place.place, place.name, request.kind, request.spec, request.path, place.cpus)
         )
         self._send(order, fds)
 
-    def _send(self, message: Open | Restrict, fds: Sequence[int] = ()) -> None:
+    def _send(self, message: Open | Make | Restrict, fds: Sequence[int] = ()) -> None:
         try:
             self._opener.send(message, fds)
         except (ChannelClosed, ProtocolError) as error:
@@ -110,6 +133,10 @@ class Plugger:
         if received is None:
             return
         message, fds = received
+        if isinstance(message, Made) and message.number in self._making and len(fds) <= 1:
+            then = self._making.pop(message.number)
+            reason = message.reason or ("" if fds else "the opener sends no file")
+            then(reason, fds.pop() if fds and not reason else -1)
         for fd in fds:
             os.close(fd)
         match message:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import os
 
+from crosvm_py.control.dumping import Dumping
 from crosvm_py.control.plugging import Plugger
 from crosvm_py.control.protocol import (
     CONTROL_CODEC,
@@ -23,6 +24,7 @@ from crosvm_py.control.protocol import (
 from crosvm_py.control.socket_server import ControlServer
 from crosvm_py.exit_status import EXIT_BUG, EXIT_HOST
 from crosvm_py.opener.process import start_opener
+from crosvm_py.requests.core_dump import DumpCore
 from crosvm_py.requests.pending import Pending
 from crosvm_py.requests.plug import Confine, Plug
 from crosvm_py.requests.protocol import MAX_REASON_CHARS, Failed
@@ -166,18 +168,21 @@ def _serve(channel: Channel, fds: ControlFds, vmm_pid: int) -> None:
 def _handler(loop: EventLoop, link: VmmLink, given: ControlFds) -> Handler:
     """Return what serves the requests of clients; start the opener, if there is to be one."""
     policy = _policy("opener", given.opener_policy)
-    plugger = None
+    plugger = dumping = None
     if given.orders >= 0:
         opener = start_opener(given.orders, policy, rules=given.rules)
         plugger = Plugger(loop, opener, link.ask)
+        dumping = Dumping(link.ask, plugger.make)
         for fd in {given.orders, given.rules} - {-1}:
             os.close(fd)
 
     def handle(request: Request, fds: Sequence[int] = ()) -> Pending:
-        if not isinstance(request, Plug | Confine):
+        if not isinstance(request, Plug | Confine | DumpCore):
             return link.ask(request, fds)
-        if plugger is None:
-            raise ConfigError("no device can be plugged into this VM")
+        if plugger is None or dumping is None:
+            raise ConfigError("nothing can be opened for this VM")
+        if isinstance(request, DumpCore):
+            return dumping.dump(request)
         if isinstance(request, Confine):
             return plugger.confine(request)
         return plugger.plug(request, fds)

@@ -23,7 +23,7 @@ from sys_util.errors import ConfigError
 from sys_util.typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
     from threading import RLock
 
     from crosvm_py.config import CpuSpec, MemoryZone, NumaNode
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from kernel_loader.load import BootPlan
     from kvm.vm import Vm
     from sys_util.event_loop import EventLoop, Timer
-    from sys_util.guest_memory import GuestMemory
+    from sys_util.guest_memory import GuestMemory, MemoryRegion
 
 
 class PciPlace(NamedTuple):
@@ -239,6 +239,14 @@ class Board(ABC):
             HostError: KVM refuses it.
         """
 
+    @abstractmethod
+    def core_notes(self, absent: Container[int]) -> bytes:
+        """Return the notes for a core file about all vCPUs but the ``absent``; all are paused.
+
+        Raises:
+            HostError: KVM does not tell their registers.
+        """
+
     def irq_line(self, gsi: int) -> KvmIrqLine:
         """Return a pin of the interrupt controllers, for one device that is not virtio."""
         return KvmIrqLine(self.vm, gsi)
@@ -253,6 +261,12 @@ class Board(ABC):
         """How much memory the guest has now, whatever a balloon takes of it."""
         added = 0 if self.growth is None else self.growth.added_bytes
         return added + sum(region.size_bytes for region in self._memory.boot_regions)
+
+    @property
+    def present_regions(self) -> tuple[MemoryRegion, ...]:
+        """The memory that the guest has now, in ascending order."""
+        added = () if self.growth is None else self.growth.regions
+        return (*self._memory.boot_regions, *added)
 
     @property
     def slots(self) -> range:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from devices.memory_hotplug import MEMORY_SLOTS, Dimm
 from sys_util.errors import ConfigError, HostError, describe
+from sys_util.guest_memory import MemoryRegion
+from sys_util.hot_memory import runs
 from sys_util.log import get_logger
 from sys_util.typing import TYPE_CHECKING, Final, Protocol
 
@@ -34,6 +36,11 @@ class Growth(Protocol):
     @property
     def added_bytes(self) -> int:
         """How much there is now beyond the memory of the start."""
+        ...
+
+    @property
+    def regions(self) -> tuple[MemoryRegion, ...]:
+        """Where that is, in ascending order."""
         ...
 
     def check(self, size_bytes: int) -> None:
@@ -65,6 +72,17 @@ class KvmBlocks:
     def there(self) -> bytes:
         """A byte for each block, which is 1 while the guest has it."""
         return bytes(self._there)
+
+    @property
+    def regions(self) -> tuple[MemoryRegion, ...]:
+        """Where the blocks are that the guest has; neighbours are one region."""
+        area, step = self._area, self._area.block_bytes
+        return tuple(
+            MemoryRegion(
+                area.start + first * step, (end - first) * step, area.file_offset + first * step
+            )
+            for first, end in runs(self._there)
+        )
 
     def add(self, first: int, count: int) -> None:
         """Give the guest some blocks that it does not have, as one slot of KVM.
@@ -116,6 +134,11 @@ class Dimms:
     def added_bytes(self) -> int:
         """How much all modules have."""
         return sum(dimm.size_bytes for dimm in self._controller.dimms)
+
+    @property
+    def regions(self) -> tuple[MemoryRegion, ...]:
+        """Where the modules are."""
+        return self._blocks.regions
 
     def check(self, size_bytes: int) -> None:
         """Check whether all memory can have a size. A smaller one has no effect before a reset.
@@ -200,6 +223,11 @@ class PluggedMemory:
     def added_bytes(self) -> int:
         """How much is plugged."""
         return sum(self._blocks.there) * self._area.block_bytes
+
+    @property
+    def regions(self) -> tuple[MemoryRegion, ...]:
+        """Where the plugged blocks are."""
+        return self._blocks.regions
 
     @property
     def requested_bytes(self) -> int:

@@ -16,7 +16,15 @@ import gc
 import os
 
 from crosvm_py.exit_status import EXIT_BUG
-from crosvm_py.opener.protocol import OPENER_CODEC, NotOpened, Open, Restrict, Restricted
+from crosvm_py.opener.protocol import (
+    OPENER_CODEC,
+    Made,
+    Make,
+    NotOpened,
+    Open,
+    Restrict,
+    Restricted,
+)
 from crosvm_py.opener.rules import OPTION, is_refusal, make_rules
 from crosvm_py.requests.protocol import MAX_REASON_CHARS
 from crosvm_py.warden import protocol as warden_protocol
@@ -25,7 +33,7 @@ from sys_util import landlock, linux, log, socket
 from sys_util.channel import Channel, socket_pair
 from sys_util.child_log import CALL_DENIED_HEAD, log_through
 from sys_util.crash import crash_report
-from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe
+from sys_util.errors import ChannelClosed, ProtocolError, VmmError, describe, raise_host_error
 from sys_util.event_loop import EventLoop
 from sys_util.modules import load_module
 from sys_util.stranger import judged
@@ -42,6 +50,9 @@ _log = log.get_logger("crosvm.opener")
 # What the code that opens things imports and is not Python: under the filter no code can be mapped.
 _NATIVE: Final = ("fcntl", "mmap", "struct", "sys_util.linux")
 _STDIO: Final = frozenset({0, 1, 2})
+
+# Where something is already, even a link that leads nowhere, nothing is made.
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
 
 # The most hands at a time. One that hangs in a system call cannot be ended.
 MAX_HANDS: Final = 8
@@ -142,15 +153,15 @@ class _Opener:
         request, fds = received
         if isinstance(request, Restrict):
             self._restrict(request)
-        if isinstance(request, Open):
+        if isinstance(request, Open | Make):
             try:
                 self._start_hand(request, fds)
             except OSError as error:
-                self._tell(NotOpened(request.place, f"{error.strerror}"))
+                self._tell(_refusal(request, f"{error.strerror}"))
         for fd in fds:
             os.close(fd)
 
-    def _start_hand(self, request: Open, fds: list[int]) -> None:
+    def _start_hand(self, request: Open | Make, fds: list[int]) -> None:
         """Fork a process for one request.
 
         Raises:
@@ -158,7 +169,7 @@ class _Opener:
         """
         if self._hands >= MAX_HANDS:
             reason = f"the opener waits for {MAX_HANDS} files of file systems that hang"
-            self._tell(NotOpened(request.place, reason))
+            self._tell(_refusal(request, reason))
             return
         ended, alive = os.pipe2(os.O_CLOEXEC)
         try:
@@ -171,31 +182,31 @@ class _Opener:
             self._be_hand(request, fds)
         os.close(alive)
         self._hands += 1
-        self._loop.add(ended, lambda _events: self._on_hand_ended(pid, ended, request.place))
+        self._loop.add(ended, lambda _events: self._on_hand_ended(pid, ended, request))
 
-    def _be_hand(self, request: Open, fds: list[int]) -> NoReturn:
+    def _be_hand(self, request: Open | Make, fds: list[int]) -> NoReturn:
         status = EXIT_BUG
         try:
             DieWithParent().apply()
-            judged("the request", self._order, request, fds)
+            judged("the request", self._carry_out, request, fds)
             status = 0
         except (VmmError, OSError) as error:
             reason = describe(error) if isinstance(error, VmmError) else f"{error.strerror}"
             if self.is_restricted and is_refusal(error):
                 reason += f" (no {OPTION} lets it be opened)"
-            self._tell(NotOpened(request.place, reason[:MAX_REASON_CHARS]))
+            self._tell(_refusal(request, reason))
             status = 0
         finally:
             os._exit(status)
 
-    def _on_hand_ended(self, pid: int, ended: int, place: int) -> None:
+    def _on_hand_ended(self, pid: int, ended: int, request: Open | Make) -> None:
         self._loop.remove(ended)
         os.close(ended)
         self._hands -= 1
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if status:
             how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-            self._tell(NotOpened(place, f"the process that opens it {how}"))
+            self._tell(_refusal(request, f"the process that opens it {how}"))
 
     def _restrict(self, request: Restrict) -> None:
         """Keep to the rules from now on; those of a second request come on top."""
@@ -208,6 +219,16 @@ class _Opener:
         except (VmmError, OSError) as error:
             reason = describe(error) if isinstance(error, VmmError) else f"{error.strerror}"
         self._tell(Restricted(reason[:MAX_REASON_CHARS]))
+
+    def _carry_out(self, request: Open | Make, fds: list[int]) -> None:
+        if isinstance(request, Open):
+            self._order(request, fds)
+            return
+        try:
+            fd = os.open(request.path, _NEW_FILE, 0o600)
+        except OSError as error:
+            raise_host_error("make", os.fsdecode(request.path), error)
+        self._tell(Made(request.number, ""), (fd,))
 
     def _order(self, request: Open, fds: list[int]) -> None:
         from crosvm_py.kinds.later import open_later
@@ -237,11 +258,18 @@ class _Opener:
         if isinstance(answer, warden_protocol.NotAdded):
             self._tell(NotOpened(answer.place, answer.reason[:MAX_REASON_CHARS]))
 
-    def _tell(self, answer: NotOpened | Restricted) -> None:
+    def _tell(self, answer: NotOpened | Made | Restricted, fds: tuple[int, ...] = ()) -> None:
         try:
-            self._control.send(answer)
+            self._control.send(answer, fds)
         except (ChannelClosed, ProtocolError):
             return  # the place is given up when its time is over
+
+
+def _refusal(request: Open | Make, reason: str) -> NotOpened | Made:
+    reason = reason[:MAX_REASON_CHARS]
+    if isinstance(request, Open):
+        return NotOpened(request.place, reason)
+    return Made(request.number, reason)
 
 
 def _add(request: Open, order: DeviceOrder) -> warden_protocol.Add:

@@ -45,6 +45,26 @@ class Restrict:
 
 
 @fact
+class Make:
+    """To the opener: make a file where nothing is, for a core dump; ``Made`` is the answer."""
+
+    TYPE: ClassVar[int] = 3
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, blob(MAX_PATH_BYTES))
+    number: int
+    path: bytes
+
+
+@fact
+class Made:
+    """To the control process: the file comes with this, or there is a reason why there is none."""
+
+    TYPE: ClassVar[int] = 34
+    FIELDS: ClassVar[tuple[Check, ...]] = (U32, text(MAX_REASON_CHARS))
+    number: int
+    reason: str
+
+
+@fact
 class Restricted:
     """To the control process: the rules are in force, or the reason why they are not."""
 
@@ -63,5 +83,5 @@ class NotOpened:
     reason: str
 
 
-OPENER_CODEC: Final = Codec((Open, Restrict))
-FROM_OPENER_CODEC: Final = Codec((NotOpened, Restricted, *CHILD_MESSAGES))
+OPENER_CODEC: Final = Codec((Open, Restrict, Make))
+FROM_OPENER_CODEC: Final = Codec((NotOpened, Restricted, Made, *CHILD_MESSAGES))

@@ -34,7 +34,7 @@ def reboot(vm: RunningVm, _request: Reboot) -> Response | Pending:
     if rebooting is None:
         raise ConfigError("this VM was not started with --reboot: its guest cannot boot again")
     if vm.suspension.is_busy:
-        raise ConfigError("a suspend or resume is under way: try again")
+        raise ConfigError("a suspend, resume or core dump is under way: try again")
     pending = Pending()
     rebooting.reboot(lambda reason: pending.complete(Failed(reason) if reason else Done()))
     if vm.suspension.is_suspended:

@@ -6,7 +6,7 @@ Every module in this folder uses it; ``dispatch`` imports all of them.
 
 from __future__ import annotations
 
-from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
+from sys_util.typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,11 +26,30 @@ if TYPE_CHECKING:
     Operation = Callable[["RunningVm", Request], Response | Pending]
 
 
+class Dumper(Protocol):
+    """Writes core files of a VM."""
+
+    def check(self) -> None:
+        """Check whether a dump can begin now.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+
+    def dump(self) -> Pending:
+        """Write the core file whose descriptor came with the present request.
+
+        Raises:
+            ConfigError: it cannot begin now, or this is no new file.
+        """
+        ...
+
+
 class RunningVm(NamedTuple):
     """What operations act on. ``end`` ends the VM and logs the reason.
 
     ``plugging`` is ``None`` where devices can neither come nor go, ``rebooting`` where the guest
-    boots only once.
+    boots only once, ``dumper`` where no core can be dumped.
     """
 
     machine: Board
@@ -40,6 +59,7 @@ class RunningVm(NamedTuple):
     end: Callable[[VmExit, str], None]
     plugging: Plugging | None = None
     rebooting: Rebooting | None = None
+    dumper: Dumper | None = None
 
 
 OPERATIONS: Final[dict[type[Request], Operation]] = {}

@@ -32,6 +32,7 @@ class Suspension:
         self._suspended = False
         self._busy = False
         self._suspending = False
+        self._held = False
         self._clocks = machine.make_clocks()
         self._rebooting: Rebooting | None = None
 
@@ -52,7 +53,7 @@ class Suspension:
 
     @property
     def is_busy(self) -> bool:
-        """Whether devices are being brought to stand still, or to go on."""
+        """Whether devices are being brought to stand still or to go on, or the VM is dumped."""
         return self._busy
 
     @property
@@ -60,10 +61,19 @@ class Suspension:
         """Whether the VM is held still, or is being brought to, or to go on."""
         return self._suspended or self._busy
 
+    def hold(self) -> None:
+        """Refuse to resume the VM, which is suspended, until ``let_go``."""
+        self._busy = self._held = True
+
+    def let_go(self) -> None:
+        """Allow again what ``hold`` has forbidden, if it has."""
+        if self._held:
+            self._busy = self._held = False
+
     def suspend(self) -> Response | Pending:
         """Pause every vCPU, then every device; the answer comes when no request is in flight."""
         if self._busy:
-            return Failed("another suspend or resume is under way")
+            return Failed("a suspend, resume or core dump is under way")
         if self._rebooting is not None and self._rebooting.is_under_way:
             return self._suspend_after(self._rebooting)
         if self._suspended:
@@ -97,7 +107,7 @@ class Suspension:
     def resume(self) -> Response | Pending:
         """Let the devices go on, then the clocks from where they stopped, then the vCPUs."""
         if self._busy:
-            return Failed("another suspend or resume is under way")
+            return Failed("a suspend, resume or core dump is under way")
         if not self._suspended:
             return Done()
         self._suspended = False

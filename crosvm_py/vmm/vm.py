@@ -74,6 +74,7 @@ class VirtualMachine:
         self._vcpus: VcpuSet | None = None
         self._control: Closing | None = None
         self.plugging: Plugging | None = None
+        self.dumper: Closing | None = None  # what has to be closed first: a dump may be under way
         self.rebooting: Rebooting | None = None  # a reset then boots the guest again
         arch = host_arch()
         # Where nobody can ask for more, there is never more.
@@ -195,6 +196,8 @@ class VirtualMachine:
             os._exit(VmExit.CRASH)
         if self.rebooting is not None:
             self.rebooting.close()
+        if self.dumper is not None:
+            self.dumper.close()
         if self._control is not None:
             self._control.close()
         if self._prepared.serial.virtio is not None:

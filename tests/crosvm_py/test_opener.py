@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -187,6 +188,42 @@ def test_rule_of_a_missing_path_is_refused_and_nothing_is_restricted(
     rig.open("block", pack_spec(BlockSpec("")), image)
     _, (fd,) = rig.take(rig.warden)
     os.close(fd)
+
+
+def make(rig: OpenerRig, path: Path) -> str:
+    """Have a file made for a core dump; return why there is none."""
+    rig.control.send(protocol.Make(9, os.fsencode(path)))
+    message, fds = rig.take(rig.control)
+    assert isinstance(message, protocol.Made)
+    assert message.number == 9
+    assert len(fds) == (not message.reason)
+    for fd in fds:
+        assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o600
+        os.ftruncate(fd, 4096)
+        os.close(fd)
+    return message.reason
+
+
+def test_new_file_is_made_and_no_other(rig: OpenerRig, tmp_path: Path) -> None:
+    assert not make(rig, tmp_path / "core")
+    assert (tmp_path / "core").stat().st_size == 4096
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("core", "link", "."):
+        assert make(rig, tmp_path / name) == f"make {tmp_path / name}: File exists"
+    assert make(rig, tmp_path / "a/b") == f"make {tmp_path}/a/b: No such file or directory"
+    assert not (tmp_path / "nowhere").exists()
+    rig.wait_until_idle()
+
+
+def test_file_is_made_where_the_rules_let_it_be_written(
+    restricted: OpenerRig, tmp_path: Path
+) -> None:
+    assert not make(restricted, tmp_path / "rw" / "core")
+    for name in ("r/core", "outside/core", "rw/../core"):
+        reason = f"make {tmp_path}/{name}: Permission denied"
+        reason += " (no --landlock-rules lets it be opened)"
+        assert make(restricted, tmp_path / name) == reason
+        assert not (tmp_path / name).exists()
 
 
 def test_path_that_is_no_text_is_opened(rig: OpenerRig, tmp_path: Path) -> None:

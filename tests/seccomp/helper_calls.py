@@ -42,6 +42,7 @@ HELPERS_ALLOWED: Final[dict[str, Calls]] = {
         (
             "openat(-100, 0x1000, O_RDWR|O_CLOEXEC|O_NOCTTY|O_NONBLOCK, 0)",
             "openat(-100, 0x1000, O_RDONLY|O_CLOEXEC|O_NOCTTY|O_NONBLOCK|O_NOFOLLOW|O_DIRECT, 0)",
+            "openat(-100, 0x1000, O_WRONLY|O_CREAT|O_EXCL|O_NOFOLLOW|O_NOCTTY|O_CLOEXEC, 0x180)",
             "fcntl(7, F_OFD_SETLK, 0x1000)",
             "openat(-100, 0x1000, O_PATH|O_CLOEXEC, 0)",
             "landlock_create_ruleset(0x1000, 8, 0)",
@@ -135,6 +136,9 @@ HELPERS_DENIED: Final[dict[str, Calls]] = {
     "opener": Calls(
         (
             "openat(-100, 0x1000, O_RDWR|O_CREAT|O_CLOEXEC, 0x180)",
+            "openat(-100, 0x1000, O_WRONLY|O_CREAT|O_NOFOLLOW|O_NOCTTY|O_CLOEXEC, 0x180)",
+            "openat(-100, 0x1000, O_WRONLY|O_CREAT|O_EXCL|O_NOCTTY|O_CLOEXEC, 0x180)",
+            "openat(-100, 0x1000, O_WRONLY|O_CREAT|O_EXCL|O_NOFOLLOW|O_NOCTTY|O_CLOEXEC, 0x1ff)",
             "openat(-100, 0x1000, O_WRONLY|O_TRUNC|O_CLOEXEC, 0)",
             "openat(-100, 0x1000, O_WRONLY|O_APPEND|O_CLOEXEC, 0)",
             "openat(-100, 0x1000, O_PATH|O_CREAT|O_CLOEXEC, 0)",

@@ -176,7 +176,7 @@ def test_ioctl_is_denied(policy: str, request_name: str) -> None:
         ("vmm", "mount", lambda: linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)),
         ("vmm", "pipe2", os.pipe),
         ("vmm", "pidfd_open", lambda: os.pidfd_open(1)),
-        ("vmm", "ftruncate", lambda: os.ftruncate(0, 0)),
+        ("vmm", "ftruncate", lambda: os.ftruncate(0, 1)),
         ("vmm", "rt_sigaction", lambda: signal.signal(signal.SIGSYS, signal.SIG_IGN)),
         ("vcpu", "ioctl", ioctl("KVM_SET_REGS")),
         ("vcpu", "ioctl", ioctl("TCSETS")),

@@ -34,11 +34,12 @@ from kvm.x86_64 import (
     X86Vm,
     supported_cpuid,
 )
+from kvm.x86_core import core_notes
 from sys_util.errors import HostError
 from sys_util.typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
     from threading import RLock
 
     from crosvm_py.config import CpuSpec, MemoryZone, NumaNode
@@ -256,6 +257,14 @@ class Machine(Board):
         self._start.restore()
         self._memory.clear()
         write_boot_tables(self._memory, self._refill())
+
+    def core_notes(self, absent: Container[int]) -> bytes:
+        """Return the notes for a core file about all vCPUs but the ``absent``.
+
+        Raises:
+            HostError: KVM does not tell their registers.
+        """
+        return b"".join(core_notes(each) for each in self._x86_vcpus if each.index not in absent)
 
     def _make_vcpus(self, cpus: int, most_address_bits: int) -> None:
         """Make the vCPUs. KVM makes all but the first wait for their start-up IPI."""

@@ -51,7 +51,7 @@ class FakeVm:
 
     def resume(self) -> Response:
         self.calls.append("resume")
-        return Failed("another suspend or resume is under way")
+        return Failed("a suspend, resume or core dump is under way")
 
     def inject_nmi(self) -> None:
         self.calls.append("nmi")
@@ -84,7 +84,7 @@ def test_suspend_is_answered_when_it_is_done(vm: FakeVm) -> None:
 
 
 def test_resume_passes_the_refusal_on(vm: FakeVm) -> None:
-    assert vm.handle(Resume()) == Failed("another suspend or resume is under way")
+    assert vm.handle(Resume()) == Failed("a suspend, resume or core dump is under way")
 
 
 @pytest.mark.usefixtures("vm")

@@ -135,7 +135,7 @@ def test_second_client_is_refused_while_the_first_waits(vm: FakeVm, second: str)
     vm.take()
     vm.ask(second)
     assert vm.take() == []
-    assert vm.answers == [Failed("another suspend or resume is under way")]
+    assert vm.answers == [Failed("a suspend, resume or core dump is under way")]
 
 
 def test_vcpus_that_do_not_stand_still_go_on(vm: FakeVm) -> None:
