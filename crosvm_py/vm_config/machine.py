@@ -110,9 +110,11 @@ class NumaDistance(Record, frozen=True, kw_only=True):
 class NumaConfig(Record, frozen=True, kw_only=True):
     """A NUMA node of the guest."""
 
-    guest_numa_id: Annotated[U32, about("number of the node")]
+    guest_numa_id: Annotated[U32, about("number of the node; there is a node 0")]
     cpus: Annotated[tuple[U32, ...] | None, about("its vCPUs")] = None
-    distances: Annotated[tuple[NumaDistance, ...] | None, about("to other nodes")] = None
+    distances: Annotated[
+        tuple[NumaDistance, ...] | None, about("to other nodes, as node@30; 20 if none is given")
+    ] = None
     memory_zones: Annotated[tuple[str, ...] | None, about("its memory zones")] = None
     pci_segments: Annotated[tuple[U16, ...] | None, about("its PCI segments")] = None
     device_id: Annotated[str | None, about("a device that is near to it")] = None
