@@ -52,15 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Keep Python's collector away from the tests themselves: they are many, and all of them stay.
-
-    It would go through them again and again, in the worker and in every process forked from it.
-    """
+    """Keep the collector of garbage away meanwhile: tests are many, and all of them stay."""
     gc.disable()
     try:
         return (yield)
     finally:
-        gc.freeze()
         gc.enable()
 
 

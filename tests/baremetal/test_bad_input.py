@@ -16,6 +16,7 @@ import pytest
 from crosvm_py.exit_status import VmExit
 from tests.guests.baremetal.build import build_guest
 from tests.kernel_loader.images import Elf, Load, bzimage
+from tests.support.warm import run_warm
 
 pytestmark = [pytest.mark.kvm, pytest.mark.slow]
 
@@ -96,9 +97,11 @@ def mode(request: pytest.FixtureRequest) -> list[str]:
 def run(
     folder: Path, words: list[str], *, wrapper: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    command = [*wrapper, sys.executable, "-m", "crosvm_py", "--extended-status", "run", *words]
+    words = ["--extended-status", "run", *words]
+    if not wrapper:
+        return run_warm(*words, cwd=folder)
     return subprocess.run(
-        command,
+        [*wrapper, sys.executable, "-m", "crosvm_py", *words],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
