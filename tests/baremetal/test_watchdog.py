@@ -29,11 +29,14 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_guest("watchdog", tmp_path_factory.mktemp("watchdog"))
 
 
-def test_guest_that_hangs_ends_the_run_with_a_status_of_its_own(guest: Path) -> None:
+@pytest.mark.parametrize(("key", "status"), [(b"h", VmExit.WATCHDOG), (b"p", VmExit.GUEST_PANIC)])
+def test_guest_that_hangs_ends_the_run_with_the_status_of_the_cause(
+    guest: Path, key: bytes, status: VmExit
+) -> None:
     with Vmm(["-m", "16", "--watchdog", guest]) as vmm:
         vmm.wait_for(FIRST_BOOT)
-        vmm.type(b"h")
-        assert vmm.wait() == VmExit.WATCHDOG
+        vmm.type(key)
+        assert vmm.wait() == status
         assert "the watchdog expired: the guest did not answer for 1.0 s" in vmm.log()
 
 

@@ -2,6 +2,7 @@
 /* Print the watchdog's registers, and do what a byte from COM1 says:
  *
  *   h  start the watchdog with a second, and hang;
+ *   p  the same, after it has reported a panic;
  *   f  start it with two seconds, and ping as fast as possible until the next byte; then stop it;
  *   a  write every kind of value to every register, in every width, and stop it;
  *   q  reset the machine.
@@ -12,6 +13,9 @@
 #define COM_MCR 4
 #define COM_MCR_DTR_RTS 3
 #define COM_LSR_DATA_READY 1
+
+#define PVPANIC 0x505
+#define PVPANIC_PANICKED 1
 
 #define REGISTERS 0xfea00060u
 #define REGISTERS_BYTES 20
@@ -90,6 +94,9 @@ void main(void)
 	show();
 	for (;;)
 		switch (get()) {
+		case 'p':
+			outb(PVPANIC, PVPANIC_PANICKED);
+			/* fall through */
 		case 'h':
 			start(SECOND);
 			for (;;)

@@ -14,7 +14,7 @@ from devices import watchdog
 from sys_util.typing import Final, NamedTuple
 
 _HEADER_BYTES: Final = 32
-_NO_PCI_SEGMENT: Final = 0xFFFF
+# For the segment, too, although it has 16 bits: Linux takes any other value for a PCI function.
 _NO_PCI: Final = 0xFF
 _ENABLED: Final = 1 << 0
 _STOPPED_IN_SLEEP: Final = 1 << 7
@@ -58,7 +58,7 @@ def wdat_body() -> bytes:
     header = pack(
         "<IHBBB3xIIIB3xI",
         _HEADER_BYTES,
-        *(_NO_PCI_SEGMENT, _NO_PCI, _NO_PCI, _NO_PCI),
+        *(_NO_PCI, _NO_PCI, _NO_PCI, _NO_PCI),
         *(watchdog.PERIOD_MS, watchdog.MAX_COUNT, watchdog.MIN_COUNT),
         _ENABLED | _STOPPED_IN_SLEEP,
         len(_ENTRIES),
