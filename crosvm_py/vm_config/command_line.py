@@ -26,7 +26,10 @@ PROGRAM: Final = {
         "whether a denied system call ends the process (true, errno) or is logged (false, log)",
         "true|false|log|errno",
     ),
-    "--restore": ("restore a snapshot", "source_url=URL[,KEY=VALUE…]"),
+    "--restore": (
+        "restore a snapshot; refused: there are no snapshots",
+        "source_url=URL[,KEY=VALUE…]",
+    ),
     "--no-shutdown": ("stay when the guest powers off", ""),
     "--help": ("print this text", ""),
     "--version": ("print the version", ""),

@@ -6,13 +6,15 @@ from __future__ import annotations
 from crosvm_py.vm_config.command_line import PROGRAM
 from crosvm_py.vm_config.option_grammar import keys
 from crosvm_py.vm_config.option_values import form, write
-from crosvm_py.vm_config.options import FLAG_HELP, PAYLOAD_HELP, VALUES
+from crosvm_py.vm_config.options import FLAG_HELP, FLAGS, PAYLOAD, PAYLOAD_HELP, VALUES
+from crosvm_py.vm_config.unsupported import remarks
 from sys_util.typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from crosvm_py.vm_config.option_grammar import Key
+    from crosvm_py.vm_config.options import ValueOption
 
 
 class OptionHelp(NamedTuple):
@@ -28,17 +30,22 @@ def options_with_help() -> Iterator[OptionHelp]:
     for name, (text, value) in PROGRAM.items():
         yield OptionHelp(name, value, text)
     for name, text in PAYLOAD_HELP.items():
-        yield OptionHelp(name, "TEXT" if name == "--cmdline" else "PATH", text)
+        value = "TEXT" if name == "--cmdline" else "PATH"
+        yield OptionHelp(name, value, _remarked(text, f"payload.{PAYLOAD[name]}"))
     for name, text in FLAG_HELP.items():
-        yield OptionHelp(name, "", text)
+        yield OptionHelp(name, "", _remarked(text, FLAGS[name]))
     for name, row in VALUES.items():
-        yield OptionHelp(name, f"KEY=VALUE,…{' …' if row.many else ''}", row.text)
+        value = f"KEY=VALUE,…{' …' if row.many else ''}"
+        yield OptionHelp(name, value, _remarked(row.text, _place(row)))
 
 
 def describe_keys(option: str) -> list[tuple[str, str]]:
     """Return the form of each key of an option, with its default, and what it is for."""
     row = VALUES.get(option)
-    return [] if row is None else [_describe(name, key) for name, key in keys(row.kind).items()]
+    if row is None:
+        return []
+    place = f"{_place(row)}.*" if row.many else _place(row)
+    return [_describe(name, key, place) for name, key in keys(row.kind).items()]
 
 
 def describe_options() -> Iterator[str]:
@@ -48,7 +55,16 @@ def describe_options() -> Iterator[str]:
         yield from (f"  {form}: {text}" for form, text in describe_keys(option.name))
 
 
-def _describe(name: str, key: Key) -> tuple[str, str]:
+def _place(row: ValueOption) -> str:
+    return "memory.zones" if row.key == "zones" else row.key
+
+
+def _remarked(text: str, place: str) -> str:
+    """Return a text, with a remark for each reason not to use what it describes."""
+    return "; ".join((text, *remarks(place)))
+
+
+def _describe(name: str, key: Key, place: str) -> tuple[str, str]:
     shown = key.default not in (None, "") and isinstance(key.default, bool | int | str)
     default = f" ({write(key.default, key.kind)})" if shown else ""
-    return f"{name}={form(key.kind)}{default}", key.text
+    return f"{name}={form(key.kind)}{default}", _remarked(key.text, f"{place}.{'.'.join(key.path)}")

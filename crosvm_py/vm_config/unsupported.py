@@ -99,6 +99,21 @@ def ignored(config: VmConfig) -> list[str]:
     return found
 
 
+def remarks(place: str) -> Iterator[str]:
+    """Return what people are to know of a key before they use it: that it is refused or ignored.
+
+    ``place`` is the key, with a star for each item of an array. If only something inside of it is
+    refused or ignored, that is named; but inside of an array, only the place itself counts.
+    """
+    for known, effect in ((_REFUSED, "refused"), (_IGNORED, "no effect")):
+        for key, reason in known.items():
+            inner = key.removeprefix(f"{place}.")
+            if key == place:
+                yield f"{effect}: {reason}"
+            elif inner != key and place.count(".") and not inner.startswith("*"):
+                yield f"{inner}: {effect}: {reason}"
+
+
 # The defaults of each class that was looked at.
 _defaults: Final[dict[type, dict[str, object]]] = {}
 
