@@ -115,12 +115,12 @@ def _platform(config: VmConfig) -> Iterator[Problem]:
     )
     if config.platform is not None:
         yield from _iommu(config.platform, count)
-    numbers = [segment.pci_segment for segment in config.pci_segments or ()]
+    seen: set[int] = set()
     for index, segment in enumerate(config.pci_segments or ()):
         place, number = f"pci_segments[{index}]", segment.pci_segment
         yield from _in_segments(f"{place}.pci_segment", number, count)
-        twice = number in numbers[:index]
-        yield from when(twice, f"{place}.pci_segment", f"segment {number} is there twice")
+        yield from when(number in seen, f"{place}.pci_segment", f"segment {number} is there twice")
+        seen.add(number)
         for weight in ("mmio32_aperture_weight", "mmio64_aperture_weight"):
             yield from when(not getattr(segment, weight), f"{place}.{weight}", "it cannot be 0")
 
@@ -143,13 +143,14 @@ def _in_segments(place: str, number: int, count: int) -> Iterator[Problem]:
 
 def _numa(config: VmConfig) -> Iterator[Problem]:
     nodes = config.numa or ()
-    ids = [node.guest_numa_id for node in nodes]
+    ids: set[int] = set()
     zones: set[str | int] = set()
     taken: set[str | int] = set()
     for index, node in enumerate(nodes):
         place, number = f"numa[{index}]", node.guest_numa_id
-        twice = number in ids[:index]
+        twice = number in ids
         yield from when(twice, f"{place}.guest_numa_id", f"node {number} is there twice")
+        ids.add(number)
         yield from _numa_segments(place, node, segments(config))
         yield from _once(f"{place}.memory_zones", node.memory_zones, zones)
         yield from _once(f"{place}.pci_segments", node.pci_segments, taken)

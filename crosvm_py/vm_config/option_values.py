@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # All processors that a host can have today, and as many vCPUs as KVM allows, with room.
 MAX_LIST: Final = 1 << 13
+# In all lists of an option, such as those with the processors of each vCPU: a short text can name
+# many ranges.
+MAX_ITEMS: Final = 1 << 18
 _MAX_DIGITS: Final = 20
 
 _TOGGLES: Final = {"on": True, "true": True, "off": False, "false": False}
@@ -124,16 +127,21 @@ def _read_word(place: str, text: str, kind: object, notes: list[Meta]) -> str:
 
 def _read_list(place: str, text: str, item: object) -> list[object]:
     found: list[object] = []
+    inner = 0  # items of lists in the list
     kind = core(item)[0]
     for part in items(place, text):
         if kind is int:
             found += _read_range(place, part.strip(), item)
         elif isinstance(kind, type) and issubclass(kind, Struct):
-            found.append(_read_tuple(place, part, kind))
+            made = _read_tuple(place, part, kind)
+            found.append(made)
+            inner += sum(len(value) for value in made.values() if isinstance(value, list))
         else:
             found.append(read(place, part, item))
-        if len(found) > MAX_LIST:
-            raise SchemaError(place, f"more than {MAX_LIST} items")
+        if len(found) > MAX_LIST or inner > MAX_ITEMS:
+            raise SchemaError(
+                place, f"more than {MAX_ITEMS if inner > MAX_ITEMS else MAX_LIST} items"
+            )
     return found
 
 

@@ -37,6 +37,8 @@ def pci_problems(config: VmConfig) -> Iterator[Problem]:
     """Return what is wrong between devices."""
     ids: dict[str, str] = {}
     slots: set[tuple[int, int]] = set()
+    count = segments(config)
+    behind = frozenset((config.platform and config.platform.iommu_segments) or ())
     for place, device in devices_of(config):
         yield from id_problems(place, device.id)
         if device.id is not None:
@@ -50,7 +52,7 @@ def pci_problems(config: VmConfig) -> Iterator[Problem]:
             if slot in slots:
                 yield used_slot(place, device.pci_device_id)
             slots.add((device.pci_segment, device.pci_device_id))
-        yield from _segment(place, device, config)
+        yield from _segment(place, device, count, behind)
     yield from _same_path(config, "disks")
     yield from _same_path(config, "devices")
 
@@ -82,13 +84,14 @@ def used_slot(place: str, slot: int) -> Problem:
     return Problem(f"{place}.pci_device_id", text, FAILED)
 
 
-def _segment(place: str, device: PciDevice, config: VmConfig) -> Iterator[Problem]:
-    number, count = device.pci_segment, segments(config)
+def _segment(
+    place: str, device: PciDevice, count: int, behind: frozenset[int]
+) -> Iterator[Problem]:
+    number = device.pci_segment
     text = f"there is no segment {number}: num_pci_segments is {count}"
     yield from when(number >= count, f"{place}.pci_segment", text)
-    behind = number in ((config.platform and config.platform.iommu_segments) or ())
     text = f"segment {number} is behind the virtual IOMMU, which this device has to be, too"
-    yield from when(behind and not device.iommu, f"{place}.iommu", text)
+    yield from when(number in behind and not device.iommu, f"{place}.iommu", text)
 
 
 def _same_path(config: VmConfig, key: str) -> Iterator[Problem]:

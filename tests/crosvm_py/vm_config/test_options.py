@@ -137,6 +137,8 @@ def test_an_option_is_read(option: str, text: str, made: Record | None) -> None:
         ("--cpus", "topology=1:2", "--cpus topology: '1:2' is not threads:cores:dies:packages"),
         ("--cpus", "features=[amx,sgx]", "'sgx' is not a feature; there is amx"),
         ("--cpus", "affinity=[0@[0-18446744073709551615]]", "more than 8192 items"),
+        ("--cpus", "affinity=[" + "0@[0-8191]," * 33 + "0@[0]]", "more than 262144 items"),
+        ("--disk", "queue_affinity=[" + "0@[0-8191]," * 33 + "]", "more than 262144 items"),
         ("--cpus", "affinity=[0@[5-3]]", "'5-3' is not a range"),
         ("--console", "off,tty", "--console: Off and Tty exclude each other"),
         ("--console", "off=on", "off takes no value"),

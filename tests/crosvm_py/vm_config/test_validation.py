@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from crosvm_py.vm_config.codec import decode
+from crosvm_py.vm_config.devices import DiskConfig
+from crosvm_py.vm_config.machine import NumaConfig, PciSegmentConfig, PlatformConfig
 from crosvm_py.vm_config.pci_rules import DEVICE_KEYS, devices_of
 from crosvm_py.vm_config.problem import Problem
 from crosvm_py.vm_config.schema import VmConfig
@@ -247,3 +249,36 @@ def test_every_list_of_devices_is_looked_at() -> None:
     assert keys == {"console", "rng"}
     lists = {"disks", "net", "generic_vhost_user", "fs", "pmem", "vdpa", "devices", "user_devices"}
     assert {*DEVICE_KEYS} == lists | {"console", "rng", "vsock", "balloon", "rtc"}
+
+
+class Counted(int):
+    """A number that counts how often numbers of its kind are compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+COUNT = 300
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        {"numa": tuple(NumaConfig(guest_numa_id=Counted(at)) for at in range(COUNT))},
+        {"pci_segments": tuple(PciSegmentConfig(pci_segment=Counted(at)) for at in range(COUNT))},
+        {
+            "platform": PlatformConfig(iommu_segments=tuple(map(Counted, range(COUNT)))),
+            "disks": (DiskConfig(pci_segment=Counted(COUNT)),) * COUNT,
+        },
+    ],
+    ids=["nodes", "segments", "disks"],
+)
+def test_what_is_compared_grows_with_the_length_of_lists_alone(many: dict[str, Any]) -> None:
+    Counted.compared = 0
+    problems(VmConfig(**many))
+    assert Counted.compared <= 20 * COUNT
