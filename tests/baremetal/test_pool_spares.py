@@ -102,6 +102,32 @@ def test_run_adopts_the_warden_and_devices_that_waited(guests: Path, pool: Runni
         assert without_numbers(rights_of(rng)) == without_numbers(rights_of(other.devices["rng"]))
 
 
+def replaced(warden: int) -> int:
+    """Kill the source of randomness, and return the process that a mould makes instead."""
+    before = devices_of(warden)["rng"]
+    os.kill(before, signal.SIGKILL)
+    assert eventually(lambda: devices_of(warden).get("rng", before) != before)
+    return devices_of(warden)["rng"]
+
+
+def test_replacement_in_an_adopted_warden_has_the_rights_of_any_other(
+    guests: Path, pool: RunningPool
+) -> None:
+    waiting = waiting_in(pool)
+    with Vmm(spin(guests, "--pool", pool.path)) as vmm, Vmm(spin(guests)) as usual:
+        for each in (vmm, usual):
+            each.wait_for(b"spin")
+        assert eventually(lambda: list(devices_of(waiting.warden)) == ["rng"])
+        adopted, plain = replaced(waiting.warden), replaced(usual.processes().warden)
+        # They have their names before they are in their jails.
+        assert eventually(lambda: rights_of(adopted)[1] == rights_of(plain)[1] == "0" * 16)
+        assert eventually(
+            lambda: without_numbers(rights_of(adopted)) == without_numbers(rights_of(plain))
+        )
+        for fd in (0, 1, 2):
+            assert os.readlink(f"/proc/{adopted}/fd/{fd}") == "/dev/null"
+
+
 def test_caller_with_other_limits_gets_processes_of_its_own(
     guests: Path, pool: RunningPool
 ) -> None:
