@@ -59,7 +59,8 @@ class OpenerRig:
         self.control.send(protocol.Open(7, "data", kind, spec, encoded, 2))
 
     def take(self, channel: Channel) -> tuple[Message, list[int]]:
-        assert select.select([channel], [], [], PATIENCE_SECONDS)[0]
+        ready = select.select([channel, self.control], [], [], PATIENCE_SECONDS)[0]
+        assert channel in ready, self.control.receive() if ready else "no answer"
         received = channel.receive()
         assert received is not None
         return received

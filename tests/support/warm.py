@@ -44,6 +44,7 @@ class _Server:
             start_new_session=True,
         )
         theirs.close()
+        self._process.wait()  # it has forked: tests count on having no child but their own
         self._sock.settimeout(PATIENCE_SECONDS)
 
     def run(self, request: bytes, fds: Sequence[int]) -> int:
@@ -59,7 +60,6 @@ class _Server:
         self._sock.close()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
 
 @cache
@@ -123,9 +123,11 @@ def _become(request: bytes, fds: Sequence[int]) -> NoReturn:
 
 
 def serve(fd: int) -> None:
-    """Fork for each request until the socket is closed."""
+    """Fork for each request until the socket is closed, as a child of nobody."""
     from crosvm_py.bundle_maker import import_all
 
+    if os.fork():
+        os._exit(0)
     import_all()
     sock = socket.socket(fileno=fd)
     while True:

@@ -296,14 +296,17 @@ def test_vcpu_that_resets_the_machine_waits_and_runs_again() -> None:
     vcpu, outcome = ScriptedVcpu(0, [SHUTDOWN]), Outcome()
     vcpus = VcpuSet([vcpu], RecordingBus(), RecordingBus(), outcome.on_exit)
     reasons: list[str] = []
+    parking = threading.Event()
 
     def on_reset(reason: str) -> bool:
         reasons.append(reason)
         vcpus.park()
+        parking.set()
         return len(reasons) == 1
 
     vcpus.on_reset = on_reset
     vcpus.start()
+    assert parking.wait(TIMEOUT_SECONDS)
     assert vcpus.wait_paused(TIMEOUT_SECONDS)
     assert outcome.reports == []
     vcpu.append(SHUTDOWN)
