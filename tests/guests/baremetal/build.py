@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -56,21 +57,23 @@ def build_guest(name: str, directory: Path, *, pvh: bool = False) -> Path:
     own = SOURCES / f"{name}.S"
     command += map(str, [*parts, own] if own.exists() else parts)
     kept = KEPT / hashlib.sha256(f"{_state()} {command}".encode()).hexdigest()
-    if not kept.exists():
-        _compile(name, command, kept)
-    shutil.copyfile(kept, output)
-    output.chmod(0o755)
+    if kept.exists():
+        shutil.copyfile(kept, output)
+        output.chmod(0o755)
+        return output
+    command += ["-o", str(output)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"{name}: {result.stderr}")
+    with suppress(OSError):  # the project may be read-only
+        _keep(output, kept)
     return output
 
 
-def _compile(name: str, command: list[str], kept: Path) -> None:
+def _keep(guest: Path, kept: Path) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     fresh = kept.with_name(f"{kept.name}.{os.getpid()}")  # others may build the same meanwhile
-    result = subprocess.run(
-        [*command, "-o", str(fresh)], capture_output=True, text=True, check=False
-    )
-    if result.returncode:
-        raise RuntimeError(f"{name}: {result.stderr}")
+    shutil.copyfile(guest, fresh)
     fresh.rename(kept)
 
 
