@@ -48,4 +48,4 @@ def test_a_file_and_options_on_top_of_it_make_a_guest(tester_lab: Lab) -> None:
     assert facts["disks"] == f"1 0 1 {sectors} {4 << 11} {1 << 11}"
     assert (facts["cpus"], facts["serial"], facts["console"]) == ("2", "data", "hvc0")
     assert 140 << 10 < int(facts["memory"]) < 192 << 10
-    assert "cpus.max_vcpus has no effect" in vm.log
+    assert "no effect" not in vm.log
