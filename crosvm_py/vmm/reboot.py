@@ -148,10 +148,12 @@ class Rebooting:
             self._loop.call_later(_SETTLE_SECONDS, self._restart)
             return
         try:
-            self._machine.restart()
-            self.on_restart()
             if self._halting:
+                self._machine.reset_parts()
                 self._machine.memory.clear()
+            else:
+                self._machine.restart()
+            self.on_restart()
         except VmmError as error:
             self._fail(describe(error))
             return
