@@ -38,8 +38,10 @@ def socket_files(fds: Iterable[int]) -> tuple[SocketFile, ...]:
 def _file(fd: int) -> SocketFile | None:
     try:
         sock = socket.socket(fileno=fd)
-        path = sock.getsockname()
-        sock.detach()  # it stays the caller's
+        try:
+            path = sock.getsockname()
+        finally:
+            sock.detach()  # it stays the caller's
         if not isinstance(path, str) or not path.startswith("/"):
             return None
         found = os.lstat(path)
