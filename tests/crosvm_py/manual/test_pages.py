@@ -186,10 +186,10 @@ def test_systemd_knows_every_line_of_the_unit(tmp_path: Path) -> None:
     program = tmp_path / "crosvm"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    instance = tmp_path / "crosvm@work.service"
+    instance = tmp_path / "crosvm@vm1.service"
     unit = unit.replace("ExecStart=crosvm", f"ExecStart={program}")
     instance.write_text("".join(f"{line}\n" for line in unit.splitlines() if "man:" not in line))
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", instance], capture_output=True, text=True
     )
-    assert [line for line in done.stderr.splitlines() if "crosvm@work" in line] == []
+    assert [line for line in done.stderr.splitlines() if "crosvm@vm1" in line] == []
