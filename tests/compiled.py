@@ -13,22 +13,10 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
 
+from tests.kvmhost.host import SOURCES
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-SOURCES: Final = (
-    *(
-        "crosvm_py",
-        "devices",
-        "disk",
-        "jail",
-        "kernel_loader",
-        "kvm",
-        "seccomp",
-        "sys_util",
-        "tests",
-    ),
-)
 
 WITH_EXAMPLES: Final = "test_parse_any_quoted_string_comes_back"
 

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 
-# A machine that is busy may take any time for an example. Fewer of them than usual are enough here:
-# what reads a stranger's bytes is fuzzed for long elsewhere (tests/fuzz).
-settings.register_profile("tests", deadline=None, max_examples=50)
+# A machine that is busy may take any time for an example.
+settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
 # The files that take the longest: a worker that got one last would be waited for.

@@ -37,22 +37,22 @@ from tests.fuzz.targets import TARGETS, Fuzzer, life_source, make_fuzzer
 
 if TYPE_CHECKING:
     from devices.virtio.queue.chain import DescriptorChain
-from sys_util.wire import Message
+    from sys_util.wire import Message
 
-# Each about a fifth of a second's worth: samples. `python -m tests.fuzz` does as much as one wants.
+# Each about half a second's worth: samples. `python -m tests.fuzz` does as much as one wants.
 SLICE = {
-    "messages": 6_000,
-    "channel": 3_000,
-    "ports": 20_000,
-    "pci": 6_000,
-    "net": 2_500,
-    "vsock": 2_500,
-    "console": 2_500,
-    "engine": 1_500,
+    "messages": 15_000,
+    "channel": 4_000,
+    "ports": 30_000,
+    "pci": 10_000,
+    "net": 6_000,
+    "vsock": 6_000,
+    "console": 5_000,
+    "engine": 4_000,
     "http": 4_000,
-    "config": 1_000,
+    "config": 1_500,
 }
-DEFAULT_SLICE = 5_000
+DEFAULT_SLICE = 10_000
 
 
 def plan(count: int) -> Plan:

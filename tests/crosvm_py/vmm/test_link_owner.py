@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 # Of each storm; `python -m tests.endurance storm` has thousands.
-KILLS: Final = 30
+KILLS: Final = 60
 
 
 class NotedLock:
